@@ -1,0 +1,46 @@
+# Everything runs in .venv, which the first command makes and fills with the versions of constraints.txt.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.DELETE_ON_ERROR:
+.PHONY: help train test lint clean
+
+help:
+	@echo 'make train [ARGS="experiment=quick"]   train; ARGS are Hydra overrides'
+	@echo 'make test  [ARGS="-k tokenizer"]       run the tests; ARGS go to pytest'
+	@echo 'make lint                              check style, types and import rules'
+	@echo 'make clean                             remove .venv and tool caches; runs/ stays'
+	@echo 'PYTHON=python3.12 chooses the interpreter (3.11 or newer) that makes .venv.'
+
+train: $(VENV)/.installed
+	$(BIN)/gptpl train $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+clean:
+	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# One stamp for each set of packages; all sets share .venv.
+$(VENV)/.installed: EXTRAS :=
+$(VENV)/.installed-test: EXTRAS := [test]
+$(VENV)/.installed-dev: EXTRAS := [test,dev]
+
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo 'Installing gptpl$(EXTRAS) into $(VENV) (the first time PyTorch alone takes minutes) ...'
+	@$(INSTALL) '.$(EXTRAS)'
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("gptpl needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)

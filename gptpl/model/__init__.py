@@ -1,0 +1,20 @@
+"""The GPT-2-style model: configuration, layers, initial weights, size. Needs torch alone."""
+
+from gptpl.model.attention import MultiHeadAttention
+from gptpl.model.block import TransformerBlock
+from gptpl.model.config import GPTConfig
+from gptpl.model.eval_mode import eval_mode
+from gptpl.model.feed_forward import FeedForward
+from gptpl.model.gpt import GPTModel
+from gptpl.model.parameters import ParameterCount, count_parameters
+
+__all__ = [
+    "FeedForward",
+    "GPTConfig",
+    "GPTModel",
+    "MultiHeadAttention",
+    "ParameterCount",
+    "TransformerBlock",
+    "count_parameters",
+    "eval_mode",
+]
