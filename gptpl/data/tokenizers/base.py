@@ -1,0 +1,90 @@
+"""What every tokenizer promises: text to token ids and back, and an identity to store with a checkpoint."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from gptpl.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+
+TokenIds = npt.NDArray[np.uint32]
+
+
+class Tokenizer(ABC):
+    """A reversible map between text and token ids 0 .. vocab_size - 1.
+
+    `<|endoftext|>` in a text always becomes the single token `eot_id`. Tokenizers hold no open resources and
+    can be pickled.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of tokens, special ones included."""
+
+    @property
+    @abstractmethod
+    def eot_id(self) -> int:
+        """Id of `<|endoftext|>`, which stands between unrelated documents."""
+
+    @abstractmethod
+    def encode(self, text: str) -> TokenIds:
+        """Token ids of the text, one-dimensional. A lone surrogate (no valid text has one) becomes U+FFFD."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the tokens. Raises InputError for an id outside the vocabulary."""
+
+    @abstractmethod
+    def vocabulary_bytes(self) -> Iterable[bytes]:
+        """Every token as bytes, in the order of the ids."""
+
+    def encode_many(self, texts: Iterable[str]) -> list[TokenIds]:
+        """`encode` of each text, in order."""
+        return [self.encode(text) for text in texts]
+
+    def fitted_to(self, texts: Iterable[str]) -> "Tokenizer":
+        """A tokenizer with a vocabulary: this one, unless its kind learns the vocabulary from the texts."""
+        del texts
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the vocabulary: every token in the order of the ids, each preceded by its length."""
+        digest = hashlib.sha256()
+        for token in self.vocabulary_bytes():
+            digest.update(len(token).to_bytes(4, "little") + token)
+        return digest.hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """Plain values that identify the tokenizer, enough for `tokenizer_from_state` to rebuild it."""
+        return {"name": self.name, "vocab_size": self.vocab_size, "sha256": self.sha256}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The tokenizer of that state, unchecked: `tokenizer_from_state` compares the hash."""
+        del state
+        return cls()
+
+    def known_ids(self, ids: Iterable[int]) -> list[int]:
+        """The ids as integers. Raises InputError for an id outside the vocabulary."""
+        known = [int(token_id) for token_id in ids]
+        for token_id in (min(known), max(known)) if known else ():
+            if not 0 <= token_id < self.vocab_size:
+                raise InputError(
+                    f"token id {token_id} is outside the {self.name} vocabulary of {self.vocab_size} tokens: "
+                    "use the tokenizer that the model was trained with"
+                )
+        return known
+
+
+def without_lone_surrogates(text: str) -> str:
+    """The text with surrogate pairs joined and lone surrogates, which UTF-8 cannot hold, as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,36 @@
+"""Rebuilding a tokenizer from what a checkpoint stores, and refusing one that is not the same."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptpl.data.tokenizers.base import Tokenizer
+from gptpl.data.tokenizers.bytes import BytesTokenizer
+from gptpl.data.tokenizers.gpt2 import GPT2Tokenizer
+from gptpl.data.tokenizers.words import WordsTokenizer
+from gptpl.errors import InputError
+
+_KINDS: dict[str, type[Tokenizer]] = {
+    kind.name: kind for kind in (GPT2Tokenizer, WordsTokenizer, BytesTokenizer)
+}
+
+
+def tokenizer_from_state(state: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer whose `state()` this is.
+
+    Raises InputError when the name is unknown, when something is missing, or when the rebuilt vocabulary has
+    another size or hash than the stored one.
+    """
+    missing = [key for key in ("name", "vocab_size", "sha256") if key not in state]
+    if missing:
+        raise InputError(f"the stored tokenizer lacks {', '.join(missing)}: use a checkpoint of gptpl")
+    name = state["name"]
+    if not isinstance(name, str) or name not in _KINDS:
+        raise InputError(f"the stored tokenizer {name!r} is unknown: this gptpl has {', '.join(_KINDS)}")
+    tokenizer = _KINDS[name].from_state(state)
+    for key, value in tokenizer.state().items():
+        if state[key] != value:
+            raise InputError(
+                f"the stored tokenizer {name!r} has {key} {state[key]!r}, its vocabulary gives {value!r}: "
+                "the checkpoint is damaged or was changed; use the original file"
+            )
+    return tokenizer

@@ -1,0 +1,389 @@
+"""Downloads from a local server that misbehaves in every way a real one does."""
+
+import hashlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptpl.data.download import cache_dir, download
+from gptpl.errors import InputError
+
+DATA = b"".join(hashlib.sha256(bytes([n % 251, n // 251])).digest() for n in range(10_000))  # 320,000 bytes
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves DATA at any address. `script` holds what to do with the next requests; then all is well."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.data = DATA
+        self.script: list[Callable[[Handler], None]] = []
+        self.always: Callable[[Handler], None] = Handler.serve
+        self.ranges: list[str | None] = []  # the Range header of each request
+        self.midway: Callable[[], object] = lambda: None  # called when half of a file is sent
+        self.released = threading.Event()  # set at the end of a test: ends every wait
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/folder/story.txt?raw=1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay silent when a client hangs up."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.ranges.append(self.headers["Range"])
+        script = self.server.script
+        (script.pop(0) if script else self.server.always)(self)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def serve(self, *, ranges: bool = True, cut_at: int | None = None, length: bool = True) -> None:
+        data = self.server.data
+        asked = self.headers["Range"] if ranges else None
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        if start >= len(data):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(data)}")
+            self.end_headers()
+            return
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if length:
+            self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        rest = data[start:] if cut_at is None else data[start : start + cut_at]
+        self.wfile.write(rest[: len(rest) // 2])
+        self.server.midway()
+        self.wfile.write(rest[len(rest) // 2 :])
+
+    def serve_without_ranges(self) -> None:
+        self.serve(ranges=False)
+
+    def serve_without_length(self) -> None:
+        self.serve(length=False)
+
+    def cut(self) -> None:
+        self.serve(cut_at=70_000)
+
+    def cut_without_ranges(self) -> None:
+        self.serve(ranges=False, cut_at=70_000)
+
+    def serve_wrong_range(self) -> None:
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes 0-{len(DATA) - 1}/{len(DATA)}")
+        self.end_headers()
+        self.wfile.write(DATA)
+
+    def fall_silent(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(DATA)))
+        self.end_headers()
+        self.wfile.write(DATA[:100_000])
+        self.server.released.wait(20)
+
+
+def status(code: int) -> Callable[[Handler], None]:
+    return lambda handler: handler.send_error(code)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "*")
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.released.set()
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def fetch(server: Server, tmp_path: Path) -> Callable[..., Path]:
+    """`download` of the server's file to `tmp_path`, impatient."""
+
+    def fetch_file(**changes: Any) -> Path:
+        settings: dict[str, Any] = {
+            "url": server.url,
+            "sha256": SHA256,
+            "cache_dir": tmp_path,
+            "backoff_seconds": 0.0,
+        }
+        return download(**settings | changes)
+
+    return fetch_file
+
+
+def one_line(raised: pytest.ExceptionInfo[InputError]) -> str:
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+# ------------------------------------------------------------------------------ when all is well
+
+
+def test_a_file_is_fetched_once(fetch: Callable[..., Path], server: Server, tmp_path: Path) -> None:
+    path = fetch()
+    assert path == tmp_path / "story.txt"
+    assert path.read_bytes() == DATA
+    assert fetch(sha256=SHA256.upper()) == path
+    assert server.ranges == [None]
+    assert {file.name for file in tmp_path.iterdir()} <= {"story.txt", "story.txt.lock"}
+
+
+def test_the_final_name_never_holds_half_a_file(
+    fetch: Callable[..., Path], server: Server, tmp_path: Path
+) -> None:
+    seen: list[bool] = []
+    server.midway = lambda: seen.append((tmp_path / "story.txt").exists())
+    server.script = [Handler.cut]
+    fetch()
+    assert seen == [False, False]
+
+
+def test_a_file_put_there_by_hand_needs_no_network(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_bytes(DATA)
+    path = download("http://host.invalid/x.txt", sha256=SHA256, filename="mine.txt", cache_dir=tmp_path)
+    assert path == tmp_path / "mine.txt"
+
+
+def test_the_cache_folder_can_be_chosen(
+    fetch: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "a" / "b"))
+    assert cache_dir() == tmp_path / "a" / "b"
+    assert fetch(cache_dir=None) == tmp_path / "a" / "b" / "story.txt"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GPTPL_CACHE", "~/c")
+    assert cache_dir() == tmp_path / "c"
+
+
+def test_without_a_choice_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", None):
+        if value is None:
+            monkeypatch.delenv("GPTPL_CACHE")
+        else:
+            monkeypatch.setenv("GPTPL_CACHE", value)
+        assert cache_dir().is_absolute()
+        assert "gptpl" in cache_dir().parts
+
+
+def test_a_server_that_tells_no_length_is_believed(fetch: Callable[..., Path], server: Server) -> None:
+    server.script = [Handler.serve_without_length]
+    assert fetch().read_bytes() == DATA
+
+
+def test_importing_the_module_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, gptpl.data.download; print({'requests', 'tqdm', 'torch', 'filelock'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# ------------------------------------------------------------------------------ resuming
+
+
+def test_what_an_earlier_download_left_is_continued(
+    fetch: Callable[..., Path], server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "story.txt.part").write_bytes(DATA[:123_456])
+    assert fetch().read_bytes() == DATA
+    assert server.ranges == ["bytes=123456-"]
+    assert not (tmp_path / "story.txt.part").exists()
+
+
+def test_a_connection_cut_more_often_than_there_are_attempts_is_fine_while_bytes_arrive(
+    fetch: Callable[..., Path], server: Server
+) -> None:
+    server.script = [Handler.cut] * 4
+    assert fetch(attempts=2).read_bytes() == DATA
+    assert server.ranges[0] is None
+    assert len(set(server.ranges)) == 5  # each continues where the one before it ended
+
+
+def test_a_server_that_ignores_ranges_starts_again(
+    fetch: Callable[..., Path], server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "story.txt.part").write_bytes(DATA[:123_456])
+    server.script = [Handler.serve_without_ranges]
+    assert fetch().read_bytes() == DATA
+    assert len(server.ranges) == 1
+
+
+def test_a_server_that_sends_another_range_is_not_believed(
+    fetch: Callable[..., Path], server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "story.txt.part").write_bytes(DATA[:123_456])
+    server.script = [Handler.serve_wrong_range]
+    assert fetch().read_bytes() == DATA
+    assert server.ranges == ["bytes=123456-", None]
+
+
+@pytest.mark.parametrize(
+    "left", [DATA, DATA + b"more", b"another file" * 1000], ids=["all", "too much", "other"]
+)
+def test_a_part_file_that_leaves_nothing_to_fetch_or_does_not_fit(
+    fetch: Callable[..., Path], tmp_path: Path, left: bytes
+) -> None:
+    (tmp_path / "story.txt.part").write_bytes(left)
+    assert fetch().read_bytes() == DATA
+
+
+# ------------------------------------------------------------------------------ trouble that passes
+
+
+@pytest.mark.parametrize("code", [408, 429, 500, 503])
+def test_a_server_in_trouble_is_asked_again(
+    fetch: Callable[..., Path], server: Server, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script = [status(code), status(code)]
+    assert fetch().read_bytes() == DATA
+    assert caplog.text.count(f"HTTP {code}") == 2
+
+
+def test_the_wait_doubles(
+    fetch: Callable[..., Path], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    server.script = [status(500)] * 3
+    fetch(backoff_seconds=0.5)
+    assert waits == [0.5, 1.0, 2.0]
+
+
+def test_a_damaged_cached_file_is_reported_and_replaced(
+    fetch: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "story.txt").write_bytes(DATA[:-1])
+    assert fetch().read_bytes() == DATA
+    assert [(record.levelno, str(tmp_path / "story.txt") in record.message) for record in caplog.records] == [
+        (logging.WARNING, True)
+    ]
+
+
+def test_two_processes_share_one_download(server: Server, tmp_path: Path) -> None:
+    server.midway = lambda: server.released.wait(0.5)  # long enough for the second to come
+    code = (
+        "import sys; from gptpl.data.download import download\n"
+        "print(download(sys.argv[1], sha256=sys.argv[2], cache_dir=sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, server.url, SHA256, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [process.communicate(timeout=60)[0].strip() for process in both]
+    assert answers == [str(tmp_path / "story.txt")] * 2
+    assert (tmp_path / "story.txt").read_bytes() == DATA
+    assert len(server.ranges) == 1
+
+
+# ------------------------------------------------------------------------------ trouble that stays
+
+
+def test_a_wrong_hash_names_both_and_leaves_nothing(
+    fetch: Callable[..., Path], server: Server, tmp_path: Path
+) -> None:
+    server.data = b"another file"
+    with pytest.raises(InputError) as raised:
+        fetch()
+    message = one_line(raised)
+    for part in (server.url, SHA256, hashlib.sha256(server.data).hexdigest(), str(tmp_path / "story.txt")):
+        assert part in message
+    assert not list(tmp_path.glob("story.txt")) + list(tmp_path.glob("*.part"))
+
+
+def test_a_wrong_hash_does_not_touch_the_file_that_is_there(
+    fetch: Callable[..., Path], server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "story.txt").write_bytes(b"the user's own")
+    server.data = b"another file"
+    with pytest.raises(InputError):
+        fetch()
+    assert (tmp_path / "story.txt").read_bytes() == b"the user's own"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason", "requests"),
+    [
+        (status(404), "HTTP 404", 1),
+        (status(403), "HTTP 403", 1),
+        (status(204), "HTTP 204", 1),
+        (status(416), "HTTP 416", 1),
+        (status(500), "HTTP 500", 3),
+        (Handler.cut_without_ranges, "cut short after", 3),
+        (Handler.fall_silent, "no answer for 0.2 s", 3),
+    ],
+    ids=["404", "403", "204", "416", "500", "cut", "silent"],
+)
+def test_a_failure_names_address_path_and_reason(
+    fetch: Callable[..., Path],
+    server: Server,
+    tmp_path: Path,
+    behaviour: Callable[[Handler], None],
+    reason: str,
+    requests: int,
+) -> None:
+    server.always = behaviour
+    with pytest.raises(InputError) as raised:
+        fetch(attempts=3, timeout_seconds=0.2)
+    message = one_line(raised)
+    for part in (server.url, reason, str(tmp_path / "story.txt"), SHA256):
+        assert part in message
+    assert len(server.ranges) == requests
+    assert not (tmp_path / "story.txt").exists()
+
+
+def test_without_a_network_the_message_says_where_to_put_the_file(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/story.txt"
+        with pytest.raises(InputError) as raised:
+            download(url, sha256=SHA256, cache_dir=tmp_path, attempts=2, backoff_seconds=0)
+    message = one_line(raised)
+    for part in (url, "no connection", f"by hand at {tmp_path / 'story.txt'}"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/", "http://127.0.0.1:1", "story.txt", "ftp://a.b/story.txt"]
+)
+def test_an_address_that_is_none(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        download(url, sha256=SHA256, cache_dir=tmp_path, backoff_seconds=0)
+    assert url in one_line(raised)
+    assert "cannot keep" not in one_line(raised)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_one_line(fetch: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "story.txt.part").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"No space left on device.*GPTPL_CACHE") as raised:
+        fetch()
+    assert str(tmp_path / "story.txt") in one_line(raised)
+    assert not (tmp_path / "story.txt").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(fetch: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="GPTPL_CACHE") as raised:
+        fetch(cache_dir=tmp_path / "file" / "cache")
+    assert os.fspath(tmp_path / "file") in one_line(raised)

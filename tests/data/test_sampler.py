@@ -1,0 +1,84 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DistributedSampler
+
+from gptpl.data.sampler import EpochSampler
+from gptpl.errors import InputError
+
+sizes = st.tuples(st.integers(0, 60), st.integers(1, 5), st.integers(1, 4))  # windows, batch_size, ranks
+
+
+def epochs_of(sampler: EpochSampler, epoch: int) -> list[int]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@given(sizes, st.integers(0, 2**40), st.integers(0, 1000), st.booleans())
+def test_ranks_see_the_global_batches_of_one_process(
+    size: tuple[int, int, int], seed: int, epoch: int, shuffle: bool
+):
+    windows, batch_size, ranks = size
+    wide = batch_size * ranks
+    one = epochs_of(EpochSampler(windows, batch_size=wide, seed=seed, shuffle=shuffle), epoch)
+    samplers = [
+        EpochSampler(windows, batch_size=batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=ranks)
+        for rank in range(ranks)
+    ]
+    many = [epochs_of(sampler, epoch) for sampler in samplers]
+    assert [len(sampler) for sampler in samplers] == [len(numbers) for numbers in many]
+    for batch in range(windows // wide):
+        mine = slice(batch * batch_size, (batch + 1) * batch_size)
+        joined = [number for numbers in many for number in numbers[mine]]
+        assert joined == one[batch * wide : (batch + 1) * wide]
+
+
+@given(sizes, st.integers(0, 2**63))
+def test_no_window_comes_twice_and_only_the_last_short_batch_is_dropped(
+    size: tuple[int, int, int], seed: int
+):
+    windows, batch_size, _ = size
+    numbers = list(EpochSampler(windows, batch_size=batch_size, seed=seed))
+    assert len(numbers) == windows // batch_size * batch_size
+    assert len(set(numbers)) == len(numbers)
+    assert set(numbers) <= set(range(windows))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    first, again, other = (EpochSampler(50, batch_size=5, seed=seed) for seed in (1, 1, 2))
+    orders = [epochs_of(first, epoch) for epoch in range(4)]
+    assert [epochs_of(again, epoch) for epoch in (3, 1, 2, 0)] == [orders[epoch] for epoch in (3, 1, 2, 0)]
+    assert len({tuple(order) for order in orders}) == 4
+    # seed + epoch would repeat the epochs of one seed under the next
+    assert epochs_of(other, 0) not in orders
+
+
+def test_the_global_random_numbers_decide_nothing_and_stay_as_they_are():
+    sampler = EpochSampler(50, batch_size=5, seed=1)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    order = list(sampler)
+    assert torch.get_rng_state().equal(before)
+    torch.manual_seed(1)
+    assert list(sampler) == order
+
+
+def test_without_shuffling_the_order_is_that_of_the_text():
+    sampler = EpochSampler(7, batch_size=2, seed=1, shuffle=False)
+    assert epochs_of(sampler, 3) == [0, 1, 2, 3, 4, 5]
+
+
+def test_every_window_is_left_out_in_some_epoch():
+    sampler = EpochSampler(7, batch_size=4, seed=1)
+    left_out = [set(range(7)) - set(epochs_of(sampler, epoch)) for epoch in range(40)]
+    assert set.union(*left_out) == set(range(7))
+
+
+def test_lightning_sees_that_the_ranks_are_dealt_with():
+    assert isinstance(EpochSampler(7, batch_size=4, seed=1), DistributedSampler)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(InputError, match="seed=-1"):
+        EpochSampler(7, batch_size=4, seed=-1)
