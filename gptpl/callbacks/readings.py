@@ -1,0 +1,60 @@
+"""What the callbacks read from the Trainer and from the LightningModule."""
+
+import math
+from typing import Any, Protocol, cast
+
+import lightning as L
+
+from gptpl.data.tokenizers import Tokenizer
+from gptpl.model import GPTModel
+
+
+class LanguageModule(Protocol):
+    """The attributes that these callbacks expect of the LightningModule they watch."""
+
+    @property
+    def net(self) -> GPTModel:
+        """The model itself, not wrapped for a strategy."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turned text into the tokens."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps the run is planned for."""
+
+    @property
+    def tokens_seen(self) -> int:
+        """Training tokens so far, over all ranks."""
+
+    tokens_per_second: float | None
+    """Recent speed of training over all ranks; None before it is known."""
+
+    run_config: dict[str, Any]
+    """The run's resolved configuration as plain data."""
+
+
+def language_module(module: L.LightningModule) -> LanguageModule:
+    """The same module under the type that names what the callbacks read."""
+    return cast(LanguageModule, module)
+
+
+def metric(trainer: L.Trainer, name: str) -> float | None:
+    """The latest logged value of a metric, None when there is none. Waits for the device."""
+    value = trainer.callback_metrics.get(name)
+    return None if value is None else float(value)
+
+
+def epochs_done(trainer: L.Trainer) -> float:
+    """Passes over the training data so far, with the fraction of the present one, by optimizer steps.
+
+    Whole passes only where the number of batches is not known.
+    """
+    if trainer.global_step == 0:
+        return 0.0
+    batches = trainer.num_training_batches
+    if not batches or math.isinf(batches):
+        return float(trainer.current_epoch)
+    # The last, short accumulation of an epoch is a step as well.
+    return trainer.global_step / math.ceil(batches / trainer.accumulate_grad_batches)

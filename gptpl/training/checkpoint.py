@@ -1,0 +1,163 @@
+"""What gptpl writes into a Lightning checkpoint beside Lightning's own entries, and how it is read back.
+
+Under the key `gptpl` stand plain data only: the format's version, the model's configuration, the tokenizer's
+state and the run's resolved configuration. With it any command rebuilds the model from the file alone, and a
+checkpoint never needs code to be unpickled: everything is read with `weights_only=True`.
+"""
+
+import dataclasses
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig, GPTModel
+
+FORMAT_VERSION = 1
+HEADER_KEY = "gptpl"
+NET_PREFIX = "net."
+"""Where a training module keeps the model: the prefix of its names in the checkpoint's `state_dict`."""
+
+_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What torch raises over a file that is cut short (OSError 22 among them) or has wrong bytes in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedCheckpoint:
+    """A model rebuilt from a file, in evaluation mode, with what is known of its training."""
+
+    path: Path
+    net: GPTModel
+    tokenizer: Tokenizer
+    run_config: dict[str, Any]
+    step: int
+
+
+def checkpoint_header(config: GPTConfig, tokenizer: Tokenizer, run_config: dict[str, Any]) -> dict[str, Any]:
+    """The plain data that a training module adds to a checkpoint."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": dataclasses.asdict(config),
+        "tokenizer": tokenizer.state(),
+        "config": run_config,
+    }
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The whole checkpoint as plain data and CPU tensors, mapped from the file rather than copied.
+
+    Raises:
+        InputError: no such file, not a checkpoint, cut short, holding code, or not written by gptpl.
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint={path} does not exist: give a run folder or a .ckpt file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(
+            f"checkpoint={path} cannot be read ({error.strerror}): check its permissions"
+        ) from error
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"checkpoint={path} is not a plain checkpoint of tensors and data (it may be cut short or hold"
+            " code): it was not loaded; use another checkpoint"
+        ) from error
+    except _DAMAGE as error:
+        raise InputError(
+            f"checkpoint={path} is damaged or cut short ({path.stat().st_size:,} bytes): use another one"
+        ) from error
+    _check_header(checkpoint, path)
+    return checkpoint
+
+
+def _check_header(checkpoint: Any, path: Path) -> None:
+    header = checkpoint.get(HEADER_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(header, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(
+            f"checkpoint={path} was not written by gptpl train: give a checkpoint of one of its runs"
+        )
+    if not all(isinstance(header.get(part), dict) for part in ("model", "tokenizer", "config")):
+        raise InputError(f"checkpoint={path} is damaged ({HEADER_KEY} lacks a part): use another checkpoint")
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"checkpoint={path} has format version {version}, this gptpl reads version {FORMAT_VERSION}:"
+            " use the gptpl that wrote it"
+        )
+
+
+def check_same_model(header: dict[str, Any], config: GPTConfig, tokenizer: Tokenizer) -> None:
+    """Refuses a checkpoint of another shape or another tokenizer, naming the first field that differs.
+
+    Fields that only steer training or the first initialisation (`drop_rate`, `init`) may differ.
+    """
+    for field, wanted in dataclasses.asdict(config).items():
+        got = header["model"].get(field)
+        if field not in ("drop_rate", "init") and got != wanted:
+            raise InputError(
+                f"the checkpoint has model.{field}={got}, this run wants {wanted}: set model.{field}={got}"
+            )
+    stored, own = header["tokenizer"], tokenizer.state()
+    if stored["name"] != own["name"]:
+        raise InputError(
+            f"the checkpoint was trained with tokenizer={stored['name']}, this run has {own['name']}:"
+            f" set tokenizer={stored['name']}"
+        )
+    if stored["sha256"] != own["sha256"]:
+        raise InputError(
+            f"the checkpoint's {stored['name']} vocabulary ({stored['sha256'][:12]}) differs from this run's"
+            f" ({own['sha256'][:12]}): use the data and tokenizer it was trained with"
+        )
+
+
+def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
+    """Rebuilds model and tokenizer from a checkpoint file.
+
+    Raises:
+        InputError: as `read_checkpoint`, or where names or shapes of the weights are not the configuration's.
+    """
+    checkpoint = read_checkpoint(path)
+    header = checkpoint[HEADER_KEY]
+    weights = {
+        name.removeprefix(NET_PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(NET_PREFIX)
+    }
+    try:
+        config = GPTConfig(**header["model"])
+    except TypeError as error:
+        raise InputError(
+            f"checkpoint={path} describes its model otherwise than this gptpl ({error}):"
+            " use the gptpl that wrote it"
+        ) from error
+    with torch.device("meta"):
+        net = GPTModel(config)
+    _check_weights(net, weights, path)
+    net = net.to_empty(device=device)
+    if config.tie_weights:  # `to_empty` makes two tensors of the shared one
+        net.out_head.weight = net.tok_emb.weight
+    net.load_state_dict(weights)
+    return LoadedCheckpoint(
+        path=path,
+        net=net.eval(),
+        tokenizer=tokenizer_from_state(header["tokenizer"]),
+        run_config=header["config"],
+        step=int(checkpoint.get("global_step", 0)),
+    )
+
+
+def _check_weights(net: GPTModel, weights: dict[str, torch.Tensor], path: Path) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(wanted.keys() | got.keys()):
+        if wanted.get(name) != got.get(name):
+            raise InputError(
+                f"checkpoint={path} holds {name!r} as {got.get(name, 'nothing')}, its own configuration wants"
+                f" {wanted.get(name, 'nothing')}: the file is not usable, use another checkpoint"
+            )

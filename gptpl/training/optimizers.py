@@ -1,0 +1,155 @@
+"""Optimizers for a GPT: AdamW on everything, or Muon on the hidden matrices and AdamW on the rest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from gptpl.errors import InputError
+from gptpl.training.param_groups import Decay, decay_groups
+
+
+def adamw(
+    net: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: Decay,
+) -> AdamW:
+    """torch's fused AdamW (Loshchilov & Hutter 2019) with decay and no-decay groups.
+
+    Args:
+        net: the model whose trainable parameters are optimised.
+        lr: peak learning rate; 1e-5 to 1e-3 is usual.
+        weight_decay: decoupled decay, see `decay_groups`.
+        betas: decay rates of the two moment averages.
+        eps: added to the root of the second moment.
+        decay: see `decay_groups`.
+    """
+    _check(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+    groups = decay_groups(net, weight_decay=weight_decay, decay=decay)
+    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
+
+
+def muon(
+    net: nn.Module,
+    *,
+    lr: float,
+    muon_lr: float,
+    momentum: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: Decay,
+) -> "MuonWithAdamW":
+    """`torch.optim.Muon` on the matrices inside the blocks, AdamW on embeddings, head, biases and gains.
+
+    Muon orthogonalises each matrix's momentum (Jordan et al. 2024), which is meant for hidden layers only.
+    With `adjust_lr_fn="match_rms_adamw"` its updates have AdamW's size, so `muon_lr` is of AdamW's order too
+    (Liu et al. 2025, "Muon is scalable for LLM training").
+
+    Args:
+        net: a `GPTModel`, or any module that keeps its hidden matrices under `blocks`.
+        lr: peak learning rate of the AdamW part.
+        muon_lr: peak learning rate of the Muon part.
+        momentum: Muon's momentum.
+        weight_decay: decoupled decay of both parts.
+        betas: AdamW's.
+        eps: AdamW's.
+        decay: see `decay_groups`; it concerns the AdamW part.
+    """
+    _check(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+    _check_rate("muon_lr", muon_lr)
+    _check_average("momentum", momentum)
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(
+            f"optimizer=muon needs torch.optim.Muon, torch {torch.__version__} has none: upgrade torch"
+        )
+    hidden = [
+        p
+        for name, p in net.named_parameters()
+        if ".blocks." in f".{name}" and p.dim() == 2 and p.requires_grad
+    ]
+    if not hidden:
+        raise InputError("optimizer=muon finds no matrix in the model's blocks: use optimizer=adamw")
+    chosen = {id(p) for p in hidden}
+    rest = [
+        {**group, "params": [p for p in group["params"] if id(p) not in chosen]}
+        for group in decay_groups(net, weight_decay=weight_decay, decay=decay)
+    ]
+    return MuonWithAdamW(
+        torch.optim.Muon(
+            [{"params": hidden, "name": "muon"}],
+            lr=muon_lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        AdamW([g for g in rest if g["params"]], lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True),
+    )
+
+
+class MuonWithAdamW(Optimizer):
+    """Two optimizers that step as one, so that schedules, clipping and checkpoints see a single optimizer.
+
+    `param_groups` are the parts' own group dictionaries, Muon's first: a schedule that sets `lr` there sets
+    it in the part.
+    """
+
+    def __init__(self, muon_part: Optimizer, adamw_part: Optimizer) -> None:
+        self.parts = {"muon": muon_part, "adamw": adamw_part}
+        super().__init__(
+            [p for part in self.parts.values() for g in part.param_groups for p in g["params"]], {}
+        )
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both parts; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts.values():
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parts' own states under `muon` and `adamw`."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+        if set(state_dict) != set(self.parts):
+            raise InputError(
+                "the checkpoint's optimizer is not Muon with AdamW: resume it with its own optimizer"
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self._share_groups()
+
+
+def _check(*, lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> None:
+    _check_rate("lr", lr)
+    for beta in betas:
+        _check_average("betas", beta)
+    for name, value in (("weight_decay", weight_decay), ("eps", eps)):
+        if not value >= 0:
+            raise InputError(f"optimizer.{name}={value} is negative: give 0 or more")
+
+
+def _check_rate(name: str, lr: float) -> None:
+    if not lr > 0:
+        raise InputError(f"optimizer.{name}={lr} is no rate to learn at: give a positive number such as 4e-4")
+
+
+def _check_average(name: str, share: float) -> None:
+    if not 0 <= share < 1:
+        raise InputError(f"optimizer.{name} has {share}: give 0 or more, and less than 1")

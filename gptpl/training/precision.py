@@ -1,0 +1,46 @@
+"""Which floating-point precision training uses when nobody says."""
+
+import platform
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """Lightning's name of the precision, and why it was taken, in words for the log."""
+
+    precision: str
+    reason: str
+
+
+def choose_precision(device_type: str) -> PrecisionChoice:
+    """bf16 mixed where the hardware multiplies bf16 natively, else fp32.
+
+    Args:
+        device_type: "cuda", "mps" or "cpu".
+    """
+    if device_type == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        name = f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+        if major >= 8:  # Ampere is the first generation with bf16 tensor cores
+            return PrecisionChoice("bf16-mixed", f"{name} multiplies bf16 natively")
+        return PrecisionChoice("32-true", f"{name} is older than Ampere and has no bf16 units")
+    if device_type == "cpu":
+        units = cpu_bf16_units()
+        if units:
+            return PrecisionChoice("bf16-mixed", f"this CPU multiplies bf16 natively ({', '.join(units)})")
+        return PrecisionChoice(
+            "32-true", f"this CPU ({platform.machine()}) has no bf16 units that torch knows of"
+        )
+    return PrecisionChoice("32-true", f"{device_type} has no bf16 units that torch promises to use")
+
+
+def cpu_bf16_units() -> list[str]:
+    """Names of the CPU's bf16 matrix instructions, empty where there are none or torch is too old to tell."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.11 lacks it
+        return []
+    capabilities = torch.cpu.get_capabilities()
+    return [
+        name for name, key in (("AMX", "amx_bf16"), ("AVX512-BF16", "avx512_bf16")) if capabilities.get(key)
+    ]

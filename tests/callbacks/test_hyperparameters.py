@@ -1,0 +1,154 @@
+"""The HPARAMS tab's records, read back from the event file with TensorBoard's own reader."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from gptpl.callbacks.hyperparameters import Hyperparameters, flat_settings
+from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
+
+
+class Tab:
+    """What TensorBoard would show of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.events = EventAccumulator(str(folder))
+        self.events.Reload()
+
+    def settings(self) -> dict[str, Any]:
+        data = self._plugin_data("_hparams_/session_start_info").session_start_info.hparams
+        return {name: getattr(value, value.WhichOneof("kind")) for name, value in data.items()}
+
+    def metrics(self) -> set[str]:
+        infos = self._plugin_data("_hparams_/experiment").experiment.metric_infos
+        return {info.name.tag for info in infos}
+
+    def course(self, name: str) -> dict[int, float]:
+        return {event.step: event.value for event in self.events.Scalars(name)}
+
+    def _plugin_data(self, tag: str) -> Any:
+        content = self.events.SummaryMetadata(tag).plugin_data.content
+        return HParamsPluginData.FromString(content)
+
+
+def fit(pretraining: Any, **options: Any) -> None:
+    folder = str(pretraining.folder)
+    loggers = [RunTensorBoardLogger(save_dir=folder), MetricsCSVLogger(save_dir=folder)]
+    pretraining.fit(Hyperparameters(), logger=loggers, **options)
+
+
+def test_the_tab_shows_settings_and_the_lowest_losses(pretraining):
+    fit(pretraining)
+    tab = Tab(pretraining.folder / "tensorboard")
+    assert tab.settings() == {"model.n_layers": 1.0, "seed": 1.0, "name": "None"}
+    assert tab.metrics() == {"hp/val_loss", "hp/val_perplexity"}
+    for name, source in (("hp/val_loss", "val/loss"), ("hp/val_perplexity", "val/perplexity")):
+        measured = pretraining.column(source)
+        lowest = {step: min(v for s, v in measured.items() if s <= step) for step in measured}
+        assert tab.course(name) == pytest.approx(lowest, rel=1e-6)
+    assert min(measured.values()) < measured[0]
+
+
+def test_a_loss_that_rises_again_does_not_change_the_lowest(pretraining):
+    """A huge rate from the start: the first loss is the best."""
+    pretraining.lr = 30.0
+    fit(pretraining)
+    first = pretraining.column("val/loss")[0]
+    assert max(pretraining.column("val/loss").values()) > first
+    shown = Tab(pretraining.folder / "tensorboard").course("hp/val_loss")
+    assert list(shown.values()) == pytest.approx([first] * len(shown), rel=1e-6)
+
+
+class Recorder(RunTensorBoardLogger):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(save_dir="unused")
+        self.told: list[tuple[str, Any, int]] = []
+
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        self.told.append(("settings", dict(metrics), step or 0))
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.told.append(("metrics", dict(metrics), step or 0))
+
+
+@pytest.fixture
+def evaluate():
+    """Tells a callback of an evaluation with this loss."""
+    logger = Recorder()
+
+    def on(callback: Hyperparameters, loss: float, step: int, fn: TrainerFn = TrainerFn.FITTING) -> Recorder:
+        trainer: Any = SimpleNamespace(
+            state=SimpleNamespace(fn=fn),
+            callback_metrics={"val/loss": torch.tensor(loss)},
+            loggers=[logger],
+            global_step=step,
+        )
+        module: Any = SimpleNamespace(run_config={})
+        callback.on_validation_end(trainer, module)
+        return logger
+
+    return on
+
+
+def test_settings_are_told_once_and_then_numbers(evaluate):
+    callback = Hyperparameters()
+    for step, loss in ((0, 5.0), (3, 4.0), (6, 4.5)):
+        logger = evaluate(callback, loss, step)
+    assert logger.told == [
+        ("settings", {"hp/val_loss": 5.0}, 0),
+        ("metrics", {"hp/val_loss": 4.0}, 3),
+        ("metrics", {"hp/val_loss": 4.0}, 6),
+    ]
+
+
+def test_a_loss_that_is_no_number_is_not_the_lowest(evaluate):
+    callback = Hyperparameters()
+    for step, loss in enumerate((3.0, float("nan"), 4.0, float("inf"))):
+        logger = evaluate(callback, loss, step)
+    assert [metrics["hp/val_loss"] for _, metrics, _ in logger.told] == [3.0] * 4
+
+
+def test_a_run_that_starts_with_no_number_is_shown_all_the_same(evaluate):
+    callback = Hyperparameters()
+    evaluate(callback, float("nan"), 0)
+    logger = evaluate(callback, 4.0, 3)
+    assert logger.told[0][0] == "settings"
+    assert logger.told[1] == ("metrics", {"hp/val_loss": 4.0}, 3)
+
+
+def test_a_resumed_run_remembers_the_lowest(evaluate):
+    first = Hyperparameters()
+    evaluate(first, 3.0, 3)
+    second = Hyperparameters()
+    second.load_state_dict(first.state_dict())
+    assert evaluate(second, 4.0, 6).told[-1] == ("settings", {"hp/val_loss": 3.0}, 6)
+
+
+def test_validating_a_finished_model_is_no_part_of_the_run(evaluate):
+    assert evaluate(Hyperparameters(), 3.0, 0, TrainerFn.VALIDATING).told == []
+
+
+def test_settings_are_flattened_to_what_tensorboard_takes():
+    config = {
+        "seed": 1,
+        "model": {"n_layers": 2, "deep": {"er": 0.5}, "empty": {}},
+        "flag": True,
+        "name": None,
+        "betas": [0.9, 0.95],
+    }
+    assert flat_settings(config) == {
+        "seed": 1,
+        "model.n_layers": 2,
+        "model.deep.er": 0.5,
+        "flag": True,
+        "name": "None",
+        "betas": "[0.9, 0.95]",
+    }

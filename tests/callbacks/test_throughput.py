@@ -1,0 +1,103 @@
+"""Tokens per second by a clock that the test moves."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from gptpl.callbacks import throughput
+from gptpl.callbacks.throughput import Throughput
+from gptpl.errors import InputError
+
+
+class Clock:
+    """Stands still but for what a test adds."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def module():
+    return SimpleNamespace(tokens_seen=0, tokens_per_second=None, device=torch.device("cpu"))
+
+
+def train_batch(
+    callback: Throughput, clock: Clock, module: Any, *, seconds: float, tokens: int = 100
+) -> None:
+    trainer: Any = None
+    callback.on_train_batch_start(trainer, module, None, 0)
+    clock.now += seconds
+    module.tokens_seen += tokens
+    callback.on_train_batch_end(trainer, module, None, None, 0)
+
+
+def test_tokens_over_the_time_of_their_batches(clock, module):
+    """What passes between batches, such as an evaluation, does not count."""
+    callback = Throughput()
+    train_batch(callback, clock, module, seconds=60)
+    for seconds, tokens in ((1.0, 100), (3.0, 200)):
+        clock.now += 1000
+        train_batch(callback, clock, module, seconds=seconds, tokens=tokens)
+    assert module.tokens_per_second == pytest.approx(300 / 4)
+
+
+def test_the_first_batch_does_not_count(clock, module):
+    """It compiles and fills caches."""
+    callback = Throughput()
+    train_batch(callback, clock, module, seconds=60)
+    assert module.tokens_per_second is None
+    train_batch(callback, clock, module, seconds=2)
+    assert module.tokens_per_second == pytest.approx(50)
+
+
+def test_only_the_last_batches_of_the_window_count(clock, module):
+    callback = Throughput(window=2)
+    for seconds in (60, 10, 1, 3):
+        train_batch(callback, clock, module, seconds=seconds)
+    assert module.tokens_per_second == pytest.approx(200 / 4)
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cpu", 0), ("cuda", 2), ("mps", 2)])
+def test_the_work_of_an_accelerator_is_waited_for(clock, module, monkeypatch, device, waits):
+    """Its kernels are only queued when the batch ends: without waiting the queueing would be timed."""
+    waited: list[float] = []
+
+    def synchronize() -> None:
+        waited.append(clock.now)
+        clock.now += 4  # what the kernels still take
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
+    module.device = torch.device(device)
+    callback = Throughput()
+    train_batch(callback, clock, module, seconds=1)
+    train_batch(callback, clock, module, seconds=1)
+    assert len(waited) == waits
+    assert module.tokens_per_second == pytest.approx(100 / (5 if waits else 1))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_real_run_logs_its_speed(pretraining, accumulate):
+    module = pretraining.module(total_steps=6)
+    pretraining.fit(Throughput(), module=module, accumulate_grad_batches=accumulate)
+    speeds = pretraining.column("train/tokens_per_second")
+    assert list(speeds) == ([2, 3, 4, 5, 6] if accumulate == 1 else [1, 2, 3, 4, 5, 6])
+    assert all(speed > 0 for speed in speeds.values())
+    assert speeds[6] == pytest.approx(module.tokens_per_second)
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_of_nothing_is_refused(window):
+    with pytest.raises(InputError, match=rf"^callbacks\.throughput\.window={window} [^\n]*: give 1 or more"):
+        Throughput(window=window)

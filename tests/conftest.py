@@ -1,0 +1,137 @@
+"""The real datamodule, module and Trainer on a text of a thousand letters: runs of a fraction of a second."""
+
+# B windows in a batch, T tokens in a window
+
+import csv
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from gptpl.data.corpora import TextFiles
+from gptpl.data.datamodule import TextDataModule
+from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.training.language_model import LanguageModelingModule
+from gptpl.training.loggers import MetricsCSVLogger
+from gptpl.training.optimizers import adamw
+from gptpl.training.schedules import CosineSchedule
+
+SETTINGS = {"model": {"n_layers": 1}, "seed": 1, "name": None}
+"""Stands for a run's resolved configuration."""
+
+
+class Pretraining:
+    """Makes runs that all start from the same weights and see the same batches: 15 of (4, 16) in an epoch."""
+
+    lr = 1e-2
+    weight_decay = 0.1
+    schedule = CosineSchedule(warmup_steps=3, min_lr=1e-4)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "run"
+        self.cache = folder / "cache"
+        self.text = folder / "text.txt"
+        draw = random.Random(0)
+        self.text.write_text("".join(draw.choice("abcdefgh ") for _ in range(1100)))
+
+    def data(self, **changes: Any) -> TextDataModule:
+        settings: dict[str, Any] = {
+            "corpus": TextFiles(self.text),
+            "tokenizer": BytesTokenizer(),
+            "max_length": 16,
+            "stride": 16,
+            "batch_size": 4,
+            "eval_train_batches": 2,
+            "eval_val_batches": None,
+            "cache_dir": self.cache,
+        }
+        return TextDataModule(**(settings | changes))
+
+    def net(self, **changes: Any) -> GPTModel:
+        """Draws the weights from seed 1, and leaves the global generator where that left it."""
+        settings: dict[str, Any] = {
+            "vocab_size": 257,
+            "context_length": 16,
+            "emb_dim": 16,
+            "n_heads": 2,
+            "n_layers": 2,
+            "drop_rate": 0.0,
+            # A key's bias has no gradient but rounding noise, which Adam would blow up to whole steps.
+            "qkv_bias": False,
+        }
+        torch.manual_seed(1)
+        return GPTModel(GPTConfig(**(settings | changes)))
+
+    def optimizer(self, net: nn.Module) -> Optimizer:
+        return adamw(
+            net, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.999), eps=1e-8, decay="matrices"
+        )
+
+    def module(
+        self,
+        net: GPTModel | None = None,
+        *,
+        total_steps: int = 20,
+        make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
+    ) -> LanguageModelingModule:
+        return LanguageModelingModule(
+            self.net() if net is None else net,
+            tokenizer=BytesTokenizer(),
+            make_optimizer=make_optimizer or self.optimizer,
+            lr_factor=partial(self.schedule.factor, total_steps=total_steps, peak_lr=self.lr),
+            total_steps=total_steps,
+            run_config=SETTINGS,
+        )
+
+    def trainer(self, *callbacks: L.Callback, **options: Any) -> L.Trainer:
+        """A Trainer as `gptpl train` makes it, with an evaluation every 3 batches."""
+        defaults: dict[str, Any] = {
+            "accelerator": "cpu",
+            "callbacks": list(callbacks),
+            "check_val_every_n_epoch": None,
+            "default_root_dir": self.folder,
+            "devices": 1,
+            "enable_checkpointing": any(isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks),
+            "enable_model_summary": False,
+            "enable_progress_bar": False,
+            "gradient_clip_val": 1.0,
+            "log_every_n_steps": 1,
+            "logger": [MetricsCSVLogger(save_dir=str(self.folder))],
+            "max_epochs": -1,
+            "max_steps": 20,
+            "num_sanity_val_steps": -1,
+            "use_distributed_sampler": False,
+            "val_check_interval": 3,
+        }
+        return L.Trainer(**(defaults | options))
+
+    def fit(
+        self,
+        *callbacks: L.Callback,
+        module: LanguageModelingModule | None = None,
+        resume: Path | None = None,
+        **options: Any,
+    ) -> L.Trainer:
+        """Trains for the module's `total_steps`, which is 20 where no module is given."""
+        module = self.module() if module is None else module
+        trainer = self.trainer(*callbacks, **({"max_steps": module.total_steps} | options))
+        trainer.fit(module, datamodule=self.data(), ckpt_path=resume, weights_only=True)
+        return trainer
+
+    def column(self, name: str) -> dict[int, float]:
+        """One metric of `metrics.csv` by step, where it was logged."""
+        with (self.folder / "metrics.csv").open(newline="") as file:
+            return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+
+@pytest.fixture
+def pretraining(tmp_path: Path) -> Pretraining:
+    return Pretraining(tmp_path)

@@ -1,0 +1,158 @@
+"""When the model is compiled. Nothing is compiled for real: that takes a minute."""
+
+import logging
+import shutil
+import sys
+import sysconfig
+
+import pytest
+import torch
+
+from gptpl.errors import InputError
+from gptpl.model import GPTModel
+from gptpl.training import compilation
+from gptpl.training.compilation import WORTHWHILE_STEPS, compile_for_training, missing_tool
+
+LONG, SHORT = WORTHWHILE_STEPS, WORTHWHILE_STEPS - 1
+
+
+@pytest.fixture
+def net(pretraining, monkeypatch):
+    """A model that only notes that it was to be compiled."""
+    net = pretraining.net()
+    net.compilations = []
+    monkeypatch.setattr(net, "compile", lambda: net.compilations.append("whole model"))
+    return net
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Gives the machine compilers, Python's headers, and Triton, or takes them away."""
+
+    def give(*programs: str, headers: bool = True, triton: bool = True, platform: str = "linux") -> None:
+        if headers:
+            (tmp_path / "Python.h").touch()
+        for variable in ("CC", "CXX"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name in programs else None)
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+        monkeypatch.setattr(compilation, "find_spec", lambda name: object() if triton else None)
+
+    return give
+
+
+def compiled(net: GPTModel, wanted: str, device_type: str = "cpu", total_steps: int = LONG) -> bool:
+    done = compile_for_training(net, wanted=wanted, device_type=device_type, total_steps=total_steps)
+    assert done == bool(net.compilations)
+    return done
+
+
+# --- the decision ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize("total_steps", [SHORT, LONG])
+def test_off_and_on_are_obeyed(net, machine, device_type, total_steps):
+    machine("g++", "gcc")
+    assert not compiled(net, "off", device_type, total_steps)
+    assert compiled(net, "on", device_type, total_steps)
+
+
+@pytest.mark.parametrize(
+    ("device_type", "total_steps", "expected"),
+    [
+        ("cpu", LONG, True),
+        ("cpu", SHORT, False),
+        ("cuda", LONG, True),
+        ("cuda", SHORT, False),
+        ("mps", LONG, False),
+    ],
+)
+def test_auto_compiles_long_runs(net, machine, device_type, total_steps, expected):
+    machine("g++", "gcc")
+    assert compiled(net, "auto", device_type, total_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("programs", "device_type", "total_steps", "reason"),
+    [
+        (("g++",), "cpu", SHORT, f"{SHORT} steps are too few"),
+        ((), "cpu", LONG, "C++ compiler was not found"),
+        (("g++",), "mps", LONG, "mps"),
+    ],
+)
+def test_the_reason_against_it_is_said(net, machine, caplog, programs, device_type, total_steps, reason):
+    machine(*programs)
+    with caplog.at_level(logging.INFO, logger="gptpl"):
+        assert not compiled(net, "auto", device_type, total_steps)
+    (message,) = caplog.messages
+    assert message.startswith("compile: no (")
+    assert reason in message
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_on_without_the_tools_is_refused(net, machine, device_type):
+    machine()
+    with pytest.raises(InputError, match=r"^trainer.compile=on needs a C\+\+ compiler[^\n]*compile=off$"):
+        compiled(net, "on", device_type)
+    assert net.compilations == []
+
+
+# --- the tools ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("platform", "programs", "found"),
+    [
+        ("linux", ("g++",), True),
+        ("linux", ("clang++",), False),  # torch's inductor tries g++ alone, unless CXX names another
+        ("darwin", ("clang++",), True),
+        ("win32", ("cl",), True),
+        ("win32", ("g++",), False),
+    ],
+)
+def test_the_compiler_that_inductor_uses_on_a_cpu(machine, platform, programs, found):
+    machine(*programs, platform=platform)
+    assert (missing_tool("cpu") is None) == found
+
+
+def test_the_compiler_that_the_environment_names(machine, monkeypatch):
+    machine("clang++")
+    monkeypatch.setenv("CXX", "clang++")
+    assert missing_tool("cpu") is None
+    monkeypatch.setenv("CXX", "icpx")
+    assert missing_tool("cpu") is not None
+
+
+def test_cuda_needs_triton_and_any_c_compiler(machine):
+    machine("clang")
+    assert missing_tool("cuda") is None
+    machine("g++", triton=False)
+    assert missing_tool("cuda") == "Triton"
+    machine()
+    assert missing_tool("cuda") == "a C++ compiler"
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_a_python_without_headers_cannot_load_what_is_compiled(machine, device_type):
+    machine("g++", "gcc", headers=False)
+    missing = missing_tool(device_type)
+    assert missing is not None
+    assert "Python.h" in missing
+
+
+# --- in place -------------------------------------------------------------------------------------------
+
+
+def test_parameters_keep_their_names_and_the_model_its_class(pretraining, monkeypatch, machine):
+    """`torch.compile(net)` would put `_orig_mod.` before every name; compiling in place does not."""
+    machine("g++")
+    monkeypatch.setattr(torch, "compile", lambda function, *args, **kwargs: function)
+    net = pretraining.net()
+    names = list(net.state_dict())
+    assert compile_for_training(net, wanted="on", device_type="cpu", total_steps=1)
+    assert list(net.state_dict()) == names
+    assert type(net) is GPTModel
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    assert net(tokens).equal(pretraining.net()(tokens))

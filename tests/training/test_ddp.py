@@ -1,0 +1,142 @@
+"""Two processes with batches of 4 train as one process with batches of 8: through the command, for real."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptpl.training.checkpoint import load_model, read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+RUN_FILES = {
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "config.yaml",
+    "loss.png",
+    "metrics.csv",
+    "run.json",
+    "samples.jsonl",
+    "train.log",
+}
+
+
+def processes_of(mark: str) -> list[str]:
+    """Command lines of running processes that name `mark`."""
+    lines = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has ended meanwhile
+            continue
+        if mark in line and entry.parent.name != str(os.getpid()):
+            lines.append(line)
+    return lines
+
+
+def train(folder: Path, *overrides: str) -> Path:
+    """`gptpl train` in a process of its own that must leave no other behind; returns the run's folder."""
+    run_dir = folder / "run"
+    settings = [
+        "experiment=quick",
+        "model.drop_rate=0",
+        f"trainer.max_steps={STEPS}",
+        "scheduler.warmup_steps=2",
+        "eval_every_n_steps=3",
+        "callbacks.sample_text.max_new_tokens=5",
+        f"run_dir={run_dir}",
+    ]
+    environment = os.environ | {
+        "GPTPL_CACHE": str(folder.parent / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "gptpl", "train", *settings, *overrides],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 10
+    while processes_of(str(run_dir)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(str(run_dir)) == []
+    return run_dir
+
+
+def rows(run_dir: Path) -> dict[int, dict[str, float]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    return {int(row["step"]): {name: float(value) for name, value in row.items() if value} for row in table}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folders of the run of one process and of the run of two."""
+    folder = tmp_path_factory.mktemp("ddp")
+    (folder / "one").mkdir()
+    (folder / "two").mkdir()
+    one = train(folder / "one", "trainer=cpu", "data.batch_size=8")
+    two = train(
+        folder / "two",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "data.batch_size=4",
+    )
+    return one, two
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_losses_are_the_same_at_every_step(runs):
+    one, two = (rows(run_dir) for run_dir in runs)
+    assert list(one) == list(two) == list(range(STEPS + 1))
+    for name in ("train/loss", "val/loss", "eval/train_loss", "train/grad_norm", "lr", "train/tokens_seen"):
+        steps = [step for step, row in one.items() if name in row]
+        assert steps == [step for step, row in two.items() if name in row]
+        assert steps == ([0, 3, 6] if name in ("val/loss", "eval/train_loss") else [1, 2, 3, 4, 5, 6])
+        expected = [one[step][name] for step in steps]
+        assert [two[step][name] for step in steps] == pytest.approx(expected, abs=1e-5), name
+    assert one[1]["train/loss"] - one[STEPS]["train/loss"] > 0.1
+
+
+@pytest.mark.slow
+def test_the_weights_are_the_same_at_the_end(runs):
+    one, two = (load_model(run_dir / "checkpoints" / "last.ckpt") for run_dir in runs)
+    assert one.step == two.step == STEPS
+    for name, weight in one.net.state_dict().items():
+        # Adam makes whole steps of a gradient that is rounding noise; 1e-5 is 1/300 of one step.
+        torch.testing.assert_close(two.net.state_dict()[name], weight, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_run_folder(runs):
+    """One set of files, one row a step, and each line of the log once."""
+    for run_dir in runs:
+        files = {file.relative_to(run_dir).as_posix() for file in run_dir.rglob("*") if file.is_file()}
+        events = {name for name in files if name.startswith("tensorboard/events.out.tfevents.")}
+        assert len(events) == 1
+        assert {name for name in files if not name.startswith("tensorboard/")} == RUN_FILES
+        assert [path.name for path in run_dir.parent.iterdir()] == ["run"]
+        log = (run_dir / "train.log").read_text().splitlines()
+        assert sum("plan: 6 optimizer steps" in line for line in log) == 1
+
+
+@pytest.mark.slow
+def test_both_runs_can_be_resumed(runs):
+    """Their last checkpoints hold the same optimizer state and the same count of tokens."""
+    one, two = (read_checkpoint(run_dir / "checkpoints" / "last.ckpt") for run_dir in runs)
+    assert one["gptpl"]["tokens_seen"] == two["gptpl"]["tokens_seen"]
+    ours, theirs = one["optimizer_states"][0], two["optimizer_states"][0]
+    for key, state in ours["state"].items():
+        torch.testing.assert_close(theirs["state"][key]["exp_avg"], state["exp_avg"], atol=1e-6, rtol=1e-3)
