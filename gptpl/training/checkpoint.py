@@ -97,12 +97,6 @@ def check_same_model(header: dict[str, Any], config: GPTConfig, tokenizer: Token
 
     Fields that only steer training or the first initialisation (`drop_rate`, `init`) may differ.
     """
-    for field, wanted in dataclasses.asdict(config).items():
-        got = header["model"].get(field)
-        if field not in ("drop_rate", "init") and got != wanted:
-            raise InputError(
-                f"the checkpoint has model.{field}={got}, this run wants {wanted}: set model.{field}={got}"
-            )
     stored, own = header["tokenizer"], tokenizer.state()
     if stored["name"] != own["name"]:
         raise InputError(
@@ -114,6 +108,12 @@ def check_same_model(header: dict[str, Any], config: GPTConfig, tokenizer: Token
             f"the checkpoint's {stored['name']} vocabulary ({stored['sha256'][:12]}) differs from this run's"
             f" ({own['sha256'][:12]}): use the data and tokenizer it was trained with"
         )
+    for field, wanted in dataclasses.asdict(config).items():
+        got = header["model"].get(field)
+        if field not in ("drop_rate", "init") and got != wanted:
+            raise InputError(
+                f"the checkpoint has model.{field}={got}, this run wants {wanted}: set model.{field}={got}"
+            )
 
 
 def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:

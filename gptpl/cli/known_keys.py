@@ -1,0 +1,59 @@
+"""Every key that a command's configs can have, read from the schemas, without composing anything."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from omegaconf import DictConfig, OmegaConf
+
+from gptpl.cli.configs import choices, config_folder, default_choices
+from gptpl.cli.schema import SCHEMAS
+
+
+def known_keys(command: str) -> dict[str, list[str]]:
+    """Every group and dotted key of a command, with the choices (`data=tale`) that bring it; [] is always."""
+    keys: dict[str, list[str]] = {name: [] for name in _dotted(SCHEMAS[command])}
+    for group in default_choices(command):
+        keys.setdefault(group, [])
+        for choice in choices(group):
+            for name in _keys_of_choice(config_folder() / group / f"{choice}.yaml", group):
+                keys.setdefault(name, []).append(f"{group}={choice}")
+    return keys
+
+
+def fields_of(schema: str) -> list[str]:
+    """Names of the fields of a schema class, also of one that is only a part of others; none if unknown."""
+    for cls in _with_parts(*SCHEMAS.values()):
+        if cls.__name__ == schema:
+            return [field.name for field in dataclasses.fields(cls)]
+    return []
+
+
+def _keys_of_choice(path: Path, group: str) -> Iterator[str]:
+    """The keys that a YAML's own schemas give it: `/schema/<name>@_here_`, or `@<name of the part>`."""
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    for entry in config.get("defaults", []):
+        if isinstance(entry, str) and entry.startswith("/schema/"):
+            schema, _, package = entry.removeprefix("/schema/").partition("@")
+            prefix = group if package == "_here_" else f"{group}.{package}"
+            if package != "_here_":
+                yield prefix
+            yield from _dotted(SCHEMAS[schema], f"{prefix}.")
+
+
+def _dotted(schema: type, prefix: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(schema):
+        yield f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            yield from _dotted(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+
+
+def _with_parts(*schemas: Any) -> Iterator[type]:
+    """The classes, and those that their fields have as type or as type of their items."""
+    for schema in schemas:
+        if dataclasses.is_dataclass(schema):
+            yield schema  # type: ignore[misc]
+            for field in dataclasses.fields(schema):
+                yield from _with_parts(field.type, *get_args(field.type))

@@ -1,0 +1,262 @@
+"""Types of everything a config may hold: a misspelt or ill-typed key dies when the config is composed.
+
+Each dataclass types one kind of YAML; a YAML in conf/ takes its type by `defaults: [/schema/<name>@_here_]`.
+Values that every choice of a group shares are the defaults here, so that a YAML shows what is its own.
+Nothing heavy is imported: `gptpl train --help` composes these without torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from gptpl.cli.schema_outputs import (
+    BestCheckpointConf,
+    EarlyStoppingConf,
+    HyperparametersConf,
+    LastCheckpointConf,
+    LearningRateConf,
+    LoggerConf,
+    LossCurveConf,
+    ProgressBarConf,
+    SampleTextConf,
+    ThroughputConf,
+)
+
+# --- model, tokenizer ---------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class ModelConf:
+    """Fields of `gptpl.model.GPTConfig`."""
+
+    vocab_size: int | None = "${tokenizer.vocab_size}"  # type: ignore[assignment]
+    context_length: int = MISSING
+    emb_dim: int = MISSING
+    n_heads: int = MISSING
+    n_layers: int = MISSING
+    drop_rate: float = 0.1
+    qkv_bias: bool = MISSING
+    tie_weights: bool = MISSING
+    init: str = MISSING
+
+
+@dataclass(kw_only=True)
+class TokenizerConf:
+    """A tokenizer class; `vocab_size` is None where the vocabulary is made from the data."""
+
+    _target_: str = MISSING
+    vocab_size: int | None = MISSING
+
+
+# --- data ---------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class CorpusConf:
+    """A corpus class without settings."""
+
+    _target_: str = MISSING
+
+
+@dataclass(kw_only=True)
+class DownloadedCorpusConf(CorpusConf):
+    """One text file at a public address."""
+
+    _target_: str = "gptpl.data.corpora.Downloaded"
+    name: str = MISSING
+    url: str = MISSING
+    sha256: str = MISSING
+    filename: str = MISSING
+
+
+@dataclass(kw_only=True)
+class TextFilesCorpusConf(CorpusConf):
+    """The user's own files."""
+
+    _target_: str = "gptpl.data.corpora.TextFiles"
+    path: str | None = "${data.path}"
+    pattern: str = "${data.pattern}"
+
+
+@dataclass(kw_only=True)
+class DataConf:
+    """Windows, batches and loaders, the same for every corpus."""
+
+    corpus: CorpusConf = MISSING
+    train_ratio: float = 0.9
+    max_length: int | None = "${model.context_length}"  # type: ignore[assignment]
+    stride: int | None = "${data.max_length}"  # type: ignore[assignment]
+    batch_size: int = 2
+    num_workers: int = 0
+    pin_memory: bool | None = None
+    persistent_workers: bool = True
+
+
+@dataclass(kw_only=True)
+class DownloadedDataConf(DataConf):
+    """Data from one downloaded file."""
+
+    corpus: DownloadedCorpusConf = field(default_factory=DownloadedCorpusConf)
+
+
+@dataclass(kw_only=True)
+class TextFilesDataConf(DataConf):
+    """Data from the user's own files."""
+
+    path: str | None = MISSING
+    pattern: str = MISSING
+    corpus: TextFilesCorpusConf = field(default_factory=TextFilesCorpusConf)
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class TaskConf:
+    """A LightningModule class; what it needs of the run is given by the command."""
+
+    _target_: str = MISSING
+    _partial_: bool = True
+
+
+@dataclass(kw_only=True)
+class AdamWConf:
+    """`gptpl.training.optimizers.adamw`."""
+
+    _target_: str = "gptpl.training.optimizers.adamw"
+    _partial_: bool = True
+    lr: float = 4e-4
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    decay: str = "matrices"
+
+
+@dataclass(kw_only=True)
+class MuonConf(AdamWConf):
+    """`gptpl.training.optimizers.muon`."""
+
+    _target_: str = "gptpl.training.optimizers.muon"
+    muon_lr: float = 4e-4
+    momentum: float = 0.95
+
+
+@dataclass(kw_only=True)
+class ConstantScheduleConf:
+    """`gptpl.training.schedules.ConstantSchedule`."""
+
+    _target_: str = "gptpl.training.schedules.ConstantSchedule"
+    warmup_steps: int = 0
+
+
+@dataclass(kw_only=True)
+class DecayScheduleConf:
+    """A schedule that decays to `min_lr`."""
+
+    _target_: str = MISSING
+    warmup_steps: int = 10
+    min_lr: float = 1e-6
+
+
+@dataclass(kw_only=True)
+class TrainerConf:
+    """What is handed to `lightning.Trainer`, with `auto` decided and said by gptpl."""
+
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "auto"
+    max_epochs: int | None = 10
+    max_steps: int | None = None
+    max_time: str | None = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = 1.0
+    log_every_n_steps: int = 1
+    compile: str = "auto"
+
+
+# --- roots: one per command ---------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class TrainConf:
+    """Root of `gptpl train`."""
+
+    name: str | None = None
+    run_dir: str | None = None
+    resume: str | None = None
+    seed: int = MISSING
+    deterministic: bool = False
+    eval_every_n_steps: int = MISSING
+    eval_train_batches: int | None = MISSING
+    eval_val_batches: int | None = MISSING
+    model: Any = MISSING
+    tokenizer: Any = MISSING
+    data: Any = MISSING
+    task: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class GenerateConf:
+    """Root of `gptpl generate`."""
+
+    checkpoint: str = MISSING
+    prompt: str = MISSING
+    max_new_tokens: int = MISSING
+    temperature: float = MISSING
+    top_k: int | None = MISSING
+    seed: int | None = MISSING
+    device: str = MISSING
+
+
+@dataclass(kw_only=True)
+class EvaluateConf:
+    """Root of `gptpl evaluate`."""
+
+    checkpoint: str = MISSING
+    split: str = MISSING
+    device: str = MISSING
+    data: Any = MISSING
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConf,
+    "generate": GenerateConf,
+    "evaluate": EvaluateConf,
+    "model": ModelConf,
+    "tokenizer": TokenizerConf,
+    "data": DataConf,
+    "data_downloaded": DownloadedDataConf,
+    "data_text_files": TextFilesDataConf,
+    "task": TaskConf,
+    "adamw": AdamWConf,
+    "muon": MuonConf,
+    "constant_schedule": ConstantScheduleConf,
+    "decay_schedule": DecayScheduleConf,
+    "trainer": TrainerConf,
+    "logger": LoggerConf,
+    "sample_text": SampleTextConf,
+    "checkpoint_best": BestCheckpointConf,
+    "checkpoint_last": LastCheckpointConf,
+    "early_stopping": EarlyStoppingConf,
+    "learning_rate": LearningRateConf,
+    "progress_bar": ProgressBarConf,
+    "loss_curve": LossCurveConf,
+    "throughput": ThroughputConf,
+    "hyperparameters": HyperparametersConf,
+}
+
+
+def register_schemas() -> None:
+    """Makes every schema known to Hydra as `/schema/<name>`; calling it again changes nothing."""
+    store = ConfigStore.instance()
+    for name, node in SCHEMAS.items():
+        store.store(group="schema", name=name, node=node, provider="gptpl")

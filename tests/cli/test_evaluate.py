@@ -1,0 +1,115 @@
+"""`gptpl evaluate`: the numbers are those of a plain loop over the same tokens."""
+
+# T tokens in a window
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gptpl.data.corpora import Tale
+from gptpl.data.tokenizers import WordsTokenizer
+from gptpl.training.checkpoint import load_model
+
+
+def plain_loss(folder, tokens: list[int], T: int) -> tuple[float, int]:
+    """Mean nats a token, each scored once, from the tokens before it in its window of T; and how many."""
+    net = load_model(folder / "checkpoints/last.ckpt").net
+    losses: list[float] = []
+    for start in range(0, len(tokens) - 1, T):
+        window = torch.tensor(tokens[start : start + T + 1])
+        with torch.no_grad():
+            logits = net(window[None, :-1])[0]
+        losses += F.cross_entropy(logits, window[1:], reduction="none").tolist()
+    return math.fsum(losses) / len(losses), len(losses)
+
+
+def numbers_of(out: str) -> dict[str, float]:
+    """The number behind each name in what the command printed."""
+    found = re.findall(r"^(tokens|loss|perplexity) +([\d,.]+)", out, flags=re.MULTILINE)
+    return {name: float(value.replace(",", "")) for name, value in found}
+
+
+def tale_tokens(split: str) -> list[int]:
+    """The bytes of the first 90 % of the characters, of the rest, or of both."""
+    corpus = Tale()
+    text = corpus.read(corpus.files()[0])
+    cut = int(len(text) * 0.9)
+    return list({"train": text[:cut], "val": text[cut:], "all": text}[split].encode())
+
+
+@pytest.mark.parametrize("split", ["train", "val", "all"])
+def test_the_loss_is_that_of_a_plain_loop(split, gptpl, quick):
+    loss, count = plain_loss(quick.run.path, tale_tokens(split), T=64)
+    outcome = gptpl("evaluate", f"checkpoint={quick.run.path}", f"split={split}")
+    assert outcome.status == 0, outcome.err
+    numbers = numbers_of(outcome.out)
+    assert numbers["tokens"] == count == len(tale_tokens(split)) - 1
+    assert numbers["loss"] == pytest.approx(loss, abs=1e-4)
+    assert numbers["perplexity"] == pytest.approx(math.exp(loss), abs=0.01)
+    assert f"tale, split {split}" in outcome.out
+    assert list(outcome.folder.iterdir()) == []
+
+
+def test_batches_and_windows_can_be_chosen(gptpl, quick):
+    loss, count = plain_loss(quick.run.path, tale_tokens("val"), T=10)
+    outcome = gptpl("evaluate", f"checkpoint={quick.run.path}", "data.max_length=10", "data.batch_size=7")
+    numbers = numbers_of(outcome.out)
+    assert numbers["tokens"] == count
+    assert numbers["loss"] == pytest.approx(loss, abs=1e-4)
+
+
+def test_any_text_can_be_scored_even_one_shorter_than_a_window(gptpl, quick, tmp_path):
+    (tmp_path / "my text, 1.txt").write_text("Every effort moves you.", encoding="utf-8")
+    loss, count = plain_loss(quick.run.path, list(b"Every effort moves you."), T=64)
+    outcome = gptpl(
+        "evaluate", f"checkpoint={quick.run.path}", "data=text_file", "data.path=my text, 1.txt", "split=all"
+    )
+    numbers = numbers_of(outcome.out)
+    assert numbers["tokens"] == count
+    assert numbers["loss"] == pytest.approx(loss, abs=1e-4)
+
+
+def test_a_model_of_words_keeps_its_words_on_another_text(gptpl, words, tmp_path):
+    text = "The old pilot sang, and the zebra was still. " * 30
+    (tmp_path / "other.txt").write_text(text, encoding="utf-8")
+    run_dir = words.run.path
+    tokenizer = load_model(run_dir / "checkpoints/last.ckpt").tokenizer
+    assert isinstance(tokenizer, WordsTokenizer)
+    assert "zebra" not in tokenizer.vocabulary
+    loss, _ = plain_loss(run_dir, tokenizer.encode(text[: int(len(text) * 0.9)]).tolist(), T=16)
+    outcome = gptpl(
+        "evaluate", f"checkpoint={run_dir}", "data=text_file", "data.path=other.txt", "split=train"
+    )
+    assert numbers_of(outcome.out)["loss"] == pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("split=test",), ["split=test", "train, val, all"]),
+        (("data.max_length=65",), ["data.max_length=65", "64"]),
+        (("data.max_length=0",), ["data.max_length=0"]),
+        (("data.stride=3",), ["data.stride=3"]),
+        (("data.batch_size=0",), ["data.batch_size=0"]),
+        (("data.train_ratio=1",), ["data.train_ratio=1"]),
+        (("data=text_file",), ["data.path is not set"]),
+        (("data=text_file", "data.path=missing.txt"), ["data.path=missing.txt", "does not exist"]),
+        (("data=tails",), ["did you mean tale?"]),
+        (("device=tpu",), ["device=tpu"]),
+        (("tokenizer=words",), ["tokenizer is no key of gptpl evaluate"]),
+    ],
+)
+def test_wrong_settings_are_refused(given, words, refused, quick):
+    line = refused("evaluate", f"checkpoint={quick.run.path}", *given)
+    assert all(word in line for word in words), line
+
+
+def test_a_text_of_one_token_has_nothing_to_score(refused, quick, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    line = refused(
+        "evaluate", f"checkpoint={quick.run.path}", "data=text_file", "data.path=a.txt", "split=all"
+    )
+    assert "1 token" in line

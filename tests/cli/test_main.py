@@ -1,0 +1,144 @@
+"""The program itself: help, version, exit statuses, tracebacks, and what it leaves in the process."""
+
+import logging
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+import gptpl as package
+from gptpl.cli.configs import choices, default_choices
+from gptpl.cli.main import COMMANDS, main
+
+
+def test_help_lists_the_commands(gptpl):
+    for arguments in ([], ["--help"], ["-h"], ["help"]):
+        outcome = gptpl(*arguments)
+        assert outcome.status == 0
+        assert all(f"\n  {command} " in outcome.out for command in ("train", "generate", "evaluate"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_shows_groups_defaults_and_three_examples(command, gptpl):
+    outcome = gptpl(command, "--help")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.count(f"\n  gptpl {command}") == 3
+    for group, default in default_choices(command).items():
+        section = outcome.out.partition(f"\n  {group}\n")[2]
+        lines = section.splitlines()[: len(choices(group))]
+        assert [line[5:].split()[0] for line in lines] == choices(group)
+        assert [line[5:].split()[0] for line in lines if line[3] == "*"] == [default] * (default != "null")
+        assert all(len(line.split(maxsplit=2 if line[3] == "*" else 1)[-1]) > 20 for line in lines)
+
+
+def test_help_of_train_names_settings_and_groups(gptpl):
+    out = gptpl("train", "--help").out
+    assert "  seed: 123" in out
+    assert "\n   * gpt_124m " in out
+    groups = (
+        "tokenizer",
+        "model",
+        "data",
+        "task",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "logger",
+        "callbacks",
+    )
+    assert all(f"\n  {group}\n" in out for group in (*groups, "experiment"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["generate", "-h"], ["--version"]])
+def test_help_comes_without_the_heavy_packages(arguments):
+    code = (
+        "import sys; from gptpl.cli.main import main; main(sys.argv[1:])\n"
+        "loaded = {'torch', 'lightning', 'hydra', 'omegaconf', 'numpy', 'tiktoken'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {loaded}' if loaded else 0)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_version_is_the_packages(gptpl):
+    outcome = gptpl("--version")
+    assert (outcome.status, outcome.out) == (0, f"gptpl {package.__version__}\n")
+
+
+def test_the_config_can_be_shown_without_a_run(gptpl, tmp_path):
+    outcome = gptpl("train", "model=tiny", "--cfg", "job")
+    assert outcome.status == 0
+    assert "emb_dim: 64" in outcome.out
+    assert "lr: 0.0004" in outcome.out
+    resolved = gptpl("train", "model=tiny", "--cfg", "job", "--resolve")
+    assert resolved.status == 0
+    assert "max_length: 64" in resolved.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_command_is_refused(refused):
+    assert refused("tran") == "'tran' is no command of gptpl: choose one of train, generate, evaluate"
+
+
+BAD = ("train", "model=tiny", "tokenizer=bytes", "model.n_layers=0")
+
+
+def test_bad_input_shows_a_traceback_only_when_asked_for(gptpl, monkeypatch):
+    plain = gptpl(*BAD)
+    debugged = [gptpl(*BAD, "--debug"), gptpl("--debug", *BAD)]
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    debugged.append(gptpl(*BAD))
+    for outcome in debugged:
+        assert outcome.status == 2
+        assert outcome.err.startswith("Traceback (most recent call last):")
+        assert "gptpl.errors.InputError" in outcome.err
+        assert outcome.err.endswith(plain.err)
+    assert plain.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "run.json"), 1, "No space left on device (run.json)"),
+    ],
+)
+def test_what_is_nobodys_mistake_has_a_status_of_its_own(error, status, words, gptpl, monkeypatch):
+    def fit(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gptpl.cli.train.fit", fit)
+    outcome = gptpl("train", "experiment=quick", "trainer=cpu")
+    assert outcome.status == status
+    assert words in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "gptpl", "train", "--help"]
+    finished = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (finished.returncode, finished.stderr) == (1, b"")
+
+
+def test_an_error_of_the_program_is_not_hidden(gptpl, monkeypatch):
+    def fit(*given: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("gptpl.cli.train.fit", fit)
+    with pytest.raises(ValueError, match="a bug"):
+        gptpl("train", "experiment=quick", "trainer=cpu")
+
+
+def test_a_command_leaves_the_process_as_it_was(quick, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["caller", "its argument"])
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers), dict(os.environ), warnings.showwarning)
+    assert main(["generate", f"checkpoint={quick.run.path}", "max_new_tokens=1"]) == 0
+    assert main(["train", "sed=1"]) == 2
+    assert (root.level, list(root.handlers), dict(os.environ), warnings.showwarning) == before
+    assert sys.argv == ["caller", "its argument"]

@@ -1,0 +1,262 @@
+"""Every YAML of conf/ composes, and what it describes can really be built."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from gptpl.cli.build import build_datamodule
+from gptpl.cli.configs import choices, config_folder, default_choices, when_to_choose
+from gptpl.cli.hydra_app import instantiate
+from gptpl.cli.known_keys import known_keys
+from gptpl.cli.trainer import build_trainer, choose
+from gptpl.data.corpora import Corpus
+from gptpl.data.tokenizers import Tokenizer
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig, GPTModel, count_parameters
+from gptpl.training.language_model import LanguageModelingModule
+
+Compose = Callable[..., DictConfig]
+
+CONF = config_folder()
+YAMLS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
+ROOTS = ("train", "generate", "evaluate")
+GROUPS = tuple(default_choices("train"))
+CHEAP = ("model=tiny", "tokenizer=bytes")
+
+
+def target_of(node: DictConfig) -> Any:
+    module, _, name = node._target_.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+# --- what is there --------------------------------------------------------------------------------------
+
+
+def test_every_file_is_a_root_or_a_choice_of_a_group_that_a_root_names():
+    groups = {group for root in ROOTS for group in default_choices(root)}
+    expected = {f"{root}.yaml" for root in ROOTS}
+    expected |= {f"{group}/{choice}.yaml" for group in groups for choice in choices(group)}
+    assert set(YAMLS) == expected
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_every_yaml_says_in_a_line_when_to_choose_it(name):
+    comment = when_to_choose(CONF / name)
+    assert len(comment) > 20
+    assert "choose" in comment or name.removesuffix(".yaml") in ROOTS
+    first, second = (CONF / name).read_text(encoding="utf-8").splitlines()[:2]
+    assert (second if "@package" in first else first) == f"# {comment}"
+
+
+def dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every key of a composed config."""
+    for key in map(str, node):
+        yield f"{prefix}{key}"
+        value = node._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_missing() and not value._is_none():
+            yield from dotted(value, f"{prefix}{key}.")
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_every_yaml_composes_to_known_keys_with_values(name, compose):
+    group, _, choice = name.removesuffix(".yaml").rpartition("/")
+    command = "train" if group else choice
+    config = compose(command, *([f"{group}={choice}"] if group else []))
+    # What is known by reading the schemas is what Hydra composes.
+    assert set(dotted(config)) <= set(known_keys(command))
+    if command != "train":
+        config.checkpoint = "run"  # the one thing that has no default
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+# --- data -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", choices("tokenizer"))
+def test_tokenizers_are_built(choice, compose):
+    node = compose("train", "model=tiny", f"tokenizer={choice}").tokenizer
+    tokenizer = instantiate({key: value for key, value in node.items() if key != "vocab_size"})
+    assert isinstance(tokenizer, Tokenizer)
+    assert isinstance(tokenizer, target_of(node))
+    assert tokenizer.name == choice
+    fitted = tokenizer.fitted_to(["a few words"])
+    assert fitted.decode(fitted.encode("a few words")) == "a few words"
+    assert node.vocab_size in (None, fitted.vocab_size)
+
+
+@pytest.mark.parametrize("choice", choices("data"))
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_corpora_are_built(command, choice, compose):
+    base = CHEAP if command == "train" else ()
+    node = compose(command, *base, f"data={choice}").data
+    corpus = instantiate(node.corpus)
+    assert isinstance(corpus, Corpus)
+    assert isinstance(corpus, target_of(node.corpus))
+    assert corpus.name == choice
+    if choice != "the_verdict":  # which is not on this machine
+        assert all(path.is_file() for path in corpus.files())
+
+
+@pytest.mark.parametrize("choice", ["tale", "text_file"])
+def test_data_is_loaded_in_batches(choice, compose):
+    config = compose("train", *CHEAP, f"data={choice}")
+    datamodule = build_datamodule(config)
+    inputs, targets = next(iter(datamodule.train_dataloader()))
+    assert inputs.shape == targets.shape == (config.data.batch_size, 64)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+# --- training -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_net() -> GPTModel:
+    config = GPTConfig(
+        vocab_size=10, context_length=4, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0, qkv_bias=False
+    )
+    return GPTModel(config)
+
+
+@pytest.mark.parametrize("choice", choices("optimizer"))
+def test_optimizers_are_built(choice, compose, tiny_net):
+    node = compose("train", *CHEAP, f"optimizer={choice}", "optimizer.lr=2e-4").optimizer
+    optimizer = instantiate(node)(tiny_net)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(
+        map(id, tiny_net.parameters())
+    )
+    assert 2e-4 in {group["lr"] for group in optimizer.param_groups}
+
+
+@pytest.mark.parametrize("choice", choices("scheduler"))
+def test_schedules_are_built(choice, compose):
+    node = compose("train", *CHEAP, f"scheduler={choice}").scheduler
+    schedule = instantiate(node)
+    assert isinstance(schedule, target_of(node))
+    factors = [schedule.factor(step, total_steps=50, peak_lr=1e-3) for step in range(50)]
+    assert max(factors) == 1.0
+    assert factors[-1] == pytest.approx(1.0 if choice == "constant" else 1e-3)
+
+
+@pytest.mark.parametrize("choice", choices("task"))
+def test_tasks_are_built(choice, compose, tiny_net):
+    node = compose("train", *CHEAP, f"task={choice}").task
+    module = instantiate(node)(
+        tiny_net, tokenizer=None, make_optimizer=None, lr_factor=None, total_steps=1, run_config={}
+    )
+    assert isinstance(module, LanguageModelingModule)
+    assert module.net is tiny_net
+
+
+@pytest.mark.parametrize("choice", choices("logger"))
+def test_loggers_are_built_below_the_run_folder(choice, compose, tmp_path):
+    loggers = [instantiate(node) for node in compose("train", *CHEAP, f"logger={choice}").logger.values()]
+    assert loggers
+    assert all(isinstance(logger, Logger) and logger.save_dir == str(tmp_path / "run") for logger in loggers)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("choice", choices("callbacks"))
+def test_callbacks_are_built(choice, compose, tmp_path):
+    nodes = compose("train", *CHEAP, f"callbacks={choice}").callbacks
+    for node in nodes.values():
+        callback = instantiate(node)
+        assert isinstance(callback, L.Callback)
+        assert isinstance(callback, target_of(node))
+    assert bool(nodes) == (choice != "none")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_default_callbacks_are_all_but_early_stopping(compose):
+    alone = set(choices("callbacks")) - {"default", "none", "early_stopping"}
+    assert set(compose("train", *CHEAP).callbacks) == alone
+    both = compose("train", *CHEAP, "callbacks=[default,early_stopping]").callbacks
+    assert set(both) == alone | {"early_stopping"}
+
+
+@pytest.mark.parametrize("choice", choices("trainer"))
+def test_trainers_are_built_or_refused_in_a_line(choice, compose, tmp_path):
+    needed = {"gpu": torch.cuda.is_available(), "fsdp": torch.cuda.is_available()}
+    needed["mps"] = torch.backends.mps.is_available()
+    conf = compose("train", *CHEAP, f"trainer={choice}").trainer
+
+    def build() -> L.Trainer:
+        choice = choose(conf)
+        return build_trainer(
+            conf,
+            precision=choice.precision,
+            eval_every_n_steps=5,
+            deterministic=False,
+            default_root_dir=tmp_path,
+            logger=False,
+            callbacks=[],
+        )
+
+    if needed.get(choice, True):
+        trainer = build()
+        assert trainer.max_epochs == 10
+        assert trainer.val_check_interval == 5
+    else:
+        with pytest.raises(
+            InputError, match=f"trainer.accelerator={conf.accelerator}.*use trainer.accelerator=cpu"
+        ):
+            build()
+
+
+# --- recipes and commands -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", choices("experiment"))
+def test_everything_an_experiment_names_is_built(choice, compose):
+    config = compose("train", f"experiment={choice}")
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    nodes = [config.data.corpus, config.optimizer, config.scheduler, config.task]
+    for node in (*nodes, *config.callbacks.values(), *config.logger.values()):
+        assert instantiate(node) is not None
+    assert count_parameters(GPTConfig(**config.model)).total > 0
+    differences: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"experiment/{choice}.yaml"))
+    for override in differences.pop("defaults"):
+        [(group, chosen)] = override.items()
+        assert chosen in choices(group.removeprefix("override /"))
+    assert OmegaConf.merge(config, differences) == config
+
+
+def test_the_default_run_is_the_published_setting_with_a_schedule(compose):
+    config = compose("train")
+    assert (config.seed, config.trainer.max_epochs, config.data.batch_size) == (123, 10, 2)
+    assert (config.data.max_length, config.data.stride, config.data.train_ratio) == (256, 256, 0.9)
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (4e-4, 0.1)
+    assert list(config.optimizer.betas) == [0.9, 0.999]
+    assert (config.trainer.gradient_clip_val, config.trainer.accumulate_grad_batches) == (1.0, 1)
+    assert config.scheduler._target_.endswith("CosineSchedule")
+    assert 0 < config.scheduler.warmup_steps <= 20
+    assert config.scheduler.min_lr == 1e-6
+    assert (config.eval_train_batches, config.eval_val_batches) == (5, 5)
+    assert config.data.corpus._target_.endswith("Tale")
+
+
+def test_the_verdict_is_the_published_run(compose):
+    config = compose("train", "experiment=the_verdict")
+    assert config.trainer.precision == "32-true"
+    assert config.trainer.gradient_clip_val is None
+    assert config.scheduler._target_.endswith("ConstantSchedule")
+    assert config.scheduler.warmup_steps == 0
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.decay) == (4e-4, 0.1, "all")
+    assert (config.data.batch_size, config.data.max_length, config.seed) == (2, 256, 123)
+    assert config.eval_every_n_steps == 5
+    assert config.data.corpus.filename == "the-verdict.txt"
+    assert GPTConfig(**config.model) == GPTConfig(**compose("train", "model=gpt_124m").model)
+
+
+def test_a_value_flows_to_where_it_is_needed(compose):
+    config = compose("train", *CHEAP, "model.context_length=32", "seed=7")
+    assert (config.model.vocab_size, config.data.max_length, config.data.stride) == (257, 32, 32)
+    assert config.callbacks.sample_text.seed == 7
+    assert Path(config.callbacks.loss_curve.path).parent == Path(config.run_dir)
