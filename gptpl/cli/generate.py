@@ -64,11 +64,18 @@ def _continued(loaded: LoadedCheckpoint, cfg: DictConfig) -> str:
         torch.from_numpy(ids.astype(np.int64))[None].to(device),  # (1, T)
         max_new_tokens=cfg.max_new_tokens,
         temperature=cfg.temperature,
-        # The 40 most likely of 20 words are all of them.
-        top_k=None if cfg.top_k is None else min(cfg.top_k, net.config.vocab_size),
+        top_k=_top_k(cfg.top_k, net.config.vocab_size),
         eot_id=tokenizer.eot_id,
         generator=generator,
     )
     continuation = tokens[0, len(ids) :].tolist()
     end = continuation.index(tokenizer.eot_id) if tokenizer.eot_id in continuation else len(continuation)
     return tokenizer.decode([*ids.tolist(), *continuation[:end]])
+
+
+def _top_k(asked: int | None, vocab_size: int) -> int | None:
+    """The top_k to sample with: the 40 most likely of 20 words are all of them, which is said."""
+    if asked is None or asked <= vocab_size:
+        return asked
+    log.info("top_k=%d exceeds the vocabulary of %d tokens: sampling from all of them", asked, vocab_size)
+    return None

@@ -161,12 +161,12 @@ class LanguageModelingModule(L.LightningModule):
             metrics[name] = total / count
         if "val/loss" in metrics:
             metrics["val/perplexity"] = perplexity(metrics["val/loss"])
-        self.log_dict(metrics)
+        self.log_dict(metrics, sync_dist=True)  # equal on every rank already; Lightning warns without it
         if self.trainer.sanity_checking:
             for logger in self.loggers:
                 logger.log_metrics(metrics, step=0)
         else:
-            self.log("step", float(self.trainer.global_step))
+            self.log("step", float(self.trainer.global_step), sync_dist=True)
 
     # --- checkpoints ----------------------------------------------------------------------------------
 

@@ -138,6 +138,8 @@ class MuonWithAdamW(Optimizer):
 
 def _check(*, lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> None:
     _check_rate("lr", lr)
+    if len(betas) != 2:
+        raise InputError(f"optimizer.betas has {len(betas)} numbers: give two, such as [0.9,0.999]")
     for beta in betas:
         _check_average("betas", beta)
     for name, value in (("weight_decay", weight_decay), ("eps", eps)):

@@ -75,6 +75,12 @@ def test_a_sampling_strategy_that_is_none(strategy, said, refused):
     assert said in line
 
 
+def test_a_prompt_without_a_token_is_refused_before_there_is_a_run_folder(refused):
+    # Only the tokenizer knows: that of words sees nothing in a blank.
+    line = refused(*SMALL, "tokenizer=words", "callbacks.sample_text.prompts=[' ']")
+    assert "prompt ' ' holds no token" in line
+
+
 # --- texts ----------------------------------------------------------------------------------------------
 
 

@@ -255,6 +255,7 @@ def test_muon_trains_through_lightning(pretraining):
         ("weight_decay", float("nan")),
         ("betas", (0.9, 1.0)),
         ("betas", (-0.1, 0.9)),
+        ("betas", (0.9,)),
         ("eps", -1e-8),
     ],
 )
