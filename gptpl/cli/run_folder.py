@@ -5,7 +5,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,10 +100,13 @@ def write_run_record(run_dir: Path, **entries: Any) -> None:
     write_atomically(run_dir / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def environment_record() -> dict[str, Any]:
-    """What a run depends on beside its settings: versions, git commit, command, hardware."""
+def environment_record(arguments: list[str]) -> dict[str, Any]:
+    """What a run depends on beside its settings: versions, git commit, command, hardware.
+
+    `arguments` are those of `gptpl train`; of a sweep's trial, the ones that would run it alone.
+    """
     return {
-        "command": shlex.join(["gptpl", *sys.argv[1:]]),
+        "command": shlex.join(["gptpl", "train", *arguments]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in RECORDED_PACKAGES},

@@ -39,9 +39,9 @@ def run(arguments: list[str]) -> int:
         run_log = RunLog()
         try:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                sweep.trial(lambda: train(cfg, run_log))
+                sweep.trial(lambda: train(cfg, run_log, list(HydraConfig.get().overrides.task)))
             else:
-                train(cfg, run_log)
+                train(cfg, run_log, arguments)
         finally:
             run_log.close()
 
@@ -54,8 +54,11 @@ def run(arguments: list[str]) -> int:
     return sweep.finish()
 
 
-def train(cfg: DictConfig, run_log: RunLog) -> dict[str, float]:
-    """One run from its composed config to its final record; returns the final metrics."""
+def train(cfg: DictConfig, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
+    """One run from its composed config to its final record; returns the final metrics.
+
+    `arguments` of `gptpl train` are what started it, for the record.
+    """
     run = build_run(cfg)
     if run.start_step and run.start_step >= run.module.total_steps:
         log.info(
@@ -63,15 +66,15 @@ def train(cfg: DictConfig, run_log: RunLog) -> dict[str, float]:
             " trainer.max_steps", run.run_dir, run.start_step, run.module.total_steps,
         )  # fmt: skip
         return {}
-    return fit(run, run_log)
+    return fit(run, run_log, arguments)
 
 
-def fit(run: Run, run_log: RunLog) -> dict[str, float]:
+def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
     """Trains and leaves the run's folder complete; returns the final metrics."""
     make_run_dir(run.run_dir)
     if not is_worker_process():
         run_log.open_file(run.run_dir)
-        _write_start(run)
+        _write_start(run, environment_record(arguments))
         log.info("run folder: %s", run.run_dir)
     started_seconds = time.monotonic()
     previous = os.environ.get(PROCESS_RUN_DIR)
@@ -101,14 +104,14 @@ def fit(run: Run, run_log: RunLog) -> dict[str, float]:
     return metrics
 
 
-def _write_start(run: Run) -> None:
+def _write_start(run: Run, environment: dict[str, Any]) -> None:
     """The settings, and what the run depends on beside them; a resumed run adds how it was resumed."""
     write_config(run.run_dir, run.config)
     if run.resume_from is None:
-        write_run_record(run.run_dir, **environment_record(), **_data_record(run))
+        write_run_record(run.run_dir, **environment, **_data_record(run))
     else:
         earlier = read_run_record(run.run_dir).get("resumed", [])
-        now = {"step": run.start_step, **environment_record()}
+        now = {"step": run.start_step, **environment}
         write_run_record(run.run_dir, resumed=[*earlier, now])
 
 

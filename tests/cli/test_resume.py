@@ -137,7 +137,7 @@ def resumed_settings(run_dir, gptpl, monkeypatch) -> Callable[..., dict[str, Any
     """What a run resumed with some overrides would be trained with."""
     seen: list[dict[str, Any]] = []
 
-    def fit(run: Run, run_log: RunLog) -> dict[str, float]:
+    def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
         seen.append(run.config)
         return {}
 

@@ -82,7 +82,7 @@ def test_a_sweep_with_a_failed_trial_ends_with_status_1(swept):
 def losses(monkeypatch) -> None:
     """Trials that end at once: seed 0 by a lack of memory, 9 without a loss, others with the seed as loss."""
 
-    def fit(run: Run, run_log: RunLog) -> dict[str, float]:
+    def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
         seed = run.config["seed"]
         if seed == 0:
             raise RuntimeError("out of memory\nin a kernel")

@@ -90,7 +90,8 @@ def test_run_json_records_what_the_run_depends_on(quick):
         assert record["versions"][package] == importlib.metadata.version(package)
     assert record["hardware"]["platform"] == platform.platform()
     assert len(record["hardware"]["gpus"]) == torch.cuda.device_count()
-    assert record["command"].startswith("gptpl ")
+    assert record["command"].startswith("gptpl train ")
+    assert " experiment=quick trainer.max_steps=8 " in record["command"]
     assert record["started"] <= record["finished"]
     tokenizer = BytesTokenizer()
     assert record["tokenizer"] == {"name": "bytes", "vocab_size": 257, "sha256": tokenizer.sha256}
