@@ -64,7 +64,7 @@ def build_trainer(
     _check(conf, eval_every_n_steps)
     try:
         trainer = L.Trainer(
-            accelerator={"cuda": "cuda", "mps": "mps", "cpu": "cpu"}[device_type(conf.accelerator)],
+            accelerator=device_type(conf.accelerator),
             devices=conf.devices,
             num_nodes=conf.num_nodes,
             strategy=conf.strategy,

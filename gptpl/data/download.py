@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from gptpl.data.durable import sync_folder
 from gptpl.errors import InputError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _replace(source: _Source) -> None:
     with source.part.open("rb+") as file:
         os.fsync(file.fileno())
     source.part.replace(source.target)
-    _sync_folder(source.target.parent)
+    sync_folder(source.target.parent)
 
 
 def _fetch(source: _Source) -> None:
@@ -248,14 +249,3 @@ def _extent(source: _Source, response: "requests.Response") -> tuple[int, int | 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the renaming survive a power cut; Windows has no such call for folders."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

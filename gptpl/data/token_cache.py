@@ -20,6 +20,7 @@ from typing import Self
 import numpy as np
 from numpy.lib import format as npy_format
 
+from gptpl.data.durable import sync_folder
 from gptpl.data.encoded_corpus import CorpusStats, EncodedCorpus
 from gptpl.data.split import PARTS, Part
 from gptpl.data.token_file import TokenFileWriter, Tokens, open_tokens, token_dtype
@@ -82,13 +83,13 @@ class DraftEntry:
             json.dump(description, file)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         try:
             self._folder.rename(self._entry)
         except OSError:
             if not self._entry.is_dir():
                 raise
-        _sync_folder(self._entry.parent)
+        sync_folder(self._entry.parent)
 
     def __enter__(self) -> Self:
         return self
@@ -138,14 +139,3 @@ def _remove(entry: Path) -> None:
         log.warning("cannot remove %s: %s", entry, error)
     else:
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let a rename survive a power cut; Windows has no such call for folders."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -256,7 +256,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
     broken = {
         "append": ("gptpl.data.token_cache.TokenFileWriter.append", full),
         "written": ("gptpl.data.token_file.os.fsync", full),
-        "commit": ("gptpl.data.token_cache._sync_folder", full),
+        "commit": ("gptpl.data.token_cache.sync_folder", full),
     }
     monkeypatch.setattr(*broken[call])
     encoded = encode_corpus(Texts(TEXT), BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
