@@ -1,0 +1,133 @@
+"""The folder of a run's checkpoints: which to keep, which is the newest, and which can be trusted."""
+
+import os
+import pickle
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gptpl.data.durable import sync_folder
+from gptpl.errors import InputError
+from gptpl.training.checkpoint_io import sha256_file, verify
+
+LAST = "last.ckpt"
+_STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damaged:
+    """A checkpoint that cannot be used, and why, in words that follow its name: "is missing"."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoodCheckpoint:
+    """The newest checkpoint that can be used."""
+
+    path: Path
+    step: int
+    """-1 for the only file of an older format, which has no step in its name."""
+    damaged: list[Damaged]
+    """Newer ones that cannot."""
+    unverified: bool
+    """Whether no SHA-256 is recorded for it, so that it could only be read."""
+
+
+class CheckpointFolder:
+    """`step-00000050.ckpt`, the newest `keep` of them by step, and `last.ckpt`, a link to the newest.
+
+    The times of the files play no role: a clock may go back.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        if keep < 1:
+            raise InputError(f"callbacks.checkpoint_last.keep={keep} keeps no checkpoint: give 1 or more")
+        self.folder = folder
+        self.keep = keep
+
+    def path(self, step: int) -> Path:
+        """The file of a step."""
+        return self.folder / f"step-{step:08d}.ckpt"
+
+    def steps(self) -> list[int]:
+        """The steps of the files that are there, ascending."""
+        names = [path.name for path in self.folder.glob("step-*.ckpt")]
+        return sorted(int(match[1]) for name in names if (match := _STEP_FILE.fullmatch(name)))
+
+    def settle(self, step: int) -> None:
+        """To be called when the file of `step` is written: `last.ckpt` becomes it, the oldest are removed."""
+        _link(self.path(step), self.folder / LAST)
+        sync_folder(self.folder)
+        for old in [other for other in self.steps() if other != step][: -self.keep + 1 or None]:
+            self.path(old).unlink(missing_ok=True)
+            sha256_file(self.path(old)).unlink(missing_ok=True)
+
+    def newest_good(self) -> GoodCheckpoint | None:
+        """The newest file that is whole, by its SHA-256; None where there is none at all.
+
+        Raises InputError where there are some, and all are damaged.
+        """
+        last = self.folder / LAST
+        damaged: list[Damaged] = []
+        if last.is_symlink() and not last.exists():
+            damaged.append(Damaged(path=self.folder / last.readlink(), reason="is missing"))
+        candidates = [(step, self.path(step)) for step in reversed(self.steps())]
+        if not candidates and last.is_file():
+            candidates = [(-1, last)]  # of an older format
+        for step, path in candidates:
+            reason, unverified = _checked(path)
+            if reason is None:
+                return GoodCheckpoint(path=path, step=step, damaged=damaged, unverified=unverified)
+            damaged.append(Damaged(path=path, reason=reason))
+        if not damaged:
+            return None
+        others = f", and {len(damaged) - 1} more cannot be used either" if len(damaged) > 1 else ""
+        raise InputError(
+            f"checkpoint {damaged[0].path} {damaged[0].reason}{others}: restore one, or start a new run"
+        )
+
+
+def set_aside(damaged: Sequence[Damaged]) -> None:
+    """Renames them to `*.damaged`, so that they neither count as the newest nor are overwritten."""
+    for item in damaged:
+        for path in (item.path, sha256_file(item.path)):
+            with suppress(FileNotFoundError):
+                path.replace(path.with_name(f"{path.name}.damaged"))
+
+
+def _checked(path: Path) -> tuple[str | None, bool]:
+    """Why a file cannot be used (None: it can), and whether that could not be told by its SHA-256."""
+    try:
+        return verify(path), False
+    except FileNotFoundError:
+        return _unreadable(path), True
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        return "is no plain checkpoint of tensors and data (it may hold code): it was not loaded"
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError):
+        return "is damaged or cut short"
+    return None
+
+
+def _link(target: Path, link: Path) -> None:
+    """Makes `link` point at a file of its folder, in one move."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(target.name)
+    except (OSError, NotImplementedError):  # Windows, FAT
+        os.link(target, temporary)
+    try:
+        temporary.replace(link)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,179 @@
+"""Writes checkpoints that are whole or not there, with their SHA-256 beside them."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from gptpl.data.durable import sync_folder
+
+log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 24
+
+
+class DurableCheckpointIO(CheckpointIO):
+    """Lightning's way to the disk, replaced: it copies a checkpoint in memory and may leave half a file.
+
+    Here the file is written beside its place, straight from the tensors, synced, and moved into place; every
+    file is read with `weights_only=True`.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Writes `path` and `path.sha256`; raises OSError naming `path`, whose old content is kept then."""
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """The checkpoint, its tensors mapped from the file; raises ValueError for `weights_only=False`."""
+        if weights_only is False:
+            raise ValueError(f"{path}: weights_only=False would run code from the file")
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location=map_location or "cpu", weights_only=True, mmap=True
+        )
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Removes the file and its SHA-256, where they are."""
+        Path(path).unlink(missing_ok=True)
+        sha256_file(Path(path)).unlink(missing_ok=True)
+
+
+def sha256_file(path: Path) -> Path:
+    """Where the SHA-256 of a checkpoint stands, in the form that `sha256sum --check` reads."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def verify(path: Path) -> str | None:
+    """Why a checkpoint is not the one that was written, in words; None: it is, by the SHA-256 beside it.
+
+    Raises FileNotFoundError where no SHA-256 is recorded.
+    """
+    record = _text(sha256_file(path))
+    try:
+        if path.stat().st_size == 0:
+            return "is empty"
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    recorded = [line.split()[0] for line in record.splitlines() if line.split()]
+    return None if actual in recorded else "is damaged (its SHA-256 is not the recorded one)"
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint so that at every moment `path` is the whole old file or the whole new one.
+
+    Two files cannot be replaced in one move: where `path` exists, its record holds both hashes meanwhile.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        line = f"{_write(checkpoint, temporary)}  {path.name}\n"
+        record = sha256_file(path)
+        old = _text(record) if path.exists() and record.exists() else ""
+        _write_record(record, old + line)
+        temporary.replace(path)
+        sync_folder(path.parent)
+        if old:
+            _write_record(record, line)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(checkpoint: dict[str, Any], temporary: Path) -> str:
+    """Writes and syncs the file; returns its SHA-256. Raises the OSError that torch would hide."""
+    with temporary.open("wb", buffering=0) as file:
+        hashing = _HashingFile(file.write)
+        try:
+            torch.save(checkpoint, hashing)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise hashing.error or error from error
+        if hashing.error is not None:
+            raise hashing.error
+        os.fsync(file.fileno())
+    return hashing.sha256.hexdigest()
+
+
+class _HashingFile:
+    """What `torch.save` writes to: hashes what passes, and keeps the first error, which torch would hide."""
+
+    def __init__(self, write: Callable[[memoryview], int | None]) -> None:
+        self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
+        self._write = write
+
+    def write(self, data: Any) -> int:
+        """Writes all of it."""
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), _CHUNK_BYTES):
+            self._write_chunk(view[start : start + _CHUNK_BYTES])
+        return len(view)
+
+    def _write_chunk(self, chunk: memoryview) -> None:
+        self.sha256.update(chunk)
+        while chunk and self.error is None:
+            try:
+                written = self._write(chunk)
+            except OSError as error:
+                self.error = error
+                raise
+            chunk = chunk[written or 0 :]
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def _write_record(record: Path, text: str) -> None:
+    temporary = record.with_name(f".{record.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="ascii", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(record)
+        sync_folder(record.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _text(record: Path) -> str:
+    return record.read_text(encoding="ascii", errors="replace")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes were writing."""
+    for leftover in folder.glob(".*.tmp"):
+        process = leftover.suffixes[-2].removeprefix(".") if len(leftover.suffixes) > 1 else ""
+        if process.isdecimal() and (int(process) == os.getpid() or not _is_alive(int(process))):
+            with suppress(OSError):
+                leftover.unlink()
+                log.info("removed %s, which a killed process had left", leftover)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # such as that of another user
+        return True
+    return True
