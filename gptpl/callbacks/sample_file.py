@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gptpl.data.durable import sync_folder
+
 Record = dict[str, Any]
 
 
@@ -34,18 +36,29 @@ class SampleFile:
         kept = _as_lines(records)
         if kept != text:
             temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-            temporary.write_text(kept, encoding="utf-8", newline="\n")
+            _write(temporary, kept, mode="w")
             temporary.replace(self.path)
+            sync_folder(self.path.parent)
 
     def __contains__(self, record: Record) -> bool:
         """Whether a sample of the same step, prompt and strategy is in the file."""
         return _key(record) in self._keys
 
     def append(self, records: Sequence[Record]) -> None:
-        """Add the records in one write and hand them to the operating system."""
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(_as_lines(records))
+        """Add the records in one write; they are on disk, also after a power cut, when it returns.
+
+        A checkpoint written later takes them for done.
+        """
+        _write(self.path, _as_lines(records), mode="a")
+        sync_folder(self.path.parent)
         self._keys.update(map(_key, records))
+
+
+def _write(path: Path, text: str, *, mode: str) -> None:
+    with path.open(mode, encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _as_lines(records: Sequence[Record]) -> str:

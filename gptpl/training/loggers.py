@@ -1,13 +1,49 @@
-"""Loggers that write where a run's reader looks: `tensorboard/` and `metrics.csv` in the run folder."""
+"""Loggers that write where a run's reader looks: `tensorboard/` and `metrics.csv` in the run folder.
+
+Both can go back to where they stood when a checkpoint was written, so that a resumed run leaves no point
+twice and none out.
+"""
 
 import csv
+import io
+import logging
+import os
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from gptpl.data.durable import sync_folder
+from gptpl.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class ResumableLogger(Protocol):
+    """A logger that can forget what was logged after a checkpoint."""
+
+    def position(self) -> dict[str, Any]:
+        """Where the log ends now, as plain data for a checkpoint; cheap enough to be asked at every step.
+
+        Empty on ranks other than 0.
+        """
+
+    def sync(self) -> None:
+        """Brings everything logged so far to the disk, where it survives a power cut."""
+
+    def return_to(self, position: dict[str, Any]) -> None:
+        """Forgets what was written after `position` was taken; an empty one changes nothing.
+
+        To be called before anything is logged. What is missing from before it is a warning.
+        """
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
@@ -16,6 +52,62 @@ class RunTensorBoardLogger(TensorBoardLogger):
     def __init__(self, *, save_dir: str) -> None:
         super().__init__(save_dir=save_dir, name="", version="tensorboard", default_hp_metric=False)
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "SummaryWriter":
+        """torch's SummaryWriter, made when it is first asked for, with an event file of its own."""
+        if self._experiment is None:
+            # Here, because TensorBoard takes a while to import.
+            from gptpl.training.event_file import OrderedSummaryWriter
+
+            self._experiment = OrderedSummaryWriter(log_dir=self.log_dir)
+        return self._experiment
+
+    def position(self) -> dict[str, Any]:
+        """`{"files": {...}}`: the size in bytes of every event file, by its path below the folder."""
+        if not _is_rank_zero():
+            return {}
+        if self._experiment is not None:
+            self._experiment.flush()
+        return {"files": {name: path.stat().st_size for name, path in self._event_files().items()}}
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """See `ResumableLogger`."""
+        if self._experiment is not None:
+            self._experiment.flush()
+        files = self._event_files().values()
+        for path in files:
+            _sync_file(path)
+        for folder in {path.parent for path in files}:
+            sync_folder(folder)
+
+    @rank_zero_only
+    def return_to(self, position: dict[str, Any]) -> None:
+        """Cuts the event files back to their sizes, and deletes the files that are younger."""
+        if self._experiment is not None:
+            raise RuntimeError("the event file of this run is open: return_to has to come first")
+        if "files" not in position:
+            return
+        files = self._event_files()
+        for name, path in files.items():
+            size = position["files"].get(name)
+            if size is None:
+                path.unlink()
+            elif size < path.stat().st_size:
+                os.truncate(path, size)
+        for name, size in position["files"].items():
+            if name not in files or files[name].stat().st_size < size:
+                lost = "shorter than it was" if name in files else "missing"
+                path = Path(self.log_dir, name)
+                log.warning("%s is %s: some points are lost, training is not", path, lost)
+
+    def _event_files(self) -> dict[str, Path]:
+        """The event files by their paths below the folder."""
+        folder = Path(self.log_dir)
+        paths = sorted(path for path in folder.rglob("*tfevents*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path for path in paths}
+
 
 class MetricsCSVLogger(Logger):
     """`<save_dir>/metrics.csv`: one row an optimizer step, with everything that was logged at it.
@@ -23,7 +115,7 @@ class MetricsCSVLogger(Logger):
     Lightning's CSVLogger deletes an existing file, so a resumed run would lose its past. This one keeps it:
     rows of the same step become one row, and new columns are added at the right. The file is replaced
     atomically: every `flush_every_n_steps` steps (in a long run every hundredth part of its steps, or it
-    would be written thousands of times) and at the end, also of a run that is broken off.
+    would be written thousands of times), for a checkpoint, and at the end, also of a run that is broken off.
     """
 
     def __init__(self, *, save_dir: str, flush_every_n_steps: int = 10) -> None:
@@ -33,6 +125,7 @@ class MetricsCSVLogger(Logger):
         self._rows: dict[int, dict[str, str | float]] | None = None
         self._columns: list[str] = []
         self._unsaved_steps: set[int] = set()
+        self._last_step: int | None = None
 
     @property
     def name(self) -> str:
@@ -55,10 +148,55 @@ class MetricsCSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Adds numbers to the row of `step`."""
-        row = self._loaded().setdefault(int(step or 0), {})
+        number = int(step or 0)
+        row = self._loaded().setdefault(number, {})
         row.update({name: value for name, value in metrics.items() if name != "epoch"})
         self._columns += [name for name in row if name not in self._columns]
-        self._unsaved_steps.add(int(step or 0))
+        self._unsaved_steps.add(number)
+        self._last_step = number if self._last_step is None else max(number, self._last_step)
+
+    def position(self) -> dict[str, Any]:
+        """The number of rows, the columns, and the last row with its step: later numbers may change that one.
+
+        Numbers are as the file has them: texts, to the last digit.
+        """
+        if not _is_rank_zero():
+            return {}
+        rows, step = self._loaded(), self._last_step
+        last = {} if step is None else {name: str(value) for name, value in rows[step].items()}
+        return {"step": step, "rows": len(rows), "row": last, "columns": list(self._columns)}
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """See `ResumableLogger`."""
+        if self._unsaved_steps:
+            self._write()
+        if self._path.exists():
+            sync_folder(self._path.parent)
+
+    @rank_zero_only
+    def return_to(self, position: dict[str, Any]) -> None:
+        """Drops the rows behind the last of `position` and what was added to that one.
+
+        Raises InputError for a file that is no table of numbers.
+        """
+        if self._unsaved_steps:
+            raise RuntimeError("numbers have been logged: return_to has to come first")
+        if not position:
+            return
+        if self._path.exists():
+            _check_table(self._path)
+        before, columns = self._loaded(), list(self._columns)
+        last = -1 if position["step"] is None else position["step"]
+        self._columns = list(position["columns"])
+        self._rows = {step: _only(row, self._columns) for step, row in before.items() if step <= last}
+        self._last_step = position["step"]
+        if position["step"] is not None:
+            self._rows[last] = dict(position["row"])
+        if (lost := position["rows"] - len(self._rows)) > 0:
+            log.warning("%s lacks %d rows that it had: they are lost, training is not", self._path, lost)
+        if (before, columns) != (self._rows, self._columns):
+            self._write()
 
     def _loaded(self) -> dict[int, dict[str, str | float]]:
         if self._rows is None:
@@ -70,6 +208,7 @@ class MetricsCSVLogger(Logger):
                     for row in reader:
                         filled = {name: value for name, value in row.items() if name != "step" and value}
                         self._rows[int(row["step"])] = dict(filled)
+            self._last_step = max(self._rows, default=None)
         return self._rows
 
     @rank_zero_only
@@ -87,6 +226,9 @@ class MetricsCSVLogger(Logger):
             writer = csv.DictWriter(file, fieldnames=["step", *self._columns])
             writer.writeheader()
             writer.writerows({"step": step, **rows[step]} for step in sorted(rows))
+            # Otherwise a power cut could leave the new name with no text behind it.
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(self._path)
         self._unsaved_steps.clear()
 
@@ -95,3 +237,35 @@ class MetricsCSVLogger(Logger):
         """Writes what is left."""
         if self._unsaved_steps:
             self._write()
+
+
+def _is_rank_zero() -> bool:
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def _only(row: dict[str, str | float], columns: list[str]) -> dict[str, str | float]:
+    return {name: value for name, value in row.items() if name in columns}
+
+
+def _check_table(path: Path) -> None:
+    """Raises InputError for a file that `MetricsCSVLogger` has not written, or not to its end."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+        columns, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        for step, *cells in rows:
+            int(step)
+            for cell in cells:
+                float(cell or 0)
+        whole = text.endswith("\n") and columns[:1] == ["step"] and {len(columns)} >= set(map(len, rows))
+    except (OSError, ValueError, csv.Error):
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{path} is no whole table of numbers: move it away, and the run goes on without its earlier rows"
+        )
+
+
+def _sync_file(path: Path) -> None:
+    """Let what was written survive a power cut."""
+    with path.open("rb+") as file:  # Windows syncs no file that is open for reading alone
+        os.fsync(file.fileno())
