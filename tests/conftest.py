@@ -15,13 +15,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gptpl.callbacks.exact_resume import ExactResume, return_loggers
 from gptpl.data.corpora import TextFiles
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.model import GPTConfig, GPTModel
+from gptpl.training.checkpoint import read_checkpoint
+from gptpl.training.checkpoint_io import DurableCheckpointIO
 from gptpl.training.language_model import LanguageModelingModule
 from gptpl.training.loggers import MetricsCSVLogger
 from gptpl.training.optimizers import adamw
+from gptpl.training.resume_state import RESUME_KEY
 from gptpl.training.schedules import CosineSchedule
 
 SETTINGS = {"model": {"n_layers": 1}, "seed": 1, "name": None}
@@ -81,21 +85,23 @@ class Pretraining:
         *,
         total_steps: int = 20,
         make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
+        **changes: Any,
     ) -> LanguageModelingModule:
+        settings: dict[str, Any] = {"run_config": SETTINGS, "eval_every_n_steps": 3}
         return LanguageModelingModule(
             self.net() if net is None else net,
             tokenizer=BytesTokenizer(),
             make_optimizer=make_optimizer or self.optimizer,
             lr_factor=partial(self.schedule.factor, total_steps=total_steps, peak_lr=self.lr),
             total_steps=total_steps,
-            run_config=SETTINGS,
+            **(settings | changes),
         )
 
     def trainer(self, *callbacks: L.Callback, **options: Any) -> L.Trainer:
-        """A Trainer as `gptpl train` makes it, with an evaluation every 3 batches."""
+        """A Trainer as `gptpl train` makes it."""
         defaults: dict[str, Any] = {
             "accelerator": "cpu",
-            "callbacks": list(callbacks),
+            "callbacks": [ExactResume(), *callbacks],
             "check_val_every_n_epoch": None,
             "default_root_dir": self.folder,
             "devices": 1,
@@ -106,10 +112,10 @@ class Pretraining:
             "log_every_n_steps": 1,
             "logger": [MetricsCSVLogger(save_dir=str(self.folder))],
             "max_epochs": -1,
-            "max_steps": 20,
+            "max_steps": -1,
             "num_sanity_val_steps": -1,
+            "plugins": [DurableCheckpointIO()],
             "use_distributed_sampler": False,
-            "val_check_interval": 3,
         }
         return L.Trainer(**(defaults | options))
 
@@ -117,13 +123,16 @@ class Pretraining:
         self,
         *callbacks: L.Callback,
         module: LanguageModelingModule | None = None,
+        data: TextDataModule | None = None,
         resume: Path | None = None,
         **options: Any,
     ) -> L.Trainer:
         """Trains for the module's `total_steps`, which is 20 where no module is given."""
         module = self.module() if module is None else module
-        trainer = self.trainer(*callbacks, **({"max_steps": module.total_steps} | options))
-        trainer.fit(module, datamodule=self.data(), ckpt_path=resume, weights_only=True)
+        trainer = self.trainer(*callbacks, **options)
+        if resume is not None:
+            return_loggers(trainer, read_checkpoint(resume)[RESUME_KEY])
+        trainer.fit(module, datamodule=data or self.data(), ckpt_path=resume, weights_only=True)
         return trainer
 
     def column(self, name: str) -> dict[int, float]:

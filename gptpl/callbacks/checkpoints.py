@@ -1,4 +1,4 @@
-"""The two files of `checkpoints/`: `best.ckpt` to use, `last.ckpt` to go on from."""
+"""The files of `checkpoints/`: `best.ckpt` to use, `step-*.ckpt` to go on from, `last.ckpt` the newest."""
 
 import logging
 import time
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from gptpl.callbacks.after_step import AfterStep
+from gptpl.callbacks.readings import language_module
 from gptpl.errors import InputError
+from gptpl.training.checkpoint_files import CheckpointFolder
 
 log = logging.getLogger(__name__)
 
@@ -34,29 +37,35 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the best score; the file belongs to it wherever the run's folder is by now."""
-        best = str(Path(str(self.dirpath)) / Path(state_dict["best_model_path"]).name)
-        moved = {
-            "dirpath": self.dirpath,
-            "best_model_path": best,
-            "kth_best_model_path": best,
-            "best_k_models": {best: state_dict["best_model_score"]},
-        }
-        super().load_state_dict(state_dict | (moved if state_dict["best_model_path"] else {}))
+        moved: dict[str, Any] = {"dirpath": self.dirpath}
+        if state_dict["best_model_path"]:
+            best = str(Path(str(self.dirpath)) / Path(state_dict["best_model_path"]).name)
+            moved |= {"best_model_path": best, "kth_best_model_path": best}
+            moved |= {"best_k_models": {best: state_dict["best_model_score"]}}
+        super().load_state_dict(state_dict | moved)
+        self.current_score = state_dict["current_score"]  # Lightning forgets it
 
 
-class LastCheckpoint(Checkpoint):
-    """`last.ckpt`: everything that is needed to resume.
+class LastCheckpoint(AfterStep):
+    """`step-*.ckpt`, the newest `keep` of them, and `last.ckpt`: everything that is needed to resume.
 
-    Saved when training ends, when it is broken off by an error or Ctrl-C, and in between as often as asked.
+    Saved after a step, before its evaluation and samples: every so many steps or minutes, after the last
+    step, and when training is broken off. Saving anew never touches the checkpoint before.
 
     Args:
-        dirpath: the folder of the file.
+        dirpath: the folder of the files.
         every_n_minutes: time between saves; None: not by time.
         every_n_steps: optimizer steps between saves; None: not by steps.
+        keep: how many of the newest to keep.
     """
 
     def __init__(
-        self, *, dirpath: str, every_n_minutes: float | None = 10.0, every_n_steps: int | None = None
+        self,
+        *,
+        dirpath: str,
+        every_n_minutes: float | None = 10.0,
+        every_n_steps: int | None = None,
+        keep: int = 2,
     ) -> None:
         super().__init__()
         for name, value in (("every_n_minutes", every_n_minutes), ("every_n_steps", every_n_steps)):
@@ -64,48 +73,61 @@ class LastCheckpoint(Checkpoint):
                 raise InputError(
                     f"callbacks.checkpoint_last.{name}={value} is not positive: give more than 0, or null"
                 )
-        self.path = Path(dirpath) / "last.ckpt"
+        self.folder = CheckpointFolder(Path(dirpath), keep=keep)
         self.every_n_minutes = every_n_minutes
         self.every_n_steps = every_n_steps
-        self._started_step: int | None = None
-        self._saved_step = 0
+        self.saved_step = 0
         self._saved_seconds = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock; the step that training starts from needs no saving."""
-        self._started_step = self._saved_step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
+        self.saved_step = trainer.global_step
         self._saved_seconds = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Saves when due, once a step."""
-        if trainer.global_step == self._saved_step:
-            return
-        minutes = (time.monotonic() - self._saved_seconds) / 60
-        by_time = self.every_n_minutes is not None and minutes >= self.every_n_minutes
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves when due."""
+        step = trainer.global_step
+        by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
+        if by_steps or self._time_is_up(trainer) or step >= language_module(pl_module).total_steps:
+            self.save(trainer, pl_module)
+
+    def _time_is_up(self, trainer: L.Trainer) -> bool:
+        if self.every_n_minutes is None:
+            return False
+        up = time.monotonic() - self._saved_seconds >= 60 * self.every_n_minutes
         # The first process decides, or some ranks would save and others not.
-        by_time = trainer.strategy.broadcast(by_time) if self.every_n_minutes is not None else False
-        by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if by_time or by_steps:
-            self._save(trainer)
+        return bool(trainer.strategy.broadcast(up))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves the finished run, anew where its last step was saved before it was evaluated."""
-        if trainer.global_step != self._started_step:
-            self._save(trainer)
+        """Saves what early stopping has ended."""
+        super().on_train_end(trainer, pl_module)
+        self.save(trainer, pl_module)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Saves what a broken-off run has reached; with several processes the others may be gone already."""
-        # Before training has started, a resumed run may not have taken over the whole of its checkpoint.
-        started = self._started_step is not None
-        if started and trainer.world_size == 1 and trainer.global_step != self._saved_step:
-            self._save(trainer)
-            log.info("Stopped at step %d; saved %s", trainer.global_step, self.path)
+        """Saves the last finished step of a broken-off run, if its weights are still those.
 
-    def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
-        self._saved_step = trainer.global_step
+        With several processes the others may be gone already, and saving takes them all.
+        """
+        if self._reached is None or trainer.world_size > 1 or language_module(pl_module).updating:
+            return
+        step = language_module(pl_module).position.step
+        try:
+            if self.save(trainer, pl_module):
+                log.info("saved step %d: %s", step, self.folder.path(step))
+        except OSError as error:  # such as the full disk that may have been the reason
+            log.error("step %d could not be saved: %s", step, error)
+
+    def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """Saves the boundary after the last finished step, on all ranks together; False: it was saved."""
+        step = language_module(pl_module).position.step
+        if step == self.saved_step:
+            return False
+        trainer.save_checkpoint(self.folder.path(step), weights_only=False)
+        if trainer.is_global_zero:
+            self.folder.settle(step)
+        self.saved_step = step
         self._saved_seconds = time.monotonic()
+        return True

@@ -7,6 +7,7 @@ import lightning as L
 
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.model import GPTModel
+from gptpl.training.resume_state import Position
 
 
 class LanguageModule(Protocol):
@@ -27,6 +28,16 @@ class LanguageModule(Protocol):
     @property
     def tokens_seen(self) -> int:
         """Training tokens so far, over all ranks."""
+
+    position: Position
+    """The boundary after the last finished optimizer step."""
+
+    @property
+    def updating(self) -> bool:
+        """Whether a step has begun to change weights and optimizer, and has not ended."""
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation follows this optimizer step."""
 
     tokens_per_second: float | None
     """Recent speed of training over all ranks; None before it is known."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.readings import LanguageModule, epochs_done, language_module
 from gptpl.callbacks.sample_file import Record, SampleFile
 from gptpl.callbacks.sample_views import as_markdown, one_line
@@ -67,12 +68,13 @@ class Strategy:
         return f"temperature {self.temperature:g}" + (f", top-k {self.top_k}" if self.top_k else "")
 
 
-class SampleText(L.Callback):
+class SampleText(AfterStep):
     """Continues every prompt by every strategy, at chosen moments of the training and at its end.
 
     Each sample goes to the log, to the Text tab of every TensorBoard logger, and as one JSON object a line to
     `path`: `step`, `epoch`, `tokens_seen`, `prompt`, `strategy`, `seed`, `continuation`. A resumed run first
-    takes back the lines beyond the step it resumes from, and writes none twice.
+    takes back the samples of the step it resumes from and of later ones, and makes anew what is due at that
+    step.
 
     Sampling happens on the first process alone and leaves the training's random numbers as they are: every
     sample draws from a generator of its own, seeded from `seed` and the step, so that it does not depend on
@@ -90,6 +92,8 @@ class SampleText(L.Callback):
     Raises InputError for unusable arguments; when `fit` starts, for a top_k above the vocabulary and for a
     prompt in which the tokenizer sees no token.
     """
+
+    repeats_on_resume = True
 
     def __init__(
         self,
@@ -127,23 +131,25 @@ class SampleText(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the file at the step that training starts from."""
+        super().on_train_start(trainer, pl_module)
         if self._active:
-            self._file.start(step=trainer.global_step)
+            # Those of the step itself are made again, for the loggers, too, have gone back before them.
+            self._file.start(step=trainer.global_step - 1)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample when the step is due."""
-        if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._sample(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample when the epoch is due."""
+        super().on_train_epoch_end(trainer, pl_module)
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._sample(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample the finished model."""
+        super().on_train_end(trainer, pl_module)
         self._sample(trainer, pl_module)
 
     def check_against(self, module: LanguageModule) -> None:

@@ -2,27 +2,28 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from gptpl.callbacks.sample_text import SampleText
+from gptpl.cli.build_module import build_module
 from gptpl.cli.hydra_app import instantiate
-from gptpl.cli.resume import resumed_config
+from gptpl.cli.resume import Resumption, resume_plan
 from gptpl.cli.run_folder import check_new_run_dir, fresh_run_dir
-from gptpl.cli.trainer import build_trainer, check_seed, choose, device_type, planned_steps, stop_after
+from gptpl.cli.trainer import build_trainer, check_seed, choose, device_type, let_module_end, planned_steps
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.report import data_report
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
-from gptpl.model import GPTConfig, GPTModel, count_parameters
-from gptpl.training.checkpoint import HEADER_KEY, check_same_model, read_checkpoint
+from gptpl.model import GPTConfig, count_parameters
+from gptpl.training.checkpoint import check_same_model
 from gptpl.training.compilation import compile_for_training
 from gptpl.training.language_model import LanguageModelingModule
 
@@ -43,8 +44,17 @@ class Run:
     datamodule: TextDataModule
     module: LanguageModelingModule
     trainer: L.Trainer
-    resume_from: Path | None
-    start_step: int
+    resume: Resumption | None
+
+    @property
+    def resume_from(self) -> Path | None:
+        """The checkpoint to go on from; None: the run is new."""
+        return None if self.resume is None else self.resume.checkpoint
+
+    @property
+    def start_step(self) -> int:
+        """Optimizer steps that are behind the run."""
+        return 0 if self.resume is None else self.resume.step
 
 
 def is_worker_process() -> bool:
@@ -52,42 +62,45 @@ def is_worker_process() -> bool:
     return PROCESS_RUN_DIR in os.environ
 
 
-def build_run(cfg: DictConfig) -> Run:
+def build_run(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Run:
     """Checks every setting by building what it is for; nothing is written but the cache of encoded text.
 
-    What is cheap to build comes first: a wrong number need not wait for a large text.
+    What is cheap to build comes first: a wrong number need not wait for a large text. With `cfg.resume` only
+    the `overrides` count (None: those of the command line), see `resume_plan`.
     """
-    cfg, resume_from = resumed_config(cfg) if cfg.resume else (cfg, None)
+    resume = resume_plan(cfg, overrides=overrides) if cfg.resume else None
+    cfg = cfg if resume is None else resume.config
     run_dir = _settle_run_dir(cfg)
-    if resume_from is None and not is_worker_process():
+    if resume is None and not is_worker_process():
         check_new_run_dir(run_dir)
     _check_numbers(cfg)
     trainer = _trainer(cfg, run_dir)
-    datamodule = build_datamodule(cfg)
+    if resume is not None:
+        resume.check_global_batch(trainer.world_size)
+    datamodule = build_datamodule(cfg, resume=resume)
     config = _model_config(cfg, datamodule)
     cfg.model.vocab_size = config.vocab_size
-    settings = _plain(cfg)
-    steps_per_epoch = datamodule.steps_per_epoch(
-        world_size=trainer.world_size, accumulate=cfg.trainer.accumulate_grad_batches
+    total_steps = _total_steps(cfg, trainer, datamodule)
+    if resume is not None:
+        check_same_model(resume.header, config, datamodule.tokenizer)
+        resume.check_horizon(total_steps)
+    let_module_end(trainer)
+    module = build_module(
+        cfg, config, datamodule, total_steps=total_steps, world_size=trainer.world_size, resume=resume
     )
-    total_steps = planned_steps(cfg.trainer, steps_per_epoch)
-    stop_after(trainer, total_steps)
-    module = _module(cfg, config, datamodule, settings, total_steps)
     _check_samples(trainer, module)
-    start_step = 0 if resume_from is None else _checked_step(resume_from, config, datamodule.tokenizer)
     device = device_type(cfg.trainer.accelerator)
     compile_for_training(module.net, wanted=cfg.trainer.compile, device_type=device, total_steps=total_steps)
-    _report(cfg, config, datamodule, trainer, total_steps)
-    if resume_from is not None:
-        log.info("resuming at step %d: %s", start_step, " ".join(HydraConfig.get().overrides.task))
+    _report(cfg, config, datamodule, trainer, module)
+    if resume is not None:
+        resume.report(trainer.world_size, module.lr_factor, module.lr_ceiling, total_steps)
     return Run(
-        config=settings,
+        config=module.run_config,
         run_dir=run_dir,
         datamodule=datamodule,
         module=module,
         trainer=trainer,
-        resume_from=resume_from,
-        start_step=start_step,
+        resume=resume,
     )
 
 
@@ -137,14 +150,11 @@ def _trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
     )
 
 
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+def build_datamodule(cfg: DictConfig, *, resume: Resumption | None = None) -> TextDataModule:
+    """The data of `cfg.data` under `cfg.tokenizer`, encoded or opened from the cache.
 
-
-def build_datamodule(cfg: DictConfig) -> TextDataModule:
-    """The data of `cfg.data` under `cfg.tokenizer`, encoded or opened from the cache."""
+    Of a run that is resumed it must be the same text.
+    """
     if cfg.data.max_length is None:
         cfg.data.max_length = cfg.model.context_length
     if cfg.data.stride is None:
@@ -168,6 +178,8 @@ def build_datamodule(cfg: DictConfig) -> TextDataModule:
         eval_train_batches=cfg.eval_train_batches,
         eval_val_batches=cfg.eval_val_batches,
     )
+    if resume is not None:
+        resume.check_text(datamodule.corpus.content_sha256())
     datamodule.load()
     datamodule.setup()
     return datamodule
@@ -199,31 +211,10 @@ def _model_config(cfg: DictConfig, datamodule: TextDataModule) -> GPTConfig:
     return config
 
 
-def _module(
-    cfg: DictConfig,
-    config: GPTConfig,
-    datamodule: TextDataModule,
-    settings: dict[str, Any],
-    total_steps: int,
-) -> LanguageModelingModule:
-    schedule = instantiate(cfg.scheduler)
-    lr_factor = partial(schedule.factor, total_steps=total_steps, peak_lr=cfg.optimizer.lr)
-    # The seed is set right before the weights are drawn, so that they depend on nothing else.
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    net = GPTModel(config)
-    make_optimizer = instantiate(cfg.optimizer)
-    # Made here only to be refused here, not in the middle of the set-up, if a number is wrong.
-    make_optimizer(net)
-    lr_factor(0)
-    module: LanguageModelingModule = instantiate(cfg.task)(
-        net,
-        tokenizer=datamodule.tokenizer,
-        make_optimizer=make_optimizer,
-        lr_factor=lr_factor,
-        total_steps=total_steps,
-        run_config=settings,
-    )
-    return module
+def _total_steps(cfg: DictConfig, trainer: L.Trainer, datamodule: TextDataModule) -> int:
+    accumulate = cfg.trainer.accumulate_grad_batches
+    steps_per_epoch = datamodule.steps_per_epoch(world_size=trainer.world_size, accumulate=accumulate)
+    return planned_steps(cfg.trainer, steps_per_epoch)
 
 
 def _check_samples(trainer: L.Trainer, module: LanguageModelingModule) -> None:
@@ -233,15 +224,12 @@ def _check_samples(trainer: L.Trainer, module: LanguageModelingModule) -> None:
             callback.check_against(module)
 
 
-def _checked_step(resume_from: Path, config: GPTConfig, tokenizer: Tokenizer) -> int:
-    """The optimizer steps that the checkpoint has behind it, once it is known to fit."""
-    checkpoint = read_checkpoint(resume_from)
-    check_same_model(checkpoint[HEADER_KEY], config, tokenizer)
-    return int(checkpoint["global_step"])
-
-
 def _report(
-    cfg: DictConfig, config: GPTConfig, datamodule: TextDataModule, trainer: L.Trainer, total_steps: int
+    cfg: DictConfig,
+    config: GPTConfig,
+    datamodule: TextDataModule,
+    trainer: L.Trainer,
+    module: LanguageModelingModule,
 ) -> None:
     count = count_parameters(config)
     head = "tied" if config.tie_weights else "untied"
@@ -263,4 +251,4 @@ def _report(
     log.info(
         "device: %d x %s, precision %s (%s)", trainer.world_size, device, chosen.precision, chosen.reason
     )
-    log.info("plan: %d optimizer steps", total_steps)
+    log.info("plan: %d optimizer steps", module.total_steps)

@@ -20,11 +20,18 @@ from gptpl.cli.schema import register_schemas
 from gptpl.errors import InputError
 
 
-def run_under_hydra(command: str, arguments: list[str], task: Callable[[DictConfig], None]) -> None:
+def run_under_hydra(
+    command: str,
+    arguments: list[str],
+    task: Callable[[DictConfig], None],
+    *,
+    expected: tuple[type[Exception], ...] = (),
+) -> None:
     """Composes conf/<command>.yaml with the overrides and calls the task, once or for each trial of a sweep.
 
     In the task `sys.argv` is as Lightning's process launcher needs it. Raises InputError for whatever Hydra
-    or OmegaConf finds wrong with the overrides or the configs.
+    or OmegaConf finds wrong with the overrides or the configs; the task's own errors, and the `expected`
+    ones, end a sweep and are raised without a word of Hydra's.
     """
     register_schemas()
     given_argv, given_full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -33,16 +40,25 @@ def run_under_hydra(command: str, arguments: list[str], task: Callable[[DictConf
         raise InputError(f"-m sweeps over settings of gptpl train: run gptpl {command} once for each value")
     for_hydra = [readable_by_hydra(argument, sweeping=sweeping) for argument in flags_first(arguments)]
     main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)
+    ending: tuple[type[Exception], ...] = (
+        InputError,
+        HydraException,
+        OmegaConfBaseException,
+        OSError,
+        *expected,
+    )
     began = False
     failures: list[Exception] = []
 
     def as_given(cfg: DictConfig) -> None:
         nonlocal began
         began = True
+        if failures:
+            return
         try:
             with _argv(given_argv), _full_error(given_full_error):
                 task(cfg)
-        except (InputError, HydraException, OmegaConfBaseException, OSError) as error:
+        except ending as error:
             failures.append(error)  # raised below: Hydra would print a line of its own before passing it on
 
     try:

@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -94,9 +95,10 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def write_run_record(run_dir: Path, **entries: Any) -> None:
-    """Adds entries to `run.json`, making it where there is none."""
-    record = read_run_record(run_dir) | entries
+def write_run_record(run_dir: Path, *, remove: Sequence[str] = (), **entries: Any) -> None:
+    """Adds entries to `run.json`, making it where there is none, and removes others."""
+    kept = {name: value for name, value in read_run_record(run_dir).items() if name not in remove}
+    record = kept | entries
     write_atomically(run_dir / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 

@@ -172,6 +172,7 @@ class TrainerConf:
     max_epochs: int | None = 10
     max_steps: int | None = None
     max_time: str | None = None
+    stop_at_step: int | None = None
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = 1.0
     log_every_n_steps: int = 1
@@ -190,6 +191,8 @@ class TrainConf:
     resume: str | None = None
     seed: int = MISSING
     deterministic: bool = False
+    on_nonfinite: str = "stop"
+    skip_steps: list[int] = field(default_factory=list)
     eval_every_n_steps: int = MISSING
     eval_train_batches: int | None = MISSING
     eval_val_batches: int | None = MISSING

@@ -59,13 +59,14 @@ class LastCheckpointConf(CallbackConf):
     dirpath: str = "${run_dir}/checkpoints"
     every_n_minutes: float | None = 10.0
     every_n_steps: int | None = None
+    keep: int = 2
 
 
 @dataclass(kw_only=True)
 class EarlyStoppingConf(CallbackConf):
-    """`lightning.pytorch.callbacks.EarlyStopping`."""
+    """`gptpl.callbacks.early_stopping.EarlyStopping`."""
 
-    _target_: str = "lightning.pytorch.callbacks.EarlyStopping"
+    _target_: str = "gptpl.callbacks.early_stopping.EarlyStopping"
     monitor: str = "val/loss"
     patience: int = MISSING
     min_delta: float = 0.0

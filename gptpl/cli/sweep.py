@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
+from gptpl.callbacks.stopping import RunStopped
 from gptpl.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class SweepTable:
             failure = f"{type(error).__name__}: {lines[0] if lines else ''}"
             log.warning("trial %s failed: %s", hydra.job.num, failure)
             _remove_if_empty(Path(hydra.runtime.output_dir))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RunStopped):
             self._write()
             raise
         self.trials.append(

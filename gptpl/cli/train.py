@@ -3,8 +3,12 @@
 import logging
 import math
 import os
+import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,9 +16,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from gptpl.callbacks.exact_resume import return_loggers
+from gptpl.callbacks.stopping import RunStopped
 from gptpl.cli.build import PROCESS_RUN_DIR, Run, build_run, is_worker_process
 from gptpl.cli.console import RunLog
 from gptpl.cli.hydra_app import run_under_hydra
+from gptpl.cli.non_finite import (
+    ROLLBACK,
+    check_on_nonfinite,
+    check_rollback,
+    remedy,
+    rolled_back,
+    write_report,
+)
+from gptpl.cli.resume_overrides import with_choices_of_run
+from gptpl.cli.resume_rules import RESCHEDULABLE
 from gptpl.cli.run_folder import (
     environment_record,
     fresh_run_dir,
@@ -26,8 +42,12 @@ from gptpl.cli.run_folder import (
 from gptpl.cli.sweep import SweepTable
 from gptpl.errors import InputError
 from gptpl.model import count_parameters
+from gptpl.training.checkpoint_files import LAST, set_aside
+from gptpl.training.non_finite import NonFiniteError
 
 log = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
 
 
 def run(arguments: list[str]) -> int:
@@ -47,10 +67,15 @@ def run(arguments: list[str]) -> int:
 
     try:
         # First, so that a folder given by the user wins.
-        run_under_hydra("train", [f"hydra.sweep.dir={sweep_folder}", *arguments], task)
+        overrides = [f"hydra.sweep.dir={sweep_folder}", *with_choices_of_run(arguments)]
+        run_under_hydra("train", overrides, task, expected=(RunStopped, NonFiniteError))
     except InputError:
         sweep.discard_unused_folder()
         raise
+    except RunStopped as stop:
+        return stop.status
+    except NonFiniteError:  # which has been reported
+        return EXIT_FAILED
     return sweep.finish()
 
 
@@ -59,37 +84,65 @@ def train(cfg: DictConfig, run_log: RunLog, arguments: list[str]) -> dict[str, f
 
     `arguments` of `gptpl train` are what started it, for the record.
     """
+    check_on_nonfinite(cfg)
     run = build_run(cfg)
-    if run.start_step and run.start_step >= run.module.total_steps:
-        log.info(
-            "nothing left to do: %s is at step %d of %d; to go on, give a larger trainer.max_epochs or"
-            " trainer.max_steps", run.run_dir, run.start_step, run.module.total_steps,
-        )  # fmt: skip
+    check_rollback(run)
+    if nothing_left(run):
         return {}
-    return fit(run, run_log, arguments)
+    while True:
+        try:
+            return fit(run, run_log, arguments)
+        except NonFiniteError as error:
+            write_report(run, error)
+            if run.config["on_nonfinite"] != ROLLBACK:
+                log.error("%s", remedy(run, error))
+                raise
+            run = rolled_back(run, cfg, error)
+
+
+def nothing_left(run: Run) -> bool:
+    """Whether a run that is to be resumed has finished, and nothing was given that would make it go on."""
+    if run.resume is None or not run.resume.finished:
+        return False
+    total = run.module.total_steps
+    if run.start_step < total and any(change.kind == RESCHEDULABLE for change in run.resume.changes):
+        return False
+    log.info(
+        "nothing left to do: %s finished at step %d of %d; to go on, give a larger trainer.max_epochs or"
+        " trainer.max_steps", run.run_dir, run.start_step, total,
+    )  # fmt: skip
+    return True
 
 
 def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
-    """Trains and leaves the run's folder complete; returns the final metrics."""
+    """Trains and leaves the run's folder complete; returns the final metrics.
+
+    Raises RunStopped, with the exit status that says why, where it was stopped from outside.
+    """
     make_run_dir(run.run_dir)
     if not is_worker_process():
         run_log.open_file(run.run_dir)
         _write_start(run, environment_record(arguments))
         log.info("run folder: %s", run.run_dir)
+        if run.resume is not None:
+            set_aside(run.resume.damaged)
+            return_loggers(run.trainer, run.resume.state)
     started_seconds = time.monotonic()
-    previous = os.environ.get(PROCESS_RUN_DIR)
-    os.environ[PROCESS_RUN_DIR] = str(run.run_dir)
     try:
-        run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.resume_from, weights_only=True)
+        with _known_to_other_processes(run.run_dir):
+            run.trainer.fit(
+                run.module, datamodule=run.datamodule, ckpt_path=run.resume_from, weights_only=True
+            )
+    except RunStopped as stop:
+        return _stopped(run, stop)
     except SystemExit:
         if not run.trainer.interrupted:  # after Ctrl-C Lightning leaves with status 1, which says too little
             raise
-    finally:
-        if previous is None:
-            os.environ.pop(PROCESS_RUN_DIR, None)
-    if run.trainer.interrupted:
-        log.info("to go on: gptpl train resume=%s", run.run_dir)
-        raise KeyboardInterrupt
+        say_how_to_go_on(run)
+        raise KeyboardInterrupt from None
+    except Exception:
+        say_how_to_go_on(run)
+        raise
     metrics = _final_metrics(run.trainer)
     if run.trainer.is_global_zero:
         write_run_record(
@@ -104,15 +157,47 @@ def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
     return metrics
 
 
+@contextmanager
+def _known_to_other_processes(run_dir: Path) -> Iterator[None]:
+    """Tells processes that Lightning starts for further devices the folder of the run."""
+    previous = os.environ.get(PROCESS_RUN_DIR)
+    os.environ[PROCESS_RUN_DIR] = str(run_dir)
+    try:
+        yield
+    finally:
+        if previous is None:
+            os.environ.pop(PROCESS_RUN_DIR, None)
+
+
+def _stopped(run: Run, stop: RunStopped) -> dict[str, float]:
+    """Says where the run stands; raises the stop again if it was not the settings that asked for it."""
+    if is_worker_process():
+        return {}  # Lightning would kill the first process for a status other than 0
+    log.info("%s", stop)
+    write_run_record(run.run_dir, stopped={"reason": stop.reason, "step": stop.step})
+    say_how_to_go_on(run)
+    if stop.status:
+        raise stop
+    return _final_metrics(run.trainer)
+
+
+def say_how_to_go_on(run: Run) -> None:
+    """The command that resumes the run, where it has saved anything."""
+    if is_worker_process() or not (run.run_dir / "checkpoints" / LAST).exists():
+        return
+    log.info("to go on: gptpl train %s", shlex.quote(f"resume={run.run_dir}"))
+
+
 def _write_start(run: Run, environment: dict[str, Any]) -> None:
     """The settings, and what the run depends on beside them; a resumed run adds how it was resumed."""
     write_config(run.run_dir, run.config)
-    if run.resume_from is None:
+    if run.resume is None:
         write_run_record(run.run_dir, **environment, **_data_record(run))
     else:
         earlier = read_run_record(run.run_dir).get("resumed", [])
-        now = {"step": run.start_step, **environment}
-        write_run_record(run.run_dir, resumed=[*earlier, now])
+        changes = {change.key: change.new for change in run.resume.changes}
+        now = {"step": run.start_step, "changes": changes, **environment}
+        write_run_record(run.run_dir, remove=("finished", "stopped"), resumed=[*earlier, now])
 
 
 def _data_record(run: Run) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From the `trainer` settings to a `lightning.Trainer`: what `auto` means, and what this machine has."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -9,9 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from gptpl.callbacks.checkpoints import LastCheckpoint
+from gptpl.callbacks.exact_resume import ExactResume
+from gptpl.callbacks.stopping import StopAtBoundary
 from gptpl.cli.schema import TrainerConf
 from gptpl.cli.sweep import SweepError
 from gptpl.errors import InputError
+from gptpl.training.checkpoint_io import DurableCheckpointIO
 from gptpl.training.precision import PrecisionChoice, choose_precision
 
 log = logging.getLogger(__name__)
@@ -53,15 +58,25 @@ def choose(conf: TrainerConf) -> PrecisionChoice:
 
 
 def build_trainer(
-    conf: TrainerConf, *, precision: str, eval_every_n_steps: int, deterministic: bool, **fixed: Any
+    conf: TrainerConf,
+    *,
+    precision: str,
+    eval_every_n_steps: int,
+    deterministic: bool,
+    callbacks: Sequence[L.Callback],
+    **fixed: Any,
 ) -> L.Trainer:
     """A Trainer that evaluates every so many optimizer steps, before the first, and after the last.
 
-    `fixed` are further arguments of `lightning.Trainer`: callbacks, loggers, folders. Raises InputError for
-    numbers out of range, for a device, strategy or precision that Lightning refuses, and for a sweep over
-    several processes.
+    To the callbacks given it adds what every run has: exact resuming, and stopping at a boundary. `fixed` are
+    further arguments of `lightning.Trainer`: loggers, folders. Raises InputError for numbers out of range,
+    for a device, strategy or precision that Lightning refuses, and for a sweep over several processes.
     """
     _check(conf, eval_every_n_steps)
+    stopping = StopAtBoundary(max_time=conf.max_time, stop_at_step=conf.stop_at_step)
+    # After a step: note its state, save it, stop if asked to, and only then whatever else there is.
+    saving = [callback for callback in callbacks if isinstance(callback, LastCheckpoint)]
+    others = [callback for callback in callbacks if not isinstance(callback, LastCheckpoint)]
     try:
         trainer = L.Trainer(
             accelerator=device_type(conf.accelerator),
@@ -71,16 +86,16 @@ def build_trainer(
             precision=precision,  # type: ignore[arg-type]
             max_epochs=conf.max_epochs if conf.max_epochs is not None else -1,
             max_steps=conf.max_steps if conf.max_steps is not None else -1,
-            max_time=conf.max_time,
             accumulate_grad_batches=conf.accumulate_grad_batches,
             gradient_clip_val=conf.gradient_clip_val,
             log_every_n_steps=conf.log_every_n_steps,
-            val_check_interval=eval_every_n_steps * conf.accumulate_grad_batches,  # counted in batches
             check_val_every_n_epoch=None,
             num_sanity_val_steps=-1,  # the evaluation before the first step, with all batches
             deterministic=deterministic,
             use_distributed_sampler=False,  # the datamodule shards by itself
             enable_model_summary=False,
+            callbacks=[ExactResume(), *saving, stopping, *others],
+            plugins=[DurableCheckpointIO()],
             **fixed,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
@@ -122,11 +137,12 @@ def planned_steps(conf: TrainerConf, steps_per_epoch: int) -> int:
     return min(limits)
 
 
-def stop_after(trainer: L.Trainer, total_steps: int) -> None:
-    """Makes optimizer steps alone end the training.
+def let_module_end(trainer: L.Trainer) -> None:
+    """Leaves it to the training module to end the training after its `total_steps`.
 
     Lightning counts an epoch that `max_steps` broke off as a whole one: resumed with more steps, a run would
-    reach `max_epochs` before it has made them.
+    reach `max_epochs` before it has made them. And it would not even start where all steps are done, but not
+    yet the evaluation of the last.
     """
     trainer.fit_loop.max_epochs = -1
-    trainer.fit_loop.epoch_loop.max_steps = total_steps
+    trainer.fit_loop.epoch_loop.max_steps = -1

@@ -26,6 +26,21 @@ from gptpl.errors import InputError
 Batches = DataLoader[tuple[Tensor, Tensor]]
 
 
+class PositionedLoader(Batches):
+    """A DataLoader that can begin within an epoch, and says so to Lightning by having a state.
+
+    The state is empty: the position is the training's, in finished steps, and given to `start_at`. A loader
+    knows how many batches were fetched, which with worker processes are more than were trained on.
+    """
+
+    def state_dict(self) -> dict[str, object]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Takes nothing over."""
+
+
 class TextDataModule(L.LightningDataModule):
     """One corpus as batches of (inputs, targets), two int64 tensors (B, T), targets one token later.
 
@@ -92,6 +107,7 @@ class TextDataModule(L.LightningDataModule):
         self.eval_val_batches = eval_val_batches
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._given_tokenizer = tokenizer
+        self._start = (0, 0)
 
     # --- the text -------------------------------------------------------------------------------------
 
@@ -138,8 +154,12 @@ class TextDataModule(L.LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Shuffled batches of this rank; the last incomplete global batch is dropped."""
         rank, world_size = self._rank_and_world_size()
-        sampler = self._sampler(rank, world_size)
+        sampler = self._sampler(rank, world_size, start=self._start)
         return self._loader(self.train_windows, sampler, num_workers=self.num_workers)
+
+    def start_at(self, *, epoch: int, batch: int) -> None:
+        """Makes training loaders begin at that epoch, and in it after so many batches of each rank."""
+        self._start = (epoch, batch)
 
     def steps_per_epoch(self, *, world_size: int = 1, accumulate: int = 1) -> int:
         """Return the optimizer steps of an epoch when each takes `accumulate` batches from every rank.
@@ -148,10 +168,15 @@ class TextDataModule(L.LightningDataModule):
         """
         return -(-self._sampler(0, world_size).batches // accumulate)
 
-    def _sampler(self, rank: int, world_size: int) -> EpochSampler:
+    def _sampler(self, rank: int, world_size: int, *, start: tuple[int, int] = (0, 0)) -> EpochSampler:
         windows = len(self.train_windows)
         sampler = EpochSampler(
-            windows, batch_size=self.batch_size, seed=self.seed, rank=rank, world_size=world_size
+            windows,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            start=start,
         )
         if not sampler.batches:
             devices = f" on each of {world_size} devices" if world_size > 1 else ""
@@ -214,7 +239,7 @@ class TextDataModule(L.LightningDataModule):
     def _loader(
         self, windows: TokenWindows | ScoredWindows, sampler: EpochSampler, *, num_workers: int = 0
     ) -> Batches:
-        return DataLoader(
+        return PositionedLoader(
             windows,
             batch_size=self.batch_size,
             sampler=sampler,

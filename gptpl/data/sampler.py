@@ -22,6 +22,9 @@ class EpochSampler(DistributedSampler[int]):
 
     It is a DistributedSampler in name, so that Lightning sees that the ranks are dealt with and puts no
     sampler of its own in its place; of that class only `set_epoch` is used.
+
+    A sampler made with `start=(epoch, batch)` begins at that epoch, and in it leaves out the batches before;
+    its length stays that of a whole epoch, as Lightning expects of a loader that goes on within one.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class EpochSampler(DistributedSampler[int]):
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        start: tuple[int, int] = (0, 0),
     ) -> None:
         if seed < 0:
             raise InputError(f"seed={seed} is negative: give 0 or more")
@@ -42,6 +46,8 @@ class EpochSampler(DistributedSampler[int]):
         )
         self.windows = windows
         self.batch_size = batch_size
+        self.start = start
+        self.set_epoch(start[0])
 
     @property
     def batches(self) -> int:
@@ -60,7 +66,9 @@ class EpochSampler(DistributedSampler[int]):
         return numbers[:kept].view(self.batches, self.num_replicas, self.batch_size)
 
     def __iter__(self) -> Iterator[int]:
-        for batch in self.order()[:, self.rank]:
+        start_epoch, start_batch = self.start
+        first = start_batch if self.epoch == start_epoch else 0
+        for batch in self.order()[first:, self.rank]:
             yield from batch.tolist()
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ checkpoint never needs code to be unpickled: everything is read with `weights_on
 
 import dataclasses
 import pickle
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ import torch
 from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
+from gptpl.training.checkpoint_io import verify
+from gptpl.training.resume_state import RESUME_KEY
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 kept no random states and no position in the data: its models can be used, not trained on."""
 HEADER_KEY = "gptpl"
 NET_PREFIX = "net."
 """Where a training module keeps the model: the prefix of its names in the checkpoint's `state_dict`."""
@@ -85,10 +90,23 @@ def _check_header(checkpoint: Any, path: Path) -> None:
     if not all(isinstance(header.get(part), dict) for part in ("model", "tokenizer", "config")):
         raise InputError(f"checkpoint={path} is damaged ({HEADER_KEY} lacks a part): use another checkpoint")
     version = header.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise InputError(
-            f"checkpoint={path} has format version {version}, this gptpl reads version {FORMAT_VERSION}:"
+            f"checkpoint={path} has format version {version}, this gptpl reads up to {FORMAT_VERSION}:"
             " use the gptpl that wrote it"
+        )
+
+
+def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raises InputError for a checkpoint, as `read_checkpoint` gives it, that training cannot go on from."""
+    if checkpoint[HEADER_KEY]["format_version"] < FORMAT_VERSION:
+        raise InputError(
+            f"checkpoint={path} has format version 1, which kept neither random states nor the position in"
+            " the data: generate and evaluate can use it, to go on training start a new run"
+        )
+    if RESUME_KEY not in checkpoint or "optimizer_states" not in checkpoint:
+        raise InputError(
+            f"checkpoint={path} holds a model without the state of its training: resume the run's folder"
         )
 
 
@@ -123,6 +141,9 @@ def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
         InputError: as `read_checkpoint`, or where names or shapes of the weights are not the configuration's.
     """
     checkpoint = read_checkpoint(path)
+    with suppress(FileNotFoundError):  # a checkpoint may have been copied without its record
+        if reason := verify(path.resolve()):
+            raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
     header = checkpoint[HEADER_KEY]
     weights = {
         name.removeprefix(NET_PREFIX): tensor

@@ -2,23 +2,30 @@
 
 # B batch, T time
 
-from collections.abc import Callable
-from typing import Any
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.model import GPTModel
 from gptpl.training.checkpoint import HEADER_KEY, check_same_model, checkpoint_header
 from gptpl.training.loss import next_token_loss, perplexity, summed_next_token_loss
+from gptpl.training.non_finite import NonFiniteError, non_finite_report
+from gptpl.training.resume_state import Position
 
 Batch = tuple[Tensor, Tensor]
 EVALUATED = ("eval/train_loss", "val/loss")
 """What the two evaluation loaders measure, in the order in which the datamodule gives them."""
+_NEVER = sys.maxsize
+"""As an interval of batches between evaluations: none."""
 
 
 class LanguageModelingModule(L.LightningModule):
@@ -34,8 +41,13 @@ class LanguageModelingModule(L.LightningModule):
         tokenizer: what turned text into the tokens; its state goes into every checkpoint.
         make_optimizer: builds the optimizer of the model's parameters.
         lr_factor: the multiple of the peak learning rate for the update after so many finished ones.
-        total_steps: optimizer steps the run is planned for.
+        total_steps: optimizer steps the run is planned for; after them it evaluates once more and ends.
         run_config: the resolved configuration as plain data, kept in every checkpoint.
+        eval_every_n_steps: optimizer steps between evaluations; Lightning would count batches.
+        lr_ceiling: the multiple of the peak learning rate that the schedule is cut off at; None: it is not.
+        skip_steps: optimizer steps, from 1, that leave the weights as they are.
+        data_sha256: of the text trained on, kept in every checkpoint.
+        global_batch: windows of all ranks in one batch, kept in every checkpoint.
     """
 
     def __init__(
@@ -47,6 +59,11 @@ class LanguageModelingModule(L.LightningModule):
         lr_factor: Callable[[int], float],
         total_steps: int,
         run_config: dict[str, Any],
+        eval_every_n_steps: int,
+        lr_ceiling: float | None = None,
+        skip_steps: Sequence[int] = (),
+        data_sha256: str = "",
+        global_batch: int = 0,
     ) -> None:
         super().__init__()
         self.net = net
@@ -55,8 +72,17 @@ class LanguageModelingModule(L.LightningModule):
         self.lr_factor = lr_factor
         self.total_steps = total_steps
         self.run_config = run_config
+        self.eval_every_n_steps = eval_every_n_steps
+        self.lr_ceiling = lr_ceiling
+        self.skip_steps = frozenset(skip_steps)
+        self.data_sha256 = data_sha256
+        self.global_batch = global_batch
+        self.position = Position(step=0, epoch=0, batch=0, tokens_seen=0)
+        self.updating = False
         self.tokens_seen = 0
         self.tokens_per_second: float | None = None
+        self._settings_of_groups: list[dict[str, Any]] = []
+        self._micro_batches: list[Tensor] = []
         self._micro_losses: list[Tensor] = []
         self._grad_norm: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
@@ -67,10 +93,28 @@ class LanguageModelingModule(L.LightningModule):
 
     # --- training -------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        """Applies the configured settings to an optimizer that was restored with those it was saved with."""
+        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+        for group, settings in zip(optimizer.param_groups, self._settings_of_groups, strict=True):
+            rate = settings["initial_lr"] * self.capped_lr_factor(self.trainer.global_step)
+            group.update(settings | {"lr": rate})
+        scheduler = cast(LambdaLR, self.lr_schedulers())
+        scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings_of_groups]
+        self._schedule_evaluation()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Keeps Lightning's count of steps right, by which `trainer.log_every_n_steps` goes.
+
+        It counts an evaluation that a resumed run makes up for as one more.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of one micro-batch of (inputs, targets), each (B, T)."""
         inputs, targets = batch
         loss = next_token_loss(self(inputs), targets)
+        self._micro_batches.append(inputs)
         self._micro_losses.append(loss.detach())
         self.tokens_seen += inputs.numel() * self.trainer.world_size
         return loss
@@ -92,48 +136,106 @@ class LanguageModelingModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measures the gradient's norm and, where `trainer.gradient_clip_val` is set, clips to it.
+        """Measures the gradient's norm, checks it, and clips it where `trainer.gradient_clip_val` is set.
 
         Done here because Lightning refuses to clip for fused optimizers under mixed precision, although bf16
-        has no loss scale to undo, and fp16's can be undone first.
+        has no loss scale to undo, and fp16's can be undone first. Raises NonFiniteError before the weights
+        are touched.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # with fp16 a fused optimizer would do it in its step, after this norm
-        limit = gradient_clip_val or float("inf")
         # FSDP: only the wrapper knows the norm across the shards.
         clip_sharded = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
+        parameters = [p for p in self.net.parameters() if p.grad is not None]
         if clip_sharded is not None:
-            self._grad_norm = clip_sharded(limit)
-        elif gradient_clip_val:
-            self._grad_norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), limit)
+            norm = clip_sharded(gradient_clip_val or float("inf"))
         else:
-            gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self._grad_norm = norm
+        if self._skipping():
+            for parameter in parameters:
+                parameter.grad = None  # which every optimizer passes over
+            return
+        if scaler is None:  # fp16's scaler leaves out such steps by itself, and goes on with a smaller scale
+            self._check_finite(norm)
+        if clip_sharded is None and gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        self.updating = True
+
+    def _skipping(self) -> bool:
+        return self.trainer.global_step + 1 in self.skip_steps
+
+    def _check_finite(self, grad_norm: Tensor) -> None:
+        """A loss that is not finite has such a gradient, too; and the gradient is the same on every rank."""
+        if torch.isfinite(grad_norm):
+            return
+        report = non_finite_report(
+            self.net,
+            self.tokenizer,
+            position=self.position,
+            micro_batches=self._micro_batches,
+            micro_losses=self._micro_losses,
+            grad_norm=grad_norm,
+        )
+        raise NonFiniteError(self.trainer.global_step + 1, report)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs the optimizer step that this batch completed, if any; ends the run after the last."""
+        self.trainer.val_check_batch = _NEVER
         if self._grad_norm is None:  # a micro-batch before the step's last
             return
-        loss = torch.stack(self._micro_losses).mean()
+        self.updating = False
+        step = self.trainer.global_step
+        self.position = Position(
+            step=step, epoch=self.trainer.current_epoch, batch=batch_idx + 1, tokens_seen=self.tokens_seen
+        )
+        self._log_step(step, self._grad_norm)
+        self._micro_batches.clear()
         self._micro_losses.clear()
-        loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
-        self.log("step", float(self.trainer.global_step))  # Lightning would count from 0
+        self._grad_norm = None
+        self._schedule_evaluation()
+        if step >= self.total_steps:
+            # Asked to stop, Lightning evaluates once more, also off the interval.
+            self.trainer.should_stop = True
+
+    def _log_step(self, step: int, grad_norm: Tensor) -> None:
+        loss = self.trainer.strategy.reduce(torch.stack(self._micro_losses).mean(), reduce_op="mean")
+        if step in self.skip_steps:  # Lightning would log the numbers of the step before, if there were none
+            loss, grad_norm = torch.full_like(loss, math.nan), torch.full_like(grad_norm, math.nan)
+        self.log("step", float(step))  # Lightning would count from 0
         self.log("train/loss", loss)
         self.log("train/perplexity", loss.exp())
         self.log("train/tokens_seen", float(self.tokens_seen))
-        self.log("train/grad_norm", self._grad_norm)
-        self._grad_norm = None
+        self.log("train/grad_norm", grad_norm)
         if self.tokens_per_second is not None:
             self.log("train/tokens_per_second", self.tokens_per_second)
-        if self.trainer.global_step >= self.total_steps:
-            # Asked to stop, Lightning evaluates once more, also off the interval.
-            self.trainer.should_stop = True
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation follows this optimizer step."""
+        return step > 0 and (step % self.eval_every_n_steps == 0 or step >= self.total_steps)
+
+    def _schedule_evaluation(self) -> None:
+        """Makes Lightning evaluate now, or not after this batch.
+
+        It would count batches, which in epochs that end with a short accumulation are not steps.
+        """
+        due = self.evaluates_after(self.trainer.global_step)
+        self.trainer.val_check_batch = 1 if due else _NEVER
+
+    def capped_lr_factor(self, step: int) -> float:
+        """The multiple of the peak learning rate for the update after so many finished ones."""
+        factor = self.lr_factor(step)
+        return factor if self.lr_ceiling is None else min(factor, self.lr_ceiling)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, with a schedule that is asked at every optimizer step."""
         optimizer = self.make_optimizer(self.net)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
+        scheduler = LambdaLR(optimizer, self.capped_lr_factor)
+        self._settings_of_groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
@@ -168,13 +270,23 @@ class LanguageModelingModule(L.LightningModule):
         else:
             self.log("step", float(self.trainer.global_step), sync_dist=True)
 
+    def on_validation_end(self) -> None:
+        """Ends a run that was resumed after its last step, to make up for the evaluation of it."""
+        if not self.trainer.sanity_checking and self.trainer.global_step >= self.total_steps:
+            self.trainer.should_stop = True
+
     # --- checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what is needed to rebuild model and tokenizer, and the count of tokens seen."""
         checkpoint[HEADER_KEY] = {
             **checkpoint_header(self.net.config, self.tokenizer, self.run_config),
-            "tokens_seen": self.tokens_seen,
+            "tokens_seen": self.position.tokens_seen,
+            "data_sha256": self.data_sha256,
+            "global_batch": self.global_batch,
+            "world_size": self.trainer.world_size,
+            "total_steps": self.total_steps,
+            "lr_ceiling": self.lr_ceiling,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

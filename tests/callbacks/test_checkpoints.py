@@ -44,6 +44,16 @@ def interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+def names(folder: Path) -> list[str]:
+    """Of the checkpoints, whose recorded hashes lie beside them."""
+    files = sorted(file.name for file in folder.iterdir())
+    whole = [name for name in files if name.endswith(".ckpt")]
+    recorded = [name.removesuffix(".sha256") for name in files if name.endswith(".sha256")]
+    assert recorded == [name for name in whole if name != "last.ckpt"]
+    assert len(files) == len(whole) + len(recorded)
+    return whole
+
+
 def content(path: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = torch.load(path, weights_only=True)
     return loaded
@@ -74,7 +84,7 @@ def test_last_is_saved_when_training_ends(pretraining, folder, saved_steps):
     module = pretraining.module(total_steps=5)
     pretraining.fit(LastCheckpoint(dirpath=str(folder)), module=module)
     assert saved_steps == [5]
-    assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
+    assert names(folder) == ["last.ckpt", "step-00000005.ckpt"]
     checkpoint = content(folder / "last.ckpt")
     assert checkpoint["global_step"] == 5
     assert checkpoint["gptpl"]["tokens_seen"] == 5 * 64
@@ -107,15 +117,25 @@ def test_last_is_saved_every_so_many_minutes(pretraining, folder, saved_steps, m
     assert saved_steps == [3, 6, 8]
 
 
-def test_the_last_file_knows_the_last_evaluation(pretraining, folder):
-    """Step 6 is saved when due, before its evaluation, and again at the end."""
+def test_a_step_is_saved_before_its_evaluation(pretraining, folder):
+    """So that an evaluation that fails loses nothing; the resumed run makes up for it."""
+    saved: list[list[str]] = []
+
+    class Look(L.Callback):
+        def on_validation_batch_start(self, trainer: L.Trainer, *arguments: Any, **options: Any) -> None:
+            if trainer.global_step == 6 and not saved:
+                saved.append(names(folder))
+
     pretraining.fit(
+        LastCheckpoint(dirpath=str(folder)),
         Hyperparameters(),
-        LastCheckpoint(dirpath=str(folder), every_n_steps=6),
+        Look(),
         module=pretraining.module(total_steps=6),
     )
+    assert saved == [["last.ckpt", "step-00000006.ckpt"]]
     lowest = content(folder / "last.ckpt")["callbacks"]["Hyperparameters"]["lowest"]["hp/val_loss"]
-    assert lowest == pytest.approx(pretraining.column("val/loss")[6], rel=1e-6)
+    evaluated = pretraining.column("val/loss")
+    assert lowest == pytest.approx(min(evaluated[0], evaluated[3]), rel=1e-6)
 
 
 def test_a_run_that_has_nothing_to_do_leaves_the_file_alone(pretraining, folder, saved_steps):
@@ -138,11 +158,11 @@ def test_last_is_saved_when_training_is_broken_off(pretraining, folder, logged, 
     """Lightning turns Ctrl-C into SystemExit."""
     module = pretraining.module()
     with pytest.raises(raised):
-        pretraining.fit(BreakOff(error, step=4), LastCheckpoint(dirpath=str(folder)), module=module)
+        pretraining.fit(LastCheckpoint(dirpath=str(folder)), BreakOff(error, step=4), module=module)
     assert content(folder / "last.ckpt")["global_step"] == 4
     loaded = load_model(folder / "last.ckpt")
     assert all(a.equal(b) for a, b in zip(loaded.net.parameters(), module.net.parameters(), strict=True))
-    assert f"Stopped at step 4; saved {folder / 'last.ckpt'}" in logged()
+    assert f"saved step 4: {folder / 'step-00000004.ckpt'}" in logged()
 
 
 @pytest.mark.parametrize("step", [None, 0])
@@ -152,7 +172,6 @@ def test_a_run_broken_off_before_its_first_step_saves_nothing(pretraining, folde
     assert not folder.exists()
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 @pytest.mark.parametrize("step", [None, 5])
 def test_a_resumed_run_broken_off_at_once_keeps_the_file_it_came_from(pretraining, folder, saved_steps, step):
     pretraining.fit(LastCheckpoint(dirpath=str(folder)), module=pretraining.module(total_steps=5))
@@ -168,19 +187,50 @@ def test_a_resumed_run_broken_off_at_once_keeps_the_file_it_came_from(pretrainin
     assert saved_steps == [5]
 
 
-def test_broken_off_processes_do_not_wait_for_each_other():
-    """Saving takes all of them, and those that failed are gone."""
+@pytest.mark.parametrize(
+    ("world_size", "updating", "saved"), [(1, False, [4]), (2, False, []), (1, True, [])]
+)
+def test_broken_off_it_saves_only_what_is_whole(world_size, updating, saved, monkeypatch):
+    """Saving takes all processes, of which some may be gone; a step may have changed half the weights."""
     saves: list[Any] = []
-    trainer: Any = SimpleNamespace(world_size=2, global_step=0, save_checkpoint=saves.append)
     callback = LastCheckpoint(dirpath="unused")
-    module: Any = None
+    monkeypatch.setattr(callback, "folder", SimpleNamespace(path=lambda step: step, settle=lambda step: None))
+    trainer: Any = SimpleNamespace(
+        world_size=world_size,
+        is_global_zero=True,
+        global_step=0,
+        save_checkpoint=lambda path, weights_only: saves.append(path),
+    )
+    module: Any = SimpleNamespace(updating=updating, position=SimpleNamespace(step=4))
     callback.on_train_start(trainer, module)
-    trainer.global_step = 4
     callback.on_exception(trainer, module, RuntimeError())
-    assert saves == []
-    trainer.world_size = 1
-    callback.on_exception(trainer, module, RuntimeError())
-    assert saves == [Path("unused/last.ckpt")]
+    assert saves == saved
+
+
+def test_a_save_that_fails_on_the_way_out_does_not_hide_the_first_error(
+    pretraining, folder, logged, monkeypatch
+):
+    def full(self: Any, *arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device", str(folder / "step-00000004.ckpt"))
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pretraining.fit(LastCheckpoint(dirpath=str(folder)), BreakOff(RuntimeError("out of memory"), step=4))
+    assert any(line.startswith("step 4 could not be saved: ") for line in logged())
+
+
+def test_a_disk_that_is_full_ends_the_run_with_the_checkpoint_before(pretraining, folder, monkeypatch):
+    save = L.Trainer.save_checkpoint
+
+    def full_at_6(self: L.Trainer, *arguments: Any, **options: Any) -> None:
+        if self.global_step >= 6:
+            raise OSError(28, "No space left on device", str(folder / "step-00000006.ckpt"))
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", full_at_6)
+    with pytest.raises(OSError, match=r"No space left on device: '.*step-00000006\.ckpt'"):
+        pretraining.fit(LastCheckpoint(dirpath=str(folder), every_n_steps=3))
+    assert names(folder) == ["last.ckpt", "step-00000003.ckpt"]
 
 
 @pytest.mark.parametrize("name", ["every_n_minutes", "every_n_steps"])
@@ -210,7 +260,7 @@ def test_best_is_written_at_every_improvement_and_at_no_other_evaluation(pretrai
     module = with_losses(pretraining.module(), losses)
     pretraining.fit(best := BestCheckpoint(dirpath=str(folder)), module=module)
     assert saved_steps == [3, 6, 12]
-    assert [file.name for file in folder.iterdir()] == ["best.ckpt"]
+    assert names(folder) == ["best.ckpt"]
     assert content(folder / "best.ckpt")["global_step"] == 12
     assert best.best_model_score is not None
     assert best.best_model_score.item() == 3.0
@@ -230,7 +280,6 @@ def test_best_holds_the_weights_and_no_optimizer_state(pretraining, folder):
     assert (folder / "best.ckpt").stat().st_size < (folder / "last.ckpt").stat().st_size / 2
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_resumed_run_knows_the_best_so_far(pretraining, folder, saved_steps):
     def fit(total_steps: int, losses: dict[int, float], **options: Any) -> None:
@@ -239,9 +288,9 @@ def test_a_resumed_run_knows_the_best_so_far(pretraining, folder, saved_steps):
         pretraining.fit(*callbacks, module=module, **options)
 
     fit(6, {0: 9.0, 3: 5.0, 6: 6.0})
-    fit(12, {9: 5.5, 12: 4.0}, resume=folder / "last.ckpt")
+    fit(12, {6: 6.0, 9: 5.5, 12: 4.0}, resume=folder / "last.ckpt")
     assert content(folder / "best.ckpt")["global_step"] == 12
-    assert saved_steps == [3, 6, 12, 12]  # best, last, best, last
+    assert saved_steps == [3, 6, 12, 12]  # best, last, last, best
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -249,5 +298,5 @@ def test_there_is_one_best_file_and_no_second_version(pretraining, folder):
     for total_steps in (4, 6):
         module = pretraining.module(total_steps=total_steps)
         pretraining.fit(BestCheckpoint(dirpath=str(folder)), module=module)
-    assert [file.name for file in folder.iterdir()] == ["best.ckpt"]
+    assert names(folder) == ["best.ckpt"]
     assert content(folder / "best.ckpt")["global_step"] == 6

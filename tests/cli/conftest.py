@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,9 @@ class RunFolder:
 
     @property
     def files(self) -> set[str]:
-        """Paths below it; TensorBoard's events, which have the time in their name, as `events`."""
+        """Paths below it; `events` for TensorBoard's, `step-*` for checkpoints of whatever step."""
         names = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()}
+        names = {re.sub(r"step-\d{8}", "step-*", name) for name in names}
         return {"events" if name.startswith("tensorboard/events.out.tfevents.") else name for name in names}
 
     def checkpoint(self, name: str) -> Any:

@@ -20,7 +20,10 @@ from gptpl.data.tokenizers import BytesTokenizer
 
 RUN_FILES = {
     "checkpoints/best.ckpt",
+    "checkpoints/best.ckpt.sha256",
     "checkpoints/last.ckpt",
+    "checkpoints/step-*.ckpt",
+    "checkpoints/step-*.ckpt.sha256",
     "config.yaml",
     "loss.png",
     "metrics.csv",

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from gptpl.callbacks.exact_resume import ExactResume
+from gptpl.callbacks.stopping import StopAtBoundary
 from gptpl.cli.build import build_datamodule
 from gptpl.cli.configs import choices, config_folder, default_choices, when_to_choose
 from gptpl.cli.hydra_app import instantiate
@@ -20,6 +22,7 @@ from gptpl.data.corpora import Corpus
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel, count_parameters
+from gptpl.training.checkpoint_io import DurableCheckpointIO
 from gptpl.training.language_model import LanguageModelingModule
 
 Compose = Callable[..., DictConfig]
@@ -149,7 +152,13 @@ def test_schedules_are_built(choice, compose):
 def test_tasks_are_built(choice, compose, tiny_net):
     node = compose("train", *CHEAP, f"task={choice}").task
     module = instantiate(node)(
-        tiny_net, tokenizer=None, make_optimizer=None, lr_factor=None, total_steps=1, run_config={}
+        tiny_net,
+        tokenizer=None,
+        make_optimizer=None,
+        lr_factor=None,
+        total_steps=1,
+        run_config={},
+        eval_every_n_steps=1,
     )
     assert isinstance(module, LanguageModelingModule)
     assert module.net is tiny_net
@@ -202,7 +211,9 @@ def test_trainers_are_built_or_refused_in_a_line(choice, compose, tmp_path):
     if needed.get(choice, True):
         trainer = build()
         assert trainer.max_epochs == 10
-        assert trainer.val_check_interval == 5
+        kinds = [type(callback) for callback in trainer.callbacks[:2]]  # type: ignore[attr-defined]
+        assert kinds == [ExactResume, StopAtBoundary]
+        assert isinstance(trainer.strategy.checkpoint_io, DurableCheckpointIO)
     else:
         with pytest.raises(
             InputError, match=f"trainer.accelerator={conf.accelerator}.*use trainer.accelerator=cpu"

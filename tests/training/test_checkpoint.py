@@ -21,7 +21,6 @@ from gptpl.training.checkpoint import (
     read_checkpoint,
 )
 
-goes_on_mid_epoch = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 TOKENS = torch.arange(97, 109)[None]  # (1, 12)
 
 
@@ -94,7 +93,6 @@ def test_the_loaded_model_lives_in_memory_and_not_in_the_file(save):
     assert all(p.requires_grad and not p.is_meta for p in net.parameters())
 
 
-@goes_on_mid_epoch
 def test_a_resumed_run_goes_on_from_step_and_tokens_seen(pretraining, tmp_path):
     pretraining.fit(LastCheckpoint(dirpath=str(tmp_path)), module=pretraining.module(total_steps=6))
     module = pretraining.module(total_steps=9)
@@ -200,11 +198,11 @@ def test_a_torch_file_of_another_program(tmp_path, content):
 # --- checkpoints that do not fit ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [2, 0, None, "1"])
+@pytest.mark.parametrize("version", [3, 0, None, "1"])
 def test_another_format_version(save, version):
     path = save(lambda checkpoint: checkpoint[HEADER_KEY].update(format_version=version))
     message = refusal(path)
-    assert f"has format version {version}, this gptpl reads version 1" in message
+    assert f"has format version {version}, this gptpl reads up to 2" in message
 
 
 @pytest.mark.parametrize("part", ["model", "tokenizer", "config"])
@@ -266,7 +264,6 @@ def test_a_checkpoint_of_another_tokenizer(pretraining):
         check_same_model(header, config, others)
 
 
-@goes_on_mid_epoch
 def test_resuming_refuses_another_model_before_a_weight_is_touched(pretraining, tmp_path):
     pretraining.fit(LastCheckpoint(dirpath=str(tmp_path)), module=pretraining.module(total_steps=4))
     module = pretraining.module(pretraining.net(n_layers=1), total_steps=6)

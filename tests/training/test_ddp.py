@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 STEPS = 6
 RUN_FILES = {
     "checkpoints/best.ckpt",
+    "checkpoints/best.ckpt.sha256",
     "checkpoints/last.ckpt",
+    "checkpoints/step-00000006.ckpt",
+    "checkpoints/step-00000006.ckpt.sha256",
     "config.yaml",
     "loss.png",
     "metrics.csv",

@@ -1,0 +1,148 @@
+"""Puts into every full checkpoint what an exact resume needs, and takes it out again."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+
+from gptpl.callbacks.after_step import AfterStep
+from gptpl.callbacks.readings import language_module
+from gptpl.data.datamodule import TextDataModule
+from gptpl.training.loggers import ResumableLogger
+from gptpl.training.resume_state import (
+    RESUME_KEY,
+    Position,
+    loops_at,
+    random_state,
+    set_random_state,
+)
+
+
+class ExactResume(AfterStep):
+    """Makes a resumed run do what the run that was never stopped would have done, bit for bit.
+
+    What a checkpoint holds is the boundary after its step, before the evaluation and the samples of that
+    step, also if it is written later: by an error in the middle of the next step, say. The resumed run makes
+    up for the evaluation, then goes on. Beside what Lightning keeps itself, that is:
+
+    - the position in the epoch, from which the datamodule goes on in the same order;
+    - the random states of torch (CPU, every GPU), NumPy and Python, of every rank;
+    - how far the loggers had written: what they wrote afterwards is forgotten, and logged again.
+
+    Every run has this callback, first among all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._random_state: dict[str, Any] | None = None
+        self._logger_positions: dict[str, Any] = {}
+        self._callback_states: dict[str, Any] | None = None
+        self._to_restore: dict[str, Any] | None = None
+
+    # --- at every boundary ----------------------------------------------------------------------------
+
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes what evaluation, samples and the next step are going to change."""
+        self._random_state = random_state()
+        self._logger_positions = _logger_positions(trainer)
+        self._callback_states = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Also notes what the evaluation is going to change: the callbacks' states."""
+        super().on_validation_start(trainer, pl_module)
+        if not trainer.sanity_checking:
+            self._callback_states = _callback_states(trainer)
+
+    # --- into a checkpoint ----------------------------------------------------------------------------
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the state of the boundary; Lightning does not ask for checkpoints of weights alone."""
+        if self._random_state is None:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, ResumableLogger):
+                logger.sync()
+        position = language_module(pl_module).position
+        checkpoint[RESUME_KEY] = {
+            **position.state(),
+            "random": _of_every_rank(trainer, self._random_state),
+            "loggers": self._logger_positions,
+        }
+        checkpoint["epoch"] = position.epoch
+        checkpoint["loops"] = loops_at(checkpoint["loops"], position, evaluate=False)
+        if self._callback_states is not None:
+            checkpoint["callbacks"] = self._callback_states
+
+    # --- out of a checkpoint --------------------------------------------------------------------------
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Sets data and loops to the boundary, before Lightning begins with them."""
+        state = checkpoint[RESUME_KEY]
+        position = Position(**{name: state[name] for name in Position.__dataclass_fields__})
+        module = language_module(pl_module)
+        module.position = position
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(datamodule, TextDataModule):
+            raise TypeError(f"{type(datamodule).__name__} cannot start within an epoch")
+        datamodule.start_at(epoch=position.epoch, batch=position.batch)
+        checkpoint["loops"] = loops_at(
+            checkpoint["loops"], position, evaluate=module.evaluates_after(position.step)
+        )
+        self._to_restore = _of_this_rank(trainer, state["random"])
+        self._random_state = self._to_restore
+        self._logger_positions = state["loggers"]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Restores the random states as late as can be: nothing but the step draws after it."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._to_restore is not None:
+            set_random_state(self._to_restore)
+            self._to_restore = None
+
+
+def _callback_states(trainer: L.Trainer) -> dict[str, Any]:
+    """Copies of what Lightning would put into a checkpoint now."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    states = {callback.state_key: callback.state_dict() for callback in callbacks}
+    return {key: copy.deepcopy(state) for key, state in states.items() if state}
+
+
+def _of_every_rank(trainer: L.Trainer, state: dict[str, Any]) -> list[dict[str, Any]]:
+    if trainer.world_size == 1:
+        return [state]
+    states: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(states, state)
+    return states
+
+
+def _of_this_rank(trainer: L.Trainer, states: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """This rank's state; None for a rank that the run did not have, which keeps the state it has."""
+    return states[trainer.global_rank] if trainer.global_rank < len(states) else None
+
+
+def return_loggers(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
+    """Makes the loggers forget what they wrote after the checkpoint; before `fit` opens their files.
+
+    `state` is what the checkpoint holds under RESUME_KEY.
+    """
+    positions = state["loggers"]
+    for logger in trainer.loggers:
+        if isinstance(logger, ResumableLogger) and type(logger).__name__ in positions:
+            logger.return_to(positions[type(logger).__name__])
+
+
+def _logger_positions(trainer: L.Trainer) -> dict[str, Any]:
+    """How far each logger has written, by its class."""
+    return {
+        type(logger).__name__: logger.position()
+        for logger in trainer.loggers
+        if isinstance(logger, ResumableLogger)
+    }

@@ -1,0 +1,165 @@
+"""Stops a training at a boundary between two steps, with everything saved."""
+
+import logging
+import os
+import re
+import signal
+import time
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+from gptpl.callbacks.after_step import AfterStep
+from gptpl.callbacks.checkpoints import LastCheckpoint
+from gptpl.errors import InputError
+
+log = logging.getLogger(__name__)
+
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # SIGUSR1: SLURM, before the time is over
+    if hasattr(signal, name)
+]
+_BASE_STATUS = 128
+"""A shell's exit status for a process that a signal ended is this plus the signal's number."""
+
+
+class RunStopped(Exception):  # noqa: N818 (nothing is wrong)
+    """A training that was stopped at a boundary; its checkpoint, if it keeps any, is that of this step.
+
+    Attributes:
+        reason: what stopped it, such as "SIGTERM" or "trainer.max_time=00:08:00:00".
+        step: the last finished optimizer step.
+        status: the exit status that says so: 128 + the signal's number; 0 where the settings asked for it.
+    """
+
+    def __init__(self, reason: str, *, step: int, status: int) -> None:
+        super().__init__(f"stopped by {reason} after step {step}")
+        self.reason = reason
+        self.step = step
+        self.status = status
+
+
+class StopAtBoundary(AfterStep):
+    """Stops after the step in which a signal came, the time ran out, or a given step was reached.
+
+    Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP let the step end, save, and raise RunStopped out of `Trainer.fit`. A
+    second Ctrl-C interrupts at once, as Python does. Among several processes it is enough that one is told.
+
+    Args:
+        max_time: DD:HH:MM:SS of training in this session, a resumed one beginning anew; None: no limit.
+        stop_at_step: the optimizer step to stop after; None: none.
+    """
+
+    def __init__(self, *, max_time: str | None = None, stop_at_step: int | None = None) -> None:
+        super().__init__()
+        self.max_time = max_time
+        self._seconds = None if max_time is None else duration(max_time).total_seconds()
+        if stop_at_step is not None and stop_at_step < 1:
+            raise InputError(f"trainer.stop_at_step={stop_at_step} is no step: give 1 or more, or null")
+        self.stop_at_step = stop_at_step
+        self._signal: int | None = None
+        self._started_seconds = time.monotonic()
+        self._before: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    # --- signals --------------------------------------------------------------------------------------
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes over the signals, before the first evaluation."""
+        self._take_signals()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes over the signals and starts the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._take_signals()
+        self._started_seconds = time.monotonic()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        self._give_signals_back()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Gives the signals back."""
+        self._give_signals_back()
+
+    def _take_signals(self) -> None:
+        self._process = os.getpid()
+        for number in SIGNALS:
+            current = signal.getsignal(number)
+            if current == self._note or (number != signal.SIGINT and current == signal.SIG_IGN):
+                continue  # `nohup` ignores SIGHUP
+            try:
+                signal.signal(number, self._note)
+            except ValueError:  # not in the main thread, where nobody can press Ctrl-C either
+                return
+            # Lightning's own handler of SIGTERM ends a run with exit status 0.
+            self._before.setdefault(
+                number, signal.default_int_handler if number == signal.SIGINT else current
+            )
+
+    def _give_signals_back(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            if signal.getsignal(number) == self._note:  # else Lightning has given it back already
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """The handler: notes the signal; the end of the step acts on it."""
+        if os.getpid() != self._process:  # a process that loads data, which inherited the handler
+            if number != signal.SIGINT:  # Ctrl-C goes to all; the main process ends the others in time
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        if self._signal is not None and number == signal.SIGINT:
+            self._give_signals_back()
+            raise KeyboardInterrupt
+        self._signal = number
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        log.warning("%s: stopping after this step%s", _name(number), again)
+
+    # --- at the boundary ------------------------------------------------------------------------------
+
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves and stops, if that is asked for."""
+        found = self._reason(trainer.global_step)
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(found is not None, all=False)
+            found = found or (("a signal to another process", 1) if stop else None)
+        if found is None:
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LastCheckpoint):
+                callback.save(trainer, pl_module)
+        reason, status = found
+        raise RunStopped(reason, step=trainer.global_step, status=status)
+
+    def _reason(self, step: int) -> tuple[str, int] | None:
+        """Why to stop now, and the exit status that says so; None: go on."""
+        if self._signal is not None:
+            return _name(self._signal), _BASE_STATUS + self._signal
+        if self._seconds is not None and time.monotonic() - self._started_seconds >= self._seconds:
+            return f"trainer.max_time={self.max_time}", 0
+        if step == self.stop_at_step:
+            return f"trainer.stop_at_step={self.stop_at_step}", 0
+        return None
+
+
+def duration(text: str) -> timedelta:
+    """The time that `trainer.max_time` gives as DD:HH:MM:SS. Raises InputError for anything else."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+):(\d+)", text)
+    days, hours, minutes, seconds = map(int, match.groups()) if match else (0, 0, 0, 0)
+    time_limit = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if not time_limit:
+        raise InputError(
+            f"trainer.max_time={text} is no time: give DD:HH:MM:SS, such as 00:08:00:00 for eight hours"
+        )
+    return time_limit
+
+
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

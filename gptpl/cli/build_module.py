@@ -1,0 +1,70 @@
+"""From a composed config to the training module: the model, its optimizer and its schedule."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig, OmegaConf
+
+from gptpl.cli.hydra_app import instantiate
+from gptpl.cli.resume import Resumption
+from gptpl.data.datamodule import TextDataModule
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.training.language_model import LanguageModelingModule
+
+
+def build_module(
+    cfg: DictConfig,
+    config: GPTConfig,
+    datamodule: TextDataModule,
+    *,
+    total_steps: int,
+    world_size: int,
+    resume: Resumption | None,
+) -> LanguageModelingModule:
+    """The module of `cfg.task` with a model drawn from `cfg.seed`, to train for `total_steps`.
+
+    Raises InputError for an optimizer or a schedule that cannot be.
+    """
+    # The seed is set right before the weights are drawn, so that they depend on nothing else.
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    net = GPTModel(config)
+    make_optimizer = instantiate(cfg.optimizer)
+    # Made here only to be refused here, not in the middle of the set-up, if a number is wrong.
+    make_optimizer(net)
+    lr_factor, lr_ceiling = _schedule(cfg, total_steps, resume)
+    module: LanguageModelingModule = instantiate(cfg.task)(
+        net,
+        tokenizer=datamodule.tokenizer,
+        make_optimizer=make_optimizer,
+        lr_factor=lr_factor,
+        total_steps=total_steps,
+        run_config=_plain(cfg),
+        lr_ceiling=lr_ceiling,
+        eval_every_n_steps=cfg.eval_every_n_steps,
+        skip_steps=tuple(cfg.skip_steps),
+        data_sha256=datamodule.encoded.stats.content_sha256,
+        global_batch=cfg.data.batch_size * world_size,
+    )
+    return module
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _schedule(
+    cfg: DictConfig, total_steps: int, resume: Resumption | None
+) -> tuple[Callable[[int], float], float | None]:
+    """The learning rate's factor of a step, and what a resumed run holds it at or below."""
+    factor = partial(instantiate(cfg.scheduler).factor, peak_lr=cfg.optimizer.lr)
+    lr_factor = partial(factor, total_steps=total_steps)
+    lr_factor(0)  # refuses a schedule that does not fit the run
+    if resume is None:
+        return lr_factor, None
+    # Neither schedule nor peak are other ones, or the rate was asked for and there is no ceiling.
+    old_factor = partial(factor, total_steps=resume.header["total_steps"])
+    return lr_factor, resume.lr_ceiling(old_factor, total_steps)

@@ -1,0 +1,97 @@
+"""What a run needs beside weights and optimizer to go on as if it had never stopped."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+RESUME_KEY = "gptpl_resume"
+"""Where a checkpoint that can be resumed keeps the state of this module, as plain data and tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """A boundary between two optimizer steps: everything of the first is done, nothing of the second."""
+
+    step: int
+    """Optimizer steps finished since the run began."""
+    epoch: int
+    """The epoch that the last of them belongs to, from 0."""
+    batch: int
+    """Batches of that epoch that every rank has had; all of them where it ended the epoch."""
+    tokens_seen: int
+    """Training tokens of those steps, over all ranks."""
+
+    def state(self) -> dict[str, int]:
+        """As plain numbers."""
+        return asdict(self)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global random number generator of this process, as plain data and tensors."""
+    bits, keys, where, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 (the global one)
+    version, words, spare = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(bits), np.asarray(keys).tolist(), int(where), int(has_gauss), float(gauss)],
+        "python": [version, list(words), spare],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts every generator that `random_state` described, and that this machine has, into that state."""
+    torch.set_rng_state(state["torch"])
+    bits, keys, where, has_gauss, gauss = state["numpy"]
+    words = np.asarray(keys, dtype=np.uint32)
+    np.random.set_state((bits, words, where, has_gauss, gauss))  # noqa: NPY002 (the global one)
+    version, python_words, spare = state["python"]
+    random.setstate((version, tuple(python_words), spare))
+    for device, cuda_state in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, device)
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def loops_at(loops: dict[str, Any], position: Position, *, evaluate: bool) -> dict[str, Any]:
+    """Lightning's loop counters (`checkpoint["loops"]`) as they have to be to go on at `position`.
+
+    Lightning counts at several places of a step, and reads from the differences where it was broken off. The
+    counters of two such places are set here, wherever the checkpoint was written: between two batches of an
+    epoch, and (`evaluate`) the same with an evaluation begun, which it then runs before the next batch.
+    """
+    done = {"ready": position.batch, "started": position.batch, "processed": position.batch}
+    batches = {
+        "current": {**done, "completed": position.batch},
+        "total": {**done, "completed": position.batch},
+    }
+    epochs = dict.fromkeys(("ready", "started"), position.epoch + 1)
+    epochs |= dict.fromkeys(("processed", "completed"), position.epoch)
+    steps = dict.fromkeys(("ready", "completed"), position.step)
+    zeros = dict.fromkeys(("ready", "started", "processed", "completed"), 0)
+    begun = zeros | (dict.fromkeys(("ready", "started"), 1) if evaluate else {})
+    fit = {
+        **loops["fit_loop"],
+        "epoch_progress": {"total": epochs, "current": dict(epochs)},
+        "epoch_loop.state_dict": {"_batches_that_stepped": position.step},
+        "epoch_loop.batch_progress": {**batches, "is_last_batch": False},
+        "epoch_loop.scheduler_progress": {"total": steps, "current": dict(steps)},
+        "epoch_loop.automatic_optimization.optim_progress": {
+            "optimizer": {
+                "step": {"total": steps, "current": dict(steps)},
+                "zero_grad": {
+                    "total": {**steps, "started": position.step},
+                    "current": {**steps, "started": position.step},
+                },
+            }
+        },
+        "epoch_loop.val_loop.batch_progress": {"total": begun, "current": zeros, "is_last_batch": False},
+    }
+    return {**loops, "fit_loop": fit}

@@ -1,0 +1,145 @@
+"""Signals, time limits and a chosen step end a training after a whole step, with that step saved."""
+
+import os
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+
+from gptpl.callbacks.checkpoints import LastCheckpoint
+from gptpl.callbacks.stopping import SIGNALS, RunStopped, StopAtBoundary, duration
+from gptpl.errors import InputError
+
+
+class InStep(L.Callback):
+    """Does something within an optimizer step: before its backward pass."""
+
+    def __init__(self, step: int, act: Any) -> None:
+        self.step = step
+        self.act = act
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Any) -> None:
+        if trainer.global_step + 1 == self.step:
+            self.act()
+
+
+def killing(number: int, step: int = 5) -> InStep:
+    return InStep(step, lambda: os.kill(os.getpid(), number))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture(autouse=True)
+def _handlers():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        assert signal.getsignal(number) == handler
+
+
+STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138, "SIGHUP": 129}
+"""What a shell gives for each, on Linux."""
+
+
+@pytest.mark.parametrize("name", STATUS)
+def test_a_signal_ends_the_run_after_the_step_it_came_in(pretraining, folder, name):
+    last = LastCheckpoint(dirpath=str(folder))
+    with pytest.raises(RunStopped) as stopped:
+        pretraining.fit(last, StopAtBoundary(), killing(getattr(signal, name)))
+    assert (stopped.value.step, stopped.value.status) == (5, STATUS[name])
+    assert (folder / "last.ckpt").resolve() == folder / "step-00000005.ckpt"
+    assert list(pretraining.column("train/loss")) == [1, 2, 3, 4, 5]
+
+
+def test_a_second_ctrl_c_interrupts_at_once(pretraining, folder):
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the step went on")
+
+    last = LastCheckpoint(dirpath=str(folder))
+    with pytest.raises(SystemExit):  # by which Lightning answers a KeyboardInterrupt
+        pretraining.fit(last, StopAtBoundary(), InStep(5, twice))
+    assert (folder / "last.ckpt").resolve() == folder / "step-00000004.ckpt"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+
+
+def test_a_signal_of_another_kind_after_ctrl_c_still_waits_for_the_step(pretraining, folder):
+    def both() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunStopped, match="SIGTERM after step 5"):
+        pretraining.fit(LastCheckpoint(dirpath=str(folder)), StopAtBoundary(), InStep(5, both))
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(pretraining):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        trainer = pretraining.fit(StopAtBoundary(), killing(signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert trainer.global_step == 20
+
+
+def test_a_process_that_loads_data_does_not_take_part(pretraining):
+    """A worker inherits the handler: Ctrl-C, which reaches all processes, must not break it off."""
+    stop = StopAtBoundary()
+    stop._take_signals()
+    try:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGTERM)  # by this the loader ends its workers
+            time.sleep(10)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+    finally:
+        stop._give_signals_back()
+    assert os.WTERMSIG(status) == signal.SIGTERM
+
+
+def test_a_run_stops_when_its_time_is_over(pretraining, folder):
+    waiting = InStep(3, lambda: time.sleep(1.1))
+    with pytest.raises(RunStopped) as stopped:
+        pretraining.fit(LastCheckpoint(dirpath=str(folder)), StopAtBoundary(max_time="00:00:00:01"), waiting)
+    assert (stopped.value.step, stopped.value.status) == (3, 0)
+    assert (folder / "last.ckpt").resolve() == folder / "step-00000003.ckpt"
+
+
+def test_a_run_stops_at_the_step_that_was_given(pretraining, folder):
+    with pytest.raises(RunStopped, match=r"^stopped by trainer\.stop_at_step=6 after step 6$"):
+        pretraining.fit(LastCheckpoint(dirpath=str(folder)), StopAtBoundary(stop_at_step=6))
+    assert (folder / "last.ckpt").resolve() == folder / "step-00000006.ckpt"
+    assert 6 not in pretraining.column("val/loss")  # that evaluation is the resumed run's
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("00:00:10:00", timedelta(minutes=10)),
+        ("1:02:03:04", timedelta(days=1, hours=2, minutes=3, seconds=4)),
+    ],
+)
+def test_durations(text, expected):
+    assert duration(text) == expected
+
+
+@pytest.mark.parametrize("text", ["soon", "10:00", "00:00:00:00", "-1:00:00:00", "00:00:00:1.5", ""])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(InputError, match=r"^trainer\.max_time=.* is no time: give DD:HH:MM:SS"):
+        StopAtBoundary(max_time=text)
+
+
+def test_a_step_before_the_first_is_refused():
+    with pytest.raises(InputError, match=r"^trainer\.stop_at_step=0 is no step: give 1 or more"):
+        StopAtBoundary(stop_at_step=0)

@@ -1,0 +1,306 @@
+"""`gptpl train` as a process that gets signals, runs out of time, meets NaN, and finds its files damaged."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
+from gptpl.training.checkpoint_io import verify
+from gptpl.training.state_digest import state_digest
+
+TRAIN = (
+    *("train", "experiment=quick", "trainer=cpu", "callbacks.sample_text=null", "callbacks.loss_curve=null"),
+    *("eval_val_batches=1", "eval_train_batches=1", "model.emb_dim=16", "model.n_layers=1"),
+)
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """The command as a process of its own, its log in `err`."""
+    with (folder / "err").open("w") as err:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gptpl", *arguments],
+            cwd=folder,
+            stderr=err,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+
+def wait_until_it_trains(process: "subprocess.Popen[str]", folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while "step 20: " not in (folder / "err").read_text():
+        assert process.poll() is None, (folder / "err").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def last_step(run: Path) -> int:
+    match = re.fullmatch(r"step-(\d+)\.ckpt", (run / "checkpoints/last.ckpt").resolve().name)
+    assert match
+    return int(match[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_a_signal_saves_says_how_to_go_on_and_gives_an_honest_status(tmp_path, gptpl, name, status):
+    process = start(tmp_path, *TRAIN, "run_dir=my run", "trainer.max_epochs=1000")
+    wait_until_it_trains(process, tmp_path)
+    process.send_signal(getattr(signal, name))
+    assert process.wait(60) == status
+    run, err = tmp_path / "my run", (tmp_path / "err").read_text()
+    step = last_step(run)
+    assert step >= 20
+    said = "Ctrl-C" if name == "SIGINT" else name
+    assert f"{said}: stopping after this step" in err
+    assert f"stopped by {said} after step {step}" in err
+    assert err.endswith(f"to go on: gptpl train 'resume={run}'\n")
+    assert "Traceback" not in err
+    record = json.loads((run / "run.json").read_text())
+    assert record["stopped"] == {"reason": said, "step": step}
+    assert "finished" not in record
+    with (run / "metrics.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(step + 1))
+
+    outcome = gptpl("train", f"resume={run}", f"trainer.stop_at_step={step + 2}")
+    assert outcome.status == 0, outcome.err
+    assert f"resuming at step {step} " in outcome.err
+    assert last_step(run) == step + 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_second_ctrl_c_does_not_wait_for_a_long_step(tmp_path):
+    """A step of a thousand batches: the checkpoint before it stays, and nothing is half-written."""
+    long = (
+        "trainer.accumulate_grad_batches=39",
+        "model.n_layers=12",
+        "model.emb_dim=256",
+        "data.batch_size=8",
+    )
+    process = start(
+        *(tmp_path, *TRAIN[:5], *long, "run_dir=run", "eval_every_n_steps=1000", "scheduler.warmup_steps=1"),
+        *("eval_val_batches=1", "eval_train_batches=1"),
+    )
+    deadline = time.monotonic() + 120
+    while "step 0: " not in (tmp_path / "err").read_text():
+        assert process.poll() is None, (tmp_path / "err").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None  # it waits for the step
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert "gptpl: error: interrupted" in (tmp_path / "err").read_text()
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_the_time_is_over(tmp_path, gptpl):
+    outcome = gptpl(*TRAIN, "run_dir=run", "trainer.max_epochs=1000", "trainer.max_time=00:00:00:01")
+    assert outcome.status == 0, outcome.err
+    step = last_step(tmp_path / "run")
+    assert f"stopped by trainer.max_time=00:00:00:01 after step {step}" in outcome.err
+    assert 0 < step < 39_000
+    # The next session has its own second.
+    outcome = gptpl("train", "resume=run")
+    assert outcome.status == 0, outcome.err
+    assert last_step(tmp_path / "run") > step
+
+
+# --- numbers that are none ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nan_at(monkeypatch):
+    """Makes the loss of one step NaN, in every session that reaches it."""
+    from gptpl.training import language_model
+
+    original = language_model.LanguageModelingModule.training_step
+
+    def poison(*steps: int) -> None:
+        def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+            loss = original(self, batch, batch_idx)
+            return loss * float("nan") if self.trainer.global_step + 1 in steps else loss
+
+        monkeypatch.setattr(language_model.LanguageModelingModule, "training_step", training_step)
+
+    return poison
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_a_report(tmp_path, gptpl, nan_at):
+    nan_at(25)
+    outcome = gptpl(*TRAIN, "run_dir=run", "trainer.max_epochs=1")
+    assert outcome.status == 1
+    assert "error: the loss or the gradient of step 25 is not finite" in outcome.err
+    assert f"gptpl train resume={tmp_path / 'run'} 'skip_steps=[25]'" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert last_step(tmp_path / "run") == 24
+    report = (tmp_path / "run/nonfinite_step_25.txt").read_text()
+    assert "blocks.0.attn.qkv.weight: " in report
+    assert "batch 25 of the epoch: loss " in report
+    outcome = gptpl("train", "resume=run", "skip_steps=[25]")
+    assert outcome.status == 0, outcome.err
+    assert "  skip_steps: [] -> [25], from step 25" in outcome.err
+    assert last_step(tmp_path / "run") == 39
+
+
+def test_rolling_back_skips_the_step_and_finishes(tmp_path, gptpl, nan_at):
+    nan_at(10, 25)
+    outcome = gptpl(*TRAIN, "run_dir=run", "trainer.max_epochs=1", "on_nonfinite=rollback")
+    assert outcome.status == 0, outcome.err
+    assert "rolled back to step 9; step 10 leaves the weights as they are" in outcome.err
+    assert "rolled back to step 24; step 25 leaves the weights as they are" in outcome.err
+    assert last_step(tmp_path / "run") == 39
+    assert "skip_steps:\n- 10\n- 25\n" in (tmp_path / "run/config.yaml").read_text()
+    assert "finished" in json.loads((tmp_path / "run/run.json").read_text())
+    with (tmp_path / "run/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == [str(step) for step in range(40)]
+    assert [row["step"] for row in rows if row["train/loss"] == "nan"] == ["10", "25"]
+
+
+def test_rolling_back_gives_up_when_no_step_is_good(tmp_path, gptpl, nan_at):
+    nan_at(*range(10, 40))
+    outcome = gptpl(*TRAIN, "run_dir=run", "trainer.max_epochs=1", "on_nonfinite=rollback")
+    assert outcome.status == 1
+    assert "steps 10 to 12 were not finite either: the weights are the reason, not a batch" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("on_nonfinite=ignore", "on_nonfinite=ignore is unknown: choose stop or rollback"),
+        ("skip_steps=[0]", "skip_steps=[0]: optimizer steps are counted from 1"),
+    ],
+)
+def test_other_answers_to_them_are_refused(refused, setting, says):
+    assert refused(*TRAIN, "run_dir=run", setting) == says
+
+
+# --- checkpoints that are damaged -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def interrupted(command, tmp_path_factory):
+    """A run with checkpoints of steps 4 and 8, stopped at 8; copy it before changing anything in it."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    every = ("callbacks.checkpoint_last.every_n_steps=4", "trainer.stop_at_step=8")
+    outcome = command(*TRAIN, "run_dir=run", "trainer.max_epochs=1", *every, cwd=folder)
+    assert outcome.status == 0, outcome.err
+    whole = command(*TRAIN, "run_dir=whole", "trainer.max_epochs=1", cwd=folder)
+    assert whole.status == 0, whole.err
+    return folder
+
+
+@pytest.fixture
+def run(interrupted, tmp_path) -> Path:
+    return Path(shutil.copytree(interrupted / "run", tmp_path / "run", symlinks=True))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+def test_a_damaged_newest_is_named_and_the_one_before_is_used(run, gptpl, interrupted, damage):
+    newest = run / "checkpoints/step-00000008.ckpt"
+    damage(newest)
+    outcome = gptpl("train", "resume=run")
+    assert outcome.status == 0, outcome.err
+    [line] = [
+        line for line in outcome.err.splitlines() if line.startswith(f"warning: checkpoint {newest} is ")
+    ]
+    assert line.endswith(": going on from step 4 instead")
+    whole = read_checkpoint((interrupted / "whole/checkpoints/last.ckpt").resolve())
+    resumed = read_checkpoint((run / "checkpoints/last.ckpt").resolve())
+    assert state_digest(resumed) == state_digest(whole)
+    assert (run / "checkpoints/step-00000008.ckpt.damaged").exists() == (damage is not Path.unlink)
+    assert verify((run / "checkpoints/last.ckpt").resolve()) is None
+
+
+def test_code_in_place_of_a_checkpoint_is_not_run(run, gptpl, tmp_path):
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    newest = run / "checkpoints/step-00000008.ckpt"
+    torch.save({"state_dict": Evil()}, newest)
+    newest.with_name(f"{newest.name}.sha256").unlink()
+    outcome = gptpl("train", "resume=run", "trainer.stop_at_step=5")
+    assert outcome.status == 0, outcome.err
+    assert "it may hold code" in outcome.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_all_damaged_is_refused(run, refused):
+    for step in (4, 8):
+        flip(run / f"checkpoints/step-{step:08d}.ckpt")
+    line = refused("train", "resume=run")
+    assert line.startswith(f"checkpoint {run}/checkpoints/step-00000008.ckpt is damaged")
+    assert "1 more cannot be used either" in line
+
+
+def test_an_older_format_is_refused_to_resume_and_still_generates(run, refused, gptpl):
+    path = run / "checkpoints/step-00000008.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint[HEADER_KEY]["format_version"] = 1
+    del checkpoint["gptpl_resume"]
+    for file in (run / "checkpoints").iterdir():
+        file.unlink()
+    torch.save(checkpoint, run / "checkpoints/last.ckpt")
+    assert "has format version 1, which kept neither random states" in refused("train", "resume=run")
+    assert gptpl("generate", "checkpoint=run", "max_new_tokens=3").status == 0
+
+
+def test_damaged_weights_are_found_by_generate_and_evaluate(run, refused):
+    flip(run / "checkpoints/step-00000008.ckpt")
+    for command in ("generate", "evaluate"):
+        line = refused(command, "checkpoint=run")
+        assert "last.ckpt is damaged (its SHA-256 is not the recorded one)" in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting takes root")
+def test_a_full_disk_ends_the_run_with_a_line_and_the_checkpoint_before(tmp_path, gptpl):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"mount: {mounted.stderr.decode().strip()}")
+    try:
+        small = ("callbacks.checkpoint_last.every_n_steps=1", "callbacks.checkpoint_last.keep=9")
+        outcome = gptpl(*TRAIN, "run_dir=disk/run", "trainer.max_epochs=1", "logger=csv", *small)
+        assert outcome.status == 1
+        assert "No space left on device" in outcome.err.splitlines()[-1]
+        assert "make room or check the permissions" in outcome.err.splitlines()[-1]
+        run = disk / "run"
+        step = last_step(run)
+        assert step >= 1
+        assert verify((run / "checkpoints/last.ckpt").resolve()) is None
+        assert not list(run.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        outcome = gptpl("train", f"resume={run}", f"trainer.stop_at_step={step + 2}")
+        assert outcome.status == 0, outcome.err
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -1,0 +1,136 @@
+"""Two processes that are stopped and resumed end with the same bits as two that never stopped."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptpl.training.checkpoint import read_checkpoint
+from gptpl.training.resume_state import RESUME_KEY
+from gptpl.training.state_digest import state_digest
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+TRACE = "gptpl.callbacks.step_trace.StepTrace"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "gptpl", "train", *overrides]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    own = {"GPTPL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return os.environ | own
+
+
+def run(folder: Path, *overrides: str, status: int = 0) -> str:
+    """The command in a process of its own; what it said."""
+    done = subprocess.run(
+        command(*overrides),
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def two_processes(name: str, *overrides: str) -> list[str]:
+    """An epoch of 9 batches, two a step and the fifth step one; dropout; evaluations in mid-epoch."""
+    return [
+        *("experiment=quick", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
+        *("data.batch_size=16", "trainer.accumulate_grad_batches=2", "model.n_layers=1"),
+        *("trainer.max_epochs=2", "scheduler.warmup_steps=2", "eval_every_n_steps=3"),
+        *("callbacks.sample_text.max_new_tokens=5", "callbacks.checkpoint_last.every_n_steps=1"),
+        *(
+            f"run_dir={name}",
+            f"+callbacks.trace._target_={TRACE}",
+            f"+callbacks.trace.path={name}/steps.jsonl",
+        ),
+        *overrides,
+    ]
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)]
+    return {
+        "state": state_digest(read_checkpoint((run_dir / "checkpoints/last.ckpt").resolve())),
+        "steps": [json.loads(line) for line in (run_dir / "steps.jsonl").read_text().splitlines()],
+        "rows": rows,
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where an unbroken run of two processes is, as `whole`."""
+    folder: Path = tmp_path_factory.mktemp("ddp_resume")
+    run(folder, *two_processes("whole", f"trainer.stop_at_step={STEPS}"))
+    return folder
+
+
+def test_the_ranks_see_other_batches_and_have_a_random_state_each(folder):
+    whole = outcome(folder / "whole")
+    assert [len(set(step["batches"])) for step in whole["steps"]] == [4, 4, 4, 4, 2, 4]
+    checkpoint = read_checkpoint((folder / "whole/checkpoints/last.ckpt").resolve())
+    assert len(checkpoint[RESUME_KEY]["random"]) == 2
+
+
+def test_stopped_twice_it_ends_with_the_same_bits(folder):
+    run(folder, *two_processes("stopped", "trainer.stop_at_step=2"))
+    run(folder, "resume=stopped", "trainer.stop_at_step=5")
+    said = run(folder, "resume=stopped", f"trainer.stop_at_step={STEPS}")
+    assert "resuming at step 5 " in said
+    assert outcome(folder / "stopped") == outcome(folder / "whole")
+
+
+def test_a_signal_to_the_first_process_stops_both_after_the_same_step(folder):
+    with (folder / "err").open("w") as err:
+        process = subprocess.Popen(
+            command(*two_processes("signalled", "trainer.max_epochs=500")),
+            cwd=folder,
+            env=environment(folder),
+            stderr=err,
+            stdout=subprocess.DEVNULL,
+        )
+    deadline = time.monotonic() + 120
+    while "step 3: " not in (folder / "err").read_text():
+        assert process.poll() is None, (folder / "err").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    said = (folder / "err").read_text()
+    assert "stopped by SIGTERM after step" in said
+    assert "to go on: gptpl train resume=" in said
+    assert "Traceback" not in said
+    step = json.loads((folder / "signalled/run.json").read_text())["stopped"]["step"]
+    assert (folder / "signalled/checkpoints/last.ckpt").resolve().name == f"step-{step:08d}.ckpt"
+
+
+def test_another_number_of_processes_goes_on_with_the_same_batches(folder):
+    """One process with batches of 32 instead of two with 16: other bits, the same training."""
+    run(folder, *two_processes("fewer", "trainer.stop_at_step=2"))
+    one = ("trainer=cpu", "trainer.devices=1")
+    assert "set data.batch_size=32" in run(folder, "resume=fewer", *one, status=2)
+    said = run(folder, "resume=fewer", *one, "data.batch_size=32", f"trainer.stop_at_step={STEPS}")
+    assert "no longer bit-identical" in said
+    whole, fewer = outcome(folder / "whole"), outcome(folder / "fewer")
+    assert [row["train/tokens_seen"] for row in fewer["rows"]] == [
+        row["train/tokens_seen"] for row in whole["rows"]
+    ]
+    for ours, theirs in zip(fewer["rows"], whole["rows"], strict=True):
+        if ours["train/loss"]:  # the dropout of one process is another one than that of two
+            assert float(ours["train/loss"]) == pytest.approx(float(theirs["train/loss"]), abs=0.05)

@@ -1,0 +1,289 @@
+"""A run that is stopped after any of its steps and resumed ends with the same bits as one never stopped."""
+
+import json
+import random
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gptpl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from gptpl.callbacks.early_stopping import EarlyStopping
+from gptpl.callbacks.learning_rate import LearningRate
+from gptpl.callbacks.loss_curve import LossCurve
+from gptpl.callbacks.sample_text import SampleText
+from gptpl.callbacks.step_trace import StepTrace
+from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
+from gptpl.data.datamodule import TextDataModule
+from gptpl.training.checkpoint import read_checkpoint
+from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
+from gptpl.training.optimizers import muon
+from gptpl.training.state_digest import state_digest
+
+STEPS = 12
+"""One and a half epochs of 15 batches, two of them a step, the eighth step with one batch only."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+class OtherDraws(L.Callback):
+    """A user's callback that draws from NumPy's and Python's global random numbers at every batch."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.log("draws/numpy", float(np.random.rand()), logger=True)  # noqa: NPY002
+        pl_module.log("draws/python", random.random(), logger=True)
+
+
+MUON = partial(
+    muon,
+    lr=1e-2,
+    muon_lr=1e-2,
+    momentum=0.9,
+    weight_decay=0.1,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    decay="matrices",
+)
+
+
+class Crash(L.Callback):
+    """Fails in one place of the work between two steps or within one."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.step = step
+        setattr(self, hook, self.fail)
+
+    def fail(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step and not trainer.sanity_checking:
+            raise ZeroDivisionError
+
+
+class Study:
+    """Runs with dropout, accumulation, evaluations and samples in mid-epoch, each in a folder of its own."""
+
+    def __init__(self, pretraining: Any, folder: Path, *, workers: int = 0, optimizer: Any = None) -> None:
+        self.pretraining = pretraining
+        self.folder = folder
+        self.workers = workers
+        self.optimizer = optimizer
+        self.resumed = 0
+
+    def run(
+        self, name: str, *, stop: int | None = None, resume: bool = False, crash: L.Callback | None = None
+    ) -> Path:
+        """One process's part of a run: to its end, to the step to stop at, or to a crash."""
+        run = self.folder / name
+        # Another process would not have the random state of this one.
+        self.resumed += 1
+        module = self.pretraining.module(
+            self.pretraining.net(drop_rate=0.2), total_steps=STEPS, make_optimizer=self.optimizer
+        )
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(1 if not resume else 1000 + self.resumed)
+        callbacks = [
+            LastCheckpoint(dirpath=str(run / "checkpoints"), keep=99),
+            StopAtBoundary(stop_at_step=stop),
+            OtherDraws(),
+            LearningRate(),
+            EarlyStopping(monitor="val/loss", patience=4, min_delta=10.0),
+            SampleText(prompts=["ab"], path=run / "samples.jsonl", max_new_tokens=3, every_n_steps=4),
+            StepTrace(path=run / "steps.jsonl"),
+            LossCurve(path=run / "loss.png"),
+            *([crash] if crash else []),
+            BestCheckpoint(dirpath=str(run / "checkpoints")),
+        ]
+        loggers = [RunTensorBoardLogger(save_dir=str(run)), MetricsCSVLogger(save_dir=str(run))]
+        try:
+            self.pretraining.fit(
+                *callbacks,
+                module=module,
+                data=self.pretraining.data(num_workers=self.workers),
+                resume=(run / "checkpoints/last.ckpt").resolve() if resume else None,
+                accumulate_grad_batches=2,
+                logger=loggers,
+            )
+        except (RunStopped, ZeroDivisionError):
+            assert stop or crash
+        return run
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run left, in a form that can be compared with `==`."""
+    checkpoint = read_checkpoint((run / "checkpoints/last.ckpt").resolve())
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    return {
+        "state": state_digest(checkpoint),
+        "best": (best["global_step"], {name: w.tolist() for name, w in best["state_dict"].items()}),
+        "points": next(s for name, s in checkpoint["callbacks"].items() if "LossCurve" in name),
+        "steps": [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()],
+        "samples": (run / "samples.jsonl").read_text(),
+        "csv": (run / "metrics.csv").read_text(),
+        "tensorboard": tensorboard(run / "tensorboard"),
+    }
+
+
+def tensorboard(folder: Path) -> dict[str, Any]:
+    """Steps and values of every scalar and text, as TensorBoard's own reader finds them."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    texts = {tag: [(e.step, e.tensor_proto.string_val[0]) for e in events.Tensors(tag)]
+             for tag in events.Tags()["tensors"] if tag.startswith("sample/")}  # fmt: skip
+    return scalars | texts
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The parts in which two outcomes differ, the hashes named one by one."""
+    states = [f"state: {name}" for name, digest in one["state"].items() if other["state"][name] != digest]
+    return states + [name for name in one if name != "state" and one[name] != other[name]]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "muon": {"optimizer": MUON},
+    "two workers": {"workers": 2},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request, tmp_path_factory) -> Any:
+    """A study, and what its unbroken run left."""
+    folder = tmp_path_factory.mktemp("study")
+    return request.param, folder
+
+
+@pytest.fixture
+def study(variant, tmp_path, pretraining) -> Study:
+    name, folder = variant
+    pretraining.cache = folder / "cache"
+    return Study(pretraining, folder, **VARIANTS[name])
+
+
+@pytest.fixture
+def unbroken(study) -> dict[str, Any]:
+    run = study.folder / "unbroken"
+    if not run.exists():
+        study.run("unbroken")
+    return outcome(run)
+
+
+def test_the_unbroken_run_has_all_that_an_interruption_could_spoil(study, unbroken):
+    steps = unbroken["tensorboard"]
+    assert [step for step, _ in steps["train/loss"]] == list(range(1, STEPS + 1))
+    assert [step for step, _ in steps["val/loss"]] == [0, 3, 6, 9, 12]
+    assert [len(record["batches"]) for record in unbroken["steps"]] == [2] * 7 + [1] + [2] * 4
+    assert [json.loads(line)["step"] for line in unbroken["samples"].splitlines()] == [4, 8, 12]
+    assert unbroken["best"][0] in (3, 6, 9, 12)
+    # The early stopping counts evaluations, and one too many or too few would show.
+    checkpoint = read_checkpoint((study.folder / "unbroken/checkpoints/last.ckpt").resolve())
+    [state] = [s for name, s in checkpoint["callbacks"].items() if name.startswith("EarlyStopping")]
+    assert state["wait_count"] == 2
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS + 1))
+def test_stopped_after_any_step_it_ends_with_the_same_bits(study, unbroken, stop):
+    name = f"stopped at {stop}"
+    study.run(name, stop=stop)
+    run = study.run(name, resume=True)
+    assert differences(unbroken, outcome(run)) == []
+
+
+def test_stopped_after_every_step_it_ends_with_the_same_bits(study, unbroken):
+    if study.workers or study.optimizer:
+        pytest.skip("twelve stops in a row are as one: seen for one variant")
+    study.run("again", stop=1)
+    for stop in range(2, STEPS + 1):
+        study.run("again", stop=stop, resume=True)
+    run = study.run("again", resume=True)
+    assert differences(unbroken, outcome(run)) == []
+    shutil.rmtree(run)
+
+
+CRASHES = [
+    ("on_validation_start", 6),  # the evaluation of step 6
+    ("on_validation_batch_end", 6),
+    ("on_validation_end", 6),  # when the early stopping has counted it
+    ("on_train_batch_start", 6),  # the step after it
+    ("on_before_backward", 6),
+    ("on_before_optimizer_step", 6),
+    ("on_before_backward", 4),  # the step after one with a sample
+    ("on_train_epoch_end", 8),  # with a sample
+    ("on_train_batch_start", 8),  # the next epoch
+    ("on_validation_end", 12),  # the last evaluation
+    ("on_train_end", 12),
+]
+
+
+@pytest.mark.parametrize(("hook", "step"), CRASHES)
+def test_after_an_error_anywhere_it_ends_with_the_same_bits(study, unbroken, hook, step):
+    if study.workers or study.optimizer:
+        pytest.skip("what a crash leaves depends on neither optimizer nor workers")
+    name = f"crashed in {hook} at {step}"
+    run = study.run(name, crash=Crash(hook, step))
+    assert (run / "checkpoints/last.ckpt").resolve().name == f"step-{step:08d}.ckpt"
+    study.run(name, resume=True)
+    assert differences(unbroken, outcome(run)) == []
+
+
+def test_an_error_in_the_update_saves_no_half_changed_weights(study):
+    name = "crashed in the update"
+    study.run(name, stop=5)
+
+    class InUpdate(L.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            optimizer = trainer.optimizers[0]
+            step = optimizer.step
+
+            def failing(closure: Any = None) -> Any:
+                step(closure)
+                if trainer.global_step == 7:
+                    raise ZeroDivisionError
+
+            optimizer.step = failing
+
+    run = study.run(name, resume=True, crash=InUpdate())
+    assert (run / "checkpoints/last.ckpt").resolve().name == "step-00000005.ckpt"
+
+
+# --- negative controls: the comparison finds what is missing --------------------------------------------
+
+
+def dropped_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptpl.callbacks.exact_resume.set_random_state", lambda state: None)
+
+
+def dropped_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextDataModule, "start_at", lambda self, *, epoch, batch: None)
+
+
+@pytest.mark.parametrize(
+    ("control", "found"),
+    [
+        (dropped_random_state, {"state: weights", "state: optimizer", "state: random states", "csv"}),
+        (dropped_position, {"state: weights", "state: optimizer", "steps", "csv"}),
+    ],
+)
+def test_what_is_not_restored_is_found(study, unbroken, monkeypatch, control, found):
+    if study.workers or study.optimizer:
+        pytest.skip("one variant is enough to see that the comparison can fail")
+    name = control.__name__
+    study.run(name, stop=5)
+    control(monkeypatch)
+    run = study.run(name, resume=True)
+    assert found <= set(differences(unbroken, outcome(run)))
+
+
+@pytest.mark.parametrize("hook", ["on_validation_end", "on_train_batch_start"])
+def test_evaluations_counted_twice_would_be_found(study, unbroken, monkeypatch, hook):
+    if study.workers or study.optimizer:
+        pytest.skip("one variant is enough to see that the comparison can fail")
+    name = f"states of callbacks as they are at {hook}"
+    monkeypatch.setattr("gptpl.callbacks.exact_resume._callback_states", lambda trainer: None)
+    study.run(name, crash=Crash(hook, 6))
+    run = study.run(name, resume=True)
+    assert "state: callbacks" in differences(unbroken, outcome(run))
