@@ -33,6 +33,26 @@ EXAMPLES = {
     ],
 }
 
+VERIFY_RESUME = """\
+gptpl verify-resume: train straight, train again with interruptions, and compare the two bit by bit
+
+usage: gptpl verify-resume [overrides of gptpl train] [verify.key=value] ...
+
+examples:
+  gptpl verify-resume experiment=quick                      # 12 steps, 3 random stops
+  gptpl verify-resume experiment=quick verify.steps=80 verify.stops=[5,39,40]
+  gptpl verify-resume experiment=quick trainer=ddp trainer.accelerator=cpu trainer.devices=2
+
+settings:
+  verify.steps: 12     # optimizer steps to compare; the schedule stays that of the whole run
+  verify.stops: null   # steps to stop after, such as [3,7]; null: 3 random ones
+  verify.seed: 0       # of the random stops
+  verify.keep: null    # a folder to leave both runs in; null: they are removed
+
+Every part runs in a process of its own. Printed are, for each step, whether the batches were the same and the
+loss of both runs, then the hashes of weights, optimizer, schedule, random states, position and callbacks.
+Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input."""
+
 
 def program_help(commands: Mapping[str, str]) -> str:
     """The overview: every command in a line."""
@@ -42,7 +62,7 @@ def program_help(commands: Mapping[str, str]) -> str:
         "usage: gptpl COMMAND [overrides]",
         "",
     ]
-    lines += [f"  {name:<10} {text}" for name, text in commands.items()]
+    lines += [f"  {name:<13} {text}" for name, text in commands.items()]
     lines += [
         "",
         "gptpl COMMAND --help shows a command's settings; --debug shows tracebacks; --version the version.",
@@ -52,6 +72,8 @@ def program_help(commands: Mapping[str, str]) -> str:
 
 def command_help(command: str, summary: str) -> str:
     """One command: usage, examples, settings of its own, config groups with their choices."""
+    if command == "verify-resume":  # which has no configs of its own
+        return VERIFY_RESUME
     folder = config_folder()
     root = (folder / f"{command}.yaml").read_text(encoding="utf-8")
     groups = default_choices(command)

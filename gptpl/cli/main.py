@@ -12,6 +12,7 @@ from gptpl.errors import InputError
 
 COMMANDS = {
     "train": "train a model, resume a run, or sweep over settings",
+    "verify-resume": "check that stopping and resuming changes no bit on this machine",
     "generate": "continue a prompt with a trained model",
     "evaluate": "loss and perplexity of a trained model on any data",
 }
@@ -66,7 +67,7 @@ def _run(arguments: list[str]) -> int:
         print(command_help(command, COMMANDS[command]))
         return 0
     # Only the command that runs is imported: `generate` need not wait for what `train` uses.
-    return int(import_module(f"gptpl.cli.{command}").run(overrides))
+    return int(import_module(f"gptpl.cli.{command.replace('-', '_')}").run(overrides))
 
 
 def _os_error_text(error: OSError) -> str:

@@ -1,0 +1,225 @@
+"""`gptpl verify-resume`: it finds what differs, and says that nothing does where nothing does."""
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptpl.cli import verify_resume
+from gptpl.cli.verify_report import compare, report
+from gptpl.cli.verify_resume import parse
+from gptpl.errors import InputError
+from gptpl.training.checkpoint_io import write_checkpoint
+
+# --- what is asked for ----------------------------------------------------------------------------------
+
+
+def test_the_settings_of_its_own_and_those_of_the_run():
+    plan = parse(["experiment=quick", "verify.stops=[7,3,7]", "verify.steps=9", "data.path='a, b.txt'"])
+    assert plan.overrides == ["experiment=quick", "data.path='a, b.txt'"]
+    assert (plan.steps, plan.stops, plan.keep) == (9, [3, 7], None)
+
+
+def test_random_stops_are_three_within_the_run_and_the_seeds():
+    drawn = [parse([f"verify.seed={seed}"]).stops for seed in range(50)]
+    assert all(len(set(stops)) == 3 and stops == sorted(stops) for stops in drawn)
+    assert {stop for stops in drawn for stop in stops} == set(range(1, 12))
+    assert parse(["verify.seed=7"]).stops == drawn[7]
+    assert parse(["verify.steps=2"]).stops == [1]
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("verify.step=4", "verify.step is no key of gptpl verify-resume"),
+        ("verify.steps=1", "verify.steps=1 cannot be: give a whole number of 2 or more"),
+        ("verify.steps=few", "verify.steps=few cannot be"),
+        ("verify.stops=[12]", r"verify.stops=\[12\] cannot be: give steps from 1 to 11, such as \[1,11\]"),
+        ("verify.stops=[0]", r"verify.stops=\[0\] cannot be"),
+        ("verify.stops=[]", r"verify.stops=\[\] cannot be"),
+        ("verify.stops=[1.5]", r"verify.stops=\[1\.5\] cannot be"),
+        ("verify.stops=3", "verify.stops=3 cannot be"),
+        ("verify.seed=-1", "verify.seed=-1 cannot be"),
+        ("resume=runs/a", "resume is set by verify-resume itself: leave it out"),
+        ("run_dir=a", "run_dir is set by verify-resume itself"),
+        ("+trainer.stop_at_step=3", "trainer.stop_at_step is set by verify-resume itself"),
+        ("-m", "-m is set by verify-resume itself"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused(argument, says):
+    with pytest.raises(InputError, match=f"^{says}"):
+        parse(["experiment=quick", argument])
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(tmp_path):
+    (tmp_path / "mine").touch()
+    with pytest.raises(
+        InputError, match=r"^verify\.keep=.* is there already, and not empty: give a new folder"
+    ):
+        parse([f"verify.keep={tmp_path}"])
+
+
+def test_help_names_its_settings(gptpl):
+    outcome = gptpl("verify-resume", "--help")
+    assert outcome.status == 0
+    for setting in ("verify.steps", "verify.stops", "verify.seed", "verify.keep", "Exit status"):
+        assert setting in outcome.out
+
+
+# --- what is compared -----------------------------------------------------------------------------------
+
+
+def leave_run(folder: Path, **changes: Any) -> Path:
+    """What a run of three steps leaves, with changes to its parts."""
+    folder.mkdir()
+    trace = [{"step": s, "batches": [f"b{s}"], "losses": [(5.0 / s).hex()]} for s in (1, 2, 3)]
+    rows = [
+        {"step": s, "train/loss": 5.0 / s, "train/tokens_per_second": changes.pop("speed", 9)} for s in (1, 2)
+    ]
+    state: dict[str, Any] = {
+        "state_dict": {"net.weight": torch.ones(3)},
+        "optimizer_states": [{"exp_avg": torch.ones(3)}],
+        "lr_schedulers": [{"last_epoch": 3}],
+        "callbacks": {"EarlyStopping": {"wait_count": 1}},
+        "gptpl": {"format_version": 2, "model": {}, "tokenizer": {}, "config": {}},
+        "gptpl_resume": {
+            "step": 3,
+            "epoch": 0,
+            "batch": 3,
+            "tokens_seen": 96,
+            "random": [{"torch": torch.ones(2)}],
+        },
+    }
+    if "trace" in changes:
+        trace = changes["trace"](trace)
+    if "rows" in changes:
+        changes["rows"](rows)
+    if "state" in changes:
+        changes["state"](state)
+    (folder / "steps.jsonl").write_text("".join(json.dumps(record) + "\n" for record in trace))
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_checkpoint(state, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def test_two_equal_runs_are_the_same_at_whatever_speed(tmp_path):
+    comparison = compare(leave_run(tmp_path / "a"), leave_run(tmp_path / "b", speed=8), steps=3, stops=[2])
+    assert comparison.same
+    lines = report(comparison)
+    assert lines[-1] == "identical: stopped after step 2 and resumed, the run has the same bits"
+    assert "DIFFERENT" not in "\n".join(lines)
+    assert re.fullmatch(r"2 +same +2\.5 +2\.5 +same, then stopped", lines[2])
+
+
+def next_float(trace: list[Any]) -> list[Any]:
+    """A loss that is another one in its last bit."""
+    trace[1]["losses"] = [math.nextafter(float.fromhex(trace[1]["losses"][0]), 9.0).hex()]
+    return trace
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "another batch": (
+        {"trace": lambda t: [t[0], t[1] | {"batches": ["x"]}, t[2]]},
+        r"^2 +DIFFERENT +2\.5 +2\.5",
+    ),
+    "a loss's last bit": ({"trace": next_float}, r"^2 +same +2\.5 +2\.50+\d+ +DIFFERENT"),
+    "a missing step": ({"trace": lambda t: t[:2]}, r"^3 .*no such step +DIFFERENT"),
+    "weights": (
+        {"state": lambda s: s["state_dict"].update({"net.weight": torch.zeros(3)})},
+        "^weights .*DIFFERENT",
+    ),
+    "the sign of a zero": (
+        {"state": lambda s: s["optimizer_states"][0].update(exp_avg=torch.tensor([1.0, 1, -0.0]))},
+        "^optimizer .*DIFFERENT",
+    ),
+    "a type": ({"state": lambda s: s["lr_schedulers"][0].update(last_epoch=3.0)}, "^schedule .*DIFFERENT"),
+    "random states": (
+        {"state": lambda s: s["gptpl_resume"].update(random=[{"torch": torch.zeros(2)}])},
+        "^random states .*DIFFERENT",
+    ),
+    "position": ({"state": lambda s: s["gptpl_resume"].update(batch=2)}, "^position .*DIFFERENT"),
+    "callbacks": ({"state": lambda s: s["callbacks"].update(Other={"n": 1})}, "^callbacks .*DIFFERENT"),
+    "a logged number": (
+        {"rows": lambda r: r[1].update({"train/loss": 1})},
+        r"^metrics\.csv differs in train/loss$",
+    ),
+    "a row": ({"rows": lambda r: r.pop()}, r"^metrics\.csv differs in step, train/loss$"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_difference_is_found_and_shown(tmp_path, change):
+    changes, shown = CHANGES[change]
+    comparison = compare(leave_run(tmp_path / "a"), leave_run(tmp_path / "b", **changes), steps=3, stops=[2])
+    assert not comparison.same
+    lines = report(comparison)
+    assert [line for line in lines if re.search(shown, line)], "\n".join(lines)
+    assert any(line.startswith("DIFFERENT: stopped after step 2") for line in lines)
+
+
+def test_a_run_that_ends_early_is_told(tmp_path):
+    comparison = compare(leave_run(tmp_path / "a"), leave_run(tmp_path / "b"), steps=8, stops=[2])
+    assert "the run ends at step 3, before verify.steps=8" in report(comparison)
+
+
+# --- the whole of it ------------------------------------------------------------------------------------
+
+SMALL = ("experiment=quick", "model.n_layers=1", "verify.steps=4", "verify.stops=[2]")
+
+
+@pytest.mark.slow
+def test_a_run_is_verified(gptpl, tmp_path):
+    outcome = gptpl("verify-resume", *SMALL, f"verify.keep={tmp_path / 'kept'}")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.endswith("identical: stopped after step 2 and resumed, the run has the same bits\n")
+    assert "3/3 resumed, to step 4 ... " in outcome.err
+    names = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert names == {"straight", "stopped", "part_1.log", "part_2.log", "part_3.log"}
+    assert "resuming at step 2 " in (tmp_path / "kept/part_3.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_wrongly_is_found(gptpl, monkeypatch):
+    """The random state in the checkpoint is another one."""
+    train = verify_resume._train
+
+    def spoilt(overrides: list[str], log: Path) -> bool:
+        if overrides[0].startswith("resume="):
+            path = (Path(overrides[0].removeprefix("resume=")) / "checkpoints/last.ckpt").resolve()
+            checkpoint = torch.load(path, weights_only=True)
+            checkpoint["gptpl_resume"]["random"][0]["torch"] = torch.manual_seed(5).get_state()
+            write_checkpoint(checkpoint, path)
+        return train(overrides, log)
+
+    monkeypatch.setattr(verify_resume, "_train", spoilt)
+    outcome = gptpl("verify-resume", *SMALL)
+    assert outcome.status == 1
+    assert "DIFFERENT: stopped after step 2 and resumed, the run is another one" in outcome.out
+    batches = [line.split()[1] for line in outcome.out.splitlines()[1:5]]
+    assert batches == ["same"] * 4  # the order of the data does not depend on that state
+
+
+@pytest.mark.slow
+def test_a_run_without_checkpoints_cannot_be_verified(gptpl):
+    outcome = gptpl("verify-resume", *SMALL, "callbacks=none")
+    assert outcome.status == 2
+    assert outcome.err.endswith(
+        "gptpl: error: the run keeps no checkpoint to resume from: add callbacks=default\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_shows_the_end_of_its_log(gptpl, tmp_path):
+    outcome = gptpl("verify-resume", "experiment=quick", "optimizer.lr=-1")
+    assert outcome.status == 1
+    assert "failed with exit status 2:" in outcome.err
+    assert "optimizer.lr=-1.0 is no rate to learn at" in outcome.err
+    assert not list(tmp_path.iterdir())
