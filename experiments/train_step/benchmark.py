@@ -210,6 +210,7 @@ def train_under_lightning(
         lr_factor=partial(lr_factor, total_steps=steps),
         total_steps=steps,
         run_config={},
+        eval_every_n_steps=10 * steps,
     )
     trainer = build_trainer(
         TrainerConf(accelerator="cpu", devices=1, max_epochs=None, max_steps=steps),

@@ -1,7 +1,6 @@
 """What `gptpl train` does about a step whose loss or gradient is not finite: report, stop, or roll back."""
 
 import logging
-import os
 import shlex
 
 from omegaconf import DictConfig
@@ -9,6 +8,7 @@ from omegaconf import DictConfig
 from gptpl.cli.build import Run, build_run, is_worker_process
 from gptpl.cli.run_folder import write_atomically
 from gptpl.errors import InputError
+from gptpl.training.checkpoint_files import LAST
 from gptpl.training.non_finite import NonFiniteError
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,11 @@ def write_report(run: Run, error: NonFiniteError) -> None:
     if is_worker_process():
         return
     path = run.run_dir / f"nonfinite_step_{error.step}.txt"
-    write_atomically(path, os.linesep.join(error.report) + os.linesep)
+    last = run.run_dir / "checkpoints" / LAST
+    good = f"last good checkpoint: {last.resolve() if last.exists() else 'none yet'}"
+    write_atomically(path, "\n".join([good, *error.report, ""]))
     log.error("%s: %s", error, error.report[0])
+    log.error("%s", good)
     log.error("the batch and the norms of every parameter and gradient: %s", path)
 
 

@@ -124,7 +124,7 @@ def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
         run_log.open_file(run.run_dir)
         _write_start(run, environment_record(arguments))
         log.info("run folder: %s", run.run_dir)
-        if run.resume is not None:
+        if run.resume is not None and run.trainer.is_global_zero:
             set_aside(run.resume.damaged)
             return_loggers(run.trainer, run.resume.state)
     started_seconds = time.monotonic()
@@ -140,6 +140,8 @@ def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
             raise
         say_how_to_go_on(run)
         raise KeyboardInterrupt from None
+    except NonFiniteError:  # which cannot just go on: see `train`
+        raise
     except Exception:
         say_how_to_go_on(run)
         raise

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -82,3 +84,17 @@ def test_lightning_sees_that_the_ranks_are_dealt_with():
 def test_a_negative_seed_is_refused():
     with pytest.raises(InputError, match="seed=-1"):
         EpochSampler(7, batch_size=4, seed=-1)
+
+
+@pytest.mark.parametrize("batch", [0, 3, 6])
+def test_a_start_leaves_out_the_batches_before_it_in_its_epoch_alone(batch):
+    """What is left is the end of the same epoch's order, of every rank; the next epoch is whole."""
+    for rank in (0, 1):
+        options: dict[str, Any] = {"batch_size": 4, "seed": 7, "rank": rank, "world_size": 2}
+        whole, later = EpochSampler(50, **options), EpochSampler(50, **options, start=(3, batch))
+        assert len(later) == len(whole)
+        for epoch, left_out in ((3, batch), (4, 0)):
+            whole.set_epoch(epoch)
+            if epoch != 3:  # in which it begins by itself, as worker processes fetch before Lightning says so
+                later.set_epoch(epoch)
+            assert list(later) == list(whole)[4 * left_out :]
