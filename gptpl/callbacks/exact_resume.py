@@ -98,11 +98,9 @@ class ExactResume(AfterStep):
         self._random_state = self._to_restore
         self._logger_positions = state["loggers"]
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
-    ) -> None:
-        """Restores the random states as late as can be: nothing but the step draws after it."""
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+    def _call(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restores the random states as late as can be: where the unbroken run noted them."""
+        super()._call(trainer, pl_module)
         if self._to_restore is not None:
             set_random_state(self._to_restore)
             self._to_restore = None

@@ -33,11 +33,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists a
 
 
 class OtherDraws(L.Callback):
-    """A user's callback that draws from NumPy's and Python's global random numbers at every batch."""
+    """A user's callback that draws from all global random numbers, at every batch and every evaluation."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         pl_module.log("draws/numpy", float(np.random.rand()), logger=True)  # noqa: NPY002
         pl_module.log("draws/python", random.random(), logger=True)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
 
 
 MUON = partial(
