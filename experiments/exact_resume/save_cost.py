@@ -20,8 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
 from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.cli.main import main as gptpl
+from gptpl.training.checkpoint_io import DurableCheckpointIO
 from gptpl.training.language_model import LanguageModelingModule
 
 EVERY_N_STEPS = 50
@@ -109,7 +112,10 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--lightnings-own", action="store_true", help="save as Lightning does, to compare")
     options = parser.parse_args()
+    if options.lightnings_own:
+        DurableCheckpointIO.save_checkpoint = TorchCheckpointIO.save_checkpoint  # type: ignore[assignment]
     found = measured(options.steps)
     step, save = statistics.median(found["step"][1:]), statistics.median(found["save"])
     result = {

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 
 from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.checkpoints import LastCheckpoint
@@ -127,9 +128,10 @@ class StopAtBoundary(AfterStep):
     def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves and stops, if that is asked for."""
         found = self._reason(trainer.global_step)
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(found is not None, all=False)
-            found = found or (("a signal to another process", 1) if stop else None)
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(found is not None, all=False):
+            of_all: list[tuple[str, int] | None] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(of_all, found)
+            found = next(reason for reason in of_all if reason is not None)
         if found is None:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -183,8 +183,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         nonlocal written
         written += len(chunk)
         if written > 2000:
-            self.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise self.error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(self, chunk)
 
     monkeypatch.setattr(checkpoint_io._HashingFile, "_write_chunk", write_chunk)
