@@ -68,8 +68,7 @@ def verify(path: Path) -> str | None:
     try:
         if path.stat().st_size == 0:
             return "is empty"
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        actual = _sha256(path)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -89,7 +88,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     try:
         line = f"{_write(checkpoint, temporary)}  {path.name}\n"
         record = sha256_file(path)
-        old = _text(record) if path.exists() and record.exists() else ""
+        old = _recorded(path) if path.exists() else ""
         _write_record(record, old + line)
         temporary.replace(path)
         sync_folder(path.parent)
@@ -174,6 +173,18 @@ def _write_record(record: Path, text: str) -> None:
 
 def _text(record: Path) -> str:
     return record.read_text(encoding="ascii", errors="replace")
+
+
+def _recorded(path: Path) -> str:
+    """The record of a file that is there; made now where it has none, or it would pass for damaged soon."""
+    if sha256_file(path).exists():
+        return _text(sha256_file(path))
+    return f"{_sha256(path)}  {path.name}\n"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove_leftovers(folder: Path) -> None:
