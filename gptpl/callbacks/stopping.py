@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -121,7 +122,8 @@ class StopAtBoundary(AfterStep):
             raise KeyboardInterrupt
         self._signal = number
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        log.warning("%s: stopping after this step%s", _name(number), again)
+        with suppress(RuntimeError):  # the signal came within a write to the same stream
+            log.warning("%s: stopping after this step%s", _name(number), again)
 
     # --- at the boundary ------------------------------------------------------------------------------
 
