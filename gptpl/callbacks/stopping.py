@@ -94,15 +94,13 @@ class StopAtBoundary(AfterStep):
         for number in SIGNALS:
             current = signal.getsignal(number)
             if current == self._note or (number != signal.SIGINT and current == signal.SIG_IGN):
-                continue  # `nohup` ignores SIGHUP
+                continue  # `nohup` ignores SIGHUP; SIGINT is ignored after a shell's `&`, but can be sent
             try:
                 signal.signal(number, self._note)
             except ValueError:  # not in the main thread, where nobody can press Ctrl-C either
                 return
             # Lightning's own handler of SIGTERM ends a run with exit status 0.
-            self._before.setdefault(
-                number, signal.default_int_handler if number == signal.SIGINT else current
-            )
+            self._before.setdefault(number, current)
 
     def _give_signals_back(self) -> None:
         while self._before:

@@ -38,10 +38,14 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _handlers():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    """Those of a terminal's process, also where the tests run under `nohup`; given back by every run."""
+    usual = dict.fromkeys(SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
+    after = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
-        assert signal.getsignal(number) == handler
+        signal.signal(number, handler)
+    assert after == usual
 
 
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138, "SIGHUP": 129}

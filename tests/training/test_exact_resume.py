@@ -160,6 +160,10 @@ def variant(request, tmp_path_factory) -> Any:
     return request.param, folder
 
 
+one_variant = pytest.mark.parametrize("variant", ["adamw"], indirect=True)
+"""For what depends on neither optimizer nor workers."""
+
+
 @pytest.fixture
 def study(variant, tmp_path, pretraining) -> Study:
     name, folder = variant
@@ -196,9 +200,8 @@ def test_stopped_after_any_step_it_ends_with_the_same_bits(study, unbroken, stop
     assert differences(unbroken, outcome(run)) == []
 
 
+@one_variant
 def test_stopped_after_every_step_it_ends_with_the_same_bits(study, unbroken):
-    if study.workers or study.optimizer:
-        pytest.skip("twelve stops in a row are as one: seen for one variant")
     study.run("again", stop=1)
     for stop in range(2, STEPS + 1):
         study.run("again", stop=stop, resume=True)
@@ -222,10 +225,9 @@ CRASHES = [
 ]
 
 
+@one_variant
 @pytest.mark.parametrize(("hook", "step"), CRASHES)
 def test_after_an_error_anywhere_it_ends_with_the_same_bits(study, unbroken, hook, step):
-    if study.workers or study.optimizer:
-        pytest.skip("what a crash leaves depends on neither optimizer nor workers")
     name = f"crashed in {hook} at {step}"
     run = study.run(name, crash=Crash(hook, step))
     assert (run / "checkpoints/last.ckpt").resolve().name == f"step-{step:08d}.ckpt"
@@ -233,6 +235,7 @@ def test_after_an_error_anywhere_it_ends_with_the_same_bits(study, unbroken, hoo
     assert differences(unbroken, outcome(run)) == []
 
 
+@one_variant
 def test_an_error_in_the_update_saves_no_half_changed_weights(study):
     name = "crashed in the update"
     study.run(name, stop=5)
@@ -264,6 +267,7 @@ def dropped_position(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TextDataModule, "start_at", lambda self, *, epoch, batch: None)
 
 
+@one_variant
 @pytest.mark.parametrize(
     ("control", "found"),
     [
@@ -272,8 +276,6 @@ def dropped_position(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_not_restored_is_found(study, unbroken, monkeypatch, control, found):
-    if study.workers or study.optimizer:
-        pytest.skip("one variant is enough to see that the comparison can fail")
     name = control.__name__
     study.run(name, stop=5)
     control(monkeypatch)
@@ -281,10 +283,9 @@ def test_what_is_not_restored_is_found(study, unbroken, monkeypatch, control, fo
     assert found <= set(differences(unbroken, outcome(run)))
 
 
+@one_variant
 @pytest.mark.parametrize("hook", ["on_validation_end", "on_train_batch_start"])
 def test_evaluations_counted_twice_would_be_found(study, unbroken, monkeypatch, hook):
-    if study.workers or study.optimizer:
-        pytest.skip("one variant is enough to see that the comparison can fail")
     name = f"states of callbacks as they are at {hook}"
     monkeypatch.setattr("gptpl.callbacks.exact_resume._callback_states", lambda trainer: None)
     study.run(name, crash=Crash(hook, 6))
