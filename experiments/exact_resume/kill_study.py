@@ -59,6 +59,7 @@ def kill_at_random(process: "subprocess.Popen[bytes]", run: Path, draw: random.R
     """
     kind = draw.choice(["any", "training", "save"])
     checkpoints = run / "checkpoints"
+    earlier = being_written(checkpoints)  # left by the kill before: no sign of where this one hits
     if kind == "any":
         wait(process, draw.uniform(0.1, 9.0))
     else:
@@ -68,16 +69,21 @@ def kill_at_random(process: "subprocess.Popen[bytes]", run: Path, draw: random.R
         wait(process, draw.uniform(0.0, 2.0))
         deadline = time.monotonic() + 5
         while kind == "save" and process.poll() is None and time.monotonic() < deadline:
-            if list(checkpoints.glob(".*.tmp")):
+            if being_written(checkpoints) - earlier:
                 time.sleep(draw.choice([0, 0.0005, 0.001, 0.002]))
                 break
     if process.poll() is not None:
         return ""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    if list(checkpoints.glob(".*.tmp")):
+    if being_written(checkpoints) - earlier:
         return "save"
     return "start-up" if kind == "any" and not trained(run) else "step"
+
+
+def being_written(checkpoints: Path) -> set[str]:
+    """Names of the files that are not in their place yet; each has its process's number in it."""
+    return {path.name for path in checkpoints.glob(".*.tmp")}
 
 
 def wait(process: "subprocess.Popen[bytes]", seconds: float) -> None:
@@ -111,7 +117,8 @@ def left_by(run: Path) -> dict[str, Any]:
 def killed_run(folder: Path, settings: list[str], stop: str, kills: int, seed: int) -> list[dict[str, Any]]:
     """Trains with that many kills, then to the end; what each of them hit."""
     draw = random.Random(seed)
-    run, log, record = folder / "killed", folder / "killed.log", []
+    run, log = folder / "killed", folder / "killed.log"
+    record: list[dict[str, Any]] = []
     trace = f"+callbacks.trace.path={run / 'steps.jsonl'}"
     while True:
         good = CheckpointFolder(run / "checkpoints", keep=2).newest_good() if run.exists() else None
@@ -134,7 +141,9 @@ def killed_run(folder: Path, settings: list[str], stop: str, kills: int, seed: i
             raise SystemExit(f"the run ended after {len(record)} kills: give more --steps (see {log})")
         visible = list((run / "checkpoints").glob("*.ckpt"))
         broken = [str(path) for path in visible if verify(path.resolve())]
-        record.append({"hit": hit, "from": good.step if good else 0, "broken": broken})
+        left = sorted(being_written(run / "checkpoints"))
+        record.append({"hit": hit, "from": good.step if good else 0, "broken": broken, "left": left})
+        record[-1]["anew"] = not CheckpointFolder(run / "checkpoints", keep=2).steps()
         print(f"kill {len(record)}/{kills}: {hit}, in a session from step {record[-1]['from']}", flush=True)
 
 
@@ -159,6 +168,8 @@ def main() -> None:
     result = {
         "kills": len(record),
         "hit": dict(Counter(kill["hit"] for kill in record)),
+        "started anew, killed before the first checkpoint": sum(kill["anew"] for kill in record),
+        "kills that left unfinished files": sum(bool(kill["left"]) for kill in record),
         "checkpoints that did not verify": sum(len(kill["broken"]) for kill in record),
         "steps": options.steps,
         "same as the unbroken run": same,

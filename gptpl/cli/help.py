@@ -47,9 +47,10 @@ settings:
   verify.steps: 12     # optimizer steps to compare; the schedule stays that of the whole run
   verify.stops: null   # steps to stop after, such as [3,7]; null: 3 random ones
   verify.seed: 0       # of the random stops
-  verify.keep: null    # a folder to leave both runs in; null: they are removed
+  verify.keep: null    # a folder to leave both runs in; null: the temporary folder (TMPDIR), then removed
 
-Every part runs in a process of its own. Printed are, for each step, whether the batches were the same and the
+Every part runs in a process of its own; a run that ends before verify.steps is compared at its end, and
+trainer.max_time does not count. Printed are, for each step, whether the batches were the same and the
 loss of both runs, then the hashes of weights, optimizer, schedule, random states, position and callbacks.
 Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input."""
 

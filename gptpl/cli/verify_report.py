@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gptpl.cli.sweep import table
-from gptpl.training.checkpoint import read_checkpoint
+from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
 from gptpl.training.checkpoint_files import LAST
 from gptpl.training.resume_state import RESUME_KEY
 from gptpl.training.state_digest import state_digest
@@ -36,6 +36,8 @@ class Comparison:
     """Of the straight run."""
     wanted_step: int
     stops: list[int]
+    config: dict[str, Any]
+    """The settings of the straight run."""
 
     @property
     def same(self) -> bool:
@@ -57,7 +59,13 @@ def compare(straight: Path, stopped: Path, *, steps: int, stops: list[int]) -> C
         last_step=int(one[RESUME_KEY]["step"]),
         wanted_step=steps,
         stops=stops,
+        config=one[HEADER_KEY]["config"],
     )
+
+
+def last_step(run: Path) -> int:
+    """The step of a run's last checkpoint."""
+    return int(read_checkpoint((run / "checkpoints" / LAST).resolve())[RESUME_KEY]["step"])
 
 
 def _trace(run: Path) -> dict[int, dict[str, Any]]:
@@ -102,9 +110,15 @@ def report(comparison: Comparison) -> list[str]:
     if comparison.same:
         return [*lines, f"identical: stopped after step {stops} and resumed, the run has the same bits"]
     lines.append(f"DIFFERENT: stopped after step {stops} and resumed, the run is another one")
-    if torch.cuda.is_available():
+    if _may_be_undetermined(comparison.config):
         lines.append("some GPU kernels add in no fixed order: try deterministic=true")
     return lines
+
+
+def _may_be_undetermined(config: dict[str, Any]) -> bool:
+    """Whether the run was on a GPU, without the kernels that give the same bits every time."""
+    on_cpu = config.get("trainer", {}).get("accelerator") == "cpu"
+    return torch.cuda.is_available() and not on_cpu and not config.get("deterministic")
 
 
 def _step_row(one: dict[str, Any], other: dict[str, Any], stops: list[int]) -> list[str]:

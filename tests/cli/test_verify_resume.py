@@ -3,7 +3,13 @@
 import csv
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +28,32 @@ from gptpl.training.checkpoint_io import write_checkpoint
 def test_the_settings_of_its_own_and_those_of_the_run():
     plan = parse(["experiment=quick", "verify.stops=[7,3,7]", "verify.steps=9", "data.path='a, b.txt'"])
     assert plan.overrides == ["experiment=quick", "data.path='a, b.txt'"]
-    assert (plan.steps, plan.stops, plan.keep) == (9, [3, 7], None)
+    assert (plan.steps, plan.stops(9), plan.keep) == (9, [3, 7], None)
+
+
+def test_a_plus_before_a_setting_of_its_own_does_not_hand_it_to_the_run():
+    plan = parse(["+verify.steps=5", "+callbacks.mine._target_=my.Callback"])
+    assert (plan.steps, plan.overrides) == (5, ["+callbacks.mine._target_=my.Callback"])
 
 
 def test_random_stops_are_three_within_the_run_and_the_seeds():
-    drawn = [parse([f"verify.seed={seed}"]).stops for seed in range(50)]
+    drawn = [parse([f"verify.seed={seed}"]).stops(12) for seed in range(50)]
     assert all(len(set(stops)) == 3 and stops == sorted(stops) for stops in drawn)
     assert {stop for stops in drawn for stop in stops} == set(range(1, 12))
-    assert parse(["verify.seed=7"]).stops == drawn[7]
-    assert parse(["verify.steps=2"]).stops == [1]
+    assert parse(["verify.seed=7"]).stops(12) == drawn[7]
+    assert parse(["verify.steps=2"]).stops(2) == [1]
+
+
+def test_a_run_that_ends_early_is_stopped_before_its_end():
+    """Stops that are never reached would verify nothing."""
+    assert parse(["verify.steps=9", "verify.stops=[2,5]"]).stops(6) == [2, 5]
+    assert {stop for seed in range(50) for stop in parse([f"verify.seed={seed}"]).stops(4)} == {1, 2, 3}
+    with pytest.raises(
+        InputError, match=r"^verify\.stops=\[2, 5\] .* ends at step 5, give steps from 1 to 4$"
+    ):
+        parse(["verify.stops=[2,5]"]).stops(5)
+    with pytest.raises(InputError, match=r"^the run ends at step 1: train 2 steps or more"):
+        parse([]).stops(1)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +72,8 @@ def test_random_stops_are_three_within_the_run_and_the_seeds():
         ("run_dir=a", "run_dir is set by verify-resume itself"),
         ("+trainer.stop_at_step=3", "trainer.stop_at_step is set by verify-resume itself"),
         ("-m", "-m is set by verify-resume itself"),
+        ("~verify.keep", "~verify.keep is no key of gptpl verify-resume"),
+        ("--cfg", "--cfg only shows settings: leave it out"),
     ],
 )
 def test_what_cannot_be_verified_is_refused(argument, says):
@@ -170,20 +195,91 @@ def test_a_run_that_ends_early_is_told(tmp_path):
     assert "the run ends at step 3, before verify.steps=8" in report(comparison)
 
 
+@pytest.mark.parametrize(
+    ("config", "hinted"),
+    [
+        ({"trainer": {"accelerator": "auto"}, "deterministic": False}, True),
+        ({"trainer": {"accelerator": "auto"}, "deterministic": True}, False),
+        ({"trainer": {"accelerator": "cpu"}, "deterministic": False}, False),
+    ],
+)
+def test_deterministic_kernels_are_named_where_they_may_help(tmp_path, monkeypatch, config, hinted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def of_config(state: dict[str, Any]) -> None:
+        state["gptpl"]["config"] = config
+
+    runs = [leave_run(tmp_path / "a", state=of_config), leave_run(tmp_path / "b", trace=lambda t: t[:2])]
+    lines = report(compare(*runs, steps=3, stops=[2]))
+    assert ("some GPU kernels add in no fixed order: try deterministic=true" in lines) == hinted
+
+
 # --- the whole of it ------------------------------------------------------------------------------------
 
 SMALL = ("experiment=quick", "model.n_layers=1", "verify.steps=4", "verify.stops=[2]")
 
 
 @pytest.mark.slow
-def test_a_run_is_verified(gptpl, tmp_path):
-    outcome = gptpl("verify-resume", *SMALL, f"verify.keep={tmp_path / 'kept'}")
+def test_a_run_is_verified(gptpl, tmp_path, run_folder):
+    """Also one with a limit of time, which would end the parts at other steps; in a folder of any name."""
+    kept = tmp_path / "it's, \\ kept = 1"
+    outcome = gptpl("verify-resume", *SMALL, "trainer.max_time=00:00:00:01", f"verify.keep={kept}")
     assert outcome.status == 0, outcome.err
     assert outcome.out.endswith("identical: stopped after step 2 and resumed, the run has the same bits\n")
-    assert "3/3 resumed, to step 4 ... " in outcome.err
-    names = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert re.search(
+        r"^part 2/3: stopped, to step 2 \.\.\. \d+ s, about \d+ s left$", outcome.err, re.MULTILINE
+    )
+    assert "part 3/3: resumed, to step 4 ... " in outcome.err
+    names = {path.name for path in kept.iterdir()}
     assert names == {"straight", "stopped", "part_1.log", "part_2.log", "part_3.log"}
-    assert "resuming at step 2 " in (tmp_path / "kept/part_3.log").read_text()
+    assert "resuming at step 2 " in (kept / "part_3.log").read_text()
+    for run in ("straight", "stopped"):
+        assert run_folder(kept / run).config["trainer"]["max_time"] is None
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_before_the_stops_is_not_called_the_same(gptpl):
+    short = ("trainer.max_steps=3", "scheduler.warmup_steps=1", "verify.steps=9", "verify.stops=[6]")
+    outcome = gptpl("verify-resume", "experiment=quick", *short)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.splitlines()[-1] == (
+        "gptpl: error: verify.stops=[6] cannot be: the run ends at step 3, give steps from 1 to 2"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_part_too_and_removes_its_files(tmp_path, number, status):
+    command = [sys.executable, "-m", "gptpl", "verify-resume", "experiment=quick", "trainer.max_epochs=10000"]
+    process = subprocess.Popen(
+        [*command, "verify.steps=40000"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # the group that must be empty in the end
+    )
+    try:
+        wait_until(lambda: list(tmp_path.glob("gptpl-verify-*/straight/steps.jsonl")))
+        process.send_signal(number)
+        assert process.wait(20) == status
+        assert not list(tmp_path.glob("gptpl-verify-*"))
+        wait_until(lambda: not alive(process.pid))
+    finally:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+
+
+def alive(group: int) -> bool:
+    """Whether a process of the group is left, other than a dead one that nobody has asked about."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True)
+    states = [line.split() for line in listed.stdout.splitlines()]
+    return any(int(pgid) == group and not state.startswith("Z") for pgid, state in states)
 
 
 @pytest.mark.slow
@@ -207,13 +303,22 @@ def test_a_run_that_is_resumed_wrongly_is_found(gptpl, monkeypatch):
     assert batches == ["same"] * 4  # the order of the data does not depend on that state
 
 
-@pytest.mark.slow
-def test_a_run_without_checkpoints_cannot_be_verified(gptpl):
-    outcome = gptpl("verify-resume", *SMALL, "callbacks=none")
-    assert outcome.status == 2
-    assert outcome.err.endswith(
-        "gptpl: error: the run keeps no checkpoint to resume from: add callbacks=default\n"
+@pytest.mark.parametrize(
+    "callbacks", ["callbacks=none", "callbacks=[throughput]", "~callbacks.checkpoint_last"]
+)
+def test_a_run_without_checkpoints_is_refused_before_it_trains(refused, callbacks):
+    assert refused("verify-resume", *SMALL, callbacks) == (
+        "the run keeps no checkpoint to resume from: add checkpoint_last to callbacks, or callbacks=default"
     )
+
+
+def test_a_misspelt_setting_of_the_run_is_refused_before_it_trains(refused):
+    assert "optimizer.learning_rate" in refused("verify-resume", *SMALL, "optimizer.learning_rate=1")
+
+
+def test_callbacks_of_ones_own_may_keep_the_checkpoints():
+    own = ("callbacks=none", "+callbacks.mine._target_=my.Callback")
+    verify_resume._check_settings(["experiment=quick", *own])
 
 
 @pytest.mark.slow
