@@ -4,7 +4,7 @@
 
 import csv
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptpl.callbacks.exact_resume import ExactResume, return_loggers
@@ -144,3 +144,40 @@ class Pretraining:
 @pytest.fixture
 def pretraining(tmp_path: Path) -> Pretraining:
     return Pretraining(tmp_path)
+
+
+HUGGING_FACE_LAYERS = {
+    "norm1": ("ln_1", False),
+    "attn.qkv": ("attn.c_attn", True),
+    "attn.out_proj": ("attn.c_proj", True),
+    "norm2": ("ln_2", False),
+    "ff.up_proj": ("mlp.c_fc", True),
+    "ff.down_proj": ("mlp.c_proj", True),
+}
+"""Ours: (theirs, whether that is a `Conv1D`, whose weight is (in, out); our linear layers' are (out, in))."""
+
+
+def _from_hugging_face(theirs: Mapping[str, Tensor], *, layers: int, qkv_bias: bool) -> dict[str, Tensor]:
+    """Tensors of their GPT-2 under our names and in our layout."""
+    ours = {
+        "tok_emb.weight": theirs["transformer.wte.weight"],
+        "pos_emb.weight": theirs["transformer.wpe.weight"],
+        "final_norm.weight": theirs["transformer.ln_f.weight"],
+        "final_norm.bias": theirs["transformer.ln_f.bias"],
+        # a tied head has no entry of its own among their parameters
+        "out_head.weight": theirs.get("lm_head.weight", theirs["transformer.wte.weight"]),
+    }
+    for i in range(layers):
+        for our_name, (their_name, is_conv1d) in HUGGING_FACE_LAYERS.items():
+            weight = theirs[f"transformer.h.{i}.{their_name}.weight"]
+            ours[f"blocks.{i}.{our_name}.weight"] = weight.T if is_conv1d else weight
+            ours[f"blocks.{i}.{our_name}.bias"] = theirs[f"transformer.h.{i}.{their_name}.bias"]
+        if not qkv_bias:
+            del ours[f"blocks.{i}.attn.qkv.bias"]
+    return ours
+
+
+@pytest.fixture(scope="session")
+def to_ours() -> Callable[..., dict[str, Tensor]]:
+    """`to_ours(tensors, layers=, qkv_bias=)`: tensors of Hugging Face's GPT-2 under our names and layout."""
+    return _from_hugging_face

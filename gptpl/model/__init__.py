@@ -1,17 +1,21 @@
-"""The GPT-2-style model: configuration, layers, initial weights, size. Needs torch alone."""
+"""The GPT-2-style model: configuration, layers, initial weights, size, KV cache. Needs torch alone."""
 
 from gptpl.model.attention import MultiHeadAttention
 from gptpl.model.block import TransformerBlock
+from gptpl.model.cached import CachedGPT
 from gptpl.model.config import GPTConfig
 from gptpl.model.eval_mode import eval_mode
 from gptpl.model.feed_forward import FeedForward
 from gptpl.model.gpt import GPTModel
+from gptpl.model.kv_cache import KVCache
 from gptpl.model.parameters import ParameterCount, count_parameters
 
 __all__ = [
+    "CachedGPT",
     "FeedForward",
     "GPTConfig",
     "GPTModel",
+    "KVCache",
     "MultiHeadAttention",
     "ParameterCount",
     "TransformerBlock",

@@ -1,10 +1,9 @@
 """GPTModel computes what Hugging Face's GPT-2 computes from the same random weights: logits and gradients."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -35,40 +34,9 @@ def hugging_face_model(*, tied: bool) -> GPT2LMHeadModel:
     return model
 
 
-# ours: (theirs, whether that is a `Conv1D`, whose weight is (in, out); our linear layers' are (out, in))
-LAYERS = {
-    "norm1": ("ln_1", False),
-    "attn.qkv": ("attn.c_attn", True),
-    "attn.out_proj": ("attn.c_proj", True),
-    "norm2": ("ln_2", False),
-    "ff.up_proj": ("mlp.c_fc", True),
-    "ff.down_proj": ("mlp.c_proj", True),
-}
-
-
-def to_ours(theirs: Mapping[str, Tensor], *, qkv_bias: bool) -> dict[str, Tensor]:
-    """Their tensors under our names and in our layout."""
-    ours = {
-        "tok_emb.weight": theirs["transformer.wte.weight"],
-        "pos_emb.weight": theirs["transformer.wpe.weight"],
-        "final_norm.weight": theirs["transformer.ln_f.weight"],
-        "final_norm.bias": theirs["transformer.ln_f.bias"],
-        # a tied head has no entry of its own among their parameters
-        "out_head.weight": theirs.get("lm_head.weight", theirs["transformer.wte.weight"]),
-    }
-    for i in range(L):
-        for our_name, (their_name, is_conv1d) in LAYERS.items():
-            weight = theirs[f"transformer.h.{i}.{their_name}.weight"]
-            ours[f"blocks.{i}.{our_name}.weight"] = weight.T if is_conv1d else weight
-            ours[f"blocks.{i}.{our_name}.bias"] = theirs[f"transformer.h.{i}.{their_name}.bias"]
-        if not qkv_bias:
-            del ours[f"blocks.{i}.attn.qkv.bias"]
-    return ours
-
-
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_and_gradients_agree(tied: bool, qkv_bias: bool) -> None:
+def test_logits_and_gradients_agree(tied: bool, qkv_bias: bool, to_ours: Any) -> None:
     torch.manual_seed(0)
     theirs = hugging_face_model(tied=tied).train()
     if not qkv_bias:
@@ -87,7 +55,7 @@ def test_logits_and_gradients_agree(tied: bool, qkv_bias: bool) -> None:
             tie_weights=tied,
         )
     ).train()
-    ours.load_state_dict(to_ours(dict(theirs.named_parameters()), qkv_bias=qkv_bias))
+    ours.load_state_dict(to_ours(dict(theirs.named_parameters()), layers=L, qkv_bias=qkv_bias))
 
     tokens = torch.randint(V, (3, C + 1))
     our_logits = ours(tokens[:, :-1])
@@ -99,7 +67,7 @@ def test_logits_and_gradients_agree(tied: bool, qkv_bias: bool) -> None:
         F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
     their_gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     our_gradients = {name: p.grad for name, p in ours.named_parameters()}
-    expected = to_ours(their_gradients, qkv_bias=qkv_bias)
+    expected = to_ours(their_gradients, layers=L, qkv_bias=qkv_bias)
     if tied:
         del expected["out_head.weight"]  # the token embedding's, once more
     torch.testing.assert_close(our_gradients, expected, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,39 @@
+"""Linear layers in the layout that a CPU multiplies fastest, for models that only compute."""
+
+# M rows, I inputs, O outputs
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Linear = Callable[[Tensor], Tensor]
+
+
+def packed(layer: nn.Module, *, rows: int) -> Linear:
+    """The layer, (..., I) -> (..., O), with its weights rearranged for about `rows` rows at a time.
+
+    On a CPU with oneDNN the weights are copied into its blocked layout: torch's own product of one fp32 row
+    uses one core and, of a few rows, rearranges the weights at each call. GPT-2 small, two cores: one row in
+    17 ms instead of 36, eight in 21 instead of 56 (experiments/generation_speed). Anything else than a plain
+    `nn.Linear` on such a CPU is returned as it is, and is as right, only slower.
+
+    The copy does not follow later changes of the weights, and has no gradients.
+    """
+    if type(layer) is not nn.Linear or not can_pack(layer.weight):
+        return layer
+    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+    bias = None if layer.bias is None else layer.bias.detach()
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: multiply(x, weight, bias, "none", [], "")
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether `packed` rearranges such weights here: fp32 or bf16, on a CPU, in a torch built with oneDNN."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # names of torch's own compiler, not promised
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
