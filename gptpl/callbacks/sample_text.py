@@ -1,11 +1,7 @@
 """Text from the model while it learns."""
 
-# T time
-
 import logging
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,53 +15,12 @@ from gptpl.callbacks.readings import LanguageModule, epochs_done, language_modul
 from gptpl.callbacks.sample_file import Record, SampleFile
 from gptpl.callbacks.sample_views import as_markdown, one_line
 from gptpl.errors import InputError
-from gptpl.generation import generate
+from gptpl.generation import SamplingRules, complete
 
 log = logging.getLogger(__name__)
 
 SHARDING_STRATEGIES = {"FSDPStrategy", "ModelParallelStrategy"}
 """Lightning strategies under which no process holds the whole model."""
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """How each next token is chosen; the meaning is that of `gptpl.generation.next_token`.
-
-    Raises InputError for a temperature below 0 or not finite, and for a top_k below 1.
-    """
-
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        temperature, top_k = self.temperature, self.top_k
-        number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-        if not number or not 0 <= temperature < math.inf:
-            raise InputError(f"temperature={temperature!r} is no temperature: give 0 (greedy) or more")
-        whole = isinstance(top_k, int) and not isinstance(top_k, bool)
-        if top_k is not None and (not whole or top_k < 1):
-            raise InputError(f"top_k={top_k!r} is no number of tokens: give 1 or more, or null for all")
-
-    @classmethod
-    def of(cls, value: "Strategy | Mapping[str, Any]") -> "Strategy":
-        """A strategy from itself or from a mapping such as `{temperature: 0.8, top_k: 40}`."""
-        if isinstance(value, Strategy):
-            return value
-        names = [field.name for field in fields(cls)]
-        if not isinstance(value, Mapping):
-            raise InputError(f"sampling strategy {value!r}: give a mapping with the keys {', '.join(names)}")
-        for key in value:
-            if key not in names:
-                raise InputError(f"{key!r} is no key of a sampling strategy: the keys are {', '.join(names)}")
-        return cls(**value)
-
-    @property
-    def name(self) -> str:
-        """Such as "greedy" or "temperature 0.8, top-k 40"."""
-        if self.temperature == 0:
-            return "greedy"
-        return f"temperature {self.temperature:g}" + (f", top-k {self.top_k}" if self.top_k else "")
 
 
 class SampleText(AfterStep):
@@ -76,21 +31,22 @@ class SampleText(AfterStep):
     takes back the samples of the step it resumes from and of later ones, and makes anew what is due at that
     step.
 
-    Sampling happens on the first process alone and leaves the training's random numbers as they are: every
-    sample draws from a generator of its own, seeded from `seed` and the step, so that it does not depend on
-    which other prompts and strategies are listed. Under strategies that shard the model there are no samples.
+    Sampling happens on the first process alone, in the data type of the weights, and changes no bit of the
+    training: every sample draws from a generator of its own, seeded from `seed` and the step, so that it does
+    not depend on which other prompts and strategies are listed. Under strategies that shard the model there
+    are no samples.
 
     Args:
         prompts: texts to continue.
-        strategies: see `Strategy`; mappings with its fields are taken as well.
+        strategies: how tokens are chosen: `SamplingRules`, or mappings with their fields.
         path: the JSON Lines file.
         max_new_tokens: length of a continuation in tokens, unless the model ends the text before.
         every_n_steps: sample whenever the optimizer steps are a multiple of this; None: not by steps.
         every_n_epochs: sample whenever the finished epochs are a multiple of this; None: not by epochs.
         seed: 0 or more.
 
-    Raises InputError for unusable arguments; when `fit` starts, for a top_k above the vocabulary and for a
-    prompt in which the tokenizer sees no token.
+    Raises InputError for unusable arguments; when `fit` starts, for a prompt in which the tokenizer sees no
+    token. A top_k above the vocabulary keeps all of it, which the log says once.
     """
 
     repeats_on_resume = True
@@ -100,7 +56,7 @@ class SampleText(AfterStep):
         *,
         prompts: Sequence[str],
         path: str | Path,
-        strategies: Sequence[Strategy | Mapping[str, Any]] = (Strategy(),),
+        strategies: Sequence[SamplingRules | Mapping[str, Any]] = (SamplingRules(),),
         max_new_tokens: int = 50,
         every_n_steps: int | None = None,
         every_n_epochs: int | None = 1,
@@ -108,7 +64,7 @@ class SampleText(AfterStep):
     ) -> None:
         super().__init__()
         self.prompts = _checked_prompts(prompts)
-        self.strategies = list(dict.fromkeys(Strategy.of(strategy) for strategy in strategies))
+        self.strategies = list(dict.fromkeys(SamplingRules.of(strategy) for strategy in strategies))
         if not self.strategies:
             raise InputError("strategies=[] samples nothing: give at least one, such as {temperature: 0.0}")
         self.max_new_tokens = _positive("max_new_tokens", max_new_tokens)
@@ -153,14 +109,11 @@ class SampleText(AfterStep):
         self._sample(trainer, pl_module)
 
     def check_against(self, module: LanguageModule) -> None:
-        """Raises InputError for a top_k above the model's vocabulary and a prompt that holds no token."""
+        """Raises InputError for a prompt that holds no token; fits the strategies to the vocabulary."""
         vocab_size = module.net.config.vocab_size
+        self.strategies = [strategy.within(vocab_size) for strategy in self.strategies]
         for strategy in self.strategies:
-            if strategy.top_k is not None and strategy.top_k > vocab_size:
-                raise InputError(
-                    f"top_k={strategy.top_k} of a sampling strategy exceeds the vocabulary: "
-                    f"give at most {vocab_size}"
-                )
+            strategy.check_vocabulary(vocab_size)
         for prompt in self.prompts:
             if len(module.tokenizer.encode(prompt)) == 0:
                 raise InputError(f"prompt {prompt!r} holds no token: give at least one word to continue")
@@ -174,45 +127,43 @@ class SampleText(AfterStep):
         epoch = round(epochs_done(trainer), 4)
         position: Record = {"step": step, "epoch": epoch, "tokens_seen": module.tokens_seen}
         for strategy in self.strategies:
-            records: list[Record] = []
-            for prompt in self.prompts:
-                record = position | {"prompt": prompt, "strategy": asdict(strategy), "seed": self.seed}
-                if record not in self._file:
-                    with trainer.precision_plugin.forward_context():
-                        continuation = self._continuation(module, prompt, strategy, step=step)
-                    records.append(record | {"continuation": continuation})
-            self._file.append(records)
-            _show(trainer, records, strategy)
+            own = {"temperature": strategy.temperature, "top_k": strategy.top_k} | strategy.changes
+            records = [
+                position | {"prompt": prompt, "strategy": own, "seed": self.seed} for prompt in self.prompts
+            ]
+            records = [record for record in records if record not in self._file]
+            if records:
+                texts = self._continuations(module, [record["prompt"] for record in records], strategy, step)
+                made = zip(records, texts, strict=True)
+                records = [record | {"continuation": text} for record, text in made]
+                self._file.append(records)
+                _show(trainer, records, strategy)
 
-    def _continuation(self, module: LanguageModule, prompt: str, strategy: Strategy, *, step: int) -> str:
+    def _continuations(
+        self, module: LanguageModule, prompts: Sequence[str], strategy: SamplingRules, step: int
+    ) -> list[str]:
         device = next(module.net.parameters()).device
-        ids = module.tokenizer.encode(prompt)
-        tokens = torch.from_numpy(ids.astype(np.int64))[None].to(device)  # (1, T)
-        # A compiled model would be compiled again for the growing T.
+        # A compiled block would be compiled again for the windows of a text beyond the context.
         with torch.compiler.set_stance("force_eager"):
-            out = generate(
+            completions = complete(
                 module.net,
-                tokens,
+                module.tokenizer,
+                prompts,
+                rules=strategy,
                 max_new_tokens=self.max_new_tokens,
-                temperature=strategy.temperature,
-                top_k=strategy.top_k,
-                eot_id=module.tokenizer.eot_id,
                 generator=torch.Generator(device).manual_seed(_sample_seed(self.seed, step)),
             )
-        # The whole is decoded, not the new tokens alone: the word tokenizer puts spaces between tokens.
-        whole, start = module.tokenizer.decode(out[0].tolist()), module.tokenizer.decode(ids.tolist())
-        new = module.tokenizer.decode(out[0, len(ids) :].tolist())
-        return whole.removeprefix(start) if whole.startswith(start) else new
+        return [completion.text for completion in completions]
 
 
-def _show(trainer: L.Trainer, records: Sequence[Record], strategy: Strategy) -> None:
+def _show(trainer: L.Trainer, records: Sequence[Record], strategy: SamplingRules) -> None:
     """Records of one step and strategy to the log and to TensorBoard."""
     for record in records:
         position = (record["step"], record["epoch"], strategy.name)
         texts = (one_line(record["prompt"]), one_line(record["continuation"]))
         log.info("sample at step %d (epoch %.3g), %s: [%s] %s", *position, *texts)
     for logger in trainer.loggers:
-        if records and isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, TensorBoardLogger):
             tag = "sample/" + strategy.name.replace(", ", "_").replace(" ", "_")
             logger.experiment.add_text(tag, as_markdown(records), global_step=records[0]["step"])
 

@@ -6,8 +6,8 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from gptpl.cli.console import RunLog
-from gptpl.cli.generate import loaded_checkpoint
 from gptpl.cli.hydra_app import instantiate, run_under_hydra
+from gptpl.cli.model_input import loaded_checkpoint
 from gptpl.data.datamodule import TextDataModule
 from gptpl.errors import InputError
 from gptpl.training.evaluation import evaluate

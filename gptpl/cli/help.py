@@ -1,10 +1,13 @@
 """What `--help` prints; made from conf/ itself, without Hydra or torch, so that it comes at once."""
 
+import dataclasses
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 from gptpl.cli.configs import config_folder, default_choices, when_to_choose
+from gptpl.cli.schema_sampling import SamplingConf
 
 EXAMPLES = {
     "train": [
@@ -13,15 +16,11 @@ EXAMPLES = {
         ("gptpl train -m optimizer.lr=1e-4,4e-4 experiment=quick", "one run for each value, then a table"),
     ],
     "generate": [
-        (
-            "gptpl generate checkpoint=RUN prompt='Every effort moves you'",
-            "RUN is a folder such as runs/tale/...",
-        ),
-        ("gptpl generate checkpoint=RUN temperature=0 max_new_tokens=100", "greedy"),
-        (
-            "gptpl generate checkpoint=RUN temperature=1 top_k=null seed=1",
-            "the whole vocabulary, reproducible",
-        ),
+        ("gptpl generate checkpoint=RUN prompt='Once upon a time'", "RUN is a folder such as runs/tale/..."),
+        ("echo 'Once upon a time' | gptpl generate checkpoint=RUN sampling=creative", "a piped prompt"),
+        ("gptpl generate checkpoint=RUN temperature=0.8 top_p=0.9 seed=1", "rules of your own, reproducible"),
+        ("gptpl generate checkpoint=RUN num_samples=5 --json", "five texts, a JSON object a line"),
+        ("gptpl generate checkpoint=RUN -i", "type prompts and change the rules; /help says how"),
     ],
     "evaluate": [
         ("gptpl evaluate checkpoint=RUN", "the validation part of the shipped tale"),
@@ -88,6 +87,8 @@ def command_help(command: str, summary: str) -> str:
     for group, default in groups.items():
         lines += _group(folder / group, default)
     lines += ["", f"All keys with their values: gptpl {command} --cfg job"]
+    if command == "generate":
+        lines += ["Sampling rules, with or without `sampling.` before them:", *_fields(SamplingConf)]
     if command == "train":
         lines += ["Settings of a group: e.g. optimizer.lr=1e-3, trainer.max_epochs=20, data.batch_size=4"]
     return "\n".join(lines)
@@ -96,6 +97,19 @@ def command_help(command: str, summary: str) -> str:
 def _settings(root: str) -> list[str]:
     """The root's own `key: value  # comment` lines, without sections and what is Hydra's."""
     return [f"  {line}" for line in root.splitlines() if re.match(r"\w+: ", line)]
+
+
+def _fields(schema: type) -> list[str]:
+    """The fields of a schema with their defaults, some to a line."""
+    fields = [f"{field.name}={_default(field)}" for field in dataclasses.fields(schema)]
+    return textwrap.wrap(", ".join(fields), width=100, initial_indent="  ", subsequent_indent="  ")
+
+
+def _default(field: "dataclasses.Field[object]") -> object:
+    value = field.default
+    if value is dataclasses.MISSING:
+        return "[]"
+    return "null" if value is None else value
 
 
 def _group(folder: Path, default: str) -> list[str]:

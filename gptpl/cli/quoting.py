@@ -5,7 +5,7 @@ import re
 from gptpl.errors import InputError
 
 FREE_TEXT = frozenset({"prompt"})
-PATHS = frozenset({"checkpoint", "data.path", "resume", "run_dir"})
+PATHS = frozenset({"checkpoint", "data.path", "prompt_file", "resume", "run_dir"})
 OPEN_NAMESPACES = ("callbacks", "logger")
 """Where the command line may add what no config has: a callback or logger of the user's own."""
 

@@ -23,6 +23,7 @@ from gptpl.cli.schema_outputs import (
     SampleTextConf,
     ThroughputConf,
 )
+from gptpl.cli.schema_sampling import SamplingConf
 
 # --- model, tokenizer ---------------------------------------------------------------------------------
 
@@ -212,12 +213,19 @@ class GenerateConf:
     """Root of `gptpl generate`."""
 
     checkpoint: str = MISSING
-    prompt: str = MISSING
+    prompt: str | None = MISSING
+    prompt_file: str | None = MISSING
     max_new_tokens: int = MISSING
-    temperature: float = MISSING
-    top_k: int | None = MISSING
+    num_samples: int = MISSING
+    stop: list[str] = MISSING
+    num_beams: int | None = MISSING
     seed: int | None = MISSING
+    alternatives: int | None = MISSING
+    statistics: bool = MISSING
+    memorisation: bool = MISSING
+    precision: str = MISSING
     device: str = MISSING
+    sampling: Any = MISSING
 
 
 @dataclass(kw_only=True)
@@ -245,6 +253,7 @@ SCHEMAS: dict[str, type] = {
     "constant_schedule": ConstantScheduleConf,
     "decay_schedule": DecayScheduleConf,
     "trainer": TrainerConf,
+    "sampling": SamplingConf,
     "logger": LoggerConf,
     "sample_text": SampleTextConf,
     "checkpoint_best": BestCheckpointConf,

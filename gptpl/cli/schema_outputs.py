@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from gptpl.cli.schema_sampling import SamplingConf
+
 
 @dataclass(kw_only=True)
 class LoggerConf:
@@ -21,20 +23,12 @@ class CallbackConf:
 
 
 @dataclass(kw_only=True)
-class StrategyConf:
-    """How one sample is drawn: temperature 0 is greedy, top_k null keeps the whole vocabulary."""
-
-    temperature: float = 0.0
-    top_k: int | None = None
-
-
-@dataclass(kw_only=True)
 class SampleTextConf(CallbackConf):
     """`gptpl.callbacks.sample_text.SampleText`."""
 
     _target_: str = "gptpl.callbacks.sample_text.SampleText"
     prompts: list[str] = MISSING
-    strategies: list[StrategyConf] = MISSING
+    strategies: list[SamplingConf] = MISSING
     max_new_tokens: int = 50
     every_n_steps: int | None = None
     every_n_epochs: int | None = 1

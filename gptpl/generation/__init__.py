@@ -1,6 +1,25 @@
-"""Text from a model: sampling rules (pure functions of logits) and the decoding loop."""
+"""Text from a model: sampling rules (pure functions of logits), cached decoding, beam search, statistics."""
 
+from gptpl.generation.beam_search import Beam, beam_search
 from gptpl.generation.decode import generate
-from gptpl.generation.rules import apply_temperature, keep_top_k, next_token
+from gptpl.generation.decoding import Decoding, Step, TokenDetails
+from gptpl.generation.sampling import SamplingRules, next_token, reshape_logits
+from gptpl.generation.text import Completion, Piece, TextCodec, complete, search_text, stream_text
 
-__all__ = ["apply_temperature", "generate", "keep_top_k", "next_token"]
+__all__ = [
+    "Beam",
+    "Completion",
+    "Decoding",
+    "Piece",
+    "SamplingRules",
+    "Step",
+    "TextCodec",
+    "TokenDetails",
+    "beam_search",
+    "complete",
+    "generate",
+    "next_token",
+    "reshape_logits",
+    "search_text",
+    "stream_text",
+]

@@ -1,8 +1,14 @@
-"""Rules that turn next-token logits into a token: pure functions, randomness through a generator."""
+"""Rules that reshape next-token logits: pure functions from logits to logits, and the draw at their end.
+
+A rule keeps the shape and lets tokens out by setting their logits to -inf, so that rules compose in any
+order; `gptpl.generation.sampling` composes them in the usual one. Penalties and bans are in
+`gptpl.generation.penalties`.
+"""
 
 # B batch, V vocabulary
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,8 +30,16 @@ def check_top_k(top_k: int, *, vocab_size: int) -> None:
         )
 
 
+def check_share(name: str, share: float) -> None:
+    """Raise InputError unless 0 < share <= 1; `name` is how the user calls it, such as top_p."""
+    if not 0 < share <= 1:
+        raise InputError(f"{name}={share} is out of range: give a number above 0 and at most 1 (1: no limit)")
+
+
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Divide logits (..., V) by temperature: below 1 sharpens the distribution, above 1 flattens it.
+
+    Source: Ackley, Hinton and Sejnowski 1985, "A Learning Algorithm for Boltzmann Machines".
 
     Raises InputError for a temperature that is negative or not finite, and for 0, which is no division but
     the greedy choice that `next_token` makes.
@@ -37,10 +51,12 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k largest logits (..., V) of each row and set the others to -inf (Fan et al. 2018).
+    """Keep the k largest logits (..., V) of each row and set the others to -inf.
 
     Exactly k survive: where several logits tie for the last place, the lowest token ids win, as in argmax. So
     k = 1 is greedy even among equals, which bf16 logits often are. (A plain threshold would keep them all.)
+
+    Source: Fan, Lewis and Dauphin 2018, "Hierarchical Neural Story Generation".
 
     Raises InputError unless 1 <= k <= V.
     """
@@ -53,29 +69,78 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(~keep, -math.inf)
 
 
-def next_token(
-    logits: Tensor,
-    *,
-    temperature: float,
-    top_k: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Choose one token a row: logits (B, V) -> (B,) int64.
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest most likely tokens whose probabilities reach p together (nucleus sampling).
 
-    temperature 0 is greedy (argmax; the lowest id among equals) and draws no random number. Otherwise one
-    multinomial draw a row from softmax(keep_top_k(logits) / temperature), computed in fp32, by `generator`,
-    which must live on the logits' device, or by torch's global one.
+    The most likely token always stays. Among equals the lowest token ids come first. p = 1 keeps every token.
 
-    Raises InputError for a negative or infinite temperature and a top_k outside 1..V. NaN logits make torch
-    raise when it draws.
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
+
+    Raises InputError unless 0 < p <= 1.
     """
-    check_temperature(temperature)
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
+    check_share("top_p", p)
+    if p == 1:
+        return logits
+    order = logits.argsort(dim=-1, descending=True, stable=True)  # (..., V)
+    return _keep_first_of(logits, order, mass=p)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the tokens that are at least p times as likely as the most likely one.
+
+    Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs".
+
+    Raises InputError unless 0 <= p <= 1; 0 keeps every token, 1 only the most likely and its equals.
+    """
+    if not 0 <= p <= 1:
+        raise InputError(f"min_p={p} is out of range: give a number from 0 (no limit) to 1")
+    if p == 0:
+        return logits
+    best = logits.amax(dim=-1, keepdim=True)  # (..., 1)
+    return logits.masked_fill(logits < best + math.log(p), -math.inf)
+
+
+def keep_typical(logits: Tensor, mass: float) -> Tensor:
+    """Keep the tokens whose surprise is closest to the expected one, the fewest that reach `mass` together.
+
+    A token's surprise is -log p, the expected one is the distribution's entropy: a dull and a far-fetched
+    token are let out alike. Among equals the lowest token ids come first. mass = 1 keeps every token.
+
+    Source: Meister et al. 2023, "Locally Typical Sampling".
+
+    Raises InputError unless 0 < mass <= 1.
+    """
+    check_share("typical_p", mass)
+    if mass == 1:
+        return logits
+    log_p = torch.log_softmax(logits, dim=-1)
+    # A token that another rule has let out has probability 0, and 0 log 0 = 0 in an entropy.
+    entropy = -(log_p.exp() * log_p).nan_to_num(nan=0.0).sum(dim=-1, keepdim=True)  # (..., 1)
+    order = (-log_p - entropy).abs().argsort(dim=-1, stable=True)  # (..., V)
+    return _keep_first_of(logits, order, mass=mass)
+
+
+def _keep_first_of(logits: Tensor, order: Tensor, *, mass: float) -> Tensor:
+    """Keep the first tokens of `order` (..., V) until their probabilities reach `mass`, at least one."""
+    probabilities = torch.softmax(logits, dim=-1).gather(-1, order)
+    before = probabilities.cumsum(dim=-1) - probabilities  # what the tokens before each one have together
+    out = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, before >= mass)
+    first = order[..., :1]
+    return logits.masked_fill(out.scatter(-1, first, False), -math.inf)
+
+
+def draw(logits: Tensor, generators: Sequence[torch.Generator] | torch.Generator | None = None) -> Tensor:
+    """One multinomial draw a row from softmax(logits), computed in fp32: (B, V) -> (B,) int64.
+
+    By the one generator for all rows, one generator a row, or torch's global one (None); they must live on
+    the logits' device. With a generator of its own a row's draw does not depend on the other rows.
+
+    NaN logits make torch raise.
+    """
     logits = logits.float()
-    if temperature < torch.finfo(logits.dtype).tiny:  # nothing that fp32 can divide by: the limit, greedy
-        return logits.argmax(dim=-1)
-    # Softmax does not feel the shift, and the best logit, now 0, cannot overflow at a tiny temperature.
-    logits = logits - logits.amax(dim=-1, keepdim=True)
-    probabilities = torch.softmax(apply_temperature(logits, temperature), dim=-1)  # (B, V)
-    return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(-1)
+    # Softmax does not feel the shift, and the best logit, now 0, cannot overflow.
+    probabilities = torch.softmax(logits - logits.amax(dim=-1, keepdim=True), dim=-1)  # (B, V)
+    if generators is None or isinstance(generators, torch.Generator):
+        return torch.multinomial(probabilities, num_samples=1, generator=generators).squeeze(-1)
+    rows = zip(probabilities, generators, strict=True)
+    return torch.cat([torch.multinomial(row, num_samples=1, generator=own) for row, own in rows])

@@ -87,8 +87,9 @@ def _check_header(checkpoint: Any, path: Path) -> None:
         raise InputError(
             f"checkpoint={path} was not written by gptpl train: give a checkpoint of one of its runs"
         )
-    if not all(isinstance(header.get(part), dict) for part in ("model", "tokenizer", "config")):
-        raise InputError(f"checkpoint={path} is damaged ({HEADER_KEY} lacks a part): use another checkpoint")
+    for part in ("model", "tokenizer", "config"):
+        if not isinstance(header.get(part), dict):
+            raise InputError(f"checkpoint={path} holds no {part} (it is damaged): use another checkpoint")
     version = header.get("format_version")
     if version not in READABLE_VERSIONS:
         raise InputError(

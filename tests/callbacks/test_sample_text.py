@@ -2,6 +2,7 @@
 
 import html
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +16,18 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gptpl.callbacks.sample_text import SampleText, Strategy
+from gptpl.callbacks.sample_text import SampleText
 from gptpl.errors import InputError
-from gptpl.generation import generate
+from gptpl.generation import SamplingRules, generate
 
 Logged = Callable[[], list[str]]
-HOT = Strategy(temperature=1.5, top_k=100)
+HOT = SamplingRules(temperature=1.5, top_k=100)
 
 
 def sampler(path: Path, **options: Any) -> SampleText:
     defaults: dict[str, Any] = {
         "prompts": ["Every effort"],
-        "strategies": [Strategy()],
+        "strategies": [SamplingRules()],
         "max_new_tokens": 5,
         "every_n_epochs": None,
     }
@@ -75,7 +76,9 @@ def test_accumulated_batches_are_one_step(training: Any, tmp_path: Path) -> None
 def test_record_of_each_prompt_and_strategy(training: Any, tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     module = training.module()
-    training.fit(sampler(path, prompts=["one", "two"], strategies=[Strategy(), HOT], seed=7), module=module)
+    training.fit(
+        sampler(path, prompts=["one", "two"], strategies=[SamplingRules(), HOT], seed=7), module=module
+    )
     greedy = {"temperature": 0.0, "top_k": None}
     hot = {"temperature": 1.5, "top_k": 100}
     found = records(path)
@@ -114,7 +117,7 @@ def test_a_sample_depends_on_seed_and_step_but_not_on_its_neighbours(training: A
 
     alone = run("alone", strategies=[HOT])
     assert alone == run("again", strategies=[HOT])
-    assert alone == run("beside", strategies=[Strategy(), HOT], prompts=["Other", "Every effort"])
+    assert alone == run("beside", strategies=[SamplingRules(), HOT], prompts=["Other", "Every effort"])
     other = run("other", strategies=[HOT], seed=124)
     assert alone[4] != other[4]
     assert alone[8] != other[8]
@@ -125,7 +128,7 @@ def test_a_sample_depends_on_seed_and_step_but_not_on_its_neighbours(training: A
 # --- training does not notice -------------------------------------------------------------------------
 
 
-def test_training_draws_the_same_random_numbers_with_and_without(training: Any, tmp_path: Path) -> None:
+def test_sampling_changes_no_bit_of_the_training(training: Any, tmp_path: Path) -> None:
     with_samples, without = training.module(), training.module()
     torch.manual_seed(5)
     training.fit(sampler(tmp_path / "s", every_n_steps=1, strategies=[HOT]), module=with_samples)
@@ -134,6 +137,8 @@ def test_training_draws_the_same_random_numbers_with_and_without(training: Any, 
     training.fit(module=without)
     assert with_samples.train_losses == without.train_losses  # dropout is on
     assert torch.equal(state, torch.get_rng_state())
+    for ours, theirs in zip(with_samples.parameters(), without.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 class Watch(L.Callback):
@@ -194,7 +199,7 @@ def test_failing_generation_is_not_swallowed(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no logits today")
 
-    monkeypatch.setattr("gptpl.callbacks.sample_text.generate", fail)
+    monkeypatch.setattr("gptpl.callbacks.sample_text.complete", fail)
     with pytest.raises(RuntimeError, match="no logits today"):
         training.fit(sampler(tmp_path / "s"))
 
@@ -232,10 +237,10 @@ NASTY = [
 def test_tensorboard_shows_generated_text_literally(
     training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    def nasty(net: Any, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.cat([tokens, torch.tensor([list(text.encode())], dtype=torch.int64)], dim=1)
+    def nasty(*args: Any, **kwargs: Any) -> list[Any]:
+        return [SimpleNamespace(text=text)]
 
-    monkeypatch.setattr("gptpl.callbacks.sample_text.generate", nasty)
+    monkeypatch.setattr("gptpl.callbacks.sample_text.complete", nasty)
     board = TensorBoardLogger(tmp_path, name="", version="tb")
     training.fit(
         sampler(tmp_path / "s", prompts=["<i>hello</i>"]), logger=board, max_steps=1, val_check_interval=1
@@ -270,7 +275,7 @@ def test_no_tensorboard_and_no_run_folder_is_fine(training: Any, tmp_path: Path)
 
 def test_resumed_run_doubles_and_loses_no_line(training: Any, tmp_path: Path) -> None:
     whole, path = tmp_path / "whole.jsonl", tmp_path / "samples.jsonl"
-    options = {"every_n_steps": 2, "every_n_epochs": 1, "strategies": [Strategy(), HOT]}
+    options = {"every_n_steps": 2, "every_n_epochs": 1, "strategies": [SamplingRules(), HOT]}
     training.fit(sampler(whole, **options))
 
     checkpoint = tmp_path / "at_4.ckpt"
@@ -329,7 +334,7 @@ def test_text_survives_the_cut_back_at_a_resume(tmp_path: Path) -> None:
         ({"prompts": [3]}, "prompt 3"),
         ({"strategies": []}, "strategies=[]"),
         ({"strategies": ["greedy"]}, "'greedy'"),
-        ({"strategies": [{"temprature": 1.0}]}, "'temprature' is no key"),
+        ({"strategies": [{"temprature": 1.0}]}, "'temprature' is no sampling rule"),
         ({"strategies": [{"temperature": -1}]}, "temperature=-1"),
         ({"strategies": [{"temperature": float("nan")}]}, "temperature=nan"),
         ({"strategies": [{"temperature": float("inf")}]}, "temperature=inf"),
@@ -348,7 +353,7 @@ def test_bad_arguments_are_one_line_that_names_the_value(
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"strategies": [{"temperature": 1.0, "top_k": 258}]}, "at most 257")]
+    ("options", "words"), [({"strategies": [{"banned_tokens": [257]}]}, "give ids from 0 to 256")]
 )
 def test_what_does_not_fit_the_model_is_refused_before_training(
     training: Any, tmp_path: Path, options: dict[str, Any], words: str
@@ -358,6 +363,20 @@ def test_what_does_not_fit_the_model_is_refused_before_training(
         training.fit(sampler(tmp_path / "s", **options), module=module)
     assert not module.train_losses
     assert not (tmp_path / "s").exists()
+
+
+def test_a_top_k_above_the_vocabulary_keeps_all_of_it_and_says_so_once(
+    training: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def continuation(name: str, top_k: int | None) -> str:
+        rules = SamplingRules(temperature=1.5, top_k=top_k)
+        training.fit(sampler(tmp_path / name, strategies=[rules], every_n_steps=2))
+        return str(records(tmp_path / name)[-1]["continuation"])
+
+    caplog.set_level(logging.INFO)
+    assert continuation("above", 1000) == continuation("all", None)
+    said = [line for line in caplog.messages if "top_k" in line]
+    assert said == ["top_k=1000 exceeds the vocabulary of 257 tokens: all are kept"]
 
 
 def test_prompt_without_a_token_is_refused_before_training(training: Any, tmp_path: Path) -> None:
@@ -370,7 +389,7 @@ def test_prompt_without_a_token_is_refused_before_training(training: Any, tmp_pa
 def test_strategies_of_a_config_are_taken(tmp_path: Path) -> None:
     config = OmegaConf.create([{"temperature": 0.0}, {"temperature": 0.8, "top_k": 40}])
     callback = sampler(tmp_path / "s", strategies=config, prompts=OmegaConf.create(["a", "b"]))
-    assert callback.strategies == [Strategy(), Strategy(0.8, 40)]
+    assert callback.strategies == [SamplingRules(), SamplingRules(temperature=0.8, top_k=40)]
     assert [strategy.name for strategy in callback.strategies] == ["greedy", "temperature 0.8, top-k 40"]
     assert callback.prompts == ["a", "b"]
 

@@ -2,11 +2,15 @@
 
 import contextlib
 import io
+import json
+import math
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from gptpl.cli.main import main
 from gptpl.training.checkpoint import load_model
@@ -82,6 +86,27 @@ def test_top_k_above_the_vocabulary_keeps_all_of_it(generate):
     assert generate("top_k=999", "seed=1") == generate("top_k=null", "seed=1")
 
 
+def test_a_rule_has_a_short_name(generate):
+    settings = ("seed=1", "max_new_tokens=30")
+    assert generate("temperature=3", "top_k=5", *settings) == generate(
+        "sampling.temperature=3", "sampling.top_k=5", *settings
+    )
+
+
+def test_presets_have_the_published_values(gptpl):
+    presets = {
+        "greedy": (0.0, "null"),
+        "code": (0.1, 10),
+        "technical": (0.3, 20),
+        "chat": (0.7, 40),
+        "creative": (1.0, 60),
+        "experimental": (1.5, 100),
+    }
+    for name, (temperature, top_k) in presets.items():
+        shown = gptpl("generate", f"sampling={name}", "--cfg", "job").out
+        assert f"  temperature: {temperature}\n  top_k: {top_k}\n  top_p: null\n" in shown
+
+
 def test_a_seed_makes_the_text_reproducible(generate):
     hot = ("temperature=5", "top_k=null", "max_new_tokens=40")
     assert generate(*hot, "seed=1") == generate(*hot, "seed=1")
@@ -97,14 +122,6 @@ def test_a_prompt_longer_than_the_context_keeps_its_end(generate):
     prompt = "abcdefghij" * 20
     text = generate(f"prompt={prompt}", "temperature=0", "max_new_tokens=3")
     assert text.startswith(prompt)
-
-
-def test_end_of_text_is_not_printed(generate, monkeypatch):
-    def ends_at_once(model, tokens, *, eot_id, **settings):
-        return F.pad(F.pad(tokens, (0, 1), value=33), (0, 3), value=eot_id)
-
-    monkeypatch.setattr("gptpl.cli.generate.generate", ends_at_once)
-    assert generate("prompt=Hi") == "Hi!\n"
 
 
 @pytest.mark.parametrize("file", ["checkpoints/best.ckpt", "checkpoints/last.ckpt"])
@@ -128,8 +145,9 @@ def test_words_come_from_a_model_of_words(gptpl, words):
         *("temperature=0", "max_new_tokens=4"),
     )
     assert outcome.status == 0, outcome.err
-    assert outcome.out.startswith("The old <|unk|> sang,")
+    assert outcome.out.startswith("The old zebra sang,")
     assert len(outcome.out.split()) == 8 - outcome.out.count(",") + 1  # a comma sticks to its word
+    assert "the model reads the prompt as: The old <|unk|> sang," in outcome.err
 
 
 def test_text_can_be_piped_where_the_terminal_knows_no_unicode(quick):
@@ -149,13 +167,28 @@ def test_text_can_be_piped_where_the_terminal_knows_no_unicode(quick):
         (("top_k=0",), ["top_k=0"]),
         (("max_new_tokens=-1",), ["max_new_tokens=-1"]),
         (("max_new_tokens=1.5",), ["max_new_tokens=1.5"]),
-        (("prompt=",), ["prompt=''"]),
         (("seed=-1",), ["seed=-1"]),
         (("seed=99999999999999999999",), ["seed=99999999999999999999"]),
         (("device=tpu",), ["device=tpu", "cuda"]),
         (("device=mps",), ["device=mps", "device=cpu"]),
         (("model=tiny",), ["model is no key of gptpl generate"]),
         (("promt=x",), ["did you mean prompt?"]),
+        (("top_p=0",), ["top_p=0", "above 0"]),
+        (("top_p=1.5",), ["top_p=1.5"]),
+        (("sampling.min_p=2",), ["min_p=2"]),
+        (("repetition_penalty=0",), ["repetition_penalty=0"]),
+        (("banned_tokens=[257]",), ["banned_tokens holds 257", "0 to 256"]),
+        (("sampling=wild",), ["sampling=wild", "creative"]),
+        (("num_samples=0",), ["num_samples=0"]),
+        (("alternatives=-1",), ["alternatives=-1"]),
+        (("stop=['']",), ["stop ''"]),
+        (("num_beams=0",), ["num_beams=0"]),
+        (("num_beams=2", "num_samples=3"), ["num_samples=3", "num_beams=2"]),
+        (("num_beams=2", "statistics=true"), ["num_beams", "statistics"]),
+        (("precision=16",), ["precision=16", "bf16-true"]),
+        (("prompt=x", "prompt_file=y"), ["prompt=", "prompt_file=y"]),
+        (("prompt_file=nowhere.txt",), ["prompt_file=nowhere.txt", "No such file"]),
+        (("--json", "-i"), ["--json", "-i"]),
     ],
 )
 def test_wrong_settings_are_refused(given, words, refused, quick):
@@ -163,3 +196,204 @@ def test_wrong_settings_are_refused(given, words, refused, quick):
         pytest.skip("there is an Apple GPU")
     line = refused("generate", f"checkpoint={quick.run.path}", *given)
     assert all(word in line for word in words), line
+
+
+# --- where the prompt comes from -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def piped(quick, tmp_path):
+    """Runs `gptpl generate` in a process of its own, with bytes on its standard input."""
+
+    def run(data: bytes, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+        command = [sys.executable, "-m", "gptpl", "generate", f"checkpoint={quick.run.path}", *arguments]
+        return subprocess.run(command, input=data, capture_output=True, cwd=tmp_path)
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_piped_prompt_is_continued_without_the_line_break_of_echo(piped):
+    finished = piped("Every effört\n".encode(), "sampling=creative", "max_new_tokens=3", "seed=1")
+    assert finished.returncode == 0, finished.stderr
+    text = finished.stdout.decode()
+    assert text.startswith("Every effört")
+    assert text[len("Every effört")] != "\n"
+    assert b"prompt: from standard input" in finished.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "arguments", "words"),
+    [
+        (b"caf\xe9", (), "standard input is not UTF-8 (byte 3 is 0xe9)"),
+        (b"caf\xe9", ("prompt_file=-",), "standard input is not UTF-8"),
+        (b"", (b"prompt=caf\xe9",), "is not UTF-8"),
+    ],
+)
+def test_a_prompt_that_is_not_utf8_is_refused(data, arguments, words, piped):
+    finished = piped(data, *arguments)
+    assert finished.returncode == 2
+    assert words in finished.stderr.decode()
+    assert len(finished.stderr.splitlines()) <= 2
+    assert finished.stdout == b""
+
+
+def test_a_prompt_can_lie_in_a_file(generate, tmp_path):
+    (tmp_path / "a, b.txt").write_bytes("über\r\n\n".encode())
+    assert generate("prompt_file=a, b.txt", "max_new_tokens=0") == "über\r\n\n"
+    (tmp_path / "latin.txt").write_bytes("über".encode("latin-1"))
+
+
+def test_a_file_that_is_not_utf8_is_refused(refused, quick, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("über".encode("latin-1"))
+    line = refused("generate", f"checkpoint={quick.run.path}", "prompt_file=latin.txt")
+    assert "prompt_file=latin.txt is not UTF-8 (byte 0 is 0xfc)" in line
+
+
+def test_an_empty_prompt_starts_from_end_of_text(gptpl, quick):
+    empty, end = (
+        gptpl("generate", f"checkpoint={quick.run.path}", prompt, "temperature=0", "--json")
+        for prompt in ("prompt=", "prompt=<|endoftext|>")
+    )
+    assert empty.status == 0
+    assert "the prompt is empty: starting from end-of-text" in empty.err
+    assert json.loads(empty.out)["tokens"] == json.loads(end.out)["tokens"]
+
+
+# --- several texts, JSON, beams ------------------------------------------------------------------------
+
+
+def test_json_lines_hold_texts_tokens_and_how_to_make_them_again(gptpl, quick):
+    arguments = ("generate", f"checkpoint={quick.run.path}", "prompt=Ab", "temperature=2", "max_new_tokens=6")
+    outcome = gptpl(*arguments, "num_samples=3", "alternatives=2", "--json")
+    records = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [record["sample"] for record in records] == [0, 1, 2]
+    for record in records:
+        assert record["prompt"] == "Ab"
+        assert bytes(record["tokens"]).decode(errors="replace") == record["text"]
+        assert (record["finish"], record["step"]) == ("length", 8)
+        assert record["sampling"] == {"temperature": 2.0, "top_k": 40}
+        for token, details in zip(record["tokens"], record["details"], strict=True):
+            assert bytes([token]).decode(errors="replace") == details["text"]
+            assert details["log_probability"] < 0 < details["entropy"] <= math.log(257)
+            assert len(details["alternatives"]) == 2
+    again = gptpl(*arguments, "num_samples=3", f"seed={records[0]['seed']}", "--json")
+    assert [json.loads(line)["text"] for line in again.out.splitlines()] == [r["text"] for r in records]
+    assert len({record["text"] for record in records}) == 3
+
+
+def test_several_texts_are_numbered_and_the_first_is_that_of_one_alone(generate):
+    alone = generate("prompt=Ab", "seed=1", "temperature=2", "max_new_tokens=9")
+    texts = generate("prompt=Ab", "seed=1", "temperature=2", "max_new_tokens=9", "num_samples=2")
+    assert texts.startswith(f"--- 1 of 2\n{alone}--- 2 of 2\nAb")
+
+
+def test_a_text_ends_at_a_stop_string(gptpl, quick):
+    arguments = ("generate", f"checkpoint={quick.run.path}", "prompt=The sea", "temperature=0", "--json")
+    whole = json.loads(gptpl(*arguments).out)["text"]
+    stop = whole[5:7]
+    record = json.loads(gptpl(*arguments, f"stop=[{json.dumps(stop)}]").out)
+    assert (record["text"], record["finish"]) == (whole[: whole.index(stop)], "stop")
+
+
+def test_the_best_beam_is_likelier_than_the_greedy_text(gptpl, quick):
+    net = load_model(quick.run.path / "checkpoints/last.ckpt").net
+
+    def log_probability(*settings: str) -> float:
+        arguments = ("prompt=The sea", "max_new_tokens=12", "--json", *settings)
+        (line,) = gptpl("generate", f"checkpoint={quick.run.path}", *arguments).out.splitlines()
+        tokens = json.loads(line)["tokens"]
+        ids = torch.tensor([[*b"The sea", *tokens]])
+        with torch.no_grad():
+            chances = net(ids)[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
+        return float(chances[-len(tokens) :].sum())
+
+    assert log_probability("num_beams=8") >= log_probability("temperature=0")
+
+
+def test_statistics_and_memorisation_are_reported(gptpl, quick):
+    outcome = gptpl(
+        *("generate", f"checkpoint={quick.run.path}", "prompt=The ", "num_samples=3", "seed=1"),
+        *("statistics=true", "memorisation=true", "max_new_tokens=30"),
+    )
+    assert outcome.status == 0, outcome.err
+    lines = outcome.err.splitlines()
+    assert "statistics of 3 texts, 90 tokens" in lines
+    assert "in the training text of tale word for word:" in lines
+    assert re.search(r"  text 3: \d+ tokens in a row \('.+'\), \d+% of its 4-grams", outcome.err)
+
+
+def test_a_checkpoint_does_not_decide_what_code_reads_its_text(refused, quick, tmp_path):
+    checkpoint = torch.load(quick.run.path / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint["gptpl"]["config"]["data"]["corpus"] = {"_target_": "os.system", "command": "touch owned"}
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    line = refused("generate", "checkpoint=changed.ckpt", "memorisation=true", "max_new_tokens=0")
+    assert "names no corpus of gptpl's own" in line
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(refused, quick, tmp_path):
+    checkpoint = torch.load(quick.run.path / "checkpoints/last.ckpt", weights_only=True)
+    del checkpoint["gptpl"]["tokenizer"]
+    torch.save(checkpoint, tmp_path / "bare.ckpt")
+    assert "bare.ckpt holds no tokenizer" in refused("generate", "checkpoint=bare.ckpt")
+
+
+def test_bf16_is_nearly_the_same_model(generate):
+    settings = ("prompt=The sea", "temperature=0", "max_new_tokens=5")
+    text = generate(*settings, "precision=bf16-true")
+    assert text.startswith("The sea")
+    assert len(text) == len(generate(*settings))
+
+
+# --- a conversation ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def talk(gptpl, quick, monkeypatch, tmp_path):
+    """Types lines into `gptpl generate -i`; returns what it printed."""
+    monkeypatch.setattr("platformdirs.user_state_dir", lambda *args, **kwargs: str(tmp_path / "state"))
+
+    def run(*lines: str | type[BaseException], arguments: tuple[str, ...] = ()) -> str:
+        rest = iter([*lines, EOFError])
+
+        def typed(prompt: str) -> str:
+            line = next(rest)
+            if isinstance(line, str):
+                return line
+            raise line
+
+        monkeypatch.setattr("builtins.input", typed)
+        outcome = gptpl("generate", f"checkpoint={quick.run.path}", "-i", "max_new_tokens=6", *arguments)
+        assert outcome.status == 0, outcome.err
+        return str(outcome.out)
+
+    return run
+
+
+def test_a_conversation_continues_lines_and_changes_rules(talk, generate):
+    greedy = generate("prompt=The sea", "temperature=0", "max_new_tokens=6")
+    hot = generate("prompt=The sea", "temperature=3", "top_k=7", "max_new_tokens=9", "seed=4")
+    out = talk(
+        "/temperature 0", "The sea", "/temperature 3", "/top_k 7", "/seed 4", "/max_new_tokens 9", "The sea"
+    )
+    assert greedy in out
+    assert hot in out
+    assert "temperature 3, top-k 7; max_new_tokens 9; seed 4" in out
+
+
+def test_a_conversation_goes_on_after_mistakes_and_ctrl_c(talk):
+    out = talk(
+        "/temperature -1", "/temperature hot", "/wild", "/sampling wild", "/top_k x y", KeyboardInterrupt,
+        "/banned_tokens 1,2", "/sampling creative", "/help", "/show", "",
+    )  # fmt: skip
+    for words in ("temperature=-1", "temperature='hot'", "/wild is no command", "/sampling wild is unknown"):
+        assert f"error: {words}" in out
+    assert "banned tokens 1 2" in out
+    assert "\ntemperature 1, top-k 60; max_new_tokens 6; seed None\n" in out
+    assert "/sampling creative   take a preset" in out
+
+
+def test_quit_ends_a_conversation(talk):
+    assert "never" not in talk("/quit", "never")

@@ -1,26 +1,27 @@
-"""The decoding loop against a plain loop, and on a model that counts."""
+"""Cached decoding against the book's loop, which computes everything anew, and on a model that counts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from gptpl.errors import InputError
-from gptpl.generation import generate
+from gptpl.generation import Decoding, SamplingRules, generate
 from gptpl.model import GPTConfig, GPTModel
 
 V, C = 12, 6
 CONFIG = GPTConfig(
     vocab_size=V, context_length=C, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.5, qkv_bias=True
 )
+HOT = SamplingRules(temperature=2.0)
 
 
-def build() -> GPTModel:
+def build(**changes: Any) -> GPTModel:
     """A random model with opinions: its matrices are large enough for logits that are far apart."""
     torch.manual_seed(3)
-    model = GPTModel(CONFIG)
+    model = GPTModel(GPTConfig(**{**vars(CONFIG), **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -28,67 +29,90 @@ def build() -> GPTModel:
     return model
 
 
+def counter() -> GPTModel:
+    """Says token + 1 after each token, whatever came before, and is sure of it."""
+    model = GPTModel(GPTConfig(**{**vars(CONFIG), "emb_dim": V, "n_heads": 1}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.tok_emb.weight.copy_(torch.eye(V))
+        model.final_norm.weight.fill_(100.0)
+        model.out_head.weight.copy_(torch.eye(V).roll(1, dims=0))
+    return model
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def plain_loop(model: GPTModel, prompt: Tensor, n: int, *, temperature: float, seed: int = 0) -> Tensor:
+def book_loop(
+    model: GPTModel, prompt: Sequence[int], n: int, *, temperature: float, seed: int = 0
+) -> list[int]:
     """The book's loop: the logits of the last position of the last C tokens, argmax or a multinomial draw."""
-    generator, tokens = seeded(seed), prompt
+    generator, tokens = seeded(seed), torch.tensor([prompt])
+    model.eval()
     with torch.no_grad():
         for _ in range(n):
-            logits = model.eval()(tokens[:, -C:])[:, -1, :]
+            logits = model(tokens[:, -model.config.context_length :])[:, -1, :]
             if temperature > 0:
                 chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
             else:
                 chosen = logits.argmax(dim=-1, keepdim=True)
             tokens = torch.cat([tokens, chosen], dim=1)
-    return tokens
+    return tokens[0, len(prompt) :].tolist()
 
 
-class Counter(GPTModel):
-    """Says token + 1 after each token, whatever came before; a real GPTModel to everybody else."""
+def decoded(model: GPTModel, prompts: Sequence[Sequence[int]], n: int, **settings: Any) -> list[list[int]]:
+    decoding = Decoding(model, prompts, **{"rules": SamplingRules(), "max_new_tokens": n, **settings})
+    while decoding.step():
+        pass
+    return decoding.written
 
-    def __init__(self) -> None:
-        super().__init__(GPTConfig(**{**vars(CONFIG), "emb_dim": V, "n_heads": 1}))
-        self.out_head.weight = nn.Parameter(torch.eye(V))
-        self.windows: list[list[list[int]]] = []
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """One-hot of the successor, which the identity head passes on as logits."""
-        self.windows.append(tokens.tolist())
-        return F.one_hot((tokens + 1) % V, V).float()
+# --- cached = uncached --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_three_hundred_tokens_across_the_edge_of_the_window_are_the_book_loops(temperature: float) -> None:
+    size = {"vocab_size": 211, "context_length": 160, "emb_dim": 64, "n_heads": 4, "n_layers": 3}
+    model, prompt = build(**size), list(range(20))
+    expected = book_loop(model, prompt, 300, temperature=temperature, seed=5)
+    rules = SamplingRules(temperature=temperature)
+    assert decoded(model.train(), [prompt], 300, rules=rules, generator=seeded(5)) == [expected]
+    assert len(set(expected)) > 20
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_prompts_of_all_lengths_together_are_what_they_are_alone(temperature: float) -> None:
+    """Below, at and above the window's length, so that rows leave the cache at different steps."""
+    model, prompts = build(), [[1], [2, 3, 4], [5] * (C - 1), [6] * C, [7, 8] * C, list(range(V))]
+    rules = SamplingRules(temperature=temperature)
+    expected = [book_loop(model, prompt, 9, temperature=temperature, seed=5) for prompt in prompts]
+    assert decoded(model, prompts, 9, rules=rules, generator=seeded(5)) == expected
+    assert len({token for row in expected for token in row}) > 3
 
 
 @pytest.mark.parametrize("prompt_length", [1, C - 1, C, C + 3])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_equals_the_plain_loop_across_the_edge_of_the_window(prompt_length: int, temperature: float) -> None:
+def test_tensors_come_back_as_tensors(prompt_length: int) -> None:
     prompt = torch.randint(V, (3, prompt_length), generator=seeded(1))
-    model = build().train()
-    tokens = generate(model, prompt, max_new_tokens=15, temperature=temperature, generator=seeded(5))
-    expected = plain_loop(build(), prompt, 15, temperature=temperature, seed=5)
+    tokens = generate(build(), prompt, max_new_tokens=15)
     assert tokens.dtype == torch.int64
-    assert torch.equal(tokens, expected)
-    assert len(set(tokens[:, prompt_length:].flatten().tolist())) > 3  # not one token for ever
+    assert torch.equal(tokens[:, :prompt_length], prompt)
+    assert tokens[:, prompt_length:].tolist() == [
+        book_loop(build(), row, 15, temperature=0) for row in prompt.tolist()
+    ]
 
 
-def test_only_the_last_context_length_tokens_are_seen() -> None:
-    model = Counter()
-    prompt = torch.tensor([[9, 9, 9, 0, 1, 2, 3, 4]])
-    assert generate(model, prompt, max_new_tokens=2).tolist() == [[9, 9, 9, 0, 1, 2, 3, 4, 5, 6]]
-    assert model.windows == [[[9, 0, 1, 2, 3, 4]], [[0, 1, 2, 3, 4, 5]]]
+# --- ends ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_each_row_ends_at_its_own_end_of_text(temperature: float) -> None:
-    model = Counter()
-    with torch.no_grad():
-        model.out_head.weight.mul_(1000)  # sure of itself: a draw is the greedy choice
     tokens = generate(
-        model,
+        counter(),
         torch.tensor([[0, 3], [0, 5], [7, 1]]),  # 7, the end of text, is in the prompt of the last row
         max_new_tokens=10,
-        temperature=temperature,
+        rules=SamplingRules(temperature=temperature),
         eot_id=7,
         generator=seeded(0),
     )
@@ -97,16 +121,43 @@ def test_each_row_ends_at_its_own_end_of_text(temperature: float) -> None:
         [0, 5, 6, 7, 7, 7, 7, 7],
         [7, 1, 2, 3, 4, 5, 6, 7],
     ]
-    assert len(model.windows) == 6  # nothing is computed after the last row has ended
+
+
+def test_a_row_that_has_ended_is_computed_no_longer() -> None:
+    batches = []
+    decoding = Decoding(counter(), [[3], [5], [1]], rules=SamplingRules(), max_new_tokens=10, eot_id=7)
+    while step := decoding.step():
+        batches.append((step.rows, step.tokens))
+    assert batches == [
+        ([0, 1, 2], [4, 6, 2]),
+        ([0, 1, 2], [5, 7, 3]),
+        ([0, 2], [6, 4]),
+        ([0, 2], [7, 5]),
+        ([2], [6]),
+        ([2], [7]),
+    ]
+
+
+def test_a_row_can_be_ended_from_outside() -> None:
+    decoding = Decoding(counter(), [[3], [5]], rules=SamplingRules(), max_new_tokens=3)
+    decoding.step()
+    decoding.end([0])
+    assert decoding.rows == [1]
+    while decoding.step():
+        pass
+    assert decoding.written == [[4], [6, 7, 8]]
+
+
+def test_a_row_ended_before_the_first_step_writes_nothing() -> None:
+    decoding = Decoding(counter(), [[3], [5]], rules=SamplingRules(), max_new_tokens=3, num_samples=2)
+    decoding.end([0, 3])
+    while decoding.step():
+        pass
+    assert decoding.written == [[], [4, 5, 6], [6, 7, 8], []]
 
 
 def test_without_an_end_of_text_rows_run_on() -> None:
-    assert generate(Counter(), torch.tensor([[6]]), max_new_tokens=3).tolist() == [[6, 7, 8, 9]]
-
-
-def test_rows_that_do_not_end_use_up_max_new_tokens() -> None:
-    tokens = generate(Counter(), torch.tensor([[6], [0]]), max_new_tokens=3, eot_id=7)
-    assert tokens.tolist() == [[6, 7, 7, 7], [0, 1, 2, 3]]
+    assert generate(counter(), torch.tensor([[6]]), max_new_tokens=3).tolist() == [[6, 7, 8, 9]]
 
 
 def test_no_new_tokens_give_the_prompt_back() -> None:
@@ -116,83 +167,137 @@ def test_no_new_tokens_give_the_prompt_back() -> None:
     assert tokens.data_ptr() != prompt.data_ptr()
 
 
-def test_a_batch_gives_what_its_rows_give_alone() -> None:
-    prompt = torch.randint(V, (4, 3), generator=seeded(2))
-    alone = [generate(build(), row[None], max_new_tokens=12) for row in prompt]
-    assert torch.equal(generate(build(), prompt, max_new_tokens=12), torch.cat(alone))
+# --- samples and seeds --------------------------------------------------------------------------------
 
 
-def test_top_k_1_is_greedy_and_top_k_v_is_temperature_alone() -> None:
-    model, prompt = build(), torch.randint(V, (3, 4), generator=seeded(2))
+def test_samples_of_a_prompt_differ_and_do_not_depend_on_company() -> None:
+    model = build()
 
-    def sample(**settings: Any) -> Tensor:
-        return generate(model, prompt, max_new_tokens=12, generator=seeded(4), **settings)
+    def sampled(prompts: list[list[int]], num_samples: int) -> list[list[int]]:
+        return decoded(model, prompts, 12, rules=HOT, num_samples=num_samples, generator=seeded(4))
 
-    assert torch.equal(sample(temperature=2.0, top_k=1), sample())
-    assert torch.equal(sample(temperature=2.0, top_k=V), sample(temperature=2.0))
-    assert not torch.equal(sample(temperature=2.0), sample())
-    assert torch.equal(sample(temperature=2.0), sample(temperature=2.0))
-
-
-def test_top_k_is_obeyed() -> None:
-    model, prompt = build().eval(), torch.randint(V, (64, 4), generator=seeded(2))
-    tokens = generate(model, prompt, max_new_tokens=1, temperature=50.0, top_k=3, generator=seeded(0))
-    with torch.no_grad():
-        best = model(prompt)[:, -1].argsort(descending=True)[:, :3]  # (B, 3)
-    places = (best == tokens[:, -1:]).nonzero()
-    assert places[:, 0].tolist() == list(range(64))
-    assert set(places[:, 1].tolist()) == {0, 1, 2}
+    together = sampled([[1, 2], [3], [1, 2]], 3)
+    assert together[:3] == together[6:] == sampled([[1, 2]], 3)
+    assert together[3:6] == sampled([[3]], 3)
+    assert together[:2] == sampled([[1, 2]], 2)
+    assert len({tuple(row) for row in together[:3]}) == 3
 
 
-@pytest.mark.parametrize(("temperature", "generator"), [(0.0, None), (0.0, seeded(1)), (1.0, seeded(1))])
-def test_global_randomness_is_left_alone(temperature: float, generator: torch.Generator | None) -> None:
-    model = build().train()
+def test_long_prompts_have_samples_too() -> None:
+    prompt = [1, 2] * C
+    rows = decoded(build(), [prompt, [3]], 4, rules=HOT, num_samples=2, generator=seeded(4))
+    assert rows[0] == book_loop(build(), prompt, 4, temperature=2.0, seed=4)
+    assert rows[2] == book_loop(build(), [3], 4, temperature=2.0, seed=4)
+    assert rows[0] != rows[1]
+
+
+def test_a_seed_reproduces_and_the_generator_moves_on() -> None:
+    model, generator = build(), seeded(4)
+    first, second = (decoded(model, [[1], [2]], 12, rules=HOT, generator=generator) for _ in range(2))
+    assert first == decoded(model, [[1], [2]], 12, rules=HOT, generator=seeded(4))
+    assert first != second
+
+
+def test_greedy_and_seeded_decoding_leave_global_randomness_alone() -> None:
+    model = build()
     before = torch.get_rng_state()
-    generate(model, torch.tensor([[1]]), max_new_tokens=5, temperature=temperature, generator=generator)
+    decoded(model, [[1]], 5)
+    decoded(model, [[1]], 5, rules=HOT, generator=seeded(1), num_samples=3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_without_a_generator_the_global_seed_decides() -> None:
-    model, prompt = build(), torch.tensor([[1]])
+    model = build()
 
-    def sample(seed: int) -> list[int]:
+    def sample(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        return generate(model, prompt, max_new_tokens=30, temperature=1.5)[0].tolist()
+        return decoded(model, [[1]], 30, rules=HOT)
 
     assert sample(1) == sample(1) != sample(2)
+
+
+def test_top_k_1_is_greedy_and_top_k_v_is_temperature_alone() -> None:
+    model, prompts = build(), [[1, 2], [3]]
+
+    def sample(**rules: Any) -> list[list[int]]:
+        return decoded(model, prompts, 12, rules=SamplingRules(**rules), generator=seeded(4))
+
+    assert sample(temperature=2.0, top_k=1) == sample()
+    assert sample(temperature=2.0, top_k=V) == sample(temperature=2.0)
+    assert sample(temperature=2.0) != sample()
+
+
+# --- rules that look back -----------------------------------------------------------------------------
+
+
+def test_forced_tokens_come_first_and_banned_ones_never() -> None:
+    rules = SamplingRules(temperature=3.0, forced_tokens=(9, 2), banned_tokens=(0, 1, 2))
+    rows = decoded(build(), [[1], [2, 3]], 60, rules=rules, generator=seeded(0))
+    for row in rows:
+        assert row[:2] == [9, 2]
+        assert set(row[2:]) == set(range(3, V))
+
+
+def test_a_frequency_penalty_counts_the_new_text_alone() -> None:
+    """The counter says 5 after 4, unless that was punished: by new tokens, not by those of the prompt."""
+    strong = SamplingRules(frequency_penalty=1e6)
+    assert decoded(counter(), [[5, 4]], 1, rules=strong) == [[5]]
+    (row,) = decoded(counter(), [[5, 4]], V, rules=strong)
+    assert sorted(row) == list(range(V))
+    assert decoded(counter(), [[5, 4]], 1, rules=SamplingRules(presence_penalty=1e6)) == [[5]]
+
+
+# --- what the model thought ---------------------------------------------------------------------------
+
+
+def test_details_are_those_of_the_model_itself() -> None:
+    model = build()
+    rules = SamplingRules(temperature=0.5, top_k=2, repetition_penalty=1.5)
+    decoding = Decoding(
+        model, [[1, 2], [3]], rules=rules, max_new_tokens=8, generator=seeded(0), alternatives=3
+    )
+    rows: list[list[int]] = [[1, 2], [3]]
+    while step := decoding.step():
+        assert step.details is not None
+        for row, token, details in zip(step.rows, step.tokens, step.details, strict=True):
+            with torch.no_grad():
+                p = model.eval()(torch.tensor([rows[row][-C:]]))[0, -1].double().softmax(-1)
+            assert details.log_probability == pytest.approx(float(p[token].log()), abs=1e-5)
+            assert details.entropy == pytest.approx(float(-(p * p.log()).sum()), abs=1e-5)
+            best = p.topk(3)
+            assert [token for token, _ in details.alternatives] == best.indices.tolist()
+            chances = [chance for _, chance in details.alternatives]
+            assert chances == pytest.approx(best.values.log().tolist(), abs=1e-5)
+            rows[row].append(token)
+    assert len(rows[0]) == 10
+
+
+def test_no_details_unless_asked_for() -> None:
+    step = Decoding(build(), [[1]], rules=SamplingRules(), max_new_tokens=1).step()
+    assert step is not None
+    assert step.details is None
+
+
+# --- the model stays as it is -------------------------------------------------------------------------
 
 
 def flags(model: GPTModel) -> dict[str, bool]:
     return {name: module.training for name, module in model.named_modules()}
 
 
-def test_every_training_flag_is_as_it_was() -> None:
-    model, seen = build().train(), []
+def test_modes_weights_and_gradients_are_as_they_were() -> None:
+    model = build().train()
     model.blocks[0].eval()
-    before = flags(model)
-    model.drop_emb.register_forward_hook(
-        lambda *_: seen.append((any(flags(model).values()), torch.is_grad_enabled()))
-    )
-    generate(model, torch.tensor([[1]]), max_new_tokens=2)
-    assert seen == [(False, False), (False, False)]
+    before, weights = flags(model), {name: p.clone() for name, p in model.named_parameters()}
+    tokens = generate(model, torch.tensor([[1, 2]]), max_new_tokens=2 * C)  # in the cache, and beyond it
     assert flags(model) == before
     assert torch.is_grad_enabled()
-
-
-def test_every_training_flag_is_as_it_was_after_an_error() -> None:
-    model = build().train()
-    model.blocks[1].eval()
-    before = flags(model)
-    with pytest.raises(IndexError):
-        generate(model, torch.tensor([[V]]), max_new_tokens=2)  # an unknown token: torch raises midway
-    assert flags(model) == before
-
-
-def test_the_tokens_can_be_trained_on() -> None:
-    model = build().train()
-    tokens = generate(model, torch.tensor([[1, 2]]), max_new_tokens=3)
-    model(tokens).sum().backward()
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+    model(tokens[:, :C]).sum().backward()  # the tokens can be trained on
     assert model.tok_emb.weight.grad is not None
+
+
+# --- bad input ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,19 +306,36 @@ def test_the_tokens_can_be_trained_on() -> None:
         (torch.zeros(1, 0, dtype=torch.int64), {}, "prompt of shape (1, 0) is empty"),
         (torch.zeros(0, 4, dtype=torch.int64), {}, "prompt of shape (0, 4) is empty"),
         (torch.zeros(4, dtype=torch.int64), {}, "prompt has shape (4,)"),
-        (torch.zeros(1, 1, dtype=torch.int64), {"temperature": -0.1}, "temperature=-0.1"),
-        (torch.zeros(1, 1, dtype=torch.int64), {"temperature": float("nan")}, "temperature=nan"),
-        (torch.zeros(1, 1, dtype=torch.int64), {"top_k": 0}, "top_k=0"),
-        (torch.zeros(1, 1, dtype=torch.int64), {"top_k": V + 1}, "top_k=13 is out of range: give 1 to 12"),
-        (torch.zeros(1, 1, dtype=torch.int64), {"max_new_tokens": -1}, "max_new_tokens=-1"),
+        (torch.tensor([[1, V]]), {}, f"prompt holds {V}, which is no token id: give ids from 0 to {V - 1}"),
+        (
+            torch.tensor([[1]]),
+            {"rules": SamplingRules(top_k=V + 1)},
+            "top_k=13 is out of range: give 1 to 12",
+        ),
+        (torch.tensor([[1]]), {"rules": SamplingRules(banned_tokens=(V,))}, "banned_tokens holds 12"),
+        (torch.tensor([[1]]), {"rules": SamplingRules(banned_tokens=tuple(range(V)))}, "all 12 tokens"),
+        (torch.tensor([[1]]), {"rules": SamplingRules(forced_tokens=(-1,))}, "forced_tokens holds -1"),
+        (torch.tensor([[1]]), {"max_new_tokens": -1}, "max_new_tokens=-1"),
     ],
 )
-def test_impossible_requests_are_named_before_any_work(
-    prompt: Tensor, settings: dict[str, Any], message: str
-) -> None:
-    model = Counter()
+def test_impossible_requests_are_named(prompt: Tensor, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as error:
-        generate(model, prompt, **{"max_new_tokens": 0, **settings})
+        generate(build(), prompt, **{"max_new_tokens": 0, **settings})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-    assert model.windows == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_samples": 0}, "num_samples=0"),
+        ({"alternatives": -1}, "alternatives=-1"),
+        ({"alternatives": V + 1}, "alternatives=13 is out of range: give 0 to 12"),
+        ({"prompts": []}, "no prompts"),
+        ({"prompts": [[1], []]}, "a prompt is empty"),
+    ],
+)
+def test_impossible_decodings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        Decoding(build(), **{"prompts": [[1]], "rules": SamplingRules(), "max_new_tokens": 1, **settings})
+    assert message in str(error.value)

@@ -10,13 +10,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptpl.errors import InputError
-from gptpl.generation import apply_temperature, keep_top_k, next_token
+from gptpl.generation import SamplingRules
+from gptpl.generation import next_token as choose
+from gptpl.generation.rules import apply_temperature, keep_top_k
 
 # "closer every effort forward inches moves pizza toward you"
 LOGITS = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
 
 # Few whole numbers: many ties.
 tied_rows = st.lists(st.integers(-2, 2), min_size=1, max_size=12)
+
+
+def next_token(
+    logits: Tensor, *, temperature: float, top_k: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    return choose(logits, SamplingRules(temperature=temperature, top_k=top_k), generators=generator)
 
 
 def draw(seed: int = 0) -> torch.Generator:

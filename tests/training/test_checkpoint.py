@@ -207,7 +207,7 @@ def test_another_format_version(save, version):
 
 @pytest.mark.parametrize("part", ["model", "tokenizer", "config"])
 def test_a_header_with_a_part_missing(save, part):
-    assert "lacks a part" in refusal(save(lambda checkpoint: checkpoint[HEADER_KEY].pop(part)))
+    assert f"holds no {part}" in refusal(save(lambda checkpoint: checkpoint[HEADER_KEY].pop(part)))
 
 
 def test_a_model_described_in_unknown_fields(save):

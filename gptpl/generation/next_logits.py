@@ -1,0 +1,104 @@
+"""Logits of the next token for rows that grow: from keys and values while they fit, then window by window."""
+
+# B rows, C context length, V vocabulary
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from gptpl.model import CachedGPT, GPTModel, KVCache, eval_mode
+
+
+class NextLogits:
+    """Rows of tokens, and after each change of them the logits of their next tokens.
+
+    A row of up to `context_length` tokens goes on from its keys and values. A longer one is seen through its
+    last `context_length` tokens; there every token has another learned position than before, nothing kept
+    can be used, and each new token costs a whole forward pass of the window.
+
+    Args:
+        model: works as in evaluation mode and without gradients; its mode and weights stay as they are.
+        rows: the most rows there will be.
+        room: the most tokens a row will have.
+    """
+
+    def __init__(self, model: GPTModel, *, rows: int, room: int) -> None:
+        self._model = model
+        self._context = model.config.context_length
+        self._capacity = min(room, self._context)
+        self._cached = CachedGPT(model, rows=rows)
+        self._cache: KVCache | None = None
+        self._rows: list[list[int]] = []
+        self._places: list[int | None] = []  # of each row in the cache
+
+    def start(self, prompts: Sequence[Sequence[int]], *, copies: int) -> Tensor:
+        """Begin with `copies` rows of each prompt (one after another), which is read once: (B, V)."""
+        with self._computing():
+            return self._start(prompts, copies)
+
+    def advance(self, parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Go on with rows made of earlier ones: row i is row parents[i] and tokens[i] behind it: (B, V).
+
+        A row that is nobody's parent is given up; one may be the parent of several.
+        """
+        with self._computing():
+            return self._advance(parents, tokens)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        # Autocast would mix its data type with that of the packed weights.
+        with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
+            yield
+
+    def _start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
+        short = [i for i, prompt in enumerate(prompts) if len(prompt) <= self._context]
+        logits = torch.empty(0)
+        found: dict[int, Tensor] = {}
+        if short:
+            self._cache = self._cached.new_cache(rows=len(short), capacity=self._capacity)
+            logits = self._cached.prefill([prompts[i] for i in short], self._cache)
+            found = dict(zip(short, logits, strict=True))
+        long = [i for i in range(len(prompts)) if i not in found]
+        if long:
+            found |= zip(long, self._windows([list(prompts[i]) for i in long]), strict=True)
+        origins = [i for i in range(len(prompts)) for _ in range(copies)]
+        self._rows = [list(prompts[i]) for i in origins]
+        if self._cache is not None:
+            self._cache.select([short.index(i) for i in origins if i in short])
+        places = iter(range(len(origins)))
+        self._places = [next(places) if i in short else None for i in origins]
+        return torch.stack([found[i] for i in origins])
+
+    def _advance(self, parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        self._rows = [[*self._rows[parent], token] for parent, token in zip(parents, tokens, strict=True)]
+        fits = [len(row) <= self._context for row in self._rows]
+        places = [self._places[parent] for parent in parents]
+        kept = [place for place, fit in zip(places, fits, strict=True) if fit and place is not None]
+        numbers = iter(range(len(kept)))
+        self._places = [next(numbers) if fit else None for fit in fits]
+        if all(fits):
+            return self._step(kept, tokens)
+        windows = self._windows([row for row, fit in zip(self._rows, fits, strict=True) if not fit])
+        if not any(fits):
+            self._cache = None
+            return windows
+        stepped = self._step(kept, [token for token, fit in zip(tokens, fits, strict=True) if fit])
+        parts = iter(stepped), iter(windows)
+        return torch.stack([next(parts[0] if fit else parts[1]) for fit in fits])
+
+    def _step(self, places: list[int], tokens: Sequence[int]) -> Tensor:
+        assert self._cache is not None
+        self._cache.select(places)
+        return self._cached.step(torch.tensor(tokens, device=self._device), self._cache)
+
+    def _windows(self, rows: list[list[int]]) -> Tensor:
+        """Logits (n, V) after the last C tokens of each of n rows that are longer than C."""
+        windows = torch.tensor([row[-self._context :] for row in rows], device=self._device)  # (n, C)
+        with eval_mode(self._model):
+            return self._model.out_head(self._model.hidden(windows)[:, -1])  # the head on one position
+
+    @property
+    def _device(self) -> torch.device:
+        return self._model.tok_emb.weight.device
