@@ -142,7 +142,7 @@ class SampleText(AfterStep):
     def _continuations(
         self, module: LanguageModule, prompts: Sequence[str], strategy: SamplingRules, step: int
     ) -> list[str]:
-        device = next(module.net.parameters()).device
+        device = module.net.device
         # A compiled block would be compiled again for the windows of a text beyond the context.
         with torch.compiler.set_stance("force_eager"):
             completions = complete(

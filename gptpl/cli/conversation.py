@@ -13,8 +13,10 @@ from omegaconf import DictConfig
 
 from gptpl.cli.configs import choices, config_folder
 from gptpl.cli.trainer import check_seed
+from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, stream_text
+from gptpl.model import CachedGPT
 from gptpl.training.checkpoint import LoadedCheckpoint
 
 PROMPT = ">>> "
@@ -65,6 +67,7 @@ class Settings:
 def converse(loaded: LoadedCheckpoint, cfg: DictConfig, rules: SamplingRules) -> None:
     """Reads lines until the input ends, and continues each or carries it out as a command."""
     settings = Settings(rules=rules, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
+    model = CachedGPT(loaded.net, rows=1)
     print(f"{rules.name}; /help lists what can be changed, Ctrl-D leaves")
     with _history() as read:
         while True:
@@ -78,7 +81,7 @@ def converse(loaded: LoadedCheckpoint, cfg: DictConfig, rules: SamplingRules) ->
                 continue
             if line.strip() in ("/quit", "/exit"):
                 return
-            _answer(loaded, settings, line, list(cfg.stop))
+            _answer(model, loaded.tokenizer, settings, line, list(cfg.stop))
 
 
 def preset(name: str) -> SamplingRules:
@@ -89,19 +92,18 @@ def preset(name: str) -> SamplingRules:
     return SamplingRules(**{key: value for key, value in settings.items() if key in RULES})
 
 
-def _answer(loaded: LoadedCheckpoint, settings: Settings, line: str, stop: list[str]) -> None:
+def _answer(model: CachedGPT, tokenizer: Tokenizer, settings: Settings, line: str, stop: list[str]) -> None:
     try:
         if line.startswith("/"):
             print(settings.command(line))
             return
-        device = loaded.net.tok_emb.weight.device
-        generator = torch.Generator(device)
+        generator = torch.Generator(model.device)
         generator.seed() if settings.seed is None else generator.manual_seed(settings.seed)
         pieces = stream_text(
-            loaded.net,
-            loaded.tokenizer,
+            model,
+            tokenizer,
             [line],
-            rules=settings.rules.within(loaded.net.config.vocab_size),
+            rules=settings.rules.within(model.config.vocab_size),
             max_new_tokens=settings.max_new_tokens,
             stop=stop,
             generator=generator,

@@ -40,7 +40,7 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """Arguments of `stream_text` and `complete`."""
-        device = self.loaded.net.tok_emb.weight.device
+        device = self.loaded.net.device
         alternatives = self.cfg.alternatives
         if alternatives is None and self.cfg.statistics:
             alternatives = 0
@@ -87,7 +87,7 @@ def _generate(cfg: DictConfig, mode: str) -> None:
             converse(loaded_checkpoint(cfg), cfg, rules)
             return
         if prompt is None:
-            prompt = piped_text()
+            prompt = piped_text("prompt")
         loaded = loaded_checkpoint(cfg)
         prompt = DEFAULT_PROMPT if prompt is None else prompt
         read = loaded.tokenizer.decode(loaded.tokenizer.encode(prompt))

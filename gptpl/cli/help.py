@@ -22,6 +22,11 @@ EXAMPLES = {
         ("gptpl generate checkpoint=RUN num_samples=5 --json", "five texts, a JSON object a line"),
         ("gptpl generate checkpoint=RUN -i", "type prompts and change the rules; /help says how"),
     ],
+    "inspect": [
+        ("gptpl inspect checkpoint=RUN text='Every effort moves you'", "writes surprisal.html"),
+        ("gptpl inspect checkpoint=RUN text_file=my.txt output=my.html", "a whole file"),
+        ("echo 'Every effort' | gptpl inspect checkpoint=RUN alternatives=10", "a piped text"),
+    ],
     "evaluate": [
         ("gptpl evaluate checkpoint=RUN", "the validation part of the shipped tale"),
         (

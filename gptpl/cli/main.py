@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model, resume a run, or sweep over settings",
     "verify-resume": "check that stopping and resuming changes no bit on this machine",
     "generate": "continue a prompt with a trained model",
+    "inspect": "how surprised a trained model is by each token of a text, as a web page",
     "evaluate": "loss and perplexity of a trained model on any data",
 }
 EXIT_FAILED = 1

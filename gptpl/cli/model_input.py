@@ -55,7 +55,7 @@ def given_text(text: str | None, file: str | None, *, key: str) -> str | None:
     return _decoded(data, f"{key}_file={file}")
 
 
-def piped_text() -> str | None:
+def piped_text(key: str) -> str | None:
     """The text of a pipe or file that standard input is; None at a terminal and where there is no input."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
@@ -63,7 +63,7 @@ def piped_text() -> str | None:
         return None
     if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
         return None
-    log.info("prompt: from standard input")
+    log.info("%s: from standard input", key)
     return _decoded(sys.stdin.buffer.read(), "standard input")
 
 

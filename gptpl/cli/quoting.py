@@ -4,8 +4,8 @@ import re
 
 from gptpl.errors import InputError
 
-FREE_TEXT = frozenset({"prompt"})
-PATHS = frozenset({"checkpoint", "data.path", "prompt_file", "resume", "run_dir"})
+FREE_TEXT = frozenset({"prompt", "text"})
+PATHS = frozenset({"checkpoint", "data.path", "output", "prompt_file", "resume", "run_dir", "text_file"})
 OPEN_NAMESPACES = ("callbacks", "logger")
 """Where the command line may add what no config has: a callback or logger of the user's own."""
 

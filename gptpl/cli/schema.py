@@ -238,10 +238,23 @@ class EvaluateConf:
     data: Any = MISSING
 
 
+@dataclass(kw_only=True)
+class InspectConf:
+    """Root of `gptpl inspect`."""
+
+    checkpoint: str = MISSING
+    text: str | None = MISSING
+    text_file: str | None = MISSING
+    output: str = MISSING
+    alternatives: int = MISSING
+    device: str = MISSING
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConf,
     "generate": GenerateConf,
     "evaluate": EvaluateConf,
+    "inspect": InspectConf,
     "model": ModelConf,
     "tokenizer": TokenizerConf,
     "data": DataConf,

@@ -13,7 +13,7 @@ from gptpl.errors import InputError
 from gptpl.generation.decoding import check_counts, check_prompts
 from gptpl.generation.next_logits import NextLogits
 from gptpl.generation.penalties import ban_tokens
-from gptpl.model import GPTModel
+from gptpl.model import CachedGPT, GPTModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Beam:
 
 
 def beam_search(
-    model: GPTModel,
+    model: GPTModel | CachedGPT,
     prompt: Sequence[int],
     *,
     num_beams: int,

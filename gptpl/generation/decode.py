@@ -8,13 +8,13 @@ from torch import Tensor
 from gptpl.errors import InputError
 from gptpl.generation.decoding import Decoding
 from gptpl.generation.sampling import SamplingRules
-from gptpl.model import GPTModel
+from gptpl.model import CachedGPT, GPTModel
 
 GREEDY = SamplingRules()
 
 
 def generate(
-    model: GPTModel,
+    model: GPTModel | CachedGPT,
     prompt: Tensor,
     *,
     max_new_tokens: int,

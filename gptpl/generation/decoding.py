@@ -13,7 +13,7 @@ from gptpl.generation.next_logits import NextLogits
 from gptpl.generation.penalties import NO_TOKEN, check_token_ids
 from gptpl.generation.randomness import row_generators
 from gptpl.generation.sampling import SamplingRules, is_greedy, next_token
-from gptpl.model import GPTModel
+from gptpl.model import CachedGPT, GPTModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,8 @@ class Decoding:
     the last bits.
 
     Args:
-        model: works as in evaluation mode, without gradients; its mode and weights stay as they are.
+        model: works as in evaluation mode, without gradients; its mode and weights stay as they are. For many
+            decodings make a `CachedGPT` once and give that.
         prompts: token ids, at least one each.
         rules: how tokens are chosen.
         max_new_tokens: 0 or more; `step` gives each row no more.
@@ -71,7 +72,7 @@ class Decoding:
 
     def __init__(
         self,
-        model: GPTModel,
+        model: GPTModel | CachedGPT,
         prompts: Sequence[Sequence[int]],
         *,
         rules: SamplingRules,
@@ -91,7 +92,7 @@ class Decoding:
         self._model, self._rules, self._eot_id, self._alternatives = model, rules, eot_id, alternatives
         self._prompts, self._num_samples = prompts, num_samples
         self._left = max_new_tokens
-        self._device = model.tok_emb.weight.device
+        self._device = model.device
         self.rows = list(range(len(prompts) * num_samples))
         """Numbers of the rows that go on."""
         self.written: list[list[int]] = [[] for _ in self.rows]

@@ -19,16 +19,17 @@ class NextLogits:
     can be used, and each new token costs a whole forward pass of the window.
 
     Args:
-        model: works as in evaluation mode and without gradients; its mode and weights stay as they are.
+        model: works as in evaluation mode and without gradients; its mode and weights stay as they are. A
+            `CachedGPT` is used as it is.
         rows: the most rows there will be.
         room: the most tokens a row will have.
     """
 
-    def __init__(self, model: GPTModel, *, rows: int, room: int) -> None:
-        self._model = model
-        self._context = model.config.context_length
+    def __init__(self, model: GPTModel | CachedGPT, *, rows: int, room: int) -> None:
+        self._cached = CachedGPT.of(model, rows=rows)
+        self._model = self._cached.model
+        self._context = self._model.config.context_length
         self._capacity = min(room, self._context)
-        self._cached = CachedGPT(model, rows=rows)
         self._cache: KVCache | None = None
         self._rows: list[list[int]] = []
         self._places: list[int | None] = []  # of each row in the cache
@@ -49,7 +50,7 @@ class NextLogits:
     @contextmanager
     def _computing(self) -> Iterator[None]:
         # Autocast would mix its data type with that of the packed weights.
-        with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
+        with torch.inference_mode(), torch.autocast(self._model.device.type, enabled=False):
             yield
 
     def _start(self, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
@@ -91,14 +92,10 @@ class NextLogits:
     def _step(self, places: list[int], tokens: Sequence[int]) -> Tensor:
         assert self._cache is not None
         self._cache.select(places)
-        return self._cached.step(torch.tensor(tokens, device=self._device), self._cache)
+        return self._cached.step(torch.tensor(tokens, device=self._model.device), self._cache)
 
     def _windows(self, rows: list[list[int]]) -> Tensor:
         """Logits (n, V) after the last C tokens of each of n rows that are longer than C."""
-        windows = torch.tensor([row[-self._context :] for row in rows], device=self._device)  # (n, C)
+        windows = torch.tensor([row[-self._context :] for row in rows], device=self._model.device)  # (n, C)
         with eval_mode(self._model):
             return self._model.out_head(self._model.hidden(windows)[:, -1])  # the head on one position
-
-    @property
-    def _device(self) -> torch.device:
-        return self._model.tok_emb.weight.device

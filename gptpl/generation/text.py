@@ -13,7 +13,7 @@ from gptpl.generation.beam_search import beam_search
 from gptpl.generation.decoding import Decoding, TokenDetails
 from gptpl.generation.sampling import SamplingRules
 from gptpl.generation.text_stream import StopStrings, TextStream
-from gptpl.model import GPTModel
+from gptpl.model import CachedGPT, GPTModel
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Piece:
 
 
 def stream_text(
-    model: GPTModel,
+    model: GPTModel | CachedGPT,
     tokenizer: TextCodec,
     prompts: Sequence[str],
     *,
@@ -122,7 +122,7 @@ def stream_text(
 
 
 def complete(
-    model: GPTModel, tokenizer: TextCodec, prompts: Sequence[str], **settings: Any
+    model: GPTModel | CachedGPT, tokenizer: TextCodec, prompts: Sequence[str], **settings: Any
 ) -> list[Completion]:
     """Every continuation at once, in the order of prompts and samples; arguments as for `stream_text`."""
     pieces = stream_text(model, tokenizer, prompts, **settings)
@@ -131,7 +131,7 @@ def complete(
 
 
 def search_text(
-    model: GPTModel, tokenizer: TextCodec, prompt: str, *, num_beams: int, max_new_tokens: int
+    model: GPTModel | CachedGPT, tokenizer: TextCodec, prompt: str, *, num_beams: int, max_new_tokens: int
 ) -> list[Completion]:
     """The texts of the best beams, best first; see `beam_search` for the search and its errors."""
     ids = prompt_ids(prompt, tokenizer)

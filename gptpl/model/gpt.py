@@ -37,6 +37,11 @@ class GPTModel(nn.Module):
             self.out_head.weight = self.tok_emb.weight
         INITIALISATIONS[config.init](self, config.n_layers)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tok_emb.weight.device
+
     def hidden(self, tokens: Tensor) -> Tensor:
         """Everything but the head: tokens (B, T) int64 -> normalised hidden states (B, T, D).
 

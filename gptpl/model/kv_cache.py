@@ -11,13 +11,11 @@ from gptpl.model.config import GPTConfig
 class KVCache:
     """Room, allocated once, for the keys and values of up to `capacity` tokens a row in every layer.
 
-    Rows may differ in length: each is written at its own end, and `mask` hides what lies beyond. Keys are
-    kept as (B, H, K, C), transposed, for a one-token query multiplies them without a copy: in bf16 on a CPU
-    that takes a quarter of the time of fused attention, in fp32 the same.
+    Rows may differ in length: each is written at its own end, and `seen` hides what lies beyond.
 
     Attributes:
-        keys: one tensor (B, H, K, C) a layer.
-        values: one tensor (B, H, C, K) a layer.
+        keys: one tensor (B, H, C, K) a layer.
+        values: likewise.
         lengths: tokens in each row, B integers on the host.
 
     Bytes: 2 * n_layers * B * C * emb_dim * (4 in fp32, 2 in bf16); 75 MB a row for GPT-2 small in fp32.
@@ -28,45 +26,42 @@ class KVCache:
     ) -> None:
         H, K = config.n_heads, config.emb_dim // config.n_heads
         # Zeros, not uninitialised memory: a masked weight of 0 times NaN would be NaN.
-        self.keys = [
-            torch.zeros(rows, H, K, capacity, device=device, dtype=dtype) for _ in range(config.n_layers)
-        ]
-        self.values = [
-            torch.zeros(rows, H, capacity, K, device=device, dtype=dtype) for _ in range(config.n_layers)
-        ]
+        shape = (rows, H, capacity, K)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.lengths = [0] * rows
 
     def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write the first T tokens of every row: keys and values (B, H, T, K)."""
         T = keys.shape[2]
-        self.keys[layer][..., :T] = keys.transpose(2, 3)
+        self.keys[layer][:, :, :T] = keys
         self.values[layer][:, :, :T] = values
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write one token at every row's end: keys and values (B, H, K).
 
-        Returns all keys (B, H, K, S) and values (B, H, S, K) up to and with it, S - 1 being the longest
-        row's length. The lengths themselves grow by `grow`, once a token, not once a layer.
+        Returns all keys and values (B, H, S, K) up to and with it, S - 1 being the longest row's length. The
+        lengths themselves grow by `grow`, once a token, not once a layer.
         """
         at = self.lengths
         if self._even:
-            self.keys[layer][..., at[0]] = keys
+            self.keys[layer][:, :, at[0]] = keys
             self.values[layer][:, :, at[0]] = values
         else:
             rows = torch.arange(len(at), device=keys.device)
             ends = torch.tensor(at, device=keys.device)
-            self.keys[layer][rows, :, :, ends] = keys
-            self.values[layer][rows, :, ends] = values
+            self.keys[layer][rows, :, ends] = keys.to(self.keys[layer].dtype)
+            self.values[layer][rows, :, ends] = values.to(self.values[layer].dtype)
         S = max(at) + 1
-        return self.keys[layer][..., :S], self.values[layer][:, :, :S]
+        return self.keys[layer][:, :, :S], self.values[layer][:, :, :S]
 
-    def hidden_places(self) -> Tensor | None:
-        """Where `append` will return nothing of a row: (B, 1, S) booleans; None where all are as long."""
+    def seen(self) -> Tensor | None:
+        """Which of what `append` will return belongs to each row: (B, 1, 1, S); None where all does."""
         if self._even:
             return None
         device = self.keys[0].device
-        ends = torch.tensor(self.lengths, device=device)[:, None, None]  # (B, 1, 1)
-        return torch.arange(max(self.lengths) + 1, device=device) > ends
+        ends = torch.tensor(self.lengths, device=device)[:, None, None, None]  # (B, 1, 1, 1)
+        return torch.arange(max(self.lengths) + 1, device=device) <= ends
 
     def positions(self) -> Tensor:
         """Position of each row's next token: (B, 1) int64."""

@@ -83,7 +83,7 @@ def test_the_config_can_be_shown_without_a_run(gptpl, tmp_path):
 def test_an_unknown_command_is_refused(refused):
     assert (
         refused("tran")
-        == "'tran' is no command of gptpl: choose one of train, verify-resume, generate, evaluate"
+        == "'tran' is no command of gptpl: choose one of train, verify-resume, generate, inspect, evaluate"
     )
 
 

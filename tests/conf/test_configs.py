@@ -29,7 +29,7 @@ Compose = Callable[..., DictConfig]
 
 CONF = config_folder()
 YAMLS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
-ROOTS = ("train", "generate", "evaluate")
+ROOTS = ("train", "generate", "inspect", "evaluate")
 GROUPS = tuple(default_choices("train"))
 CHEAP = ("model=tiny", "tokenizer=bytes")
 

@@ -1,0 +1,144 @@
+"""Surprisals as a web page: the text coloured by loss, and the model's alternatives at each token."""
+
+import html
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from string import Template
+
+from gptpl.generation.surprisal import TokenSurprisal
+
+STEPS = (0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 8.0)
+"""Nats at which the colour changes: nearly certain tokens stay white, 8 nats are one chance in 3,000."""
+MOST_SURPRISING = 10
+CHART_BARS = 300
+
+
+def surprisal_page(
+    tokens: Sequence[TokenSurprisal],
+    texts: Sequence[str],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    token_text: Callable[[int], str],
+) -> str:
+    """One HTML document that needs nothing else: no network, no other file.
+
+    Args:
+        tokens: surprisals in the order of the text.
+        texts: what each token adds to the text; empty where a character is finished by a later token.
+        title: heading.
+        facts: name -> value, shown below it with the number of tokens, the mean loss and the perplexity.
+        token_text: the text of any token id, for the alternatives.
+
+    Whatever characters the texts hold, they are shown and never act as HTML.
+    """
+    loss = statistics.fmean(each.surprisal for each in tokens)
+    measured = {
+        "tokens": f"{len(tokens):,}",
+        "loss": f"{loss:.4f} nats per token",
+        "perplexity": f"{math.exp(loss):,.2f}" if loss < 700 else "inf",
+    }
+    shown = [text or token_text(each.token) for each, text in zip(tokens, texts, strict=True)]
+    page = resources.files("gptpl.generation").joinpath("surprisal_page.html").read_text(encoding="utf-8")
+    return Template(page).substitute(
+        title=html.escape(title),
+        facts="".join(_fact(name, value) for name, value in {**facts, **measured}.items()),
+        legend=_legend(),
+        chart=_chart([each.surprisal for each in tokens]),
+        text="".join(_span(each, text) for each, text in zip(tokens, texts, strict=True)),
+        table=_table(tokens, shown),
+        data=_data(tokens, shown, token_text),
+    )
+
+
+def visible(text: str) -> str:
+    """The text on one line, with signs for white space and control characters."""
+    signs = {
+        " ": "\N{OPEN BOX}",
+        "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}",
+        "\t": "\N{RIGHTWARDS ARROW}",
+    }
+    return "".join(signs.get(letter, letter if letter.isprintable() else _sign(letter)) for letter in text)
+
+
+def _sign(letter: str) -> str:
+    # U+2400 and what follows are pictures of the first 32 characters, in their order.
+    return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\N{REPLACEMENT CHARACTER}"
+
+
+def _colour(surprisal: float) -> int:
+    return sum(surprisal >= step for step in STEPS)
+
+
+def _span(token: TokenSurprisal, text: str) -> str:
+    if not text:
+        inside = "<i>\N{MIDDLE DOT}</i>"  # a part of a character that comes with a later token
+    else:
+        parts = [html.escape(_readable(part)) for part in text.split("\n")]
+        inside = "<i>\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}</i>\n".join(parts)
+    return f'<span class="c{_colour(token.surprisal)}">{inside}</span>'
+
+
+def _readable(text: str) -> str:
+    return "".join(letter if letter.isprintable() or letter == "\t" else _sign(letter) for letter in text)
+
+
+def _fact(name: str, value: str) -> str:
+    return f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+
+
+def _legend() -> str:
+    ends = [f"{step:g}" for step in STEPS]
+    ranges = [
+        f"&lt; {ends[0]}",
+        *(f"{a} to {b}" for a, b in itertools.pairwise(ends)),
+        f"\u2265 {ends[-1]}",
+    ]
+    return "".join(f'<span class="c{i}">{label}</span>' for i, label in enumerate(ranges))
+
+
+def _chart(values: Sequence[float]) -> str:
+    """Surprisal along the text as bars, each the mean of an equal share of the tokens."""
+    bars = min(len(values), CHART_BARS)
+    edges = [len(values) * i // bars for i in range(bars + 1)]
+    means = [statistics.fmean(values[start:end]) for start, end in itertools.pairwise(edges)]
+    top = max(*means, 1e-9)
+    rects = [
+        f'<rect x="{i + 0.05:g}" width="0.9" y="{1 - mean / top:.4f}" height="{mean / top:.4f}"/>'
+        for i, mean in enumerate(means)
+    ]
+    label = f"surprisal along the text, highest bar {top:.2f} nats per token"
+    return (
+        f'<svg viewBox="0 0 {bars} 1" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        f'{"".join(rects)}</svg><div class="faint">{label}</div>'
+    )
+
+
+def _table(tokens: Sequence[TokenSurprisal], shown: Sequence[str]) -> str:
+    places = sorted(range(len(tokens)), key=lambda i: -tokens[i].surprisal)[:MOST_SURPRISING]
+    rows = [
+        f"<tr><td>{html.escape(visible(shown[i]))}</td><td>{i + 1:,}</td><td>{tokens[i].surprisal:.2f}</td>"
+        f"<td>{math.exp(-tokens[i].surprisal):.2g}</td><td>{tokens[i].rank + 1:,}</td></tr>"
+        for i in places
+    ]
+    return "".join(rows)
+
+
+def _data(tokens: Sequence[TokenSurprisal], shown: Sequence[str], token_text: Callable[[int], str]) -> str:
+    rows = [
+        [
+            visible(text),
+            each.token,
+            round(each.surprisal, 4),
+            round(each.entropy, 4),
+            each.rank,
+            [[visible(token_text(other)), other, float(f"{p:.3g}")] for other, p in each.alternatives],
+        ]
+        for each, text in zip(tokens, shown, strict=True)
+    ]
+    # "<" begins a tag even here; as an escape it is the same text to JSON.
+    return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,0 +1,80 @@
+"""`gptpl inspect`: the page of a text, and its numbers, from the command line."""
+
+import json
+import re
+from html import unescape
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gptpl.training.checkpoint import load_model
+
+
+def data_of(page: str) -> list[list[object]]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.DOTALL)
+    assert found is not None
+    return list(json.loads(found[1]))
+
+
+def text_of(page: str) -> str:
+    inside = page.partition('id="text">')[2].partition("</div>")[0]
+    return unescape(re.sub(r"<[^>]+>", "", re.sub(r"<i>.*?</i>", "", inside)))
+
+
+@pytest.mark.parametrize("text", ["The sea was calm.", "'one,' she said, ${x} <b>", "über 日本 🙂\n\n  two"])
+def test_the_page_holds_the_text_and_the_losses_of_the_model(text, gptpl, quick, tmp_path):
+    outcome = gptpl("inspect", f"checkpoint={quick.run.path}", f"text={text}")
+    assert outcome.status == 0, outcome.err
+    page = (tmp_path / "surprisal.html").read_text(encoding="utf-8")
+    assert text_of(page) == text
+    ids = list(text.encode())
+    net = load_model(quick.run.path / "checkpoints/last.ckpt").net
+    with torch.no_grad():
+        logits = net(torch.tensor([[256, *ids[:-1]]]))[0]
+    losses = F.cross_entropy(logits, torch.tensor(ids), reduction="none")
+    rows = data_of(page)
+    assert [row[1] for row in rows] == ids
+    assert [row[2] for row in rows] == pytest.approx(losses.tolist(), abs=1e-3)
+    assert all(len(row[5]) == 5 for row in rows)  # type: ignore[arg-type]
+    assert outcome.out.splitlines() == [
+        f"tokens      {len(ids)}",
+        f"loss        {losses.mean():.4f} nats per token",
+        f"perplexity  {losses.mean().exp():.2f}",
+        "page        surprisal.html",
+    ]
+
+
+def test_a_long_file_and_another_place(gptpl, quick, tmp_path):
+    text = "All the words of a longer text. " * 20
+    (tmp_path / "a, b.txt").write_text(text + "\n", encoding="utf-8")
+    (tmp_path / "pages").mkdir()
+    outcome = gptpl(
+        *("inspect", f"checkpoint={quick.run.path}", "text_file=a, b.txt"),
+        *("output=pages/x (1).html", "alternatives=2"),
+    )
+    assert outcome.status == 0, outcome.err
+    page = (tmp_path / "pages/x (1).html").read_text(encoding="utf-8")
+    assert text_of(page) == text
+    assert {len(row[5]) for row in data_of(page)} == {2}  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.rglob("*.html")) == ["x (1).html"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((), ["no text is given", "text_file=FILE"]),
+        (("text=",), ["the text is empty"]),
+        (("text=a", "text_file=b"), ["text=", "text_file=b"]),
+        (("text_file=nowhere.txt",), ["text_file=nowhere.txt", "No such file"]),
+        (("text=a", "output=no/where.html"), ["output=no/where.html", "folder that exists"]),
+        (("text=a", "output=."), ["output=."]),
+        (("text=a", "alternatives=-1"), ["alternatives=-1"]),
+        (("text=a", "alternatives=999"), ["alternatives=999", "0 to 257"]),
+        (("text=a", "device=tpu"), ["device=tpu"]),
+        (("txt=a",), ["did you mean text?"]),
+    ],
+)
+def test_wrong_settings_are_refused(given, words, refused, quick):
+    line = refused("inspect", f"checkpoint={quick.run.path}", *given)
+    assert all(word in line for word in words), line
