@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from gptpl.cli.console import RunLog
 from gptpl.cli.hydra_app import run_under_hydra
@@ -17,7 +18,7 @@ from gptpl.cli.model_input import given_text, loaded_checkpoint, piped_text
 from gptpl.cli.schema_sampling import SamplingConf
 from gptpl.cli.trainer import check_seed
 from gptpl.errors import InputError
-from gptpl.generation import Completion, SamplingRules, complete, search_text, stream_text
+from gptpl.generation import Completion, SamplingRules, search_text, stream_text
 from gptpl.training.checkpoint import LoadedCheckpoint
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,20 @@ def _streamed(request: Request) -> list[Completion]:
 
 
 def _completed(request: Request) -> list[Completion]:
-    return complete(request.loaded.net, request.loaded.tokenizer, [request.prompt], **request.settings())
+    """Several texts at once, with a progress bar, in order."""
+    cfg, loaded = request.cfg, request.loaded
+    pieces = stream_text(loaded.net, loaded.tokenizer, [request.prompt], **request.settings())
+    tokens = [0] * cfg.num_samples
+    completions: list[Completion] = []
+    total = cfg.num_samples * cfg.max_new_tokens
+    with tqdm(total=total, unit="token", desc="writing", disable=None, leave=False) as bar:
+        for piece in pieces:
+            bar.update(piece.tokens - tokens[piece.sample])
+            tokens[piece.sample] = piece.tokens
+            if piece.completion is not None:
+                completions.append(piece.completion)
+                bar.total -= cfg.max_new_tokens - piece.tokens
+    return sorted(completions, key=lambda completion: completion.sample)
 
 
 def _searched(request: Request) -> list[Completion]:

@@ -3,9 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from omegaconf import OmegaConf
-
-from gptpl.cli.hydra_app import instantiate
+from gptpl.data import corpora
 from gptpl.data.datamodule import TextDataModule
 from gptpl.errors import InputError
 from gptpl.generation import Completion
@@ -14,8 +12,6 @@ from gptpl.generation.statistics import text_statistics
 from gptpl.training.checkpoint import LoadedCheckpoint
 
 log = logging.getLogger(__name__)
-
-OWN_CORPORA = "gptpl.data.corpora."
 
 
 def statistics_lines(completions: Sequence[Completion]) -> list[str]:
@@ -55,25 +51,37 @@ def memorisation_report(loaded: LoadedCheckpoint) -> Callable[[Sequence[Completi
 
 
 def training_text(loaded: LoadedCheckpoint) -> tuple[TrainingText, str]:
-    """The training text of the checkpoint's run, indexed, and the name of its corpus.
+    """The training text of the checkpoint's run, indexed, and the name of its corpus; see `training_data`."""
+    datamodule = training_data(loaded)
+    return TrainingText(datamodule.encoded.train), datamodule.corpus.name
+
+
+def training_data(loaded: LoadedCheckpoint) -> TextDataModule:
+    """The text that the checkpoint's run was trained on, split as there, in windows of one token.
 
     Raises InputError where the run's text is gone, or was read by a class that is not gptpl's own: a
     checkpoint never decides what code runs.
     """
     data = loaded.run_config.get("data")
-    corpus = data.get("corpus") if isinstance(data, dict) else None
-    own = isinstance(corpus, dict) and str(corpus.get("_target_")).startswith(OWN_CORPORA)
-    if not isinstance(data, dict) or not own:
+    settings = dict(data["corpus"]) if isinstance(data, dict) and isinstance(data.get("corpus"), dict) else {}
+    module, _, name = str(settings.pop("_target_", "")).rpartition(".")
+    if not isinstance(data, dict) or module != corpora.__name__ or name not in corpora.__all__:
         raise InputError(
-            f"memorisation=true needs the training text, and checkpoint={loaded.path} names no corpus of"
-            " gptpl's own: leave memorisation out"
+            f"memorisation needs the training text, and checkpoint={loaded.path} names no corpus of gptpl's"
+            " own: leave memorisation out"
         )
-    datamodule = TextDataModule(
-        corpus=instantiate(OmegaConf.create(corpus)),
+    try:
+        corpus = getattr(corpora, name)(**settings)
+    except TypeError as error:
+        raise InputError(
+            f"checkpoint={loaded.path} describes its training text otherwise than this gptpl ({error}):"
+            " use the gptpl that wrote it, or leave memorisation out"
+        ) from error
+    return TextDataModule(
+        corpus=corpus,
         tokenizer=loaded.tokenizer,
         max_length=1,
         stride=1,
         batch_size=1,
         train_ratio=data["train_ratio"],
     )
-    return TrainingText(datamodule.encoded.train), datamodule.corpus.name

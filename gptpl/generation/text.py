@@ -61,11 +61,20 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """The next bit of a continuation's text; the last one of each, maybe empty, comes with the completion."""
+    """The next bit of a continuation's text; the last one of each, maybe empty, comes with the completion.
+
+    Attributes:
+        prompt: number of the prompt.
+        sample: number of the continuation among those of its prompt.
+        text: what has come to it.
+        tokens: how many tokens the continuation has so far.
+        completion: the whole, at its end; None before.
+    """
 
     prompt: int
     sample: int
     text: str
+    tokens: int
     completion: Completion | None
 
 
@@ -211,7 +220,13 @@ class _Row:
 
     def _piece(self, text: str, completion: Completion | None = None) -> Piece:
         self.texts.append(text)
-        return Piece(prompt=self.prompt, sample=self.sample, text=text, completion=completion)
+        return Piece(
+            prompt=self.prompt,
+            sample=self.sample,
+            text=text,
+            tokens=len(self.tokens),
+            completion=completion,
+        )
 
     def _closed(self, text: str, finish: Finish) -> Piece:
         self.finish = finish

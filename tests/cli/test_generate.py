@@ -324,9 +324,10 @@ def test_statistics_and_memorisation_are_reported(gptpl, quick):
     assert re.search(r"  text 3: \d+ tokens in a row \('.+'\), \d+% of its 4-grams", outcome.err)
 
 
-def test_a_checkpoint_does_not_decide_what_code_reads_its_text(refused, quick, tmp_path):
+@pytest.mark.parametrize("target", ["os.system", "gptpl.data.corpora.reading.os.system", None])
+def test_a_checkpoint_does_not_decide_what_code_reads_its_text(target, refused, quick, tmp_path):
     checkpoint = torch.load(quick.run.path / "checkpoints/last.ckpt", weights_only=True)
-    checkpoint["gptpl"]["config"]["data"]["corpus"] = {"_target_": "os.system", "command": "touch owned"}
+    checkpoint["gptpl"]["config"]["data"]["corpus"] = {"_target_": target, "command": "touch owned"}
     torch.save(checkpoint, tmp_path / "changed.ckpt")
     line = refused("generate", "checkpoint=changed.ckpt", "memorisation=true", "max_new_tokens=0")
     assert "names no corpus of gptpl's own" in line
