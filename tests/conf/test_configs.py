@@ -1,5 +1,6 @@
 """Every YAML of conf/ composes, and what it describes can really be built."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +18,12 @@ from gptpl.cli.build import build_datamodule
 from gptpl.cli.configs import choices, config_folder, default_choices, when_to_choose
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.known_keys import known_keys
+from gptpl.cli.schema_sampling import SamplingConf
 from gptpl.cli.trainer import build_trainer, choose
 from gptpl.data.corpora import Corpus
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
+from gptpl.generation import SamplingRules
 from gptpl.model import GPTConfig, GPTModel, count_parameters
 from gptpl.training.checkpoint_io import DurableCheckpointIO
 from gptpl.training.language_model import LanguageModelingModule
@@ -77,6 +80,19 @@ def test_every_yaml_composes_to_known_keys_with_values(name, compose):
     if command != "train":
         config.checkpoint = "run"  # the one thing that has no default
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def test_sampling_settings_are_the_rules_with_the_same_defaults():
+    assert SamplingRules(**dataclasses.asdict(SamplingConf())) == SamplingRules()
+    names = [[field.name for field in dataclasses.fields(each)] for each in (SamplingConf, SamplingRules)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("choice", choices("sampling"))
+def test_sampling_presets_are_rules(choice, compose):
+    node = compose("generate", f"sampling={choice}").sampling
+    rules = SamplingRules.of(OmegaConf.to_container(node))
+    assert (rules.name == "greedy") == (choice == "greedy")
 
 
 # --- data -----------------------------------------------------------------------------------------------
