@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from gptpl.cli.text_report import training_data, training_text
@@ -90,12 +91,19 @@ def training_passage(loaded: LoadedCheckpoint) -> list[int]:
 
 
 def row(loaded: LoadedCheckpoint, training: TrainingText, passage: list[int]) -> dict[str, Any]:
-    """What one checkpoint writes after the prompt, and how surprised it is by the passage itself."""
+    """What one checkpoint writes after the prompt, and how surprised it is by the passage itself.
+
+    The passage is scored in the places where training showed it, and one place later, behind end-of-text.
+    """
     prompt = loaded.tokenizer.decode(passage[:PROMPT_TOKENS])
-    scored = list(surprisals(loaded.net, passage, eot_id=loaded.tokenizer.eot_id, alternatives=0))
+    tokens = torch.tensor([passage])
+    with torch.inference_mode():
+        in_place = F.cross_entropy(loaded.net(tokens[:, :-1])[0], tokens[0, 1:])
+    later = list(surprisals(loaded.net, passage, eot_id=loaded.tokenizer.eot_id, alternatives=0))[1:]
     found: dict[str, Any] = {
         "step": loaded.step,
-        "passage_loss": round(sum(each.surprisal for each in scored) / len(scored), 4),
+        "passage_loss": round(float(in_place), 4),
+        "passage_loss_one_place_later": round(sum(each.surprisal for each in later) / len(later), 4),
     }
     for kind, rules in RULES.items():
         (text,) = complete(
@@ -151,7 +159,9 @@ def draw_figure(rows: list[dict[str, Any]], evaluated: dict[str, list[tuple[int,
     for name, label in (("eval/train_loss", "training loss"), ("val/loss", "validation loss")):
         top.plot(*zip(*evaluated[name], strict=True), label=label)
     steps = [row["step"] for row in rows]
-    top.plot(steps, [row["passage_loss"] for row in rows], "o--", label="loss of the passage")
+    top.plot(steps, [row["passage_loss"] for row in rows], "o--", label="the passage")
+    shifted = [row["passage_loss_one_place_later"] for row in rows]
+    top.plot(steps, shifted, "s--", label="the passage, one place later")
     for kind, marker in zip(RULES, "os", strict=True):
         bottom.plot(steps, [row[kind]["longest_run"] for row in rows], marker=marker, label=kind)
     top.set_ylabel("nats per token")
