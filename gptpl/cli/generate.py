@@ -15,6 +15,7 @@ from tqdm import tqdm
 from gptpl.cli.console import RunLog
 from gptpl.cli.hydra_app import run_under_hydra
 from gptpl.cli.model_input import given_text, loaded_checkpoint, piped_text
+from gptpl.cli.quoting import quoted, without_interpolation
 from gptpl.cli.schema_sampling import SamplingConf
 from gptpl.cli.trainer import check_seed
 from gptpl.errors import InputError
@@ -66,8 +67,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _in_full(argument: str) -> str:
-    """`temperature=0.5` is short for `sampling.temperature=0.5`, and so are all sampling rules."""
-    return f"sampling.{argument}" if argument.partition("=")[0] in SHORT_KEYS else argument
+    """`temperature=1` is short for `sampling.temperature=1`, and a single stop string for a list of it."""
+    key, _, value = argument.partition("=")
+    if key == "stop" and value and not value.startswith("["):
+        return f"stop=[{quoted(without_interpolation(value))}]"
+    return f"sampling.{argument}" if key in SHORT_KEYS else argument
 
 
 def _generate(cfg: DictConfig, mode: str) -> None:

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from gptpl.cli.main import main
 from gptpl.training.checkpoint import load_model
@@ -290,11 +291,25 @@ def test_several_texts_are_numbered_and_the_first_is_that_of_one_alone(generate)
 
 
 def test_a_text_ends_at_a_stop_string(gptpl, quick):
-    arguments = ("generate", f"checkpoint={quick.run.path}", "prompt=The sea", "temperature=0", "--json")
+    arguments = (
+        "generate",
+        f"checkpoint={quick.run.path}",
+        "prompt=The sea",
+        "temperature=0",
+        "--json",
+        "seed=1",
+    )
     whole = json.loads(gptpl(*arguments).out)["text"]
     stop = whole[5:7]
     record = json.loads(gptpl(*arguments, f"stop=[{json.dumps(stop)}]").out)
     assert (record["text"], record["finish"]) == (whole[: whole.index(stop)], "stop")
+    assert json.loads(gptpl(*arguments, f"stop={stop}").out) == record
+
+
+@pytest.mark.parametrize("stop", ["### it's", "a, b", "${seed}", "\n\n", "x=y [1]"])
+def test_a_single_stop_string_may_hold_anything(stop, gptpl, quick):
+    outcome = gptpl("generate", f"checkpoint={quick.run.path}", f"stop={stop}", "--cfg", "job", "--resolve")
+    assert OmegaConf.create(outcome.out).stop == [stop]
 
 
 def test_the_best_beam_is_likelier_than_the_greedy_text(gptpl, quick):

@@ -91,7 +91,7 @@ def test_sampling_settings_are_the_rules_with_the_same_defaults():
 @pytest.mark.parametrize("choice", choices("sampling"))
 def test_sampling_presets_are_rules(choice, compose):
     node = compose("generate", f"sampling={choice}").sampling
-    rules = SamplingRules.of(OmegaConf.to_container(node))
+    rules = SamplingRules(**node)
     assert (rules.name == "greedy") == (choice == "greedy")
 
 
