@@ -3,6 +3,7 @@
 import logging
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,9 @@ from gptpl.generation.text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
+STREAM_TOKENS = 64
+PROMPT_TOKENS = 8  # hold the last character whole: UTF-8 has at most 4 bytes, a token at least one
+
 
 def run(arguments: list[str]) -> int:
     """Writes the page, prints loss, perplexity and where it is; returns the exit status."""
@@ -34,7 +38,7 @@ def _inspect(cfg: DictConfig) -> None:
         text = given_text("???" if OmegaConf.is_missing(cfg, "text") else cfg.text, cfg.text_file, key="text")
         text = piped_text("text") if text is None else text
         if not text:
-            given = "no text is given" if text is None else "the text is empty"
+            given = "no text is given" if text is None else f"the text{_origin(cfg)} is empty"
             raise InputError(f"{given}: give text='...', text_file=FILE, or pipe one in")
         loaded = loaded_checkpoint(cfg)
         tokenizer = loaded.tokenizer
@@ -48,7 +52,7 @@ def _inspect(cfg: DictConfig) -> None:
             _texts(tokenizer, ids),
             title="How surprising is this text?",
             facts={"checkpoint": str(loaded.path), "step": f"{loaded.step:,}"},
-            token_text=lambda token: tokenizer.decode([token]) if token < tokenizer.vocab_size else "",
+            token_text=_token_text(tokenizer),
         )
         write_atomically(output, page)
         loss = statistics.fmean(each.surprisal for each in tokens)
@@ -60,12 +64,34 @@ def _inspect(cfg: DictConfig) -> None:
         run_log.close()
 
 
+def _origin(cfg: DictConfig) -> str:
+    return "" if cfg.text_file is None else f" of text_file={cfg.text_file}"
+
+
 def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     """What each token adds to the text; what is left at the end belongs to the last."""
-    stream = TextStream(tokenizer, [])
-    texts = [stream.push(token) for token in ids]
+    stream, begun = TextStream(tokenizer, []), 0
+    texts: list[str] = []
+    for end, token in enumerate(ids, start=1):
+        texts.append(stream.push(token))
+        # A stream decodes all its tokens at each push: one for the whole text would take quadratic time.
+        if end - begun >= STREAM_TOKENS:
+            prompt = ids[end - PROMPT_TOKENS : end]
+            if not tokenizer.decode(prompt).endswith("\N{REPLACEMENT CHARACTER}"):
+                stream, begun = TextStream(tokenizer, prompt), end
     texts[-1] += stream.rest()
     return texts
+
+
+def _token_text(tokenizer: Tokenizer) -> Callable[[int], str]:
+    r"""The text of any token id; bytes that are no text on their own, to be told apart, as `\xe2`."""
+    vocabulary = list(tokenizer.vocabulary_bytes())
+
+    def text_of(token: int) -> str:
+        # A model may have more rows than its tokenizer has tokens.
+        return vocabulary[token].decode("utf-8", "backslashreplace") if token < len(vocabulary) else ""
+
+    return text_of
 
 
 def _checked_output(given: str) -> Path:

@@ -64,11 +64,13 @@ def _surprisals(model: GPTModel, text: list[int], alternatives: int) -> Iterator
         window = torch.tensor(text[start : min(start + C, len(text) - 1)], device=device)
         with torch.inference_mode(), eval_mode(model):
             hidden = model.hidden(window[None])[0, scored - start :]  # (T, D) of what is not scored yet
-            for states in torch.split(hidden, CHUNK):
-                targets = torch.tensor(text[scored + 1 : scored + 1 + len(states)], device=device)
-                logits = model.out_head(states).float()  # (T, V)
-                scored += len(states)
-                yield from _rows(logits, targets, alternatives)
+        for states in torch.split(hidden, CHUNK):
+            targets = torch.tensor(text[scored + 1 : scored + 1 + len(states)], device=device)
+            # A mode that is on while a generator waits would be on for whoever called it.
+            with torch.inference_mode():
+                rows = list(_rows(model.out_head(states).float(), targets, alternatives))
+            scored += len(states)
+            yield from rows
 
 
 def _rows(logits: Tensor, targets: Tensor, alternatives: int) -> Iterator[TokenSurprisal]:

@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gptpl.cli.inspect import _texts
+from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.generation.text_stream import TextStream
 from gptpl.training.checkpoint import load_model
 
 
@@ -58,6 +61,43 @@ def test_a_long_file_and_another_place(gptpl, quick, tmp_path):
     assert text_of(page) == text
     assert {len(row[5]) for row in data_of(page)} == {2}  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.rglob("*.html")) == ["x (1).html"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The old keeper sang. " * 30,
+        "🙂日本é" * 40,
+        "\n\ufffd" * 50 + "\ufffd" * 80 + "x" * 70,
+        "x" * 62 + "🙂" * 3,
+    ],
+)
+def test_tokens_add_to_a_long_text_what_they_add_to_a_stream_of_all(text, words):
+    for tokenizer in (BytesTokenizer(), load_model(words.run.path / "checkpoints/last.ckpt").tokenizer):
+        ids = [int(token) for token in tokenizer.encode(text)]
+        texts = _texts(tokenizer, ids)
+        assert "".join(texts) == tokenizer.decode(ids)
+        stream = TextStream(tokenizer, [])
+        assert texts[:-1] == [stream.push(token) for token in ids][:-1]
+
+
+def test_bytes_of_a_character_can_be_told_apart(gptpl, quick, tmp_path):
+    assert gptpl("inspect", f"checkpoint={quick.run.path}", "text=a🙂", "alternatives=257").status == 0
+    rows = data_of((tmp_path / "surprisal.html").read_text(encoding="utf-8"))
+    assert [row[0] for row in rows] == ["a", r"\xf0", r"\x9f", r"\x99", "🙂"]
+    assert len({shown for shown, _, _ in rows[0][5]}) > 250  # type: ignore[attr-defined]
+
+
+def test_an_empty_file_is_named(refused, quick, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
+    line = refused("inspect", f"checkpoint={quick.run.path}", "text_file=empty.txt")
+    assert "text_file=empty.txt is empty" in line
+
+
+def test_a_file_that_is_not_utf8_is_named(refused, quick, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    line = refused("inspect", f"checkpoint={quick.run.path}", "text_file=latin.txt")
+    assert "text_file=latin.txt is not UTF-8 (byte 3 is 0xe9)" in line
 
 
 @pytest.mark.parametrize(

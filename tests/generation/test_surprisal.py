@@ -76,9 +76,10 @@ def test_every_token_sees_half_a_context_or_all_before_it(model: GPTModel, lengt
 def test_the_model_is_left_as_it_was(model: GPTModel) -> None:
     model.blocks[0].eval()
     before = [module.training for module in model.modules()]
-    list(surprisals(model, text(20), eot_id=EOT))
-    assert [module.training for module in model.modules()] == before
-    assert torch.is_grad_enabled()
+    for _ in surprisals(model, text(20), eot_id=EOT):  # also while the caller has its turn
+        assert [module.training for module in model.modules()] == before
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
 
 
 @pytest.mark.parametrize(
