@@ -21,9 +21,6 @@ from gptpl.generation.text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
-STREAM_TOKENS = 64
-PROMPT_TOKENS = 8  # hold the last character whole: UTF-8 has at most 4 bytes, a token at least one
-
 
 def run(arguments: list[str]) -> int:
     """Writes the page, prints loss, perplexity and where it is; returns the exit status."""
@@ -70,15 +67,8 @@ def _origin(cfg: DictConfig) -> str:
 
 def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     """What each token adds to the text; what is left at the end belongs to the last."""
-    stream, begun = TextStream(tokenizer, []), 0
-    texts: list[str] = []
-    for end, token in enumerate(ids, start=1):
-        texts.append(stream.push(token))
-        # A stream decodes all its tokens at each push: one for the whole text would take quadratic time.
-        if end - begun >= STREAM_TOKENS:
-            prompt = ids[end - PROMPT_TOKENS : end]
-            if not tokenizer.decode(prompt).endswith("\N{REPLACEMENT CHARACTER}"):
-                stream, begun = TextStream(tokenizer, prompt), end
+    stream = TextStream(tokenizer, [])
+    texts = [stream.push(token) for token in ids]
     texts[-1] += stream.rest()
     return texts
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_DECODED_AGAIN = 64  # tokens, at most, with every new one: all would take quadratic time
+_TOKENS_BEFORE = 8  # enough for what a token's text depends on: a space, a character's first bytes
 
 
 class _Decodes(Protocol):
@@ -14,26 +16,35 @@ class _Decodes(Protocol):
 class TextStream:
     """The text that follows a prompt's, token by token.
 
-    Everything is decoded together with the prompt, because the tokens of words put spaces between them. A
-    character whose bytes are spread over several tokens shows as U+FFFD until its last one: whatever ends in
-    such characters waits.
+    New tokens are decoded together with some before them, because the tokens of words put spaces between
+    them. A character whose bytes are spread over several tokens shows as U+FFFD until its last one: whatever
+    ends in such characters waits.
     """
 
     def __init__(self, tokenizer: _Decodes, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._prompt = list(prompt)
-        self._prompt_text = tokenizer.decode(self._prompt)
-        self._new: list[int] = []
-        self._given = 0  # characters
+        self._begin(prompt)
 
     def push(self, token: int) -> str:
         """The characters that have become certain with this token; often its own, sometimes none."""
         self._new.append(token)
-        return self._from_given(self._text().rstrip(_REPLACEMENT))
+        text = self._text()
+        certain = text.rstrip(_REPLACEMENT)
+        piece = self._from_given(certain)
+        if len(self._new) >= _DECODED_AGAIN and certain == text:
+            self._begin([*self._prompt, *self._new])
+        return piece
 
     def rest(self) -> str:
         """At the end: what was still waiting, bytes that never became a character as U+FFFD."""
         return self._from_given(self._text())
+
+    def _begin(self, tokens: Sequence[int]) -> None:
+        """Go on behind these tokens, whose last character is whole."""
+        self._prompt = list(tokens[-_TOKENS_BEFORE:])
+        self._prompt_text = self._tokenizer.decode(self._prompt)
+        self._new: list[int] = []
+        self._given = 0  # characters
 
     def _text(self) -> str:
         whole = self._tokenizer.decode([*self._prompt, *self._new])

@@ -8,9 +8,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptpl.cli.inspect import _texts
-from gptpl.data.tokenizers import BytesTokenizer
-from gptpl.generation.text_stream import TextStream
 from gptpl.training.checkpoint import load_model
 
 
@@ -61,24 +58,6 @@ def test_a_long_file_and_another_place(gptpl, quick, tmp_path):
     assert text_of(page) == text
     assert {len(row[5]) for row in data_of(page)} == {2}  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.rglob("*.html")) == ["x (1).html"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The old keeper sang. " * 30,
-        "🙂日本é" * 40,
-        "\n\ufffd" * 50 + "\ufffd" * 80 + "x" * 70,
-        "x" * 62 + "🙂" * 3,
-    ],
-)
-def test_tokens_add_to_a_long_text_what_they_add_to_a_stream_of_all(text, words):
-    for tokenizer in (BytesTokenizer(), load_model(words.run.path / "checkpoints/last.ckpt").tokenizer):
-        ids = [int(token) for token in tokenizer.encode(text)]
-        texts = _texts(tokenizer, ids)
-        assert "".join(texts) == tokenizer.decode(ids)
-        stream = TextStream(tokenizer, [])
-        assert texts[:-1] == [stream.push(token) for token in ids][:-1]
 
 
 def test_bytes_of_a_character_can_be_told_apart(gptpl, quick, tmp_path):

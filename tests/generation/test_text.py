@@ -101,6 +101,28 @@ def test_a_stream_is_the_text_of_its_tokens(tokenizer: Any, text: str) -> None:
         assert tokenizer.decode(ids[:cut]) + "".join(pieces) == tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a, b -- a " * 60,
+        "🙂日本é" * 40,
+        "\n\ufffd" * 50 + "\ufffd" * 80 + "x" * 70,
+        "x" * 62 + "🙂" * 3 + "<|endoftext|>",
+    ],
+)
+@pytest.mark.parametrize(
+    "tokenizer",
+    [BytesTokenizer(), GPT2Tokenizer(), WordsTokenizer(["a", ",", "b", "--", "<|endoftext|>", "<|unk|>"])],
+)
+def test_a_long_stream_gives_what_decoding_all_would(tokenizer: Any, text: str) -> None:
+    ids = tokenizer.encode(text).tolist()
+    stream, given = TextStream(tokenizer, []), ""
+    for end, token in enumerate(ids, start=1):
+        given += stream.push(token)
+        assert given == tokenizer.decode(ids[:end]).rstrip("\ufffd")
+    assert given + stream.rest() == tokenizer.decode(ids)
+
+
 # --- ends ---------------------------------------------------------------------------------------------
 
 
