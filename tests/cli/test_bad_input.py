@@ -67,7 +67,7 @@ def test_a_number_or_name_out_of_range(given, remedy, refused):
 
 @pytest.mark.parametrize(
     ("strategy", "said"),
-    [("temperature: -1", "0 (greedy) or more"), ("top_k: 0", "1 or more"), ("temprature: 1", "temperature?")],
+    [("temperature: -1", "give 0 (greedy)"), ("top_k: 0", "1 or more"), ("temprature: 1", "temperature?")],
 )
 def test_a_sampling_strategy_that_is_none(strategy, said, refused):
     line = refused(*SMALL, f"callbacks.sample_text.strategies=[{{{strategy}}}]")

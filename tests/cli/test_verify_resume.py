@@ -256,6 +256,8 @@ def test_a_signal_ends_the_part_too_and_removes_its_files(tmp_path, number, stat
         env=os.environ | {"TMPDIR": str(tmp_path)},
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # the group that must be empty in the end
+        # A shell's background process ignores Ctrl-C, and so would every child of it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_until(lambda: list(tmp_path.glob("gptpl-verify-*/straight/steps.jsonl")))
@@ -266,6 +268,7 @@ def test_a_signal_ends_the_part_too_and_removes_its_files(tmp_path, number, stat
     finally:
         if alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 60) -> None:
