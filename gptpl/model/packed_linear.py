@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 Linear = Callable[[Tensor], Tensor]
 
+_OPERATIONS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+# Of torch's own compiler, and not promised: where one is missing, layers stay as they are.
+
 PARTS = 8
 """Into which a layer is split: as many cores can share its product."""
 
@@ -37,7 +40,7 @@ def can_pack(weight: Tensor) -> bool:
     """Whether `packed` rearranges such weights here: fp32 or bf16, on a CPU, in a torch built with oneDNN."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # names of torch's own compiler, not promised
+    if not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATIONS):
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
