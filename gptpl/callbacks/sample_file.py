@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptpl.data.durable import sync_folder
+from gptpl.files.durable import sync_folder
 
 Record = dict[str, Any]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from gptpl.data.corpora import Corpus
-from gptpl.data.download import cache_dir as default_cache_dir
 from gptpl.data.duplicates import count_duplicates
 from gptpl.data.encoded_corpus import CorpusStats, EncodedCorpus
 from gptpl.data.split import PARTS, Part, check_train_ratio, split_documents, training_characters
@@ -19,6 +18,7 @@ from gptpl.data.token_cache import CacheUnwritableError, DraftEntry, read_entry
 from gptpl.data.token_file import Tokens, token_dtype
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
+from gptpl.files.download import cache_dir as default_cache_dir
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from typing import Self
 import numpy as np
 from numpy.lib import format as npy_format
 
-from gptpl.data.durable import sync_folder
 from gptpl.data.encoded_corpus import CorpusStats, EncodedCorpus
 from gptpl.data.split import PARTS, Part
 from gptpl.data.token_file import TokenFileWriter, Tokens, open_tokens, token_dtype
 from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
+from gptpl.files.durable import sync_folder
 
 log = logging.getLogger(__name__)
 

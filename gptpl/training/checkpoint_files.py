@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from gptpl.data.durable import sync_folder
 from gptpl.errors import InputError
+from gptpl.files.durable import sync_folder
 from gptpl.training.checkpoint_io import sha256_file, verify
 
 LAST = "last.ckpt"

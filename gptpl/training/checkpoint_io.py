@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from gptpl.data.durable import sync_folder
+from gptpl.files.durable import sync_folder
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,10 @@ import csv
 import io
 import logging
 import os
+import sys
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -17,8 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from gptpl.data.durable import sync_folder
 from gptpl.errors import InputError
+from gptpl.files.durable import sync_folder
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -57,7 +59,9 @@ class RunTensorBoardLogger(TensorBoardLogger):
     def experiment(self) -> "SummaryWriter":
         """torch's SummaryWriter, made when it is first asked for, with an event file of its own."""
         if self._experiment is None:
-            # Here, because TensorBoard takes a while to import.
+            # Here, because TensorBoard takes a while to import, and an installed TensorFlow still longer:
+            # TensorBoard leaves it alone only where this module, which some builds of it have, is there.
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
             from gptpl.training.event_file import OrderedSummaryWriter
 
             self._experiment = OrderedSummaryWriter(log_dir=self.log_dir)

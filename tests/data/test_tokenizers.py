@@ -19,7 +19,6 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptpl.data.download import cache_dir
 from gptpl.data.tokenizers import (
     END_OF_TEXT,
     BytesTokenizer,
@@ -30,6 +29,7 @@ from gptpl.data.tokenizers import (
     tokenizer_from_state,
 )
 from gptpl.errors import InputError
+from gptpl.files.download import cache_dir
 
 SAMPLE = 'Hello, world. Is this-- a test? <|endoftext|>It is; isn\'t it?\n\n  Yes: (really) _so_ "much"!'
 VERDICT = cache_dir() / "the-verdict.txt"

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +176,16 @@ def test_tensorboard_writes_into_one_folder_of_the_run(tmp_path):
     folders = {file.parent for file in tmp_path.rglob("*") if file.is_file()}
     assert folders == {tmp_path / "tensorboard"}
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_an_installed_tensorflow_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow is imported')")
+    code = (
+        "from gptpl.training.loggers import RunTensorBoardLogger\n"
+        f"logger = RunTensorBoardLogger(save_dir={str(tmp_path)!r})\n"
+        "logger.log_metrics({'loss': 1.0}, step=1)\n"
+        "logger.save()"
+    )
+    path = {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | path, check=True)
+    assert list(tmp_path.glob("tensorboard/events.*"))

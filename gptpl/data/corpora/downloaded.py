@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gptpl.data.corpora.base import Corpus
-from gptpl.data.download import download
+from gptpl.files.download import download
 
 
 class Downloaded(Corpus):

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from gptpl.data.download import cache_dir, download
 from gptpl.errors import InputError
+from gptpl.files.download import cache_dir, download
 
 DATA = b"".join(hashlib.sha256(bytes([n % 251, n // 251])).digest() for n in range(10_000))  # 320,000 bytes
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -195,7 +195,8 @@ def test_a_server_that_tells_no_length_is_believed(fetch: Callable[..., Path], s
 
 def test_importing_the_module_loads_nothing_heavy() -> None:
     code = (
-        "import sys, gptpl.data.download; print({'requests', 'tqdm', 'torch', 'filelock'} & set(sys.modules))"
+        "import sys, gptpl.files.download\n"
+        "print({'requests', 'tqdm', 'torch', 'filelock'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -285,7 +286,7 @@ def test_a_damaged_cached_file_is_reported_and_replaced(
 def test_two_processes_share_one_download(server: Server, tmp_path: Path) -> None:
     server.midway = lambda: server.released.wait(0.5)  # long enough for the second to come
     code = (
-        "import sys; from gptpl.data.download import download\n"
+        "import sys; from gptpl.files.download import download\n"
         "print(download(sys.argv[1], sha256=sys.argv[2], cache_dir=sys.argv[3]))"
     )
     command = [sys.executable, "-c", code, server.url, SHA256, str(tmp_path)]

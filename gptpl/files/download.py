@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from gptpl.data.durable import sync_folder
 from gptpl.errors import InputError
+from gptpl.files.durable import sync_folder
 
 if TYPE_CHECKING:
     import requests

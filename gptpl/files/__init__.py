@@ -1,0 +1,1 @@
+"""Files that must be whole: downloads, and moves that last."""
