@@ -16,12 +16,12 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
-from gptpl.cli.run_folder import checkpoint_file
 from gptpl.cli.text_report import training_data
 from gptpl.generation import Completion, SamplingRules, complete
 from gptpl.generation.memorisation import TrainingText, memorisation
 from gptpl.generation.statistics import text_statistics
 from gptpl.training.checkpoint import load_model
+from gptpl.training.checkpoint_files import checkpoint_file
 
 HERE = Path(__file__).parent
 OWN_RUN = Path("runs/sampling_strategies")

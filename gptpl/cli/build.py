@@ -26,6 +26,7 @@ from gptpl.model import GPTConfig, count_parameters
 from gptpl.training.checkpoint import check_same_model
 from gptpl.training.compilation import compile_for_training
 from gptpl.training.language_model import LanguageModelingModule
+from gptpl.weights.starting import RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ def build_run(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Run
     if resume is None and not is_worker_process():
         check_new_run_dir(run_dir)
     _check_numbers(cfg)
+    weights = _starting_weights(cfg, resume)
     trainer = _trainer(cfg, run_dir)
     if resume is not None:
         resume.check_global_batch(trainer.world_size)
@@ -84,9 +86,17 @@ def build_run(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Run
     if resume is not None:
         check_same_model(resume.header, config, datamodule.tokenizer)
         resume.check_horizon(total_steps)
+    else:
+        weights.check(config, datamodule.tokenizer.state())
     let_module_end(trainer)
     module = build_module(
-        cfg, config, datamodule, total_steps=total_steps, world_size=trainer.world_size, resume=resume
+        cfg,
+        config,
+        datamodule,
+        total_steps=total_steps,
+        world_size=trainer.world_size,
+        resume=resume,
+        weights=weights,
     )
     _check_samples(trainer, module)
     device = device_type(cfg.trainer.accelerator)
@@ -125,6 +135,17 @@ def _check_numbers(cfg: DictConfig) -> None:
     """The numbers that need no data to be judged."""
     check_seed(cfg.seed)
     GPTConfig(**{**cfg.model, "vocab_size": cfg.model.vocab_size or 1})
+
+
+def _starting_weights(cfg: DictConfig, resume: Resumption | None) -> StartingWeights:
+    """What a new run begins with, checked as far as is known without the text."""
+    if resume is not None:
+        return RandomWeights()  # the checkpoint has them
+    weights: StartingWeights = instantiate(cfg.init)
+    if cfg.tokenizer.vocab_size is not None:
+        config = GPTConfig(**{**cfg.model, "vocab_size": cfg.model.vocab_size or cfg.tokenizer.vocab_size})
+        weights.check(config, _tokenizer(cfg.tokenizer).state())
+    return weights
 
 
 def _trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:

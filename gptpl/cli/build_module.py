@@ -12,6 +12,8 @@ from gptpl.cli.resume import Resumption
 from gptpl.data.datamodule import TextDataModule
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.training.language_model import LanguageModelingModule
+from gptpl.training.lineage import RANDOM
+from gptpl.weights.starting import StartingWeights
 
 
 def build_module(
@@ -22,14 +24,19 @@ def build_module(
     total_steps: int,
     world_size: int,
     resume: Resumption | None,
+    weights: StartingWeights,
 ) -> LanguageModelingModule:
-    """The module of `cfg.task` with a model drawn from `cfg.seed`, to train for `total_steps`.
+    """The module of `cfg.task` with a model of these weights, drawn from `cfg.seed`, for `total_steps`.
 
-    Raises InputError for an optimizer or a schedule that cannot be.
+    A run that is resumed has its weights in the checkpoint. Raises InputError for an optimizer or a schedule
+    that cannot be, and for weights that cannot be had.
     """
     # The seed is set right before the weights are drawn, so that they depend on nothing else.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    net = GPTModel(config)
+    if resume is None:
+        net, start = weights.make_model(config)
+    else:
+        net, start = GPTModel(config), resume.header.get("start", RANDOM)
     make_optimizer = instantiate(cfg.optimizer)
     # Made here only to be refused here, not in the middle of the set-up, if a number is wrong.
     make_optimizer(net)
@@ -46,6 +53,7 @@ def build_module(
         skip_steps=tuple(cfg.skip_steps),
         data_sha256=datamodule.encoded.stats.content_sha256,
         global_batch=cfg.data.batch_size * world_size,
+        start=start,
     )
     return module
 

@@ -14,7 +14,12 @@ _NOT_IN_SCHEMA = r"Key '(?P<key>[^']+)'.* not in '(?P<schema>\w+)'\n +full_key: 
 
 
 def explain(error: Exception, command: str, overrides: Iterable[str] = ()) -> str:
-    """One line for an error in the overrides or the configs of a command."""
+    """One line for an error in the overrides or the configs of a command, given by its root config's name."""
+    said = _explained(error, command, overrides)
+    return said.replace(f"gptpl {command}", f"gptpl {command.replace('_', ' ')}")
+
+
+def _explained(error: Exception, command: str, overrides: Iterable[str]) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} is no override: give KEY=VALUE, with quotes inside as in KEY='\"a, b\"'"
     if isinstance(error, InstantiationException):

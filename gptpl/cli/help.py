@@ -13,6 +13,7 @@ EXAMPLES = {
     "train": [
         ("gptpl train", "the default run: 124M parameters on the shipped tale"),
         ("gptpl train model=tiny data=text_file data.path=my.txt", "a small model on your own text"),
+        ("gptpl train init=gpt2_hf model=gpt2_small data=text_file data.path=F", "from GPT-2"),
         ("gptpl train -m optimizer.lr=1e-4,4e-4 experiment=quick", "one run for each value, then a table"),
     ],
     "generate": [
@@ -34,6 +35,21 @@ EXAMPLES = {
             "a whole text of your own",
         ),
         ("gptpl evaluate checkpoint=RUN/checkpoints/best.ckpt data=the_verdict", "a certain checkpoint"),
+        ("gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all", "GPT-2 itself"),
+    ],
+    "weights fetch": [
+        ("gptpl weights fetch", "124M from the Hugging Face hub"),
+        ("gptpl weights fetch size=355M source=openai", "OpenAI's TensorFlow files"),
+        ("gptpl weights fetch size=1558M mirror=https://hf-mirror.com", "from another server"),
+    ],
+    "weights convert": [
+        ("gptpl weights convert checkpoint=RUN format=hf output=my-model", "for transformers"),
+        ("gptpl weights convert checkpoint=RUN format=book output=my-model", "for the book's code"),
+        ("gptpl weights convert init=gpt2_hf format=nanogpt output=gpt2", "for nanoGPT"),
+        (
+            "gptpl weights convert checkpoint=model.pth model=gpt_124m format=gptpl output=mine",
+            "from the book",
+        ),
     ],
 }
 
@@ -59,6 +75,15 @@ loss of both runs, then the hashes of weights, optimizer, schedule, random state
 Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input."""
 
 
+WEIGHTS_LIST = """\
+gptpl weights list: which GPT-2 weights are in the cache
+
+usage: gptpl weights list
+
+For each size and source: whether all its files are there, how many bytes, and the folder.
+It has no settings."""
+
+
 def program_help(commands: Mapping[str, str]) -> str:
     """The overview: every command in a line."""
     lines = [
@@ -67,7 +92,7 @@ def program_help(commands: Mapping[str, str]) -> str:
         "usage: gptpl COMMAND [overrides]",
         "",
     ]
-    lines += [f"  {name:<13} {text}" for name, text in commands.items()]
+    lines += [f"  {name:<15} {text}" for name, text in commands.items()]
     lines += [
         "",
         "gptpl COMMAND --help shows a command's settings; --debug shows tracebacks; --version the version.",
@@ -77,11 +102,13 @@ def program_help(commands: Mapping[str, str]) -> str:
 
 def command_help(command: str, summary: str) -> str:
     """One command: usage, examples, settings of its own, config groups with their choices."""
-    if command == "verify-resume":  # which has no configs of its own
-        return VERIFY_RESUME
+    without_config = {"verify-resume": VERIFY_RESUME, "weights list": WEIGHTS_LIST}
+    if command in without_config:
+        return without_config[command]
     folder = config_folder()
-    root = (folder / f"{command}.yaml").read_text(encoding="utf-8")
-    groups = default_choices(command)
+    name = command.replace(" ", "_")
+    root = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+    groups = default_choices(name)
     lines = [f"gptpl {command}: {summary}", "", f"usage: gptpl {command} [group=choice] [key=value] ...", ""]
     lines.append("examples:")
     width = max(len(example) for example, _ in EXAMPLES[command])

@@ -16,6 +16,9 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "inspect": "how surprised a trained model is by each token of a text, as a web page",
     "evaluate": "loss and perplexity of a trained model on any data",
+    "weights fetch": "download GPT-2 ahead of time",
+    "weights list": "which GPT-2 weights are in the cache",
+    "weights convert": "another program's format into gptpl's, or the other way",
 }
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -62,13 +65,20 @@ def _run(arguments: list[str]) -> int:
         print(f"gptpl {__version__}")
         return 0
     command, overrides = arguments[0], arguments[1:]
+    group = {name: text for name, text in COMMANDS.items() if name.startswith(f"{command} ")}
+    if group:
+        if not overrides or overrides[0] in ("-h", "--help"):
+            print(program_help(group))
+            return 0
+        command, overrides = f"{command} {overrides[0]}", overrides[1:]
     if command not in COMMANDS:
         raise InputError(f"{command!r} is no command of gptpl: choose one of {', '.join(COMMANDS)}")
     if "-h" in overrides or "--help" in overrides:
         print(command_help(command, COMMANDS[command]))
         return 0
     # Only the command that runs is imported: `generate` need not wait for what `train` uses.
-    return int(import_module(f"gptpl.cli.{command.replace('-', '_')}").run(overrides))
+    module = command.replace("-", "_").replace(" ", "_")
+    return int(import_module(f"gptpl.cli.{module}").run(overrides))
 
 
 def _os_error_text(error: OSError) -> str:

@@ -5,14 +5,22 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from gptpl.cli.run_folder import checkpoint_file
+from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.trainer import device_type
+from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
+from gptpl.model import GPTConfig
 from gptpl.training.checkpoint import LoadedCheckpoint, load_model
+from gptpl.training.checkpoint_files import checkpoint_file
+from gptpl.training.foreign_checkpoint import load_foreign, load_published
+from gptpl.training.starting_run import RunWeights
+from gptpl.weights.formats import is_foreign, open_model
+from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)
 
@@ -20,17 +28,50 @@ STANDARD_INPUT = "-"
 PRECISIONS = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 
 
-def loaded_checkpoint(cfg: DictConfig) -> LoadedCheckpoint:
-    """The model named by `checkpoint=`, on the device of `device=`, in the `precision=` if that is set."""
-    if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise InputError("checkpoint is not set: give checkpoint=RUN_FOLDER or checkpoint=FILE.ckpt")
+def loaded_checkpoint(
+    cfg: DictConfig, *, config: GPTConfig | None = None, tokenizer: Tokenizer | None = None
+) -> LoadedCheckpoint:
+    """The model of `checkpoint=` or `init=`, on the device of `device=`, in the `precision=` if that is set.
+
+    `config` and `tokenizer` are for files of other programs that say neither.
+    """
+    given = not OmegaConf.is_missing(cfg, "checkpoint")
+    if given and cfg.init is not None:
+        raise InputError(f"checkpoint={cfg.checkpoint} and init= are both set: give one of them")
+    if not given and cfg.init is None:
+        raise InputError(
+            "checkpoint is not set: give checkpoint=RUN_FOLDER, checkpoint=FILE.ckpt, or init=gpt2_hf"
+        )
     precision = cfg.get("precision", "32-true")
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision} is unknown: choose one of {', '.join(PRECISIONS)}")
-    loaded = load_model(checkpoint_file(cfg.checkpoint), device=device_type(cfg.device, key="device"))
-    loaded.net.to(PRECISIONS[precision])
+    device, dtype = device_type(cfg.get("device", "cpu"), key="device"), PRECISIONS[precision]
+    path = Path(cfg.checkpoint).expanduser() if given else None
+    weights = None if given else _whole(instantiate(cfg.init))
+    if isinstance(weights, RunWeights):
+        path = weights.file
+    if isinstance(weights, PublishedWeights):
+        loaded = load_published(weights, device=device, dtype=dtype)
+    elif isinstance(weights, FileWeights) or (path is not None and is_foreign(path)):
+        files = weights.open() if isinstance(weights, FileWeights) else open_model(cast(Path, path))
+        loaded = load_foreign(files, config=config, tokenizer=tokenizer, device=device, dtype=dtype)
+    else:
+        loaded = load_model(checkpoint_file(str(path)), device=device)
+        loaded.net.to(dtype)
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
     return loaded
+
+
+def _whole(weights: StartingWeights) -> StartingWeights:
+    """The weights themselves. Raises InputError where they mean nothing without a model to be trained."""
+    if isinstance(weights, RandomWeights):
+        raise InputError("init=random has nothing to say yet: give checkpoint=RUN_FOLDER or init=gpt2_hf")
+    for option in ("crop_context", "crop_vocabulary"):
+        if getattr(weights, option, False):
+            raise InputError(
+                f"init.{option}=true is for training: the weights are used whole here, leave it out"
+            )
+    return weights
 
 
 def given_text(text: str | None, file: str | None, *, key: str) -> str | None:

@@ -5,7 +5,19 @@ import re
 from gptpl.errors import InputError
 
 FREE_TEXT = frozenset({"prompt", "text"})
-PATHS = frozenset({"checkpoint", "data.path", "output", "prompt_file", "resume", "run_dir", "text_file"})
+PATHS = frozenset(
+    {
+        "checkpoint",
+        "data.path",
+        "init.checkpoint",
+        "init.path",
+        "output",
+        "prompt_file",
+        "resume",
+        "run_dir",
+        "text_file",
+    }
+)
 OPEN_NAMESPACES = ("callbacks", "logger")
 """Where the command line may add what no config has: a callback or logger of the user's own."""
 

@@ -69,6 +69,7 @@ RESCHEDULABLE_SETTINGS = (
 FATAL_SETTINGS = (
     "experiment",
     "run_dir",
+    "init.*",
     "seed",
     "task.*",
     "tokenizer.*",

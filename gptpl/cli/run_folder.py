@@ -76,19 +76,6 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def checkpoint_file(given: str) -> Path:
-    """The file meant by `checkpoint=`: itself, or a run folder's `last.ckpt`, else its `best.ckpt`."""
-    path = Path(given).expanduser()
-    if not path.is_dir():
-        return path
-    for candidate in ("checkpoints/last.ckpt", "checkpoints/best.ckpt"):
-        if (path / candidate).is_file():
-            return path / candidate
-    raise InputError(
-        f"checkpoint={given} holds no checkpoints/last.ckpt or best.ckpt: give a run folder or a .ckpt file"
-    )
-
-
 def read_run_record(run_dir: Path) -> dict[str, Any]:
     """What `run.json` holds; nothing where there is none."""
     path = run_dir / RUN_FILE

@@ -51,6 +51,47 @@ class TokenizerConf:
     vocab_size: int | None = MISSING
 
 
+# --- starting weights ---------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class InitConf:
+    """`gptpl.weights.starting.RandomWeights`."""
+
+    _target_: str = "gptpl.weights.starting.RandomWeights"
+
+
+@dataclass(kw_only=True)
+class PublishedInitConf:
+    """`gptpl.weights.starting.PublishedWeights`."""
+
+    _target_: str = "gptpl.weights.starting.PublishedWeights"
+    source: str = MISSING
+    size: str | None = None
+    path: str | None = None
+    mirror: str | None = None
+    crop_context: bool = False
+
+
+@dataclass(kw_only=True)
+class FileInitConf:
+    """`gptpl.weights.starting.FileWeights`."""
+
+    _target_: str = "gptpl.weights.starting.FileWeights"
+    path: str | None = None
+    crop_context: bool = False
+    crop_vocabulary: bool = False
+
+
+@dataclass(kw_only=True)
+class RunInitConf:
+    """`gptpl.training.starting_run.RunWeights`."""
+
+    _target_: str = "gptpl.training.starting_run.RunWeights"
+    checkpoint: str | None = None
+    crop_context: bool = False
+
+
 # --- data ---------------------------------------------------------------------------------------------
 
 
@@ -198,6 +239,7 @@ class TrainConf:
     eval_train_batches: int | None = MISSING
     eval_val_batches: int | None = MISSING
     model: Any = MISSING
+    init: Any = MISSING
     tokenizer: Any = MISSING
     data: Any = MISSING
     task: Any = MISSING
@@ -225,6 +267,7 @@ class GenerateConf:
     memorisation: bool = MISSING
     precision: str = MISSING
     device: str = MISSING
+    init: Any = None
     sampling: Any = MISSING
 
 
@@ -235,6 +278,7 @@ class EvaluateConf:
     checkpoint: str = MISSING
     split: str = MISSING
     device: str = MISSING
+    init: Any = None
     data: Any = MISSING
 
 
@@ -248,6 +292,30 @@ class InspectConf:
     output: str = MISSING
     alternatives: int = MISSING
     device: str = MISSING
+    init: Any = None
+
+
+@dataclass(kw_only=True)
+class WeightsFetchConf:
+    """Root of `gptpl weights fetch`."""
+
+    size: str = MISSING
+    source: str = MISSING
+    mirror: str | None = MISSING
+
+
+@dataclass(kw_only=True)
+class WeightsConvertConf:
+    """Root of `gptpl weights convert`."""
+
+    checkpoint: str = MISSING
+    format: str = MISSING
+    output: str = MISSING
+    dtype: str | None = MISSING
+    verify: bool = MISSING
+    init: Any = None
+    model: Any = None
+    tokenizer: Any = None
 
 
 SCHEMAS: dict[str, type] = {
@@ -255,7 +323,13 @@ SCHEMAS: dict[str, type] = {
     "generate": GenerateConf,
     "evaluate": EvaluateConf,
     "inspect": InspectConf,
+    "weights_fetch": WeightsFetchConf,
+    "weights_convert": WeightsConvertConf,
     "model": ModelConf,
+    "init": InitConf,
+    "init_published": PublishedInitConf,
+    "init_file": FileInitConf,
+    "init_run": RunInitConf,
     "tokenizer": TokenizerConf,
     "data": DataConf,
     "data_downloaded": DownloadedDataConf,

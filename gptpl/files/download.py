@@ -1,9 +1,11 @@
 """The one way in which files come from the network: retried, resumed, checked, never half-written."""
 
+import errno
 import hashlib
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +38,8 @@ def cache_dir() -> Path:
 def download(
     url: str,
     *,
-    sha256: str,
+    sha256: str | None,
+    size: int | None = None,
     filename: str | None = None,
     cache_dir: str | Path | None = None,
     attempts: int = 4,
@@ -45,14 +48,17 @@ def download(
 ) -> Path:
     """The file of that address and hash in the cache folder, fetched first when it is not there.
 
-    A file with the right hash is taken as it is, without the network. Otherwise the bytes go to
+    A file with the right hash is taken as it is, without the network. Where no hash is published, that of the
+    first download is recorded in `<filename>.sha256` beside the file, and is the right one from then on.
+    Otherwise the bytes go to
     `<filename>.part`, which an interrupted download leaves behind and the next one continues; only the
     complete file with the right hash is renamed to its final name. Two processes that want the same file
     wait for each other.
 
     Args:
         url: http(s) address.
-        sha256: hash of the file, 64 hexadecimal digits.
+        sha256: hash of the file, 64 hexadecimal digits; None: not published.
+        size: bytes of the file; None: not published.
         filename: name in the cache folder; None: the last part of the address.
         cache_dir: folder; None: `cache_dir()`.
         attempts: tries in a row that bring nothing new, before giving up.
@@ -61,12 +67,14 @@ def download(
 
     Raises:
         InputError: no connection, an address that does not exist, a download that stays cut short, a wrong
-            hash, a folder or disk that does not take the file.
+            size or hash, a folder or disk that does not take the file.
     """
+    target = _target(url, filename, cache_dir)
     source = _Source(
         url=url,
-        sha256=sha256.lower(),
-        target=_target(url, filename, cache_dir),
+        published=sha256.lower() if sha256 else None,
+        size=size,
+        target=target,
         attempts=attempts,
         timeout_seconds=timeout_seconds,
         backoff_seconds=backoff_seconds,
@@ -88,11 +96,25 @@ def download(
 @dataclass(frozen=True, kw_only=True)
 class _Source:
     url: str
-    sha256: str
+    published: str | None
+    size: int | None
     target: Path
     attempts: int
     timeout_seconds: float
     backoff_seconds: float
+
+    @property
+    def sha256(self) -> str | None:
+        """The hash that the file must have: the published one, or what was recorded of the first download."""
+        if self.published is not None or not self.record.is_file():
+            return self.published
+        words = self.record.read_text(encoding="ascii", errors="replace").split()
+        return words[0] if words else None
+
+    @property
+    def record(self) -> Path:
+        """Where the hash of a first download stands, as `sha256sum --check` reads it."""
+        return self.target.with_name(f"{self.target.name}.sha256")
 
     @property
     def part(self) -> Path:
@@ -105,12 +127,24 @@ class _Source:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def is_complete(self) -> bool:
-        return self.target.is_file() and _sha256(self.target) == self.sha256
+        """Whether the file is there, with its size and hash; one put there by hand is recorded."""
+        if not self.target.is_file() or self.size not in (None, self.target.stat().st_size):
+            return False
+        actual = _sha256(self.target)
+        if self.sha256 is None:
+            self.remember(actual)
+        return actual == self.sha256
+
+    def remember(self, sha256: str) -> None:
+        """Records the hash of a file whose hash nobody published."""
+        log.info("%s: no SHA-256 is published, %s is recorded and holds from now on", self.url, sha256)
+        self.record.write_text(f"{sha256}  {self.target.name}\n", encoding="ascii")
 
     def failure(self, reason: str) -> InputError:
+        hint = f" (SHA-256 {self.sha256})" if self.sha256 else ""
         return InputError(
             f"cannot download {self.url} ({reason}): check the address and the network, "
-            f"or put the file by hand at {self.target} (SHA-256 {self.sha256})"
+            f"or put the file by hand at {self.target}{hint}"
         )
 
 
@@ -144,21 +178,24 @@ def _locked(target: Path) -> Iterator[None]:
 def _replace(source: _Source) -> None:
     """Fetch, check, and put the file in its place, over a damaged one if there is one."""
     if source.target.exists():
-        log.warning("%s has not the SHA-256 %s: fetching it anew", source.target, source.sha256)
+        log.warning("%s has not the right size or SHA-256: fetching it anew", source.target)
     resumed = source.received > 0
     _fetch(source)
     actual = _sha256(source.part)
-    if actual != source.sha256 and resumed:
+    if source.sha256 not in (None, actual) and resumed:
         log.warning("%s, continued from an earlier download, has the wrong hash: starting anew", source.part)
         source.part.unlink()
         _fetch(source)
         actual = _sha256(source.part)
-    if actual != source.sha256:
+    if source.sha256 not in (None, actual):
         source.part.unlink()
+        recorded = "" if source.published else f" (as recorded in {source.record})"
         raise InputError(
-            f"{source.url} has SHA-256 {actual}, not {source.sha256}: the file changed there or on its way; "
-            f"try again later, or put the right one by hand at {source.target}"
+            f"{source.url} has SHA-256 {actual}, not {source.sha256}{recorded}: the file changed there or on"
+            f" its way; try again later, or put the right one by hand at {source.target}"
         )
+    if source.sha256 is None:
+        source.remember(actual)
     with source.part.open("rb+") as file:
         os.fsync(file.fileno())
     source.part.replace(source.target)
@@ -211,6 +248,7 @@ def _write(source: _Source, response: "requests.Response") -> None:
     from tqdm import tqdm
 
     start, total = _extent(source, response)
+    _check_size(source, start, total)
     with (
         source.part.open("ab" if start else "wb") as file,
         tqdm(
@@ -225,8 +263,19 @@ def _write(source: _Source, response: "requests.Response") -> None:
         for chunk in response.iter_content(_CHUNK_BYTES):
             file.write(chunk)
             bar.update(len(chunk))
-    if total is not None and source.received != total:
-        raise _TryAgainError(f"cut short after {source.received} of {total} bytes")
+    expected = source.size if total is None else total
+    if expected is not None and source.received != expected:
+        raise _TryAgainError(f"cut short after {source.received} of {expected} bytes")
+
+
+def _check_size(source: _Source, start: int, total: int | None) -> None:
+    """Refuses, before a byte is written, a file of another size, and one that the disk has no room for."""
+    if source.size is not None and total not in (None, source.size):
+        raise source.failure(f"it has {total:,} bytes there, not {source.size:,}")
+    length = source.size if total is None else total
+    free = shutil.disk_usage(source.target.parent).free
+    if length is not None and length - start > free:
+        raise OSError(errno.ENOSPC, f"{length - start:,} bytes are to come, {free:,} are free")
 
 
 def _extent(source: _Source, response: "requests.Response") -> tuple[int, int | None]:

@@ -1,5 +1,6 @@
 """The GPT-2-style model: configuration, layers, initial weights, size, KV cache. Needs torch alone."""
 
+from gptpl.model.allocation import empty_model
 from gptpl.model.attention import MultiHeadAttention
 from gptpl.model.block import TransformerBlock
 from gptpl.model.cached import CachedGPT
@@ -20,5 +21,6 @@ __all__ = [
     "ParameterCount",
     "TransformerBlock",
     "count_parameters",
+    "empty_model",
     "eval_mode",
 ]

@@ -6,7 +6,7 @@ checkpoint never needs code to be unpickled: everything is read with `weights_on
 """
 
 import dataclasses
-import pickle
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,10 @@ import torch
 
 from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.errors import InputError
-from gptpl.model import GPTConfig, GPTModel
+from gptpl.files.plain import read_plain
+from gptpl.model import GPTConfig, GPTModel, empty_model
 from gptpl.training.checkpoint_io import verify
+from gptpl.training.lineage import RANDOM, lineage_of
 from gptpl.training.resume_state import RESUME_KEY
 
 FORMAT_VERSION = 2
@@ -26,9 +28,6 @@ READABLE_VERSIONS = (1, 2)
 HEADER_KEY = "gptpl"
 NET_PREFIX = "net."
 """Where a training module keeps the model: the prefix of its names in the checkpoint's `state_dict`."""
-
-_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
-"""What torch raises over a file that is cut short (OSError 22 among them) or has wrong bytes in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +38,22 @@ class LoadedCheckpoint:
     net: GPTModel
     tokenizer: Tokenizer
     run_config: dict[str, Any]
+    """The settings that it was trained with; empty where another program trained it."""
     step: int
+    lineage: dict[str, Any]
+    """See `gptpl.training.lineage`."""
 
 
-def checkpoint_header(config: GPTConfig, tokenizer: Tokenizer, run_config: dict[str, Any]) -> dict[str, Any]:
-    """The plain data that a training module adds to a checkpoint."""
+def checkpoint_header(
+    config: GPTConfig, tokenizer: Tokenizer, run_config: dict[str, Any], start: Mapping[str, Any] = RANDOM
+) -> dict[str, Any]:
+    """The plain data that a training module adds to a checkpoint; `start` is what its weights began as."""
     return {
         "format_version": FORMAT_VERSION,
         "model": dataclasses.asdict(config),
         "tokenizer": tokenizer.state(),
         "config": run_config,
+        "start": dict(start),
     }
 
 
@@ -58,25 +63,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, not a checkpoint, cut short, holding code, or not written by gptpl.
     """
-    if not path.is_file():
-        raise InputError(f"checkpoint={path} does not exist: give a run folder or a .ckpt file")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise InputError(
-            f"checkpoint={path} cannot be read ({error.strerror}): check its permissions"
-        ) from error
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"checkpoint={path} is not a plain checkpoint of tensors and data (it may be cut short or hold"
-            " code): it was not loaded; use another checkpoint"
-        ) from error
-    except _DAMAGE as error:
-        raise InputError(
-            f"checkpoint={path} is damaged or cut short ({path.stat().st_size:,} bytes): use another one"
-        ) from error
+    checkpoint: dict[str, Any] = read_plain(path, key="checkpoint")
     _check_header(checkpoint, path)
     return checkpoint
 
@@ -116,7 +103,18 @@ def check_same_model(header: dict[str, Any], config: GPTConfig, tokenizer: Token
 
     Fields that only steer training or the first initialisation (`drop_rate`, `init`) may differ.
     """
-    stored, own = header["tokenizer"], tokenizer.state()
+    check_same_tokenizer(header, tokenizer.state())
+    for field, wanted in dataclasses.asdict(config).items():
+        got = header["model"].get(field)
+        if field not in ("drop_rate", "init") and got != wanted:
+            raise InputError(
+                f"the checkpoint has model.{field}={got}, this run wants {wanted}: set model.{field}={got}"
+            )
+
+
+def check_same_tokenizer(header: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of another tokenizer than the one of this state."""
+    stored = header["tokenizer"]
     if stored["name"] != own["name"]:
         raise InputError(
             f"the checkpoint was trained with tokenizer={stored['name']}, this run has {own['name']}:"
@@ -127,12 +125,6 @@ def check_same_model(header: dict[str, Any], config: GPTConfig, tokenizer: Token
             f"the checkpoint's {stored['name']} vocabulary ({stored['sha256'][:12]}) differs from this run's"
             f" ({own['sha256'][:12]}): use the data and tokenizer it was trained with"
         )
-    for field, wanted in dataclasses.asdict(config).items():
-        got = header["model"].get(field)
-        if field not in ("drop_rate", "init") and got != wanted:
-            raise InputError(
-                f"the checkpoint has model.{field}={got}, this run wants {wanted}: set model.{field}={got}"
-            )
 
 
 def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
@@ -142,28 +134,17 @@ def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
         InputError: as `read_checkpoint`, or where names or shapes of the weights are not the configuration's.
     """
     checkpoint = read_checkpoint(path)
-    with suppress(FileNotFoundError):  # a checkpoint may have been copied without its record
-        if reason := verify(path.resolve()):
-            raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
+    check_intact(path)
     header = checkpoint[HEADER_KEY]
     weights = {
         name.removeprefix(NET_PREFIX): tensor
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(NET_PREFIX)
     }
-    try:
-        config = GPTConfig(**header["model"])
-    except TypeError as error:
-        raise InputError(
-            f"checkpoint={path} describes its model otherwise than this gptpl ({error}):"
-            " use the gptpl that wrote it"
-        ) from error
+    config = model_config(header, path)
     with torch.device("meta"):
-        net = GPTModel(config)
-    _check_weights(net, weights, path)
-    net = net.to_empty(device=device)
-    if config.tie_weights:  # `to_empty` makes two tensors of the shared one
-        net.out_head.weight = net.tok_emb.weight
+        _check_weights(GPTModel(config), weights, path)
+    net = empty_model(config, device=device)
     net.load_state_dict(weights)
     return LoadedCheckpoint(
         path=path,
@@ -171,7 +152,26 @@ def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
         tokenizer=tokenizer_from_state(header["tokenizer"]),
         run_config=header["config"],
         step=int(checkpoint.get("global_step", 0)),
+        lineage=lineage_of(checkpoint, path),
     )
+
+
+def check_intact(path: Path) -> None:
+    """Refuses a checkpoint that is not the one whose SHA-256 stands beside it, if one does."""
+    with suppress(FileNotFoundError):
+        if reason := verify(path.resolve()):
+            raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
+
+
+def model_config(header: dict[str, Any], path: Path) -> GPTConfig:
+    """The configuration of a checkpoint's model. Raises InputError for one that this gptpl does not know."""
+    try:
+        return GPTConfig(**header["model"])
+    except TypeError as error:
+        raise InputError(
+            f"checkpoint={path} describes its model otherwise than this gptpl ({error}):"
+            " use the gptpl that wrote it"
+        ) from error
 
 
 def _check_weights(net: GPTModel, weights: dict[str, torch.Tensor], path: Path) -> None:

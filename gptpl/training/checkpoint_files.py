@@ -15,6 +15,8 @@ from gptpl.files.durable import sync_folder
 from gptpl.training.checkpoint_io import sha256_file, verify
 
 LAST = "last.ckpt"
+EXPORTED = "model.ckpt"
+"""What an export in gptpl's own format is called."""
 _STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -37,6 +39,22 @@ class GoodCheckpoint:
     """Newer ones that cannot."""
     unverified: bool
     """Whether no SHA-256 is recorded for it, so that it could only be read."""
+
+
+def checkpoint_file(given: str, *, key: str = "checkpoint") -> Path:
+    """The file meant by a setting: itself, or of a run's folder `last.ckpt`, else `best.ckpt`.
+
+    Of the folder of an export it is `model.ckpt`. Raises InputError for a folder without any of them.
+    """
+    path = Path(given).expanduser()
+    if not path.is_dir():
+        return path
+    for candidate in (f"checkpoints/{LAST}", "checkpoints/best.ckpt", EXPORTED):
+        if (path / candidate).is_file():
+            return path / candidate
+    raise InputError(
+        f"{key}={given} holds no checkpoints/last.ckpt or best.ckpt: give a run folder or a .ckpt file"
+    )
 
 
 class CheckpointFolder:

@@ -4,7 +4,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.model import GPTModel
 from gptpl.training.checkpoint import HEADER_KEY, check_same_model, checkpoint_header
+from gptpl.training.lineage import RANDOM
 from gptpl.training.loss import next_token_loss, perplexity, summed_next_token_loss
 from gptpl.training.non_finite import NonFiniteError, non_finite_report
 from gptpl.training.resume_state import Position
@@ -48,6 +49,7 @@ class LanguageModelingModule(L.LightningModule):
         skip_steps: optimizer steps, from 1, that leave the weights as they are.
         data_sha256: of the text trained on, kept in every checkpoint.
         global_batch: windows of all ranks in one batch, kept in every checkpoint.
+        start: what the model's weights began as, kept in every checkpoint; see `gptpl.training.lineage`.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class LanguageModelingModule(L.LightningModule):
         skip_steps: Sequence[int] = (),
         data_sha256: str = "",
         global_batch: int = 0,
+        start: Mapping[str, Any] = RANDOM,
     ) -> None:
         super().__init__()
         self.net = net
@@ -77,6 +80,7 @@ class LanguageModelingModule(L.LightningModule):
         self.skip_steps = frozenset(skip_steps)
         self.data_sha256 = data_sha256
         self.global_batch = global_batch
+        self.start = start
         self.position = Position(step=0, epoch=0, batch=0, tokens_seen=0)
         self.updating = False
         self.tokens_seen = 0
@@ -280,7 +284,7 @@ class LanguageModelingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what is needed to rebuild model and tokenizer, and the count of tokens seen."""
         checkpoint[HEADER_KEY] = {
-            **checkpoint_header(self.net.config, self.tokenizer, self.run_config),
+            **checkpoint_header(self.net.config, self.tokenizer, self.run_config, self.start),
             "tokens_seen": self.position.tokens_seen,
             "data_sha256": self.data_sha256,
             "global_batch": self.global_batch,

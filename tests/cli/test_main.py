@@ -20,14 +20,17 @@ def test_help_lists_the_commands(gptpl):
         assert all(f"\n  {command} " in outcome.out for command in ("train", "generate", "evaluate"))
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "verify-resume"])
+WITHOUT_CONFIG = ("verify-resume", "weights list")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in WITHOUT_CONFIG])
 def test_help_of_a_command_shows_groups_defaults_and_examples(command, gptpl):
-    outcome = gptpl(command, "--help")
+    outcome = gptpl(*command.split(), "--help")
     assert (outcome.status, outcome.err) == (0, "")
     examples = outcome.out.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
     assert len(examples) >= 3
     assert all(f"gptpl {command}" in line and "  # " in line for line in examples)
-    for group, default in default_choices(command).items():
+    for group, default in default_choices(command.replace(" ", "_")).items():
         section = outcome.out.partition(f"\n  {group}\n")[2]
         lines = section.splitlines()[: len(choices(group))]
         assert [line[5:].split()[0] for line in lines] == choices(group)
@@ -53,7 +56,17 @@ def test_help_of_train_names_settings_and_groups(gptpl):
     assert all(f"\n  {group}\n" in out for group in (*groups, "experiment"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["generate", "-h"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["generate", "-h"],
+        ["weights"],
+        ["weights", "list", "-h"],
+        ["--version"],
+    ],
+)
 def test_help_comes_without_the_heavy_packages(arguments):
     code = (
         "import sys; from gptpl.cli.main import main; main(sys.argv[1:])\n"
@@ -83,7 +96,8 @@ def test_the_config_can_be_shown_without_a_run(gptpl, tmp_path):
 def test_an_unknown_command_is_refused(refused):
     assert (
         refused("tran")
-        == "'tran' is no command of gptpl: choose one of train, verify-resume, generate, inspect, evaluate"
+        == "'tran' is no command of gptpl: choose one of train, verify-resume, generate, inspect, evaluate,"
+        " weights fetch, weights list, weights convert"
     )
 
 

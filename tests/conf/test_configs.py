@@ -27,13 +27,20 @@ from gptpl.generation import SamplingRules
 from gptpl.model import GPTConfig, GPTModel, count_parameters
 from gptpl.training.checkpoint_io import DurableCheckpointIO
 from gptpl.training.language_model import LanguageModelingModule
+from gptpl.weights.starting import StartingWeights
 
 Compose = Callable[..., DictConfig]
 
 CONF = config_folder()
 YAMLS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
-ROOTS = ("train", "generate", "inspect", "evaluate")
+ROOTS = ("train", "generate", "inspect", "evaluate", "weights_fetch", "weights_convert")
 GROUPS = tuple(default_choices("train"))
+WITHOUT_DEFAULT = {
+    "train": (),
+    "weights_fetch": (),
+    "weights_convert": ("checkpoint", "format", "output"),
+}
+"""What the user must give; elsewhere it is the checkpoint."""
 CHEAP = ("model=tiny", "tokenizer=bytes")
 
 
@@ -77,8 +84,8 @@ def test_every_yaml_composes_to_known_keys_with_values(name, compose):
     config = compose(command, *([f"{group}={choice}"] if group else []))
     # What is known by reading the schemas is what Hydra composes.
     assert set(dotted(config)) <= set(known_keys(command))
-    if command != "train":
-        config.checkpoint = "run"  # the one thing that has no default
+    for key in WITHOUT_DEFAULT.get(command, ("checkpoint",)):
+        config[key] = "given"
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
@@ -86,6 +93,17 @@ def test_sampling_settings_are_the_rules_with_the_same_defaults():
     assert SamplingRules(**dataclasses.asdict(SamplingConf())) == SamplingRules()
     names = [[field.name for field in dataclasses.fields(each)] for each in (SamplingConf, SamplingRules)]
     assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("choice", choices("init"))
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_starting_weights_are_built(command, choice, compose):
+    node = compose(command, f"init={choice}").init
+    weights = instantiate(node)
+    assert isinstance(weights, StartingWeights)
+    assert isinstance(weights, target_of(node))
+    if choice.startswith("gpt2"):
+        assert weights.name == choice
 
 
 @pytest.mark.parametrize("choice", choices("sampling"))

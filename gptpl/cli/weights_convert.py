@@ -1,0 +1,122 @@
+"""`gptpl weights convert`: a model into another program's format, or from it into gptpl's."""
+
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from gptpl.cli.console import RunLog
+from gptpl.cli.hydra_app import instantiate, run_under_hydra
+from gptpl.cli.model_card import model_card
+from gptpl.cli.model_input import loaded_checkpoint
+from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer
+from gptpl.data.tokenizers.gpt2 import vocabulary_files
+from gptpl.data.tokenizers.hugging_face import write_tokenizer
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig
+from gptpl.training.checkpoint import LoadedCheckpoint, load_model
+from gptpl.training.checkpoint_files import EXPORTED
+from gptpl.training.exported_checkpoint import write_model
+from gptpl.training.foreign_checkpoint import load_foreign
+from gptpl.weights.comparison import compare_logits, prompt_logits
+from gptpl.weights.formats import FORMATS, open_model
+from gptpl.weights.model_files import RECORD_FILE, record_of
+from gptpl.weights.sources import DTYPES
+
+log = logging.getLogger(__name__)
+
+OWN = "gptpl"
+
+
+def run(arguments: list[str]) -> int:
+    """Writes the folder and prints its name; returns the exit status."""
+    run_under_hydra("weights_convert", arguments, _convert)
+    return 0
+
+
+def _convert(cfg: DictConfig) -> None:
+    run_log = RunLog()
+    try:
+        dtype = _checked(cfg)
+        output = Path(cfg.output).expanduser()
+        config, tokenizer = _given_model(cfg)
+        loaded = loaded_checkpoint(cfg, config=config, tokenizer=tokenizer)
+        if dtype is not None:
+            loaded.net.to(dtype)
+        # Beside its place, so that a folder that is there is whole.
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
+        try:
+            _write(cfg.format, loaded, temporary, shown_as=output.name)
+            if cfg.verify:
+                _verify(cfg.format, loaded, temporary)
+            temporary.chmod(0o755)  # mkdtemp's is for its owner alone
+            temporary.rename(output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        print(output)
+    finally:
+        run_log.close()
+
+
+def _checked(cfg: DictConfig) -> torch.dtype | None:
+    """The data type asked for, after all settings that need no model to be judged."""
+    for key in ("format", "output"):
+        if OmegaConf.is_missing(cfg, key):
+            raise InputError(f"{key} is not set: give {key}=VALUE; see gptpl weights convert --help")
+    if cfg.format not in (*FORMATS, OWN):
+        raise InputError(f"format={cfg.format} is unknown: choose one of {', '.join((*FORMATS, OWN))}")
+    allowed = DTYPES if cfg.format == OWN else FORMATS[cfg.format].dtypes
+    if cfg.dtype is not None and cfg.dtype not in allowed:
+        raise InputError(f"dtype={cfg.dtype}: format={cfg.format} has {', '.join(allowed)} only, give one")
+    output = Path(cfg.output).expanduser()
+    if output.exists():
+        raise InputError(f"output={cfg.output} is there already: give a folder that is not, or remove it")
+    if not output.absolute().parent.is_dir():
+        raise InputError(
+            f"output={cfg.output} cannot be made: its parent folder does not exist, make it first"
+        )
+    return None if cfg.dtype is None else DTYPES[cfg.dtype]
+
+
+def _given_model(cfg: DictConfig) -> tuple[GPTConfig | None, Tokenizer | None]:
+    """What the user says of files that do not say it themselves."""
+    tokenizer: Tokenizer | None = None
+    if cfg.tokenizer is not None:
+        tokenizer = instantiate({"_target_": cfg.tokenizer._target_})
+    if cfg.model is None:
+        return None, tokenizer
+    fields = OmegaConf.to_container(cfg.model, resolve=False)
+    assert isinstance(fields, dict)
+    if not isinstance(fields["vocab_size"], int):  # the tokenizer's
+        fields["vocab_size"] = (tokenizer or GPT2Tokenizer()).vocab_size
+    return GPTConfig(**{str(name): value for name, value in fields.items()}), tokenizer
+
+
+def _write(name: str, loaded: LoadedCheckpoint, folder: Path, *, shown_as: str) -> None:
+    """All files of an export."""
+    config, tokenizer = loaded.net.config, loaded.tokenizer
+    if name == OWN:
+        write_model(loaded, folder / EXPORTED)
+    else:
+        FORMATS[name].write(loaded.net, folder, dtype=None, eot_id=tokenizer.eot_id)
+        record = record_of(config, tokenizer.state(), loaded.lineage)
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if name == "hf":
+        write_tokenizer(tokenizer, folder, context_length=config.context_length)
+    if name == "openai-tf" and isinstance(tokenizer, GPT2Tokenizer):
+        for file, path in vocabulary_files().items():
+            shutil.copyfile(path, folder / file)
+    (folder / "README.md").write_text(model_card(loaded, name, shown_as=shown_as), encoding="utf-8")
+
+
+def _verify(name: str, loaded: LoadedCheckpoint, folder: Path) -> None:
+    """Reads what was written, and compares the logits of a fixed prompt."""
+    before = prompt_logits(loaded.net)
+    dtype = next(loaded.net.parameters()).dtype
+    again = load_model(folder / EXPORTED) if name == OWN else load_foreign(open_model(folder), dtype=dtype)
+    difference = compare_logits(before, prompt_logits(again.net.to(dtype)), name=name)
+    log.info("verified: the logits of %d tokens differ by %.1e at most", before.shape[1], difference)

@@ -1,0 +1,101 @@
+"""A model of another program as if it were a checkpoint: rebuilt, with its tokenizer and its past."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer, tokenizer_from_state
+from gptpl.data.tokenizers.hugging_face import is_gpt2_vocabulary
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig, empty_model
+from gptpl.training.checkpoint import LoadedCheckpoint
+from gptpl.weights.model_files import ModelFiles
+from gptpl.weights.starting import PublishedWeights, weights_sha256
+from gptpl.weights.transfer import load_tensors
+
+log = logging.getLogger(__name__)
+
+
+def load_foreign(
+    files: ModelFiles,
+    *,
+    config: GPTConfig | None = None,
+    tokenizer: Tokenizer | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LoadedCheckpoint:
+    """The model of the files, in evaluation mode, in that data type.
+
+    `config` and `tokenizer` are for files that say neither. Raises InputError for files that are not whole,
+    and where nobody says which model or tokenizer they are of.
+    """
+    config = files.config or config
+    if config is None:
+        raise InputError(
+            f"{files.path} holds weights, but not which model they are of: convert it once, gptpl weights"
+            f" convert checkpoint={files.path} model=gpt_124m format=gptpl output=FOLDER, and use that FOLDER"
+        )
+    tokenizer = _tokenizer(files, config, tokenizer)
+    net = empty_model(config, device=device, dtype=dtype)
+    load_tensors(net, files.tensors, files.table)
+    return LoadedCheckpoint(
+        path=files.path,
+        net=net.eval(),
+        tokenizer=tokenizer,
+        run_config={},
+        step=int(files.record.get("lineage", {}).get("step", 0)),
+        lineage=_lineage(files),
+    )
+
+
+def load_published(
+    weights: PublishedWeights, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedCheckpoint:
+    """GPT-2 as OpenAI published it, fetched where the cache does not have it."""
+    return load_foreign(
+        weights.open(weights.size_for(None)), tokenizer=GPT2Tokenizer(), device=device, dtype=dtype
+    )
+
+
+def _lineage(files: ModelFiles) -> dict[str, Any]:
+    """What an export recorded, or else that another program made the files."""
+    if files.record:
+        return dict(files.record["lineage"])
+    start = {
+        "init": "file",
+        "path": str(files.path.absolute()),
+        "format": files.table.format,
+        "sha256": weights_sha256(files),
+    }
+    return {"step": 0, "tokens_seen": 0, "data": {}, "losses": {}, "start": start}
+
+
+def _tokenizer(files: ModelFiles, config: GPTConfig, given: Tokenizer | None) -> Tokenizer:
+    """The tokenizer that the files name, or GPT-2's where nothing speaks against it."""
+    if files.record:
+        tokenizer = tokenizer_from_state(files.record["tokenizer"])
+    elif given is not None:
+        tokenizer = given
+    else:
+        tokenizer = GPT2Tokenizer()
+        _check_gpt2(files.path, config)
+    if config.vocab_size < tokenizer.vocab_size:
+        raise InputError(
+            f"{files.path} has {config.vocab_size} tokens, the {tokenizer.name} tokenizer"
+            f" {tokenizer.vocab_size}: give the tokenizer that it was trained with"
+        )
+    return tokenizer
+
+
+def _check_gpt2(path: Path, config: GPTConfig) -> None:
+    folder = path if path.is_dir() else path.parent
+    if is_gpt2_vocabulary(folder) is False:
+        raise InputError(f"{folder} has another tokenizer than GPT-2's: gptpl cannot use its model")
+    padded = -(-GPT2Tokenizer().vocab_size // 128) * 128
+    if not GPT2Tokenizer().vocab_size <= config.vocab_size <= padded:
+        raise InputError(
+            f"{path} has {config.vocab_size} tokens, and GPT-2's tokenizer 50257 (padded: up to {padded}):"
+            " gptpl does not know its tokenizer"
+        )

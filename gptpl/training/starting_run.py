@@ -1,0 +1,77 @@
+"""Starting a new run from the weights of an earlier one: the chain of runs."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.training.checkpoint import (
+    HEADER_KEY,
+    NET_PREFIX,
+    check_intact,
+    check_same_tokenizer,
+    model_config,
+    read_checkpoint,
+)
+from gptpl.training.checkpoint_files import checkpoint_file
+from gptpl.training.lineage import lineage_of
+from gptpl.weights.requirements import check_fits
+from gptpl.weights.sources import StateDict
+from gptpl.weights.starting import StartingWeights
+from gptpl.weights.state_dicts import OURS
+from gptpl.weights.transfer import Crop, load_tensors
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunWeights(StartingWeights):
+    """The weights of a checkpoint that gptpl wrote; optimizer, schedule and position begin anew.
+
+    Args:
+        checkpoint: a run's folder (its last checkpoint) or a `.ckpt` file.
+        crop_context: whether the model's context may be shorter than the checkpoint's.
+    """
+
+    checkpoint: str | None
+    crop_context: bool = False
+
+    @property
+    def file(self) -> Path:
+        """The checkpoint's file. Raises InputError where none is given."""
+        if self.checkpoint is None:
+            raise InputError("init.checkpoint is not set: give init.checkpoint=RUN_FOLDER or FILE.ckpt")
+        return checkpoint_file(self.checkpoint, key="init.checkpoint")
+
+    def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
+        """See `gptpl.weights.starting.StartingWeights`."""
+        header = read_checkpoint(self.file)[HEADER_KEY]
+        check_same_tokenizer(header, tokenizer)
+        check_fits(
+            config,
+            model_config(header, self.file),
+            name=f"init.checkpoint={self.checkpoint}: the weights",
+            crop=Crop(context=self.crop_context),
+        )
+
+    def load_into(self, net: GPTModel) -> dict[str, Any]:
+        """See `gptpl.weights.starting.StartingWeights`; the run's own past is in it."""
+        path = self.file
+        checkpoint = read_checkpoint(path)
+        check_intact(path)
+        weights = {
+            name.removeprefix(NET_PREFIX): tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name.startswith(NET_PREFIX)
+        }
+        load_tensors(net, StateDict(weights, str(path)), OURS, crop=Crop(context=self.crop_context))
+        log.info("weights: %s, step %d", path, int(checkpoint.get("global_step", 0)))
+        return {
+            "init": "run",
+            "checkpoint": str(path.resolve()),
+            "crop_context": self.crop_context,
+            "parent": lineage_of(checkpoint, path),
+        }

@@ -1,0 +1,1 @@
+"""Formats other programs write: OpenAI TensorFlow, Hugging Face, the book, nanoGPT; in and out."""

@@ -1,0 +1,144 @@
+"""Hugging Face's GPT-2: `config.json` and `model.safetensors`, as transformers reads them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.weights.model_files import (
+    ModelFiles,
+    config_with_record,
+    read_json,
+    read_record,
+    required,
+)
+from gptpl.weights.sources import safetensors_of
+from gptpl.weights.tables import HEAD, Head, Layout, Row, Table, both
+from gptpl.weights.transfer import export_tensors
+
+CONFIG_FILE = "config.json"
+PREFIX = "transformer."
+
+# Their linear layers are `Conv1D`, whose weight is (in, out).
+TABLE = Table(
+    format="hf",
+    rows=(
+        Row("tok_emb.weight", ("wte.weight",)),
+        Row("pos_emb.weight", ("wpe.weight",)),
+        *both("blocks.{i}.norm1", "h.{i}.ln_1"),
+        *both("blocks.{i}.attn.qkv", "h.{i}.attn.c_attn", Layout.TRANSPOSED),
+        *both("blocks.{i}.attn.out_proj", "h.{i}.attn.c_proj", Layout.TRANSPOSED),
+        *both("blocks.{i}.norm2", "h.{i}.ln_2"),
+        *both("blocks.{i}.ff.up_proj", "h.{i}.mlp.c_fc", Layout.TRANSPOSED),
+        *both("blocks.{i}.ff.down_proj", "h.{i}.mlp.c_proj", Layout.TRANSPOSED),
+        *both("final_norm", "ln_f"),
+        Row(HEAD, ("lm_head.weight",)),
+    ),
+    head=Head.UNTIED,
+    mask="h.{i}.attn.bias",  # in files that older versions of transformers wrote, OpenAI's among them
+    ignored=("h.{i}.attn.masked_bias",),
+)
+
+_NAMES = {
+    "vocab_size": "vocab_size",
+    "context_length": "n_positions",
+    "emb_dim": "n_embd",
+    "n_heads": "n_head",
+    "n_layers": "n_layer",
+}
+_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+"""What a GPT-2 can have otherwise, and `GPTModel` cannot."""
+
+
+def with_prefix(table: Table, prefix: str) -> Table:
+    """The table where every name but the head's begins with a prefix."""
+    return table.renamed(lambda name: name if name == "lm_head.weight" else prefix + name)
+
+
+def recognises(path: Path) -> bool:
+    """Whether this is a folder with Hugging Face's files."""
+    return (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors*"))
+
+
+def open_files(path: Path) -> ModelFiles:
+    """The model of a folder. Raises InputError for one that is no GPT-2, or not whole."""
+    record = read_record(path)
+    said = _config(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
+    tensors = safetensors_of(path)
+    prefixed = any(name.startswith(PREFIX) for name in tensors.shapes())
+    return ModelFiles(
+        path=path,
+        table=with_prefix(TABLE, PREFIX) if prefixed else TABLE,
+        tensors=tensors,
+        config=config_with_record(said, record, where=path / CONFIG_FILE),
+        record=record,
+    )
+
+
+def _config(content: Mapping[str, Any], path: Path) -> GPTConfig:
+    for name, allowed in _FIXED.items():
+        if content.get(name, allowed[0]) not in allowed:
+            raise InputError(
+                f"{path} says {name}={content[name]}, gptpl's model has {allowed[0]}: use another model"
+            )
+    fields = required(content, _NAMES, path)
+    if content.get("n_inner") not in (None, 4 * fields["emb_dim"]):
+        raise InputError(
+            f"{path} says n_inner={content['n_inner']}, gptpl has {4 * fields['emb_dim']}: use another model"
+        )
+    return GPTConfig(
+        **fields,
+        drop_rate=float(content.get("resid_pdrop", 0.1)),
+        qkv_bias=True,
+        tie_weights=bool(content.get("tie_word_embeddings", True)),
+        init="gpt2",
+    )
+
+
+def write_files(net: GPTModel, folder: Path, *, dtype: torch.dtype | None, eot_id: int) -> None:
+    """`config.json`, `generation_config.json` and `model.safetensors`."""
+    from safetensors.torch import save_file
+
+    table = with_prefix(TABLE, PREFIX)
+    tensors: dict[str, Tensor] = export_tensors(net, table, dtype=dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    _write_json(folder / CONFIG_FILE, _their_config(net.config, stored, eot_id))
+    _write_json(
+        folder / "generation_config.json",
+        {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id},
+    )
+
+
+def _their_config(config: GPTConfig, dtype: str, eot_id: int) -> dict[str, Any]:
+    ours = {theirs: getattr(config, name) for name, theirs in _NAMES.items()}
+    fixed = {name: allowed[0] for name, allowed in _FIXED.items()}
+    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.drop_rate)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **fixed,
+        **ours,
+        **drops,
+        "n_inner": None,
+        "tie_word_embeddings": config.tie_weights,
+        "bos_token_id": eot_id,
+        "eos_token_id": eot_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # as transformers called it before version 5
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

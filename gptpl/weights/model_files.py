@@ -1,0 +1,108 @@
+"""A model in another program's files: what it says of itself, and its tensors, not read yet."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig
+from gptpl.weights.sources import TensorSource
+from gptpl.weights.tables import Table
+
+RECORD_FILE = "gptpl.json"
+"""Stands beside exported weights, with what their format has no words for."""
+RECORD_VERSION = 1
+_SAID_BY_BOTH = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "tie_weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """What was found at a path.
+
+    Attributes:
+        path: the folder or file.
+        table: the format's table, under the names that the tensors have here.
+        tensors: the tensors.
+        config: what the files say of the model; None: nothing but the shapes of its tensors.
+        record: what gptpl wrote beside an export: `model`, `tokenizer`, `lineage`; empty elsewhere.
+    """
+
+    path: Path
+    table: Table
+    tensors: TensorSource
+    config: GPTConfig | None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def record_of(config: GPTConfig, tokenizer: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `gptpl.json`."""
+    return {
+        "format_version": RECORD_VERSION,
+        "model": dataclasses.asdict(config),
+        "tokenizer": dict(tokenizer),
+        "lineage": dict(lineage),
+    }
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `gptpl.json` of a folder holds; nothing where there is none."""
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        return {}
+    record = read_json(path)
+    if record.get("format_version") != RECORD_VERSION:
+        raise InputError(
+            f"{path} has format version {record.get('format_version')}, this gptpl reads {RECORD_VERSION}:"
+            " use the gptpl that wrote it, or remove the file"
+        )
+    for part in ("model", "tokenizer", "lineage"):
+        if not isinstance(record.get(part), dict):
+            raise InputError(f"{path} holds no {part}: restore the file, or remove it")
+    return record
+
+
+def config_with_record(said: GPTConfig, record: Mapping[str, Any], *, where: Path) -> GPTConfig:
+    """The configuration that the format gives, with what `gptpl.json` adds: it may not contradict it."""
+    if not record:
+        return said
+    recorded = recorded_config(record, where.parent)
+    for name in _SAID_BY_BOTH:
+        if getattr(recorded, name) != getattr(said, name):
+            raise InputError(
+                f"{where} says {name}={getattr(said, name)}, {RECORD_FILE} beside it"
+                f" {getattr(recorded, name)}: restore the one that was changed"
+            )
+    return recorded
+
+
+def recorded_config(record: Mapping[str, Any], folder: Path) -> GPTConfig:
+    """The model that `gptpl.json` describes."""
+    try:
+        return GPTConfig(**record["model"])
+    except TypeError as error:
+        raise InputError(
+            f"{folder / RECORD_FILE} describes its model otherwise than this gptpl ({error}): restore it"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give the folder of a model") from error
+    except ValueError as error:  # not UTF-8, not JSON
+        raise InputError(f"{path} is no JSON ({error}): fetch it anew") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no object: fetch it anew")
+    return content
+
+
+def required(content: Mapping[str, Any], names: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The values of a format's `names` (ours: theirs), each there; InputError names the one that is not."""
+    if missing := [theirs for theirs in names.values() if theirs not in content]:
+        raise InputError(f"{path} lacks {', '.join(missing)}: fetch it anew")
+    return {ours: content[theirs] for ours, theirs in names.items()}

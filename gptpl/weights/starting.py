@@ -1,0 +1,226 @@
+"""What training can start from, beside random weights: published GPT-2, and other programs' files."""
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig, GPTModel, empty_model
+from gptpl.weights.formats import open_model
+from gptpl.weights.model_files import ModelFiles
+from gptpl.weights.openai_tensorflow import CHECKPOINT
+from gptpl.weights.published import (
+    SIZES,
+    Size,
+    checked_size,
+    checked_source,
+    fetch,
+)
+from gptpl.weights.requirements import check_fits
+from gptpl.weights.transfer import Crop, load_tensors
+
+log = logging.getLogger(__name__)
+
+
+class StartingWeights(ABC):
+    """What a new model begins with."""
+
+    @abstractmethod
+    def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
+        """Raises InputError if the weights do not fit the model, or are another tokenizer's (by its `state`).
+
+        Nothing is fetched for it, and of local files only what they say of themselves is read.
+        """
+
+    @abstractmethod
+    def load_into(self, net: GPTModel) -> dict[str, Any]:
+        """Fills the model; returns where the weights come from, as plain data for the records of a run.
+
+        Raises InputError for files that are damaged or cannot be had.
+        """
+
+    def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
+        """The model with these weights, on the CPU, and where they come from."""
+        net = empty_model(config)
+        return net, self.load_into(net)
+
+
+class RandomWeights(StartingWeights):
+    """Weights drawn as `GPTConfig.init` says, from torch's global generator."""
+
+    def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
+        """Random weights fit every model."""
+
+    def load_into(self, net: GPTModel) -> dict[str, Any]:
+        """Draws them anew."""
+        net.load_state_dict(GPTModel(net.config).state_dict())
+        return {"init": "random"}
+
+    def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
+        """A model as its constructor makes it."""
+        return GPTModel(config), {"init": "random"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedWeights(StartingWeights):
+    """GPT-2 as OpenAI published it, from the Hugging Face hub or from OpenAI's own TensorFlow checkpoints.
+
+    Args:
+        source: "hf" or "openai".
+        size: "124M", "355M", "774M" or "1558M"; None: the one that has the model's shape.
+        path: a folder with the files, instead of the cache and the network.
+        mirror: an address in place of the source's server; None: the environment's GPTPL_MIRROR, or none.
+        crop_context: whether the model's context may be shorter than 1,024.
+
+    Raises:
+        InputError: for a source or size that is unknown.
+    """
+
+    source: str
+    size: str | None = None
+    path: str | None = None
+    mirror: str | None = None
+    crop_context: bool = False
+
+    def __post_init__(self) -> None:
+        checked_source(self.source)
+        if self.size is not None:
+            checked_size(self.size)
+
+    @property
+    def name(self) -> str:
+        """The choice of conf/init."""
+        return "gpt2_hf" if self.source == "hf" else "gpt2_openai"
+
+    def size_for(self, config: GPTConfig | None) -> Size:
+        """The size that was asked for, or the one with this shape, or 124M; InputError if there is none."""
+        if self.size is not None:
+            return checked_size(self.size)
+        if config is None:
+            return SIZES["124M"]
+        for size in SIZES.values():
+            if (size.emb_dim, size.n_layers) == (config.emb_dim, config.n_layers):
+                return size
+        choices = ", ".join(size.choice for size in SIZES.values())
+        raise InputError(
+            f"init={self.name} has no weights for emb_dim={config.emb_dim} with n_layers={config.n_layers}:"
+            f" set model= to one of {choices}"
+        )
+
+    def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
+        """See `StartingWeights`."""
+        size = self.size_for(config)
+        _check_tokenizer(f"init={self.name}", tokenizer)
+        check_fits(
+            config,
+            size.config,
+            name=f"init={self.name}: the weights of GPT-2 {size.name}",
+            crop=Crop(context=self.crop_context),
+            choice=size.choice,
+        )
+
+    def open(self, size: Size) -> ModelFiles:
+        """The files, fetched where they are not in the cache."""
+        if self.path is not None:
+            folder = Path(self.path).expanduser()
+        else:
+            folder = fetch(size, self.source, mirror=self.mirror)
+        return open_model(folder)
+
+    def load_into(self, net: GPTModel) -> dict[str, Any]:
+        """See `StartingWeights`."""
+        size = self.size_for(net.config)
+        files = self.open(size)
+        assert files.config is not None, "both formats describe their model"
+        crop = Crop(context=self.crop_context)
+        check_fits(net.config, files.config, name=f"the weights in {files.path}", crop=crop)
+        load_tensors(net, files.tensors, files.table, crop=crop)
+        log.info("weights: GPT-2 %s from %s", size.name, files.path)
+        lineage = {"init": self.name, "size": size.name, "crop_context": self.crop_context}
+        return lineage | {"sha256": weights_sha256(files)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileWeights(StartingWeights):
+    """Weights in another program's file or folder: the book's `model.pth`, nanoGPT's, an export of gptpl.
+
+    Args:
+        path: the file or folder.
+        crop_context: whether the model's context may be shorter than the weights'.
+        crop_vocabulary: whether rows of the token embedding beyond the model's vocabulary may be left out.
+    """
+
+    path: str | None
+    crop_context: bool = False
+    crop_vocabulary: bool = False
+
+    @property
+    def crop(self) -> Crop:
+        """What may be left out."""
+        return Crop(context=self.crop_context, vocabulary=self.crop_vocabulary)
+
+    def open(self) -> ModelFiles:
+        """The files. Raises InputError where no path is given."""
+        if self.path is None:
+            raise InputError("init.path is not set: give init.path=FILE, such as the book's model.pth")
+        return open_model(Path(self.path).expanduser())
+
+    def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
+        """See `StartingWeights`; what the files do not say cannot be checked."""
+        files = self.open()
+        if recorded := files.record.get("tokenizer"):
+            _check_same_tokenizer(f"init.path={self.path}", recorded, tokenizer)
+        if files.config is not None:
+            check_fits(config, files.config, name=f"init.path={self.path}: the weights", crop=self.crop)
+
+    def load_into(self, net: GPTModel) -> dict[str, Any]:
+        """See `StartingWeights`; an export's own past is its `parent`."""
+        files = self.open()
+        load_tensors(net, files.tensors, files.table, crop=self.crop)
+        log.info("weights: %s, in the format of %s", files.path, files.table.format)
+        lineage = {
+            "init": "state_dict",
+            "path": str(files.path.absolute()),
+            "format": files.table.format,
+            "crop_context": self.crop_context,
+            "crop_vocabulary": self.crop_vocabulary,
+            "sha256": weights_sha256(files),
+        }
+        return lineage | ({"parent": files.record["lineage"]} if files.record else {})
+
+
+def weights_sha256(files: ModelFiles) -> dict[str, str]:
+    """The SHA-256 of every file that holds weights, by its name."""
+    kinds = ("*.safetensors", f"{CHECKPOINT}.data-*")
+    paths = [files.path] if files.path.is_file() else [p for kind in kinds for p in files.path.glob(kind)]
+    found = {}
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _check_tokenizer(name: str, tokenizer: Mapping[str, Any]) -> None:
+    if tokenizer.get("name") != "gpt2":
+        raise InputError(
+            f"{name} has weights for GPT-2's tokens, this run has tokenizer={tokenizer.get('name')}: set"
+            " tokenizer=gpt2"
+        )
+
+
+def _check_same_tokenizer(name: str, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    if stored.get("sha256") == own.get("sha256"):
+        return
+    if stored.get("name") != own.get("name"):
+        remedy = f"set tokenizer={stored.get('name')}"
+    else:
+        remedy = "use the text whose vocabulary it is"
+    raise InputError(
+        f"{name} has weights for the tokens of a {stored.get('name')} tokenizer"
+        f" ({str(stored.get('sha256'))[:12]}), this run has tokenizer={own.get('name')}"
+        f" ({str(own.get('sha256'))[:12]}): {remedy}"
+    )

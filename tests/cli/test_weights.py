@@ -1,0 +1,392 @@
+"""Starting from other weights, evaluating them, and handing models on: the commands, on a tiny GPT-2."""
+
+# T tokens in a window
+
+import copy
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gptpl.data.corpora import Tale
+from gptpl.data.tokenizers import GPT2Tokenizer
+from gptpl.model import GPTModel
+from gptpl.weights import published
+from gptpl.weights.formats import FORMATS
+
+TINY = ("model=gpt2_small", "model.emb_dim=16", "model.n_heads=2", "model.n_layers=2")
+"""GPT-2 small but for its width and depth: vocabulary, context, biases and tied head are the real ones."""
+SHORT = (
+    *("trainer=cpu", "trainer.precision=32-true", "scheduler.warmup_steps=1", "trainer.max_steps=2"),
+    *("data.max_length=64", "data.batch_size=8", "data.stride=256", "callbacks=checkpoint_last"),
+)
+HUB = "openai-community/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A `GPT2LMHeadModel` of transformers, and a folder that is laid out as the hub, with its files."""
+    transformers = pytest.importorskip("transformers")
+    root = tmp_path_factory.mktemp("hub")
+    torch.manual_seed(5)
+    config = transformers.GPT2Config(n_embd=16, n_head=2, n_layer=2, resid_pdrop=0.1)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(root / HUB)
+    return model, root
+
+
+@pytest.fixture
+def mirror(theirs: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The address of a server with those files as GPT-2 "124M", and an empty cache."""
+    size = published.Size(name="124M", emb_dim=16, n_heads=2, n_layers=2, choice="gpt2_small")
+    monkeypatch.setitem(published.SIZES, "124M", size)
+    hub = ("gpt2", HUB.rpartition("/")[2], None, None)
+    monkeypatch.setitem(published._HUB, "124M", hub)
+    monkeypatch.delitem(published._HUB_CONFIG_SHA256, "124M")
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
+    handler = partial(Quiet, directory=str(theirs[1]))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def plain_loss(model: Any, tokens: list[int], T: int) -> float:
+    """Mean nats a token of transformers' model, each token scored once, in windows of T."""
+    losses: list[float] = []
+    for start in range(0, len(tokens) - 1, T):
+        window = torch.tensor(tokens[start : start + T + 1])
+        with torch.no_grad():
+            logits = model(window[None, :-1]).logits[0]
+        losses += F.cross_entropy(logits, window[1:], reduction="none").tolist()
+    return sum(losses) / len(losses)
+
+
+def tale(split: str) -> list[int]:
+    corpus = Tale()
+    text = corpus.read(corpus.files()[0])
+    cut = int(len(text) * 0.9)
+    return [int(token) for token in GPT2Tokenizer().encode({"val": text[cut:], "all": text}[split])]
+
+
+def number(out: str, name: str) -> float:
+    [line] = [line for line in out.splitlines() if line.startswith(name)]
+    return float(line.split()[1].replace(",", ""))
+
+
+# ---------------------------------------------------------------------------------------- published weights
+
+
+def test_fetch_list_then_no_network(gptpl, mirror, theirs, tmp_path):
+    fetched = gptpl("weights", "fetch", f"mirror={mirror}")
+    assert fetched.status == 0, fetched.err
+    folder = Path(fetched.out.strip())
+    assert folder == tmp_path / "cache/weights/hf/124M"
+    assert (folder / "model.safetensors").read_bytes() == (theirs[1] / HUB / "model.safetensors").read_bytes()
+    listed = gptpl("weights", "list").out.splitlines()
+    assert listed[1].split()[:3] == ["124M", "hf", "complete"]
+    assert listed[2].split() == ["355M", "hf", "-", "0"]
+    nowhere = "init.mirror=http://127.0.0.1:9"
+    assert gptpl("evaluate", "init=gpt2_hf", nowhere, "data.max_length=64").status == 0
+
+
+def test_evaluating_gpt2_gives_transformers_loss(gptpl, mirror, theirs):
+    outcome = gptpl("evaluate", "init=gpt2_hf", f"init.mirror={mirror}", "data.max_length=64", "split=all")
+    assert outcome.status == 0, outcome.err
+    assert number(outcome.out, "loss") == pytest.approx(plain_loss(theirs[0], tale("all"), 64), abs=1e-4)
+
+
+def test_training_goes_on_from_gpt2(gptpl, mirror, theirs):
+    arguments = ("init=gpt2_hf", f"init.mirror={mirror}", *TINY, *SHORT, "eval_val_batches=null")
+    outcome = gptpl("train", *arguments, "data.stride=64")
+    assert outcome.status == 0, outcome.err
+    before_the_first_step = float(outcome.run.rows[0]["val/loss"])
+    tokens = tale("val")
+    whole_windows = (len(tokens) - 1) // 64 * 64 + 1  # a window that is not full is left out
+    wanted = plain_loss(theirs[0], tokens[:whole_windows], 64)
+    assert before_the_first_step == pytest.approx(wanted, abs=1e-4)
+    start = outcome.run.record["start"]
+    assert (start["init"], start["size"]) == ("gpt2_hf", "124M")
+    assert list(start["sha256"]) == ["model.safetensors"]
+    assert outcome.run.checkpoint("last")["gptpl"]["start"] == start
+
+
+def test_a_run_from_gpt2_is_resumed_without_its_weights_or_a_network(gptpl, mirror, tmp_path):
+    arguments = ("init=gpt2_hf", f"init.mirror={mirror}", *TINY, *SHORT)
+    stopped = gptpl("train", *arguments, "trainer.stop_at_step=1", "run_dir=run")
+    assert stopped.status == 0, stopped.err
+    for file in (tmp_path / "cache/weights/hf/124M").iterdir():
+        file.unlink()
+    assert gptpl("train", "resume=run").status == 0
+    unbroken = gptpl("train", *arguments, "run_dir=unbroken")
+    assert unbroken.status == 0, unbroken.err
+    ends = [torch.load(tmp_path / f"{name}/checkpoints/last.ckpt") for name in ("run", "unbroken")]
+    for name, tensor in ends[0]["state_dict"].items():
+        assert torch.equal(tensor, ends[1]["state_dict"][name]), name
+    assert ends[0]["gptpl"]["start"]["init"] == "gpt2_hf"
+
+
+def test_init_cannot_change_when_a_run_is_resumed(gptpl, refused, quick, tmp_path):
+    shutil.copytree(quick.run.path, tmp_path / "run")
+    said = refused("train", "resume=run", "init=gpt2_hf")
+    assert "init" in said
+    assert "cannot change when a run is resumed" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("model=tiny",), "no weights for emb_dim=64"),
+        (("model.qkv_bias=false",), "model.qkv_bias=false, they have true: set model.qkv_bias=true"),
+        (("model.context_length=128",), "model.context_length=128, they have 1024"),
+        (("tokenizer=bytes",), "this run has tokenizer=bytes: set tokenizer=gpt2"),
+        (("init.size=125M",), "size=125M is unknown: choose one of 124M, 355M, 774M, 1558M"),
+    ],
+)
+def test_a_mismatch_is_refused_before_anything_is_fetched(refused, mirror, changes, words):
+    model = () if "model=tiny" in changes else TINY
+    said = refused("train", "init=gpt2_hf", f"init.mirror={mirror}", *model, *SHORT, *changes)
+    assert words in said
+
+
+def test_a_shorter_context_when_asked_for(gptpl, mirror):
+    arguments = ("init=gpt2_hf", f"init.mirror={mirror}", "init.crop_context=true", *TINY, *SHORT)
+    outcome = gptpl("train", *arguments, "model.context_length=128")
+    assert outcome.status == 0, outcome.err
+    assert outcome.run.checkpoint("last")["state_dict"]["net.pos_emb.weight"].shape == (128, 16)
+
+
+def test_no_network_and_nothing_cached(gptpl, mirror):
+    outcome = gptpl("generate", "init=gpt2_hf", f"init.mirror={mirror}/nowhere")
+    assert outcome.status == 2
+    last = outcome.err.splitlines()[-1]
+    assert "(HTTP 404" in last
+    assert "In the cache are: no weights." in last
+    assert "gptpl weights fetch size=124M source=hf on a machine with a network" in last
+
+
+# ------------------------------------------------------------------------------------------------- lineage
+
+
+def test_a_run_starts_from_another_and_remembers_it(gptpl, quick):
+    data = ("experiment=quick", "trainer.max_steps=4", "eval_every_n_steps=2", *SHORT[:3])
+    first = gptpl("train", "init=run", f"init.checkpoint={quick.run.path}", *data, "run_dir=a", "seed=1")
+    assert first.status == 0, first.err
+    second = gptpl("train", "init=run", "init.checkpoint=a", *data, "run_dir=b", "seed=2")
+    assert second.status == 0, second.err
+    record = json.loads((second.folder / "b/run.json").read_text())
+    parent = record["start"]["parent"]
+    assert (parent["step"], parent["data"]["corpus"]) == (4, "Tale")
+    grandparent = parent["start"]["parent"]
+    assert (grandparent["step"], grandparent["start"]) == (8, {"init": "random"})
+    assert grandparent["tokens_seen"] == quick.run.record["tokens_seen"]
+    assert grandparent["losses"]["val/loss"] == pytest.approx(quick.run.record["metrics"]["val/loss"])
+
+
+def test_the_first_loss_of_a_second_run_is_the_last_of_the_first(gptpl, quick, run_folder):
+    data = ("experiment=quick", "trainer.max_steps=4", "eval_every_n_steps=2", *SHORT[:3])
+    outcome = gptpl("train", "init=run", f"init.checkpoint={quick.run.path}", *data, "run_dir=a")
+    assert outcome.status == 0, outcome.err
+    first = float(run_folder(outcome.folder / "a").rows[0]["val/loss"])
+    assert first == pytest.approx(quick.run.record["metrics"]["val/loss"], abs=1e-6)
+
+
+def test_another_shape_or_tokenizer_than_the_runs_is_refused(refused, quick):
+    init = ("init=run", f"init.checkpoint={quick.run.path}", "trainer.max_steps=20")
+    said = refused("train", "experiment=quick", *init, "model.n_layers=3")
+    assert "model.n_layers=3, they have 2: set model.n_layers=2" in said
+    assert "was trained with tokenizer=bytes" in refused("train", "model=tiny", *init)
+    assert "init.checkpoint is not set" in refused("train", "experiment=quick", "init=run")
+
+
+# --------------------------------------------------------------------------------- other programs' files
+
+
+def convert(gptpl: Callable[..., Any], *arguments: str) -> Any:
+    outcome = gptpl("weights", "convert", *arguments)
+    assert outcome.status == 0, outcome.err
+    assert "verified: the logits of 64 tokens differ by 0.0e+00 at most" in outcome.err
+    return outcome
+
+
+def greedy(gptpl: Callable[..., Any], checkpoint: str | Path) -> str:
+    settings = ("prompt=The sea", "sampling=greedy", "max_new_tokens=40")
+    outcome = gptpl("generate", f"checkpoint={checkpoint}", *settings)
+    assert outcome.status == 0, outcome.err
+    return str(outcome.out)
+
+
+def test_a_trained_run_opens_in_transformers_and_writes_the_same_greedy_text(gptpl, quick, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    convert(gptpl, f"checkpoint={quick.run.path}", "format=hf", "output=hf")
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    prompt = tokenizer("The sea", return_tensors="pt")
+    ids = model.generate(**prompt, max_new_tokens=40, do_sample=False)
+    assert greedy(gptpl, quick.run.path).rstrip("\n") == tokenizer.decode(ids[0])
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == {
+        "README.md", "config.json", "generation_config.json", "gptpl.json", "model.safetensors",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["hf", "book", "nanogpt", "openai-tf", "gptpl"])
+def test_there_and_back_again(gptpl, quick, name):
+    if name == "openai-tf":
+        pytest.importorskip("tensorflow", reason="TensorFlow is installed on Linux x86-64 only")
+    convert(gptpl, f"checkpoint={quick.run.path}", f"format={name}", "output=there")
+    text = greedy(gptpl, quick.run.path)
+    assert greedy(gptpl, "there") == text, "gptpl reads the folder as it is"
+    convert(gptpl, "checkpoint=there", "format=gptpl", "output=back")
+    assert greedy(gptpl, "back") == text
+    assert greedy(gptpl, "back/model.ckpt") == text
+
+
+@pytest.mark.parametrize("name", ["hf", "gptpl"])
+def test_the_model_card_says_where_the_weights_come_from(gptpl, quick, name, tmp_path):
+    convert(gptpl, f"checkpoint={quick.run.path}", f"format={name}", "output=my model")
+    card = (tmp_path / "my model/README.md").read_text()
+    record = quick.run.record
+    assert card.startswith("---\n")
+    assert "# my model\n\nExported by gptpl" in card
+    assert f"for 8 optimizer steps, {record['tokens_seen']:,} tokens, on `Tale`" in card
+    assert record["data"]["sha256"] in card
+    assert f"val/loss {record['metrics']['val/loss']:.4f}" in card
+    assert "First weights: random." in card
+    assert "## Intended use and limits" in card
+    assert "## How to load it" in card
+    assert ("GPT2LMHeadModel.from_pretrained" in card) == (name == "hf")
+
+
+def test_the_past_survives_a_way_through_another_format(gptpl, quick, tmp_path):
+    convert(gptpl, f"checkpoint={quick.run.path}", "format=nanogpt", "output=a")
+    convert(gptpl, "checkpoint=a", "format=gptpl", "output=b")
+    convert(gptpl, "checkpoint=b", "format=book", "output=c")
+    lineages = [json.loads((tmp_path / f"{name}/gptpl.json").read_text())["lineage"] for name in "ac"]
+    assert lineages[0] == lineages[1]
+    assert lineages[0]["step"] == 8
+
+
+def test_training_starts_from_an_export(gptpl, quick, run_folder):
+    convert(gptpl, f"checkpoint={quick.run.path}", "format=book", "output=export")
+    data = ("experiment=quick", "trainer.max_steps=4", "eval_every_n_steps=2", *SHORT[:3])
+    outcome = gptpl("train", "init=state_dict", "init.path=export", *data, "run_dir=a")
+    assert outcome.status == 0, outcome.err
+    run = run_folder(outcome.folder / "a")
+    assert float(run.rows[0]["val/loss"]) == pytest.approx(quick.run.record["metrics"]["val/loss"], abs=1e-6)
+    start = run.record["start"]
+    assert (start["init"], start["format"], start["parent"]["step"]) == ("state_dict", "book", 8)
+
+
+def test_a_bare_state_dict_needs_to_be_told_its_model(gptpl, refused, quick, tmp_path):
+    convert(gptpl, f"checkpoint={quick.run.path}", "format=book", "output=export")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (tmp_path / "export/model.pth").rename(bare / "model.pth")
+    said = refused("generate", "checkpoint=bare/model.pth")
+    assert "holds weights, but not which model they are of: convert it once" in said
+    convert(
+        gptpl, "checkpoint=bare/model.pth", "model=tiny", "tokenizer=bytes", "format=gptpl", "output=told"
+    )
+    assert greedy(gptpl, "told") == greedy(gptpl, quick.run.path)
+
+
+def test_gpt2_into_another_format(gptpl, mirror, theirs, tmp_path):
+    convert(gptpl, "init=gpt2_hf", f"init.mirror={mirror}", "format=nanogpt", "output=nano")
+    tensors = torch.load(tmp_path / "nano/ckpt.pt", weights_only=True)["model"]
+    weight = theirs[0].transformer.h[1].mlp.c_proj.weight
+    assert torch.equal(tensors["transformer.h.1.mlp.c_proj.weight"], weight.T)
+    assert "First weights: a file in the format of hf" in (tmp_path / "nano/README.md").read_text()
+
+
+def test_half_precision_exports(gptpl, quick, tmp_path):
+    for dtype in ("bfloat16", "float16"):
+        convert(gptpl, f"checkpoint={quick.run.path}", "format=hf", f"output={dtype}", f"dtype={dtype}")
+        assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == dtype
+    size = (tmp_path / "bfloat16/model.safetensors").stat().st_size
+    assert size < quick.run.record["parameters"] * 2 + 20_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("format=hf",), "output is not set: give output=VALUE"),
+        (("output=x",), "format is not set: give format=VALUE"),
+        (
+            ("format=onnx", "output=x"),
+            "format=onnx is unknown: choose one of hf, book, openai-tf, nanogpt, gptpl",
+        ),
+        (
+            ("format=hf", "output=x", "dtype=int8"),
+            "dtype=int8: format=hf has float32, bfloat16, float16 only",
+        ),
+        (("format=hf", "output=there"), "output=there is there already"),
+        (("format=hf", "output=no/x"), "its parent folder does not exist"),
+        (("format=hf", "output=x", "init=gpt2_hf"), "and init= are both set: give one of them"),
+        (("format=openai-tf", "output=x", "dtype=float16"), "format=openai-tf has float32 only"),
+    ],
+)
+def test_bad_settings_leave_nothing_behind(refused, quick, tmp_path, arguments, words):
+    (tmp_path / "there").mkdir()
+    assert words in refused("weights", "convert", f"checkpoint={quick.run.path}", *arguments)
+
+
+def test_an_export_that_does_not_come_back_the_same_is_not_kept(refused, gptpl, quick, monkeypatch):
+    right = FORMATS["book"]
+
+    def write(net: GPTModel, folder: Path, *, dtype: Any, eot_id: int) -> None:
+        changed = copy.deepcopy(net)
+        with torch.no_grad():
+            changed.get_parameter("blocks.1.ff.up_proj.weight")[3, 4] += 0.5
+        right.write(changed, folder, dtype=dtype, eot_id=eot_id)
+
+    monkeypatch.setitem(FORMATS, "book", replace(right, write=write))
+    arguments = ("weights", "convert", f"checkpoint={quick.run.path}", "format=book", "output=x")
+    assert "came back with logits that differ by" in refused(*arguments)
+    assert gptpl(*arguments, "verify=false").status == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate", "inspect"])
+def test_weights_that_say_nothing(refused, command):
+    assert "init=random has nothing to say yet" in refused(command, "init=random", *_text(command))
+    assert "checkpoint is not set" in refused(command, *_text(command))
+
+
+def _text(command: str) -> tuple[str, ...]:
+    return {"inspect": ("text=a",), "generate": ("prompt=a",)}.get(command, ())
+
+
+def test_cropping_is_for_training(refused, mirror):
+    said = refused("evaluate", "init=gpt2_hf", f"init.mirror={mirror}", "init.crop_context=true")
+    assert "init.crop_context=true is for training" in said
+
+
+def test_the_words_for_the_group_of_commands(gptpl, refused):
+    assert "weights convert" in gptpl("weights").out
+    assert "gptpl weights fetch: download GPT-2 ahead of time" in gptpl("weights", "fetch", "--help").out
+    assert "'weights sell' is no command of gptpl" in refused("weights", "sell")
+    assert "sizes is no key of gptpl weights fetch: did you mean size?" in refused(
+        "weights", "fetch", "sizes=124M"
+    )
+    assert "has no settings" in refused("weights", "list", "size=124M")
+    assert "size=1M is unknown" in refused("weights", "fetch", "size=1M")
+    assert "source=ftp is unknown" in refused("weights", "fetch", "source=ftp")
