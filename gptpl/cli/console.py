@@ -66,6 +66,12 @@ class RunLog:
             self._file if handler is self._buffer else handler for handler in self._root.handlers
         ]
 
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Puts logging back as it was."""
         logging.captureWarnings(False)

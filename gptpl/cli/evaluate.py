@@ -24,8 +24,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _evaluate(cfg: DictConfig) -> None:
-    run_log = RunLog()
-    try:
+    with RunLog():
         if cfg.split not in SPLITS:
             raise InputError(f"split={cfg.split} is unknown: choose one of {', '.join(SPLITS)}")
         loaded = loaded_checkpoint(cfg)
@@ -47,8 +46,6 @@ def _evaluate(cfg: DictConfig) -> None:
         print(f"tokens      {result.tokens:,}")
         print(f"loss        {result.loss:.4f} nats per token")
         print(f"perplexity  {result.perplexity:.2f}")
-    finally:
-        run_log.close()
 
 
 def _max_length(cfg: DictConfig, context_length: int) -> int:

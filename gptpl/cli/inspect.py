@@ -29,8 +29,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _inspect(cfg: DictConfig) -> None:
-    run_log = RunLog()
-    try:
+    with RunLog():
         output = _checked_output(cfg.output)
         text = given_text("???" if OmegaConf.is_missing(cfg, "text") else cfg.text, cfg.text_file, key="text")
         text = piped_text("text") if text is None else text
@@ -57,8 +56,6 @@ def _inspect(cfg: DictConfig) -> None:
         print(f"loss        {loss:.4f} nats per token")
         print(f"perplexity  {math.exp(loss):.2f}" if loss < 700 else "perplexity  inf")
         print(f"page        {output}")
-    finally:
-        run_log.close()
 
 
 def _origin(cfg: DictConfig) -> str:

@@ -17,7 +17,7 @@ from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer
 from gptpl.data.tokenizers.gpt2 import vocabulary_files
 from gptpl.data.tokenizers.hugging_face import write_tokenizer
 from gptpl.errors import InputError
-from gptpl.model import GPTConfig
+from gptpl.model import GPTConfig, GPTModel
 from gptpl.training.checkpoint import LoadedCheckpoint, load_model
 from gptpl.training.checkpoint_files import EXPORTED
 from gptpl.training.exported_checkpoint import write_model
@@ -39,14 +39,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _convert(cfg: DictConfig) -> None:
-    run_log = RunLog()
-    try:
+    with RunLog():
         dtype = _checked(cfg)
         output = Path(cfg.output).expanduser()
         config, tokenizer = _given_model(cfg)
         loaded = loaded_checkpoint(cfg, config=config, tokenizer=tokenizer)
         if dtype is not None:
-            loaded.net.to(dtype)
+            _cast(loaded.net, dtype)
         # Beside its place, so that a folder that is there is whole.
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
         try:
@@ -58,8 +57,6 @@ def _convert(cfg: DictConfig) -> None:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         print(output)
-    finally:
-        run_log.close()
 
 
 def _checked(cfg: DictConfig) -> torch.dtype | None:
@@ -94,6 +91,15 @@ def _given_model(cfg: DictConfig) -> tuple[GPTConfig | None, Tokenizer | None]:
     if not isinstance(fields["vocab_size"], int):  # the tokenizer's
         fields["vocab_size"] = (tokenizer or GPT2Tokenizer()).vocab_size
     return GPTConfig(**{str(name): value for name, value in fields.items()}), tokenizer
+
+
+def _cast(net: GPTModel, dtype: torch.dtype) -> None:
+    """Raises InputError where a weight is too large for the data type."""
+    net.to(dtype)
+    for name, parameter in net.named_parameters():
+        if not torch.isfinite(parameter).all():
+            word = str(dtype).removeprefix("torch.")
+            raise InputError(f"dtype={word} cannot hold the weights of {name}: use bfloat16 or float32")
 
 
 def _write(name: str, loaded: LoadedCheckpoint, folder: Path, *, shown_as: str) -> None:

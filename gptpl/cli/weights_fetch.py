@@ -14,8 +14,5 @@ def run(arguments: list[str]) -> int:
 
 
 def _fetch(cfg: DictConfig) -> None:
-    run_log = RunLog()
-    try:
+    with RunLog():
         print(fetch(checked_size(cfg.size), checked_source(cfg.source), mirror=cfg.mirror))
-    finally:
-        run_log.close()

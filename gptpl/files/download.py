@@ -1,7 +1,6 @@
 """The one way in which files come from the network: retried, resumed, checked, never half-written."""
 
 import errno
-import hashlib
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from gptpl.errors import InputError
 from gptpl.files.durable import sync_folder
+from gptpl.files.hashes import record_file, recorded_sha256, sha256_of
 
 if TYPE_CHECKING:
     import requests
@@ -106,15 +106,7 @@ class _Source:
     @property
     def sha256(self) -> str | None:
         """The hash that the file must have: the published one, or what was recorded of the first download."""
-        if self.published is not None or not self.record.is_file():
-            return self.published
-        words = self.record.read_text(encoding="ascii", errors="replace").split()
-        return words[0] if words else None
-
-    @property
-    def record(self) -> Path:
-        """Where the hash of a first download stands, as `sha256sum --check` reads it."""
-        return self.target.with_name(f"{self.target.name}.sha256")
+        return self.published or recorded_sha256(self.target)
 
     @property
     def part(self) -> Path:
@@ -130,7 +122,7 @@ class _Source:
         """Whether the file is there, with its size and hash; one put there by hand is recorded."""
         if not self.target.is_file() or self.size not in (None, self.target.stat().st_size):
             return False
-        actual = _sha256(self.target)
+        actual = sha256_of(self.target)
         if self.sha256 is None:
             self.remember(actual)
         return actual == self.sha256
@@ -138,7 +130,7 @@ class _Source:
     def remember(self, sha256: str) -> None:
         """Records the hash of a file whose hash nobody published."""
         log.info("%s: no SHA-256 is published, %s is recorded and holds from now on", self.url, sha256)
-        self.record.write_text(f"{sha256}  {self.target.name}\n", encoding="ascii")
+        record_file(self.target).write_text(f"{sha256}  {self.target.name}\n", encoding="ascii")
 
     def failure(self, reason: str) -> InputError:
         hint = f" (SHA-256 {self.sha256})" if self.sha256 else ""
@@ -181,15 +173,15 @@ def _replace(source: _Source) -> None:
         log.warning("%s has not the right size or SHA-256: fetching it anew", source.target)
     resumed = source.received > 0
     _fetch(source)
-    actual = _sha256(source.part)
+    actual = sha256_of(source.part)
     if source.sha256 not in (None, actual) and resumed:
         log.warning("%s, continued from an earlier download, has the wrong hash: starting anew", source.part)
         source.part.unlink()
         _fetch(source)
-        actual = _sha256(source.part)
+        actual = sha256_of(source.part)
     if source.sha256 not in (None, actual):
         source.part.unlink()
-        recorded = "" if source.published else f" (as recorded in {source.record})"
+        recorded = "" if source.published else f" (as recorded in {record_file(source.target)})"
         raise InputError(
             f"{source.url} has SHA-256 {actual}, not {source.sha256}{recorded}: the file changed there or on"
             f" its way; try again later, or put the right one by hand at {source.target}"
@@ -234,6 +226,10 @@ def _receive(source: _Source) -> None:
             # 416: nothing comes after the part file. It is complete, or it fits no more: the hash will tell.
             if response.status_code != 416 or not source.received:
                 _write(source, response)
+            elif source.size not in (None, source.received):
+                received = source.received
+                source.part.unlink()  # it would stand in the way of the right one
+                raise source.failure(f"it has {received:,} bytes there, not {source.size:,}")
     except (requests.ConnectionError, requests.Timeout) as error:
         reason = f"no connection, or no answer for {source.timeout_seconds:g} s"
         raise _TryAgainError(reason) from error
@@ -293,8 +289,3 @@ def _extent(source: _Source, response: "requests.Response") -> tuple[int, int | 
         source.part.unlink(missing_ok=True)
         raise _TryAgainError("the server sent another range than the one asked for")
     return source.received, None if span[2] == "*" else int(span[2])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,8 @@ import torch
 
 from gptpl.errors import InputError
 from gptpl.files.durable import sync_folder
-from gptpl.training.checkpoint_io import sha256_file, verify
+from gptpl.files.hashes import record_file
+from gptpl.training.checkpoint_io import verify
 
 LAST = "last.ckpt"
 EXPORTED = "model.ckpt"
@@ -84,7 +85,7 @@ class CheckpointFolder:
         sync_folder(self.folder)
         for old in [other for other in self.steps() if other != step][: -self.keep + 1 or None]:
             self.path(old).unlink(missing_ok=True)
-            sha256_file(self.path(old)).unlink(missing_ok=True)
+            record_file(self.path(old)).unlink(missing_ok=True)
 
     def newest_good(self) -> GoodCheckpoint | None:
         """The newest file that is whole, by its SHA-256; None where there is none at all.
@@ -114,7 +115,7 @@ class CheckpointFolder:
 def set_aside(damaged: Sequence[Damaged]) -> None:
     """Renames them to `*.damaged`, so that they neither count as the newest nor are overwritten."""
     for item in damaged:
-        for path in (item.path, sha256_file(item.path)):
+        for path in (item.path, record_file(item.path)):
             with suppress(FileNotFoundError):
                 path.replace(path.with_name(f"{path.name}.damaged"))
 

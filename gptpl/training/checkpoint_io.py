@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from gptpl.files.durable import sync_folder
+from gptpl.files.hashes import record_file, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +52,7 @@ class DurableCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Removes the file and its SHA-256, where they are."""
         Path(path).unlink(missing_ok=True)
-        sha256_file(Path(path)).unlink(missing_ok=True)
-
-
-def sha256_file(path: Path) -> Path:
-    """Where the SHA-256 of a checkpoint stands, in the form that `sha256sum --check` reads."""
-    return path.with_name(f"{path.name}.sha256")
+        record_file(Path(path)).unlink(missing_ok=True)
 
 
 def verify(path: Path) -> str | None:
@@ -64,11 +60,11 @@ def verify(path: Path) -> str | None:
 
     Raises FileNotFoundError where no SHA-256 is recorded.
     """
-    record = _text(sha256_file(path))
+    record = _text(record_file(path))
     try:
         if path.stat().st_size == 0:
             return "is empty"
-        actual = _sha256(path)
+        actual = sha256_of(path)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -87,7 +83,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         line = f"{_write(checkpoint, temporary)}  {path.name}\n"
-        record = sha256_file(path)
+        record = record_file(path)
         old = _recorded(path) if path.exists() else ""
         _write_record(record, old + line)
         temporary.replace(path)
@@ -177,14 +173,9 @@ def _text(record: Path) -> str:
 
 def _recorded(path: Path) -> str:
     """The record of a file that is there; made now where it has none, or it would pass for damaged soon."""
-    if sha256_file(path).exists():
-        return _text(sha256_file(path))
-    return f"{_sha256(path)}  {path.name}\n"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if record_file(path).exists():
+        return _text(record_file(path))
+    return f"{sha256_of(path)}  {path.name}\n"
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A model of another program as if it were a checkpoint: rebuilt, with its tokenizer and its past."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ def load_foreign(
     tokenizer: Tokenizer | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    start: Mapping[str, Any] | None = None,
 ) -> LoadedCheckpoint:
     """The model of the files, in evaluation mode, in that data type.
 
-    `config` and `tokenizer` are for files that say neither. Raises InputError for files that are not whole,
-    and where nobody says which model or tokenizer they are of.
+    `start` is where they come from, if known; `config` and `tokenizer` are for files that say neither.
+
+    Raises InputError for files that are not whole, and where nobody says which model or tokenizer they have.
     """
     config = files.config or config
     if config is None:
@@ -46,7 +49,7 @@ def load_foreign(
         tokenizer=tokenizer,
         run_config={},
         step=int(files.record.get("lineage", {}).get("step", 0)),
-        lineage=_lineage(files),
+        lineage=_lineage(files, start),
     )
 
 
@@ -54,22 +57,23 @@ def load_published(
     weights: PublishedWeights, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LoadedCheckpoint:
     """GPT-2 as OpenAI published it, fetched where the cache does not have it."""
-    return load_foreign(
-        weights.open(weights.size_for(None)), tokenizer=GPT2Tokenizer(), device=device, dtype=dtype
-    )
+    size = weights.size_for(None)
+    files = weights.open(size)
+    start = weights.origin(size, files)
+    return load_foreign(files, tokenizer=GPT2Tokenizer(), device=device, dtype=dtype, start=start)
 
 
-def _lineage(files: ModelFiles) -> dict[str, Any]:
+def _lineage(files: ModelFiles, start: Mapping[str, Any] | None) -> dict[str, Any]:
     """What an export recorded, or else that another program made the files."""
     if files.record:
         return dict(files.record["lineage"])
-    start = {
+    found = start or {
         "init": "file",
         "path": str(files.path.absolute()),
         "format": files.table.format,
         "sha256": weights_sha256(files),
     }
-    return {"step": 0, "tokens_seen": 0, "data": {}, "losses": {}, "start": start}
+    return {"step": 0, "tokens_seen": 0, "data": {}, "losses": {}, "start": dict(found)}
 
 
 def _tokenizer(files: ModelFiles, config: GPTConfig, given: Tokenizer | None) -> Tokenizer:

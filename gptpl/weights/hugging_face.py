@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
+from gptpl.files.plain import read_plain
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.weights.model_files import (
     ModelFiles,
     config_with_record,
+    described_config,
     read_json,
     read_record,
     required,
 )
-from gptpl.weights.sources import safetensors_of
+from gptpl.weights.sources import StateDict, TensorSource, safetensors_of
 from gptpl.weights.tables import HEAD, Head, Layout, Row, Table, both
 from gptpl.weights.transfer import export_tensors
 
 CONFIG_FILE = "config.json"
+OLD_FILE = "pytorch_model.bin"
 PREFIX = "transformer."
 
 # Their linear layers are `Conv1D`, whose weight is (in, out).
@@ -69,14 +72,15 @@ def with_prefix(table: Table, prefix: str) -> Table:
 
 def recognises(path: Path) -> bool:
     """Whether this is a folder with Hugging Face's files."""
-    return (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors*"))
+    has_weights = any(path.glob("*.safetensors*")) or (path / OLD_FILE).is_file()
+    return (path / CONFIG_FILE).is_file() and has_weights
 
 
 def open_files(path: Path) -> ModelFiles:
     """The model of a folder. Raises InputError for one that is no GPT-2, or not whole."""
     record = read_record(path)
     said = _config(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
-    tensors = safetensors_of(path)
+    tensors = _tensors(path)
     prefixed = any(name.startswith(PREFIX) for name in tensors.shapes())
     return ModelFiles(
         path=path,
@@ -85,6 +89,16 @@ def open_files(path: Path) -> ModelFiles:
         config=config_with_record(said, record, where=path / CONFIG_FILE),
         record=record,
     )
+
+
+def _tensors(path: Path) -> TensorSource:
+    """Those of the safetensors; of `pytorch_model.bin` in a folder from before there were any."""
+    if any(path.glob("*.safetensors*")):
+        return safetensors_of(path)
+    content = read_plain(path / OLD_FILE)
+    if not isinstance(content, dict):
+        raise InputError(f"{path / OLD_FILE} holds no state dict: fetch it anew")
+    return StateDict(content, str(path / OLD_FILE))
 
 
 def _config(content: Mapping[str, Any], path: Path) -> GPTConfig:
@@ -98,9 +112,10 @@ def _config(content: Mapping[str, Any], path: Path) -> GPTConfig:
         raise InputError(
             f"{path} says n_inner={content['n_inner']}, gptpl has {4 * fields['emb_dim']}: use another model"
         )
-    return GPTConfig(
-        **fields,
-        drop_rate=float(content.get("resid_pdrop", 0.1)),
+    return described_config(
+        path,
+        fields,
+        drop_rate=content.get("resid_pdrop", 0.1),
         qkv_bias=True,
         tie_weights=bool(content.get("tie_word_embeddings", True)),
         init="gpt2",

@@ -88,6 +88,16 @@ def recorded_config(record: Mapping[str, Any], folder: Path) -> GPTConfig:
         ) from error
 
 
+def described_config(path: Path, fields: Mapping[str, Any], *, drop_rate: object, **fixed: Any) -> GPTConfig:
+    """The model that a format's file describes. Raises InputError, naming the file, if it cannot be."""
+    if isinstance(drop_rate, bool) or not isinstance(drop_rate, int | float):
+        raise InputError(f"{path} gives {drop_rate!r} as dropout rate: give a number of 0 or more, below 1")
+    try:
+        return GPTConfig(**fields, drop_rate=float(drop_rate), **fixed)
+    except InputError as error:
+        raise InputError(f"{path} describes a model that cannot be: {error}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError where there is none."""
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.weights.model_files import required
+from gptpl.weights.model_files import described_config, required
 from gptpl.weights.tables import HEAD, Head, Row, Table, both
 from gptpl.weights.transfer import export_tensors
 
@@ -45,9 +45,10 @@ _NAMES = {
 
 def config_of(model_args: Mapping[str, Any], path: Path) -> GPTConfig:
     """The configuration that `model_args` are of."""
-    return GPTConfig(
-        **required(model_args, _NAMES, path),
-        drop_rate=float(model_args.get("dropout", 0.0)),
+    return described_config(
+        path,
+        required(model_args, _NAMES, path),
+        drop_rate=model_args.get("dropout", 0.0),
         qkv_bias=bool(model_args.get("bias", True)),
         tie_weights=True,
         init="gpt2",

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
-from gptpl.model import GPTConfig, GPTModel
+from gptpl.model import GPTModel
 from gptpl.weights.model_files import (
     ModelFiles,
     config_with_record,
+    described_config,
     read_json,
     read_record,
     required,
@@ -24,7 +25,7 @@ from gptpl.weights.transfer import export_tensors
 
 HPARAMS_FILE = "hparams.json"
 CHECKPOINT = "model.ckpt"
-INSTALL = "pip install 'gptpl[tensorflow]', or pip install tensorflow-cpu where there is no GPU"
+INSTALL = "pip install tensorflow-cpu (on a Mac: tensorflow)"
 
 
 def _linear(ours: str, theirs: str) -> tuple[Row, Row]:
@@ -72,7 +73,9 @@ def open_files(path: Path) -> ModelFiles:
     """The model of a folder. Raises InputError for one that is not whole, or without tensorflow."""
     record = read_record(path)
     fields = required(read_json(path / HPARAMS_FILE), _NAMES, path / HPARAMS_FILE)
-    said = GPTConfig(**fields, drop_rate=0.1, qkv_bias=True, tie_weights=True, init="gpt2")
+    said = described_config(
+        path / HPARAMS_FILE, fields, drop_rate=0.1, qkv_bias=True, tie_weights=True, init="gpt2"
+    )
     return ModelFiles(
         path=path,
         table=TABLE,
@@ -135,11 +138,13 @@ def write_files(net: GPTModel, folder: Path, *, dtype: torch.dtype | None, eot_i
         raise InputError(f"dtype={dtype}: OpenAI's variables are float32; leave dtype out")
     tf = _tensorflow()
     tensors = export_tensors(net, TABLE, dtype=torch.float32)
+    names = list(tensors)
     tf.raw_ops.SaveV2(
         prefix=str(folder / CHECKPOINT),
-        tensor_names=list(tensors),
-        shape_and_slices=[""] * len(tensors),
-        tensors=[tf.convert_to_tensor(tensor.numpy()) for tensor in tensors.values()],
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        # TensorFlow copies: each one of ours goes as its copy comes.
+        tensors=[tf.convert_to_tensor(tensors.pop(name).numpy()) for name in names],
     )
     lines = [f'model_checkpoint_path: "{CHECKPOINT}"', f'all_model_checkpoint_paths: "{CHECKPOINT}"']
     (folder / "checkpoint").write_text("\n".join(lines) + "\n", encoding="ascii")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir, download
+from gptpl.files.hashes import recorded_sha256
 from gptpl.model import GPTConfig
 
 
@@ -190,6 +191,14 @@ def fetch(size: Size, source: str, *, mirror: str | None = None) -> Path:
         except InputError as error:
             raise InputError(f"{error}. {_elsewhere(size, source, folder)}") from error
     return folder
+
+
+def fetched_sha256(size: Size, source: str) -> dict[str, str]:
+    """The hash of the file with the weights, once it is fetched: the pinned one, or the recorded one."""
+    *_, file = files_of(size, source)
+    pinned = file.sha256 or recorded_sha256(weights_folder(size, source) / file.name)
+    assert pinned is not None, "fetched files have a hash"
+    return {file.name: pinned}
 
 
 def _elsewhere(size: Size, source: str, folder: Path) -> str:

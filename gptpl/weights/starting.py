@@ -1,6 +1,5 @@
 """What training can start from, beside random weights: published GPT-2, and other programs' files."""
 
-import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -9,17 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gptpl.errors import InputError
+from gptpl.files.hashes import sha256_of
 from gptpl.model import GPTConfig, GPTModel, empty_model
 from gptpl.weights.formats import open_model
 from gptpl.weights.model_files import ModelFiles
 from gptpl.weights.openai_tensorflow import CHECKPOINT
-from gptpl.weights.published import (
-    SIZES,
-    Size,
-    checked_size,
-    checked_source,
-    fetch,
-)
+from gptpl.weights.published import SIZES, Size, checked_size, checked_source, fetch, fetched_sha256
 from gptpl.weights.requirements import check_fits
 from gptpl.weights.transfer import Crop, load_tensors
 
@@ -135,13 +129,24 @@ class PublishedWeights(StartingWeights):
         """See `StartingWeights`."""
         size = self.size_for(net.config)
         files = self.open(size)
-        assert files.config is not None, "both formats describe their model"
+        if files.config is None:
+            raise InputError(f"init.path={self.path} does not describe its model: use init=state_dict for it")
         crop = Crop(context=self.crop_context)
         check_fits(net.config, files.config, name=f"the weights in {files.path}", crop=crop)
         load_tensors(net, files.tensors, files.table, crop=crop)
         log.info("weights: GPT-2 %s from %s", size.name, files.path)
-        lineage = {"init": self.name, "size": size.name, "crop_context": self.crop_context}
-        return lineage | {"sha256": weights_sha256(files)}
+        return self.origin(size, files)
+
+    def origin(self, size: Size, files: ModelFiles) -> dict[str, Any]:
+        """What is recorded of weights that were loaded."""
+        hashes = weights_sha256(files) if self.path else fetched_sha256(size, self.source)
+        return {
+            "init": self.name,
+            "size": size.name,
+            "path": self.path,
+            "crop_context": self.crop_context,
+            "sha256": hashes,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +200,9 @@ class FileWeights(StartingWeights):
 
 def weights_sha256(files: ModelFiles) -> dict[str, str]:
     """The SHA-256 of every file that holds weights, by its name."""
-    kinds = ("*.safetensors", f"{CHECKPOINT}.data-*")
+    kinds = ("*.safetensors", f"{CHECKPOINT}.data-*", "*.pth", "*.pt", "*.bin")
     paths = [files.path] if files.path.is_file() else [p for kind in kinds for p in files.path.glob(kind)]
-    found = {}
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: sha256_of(path) for path in sorted(paths)}
 
 
 def _check_tokenizer(name: str, tokenizer: Mapping[str, Any]) -> None:

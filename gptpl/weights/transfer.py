@@ -15,8 +15,6 @@ from gptpl.weights.tables import HEAD, POSITIONS, QKV_BIAS, TOKENS, Head, Row, S
 
 _NAMED = 3
 """How many tensors a message names."""
-
-
 _PART = 1 << 20
 """Numbers that are looked at at once."""
 
@@ -61,7 +59,8 @@ class _Plan:
         self.doubles: list[Row] = []
         self.absent_biases: list[Row] = []
         n_layers = net.config.n_layers
-        bias_free = table.bias_free and not any(name.endswith(".bias") for name in shapes)
+        masks = set(table.masks(n_layers))
+        bias_free = table.bias_free and not any(name.endswith(".bias") for name in shapes.keys() - masks)
         for row in table.expanded(n_layers):
             if row.ours not in self.parameters:
                 self.doubles += [row] if shapes.keys() & set(row.theirs) else []
@@ -71,7 +70,7 @@ class _Plan:
                 self.rows.append(row)
         filled = [row.ours for row in (*self.rows, *self.absent_biases)]
         assert sorted(filled) == sorted(self.parameters), "the table must name each parameter once"
-        self.masks = [name for name in table.masks(n_layers) if name in shapes]
+        self.masks = sorted(masks & shapes.keys())
         wanted = [name for row in (*self.rows, *self.doubles) for name in row.theirs]
         assert len(wanted) == len(set(wanted)), "the table must use each tensor once"
         constants = table.constants(n_layers)

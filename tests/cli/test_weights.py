@@ -61,6 +61,7 @@ def mirror(theirs: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setitem(published._HUB, "124M", hub)
     monkeypatch.delitem(published._HUB_CONFIG_SHA256, "124M")
     monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "*")
     handler = partial(Quiet, directory=str(theirs[1]))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -315,7 +316,28 @@ def test_gpt2_into_another_format(gptpl, mirror, theirs, tmp_path):
     tensors = torch.load(tmp_path / "nano/ckpt.pt", weights_only=True)["model"]
     weight = theirs[0].transformer.h[1].mlp.c_proj.weight
     assert torch.equal(tensors["transformer.h.1.mlp.c_proj.weight"], weight.T)
-    assert "First weights: a file in the format of hf" in (tmp_path / "nano/README.md").read_text()
+    assert "OpenAI's GPT-2 124M from the Hugging Face hub" in (tmp_path / "nano/README.md").read_text()
+
+
+def test_a_padded_vocabulary_stays_padded(gptpl, tmp_path):
+    """257 bytes in a table of 320 rows, as for speed: no token that the tokenizer lacks is ever written."""
+    transformers = pytest.importorskip("transformers")
+    settings = ("experiment=quick", "model.vocab_size=320", *SHORT[:4], "callbacks=checkpoint_last")
+    assert gptpl("train", *settings, "run_dir=run").status == 0
+    convert(gptpl, "checkpoint=run", "format=hf", "output=hf")
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf")
+    assert model.transformer.wte.weight.shape == (320, 64)
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")) == 257
+    pytest.importorskip("tensorflow", reason="TensorFlow is installed on Linux x86-64 only")
+    convert(gptpl, "checkpoint=hf", "format=openai-tf", "output=tf")
+    assert json.loads((tmp_path / "tf/hparams.json").read_text())["n_vocab"] == 320
+    outcome = gptpl(
+        "train", "init=state_dict", "init.path=hf", "init.crop_vocabulary=true", "experiment=quick",
+        *SHORT[:4], "callbacks=checkpoint_last", "run_dir=cut",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    weights = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert weights["net.tok_emb.weight"].shape == (257, 64)
 
 
 def test_half_precision_exports(gptpl, quick, tmp_path):
@@ -324,6 +346,15 @@ def test_half_precision_exports(gptpl, quick, tmp_path):
         assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == dtype
     size = (tmp_path / "bfloat16/model.safetensors").stat().st_size
     assert size < quick.run.record["parameters"] * 2 + 20_000
+
+
+def test_weights_too_large_for_half_precision(gptpl, refused, quick, tmp_path):
+    convert(gptpl, f"checkpoint={quick.run.path}", "format=book", "output=large")
+    tensors = torch.load(tmp_path / "large/model.pth", weights_only=True)
+    tensors["trf_blocks.0.ff.layers.0.weight"][0, 0] = 1e6
+    torch.save(tensors, tmp_path / "large/model.pth")
+    said = refused("weights", "convert", "checkpoint=large", "format=hf", "output=x", "dtype=float16")
+    assert "dtype=float16 cannot hold the weights of blocks.0.ff.up_proj.weight: use bfloat16" in said
 
 
 @pytest.mark.parametrize(

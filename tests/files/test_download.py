@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -388,3 +389,62 @@ def test_a_folder_that_cannot_be_made_is_one_line(fetch: Callable[..., Path], tm
     with pytest.raises(InputError, match="GPTPL_CACHE") as raised:
         fetch(cache_dir=tmp_path / "file" / "cache")
     assert os.fspath(tmp_path / "file") in one_line(raised)
+
+
+def test_a_disk_with_too_little_room_is_found_out_before_a_byte_is_written(
+    fetch: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=len(DATA) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=r"320,000 bytes are to come, 319,999 are free.*make room") as raised:
+        fetch()
+    one_line(raised)
+    assert not (tmp_path / "story.txt.part").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=len(DATA)))
+    assert fetch().read_bytes() == DATA
+
+
+# ------------------------------------------------------------- sizes, and hashes that nobody published
+
+
+def test_a_size_that_is_not_the_published_one_is_refused(
+    fetch: Callable[..., Path], server: Server, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"it has 320,000 bytes there, not 7") as raised:
+        fetch(size=7)
+    one_line(raised)
+    assert not (tmp_path / "story.txt").exists()
+    assert fetch(size=len(DATA)).read_bytes() == DATA
+
+
+def test_the_published_size_stands_in_for_one_that_the_server_does_not_tell(
+    fetch: Callable[..., Path], server: Server
+) -> None:
+    server.always = Handler.serve_without_length
+    with pytest.raises(InputError, match=r"it has 320,000 bytes there, not 320,001"):
+        fetch(size=len(DATA) + 1, sha256=None, attempts=2)
+
+
+def test_a_cached_file_of_another_size_is_fetched_anew(fetch: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_bytes(DATA[:-1])
+    assert fetch(sha256=None, size=len(DATA)).read_bytes() == DATA
+
+
+def test_without_a_published_hash_the_first_one_is_recorded_and_holds(
+    fetch: Callable[..., Path], server: Server, tmp_path: Path
+) -> None:
+    path = fetch(sha256=None)
+    assert (tmp_path / "story.txt.sha256").read_text() == f"{SHA256}  story.txt\n"
+    server.data = DATA[::-1]
+    assert fetch(sha256=None).read_bytes() == DATA, "it is there"
+    path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=rf"not {SHA256} \(as recorded in .*story\.txt\.sha256\)"):
+        fetch(sha256=None)
+    server.data = DATA
+    assert fetch(sha256=None).read_bytes() == DATA
+
+
+def test_a_download_without_a_hash_is_continued_too(fetch: Callable[..., Path], server: Server) -> None:
+    server.script = [Handler.cut]
+    assert fetch(sha256=None).read_bytes() == DATA
+    assert len(server.ranges) == 2

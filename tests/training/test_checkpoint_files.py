@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from gptpl.errors import InputError
+from gptpl.files.hashes import record_file
 from gptpl.training.checkpoint_files import CheckpointFolder, Damaged, set_aside
-from gptpl.training.checkpoint_io import sha256_file, verify, write_checkpoint
+from gptpl.training.checkpoint_io import verify, write_checkpoint
 
 
 def write(folder: CheckpointFolder, *steps: int) -> None:
@@ -117,7 +118,7 @@ def test_behind_a_damaged_newest_comes_the_one_before(folder, damage):
 )
 def test_without_a_record_the_file_has_to_be_readable(folder, damage, reason):
     write(folder, 10, 20)
-    sha256_file(folder.path(20)).unlink()
+    record_file(folder.path(20)).unlink()
     good = folder.newest_good()
     assert good is not None
     assert (good.step, good.unverified) == (20, True)

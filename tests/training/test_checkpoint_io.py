@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from gptpl.files.hashes import record_file
 from gptpl.training.checkpoint_files import CheckpointFolder
-from gptpl.training.checkpoint_io import DurableCheckpointIO, sha256_file, verify, write_checkpoint
+from gptpl.training.checkpoint_io import DurableCheckpointIO, verify, write_checkpoint
 
 
 def state(value: float, numbers: int = 1000) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def test_the_record_is_what_sha256sum_reads(tmp_path):
     path = tmp_path / "a.ckpt"
     write_checkpoint(state(1), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert sha256_file(path).read_text() == f"{digest}  a.ckpt\n"
+    assert record_file(path).read_text() == f"{digest}  a.ckpt\n"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.sha256"]
     assert verify(path) is None
 
@@ -51,7 +52,7 @@ def test_a_name_that_is_written_again_gets_the_new_content(tmp_path):
         write_checkpoint(state(value), path)
     assert value_of(path) == 2
     assert verify(path) is None
-    assert len(sha256_file(path).read_text().splitlines()) == 1
+    assert len(record_file(path).read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_killed_at_any_moment_the_folder_has_a_whole_newest_checkpoint(tmp_path,
         folder.settle(1)
         new = 2 if again == "a new step" else 1
         if "lost" in again:
-            sha256_file(folder.path(1)).unlink()
+            record_file(folder.path(1)).unlink()
 
         def work(folder: CheckpointFolder = folder, new: int = new) -> None:
             write_checkpoint(state(7), folder.path(new))
@@ -157,7 +158,7 @@ def test_killed_at_any_moment_the_folder_has_a_whole_newest_checkpoint(tmp_path,
         killed = killed_at(operation, work)
         last = folder.folder / "last.ckpt"
         for path in [*map(folder.path, folder.steps()), last.resolve()]:
-            if sha256_file(path).exists() or "lost" not in again:
+            if record_file(path).exists() or "lost" not in again:
                 assert verify(path) is None, (operation, path)
         assert value_of(last) in (1.0, 7.0)
         good = folder.newest_good()

@@ -101,7 +101,8 @@ def test_shards_that_are_not_all_there(hugging_face):
         ("scale_attn_by_inverse_layer_idx", True, "says scale_attn_by_inverse_layer_idx=True"),
         ("n_inner", 100, "says n_inner=100"),
         ("n_head", 5, "emb_dim=32 is not divisible by n_heads=5"),
-        ("n_layer", "three", "n_layers='three' is not a size"),
+        ("n_layer", "three", "describes a model that cannot be: n_layers='three' is not a size"),
+        ("resid_pdrop", None, "gives None as dropout rate"),
     ],
 )
 def test_a_config_json_of_a_model_that_gptpl_does_not_have(hugging_face, key, value, words):
@@ -244,7 +245,7 @@ def test_without_tensorflow_the_command_that_installs_it_is_named(tmp_path):
     )
     path = {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | path, capture_output=True, text=True)
-    assert "pip install 'gptpl[tensorflow]'" in done.stdout
+    assert "not installed: pip install tensorflow-cpu" in done.stdout
     assert "init=gpt2_hf, the same weights without TensorFlow" in done.stdout
 
 

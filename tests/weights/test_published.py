@@ -53,6 +53,7 @@ class Server(ThreadingHTTPServer):
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("GPTPL_MIRROR", raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
     with Server() as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

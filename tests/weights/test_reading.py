@@ -33,6 +33,17 @@ def test_nanogpts_checkpoint(nano, bias, compiled, config, read, logits):
     torch.testing.assert_close(logits(net, theirs.tokens), theirs.logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_nanogpts_checkpoint_with_masks(nano, config, read, logits, bias):
+    """As it is saved where nanoGPT runs without flash attention."""
+    theirs = nano(bias=bias)
+    checkpoint = torch.load(theirs.path, weights_only=True)
+    mask = torch.ones(24, 24).tril()[None, None]
+    checkpoint["model"] |= {f"transformer.h.{i}.attn.bias": mask for i in range(3)}
+    torch.save(checkpoint, theirs.path)
+    torch.testing.assert_close(logits(read(theirs.path), theirs.tokens), theirs.logits, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_hugging_faces_folder(hugging_face, tied, config, read, logits):
     theirs = hugging_face(tied=tied)
@@ -99,6 +110,15 @@ def test_a_folder_as_on_the_hub(hugging_face, read, logits):
     file = theirs.path / "model.safetensors"
     tensors = _bare(load_file(file))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    torch.testing.assert_close(logits(read(theirs.path), theirs.tokens), theirs.logits, atol=1e-5, rtol=0)
+
+
+def test_a_folder_from_before_safetensors(hugging_face, read, logits):
+    from safetensors.torch import load_file
+
+    theirs = hugging_face()
+    torch.save(load_file(theirs.path / "model.safetensors"), theirs.path / "pytorch_model.bin")
+    (theirs.path / "model.safetensors").unlink()
     torch.testing.assert_close(logits(read(theirs.path), theirs.tokens), theirs.logits, atol=1e-5, rtol=0)
 
 
