@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -52,11 +53,20 @@ def _convert(cfg: DictConfig) -> None:
             _write(cfg.format, loaded, temporary, shown_as=output.name)
             if cfg.verify:
                 _verify(cfg.format, loaded, temporary)
-            temporary.chmod(0o755)  # mkdtemp's is for its owner alone
+            _share(temporary)
             temporary.rename(output)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         print(output)
+
+
+def _share(folder: Path) -> None:
+    """Gives the files the usual permissions: temporary folders and safetensors are for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
 
 
 def _checked(cfg: DictConfig) -> torch.dtype | None:

@@ -14,7 +14,7 @@ from gptpl.model import GPTConfig, empty_model
 from gptpl.training.checkpoint import LoadedCheckpoint
 from gptpl.weights.model_files import ModelFiles
 from gptpl.weights.starting import PublishedWeights, weights_sha256
-from gptpl.weights.transfer import load_tensors
+from gptpl.weights.transfer import check_tensors, load_tensors
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ def load_foreign(
             f"{files.path} holds weights, but not which model they are of: convert it once, gptpl weights"
             f" convert checkpoint={files.path} model=gpt_124m format=gptpl output=FOLDER, and use that FOLDER"
         )
+    check_tensors(config, files.tensors, files.table)
     tokenizer = _tokenizer(files, config, tokenizer)
     net = empty_model(config, device=device, dtype=dtype)
     load_tensors(net, files.tensors, files.table)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
-from gptpl.model import GPTModel
+from gptpl.model import GPTConfig, GPTModel
 from gptpl.weights.sources import DTYPES, TensorSource
 from gptpl.weights.tables import HEAD, POSITIONS, QKV_BIAS, TOKENS, Head, Row, Shape, Table
 
@@ -47,6 +47,22 @@ def load_tensors(net: GPTModel, source: TensorSource, table: Table, *, crop: Cro
             _check_double(net, source, row)
         for name in plan.masks:
             _check_mask(source, name, table.mask_of_ones)
+
+
+def check_tensors(config: GPTConfig, source: TensorSource, table: Table) -> None:
+    """What `load_tensors` checks first, for a model that is not there yet: what describes it may be wrong.
+
+    Raises InputError for names and shapes that are not those of the configuration.
+    """
+    last = config.n_layers - 1
+    names = {name.format(i=last) for row in table.rows if "{i}" in row.ours for name in row.theirs}
+    if not names & source.shapes().keys():  # before a million blocks are made
+        raise InputError(
+            f"{source.where} has no tensor of block {last}, the last of n_layers={config.n_layers}: restore"
+            " what describes it, or fetch it anew"
+        )
+    with torch.device("meta"):
+        _Plan(GPTModel(config), source, table, Crop())
 
 
 class _Plan:

@@ -248,6 +248,10 @@ def test_a_trained_run_opens_in_transformers_and_writes_the_same_greedy_text(gpt
         "README.md", "config.json", "generation_config.json", "gptpl.json", "model.safetensors",
         "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "hf").iterdir()}
+    usual = tmp_path / "usual"
+    usual.touch()
+    assert modes == {usual.stat().st_mode & 0o777}, "what a user can read"
 
 
 @pytest.mark.parametrize("name", ["hf", "book", "nanogpt", "openai-tf", "gptpl"])

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.errors import InputError
+from gptpl.training.foreign_checkpoint import load_foreign
 from gptpl.weights.formats import open_model
 from gptpl.weights.starting import FileWeights, PublishedWeights
 
@@ -199,6 +201,20 @@ def test_no_files_at_all(tmp_path):
 def test_an_hparams_json_that_disagrees_with_the_tensors(openai, read, hparams, words):
     with pytest.raises(InputError) as refused:
         read(openai(hparams=hparams).path)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("hparams", "words"),
+    [
+        ({"n_layer": 10**9}, "has no tensor of block 999999999, the last of n_layers=1000000000"),
+        ({"n_ctx": 10**15}, "'model/wpe' as (24, 32), the model wants (1000000000000000, 32)"),
+        ({"n_vocab": 10**15}, "'model/wte' as (61, 32), the model wants (1000000000000000, 32)"),
+    ],
+)
+def test_a_description_that_no_memory_could_hold(openai, hparams, words):
+    with pytest.raises(InputError) as refused:
+        load_foreign(open_model(openai(hparams=hparams).path), tokenizer=BytesTokenizer())
     assert words in str(refused.value)
 
 
