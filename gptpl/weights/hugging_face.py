@@ -108,18 +108,22 @@ def _config(content: Mapping[str, Any], path: Path) -> GPTConfig:
                 f"{path} says {name}={content[name]}, gptpl's model has {allowed[0]}: use another model"
             )
     fields = required(content, _NAMES, path)
-    if content.get("n_inner") not in (None, 4 * fields["emb_dim"]):
-        raise InputError(
-            f"{path} says n_inner={content['n_inner']}, gptpl has {4 * fields['emb_dim']}: use another model"
-        )
-    return described_config(
+    tied = content.get("tie_word_embeddings", True)
+    if not isinstance(tied, bool):
+        raise InputError(f"{path} says tie_word_embeddings={tied!r}: give true or false")
+    config = described_config(
         path,
         fields,
         drop_rate=content.get("resid_pdrop", 0.1),
         qkv_bias=True,
-        tie_weights=bool(content.get("tie_word_embeddings", True)),
+        tie_weights=tied,
         init="gpt2",
     )
+    if content.get("n_inner") not in (None, 4 * config.emb_dim):
+        raise InputError(
+            f"{path} says n_inner={content['n_inner']}, gptpl has {4 * config.emb_dim}: use another model"
+        )
+    return config
 
 
 def write_files(net: GPTModel, folder: Path, *, dtype: torch.dtype | None, eot_id: int) -> None:

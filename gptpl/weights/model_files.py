@@ -104,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give the folder of a model") from error
-    except ValueError as error:  # not UTF-8, not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end
         raise InputError(f"{path} is no JSON ({error}): fetch it anew") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no object: fetch it anew")

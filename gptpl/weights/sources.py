@@ -85,8 +85,10 @@ def safetensors_of(folder: Path, stem: str = "model") -> SafetensorsFiles:
     try:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(shards.values()))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{index} lists no shards ({error}): fetch it anew") from error
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{index} lists no shards: fetch it anew")
     if any(Path(name).name != name for name in names):
         raise InputError(f"{index} lists files outside its folder: use another copy")
     source = SafetensorsFiles(folder / name for name in names)

@@ -61,8 +61,12 @@ def check_tensors(config: GPTConfig, source: TensorSource, table: Table) -> None
             f"{source.where} has no tensor of block {last}, the last of n_layers={config.n_layers}: restore"
             " what describes it, or fetch it anew"
         )
-    with torch.device("meta"):
-        _Plan(GPTModel(config), source, table, Crop())
+    try:
+        with torch.device("meta"):
+            _Plan(GPTModel(config), source, table, Crop())
+    except InputError as error:
+        fact = str(error).rpartition(": ")[0]  # the remedy is for a model that can be changed
+        raise InputError(f"{fact}: restore what describes it, or fetch it anew") from error
 
 
 class _Plan:
@@ -188,7 +192,8 @@ def _check_double(net: GPTModel, source: TensorSource, row: Row) -> None:
 
 def _check_mask(source: TensorSource, name: str, ones: str) -> None:
     mask = source.read(name)
-    square = mask.reshape(mask.shape[-2:]) if mask.dim() >= 2 else mask
+    rows = mask.shape[-1] if mask.dim() >= 2 else 0
+    square = mask.reshape(rows, rows) if mask.numel() == rows**2 else mask
     if square.dim() != 2 or not torch.equal(square.bool(), causal_mask(square.shape[0], ones).bool()):
         raise InputError(
             f"{source.where} holds {name!r}, which is no causal mask, as gptpl's models have: use others"

@@ -90,8 +90,14 @@ def test_shards_that_are_not_all_there(hugging_face):
     listed["weight_map"]["more"] = "../elsewhere.safetensors"
     index.write_text(json.dumps(listed))
     assert "lists files outside its folder" in refusal(folder)
-    index.write_text("[]")
-    assert "lists no shards" in refusal(folder)
+    for text in (
+        "[]",
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": 1, "b": "c"}}',
+    ):
+        index.write_text(text)
+        assert "lists no shards" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +109,8 @@ def test_shards_that_are_not_all_there(hugging_face):
         ("scale_attn_by_inverse_layer_idx", True, "says scale_attn_by_inverse_layer_idx=True"),
         ("n_inner", 100, "says n_inner=100"),
         ("n_head", 5, "emb_dim=32 is not divisible by n_heads=5"),
+        ("n_embd", None, "describes a model that cannot be: emb_dim=None is not a size"),
+        ("tie_word_embeddings", "false", "says tie_word_embeddings='false': give true or false"),
         ("n_layer", "three", "describes a model that cannot be: n_layers='three' is not a size"),
         ("resid_pdrop", None, "gives None as dropout rate"),
     ],

@@ -234,9 +234,10 @@ def test_what_is_no_tensor(book):
         open_model(path)
 
 
-def test_a_mask_that_is_not_causal(book, refusal):
+@pytest.mark.parametrize("shape", [(24, 24), (), (3,), (2, 24, 24), (2, 2, 2), (24, 12)])
+def test_a_mask_that_is_not_causal(book, refusal, shape):
     name = "trf_blocks.2.att.mask"
-    path = changed(book, lambda tensors: tensors.update({name: torch.zeros(24, 24)}))
+    path = changed(book, lambda tensors: tensors.update({name: torch.zeros(shape)}))
     assert f"{name!r}, which is no causal mask" in refusal(path)
 
 

@@ -208,6 +208,17 @@ def test_a_vocabulary_is_told_from_another(tmp_path):
     assert is_gpt2_vocabulary(tmp_path) is True, "by tokenizer.json alone"
     write_tokenizer(BytesTokenizer(), tmp_path, context_length=9)
     assert is_gpt2_vocabulary(tmp_path) is False
+    for odd in (
+        "{}",
+        '{"model": "a"}',
+        '{"model": {"vocab": [1]}}',
+        '{"model": {"vocab": {}}, "added_tokens": [{}]}',
+    ):
+        (tmp_path / "tokenizer.json").write_text(odd)
+        assert is_gpt2_vocabulary(tmp_path) is False
+    (tmp_path / "tokenizer.json").write_text("[" * 10**5)
+    with pytest.raises(InputError, match="is no vocabulary in JSON"):
+        is_gpt2_vocabulary(tmp_path)
 
 
 def test_what_is_written_is_contiguous(net, written):

@@ -69,8 +69,11 @@ def is_gpt2_vocabulary(folder: Path) -> bool | None:
         ids = _json(folder / "vocab.json")
     elif (folder / "tokenizer.json").is_file():
         content = _json(folder / "tokenizer.json")
-        ids = dict(content.get("model", {}).get("vocab", {}))
-        ids |= {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+        try:
+            ids = dict(content["model"]["vocab"])
+            ids |= {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+        except (LookupError, TypeError, ValueError):  # of another kind than byte-pair encoding
+            return False
     else:
         return None
     characters = byte_characters()
@@ -147,6 +150,6 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no vocabulary in JSON ({error}): fetch it anew") from error
     return content if isinstance(content, dict) else {}
