@@ -25,8 +25,9 @@ from gptpl.errors import InputError
 from gptpl.model import GPTConfig, count_parameters
 from gptpl.training.checkpoint import check_same_model
 from gptpl.training.compilation import compile_for_training
+from gptpl.training.foreign_checkpoint import check_vocabulary
 from gptpl.training.language_model import LanguageModelingModule
-from gptpl.weights.starting import RandomWeights, StartingWeights
+from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,10 @@ def _starting_weights(cfg: DictConfig, resume: Resumption | None) -> StartingWei
     weights: StartingWeights = instantiate(cfg.init)
     if cfg.tokenizer.vocab_size is not None:
         config = GPTConfig(**{**cfg.model, "vocab_size": cfg.model.vocab_size or cfg.tokenizer.vocab_size})
-        weights.check(config, _tokenizer(cfg.tokenizer).state())
+        tokenizer = _tokenizer(cfg.tokenizer)
+        weights.check(config, tokenizer.state())
+        if isinstance(weights, FileWeights | PublishedWeights) and weights.path and tokenizer.name == "gpt2":
+            check_vocabulary(Path(weights.path).expanduser())
     return weights
 
 

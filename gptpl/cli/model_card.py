@@ -1,5 +1,6 @@
 """The README.md of an exported model: where it comes from, what it is for, and how it is loaded."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -81,14 +82,14 @@ def _start(start: Mapping[str, Any]) -> str:
     if kind == "random":
         return "random"
     hashes = ", ".join(f"`{name}` SHA-256 `{value}`" for name, value in start.get("sha256", {}).items())
-    if kind in ("gpt2_hf", "gpt2_openai"):
+    if kind in ("gpt2_hf", "gpt2_openai") and not start.get("path"):
         origin = "the Hugging Face hub" if kind == "gpt2_hf" else "OpenAI's TensorFlow checkpoint"
         return f"OpenAI's GPT-2 {start['size']} from {origin} ({hashes})"
-    return f"a file in the format of {start.get('format')}, `{start.get('path')}` ({hashes})"
+    return f"the files at `{start.get('path')}` ({hashes})"
 
 
 def _loading(name: str, shown_as: str) -> str:
-    command = f"gptpl generate checkpoint={shown_as} prompt='Every effort moves you'"
+    command = f"gptpl generate {shlex.quote(f'checkpoint={shown_as}')} prompt='Every effort moves you'"
     lines = ["```", command, "```"]
     if name in FORMATS:
         code = FORMATS[name].reader.replace("{folder}", shown_as)

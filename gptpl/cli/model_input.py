@@ -56,6 +56,10 @@ def loaded_checkpoint(
         files = weights.open() if isinstance(weights, FileWeights) else open_model(cast(Path, path))
         loaded = load_foreign(files, config=config, tokenizer=tokenizer, device=device, dtype=dtype)
     else:
+        if config is not None or tokenizer is not None:
+            raise InputError(
+                f"checkpoint={path} says itself which model it is: leave model= and tokenizer= out"
+            )
         loaded = load_model(checkpoint_file(str(path)), device=device)
         loaded.net.to(dtype)
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)

@@ -41,3 +41,4 @@ class RunInitConf:
     _target_: str = "gptpl.training.starting_run.RunWeights"
     checkpoint: str | None = None
     crop_context: bool = False
+    crop_vocabulary: bool = False

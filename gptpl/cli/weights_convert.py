@@ -54,10 +54,19 @@ def _convert(cfg: DictConfig) -> None:
             if cfg.verify:
                 _verify(cfg.format, loaded, temporary)
             _share(temporary)
-            temporary.rename(output)
+            _move(temporary, output)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         print(output)
+
+
+def _move(temporary: Path, output: Path) -> None:
+    try:
+        temporary.rename(output)
+    except OSError as error:
+        if not output.exists():
+            raise
+        raise InputError(f"output={output} came into being meanwhile: give another folder") from error
 
 
 def _share(folder: Path) -> None:
@@ -119,7 +128,7 @@ def _write(name: str, loaded: LoadedCheckpoint, folder: Path, *, shown_as: str) 
         write_model(loaded, folder / EXPORTED)
     else:
         FORMATS[name].write(loaded.net, folder, dtype=None, eot_id=tokenizer.eot_id)
-        record = record_of(config, tokenizer.state(), loaded.lineage)
+        record = record_of(folder, config, tokenizer.state(), loaded.lineage)
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if name == "hf":
         write_tokenizer(tokenizer, folder, context_length=config.context_length)

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ def _losses(path: Path, step: int) -> dict[str, float]:
     found: dict[str, float] = {}
     if path.parent.name != "checkpoints" or not metrics.is_file():
         return found
-    with metrics.open(newline="", encoding="utf-8") as file:
+    with suppress(OSError, UnicodeDecodeError, csv.Error), metrics.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if int(row["step"]) <= step:
-                found |= {name: float(row[name]) for name in LOSSES if row.get(name)}
+            with suppress(ValueError, KeyError, TypeError):  # a line that is being written, or was edited
+                if int(row["step"]) <= step:
+                    found |= {name: float(row[name]) for name in LOSSES if row.get(name)}
     return found

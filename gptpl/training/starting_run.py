@@ -34,10 +34,17 @@ class RunWeights(StartingWeights):
     Args:
         checkpoint: a run's folder (its last checkpoint) or a `.ckpt` file.
         crop_context: whether the model's context may be shorter than the checkpoint's.
+        crop_vocabulary: whether rows of the token embedding beyond the model's vocabulary may be left out.
     """
 
     checkpoint: str | None
     crop_context: bool = False
+    crop_vocabulary: bool = False
+
+    @property
+    def crop(self) -> Crop:
+        """What may be left out."""
+        return Crop(context=self.crop_context, vocabulary=self.crop_vocabulary)
 
     @property
     def file(self) -> Path:
@@ -54,7 +61,7 @@ class RunWeights(StartingWeights):
             config,
             model_config(header, self.file),
             name=f"init.checkpoint={self.checkpoint}: the weights",
-            crop=Crop(context=self.crop_context),
+            crop=self.crop,
         )
 
     def load_into(self, net: GPTModel) -> dict[str, Any]:
@@ -67,11 +74,12 @@ class RunWeights(StartingWeights):
             for name, tensor in checkpoint["state_dict"].items()
             if name.startswith(NET_PREFIX)
         }
-        load_tensors(net, StateDict(weights, str(path)), OURS, crop=Crop(context=self.crop_context))
+        load_tensors(net, StateDict(weights, str(path)), OURS, crop=self.crop)
         log.info("weights: %s, step %d", path, int(checkpoint.get("global_step", 0)))
         return {
             "init": "run",
             "checkpoint": str(path.resolve()),
             "crop_context": self.crop_context,
+            "crop_vocabulary": self.crop_vocabulary,
             "parent": lineage_of(checkpoint, path),
         }

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from gptpl.model import GPTModel
+from gptpl.weights.model_files import writing
 from gptpl.weights.tables import HEAD, Head, Row, Table, both
 from gptpl.weights.transfer import export_tensors
 
@@ -45,4 +46,6 @@ TABLE = Table(
 def write_files(net: GPTModel, folder: Path, *, dtype: torch.dtype | None, eot_id: int) -> None:
     """`model.pth`, for the book's `load_state_dict`."""
     del eot_id
-    torch.save(export_tensors(net, TABLE, dtype=dtype), folder / FILE)
+    tensors = export_tensors(net, TABLE, dtype=dtype)
+    with writing(folder, RuntimeError):
+        torch.save(tensors, folder / FILE)

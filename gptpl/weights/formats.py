@@ -83,6 +83,8 @@ def open_model(path: Path) -> ModelFiles:
     for name in (book.FILE, nanogpt.FILE):
         if (path / name).is_file():
             return open_state_dict(path / name)
+    if (path / "model.ckpt").is_file() or (path / "checkpoints").is_dir():
+        raise InputError(f"{path} is gptpl's own: use init=run init.checkpoint={path}")
     raise InputError(
         f"{path} holds no model that gptpl knows: give a folder with config.json and model.safetensors"
         f" (Hugging Face), hparams.json and model.ckpt.* (OpenAI), {book.FILE} (the book) or {nanogpt.FILE}"

@@ -18,6 +18,7 @@ from gptpl.weights.model_files import (
     read_json,
     read_record,
     required,
+    writing,
 )
 from gptpl.weights.sources import StateDict, TensorSource, safetensors_of
 from gptpl.weights.tables import HEAD, Head, Layout, Row, Table, both
@@ -128,11 +129,13 @@ def _config(content: Mapping[str, Any], path: Path) -> GPTConfig:
 
 def write_files(net: GPTModel, folder: Path, *, dtype: torch.dtype | None, eot_id: int) -> None:
     """`config.json`, `generation_config.json` and `model.safetensors`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     table = with_prefix(TABLE, PREFIX)
     tensors: dict[str, Tensor] = export_tensors(net, table, dtype=dtype)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with writing(folder, SafetensorError):
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     _write_json(folder / CONFIG_FILE, _their_config(net.config, stored, eot_id))
     _write_json(

@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gptpl.errors import InputError
+from gptpl.files.hashes import sha256_of
 from gptpl.model import GPTConfig
 from gptpl.weights.sources import TensorSource
 from gptpl.weights.tables import Table
+
+log = logging.getLogger(__name__)
 
 RECORD_FILE = "gptpl.json"
 """Stands beside exported weights, with what their format has no words for."""
@@ -27,7 +32,8 @@ class ModelFiles:
         table: the format's table, under the names that the tensors have here.
         tensors: the tensors.
         config: what the files say of the model; None: nothing but the shapes of its tensors.
-        record: what gptpl wrote beside an export: `model`, `tokenizer`, `lineage`; empty elsewhere.
+        record: what gptpl wrote beside an export: `model`, `tokenizer`, `lineage`; empty elsewhere. Where
+            another program changed the weights since, `tokenizer` and `model_before`.
     """
 
     path: Path
@@ -37,14 +43,30 @@ class ModelFiles:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-def record_of(config: GPTConfig, tokenizer: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `gptpl.json`."""
+def record_of(
+    folder: Path, config: GPTConfig, tokenizer: Mapping[str, Any], lineage: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of `gptpl.json` for the weights in a folder."""
     return {
         "format_version": RECORD_VERSION,
+        "weights_sha256": weights_sha256(folder),
         "model": dataclasses.asdict(config),
         "tokenizer": dict(tokenizer),
         "lineage": dict(lineage),
     }
+
+
+@contextmanager
+def writing(folder: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns what a library raises when it cannot write into one line; `kinds` are its own exceptions."""
+    expected: tuple[type[Exception], ...] = (OSError, *kinds)
+    try:
+        yield
+    except expected as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"{folder.parent} does not take the files ({reason}): make room there, or give another output"
+        ) from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -58,17 +80,32 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{path} has format version {record.get('format_version')}, this gptpl reads {RECORD_VERSION}:"
             " use the gptpl that wrote it, or remove the file"
         )
-    for part in ("model", "tokenizer", "lineage"):
+    for part in ("model", "tokenizer", "lineage", "weights_sha256"):
         if not isinstance(record.get(part), dict):
             raise InputError(f"{path} holds no {part}: restore the file, or remove it")
+    lineage = record["lineage"]
+    if not isinstance(lineage.get("step"), int) or not isinstance(lineage.get("start"), dict):
+        raise InputError(f"{path} holds a lineage without step or start: restore the file, or remove it")
+    if record["weights_sha256"] != weights_sha256(folder):
+        log.warning(
+            "%s: the weights beside it were changed since, so what it says of their past is not used", path
+        )
+        return {"tokenizer": record["tokenizer"], "model_before": record["model"]}
     return record
+
+
+def weights_sha256(path: Path) -> dict[str, str]:
+    """The SHA-256 of a file, or of every file of a folder that holds weights, by name."""
+    kinds = ("*.safetensors", "*.ckpt.data-*", "*.pth", "*.pt", "*.bin")
+    paths = [path] if path.is_file() else [found for kind in kinds for found in path.glob(kind)]
+    return {found.name: sha256_of(found) for found in sorted(paths)}
 
 
 def config_with_record(said: GPTConfig, record: Mapping[str, Any], *, where: Path) -> GPTConfig:
     """The configuration that the format gives, with what `gptpl.json` adds: it may not contradict it."""
-    if not record:
+    if "model" not in record:
         return said
-    recorded = recorded_config(record, where.parent)
+    recorded = recorded_config(record["model"], where.parent)
     for name in _SAID_BY_BOTH:
         if getattr(recorded, name) != getattr(said, name):
             raise InputError(
@@ -78,10 +115,10 @@ def config_with_record(said: GPTConfig, record: Mapping[str, Any], *, where: Pat
     return recorded
 
 
-def recorded_config(record: Mapping[str, Any], folder: Path) -> GPTConfig:
+def recorded_config(model: Mapping[str, Any], folder: Path) -> GPTConfig:
     """The model that `gptpl.json` describes."""
     try:
-        return GPTConfig(**record["model"])
+        return GPTConfig(**model)
     except TypeError as error:
         raise InputError(
             f"{folder / RECORD_FILE} describes its model otherwise than this gptpl ({error}): restore it"

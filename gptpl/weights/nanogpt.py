@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.weights.model_files import described_config, required
+from gptpl.weights.model_files import described_config, required, writing
 from gptpl.weights.tables import HEAD, Head, Row, Table, both
 from gptpl.weights.transfer import export_tensors
 
@@ -66,4 +66,5 @@ def write_files(net: GPTModel, folder: Path, *, dtype: torch.dtype | None, eot_i
         "config": {"dataset": "openwebtext"},  # has no meta.pkl: sample.py takes GPT-2's tokenizer
         "iter_num": 0,
     }
-    torch.save(checkpoint, folder / FILE)
+    with writing(folder, RuntimeError):
+        torch.save(checkpoint, folder / FILE)

@@ -19,6 +19,7 @@ from gptpl.weights.model_files import (
     read_json,
     read_record,
     required,
+    writing,
 )
 from gptpl.weights.tables import Head, Layout, Row, Shape, Table
 from gptpl.weights.transfer import export_tensors
@@ -122,7 +123,10 @@ class TensorFlowCheckpoint:
     def read(self, name: str) -> Tensor:
         """The variable. Raises InputError where its bytes are damaged."""
         try:
-            return torch.from_numpy(self._reader.get_tensor(name))
+            array = self._reader.get_tensor(name)
+            if self.dtype(name) == "bfloat16":  # which NumPy does not have: TensorFlow's own, bit for bit
+                return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+            return torch.from_numpy(array)
         except (self._errors, ValueError, RuntimeError, LookupError) as error:
             raise self._damaged(error) from error
 
@@ -139,13 +143,14 @@ def write_files(net: GPTModel, folder: Path, *, dtype: torch.dtype | None, eot_i
     tf = _tensorflow()
     tensors = export_tensors(net, TABLE, dtype=torch.float32)
     names = list(tensors)
-    tf.raw_ops.SaveV2(
-        prefix=str(folder / CHECKPOINT),
-        tensor_names=names,
-        shape_and_slices=[""] * len(names),
-        # TensorFlow copies: each one of ours goes as its copy comes.
-        tensors=[tf.convert_to_tensor(tensors.pop(name).numpy()) for name in names],
-    )
+    with writing(folder, tf.errors.OpError):
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / CHECKPOINT),
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            # TensorFlow copies: each one of ours goes as its copy comes.
+            tensors=[tf.convert_to_tensor(tensors.pop(name).numpy()) for name in names],
+        )
     lines = [f'model_checkpoint_path: "{CHECKPOINT}"', f'all_model_checkpoint_paths: "{CHECKPOINT}"']
     (folder / "checkpoint").write_text("\n".join(lines) + "\n", encoding="ascii")
     hparams = {theirs: getattr(net.config, ours) for ours, theirs in _NAMES.items()}

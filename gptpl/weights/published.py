@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir, download
-from gptpl.files.hashes import recorded_sha256
-from gptpl.model import GPTConfig
+from gptpl.files.hashes import record_file, recorded_sha256
+from gptpl.model import GPTConfig, count_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,7 @@ _OPENAI_BYTES: Mapping[str, Mapping[str, int]] = {
     },
 }
 _OPENAI_FILES = tuple(_OPENAI_BYTES["124M"])
+_WEIGHTS_FILES = ("model.safetensors", "model.ckpt.data-00000-of-00001")
 
 
 def checked_size(size: str) -> Size:
@@ -190,7 +191,27 @@ def fetch(size: Size, source: str, *, mirror: str | None = None) -> Path:
             )
         except InputError as error:
             raise InputError(f"{error}. {_elsewhere(size, source, folder)}") from error
+        if file.sha256 is None:
+            _check_plausible(folder / file.name, size)
     return folder
+
+
+def _check_plausible(path: Path, size: Size) -> None:
+    """Refuses, and takes away, a file without a published hash that is another one than it should be.
+
+    Such as the page of a network that wants a login first: its hash would hold from then on.
+    """
+    with path.open("rb") as file:
+        is_page = file.read(100).lstrip().startswith(b"<")
+    least = 4 * count_parameters(size.config).total if path.name in _WEIGHTS_FILES else 1
+    if is_page or path.stat().st_size < least:
+        length = path.stat().st_size
+        path.unlink()
+        record_file(path).unlink(missing_ok=True)
+        what = "a web page" if is_page else f"{length:,} bytes, fewer than the weights have"
+        raise InputError(
+            f"{path.name} of GPT-2 {size.name} came as {what}: it was removed; check network and mirror"
+        )
 
 
 def fetched_sha256(size: Size, source: str) -> dict[str, str]:

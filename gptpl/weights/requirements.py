@@ -9,7 +9,7 @@ FIELDS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "qkv
 
 
 def check_fits(
-    wanted: GPTConfig, got: GPTConfig, *, name: str, crop: Crop, choice: str | None = None
+    wanted: GPTConfig, got: GPTConfig, *, name: str, crop: Crop | None = None, choice: str | None = None
 ) -> None:
     """Raises InputError with every field that differs, what it is on both sides, and what to set.
 
@@ -17,13 +17,14 @@ def check_fits(
         wanted: the model that is to be filled.
         got: the model that the weights are of.
         name: of the weights, for the message.
-        crop: what may be shorter than in the weights.
+        crop: what may be shorter than in the weights; None: nothing, and no setting could allow it.
         choice: the model of conf/model that has just these weights.
     """
     different = [field for field in FIELDS if getattr(wanted, field) != getattr(got, field)]
+    allowed = crop or Crop()
     shorter = {
-        "context_length": (crop.context, wanted.context_length < got.context_length),
-        "vocab_size": (crop.vocabulary, wanted.vocab_size < got.vocab_size),
+        "context_length": (allowed.context, wanted.context_length < got.context_length),
+        "vocab_size": (allowed.vocabulary, wanted.vocab_size < got.vocab_size),
     }
     left = [field for field in different if not all(shorter.get(field, (False, False)))]
     if not left:
@@ -35,7 +36,7 @@ def check_fits(
     overrides = " ".join(f"model.{field}={_spelt(getattr(got, field))}" for field in left)
     remedy = f"set model={choice}" if choice and len(left) > 1 else f"set {overrides}"
     for field, option in (("context_length", "crop_context"), ("vocab_size", "crop_vocabulary")):
-        if field in left and shorter[field][1]:
+        if crop is not None and field in left and shorter[field][1]:
             remedy += f", or init.{option}=true to leave out the rest of their {field.replace('_', ' ')}"
     raise InputError(f"{name} do not fit the model: {facts}: {remedy}")
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gptpl.errors import InputError
-from gptpl.files.hashes import sha256_of
 from gptpl.model import GPTConfig, GPTModel, empty_model
 from gptpl.weights.formats import open_model
-from gptpl.weights.model_files import ModelFiles
-from gptpl.weights.openai_tensorflow import CHECKPOINT
+from gptpl.weights.model_files import ModelFiles, weights_sha256
 from gptpl.weights.published import SIZES, Size, checked_size, checked_source, fetch, fetched_sha256
 from gptpl.weights.requirements import check_fits
 from gptpl.weights.transfer import Crop, load_tensors
@@ -119,11 +117,12 @@ class PublishedWeights(StartingWeights):
 
     def open(self, size: Size) -> ModelFiles:
         """The files, fetched where they are not in the cache."""
-        if self.path is not None:
-            folder = Path(self.path).expanduser()
-        else:
-            folder = fetch(size, self.source, mirror=self.mirror)
-        return open_model(folder)
+        if self.path is None:
+            return open_model(fetch(size, self.source, mirror=self.mirror))
+        files = open_model(Path(self.path).expanduser())
+        if self.size is not None and files.config is not None:
+            check_fits(files.config, size.config, name=f"init.path={self.path}: GPT-2 {size.name}'s weights")
+        return files
 
     def load_into(self, net: GPTModel) -> dict[str, Any]:
         """See `StartingWeights`."""
@@ -139,7 +138,7 @@ class PublishedWeights(StartingWeights):
 
     def origin(self, size: Size, files: ModelFiles) -> dict[str, Any]:
         """What is recorded of weights that were loaded."""
-        hashes = weights_sha256(files) if self.path else fetched_sha256(size, self.source)
+        hashes = weights_sha256(files.path) if self.path else fetched_sha256(size, self.source)
         return {
             "init": self.name,
             "size": size.name,
@@ -193,16 +192,9 @@ class FileWeights(StartingWeights):
             "format": files.table.format,
             "crop_context": self.crop_context,
             "crop_vocabulary": self.crop_vocabulary,
-            "sha256": weights_sha256(files),
+            "sha256": weights_sha256(files.path),
         }
-        return lineage | ({"parent": files.record["lineage"]} if files.record else {})
-
-
-def weights_sha256(files: ModelFiles) -> dict[str, str]:
-    """The SHA-256 of every file that holds weights, by its name."""
-    kinds = ("*.safetensors", f"{CHECKPOINT}.data-*", "*.pth", "*.pt", "*.bin")
-    paths = [files.path] if files.path.is_file() else [p for kind in kinds for p in files.path.glob(kind)]
-    return {path.name: sha256_of(path) for path in sorted(paths)}
+        return lineage | ({"parent": files.record["lineage"]} if "lineage" in files.record else {})
 
 
 def _check_tokenizer(name: str, tokenizer: Mapping[str, Any]) -> None:

@@ -35,8 +35,9 @@ def open_state_dict(path: Path) -> ModelFiles:
         config = nanogpt.config_of(content["model_args"], path)
     tensors = StateDict(_without_compiled(_unwrapped(content, path)), str(path))
     record = read_record(path.parent)
-    if record:
-        config = recorded_config(record, path.parent)
+    # It has no other description: where the model is another one now, its tensors will tell.
+    if model := record.get("model", record.get("model_before")):
+        config = recorded_config(model, path.parent)
     return ModelFiles(
         path=path, table=_table(tensors.shapes(), path), tensors=tensors, config=config, record=record
     )

@@ -61,12 +61,8 @@ def check_tensors(config: GPTConfig, source: TensorSource, table: Table) -> None
             f"{source.where} has no tensor of block {last}, the last of n_layers={config.n_layers}: restore"
             " what describes it, or fetch it anew"
         )
-    try:
-        with torch.device("meta"):
-            _Plan(GPTModel(config), source, table, Crop())
-    except InputError as error:
-        fact = str(error).rpartition(": ")[0]  # the remedy is for a model that can be changed
-        raise InputError(f"{fact}: restore what describes it, or fetch it anew") from error
+    with torch.device("meta"):
+        _Plan(GPTModel(config), source, table, Crop())
 
 
 class _Plan:
@@ -94,7 +90,8 @@ class _Plan:
         wanted = [name for row in (*self.rows, *self.doubles) for name in row.theirs]
         assert len(wanted) == len(set(wanted)), "the table must use each tensor once"
         constants = table.constants(n_layers)
-        _check_names(source, set(wanted), known={*wanted, *self.masks, *constants})
+        self._check_missing(source, set(wanted) - shapes.keys())
+        _check_extra(source, known={*wanted, *self.masks, *constants})
         for row in (*self.rows, *self.doubles):
             _check_shapes(source, row, self._shape(net, row), crop)
         for name in wanted:
@@ -103,6 +100,17 @@ class _Plan:
                     f"{source.where} holds {name!r} as {source.dtype(name)}: weights are read in"
                     f" {', '.join(DTYPES)}; convert them first"
                 )
+
+    def _check_missing(self, source: TensorSource, missing: set[str]) -> None:
+        if not missing:
+            return
+        ours = {row.ours for row in self.rows if missing & set(row.theirs)}
+        remedy = "give the weights of a model with as many layers, or fetch the file anew"
+        if all(name.endswith(QKV_BIAS) for name in ours):
+            remedy = "set model.qkv_bias=false"
+        elif ours == {HEAD}:
+            remedy = "set model.tie_weights=true"
+        raise InputError(f"{source.where} lacks {_some(sorted(missing))}, which the model needs: {remedy}")
 
     def _shape(self, net: GPTModel, row: Row) -> Shape:
         """The shape of ours that a row stands for."""
@@ -114,14 +122,8 @@ class _Plan:
         return (3 * net.config.emb_dim,)
 
 
-def _check_names(source: TensorSource, wanted: set[str], *, known: set[str]) -> None:
-    present = source.shapes().keys()
-    if missing := sorted(wanted - present):
-        raise InputError(
-            f"{source.where} lacks {_some(missing)}, which the model needs: give the weights of a model with"
-            " as many layers, or fetch the file anew"
-        )
-    if extra := sorted(present - known):
+def _check_extra(source: TensorSource, *, known: set[str]) -> None:
+    if extra := sorted(source.shapes().keys() - known):
         raise InputError(
             f"{source.where} holds {_some(extra)}, which the model has no place for: give a model with as"
             " many layers, or weights without it"

@@ -136,8 +136,10 @@ def refused(gptpl: Command, tmp_path: Path) -> Callable[..., str]:
         outcome = gptpl(*arguments)
         assert (outcome.status, outcome.out) == (2, ""), outcome
         *earlier, last = outcome.err.splitlines()
-        # What is wrong may only be found in a checkpoint that was opened, or a text that was encoded.
-        assert all(line.startswith(("checkpoint: ", "encoding the corpus")) for line in earlier), outcome.err
+        # What is wrong may only be found in a checkpoint that was opened, or a text that was encoded; a
+        # warning may come before.
+        allowed = ("checkpoint: ", "encoding the corpus", "warning: ")
+        assert all(line.startswith(allowed) for line in earlier), outcome.err
         assert last.startswith("gptpl: error: ")
         assert sorted(tmp_path.rglob("*")) == before
         return last.removeprefix("gptpl: error: ")

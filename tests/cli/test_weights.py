@@ -219,6 +219,38 @@ def test_another_shape_or_tokenizer_than_the_runs_is_refused(refused, quick):
     assert "init.checkpoint is not set" in refused("train", "experiment=quick", "init=run")
 
 
+def test_a_checkpoint_that_was_changed_is_not_started_from(gptpl, quick, tmp_path):
+    shutil.copytree(quick.run.path, tmp_path / "run", symlinks=True)
+    last = (tmp_path / "run/checkpoints/last.ckpt").resolve()
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    outcome = gptpl("train", "experiment=quick", "init=run", "init.checkpoint=run", "trainer.max_steps=20")
+    assert outcome.status == 2
+    assert "is damaged" in outcome.err.splitlines()[-1]
+
+
+def test_a_line_of_metrics_that_is_being_written_disturbs_nobody(gptpl, quick, tmp_path):
+    shutil.copytree(quick.run.path, tmp_path / "run", symlinks=True)
+    with (tmp_path / "run/metrics.csv").open("a") as file:
+        file.write("4x,2.0\n\x00,")
+    assert greedy(gptpl, "run") == greedy(gptpl, quick.run.path)
+    (tmp_path / "run/metrics.csv").write_bytes(b"\xff\xfe")
+    assert greedy(gptpl, "run") == greedy(gptpl, quick.run.path)
+
+
+def test_the_losses_of_a_past_are_those_of_its_checkpoint(gptpl, tmp_path):
+    """Of a checkpoint in the middle of a run, not of the run's end."""
+    saving = ("callbacks=checkpoint_last", "callbacks.checkpoint_last.every_n_steps=4")
+    steps = ("trainer.max_steps=8", "eval_every_n_steps=4")
+    ran = gptpl("train", "experiment=quick", *SHORT[:3], *saving, *steps, "run_dir=run")
+    assert ran.status == 0, ran.err
+    convert(gptpl, "checkpoint=run/checkpoints/step-00000004.ckpt", "format=book", "output=x")
+    lineage = json.loads((tmp_path / "x/gptpl.json").read_text())["lineage"]
+    [row] = [row for row in ran.run.rows if row["step"] == "4" and row["val/loss"]]
+    assert lineage["losses"]["val/loss"] == float(row["val/loss"])
+
+
 # --------------------------------------------------------------------------------- other programs' files
 
 
@@ -302,6 +334,62 @@ def test_training_starts_from_an_export(gptpl, quick, run_folder):
     assert (start["init"], start["format"], start["parent"]["step"]) == ("state_dict", "book", 8)
 
 
+def test_an_export_that_was_trained_on_elsewhere_is_read_as_it_is_now(gptpl, quick, tmp_path):
+    """transformers saves over it: a bias where there was none, and gptpl.json is out of date."""
+    transformers = pytest.importorskip("transformers")
+    convert(gptpl, f"checkpoint={quick.run.path}", "format=hf", "output=hf")
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    model.save_pretrained(tmp_path / "hf")
+    outcome = convert(gptpl, "checkpoint=hf", "format=book", "output=book")
+    assert "gptpl.json: the weights beside it were changed since" in outcome.err
+    record = json.loads((tmp_path / "book/gptpl.json").read_text())
+    assert record["model"]["qkv_bias"] is True
+    assert record["lineage"]["step"] == 0
+    assert record["lineage"]["start"]["init"] == "file"
+    assert record["tokenizer"]["name"] == "bytes"
+
+
+def test_files_that_describe_themselves_take_no_model_or_tokenizer(gptpl, refused, quick):
+    rest = ("format=book", "output=x")
+    for given in ("model=gpt2_xl", "tokenizer=gpt2"):
+        assert "says itself which" in refused(
+            "weights", "convert", f"checkpoint={quick.run.path}", given, *rest
+        )
+    convert(gptpl, f"checkpoint={quick.run.path}", "format=hf", "output=hf")
+    for given in ("model=gpt2_xl", "tokenizer=gpt2"):
+        assert "says itself which" in refused("weights", "convert", "checkpoint=hf", given, *rest)
+
+
+def test_the_card_of_files_at_a_path_names_the_path(gptpl, refused, theirs, mirror, tmp_path):
+    shutil.copytree(theirs[1] / HUB, tmp_path / "mine")
+    convert(gptpl, "init=gpt2_hf", "init.path=mine", "format=book", "output=x")
+    assert "First weights: the files at `mine`" in (tmp_path / "x/README.md").read_text()
+    said = refused("generate", "init=gpt2_hf", "init.path=mine", "init.size=355M")
+    assert "init.path=mine: GPT-2 355M's weights do not fit the model: model.emb_dim=16" in said
+
+
+def test_gptpls_own_folders_are_for_init_run(gptpl, refused, quick):
+    convert(gptpl, f"checkpoint={quick.run.path}", "format=gptpl", "output=own")
+    said = refused("train", "experiment=quick", "init=state_dict", "init.path=own")
+    assert said.endswith("use init=run init.checkpoint=own")
+
+
+def test_remedies_are_settings_that_are_there(gptpl, refused, quick, tmp_path):
+    convert(gptpl, f"checkpoint={quick.run.path}", "format=hf", "output=hf")
+    (tmp_path / "hf/gptpl.json").unlink()
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    (tmp_path / "hf/config.json").write_text(json.dumps(config | {"n_positions": 32}))
+    said = refused("generate", "checkpoint=hf")
+    assert said.endswith("the model wants (32, 64): restore what describes it, or fetch it anew")
+    convert(gptpl, f"checkpoint={quick.run.path}", "format=book", "output=book")
+    (tmp_path / "book/model.pth").rename(tmp_path / "bare.pth")
+    told = ("model=tiny", "tokenizer=bytes", "model.context_length=32", "format=gptpl", "output=x")
+    assert refused("weights", "convert", "checkpoint=bare.pth", *told).endswith("set model.context_length=64")
+
+
 def test_a_bare_state_dict_needs_to_be_told_its_model(gptpl, refused, quick, tmp_path):
     convert(gptpl, f"checkpoint={quick.run.path}", "format=book", "output=export")
     bare = tmp_path / "bare"
@@ -321,6 +409,26 @@ def test_gpt2_into_another_format(gptpl, mirror, theirs, tmp_path):
     weight = theirs[0].transformer.h[1].mlp.c_proj.weight
     assert torch.equal(tensors["transformer.h.1.mlp.c_proj.weight"], weight.T)
     assert "OpenAI's GPT-2 124M from the Hugging Face hub" in (tmp_path / "nano/README.md").read_text()
+
+
+def test_a_model_of_gpt2s_shape_with_another_tokenizer_is_refused(refused, theirs, mirror, tmp_path):
+    """As the German or Chinese GPT-2s of the hub."""
+    folder = tmp_path / "german"
+    shutil.copytree(theirs[1] / HUB, folder)
+    (folder / "vocab.json").write_text(json.dumps({f"Wort{number}": number for number in range(50257)}))
+    words = "german has another tokenizer than GPT-2's"
+    assert words in refused("evaluate", "checkpoint=german")
+    for init in ("state_dict", "gpt2_hf"):
+        assert words in refused("train", f"init={init}", "init.path=german", *TINY, *SHORT)
+
+
+def test_a_folder_of_another_size_than_the_model_is_refused(gptpl, theirs, mirror, tmp_path):
+    shutil.copytree(theirs[1] / HUB, tmp_path / "other")
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    (tmp_path / "other/config.json").write_text(json.dumps(config | {"n_head": 4}))
+    outcome = gptpl("train", "init=gpt2_hf", "init.path=other", *TINY, *SHORT)
+    assert outcome.status == 2
+    assert "model.n_heads=2, they have 4" in outcome.err.splitlines()[-1]
 
 
 def test_a_padded_vocabulary_stays_padded(gptpl, tmp_path):

@@ -1,11 +1,13 @@
 """Files that are damaged, that lie, that hold code, or are of something else: one line says which and why."""
 
+import hashlib
 import json
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +293,11 @@ def test_a_gptpl_json_that_contradicts_the_files(hugging_face):
         "vocab_size": 61, "context_length": 24, "emb_dim": 32, "n_heads": 8, "n_layers": 3, "drop_rate": 0.1,
         "qkv_bias": True, "tie_weights": True, "init": "gpt2",
     }  # fmt: skip
-    record = {"format_version": 1, "model": model, "tokenizer": {}, "lineage": {}}
+    hashes = {"model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()}
+    lineage = {"step": 1, "start": {"init": "random"}}
+    record = {
+        "format_version": 1, "model": model, "tokenizer": {}, "lineage": lineage, "weights_sha256": hashes
+    }  # fmt: skip
     path = folder / "gptpl.json"
     path.write_text(json.dumps(record))
     assert "says n_heads=4, gptpl.json beside it 8: restore the one that was changed" in refusal(folder)
@@ -299,8 +305,44 @@ def test_a_gptpl_json_that_contradicts_the_files(hugging_face):
     assert "has format version 9, this gptpl reads 1" in refusal(folder)
     path.write_text(json.dumps(record | {"lineage": 3}))
     assert "holds no lineage" in refusal(folder)
+    for damaged in ({}, {"step": "x", "start": {}}, {"step": 1, "start": None}):
+        path.write_text(json.dumps(record | {"lineage": damaged}))
+        assert "holds a lineage without step or start" in refusal(folder)
     path.write_text(json.dumps(record | {"model": model | {"wings": 2}}))
     assert "describes its model otherwise than this gptpl" in refusal(folder)
+
+
+# ---------------------------------------------------------------------------------------- a disk that is full
+
+
+def test_a_disk_that_is_full_is_one_line_in_every_format(tmp_path):
+    """In a process that may write no file of more than 20 kB."""
+    code = """
+import resource, signal, sys, torch
+from pathlib import Path
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.weights.formats import FORMATS
+
+net = GPTModel(GPTConfig(vocab_size=61, context_length=24, emb_dim=32, n_heads=4, n_layers=3, drop_rate=0.0,
+                         qkv_bias=True, tie_weights=True))
+if "openai-tf" in sys.argv:
+    import tensorflow
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for name in sys.argv[2:]:
+    folder = Path(sys.argv[1], name)
+    folder.mkdir()
+    try:
+        FORMATS[name].write(net, folder, dtype=None, eot_id=0)
+    except InputError as error:
+        print(name, error)
+"""
+    names = ["hf", "book", "nanogpt"] + ["openai-tf"] * (find_spec("tensorflow") is not None)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path, *names], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == names, done.stderr
+    assert all(f"{tmp_path} does not take the files (" in line and "make room" in line for line in lines)
 
 
 # ------------------------------------------------------------------------------------------------- settings

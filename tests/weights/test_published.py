@@ -66,9 +66,12 @@ HUB = "/openai-community/gpt2-large/resolve/32b71b12589c2f8d625668d2335a01cac324
 
 
 @pytest.fixture
-def large(server: Server) -> Server:
+def large(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """Has what stands for GPT-2 large, of which neither size nor hash are pinned."""
     server.files = {f"{HUB}/config.json": b"{}", f"{HUB}/model.safetensors": b"weights" * 1000}
+    small = published.Size(name="774M", emb_dim=1, n_heads=1, n_layers=1, choice="gpt2_large")
+    monkeypatch.setitem(published.SIZES, "774M", small)
+    monkeypatch.setattr(published, "_WEIGHTS_FILES", ())
     return server
 
 
@@ -239,7 +242,24 @@ def test_without_a_network_it_says_what_is_there_and_how_to_fetch_elsewhere(larg
     assert f"copy its folder to {weights_folder(SIZES['355M'], 'hf')}" in said
 
 
-def test_files_that_were_copied_by_hand_are_taken(server):
+def test_a_page_that_asks_for_a_login_is_not_taken_for_a_file(large):
+    large.files[f"{HUB}/config.json"] = b"\n<html>please log in</html>"
+    with pytest.raises(InputError, match=r"config\.json of GPT-2 774M came as a web page: it was removed"):
+        fetch(SIZES["774M"], "hf", mirror=large.url)
+    assert not list(weights_folder(SIZES["774M"], "hf").glob("config.json*[!k]"))
+    large.files[f"{HUB}/config.json"] = b"{}"
+    assert fetch(SIZES["774M"], "hf", mirror=large.url).is_dir()
+
+
+def test_a_file_that_cannot_hold_the_weights_is_not_taken(server):
+    server.files = {f"{HUB}/config.json": b"{}", f"{HUB}/model.safetensors": b"weights" * 1000}
+    with pytest.raises(InputError, match=r"came as 7,000 bytes, fewer than the weights have"):
+        fetch(SIZES["774M"], "hf", mirror=server.url)
+    assert not (weights_folder(SIZES["774M"], "hf") / "model.safetensors").exists()
+
+
+def test_files_that_were_copied_by_hand_are_taken(server, monkeypatch):
+    monkeypatch.setattr(published, "_WEIGHTS_FILES", ())
     folder = weights_folder(SIZES["355M"], "hf")
     folder.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):

@@ -52,6 +52,26 @@ def test_hugging_faces_folder(hugging_face, tied, config, read, logits):
     torch.testing.assert_close(logits(net, theirs.tokens), theirs.logits, atol=1e-5, rtol=0)
 
 
+def test_the_dropout_rate_is_the_residual_one(hugging_face, nano, read):
+    assert read(hugging_face(resid_pdrop=0.25, attn_pdrop=0.5).path).config.drop_rate == 0.25
+    assert read(nano().path).config.drop_rate == 0.0
+
+
+def test_openais_variables_in_bf16(openai, read):
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is installed on Linux x86-64 only")
+    folder = openai().path
+    reader = tf.train.load_checkpoint(str(folder / "model.ckpt"))
+    names = list(reader.get_variable_to_shape_map())
+    tf.raw_ops.SaveV2(
+        prefix=str(folder / "model.ckpt"),
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[tf.cast(reader.get_tensor(name), tf.bfloat16) for name in names],
+    )
+    wanted = torch.from_numpy(reader.get_tensor("model/h1/mlp/c_fc/w")).bfloat16()[0].T
+    assert torch.equal(read(folder).get_parameter("blocks.1.ff.up_proj.weight"), wanted.float())
+
+
 def test_hugging_faces_shards(hugging_face, read, logits):
     theirs = hugging_face(shard="40KB")
     assert len(list(theirs.path.glob("model-*.safetensors"))) > 2
@@ -255,6 +275,7 @@ def test_a_head_that_is_the_token_embedding_goes_into_a_tied_model(book, config,
 def test_a_missing_head_does_not_fill_an_untied_model(hugging_face, refusal):
     said = refusal(hugging_face().path, qkv_bias=True)
     assert "lacks 'lm_head.weight'" in said
+    assert said.endswith("set model.tie_weights=true")
 
 
 def test_a_bias_of_query_key_and_value_is_dropped_only_if_it_is_zero(hugging_face, config, read, refusal):
@@ -271,7 +292,9 @@ def test_a_bias_of_query_key_and_value_is_dropped_only_if_it_is_zero(hugging_fac
 
 
 def test_a_model_with_the_bias_needs_it(book, refusal):
-    assert "lacks 'trf_blocks.0.att.W_key.bias'" in refusal(book().path, qkv_bias=True)
+    said = refusal(book().path, qkv_bias=True)
+    assert "lacks 'trf_blocks.0.att.W_key.bias'" in said
+    assert said.endswith("set model.qkv_bias=false")
 
 
 def test_nothing_is_written_when_a_name_or_shape_is_wrong(book, config):
