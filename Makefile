@@ -19,8 +19,9 @@ help:
 train: $(VENV)/.installed
 	$(BIN)/gptpl train $(ARGS)
 
+# One thread: the tests' models are tiny, and their processes would only wait for each other's threads.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
