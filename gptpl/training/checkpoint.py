@@ -136,11 +136,7 @@ def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
     checkpoint = read_checkpoint(path)
     check_intact(path)
     header = checkpoint[HEADER_KEY]
-    weights = {
-        name.removeprefix(NET_PREFIX): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(NET_PREFIX)
-    }
+    weights = net_weights(checkpoint)
     config = model_config(header, path)
     with torch.device("meta"):
         _check_weights(GPTModel(config), weights, path)
@@ -154,6 +150,15 @@ def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
         step=int(checkpoint.get("global_step", 0)),
         lineage=lineage_of(checkpoint, path),
     )
+
+
+def net_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's own tensors of a checkpoint, by the names that they have in the model."""
+    return {
+        name.removeprefix(NET_PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(NET_PREFIX)
+    }
 
 
 def check_intact(path: Path) -> None:

@@ -10,17 +10,17 @@ from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.training.checkpoint import (
     HEADER_KEY,
-    NET_PREFIX,
     check_intact,
     check_same_tokenizer,
     model_config,
+    net_weights,
     read_checkpoint,
 )
 from gptpl.training.checkpoint_files import checkpoint_file
 from gptpl.training.lineage import lineage_of
 from gptpl.weights.requirements import check_fits
 from gptpl.weights.sources import StateDict
-from gptpl.weights.starting import StartingWeights
+from gptpl.weights.starting import LoadedWeights
 from gptpl.weights.state_dicts import OURS
 from gptpl.weights.transfer import Crop, load_tensors
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunWeights(StartingWeights):
+class RunWeights(LoadedWeights):
     """The weights of a checkpoint that gptpl wrote; optimizer, schedule and position begin anew.
 
     Args:
@@ -69,12 +69,7 @@ class RunWeights(StartingWeights):
         path = self.file
         checkpoint = read_checkpoint(path)
         check_intact(path)
-        weights = {
-            name.removeprefix(NET_PREFIX): tensor
-            for name, tensor in checkpoint["state_dict"].items()
-            if name.startswith(NET_PREFIX)
-        }
-        load_tensors(net, StateDict(weights, str(path)), OURS, crop=self.crop)
+        load_tensors(net, StateDict(net_weights(checkpoint), str(path)), OURS, crop=self.crop)
         log.info("weights: %s, step %d", path, int(checkpoint.get("global_step", 0)))
         return {
             "init": "run",

@@ -29,16 +29,11 @@ class StartingWeights(ABC):
         """
 
     @abstractmethod
-    def load_into(self, net: GPTModel) -> dict[str, Any]:
-        """Fills the model; returns where the weights come from, as plain data for the records of a run.
+    def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
+        """The model with these weights, on the CPU, and where they come from, as plain data for records.
 
         Raises InputError for files that are damaged or cannot be had.
         """
-
-    def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
-        """The model with these weights, on the CPU, and where they come from."""
-        net = empty_model(config)
-        return net, self.load_into(net)
 
 
 class RandomWeights(StartingWeights):
@@ -47,18 +42,26 @@ class RandomWeights(StartingWeights):
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
         """Random weights fit every model."""
 
-    def load_into(self, net: GPTModel) -> dict[str, Any]:
-        """Draws them anew."""
-        net.load_state_dict(GPTModel(net.config).state_dict())
-        return {"init": "random"}
-
     def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
         """A model as its constructor makes it."""
         return GPTModel(config), {"init": "random"}
 
 
+class LoadedWeights(StartingWeights):
+    """Weights that are read from files into a model for which nothing was drawn."""
+
+    @abstractmethod
+    def load_into(self, net: GPTModel) -> dict[str, Any]:
+        """Fills the model; returns where the weights come from. Raises InputError as `make_model`."""
+
+    def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
+        """See `StartingWeights`."""
+        net = empty_model(config)
+        return net, self.load_into(net)
+
+
 @dataclass(frozen=True, kw_only=True)
-class PublishedWeights(StartingWeights):
+class PublishedWeights(LoadedWeights):
     """GPT-2 as OpenAI published it, from the Hugging Face hub or from OpenAI's own TensorFlow checkpoints.
 
     Args:
@@ -149,7 +152,7 @@ class PublishedWeights(StartingWeights):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileWeights(StartingWeights):
+class FileWeights(LoadedWeights):
     """Weights in another program's file or folder: the book's `model.pth`, nanoGPT's, an export of gptpl.
 
     Args:
