@@ -42,6 +42,9 @@ class LanguageModule(Protocol):
     tokens_per_second: float | None
     """Recent speed of training over all ranks; None before it is known."""
 
+    mfu: float | None
+    """The same as a share of what the devices could do; None before it is known, and where it is not."""
+
     run_config: dict[str, Any]
     """The run's resolved configuration as plain data."""
 

@@ -1,4 +1,4 @@
-"""Training speed in tokens per second."""
+"""Training speed in tokens per second, and as a share of what the hardware can do."""
 
 import time
 from collections import deque
@@ -9,10 +9,15 @@ import torch
 
 from gptpl.callbacks.readings import language_module
 from gptpl.errors import InputError
+from gptpl.training.flops import peak_flops, training_flops_per_token
 
 
 class Throughput(L.Callback):
-    """Keeps `tokens_per_second` of the training module up to date: all ranks together, over recent batches.
+    """Keeps `tokens_per_second` and `mfu` of the training module up to date: all ranks, over recent batches.
+
+    `mfu` is the model FLOPs utilisation: the arithmetic that the model needs for these tokens, by the formula
+    of `training_flops_per_token`, over what the devices could do at most in the time, by `peak_flops`. It is
+    left out where the device is not known.
 
     The time of a batch is forward, backward and optimizer; evaluations, samples and saves do not count, nor
     does the first batch, which warms up caches and compiles.
@@ -29,12 +34,23 @@ class Throughput(L.Callback):
         self._started_seconds = 0.0
         self._tokens_before = 0
         self._warm = False
+        self._peak_flops: float | None = None  # of all ranks together
+        self._flops_per_token = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Finds out what the devices can do."""
+        half = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+        peak = peak_flops(pl_module.device, half, language_module(pl_module).net.config)
+        self._peak_flops = None if peak is None else peak * trainer.world_size
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Starts the clock."""
-        self._tokens_before = language_module(pl_module).tokens_seen
+        module = language_module(pl_module)
+        if self._peak_flops is not None and not self._flops_per_token:
+            self._flops_per_token = training_flops_per_token(module.net.config, batch[0].shape[1])
+        self._tokens_before = module.tokens_seen
         self._started_seconds = time.perf_counter()
 
     def on_train_batch_end(
@@ -51,3 +67,5 @@ class Throughput(L.Callback):
         self._recent.append((elapsed_seconds, module.tokens_seen - self._tokens_before))
         seconds = sum(elapsed for elapsed, _ in self._recent)
         module.tokens_per_second = sum(tokens for _, tokens in self._recent) / seconds
+        if self._peak_flops is not None:
+            module.mfu = module.tokens_per_second * self._flops_per_token / self._peak_flops

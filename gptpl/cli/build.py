@@ -24,7 +24,7 @@ from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, count_parameters
 from gptpl.training.checkpoint import check_same_model
-from gptpl.training.compilation import compile_for_training
+from gptpl.training.fast_path import FastPath, choose_fast_path, keep_freed_memory
 from gptpl.training.foreign_checkpoint import check_vocabulary
 from gptpl.training.language_model import LanguageModelingModule
 from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
@@ -76,6 +76,9 @@ def build_run(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Run
     if resume is None and not is_worker_process():
         check_new_run_dir(run_dir)
     _check_numbers(cfg)
+    fast_path = _fast_path(cfg)
+    if fast_path.keep_freed_memory:
+        keep_freed_memory()
     weights = _starting_weights(cfg, resume)
     trainer = _trainer(cfg, run_dir)
     if resume is not None:
@@ -100,9 +103,10 @@ def build_run(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Run
         weights=weights,
     )
     _check_samples(trainer, module)
-    device = device_type(cfg.trainer.accelerator)
-    compile_for_training(module.net, wanted=cfg.trainer.compile, device_type=device, total_steps=total_steps)
-    _report(cfg, config, datamodule, trainer, module)
+    fast_path = _fast_path(cfg, total_steps=total_steps)
+    fast_path.apply(module.net)
+    module.head = fast_path.head
+    _report(cfg, config, datamodule, trainer, module, fast_path)
     if resume is not None:
         resume.report(trainer.world_size, module.lr_factor, module.lr_ceiling, total_steps)
     return Run(
@@ -136,6 +140,21 @@ def _check_numbers(cfg: DictConfig) -> None:
     """The numbers that need no data to be judged."""
     check_seed(cfg.seed)
     GPTConfig(**{**cfg.model, "vocab_size": cfg.model.vocab_size or 1})
+
+
+def _fast_path(cfg: DictConfig, *, total_steps: int = 0) -> FastPath:
+    conf = cfg.trainer
+    return choose_fast_path(
+        device_type=device_type(conf.accelerator),
+        precision=choose(conf).precision,
+        drop_rate=cfg.model.drop_rate,
+        total_steps=total_steps,
+        compile=conf.compile,
+        attention=conf.attention,
+        head=conf.head,
+        recompute=conf.recompute_activations,
+        keep_freed_memory=conf.keep_freed_memory,
+    )
 
 
 def _starting_weights(cfg: DictConfig, resume: Resumption | None) -> StartingWeights:
@@ -255,6 +274,7 @@ def _report(
     datamodule: TextDataModule,
     trainer: L.Trainer,
     module: LanguageModelingModule,
+    fast_path: FastPath,
 ) -> None:
     count = count_parameters(config)
     head = "tied" if config.tie_weights else "untied"
@@ -274,6 +294,7 @@ def _report(
         log.info("%s", line)
     device, chosen = device_type(cfg.trainer.accelerator), choose(cfg.trainer)
     log.info(
-        "device: %d x %s, precision %s (%s)", trainer.world_size, device, chosen.precision, chosen.reason
-    )
+        "device: %d x %s, precision %s (%s), %s",
+        trainer.world_size, device, chosen.precision, chosen.reason, fast_path,
+    )  # fmt: skip
     log.info("plan: %d optimizer steps", module.total_steps)

@@ -24,6 +24,8 @@ FREE_SETTINGS = (
     "trainer.max_time",
     "trainer.stop_at_step",
     "trainer.log_every_n_steps",
+    "trainer.recompute_activations",
+    "trainer.keep_freed_memory",
     "data.num_workers",
     "data.pin_memory",
     "data.persistent_workers",
@@ -41,6 +43,8 @@ INEXACT_SETTINGS = (
     "trainer.strategy",
     "trainer.precision",
     "trainer.compile",
+    "trainer.attention",
+    "trainer.head",
     # Only together with the number of processes: the windows of a whole batch stay as many, which is checked.
     "data.batch_size",
 )

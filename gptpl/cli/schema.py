@@ -187,6 +187,10 @@ class TrainerConf:
     gradient_clip_val: float | None = 1.0
     log_every_n_steps: int = 1
     compile: str = "auto"
+    attention: str = "auto"
+    head: str = "auto"
+    recompute_activations: bool = False
+    keep_freed_memory: bool | None = None
 
 
 SCHEMAS: dict[str, type] = {

@@ -22,7 +22,6 @@ from gptpl.training.precision import PrecisionChoice, choose_precision
 log = logging.getLogger(__name__)
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-COMPILE = ("auto", "on", "off")
 
 
 def device_type(accelerator: str, *, key: str = "trainer.accelerator") -> str:
@@ -125,8 +124,6 @@ def _check(conf: TrainerConf, eval_every_n_steps: int) -> None:
         raise InputError(
             "trainer.max_epochs and trainer.max_steps are both null: give one, the schedule needs an end"
         )
-    if conf.compile not in COMPILE:
-        raise InputError(f"trainer.compile={conf.compile} is unknown: choose one of {', '.join(COMPILE)}")
 
 
 def planned_steps(conf: TrainerConf, steps_per_epoch: int) -> int:

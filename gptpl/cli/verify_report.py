@@ -74,7 +74,7 @@ def _trace(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def _different_columns(straight: Path, stopped: Path) -> list[str]:
-    """Columns with other texts in some row; the speed, which is measured, is none of them."""
+    """Columns with other texts in some row; what is measured by the clock is none of them."""
     if not straight.exists() and not stopped.exists():  # no such logger
         return []
     ours, theirs = _rows(straight), _rows(stopped)
@@ -82,7 +82,7 @@ def _different_columns(straight: Path, stopped: Path) -> list[str]:
     none: dict[str, str] = {}
     pairs = list(zip_longest(ours, theirs, fillvalue=none))
     differ = [name for name in names if any(one.get(name) != other.get(name) for one, other in pairs)]
-    return [name for name in differ if not name.endswith("tokens_per_second")]
+    return [name for name in differ if not name.endswith(("tokens_per_second", "mfu"))]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

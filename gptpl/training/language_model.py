@@ -17,8 +17,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.model import GPTModel
 from gptpl.training.checkpoint import HEADER_KEY, check_same_model, checkpoint_header
+from gptpl.training.fast_path import Head
+from gptpl.training.head_loss import head_loss, summed_head_loss
 from gptpl.training.lineage import RANDOM
-from gptpl.training.loss import next_token_loss, perplexity, summed_next_token_loss
+from gptpl.training.loss import next_token_loss, perplexity
 from gptpl.training.non_finite import NonFiniteError, non_finite_report
 from gptpl.training.resume_state import Position
 
@@ -50,6 +52,7 @@ class LanguageModelingModule(L.LightningModule):
         data_sha256: of the text trained on, kept in every checkpoint.
         global_batch: windows of all ranks in one batch, kept in every checkpoint.
         start: what the model's weights began as, kept in every checkpoint; see `gptpl.training.lineage`.
+        head: "fused" takes head and loss together, see `gptpl.training.head_loss`; "plain" makes all logits.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class LanguageModelingModule(L.LightningModule):
         data_sha256: str = "",
         global_batch: int = 0,
         start: Mapping[str, Any] = RANDOM,
+        head: Head = "plain",
     ) -> None:
         super().__init__()
         self.net = net
@@ -81,10 +85,12 @@ class LanguageModelingModule(L.LightningModule):
         self.data_sha256 = data_sha256
         self.global_batch = global_batch
         self.start = start
+        self.head = head
         self.position = Position(step=0, epoch=0, batch=0, tokens_seen=0)
         self.updating = False
         self.tokens_seen = 0
         self.tokens_per_second: float | None = None
+        self.mfu: float | None = None
         self._settings_of_groups: list[dict[str, Any]] = []
         self._micro_batches: list[Tensor] = []
         self._micro_losses: list[Tensor] = []
@@ -117,7 +123,10 @@ class LanguageModelingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of one micro-batch of (inputs, targets), each (B, T)."""
         inputs, targets = batch
-        loss = next_token_loss(self(inputs), targets)
+        if self.head == "fused":
+            loss = head_loss(self.net.hidden(inputs), self.net.out_head.weight, targets)
+        else:
+            loss = next_token_loss(self(inputs), targets)
         self._micro_batches.append(inputs)
         self._micro_losses.append(loss.detach())
         self.tokens_seen += inputs.numel() * self.trainer.world_size
@@ -198,6 +207,8 @@ class LanguageModelingModule(L.LightningModule):
         self._micro_batches.clear()
         self._micro_losses.clear()
         self._grad_norm = None
+        # Lightning would keep the gradients through the next forward pass, where memory is short.
+        cast(Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad(set_to_none=True)
         self._schedule_evaluation()
         if step >= self.total_steps:
             # Asked to stop, Lightning evaluates once more, also off the interval.
@@ -214,6 +225,8 @@ class LanguageModelingModule(L.LightningModule):
         self.log("train/grad_norm", grad_norm)
         if self.tokens_per_second is not None:
             self.log("train/tokens_per_second", self.tokens_per_second)
+        if self.mfu is not None:
+            self.log("train/mfu", self.mfu)
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows this optimizer step."""
@@ -255,7 +268,7 @@ class LanguageModelingModule(L.LightningModule):
         """Adds one batch to the sums of its loader; targets of -100 are left out."""
         inputs, targets = batch
         name = EVALUATED[dataloader_idx]
-        total, count = summed_next_token_loss(self(inputs), targets)
+        total, count = summed_head_loss(self.net.hidden(inputs), self.net.out_head.weight, targets)
         pair = torch.stack([total, count])
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 

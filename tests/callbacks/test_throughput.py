@@ -9,6 +9,7 @@ import torch
 from gptpl.callbacks import throughput
 from gptpl.callbacks.throughput import Throughput
 from gptpl.errors import InputError
+from gptpl.training.flops import training_flops_per_token
 
 
 class Clock:
@@ -95,6 +96,26 @@ def test_a_real_run_logs_its_speed(pretraining, accumulate):
     assert list(speeds) == ([2, 3, 4, 5, 6] if accumulate == 1 else [1, 2, 3, 4, 5, 6])
     assert all(speed > 0 for speed in speeds.values())
     assert speeds[6] == pytest.approx(module.tokens_per_second)
+
+
+def test_a_real_run_logs_its_utilisation(pretraining, monkeypatch):
+    """A device of a million FLOP/s: MFU times that is the arithmetic of the tokens of a second."""
+    monkeypatch.setattr(throughput, "peak_flops", lambda device, dtype, config: 1e6)
+    module = pretraining.module(total_steps=4)
+    pretraining.fit(Throughput(), module=module)
+    speeds, mfu = (pretraining.column(f"train/{name}") for name in ("tokens_per_second", "mfu"))
+    assert list(mfu) == [2, 3, 4]
+    a_token = training_flops_per_token(module.net.config, 16)
+    for step, share in mfu.items():
+        assert share * 1e6 == pytest.approx(speeds[step] * a_token, rel=1e-5)
+
+
+def test_an_unknown_device_has_no_utilisation(pretraining, monkeypatch):
+    monkeypatch.setattr(throughput, "peak_flops", lambda device, dtype, config: None)
+    pretraining.fit(Throughput(), module=pretraining.module(total_steps=4))
+    header = (pretraining.folder / "metrics.csv").read_text().splitlines()[0]
+    assert "tokens_per_second" in header
+    assert "mfu" not in header
 
 
 @pytest.mark.parametrize("window", [0, -1])

@@ -1,0 +1,328 @@
+"""gptpl's training step beside its peers', and beside what the machine's matrix products allow.
+
+Every contestant trains GPT-2 small in a process of its own; they take turns, step by step, so that a machine
+whose speed drifts slows all of them. As many run beside gptpl at a time as fit into memory.
+
+    pip install --no-deps litgpt llms-from-scratch && pip install transformers accelerate
+    python experiments/benchmarks/benchmark.py [--shapes 2x256 8x256 4x1024] [--steps 5] [--all]
+
+Writes result.json, table.md and speed.png beside this file, or into --output.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from gptpl.data.corpora import PythonStdlib
+from gptpl.data.encoding import encode_corpus
+from gptpl.data.tokenizers import GPT2Tokenizer
+from gptpl.model import GPTConfig
+from gptpl.training.flops import training_flops_per_token
+
+HERE = Path(__file__).parent
+OWN = ("gptpl", "gptpl bare")
+BEST = (
+    "transformers Trainer", "transformers bf16 compiled", "litgpt bf16 compiled", "book bf16 compiled",
+    "book loop fp32",
+)  # fmt: skip
+PEERS = tuple(
+    f"{model} {precision}{how}"
+    for model in ("transformers", "litgpt", "book")
+    for precision in ("fp32", "bf16")
+    for how in ("", " compiled")
+)
+ALL = (*dict.fromkeys((*BEST, *PEERS, "transformers Trainer compiled")),)
+NEEDS = {"transformers": "transformers", "litgpt": "litgpt", "book": "llms_from_scratch"}
+GB_A_CONTESTANT = 0.85  # a thousand tokens; on top of 3.5 GB for weights, optimizer and libraries
+GPT2 = GPTConfig(
+    vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12, drop_rate=0.0, qkv_bias=True,
+    tie_weights=True,
+)  # fmt: skip
+Shape = tuple[int, int]
+
+
+def main() -> None:
+    """Measures, writes the record, prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shapes", nargs="+", default=["2x256", "8x256", "4x1024"], help="batch x context")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each (default 5)")
+    parser.add_argument("--all", action="store_true", help="every peer, compiled and not, fp32 and bf16")
+    parser.add_argument("--contestants", nargs="+", help="these peers instead")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of the record (default: here)")
+    options = parser.parse_args()
+    peers = options.contestants or (ALL if options.all else BEST)
+    missing = {need for peer in peers if not importlib.util.find_spec(need := NEEDS[peer.split()[0]])}
+    if missing:
+        parser.error(f"not installed: {', '.join(sorted(missing))} (see above)")
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "result.json"
+    result = json.loads(path.read_text()) if path.exists() else {"shapes": {}}
+    result["machine"] = machine()
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = Path(folder) / "tokens.npy"
+        np.save(tokens, some_tokens())
+        for name in options.shapes:
+            batch, context = map(int, name.split("x"))
+            result["shapes"][name] = measure((batch, context), peers, tokens, options.steps)
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    text = table(result)
+    (options.output / "table.md").write_text(text, encoding="utf-8")
+    plot(result).savefig(options.output / "speed.png", dpi=150)
+    print(text)
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    names = ("torch", "lightning", "transformers", "litgpt", "llms-from-scratch")
+    versions = {name: version(name) for name in names}
+    return {
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "versions": {name: found for name, found in versions.items() if found},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def version(package: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """With its bf16 units, by which such machines differ most."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    names = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    units = [unit for unit in ("amx_bf16", "avx512_bf16") if unit in text]
+    return f"{names[0] if names else platform.processor()} ({', '.join(units) or 'no bf16 units'})"
+
+
+def some_tokens() -> np.ndarray[Any, Any]:
+    """Real text: the standard library of the running Python."""
+    encoded = encode_corpus(PythonStdlib(), GPT2Tokenizer(), train_ratio=0.9)
+    return np.asarray(encoded.train[: 2**21])
+
+
+# --- measuring ----------------------------------------------------------------------------------------------
+
+
+def measure(shape: Shape, peers: tuple[str, ...], tokens: Path, steps: int) -> dict[str, Any]:
+    """All contestants at one shape, and the matrix products before and after them."""
+    rows = shape[0] * shape[1]
+    products = [product_seconds(rows)]
+    contestants: dict[str, dict[str, Any]] = {}
+    heats = list(heats_of(peers, rows))
+    for number, heat in enumerate(heats, start=1):
+        label = f"{shape[0]} x {shape[1]}, heat {number}/{len(heats)}"
+        for name, measured in run_heat(heat, shape, tokens, steps, label).items():
+            known = contestants.setdefault(name, {"steps": [], **measured, "ratios": []})
+            known["steps"] += measured["answers"]
+            known["ratios"] += measured["to_gptpl"]
+        products.append(product_seconds(rows))
+    for measured in contestants.values():
+        del measured["answers"], measured["to_gptpl"]
+    return {"products_seconds": products, "contestants": contestants}
+
+
+def heats_of(peers: tuple[str, ...], rows: int) -> Iterator[list[str]]:
+    """Groups that fit into memory: gptpl and some peers; gptpl's bare loop is in the first."""
+    free = psutil.virtual_memory().available / 2**30
+    fit = int(free / (3.5 + GB_A_CONTESTANT * rows / 1000)) - 1
+    if fit < 1:
+        raise SystemExit(f"{free:.1f} GB of free memory are too few for two contestants")
+    others = ("gptpl bare", *peers)
+    for first in range(0, len(others), fit):
+        yield ["gptpl", *others[first : first + fit]]
+
+
+def run_heat(
+    names: list[str], shape: Shape, tokens: Path, steps: int, label: str
+) -> dict[str, dict[str, Any]]:
+    """Answers of every contestant of a heat, and its seconds over gptpl's in the same turn."""
+    processes: dict[str, subprocess.Popen[str]] = {}
+    measured: dict[str, dict[str, Any]] = {}
+    bar = tqdm(total=len(names) * (1 + steps), desc=label, unit="turn")
+    try:
+        for name in names:  # one after the other: the time to the first step is a time alone on the machine
+            started = time.perf_counter()
+            command = [sys.executable, "-W", "ignore", str(HERE / "contestants.py"), name, str(tokens)]
+            processes[name] = subprocess.Popen(
+                [*command, *map(str, shape)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            ready = answer(name, processes[name])
+            measured[name] = {
+                "first_step_seconds": ready["first_step_seconds"],
+                "start_seconds": time.perf_counter() - started,
+                "answers": [],
+            }
+            bar.update()
+        for _ in range(steps):
+            for name, process in processes.items():
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+                measured[name]["answers"].append(answer(name, process))
+                bar.update()
+    finally:
+        bar.close()
+        for process in processes.values():
+            process.communicate()
+    own = [one["seconds"] for one in measured["gptpl"]["answers"]]
+    for one in measured.values():
+        one["to_gptpl"] = [a["seconds"] / b for a, b in zip(one["answers"], own, strict=True)]
+    return measured
+
+
+def answer(name: str, process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """The next line of a contestant."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{name} ended with status {process.wait()}: its own words are above")
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def product_seconds(rows: int) -> dict[str, float]:
+    """Seconds that the matrix products of the linear layers take alone, for a step of so many tokens.
+
+    Each layer costs three of the same size: the output, the gradient of its input and that of its weight.
+    Attention's own products are left out: they are 2 to 7 % of these.
+    """
+    D, V = GPT2.emb_dim, GPT2.vocab_size
+    layers = {(3 * D, D): 12, (D, D): 12, (4 * D, D): 12, (D, 4 * D): 12, (V, D): 1}
+    seconds = {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        total = 0.0
+        for (outputs, inputs), count in layers.items():
+            x = torch.randn(rows, inputs).to(dtype)
+            weight, grad = torch.randn(outputs, inputs).to(dtype), torch.randn(rows, outputs).to(dtype)
+            pairs = ((x, weight.t()), (grad, weight), (grad.t(), x))
+            total += count * sum(median_seconds(partial(torch.mm, *pair)) for pair in pairs)
+        seconds[name] = total
+    return seconds
+
+
+def median_seconds(call: Any, repeats: int = 3) -> float:
+    """Median time of a call, after one that warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+# --- the record ---------------------------------------------------------------------------------------------
+
+
+def table(result: dict[str, Any]) -> str:
+    """A table for each shape, with the sentences that the reach asks for."""
+    about = result["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    lines = [f"{about['cpu']}, {about['threads']} threads, {versions}; {about['date']}.", ""]
+    for name, measured in result["shapes"].items():
+        batch, context = map(int, name.split("x"))
+        lines += shape_table(batch, context, measured)
+    return "\n".join(lines) + "\n"
+
+
+def shape_table(batch: int, context: int, measured: dict[str, Any]) -> list[str]:
+    """The contestants of one shape, the fastest first."""
+    tokens = batch * context
+    lines = [
+        f"**Batch {batch} x {context}**",
+        "",
+        "| | seconds a step: median (min - max) | tokens/s | gptpl is so many times as fast | peak GB |"
+        " first step after |",
+        "|---|---|---|---|---|---|",
+    ]
+    contestants = measured["contestants"]
+    for name in sorted(contestants, key=lambda name: statistics.median(contestants[name]["ratios"])):
+        one = contestants[name]
+        seconds = [step["seconds"] for step in one["steps"]]
+        middle = statistics.median(seconds)
+        lines.append(
+            f"| {name} | {middle:.2f} ({min(seconds):.2f} - {max(seconds):.2f}) | {tokens / middle:.0f} |"
+            f" {statistics.median(one['ratios']):.2f} | {peak_gb(one):.2f} |"
+            f" {one['first_step_seconds']:.0f} s |"
+        )
+    own = contestants["gptpl"]
+    middle = statistics.median(step["seconds"] for step in own["steps"])
+    bound = statistics.median(one["bf16"] for one in measured["products_seconds"])
+    full = statistics.median(one["fp32"] for one in measured["products_seconds"])
+    flops = tokens * training_flops_per_token(GPT2, context)
+    names = own["steps"][0]["parts"]
+    parts = {part: statistics.median(step["parts"][part] for step in own["steps"]) for part in names}
+    leanest = min(peak_gb(one) for name, one in contestants.items() if name not in OWN)
+    lines += [
+        "",
+        f"Matrix products of the linear layers alone: {bound:.2f} s in bf16, {full:.2f} s in fp32;"
+        f" gptpl's step runs at {bound / middle:.0%} of the bf16 bound,"
+        f" {flops / middle / 1e9:.0f} GFLOP/s by 6 N + 12 L T D. Peak memory {peak_gb(own) / leanest:.2f} of the leanest peer's. A step of gptpl: "
+        + ", ".join(f"{part} {seconds:.3f} s" for part, seconds in parts.items())
+        + ".",
+        "",
+    ]
+    return lines
+
+
+def peak_gb(one: dict[str, Any]) -> float:
+    """Most memory of a contestant's process."""
+    return max(step["peak_mb"] for step in one["steps"]) / 1024
+
+
+def plot(result: dict[str, Any]) -> Figure:
+    """Tokens per second of every contestant, and the bound, a panel a shape."""
+    shapes = result["shapes"]
+    figure = Figure(figsize=(4.2 * len(shapes), 4), layout="constrained")
+    for axes, (name, measured) in zip(
+        figure.subplots(1, len(shapes), squeeze=False)[0], shapes.items(), strict=True
+    ):
+        batch, context = map(int, name.split("x"))
+        speeds = {
+            who: [batch * context / step["seconds"] for step in one["steps"]]
+            for who, one in measured["contestants"].items()
+        }
+        order = sorted(speeds, key=lambda who: statistics.median(speeds[who]))
+        middles = [statistics.median(speeds[who]) for who in order]
+        spread = [
+            [m - min(speeds[who]) for who, m in zip(order, middles, strict=True)],
+            [max(speeds[who]) - m for who, m in zip(order, middles, strict=True)],
+        ]
+        colours = ["tab:blue" if who in OWN else "tab:gray" for who in order]
+        axes.barh(order, middles, xerr=spread, color=colours, ecolor="black", capsize=2)
+        bound = batch * context / statistics.median(one["bf16"] for one in measured["products_seconds"])
+        axes.axvline(bound, color="tab:red", linestyle="--", label="bf16 matrix products alone")
+        axes.set_title(f"batch {batch} x {context}")
+        axes.set_xlabel("training tokens per second")
+        axes.legend(loc="lower right", fontsize="small")
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Causal attention on a CPU by blocks of ordinary matrix products; forward and backward.
+
+torch's fused attention is slow there in bf16, where its products reach a third of the rate of oneDNN's, and
+with dropout it is not used at all. Here oneDNN multiplies, a block of the score matrix at a time, small
+enough for the cache; as in FlashAttention (Dao et al. 2022) no score is kept for the backward pass, which
+makes them anew (experiments/benchmarks has the measurement).
+
+Scores and weights have the type of the input, as in attention written out by hand; the softmax of bf16 scores
+is computed in fp32.
+"""
+
+# B rows of the batch, T time, D model, H heads, K head width, N rows x heads taken together, Q queries
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK_QUERIES = 256
+BLOCK_SCORES = 2**21
+"""Scores made at a time, about: 4 MB of them in bf16."""
+_LEVELS = 2**16
+"""Dropout compares random 16-bit numbers: four of them come with one 64-bit number of torch's generator."""
+
+
+@torch.library.custom_op("gptpl::blocked_attention", mutates_args=())
+def blocked_attention(qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor | None) -> Tensor:
+    """(B, T, 3 D), query, key and value side by side -> (B, T, D); position t sees 0..t.
+
+    Args:
+        qkv: on a CPU.
+        n_heads: H.
+        dropout_p: share of the attention weights to drop, rounded to a multiple of 2**-16; the rest is scaled
+            up to match.
+        seed: int64 scalar, what is dropped depends on nothing else; None where dropout_p is 0.
+    """
+    B, T, width = qkv.shape
+    out = qkv.new_empty(B, T, width // 3)
+    dropout = _Dropout(dropout_p, seed)
+    hidden = _hidden_corner(qkv)
+    for rows in _groups(B, n_heads, T):
+        q, k, v = _heads(qkv[rows], n_heads)  # each (N, T, K)
+        mixed = torch.empty_like(q)
+        for first, last in _query_blocks(T):
+            weights = _weights(q, k, first, last, hidden)  # (N, Q, last)
+            weights = dropout(weights, dropout.mask_like(weights))
+            mixed[:, first:last] = torch.bmm(weights, v[:, :last])
+        out[rows].view(-1, T, n_heads, q.shape[2]).copy_(
+            mixed.view(-1, n_heads, *q.shape[1:]).transpose(1, 2)
+        )
+    return out
+
+
+@blocked_attention.register_fake
+def _(qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor | None) -> Tensor:
+    B, T, width = qkv.shape
+    return qkv.new_empty(B, T, width // 3)
+
+
+@torch.library.custom_op("gptpl::blocked_attention_backward", mutates_args=())
+def _backward(grad: Tensor, qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor | None) -> Tensor:
+    """Gradient (B, T, 3 D) of `blocked_attention`'s qkv; grad (B, T, D)."""
+    B, T, width = qkv.shape
+    K = width // 3 // n_heads
+    out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    dropout = _Dropout(dropout_p, seed)
+    hidden = _hidden_corner(qkv)
+    for rows in _groups(B, n_heads, T):
+        q, k, v = _heads(qkv[rows], n_heads)  # each (N, T, K)
+        d_mixed = grad[rows].reshape(-1, T, n_heads, K).transpose(1, 2).reshape(-1, T, K)
+        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for first, last in _query_blocks(T):
+            block = d_mixed[:, first:last]
+            weights = _weights(q, k, first, last, hidden)  # (N, Q, last)
+            mask = dropout.mask_like(weights)
+            d_v[:, :last] += torch.bmm(dropout(weights, mask).transpose(1, 2), block)
+            d_weights = dropout(torch.bmm(block, v[:, :last].transpose(1, 2)), mask)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_q[:, first:last] = torch.bmm(d_scores, k[:, :last])
+            d_k[:, :last] += torch.bmm(d_scores.transpose(1, 2), q[:, first:last])
+        d_q *= K**-0.5
+        packed = out[rows].view(-1, T, 3, n_heads, K).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
+        for part, gradient in zip(packed, (d_q, d_k, d_v), strict=True):
+            part.copy_(gradient.view(-1, n_heads, T, K))
+    return out
+
+
+@_backward.register_fake
+def _(grad: Tensor, qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor | None) -> Tensor:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    qkv, ctx.n_heads, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(qkv, seed)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    qkv, seed = ctx.saved_tensors
+    return _backward(grad, qkv, ctx.n_heads, ctx.dropout_p, seed), None, None, None
+
+
+blocked_attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _Dropout:
+    """Drops the same weights in the backward pass as in the forward pass, without keeping which."""
+
+    def __init__(self, p: float, seed: Tensor | None) -> None:
+        levels = round(p * _LEVELS)
+        self.threshold = levels - _LEVELS // 2  # int16 numbers below are dropped
+        self.scale = _LEVELS / (_LEVELS - levels)
+        self.generator = None if seed is None else torch.Generator().manual_seed(int(seed))
+
+    def mask_like(self, weights: Tensor) -> Tensor | None:
+        """The next mask of the sequence; None where nothing is dropped."""
+        if self.generator is None:
+            return None
+        numbers = torch.empty(-(-weights.numel() // 4), dtype=torch.int64)
+        numbers.random_(-(2**63), None, generator=self.generator)
+        return numbers.view(torch.int16)[: weights.numel()].view(weights.shape) >= self.threshold
+
+    def __call__(self, weights: Tensor, mask: Tensor | None) -> Tensor:
+        return weights if mask is None else (weights * mask).mul_(self.scale)
+
+
+def _groups(B: int, n_heads: int, T: int) -> Iterator[slice]:
+    """Rows of the batch whose scores are made together."""
+    rows = max(1, BLOCK_SCORES // (n_heads * min(T, BLOCK_QUERIES) * T))
+    for first in range(0, B, rows):
+        yield slice(first, first + rows)
+
+
+def _query_blocks(T: int) -> Iterator[tuple[int, int]]:
+    """Queries whose scores are made together: from the first until before the last, where their keys end."""
+    for first in range(0, T, BLOCK_QUERIES):
+        yield first, min(first + BLOCK_QUERIES, T)
+
+
+def _heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, 3 D) -> queries, scaled, keys and values, each (N, T, K) and contiguous."""
+    B, T, width = qkv.shape
+    K = width // 3 // n_heads
+    parts = qkv.view(B, T, 3, n_heads, K).permute(2, 0, 3, 1, 4).reshape(3, B * n_heads, T, K)
+    return parts[0] * K**-0.5, parts[1], parts[2]
+
+
+def _hidden_corner(qkv: Tensor) -> Tensor:
+    """What hides the later positions where a block of queries meets its own keys: (Q, Q), 0 and -inf."""
+    Q = min(qkv.shape[1], BLOCK_QUERIES)
+    return qkv.new_full((Q, Q), float("-inf")).triu(1)
+
+
+def _weights(q: Tensor, k: Tensor, first: int, last: int, hidden: Tensor) -> Tensor:
+    """Attention weights (N, Q, last) of the queries from `first` until before `last`."""
+    scores = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2))
+    scores[:, :, first:] += hidden[: last - first, : last - first]
+    return scores.softmax(-1)

@@ -1,0 +1,76 @@
+"""How much arithmetic training needs, and how much a device can do: for model FLOPs utilisation (MFU)."""
+
+# T time, D model, V vocabulary
+
+import statistics
+import time
+
+import torch
+
+from gptpl.model import GPTConfig
+from gptpl.model.feed_forward import EXPANSION
+
+PEAKS = {
+    # Dense bf16 (fp16 where there is no bf16) tensor FLOP/s from NVIDIA's data sheets, without sparsity. The
+    # first name that is part of torch's name of the device counts.
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+
+_MEASURED_ROWS = 2048
+
+
+def training_flops_per_token(config: GPTConfig, max_length: int) -> int:
+    """Floating-point operations of forward and backward pass for one token in a window of `max_length`.
+
+    6 N + 12 L T D: two for each multiplication and addition, once forward and twice backward, for the N
+    weights of all matrices that multiply (the head counts, tied or not, the embedding tables do not) and for
+    attention's two products (Chowdhery et al. 2022, "PaLM", appendix B). As there, attention counts in full,
+    although half of its scores are hidden.
+    """
+    D = config.emb_dim
+    block = (3 + 1 + 2 * EXPANSION) * D * D  # query, key, value; output; feed-forward
+    weights = config.n_layers * block + config.vocab_size * D
+    return 6 * weights + 12 * config.n_layers * max_length * D
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, config: GPTConfig) -> float | None:
+    """What the device can do at most, in FLOP/s; None where it is not known.
+
+    Of a CUDA device by its name, from `PEAKS`. Of a CPU it is measured, in 0.1 s for GPT-2 small: the rate of
+    the feed-forward network's product, by all threads that torch uses.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((peak for part, peak in PEAKS.items() if part in name), None)
+    if device.type == "cpu":
+        inner = EXPANSION * config.emb_dim
+        return matrix_product_flops(_MEASURED_ROWS, inner, config.emb_dim, dtype)
+    return None
+
+
+def matrix_product_flops(rows: int, outputs: int, inputs: int, dtype: torch.dtype, repeats: int = 5) -> float:
+    """Measured FLOP/s of (rows, inputs) @ (inputs, outputs) on the CPU: the median, after one to warm up."""
+    x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        torch.mm(x, weight.t())
+        seconds.append(time.perf_counter() - started)
+    return 2 * rows * outputs * inputs / statistics.median(seconds[1:])

@@ -1,0 +1,145 @@
+"""The model's head and the next-token cross-entropy in one, without logits of all positions in fp32.
+
+At GPT-2's vocabulary the logits are the largest tensor of a training step: for 4 x 1024 tokens 0.8 GB in
+fp32, and as much again for their gradient. Here they are made for some rows at a time, in the type of the
+matrix product, and turned into their own gradient where they lie: the forward pass knows the loss, so it
+knows the gradient too, up to a factor.
+"""
+
+# N positions (B x T), D model, V vocabulary
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptpl.training.loss import IGNORED_TARGET
+
+PRODUCT_ROWS = 2048
+"""Positions whose logits are made at a time. Each time the head's gradient, of V x D, is read and written."""
+SOFTMAX_ROWS = 32
+"""Positions whose logits are in fp32 at a time on a CPU: 6 MB of them, which stay in its cache."""
+SOFTMAX_ROWS_ELSEWHERE = 512
+
+
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per target token: `next_token_loss(hidden @ weight.T, targets)`.
+
+    The product is computed in autocast's type where autocast is on, else in `hidden`'s; softmax and sums in
+    fp32. Can be differentiated once, by `hidden` and `weight`.
+
+    Args:
+        hidden: (..., D), normalised hidden states; fp32 or bf16. fp16 would lose small gradients, which a
+            loss scale saves only where it comes before them.
+        weight: (V, D), the head's.
+        targets: (...) int64; positions holding `IGNORED_TARGET` count neither in the sum nor in the mean.
+
+    Returns:
+        A float32 scalar; nan when every target is ignored.
+    """
+    dtype = _product_dtype(hidden)
+    if dtype == torch.float16:
+        raise TypeError("head_loss in fp16 would lose small gradients: use next_token_loss")
+    loss: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        hidden.flatten(0, -2), weight, targets.flatten(), dtype
+    )
+    return loss
+
+
+def summed_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies in nats and number of targets: `summed_next_token_loss`, without gradients.
+
+    Arguments as for `head_loss`, fp16 included. Returns (sum, count), two float64 scalars (float32 on devices
+    without float64).
+    """
+    wide = torch.float32 if hidden.device.type == "mps" else torch.float64
+    dtype = _product_dtype(hidden)
+    total = torch.zeros((), dtype=wide, device=hidden.device)
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        low = weight.to(dtype)
+        for rows, aims in _in_parts(PRODUCT_ROWS, hidden.flatten(0, -2).to(dtype), targets.flatten()):
+            for logits, aim in _in_parts(_softmax_rows(rows), rows @ low.t(), aims):
+                total += F.cross_entropy(logits.float(), aim, ignore_index=IGNORED_TARGET, reduction="sum")
+    return total, (targets != IGNORED_TARGET).sum().to(wide)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Of hidden (N, D), weight (V, D), targets (N,); the product's type comes with them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        share = (targets != IGNORED_TARGET).sum().float().reciprocal()  # of a position in the mean
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight: Tensor | None = None
+        total = torch.zeros((), device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            low = weight.to(dtype)
+            for start in range(0, len(hidden), PRODUCT_ROWS):
+                part = slice(start, start + PRODUCT_ROWS)
+                rows = hidden[part].to(dtype)
+                logits = rows @ low.t()  # (n, V)
+                total += _to_gradient(logits, targets[part], share)
+                if d_hidden is not None:
+                    d_hidden[part] = logits @ low
+                if wants_weight:
+                    d_weight = _accumulated(d_weight, logits, rows)
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.weight_dtype = weight.dtype
+        return total * share
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        factor = grad.view(1)  # of one dimension: only so does a product with bf16 become fp32
+        if d_hidden is not None:
+            d_hidden = (d_hidden * factor).to(d_hidden.dtype)
+        if d_weight is not None:
+            d_weight = (d_weight * factor).to(ctx.weight_dtype)
+        return d_hidden, d_weight, None, None
+
+
+def _accumulated(total: Tensor | None, gradient: Tensor, rows: Tensor) -> Tensor:
+    """`total` and the weight's gradient (V, D) of some rows; more than one part add up in fp32."""
+    if total is None:
+        return gradient.t() @ rows
+    if total.dtype == gradient.dtype == torch.float32:
+        return total.addmm_(gradient.t(), rows)
+    return total.float().add_(gradient.t() @ rows)
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+    """Turns logits (N, V) in place into the gradient of the mean loss; returns the losses' sum in fp32."""
+    total = torch.zeros((), device=logits.device)
+    for part, aims in _in_parts(_softmax_rows(logits), logits, targets):
+        counted = (aims != IGNORED_TARGET)[:, None]  # (n, 1)
+        aim = aims[:, None].clamp(min=0)
+        x = part.float()  # (n, V); fp32 logits are worked on in place
+        highest = x.amax(-1, keepdim=True)
+        aimed = x.gather(1, aim)
+        x.sub_(highest).exp_()
+        normaliser = x.sum(-1, keepdim=True)
+        losses = highest + normaliser.log() - aimed  # (n, 1)
+        total += losses.masked_fill(~counted, 0).sum()
+        weights = share * counted  # 0 for what is left out
+        x.mul_(weights / normaliser)
+        x.scatter_add_(1, aim, -weights)
+        part.copy_(x)
+    return total
+
+
+def _in_parts(rows: int, left: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both, cut into so many rows at a time."""
+    return zip(torch.split(left, rows), torch.split(right, rows), strict=True)
+
+
+def _softmax_rows(logits: Tensor) -> int:
+    return SOFTMAX_ROWS if logits.device.type == "cpu" else SOFTMAX_ROWS_ELSEWHERE
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

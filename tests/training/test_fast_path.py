@@ -1,0 +1,213 @@
+"""What is chosen, and that every choice trains to the same losses as the plain way."""
+
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from gptpl.errors import InputError
+from gptpl.model import GPTModel, MultiHeadAttention
+from gptpl.training import fast_path as module
+from gptpl.training.compilation import CompileChoice, missing_tool
+from gptpl.training.fast_path import FastPath, can_keep_freed_memory, choose_fast_path
+
+PLAIN: dict[str, Any] = {
+    "compile": CompileChoice(False, ""),
+    "attention": "sdpa",
+    "head": "plain",
+    "recompute": False,
+    "keep_freed_memory": False,
+}
+COMPILED = CompileChoice(True, "")
+
+
+@pytest.fixture
+def losses(pretraining, monkeypatch):
+    """Training losses of 20 steps on a fast path, and the validation loss after them."""
+
+    def train(*, drop_rate: float = 0.0, precision: str = "32-true", **choices):
+        net = pretraining.net(drop_rate=drop_rate, n_layers=4, vocab_size=300, init="gpt2")
+        path = FastPath(**(PLAIN | choices))
+        path.apply(net)
+        torch.manual_seed(7)
+        shutil.rmtree(pretraining.folder, ignore_errors=True)
+        run = pretraining.module(net, head=path.head)
+        pretraining.fit(module=run, precision=precision)
+        column = pretraining.column("train/loss")
+        assert list(column) == list(range(1, 21))
+        return torch.tensor([*column.values(), pretraining.column("val/loss")[20]])
+
+    return train
+
+
+FAST: dict[str, dict[str, Any]] = {
+    "attention": {"attention": "blocked"},
+    "head": {"head": "fused"},
+    "recompute": {"recompute": True},
+    "all": {"attention": "blocked", "head": "fused", "recompute": True},
+}
+
+
+@pytest.mark.parametrize("choices", FAST.values(), ids=FAST)
+def test_20_steps_in_fp32_have_the_same_losses(losses, choices):
+    plain, fast = losses(), losses(**choices)
+    assert plain[0] - plain[-2] > 0.5  # it learns: equal losses say something
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("choices", FAST.values(), ids=FAST)
+def test_20_steps_in_bf16_are_as_close_to_fp32_as_the_plain_ones(losses, choices):
+    exact = losses()
+    plain, fast = (losses(precision="bf16-mixed", **way) for way in (PLAIN, choices))
+    noise = (plain - exact).abs().max()
+    assert 0 < noise < 0.05
+    assert (fast - exact).abs().max() < 2 * noise
+
+
+@pytest.mark.skipif(missing_tool("cpu") is not None, reason=f"torch.compile needs {missing_tool('cpu')}")
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own doings while it compiles
+def test_compiled_20_steps_have_the_same_losses(losses):
+    fast = losses(compile=COMPILED, attention="blocked", head="fused")
+    torch.testing.assert_close(fast, losses(), rtol=0, atol=1e-5)
+
+
+def test_recomputing_drops_the_same_again(losses):
+    """The backward pass makes the activations anew: with other random numbers its gradient would be wrong."""
+    plain = losses(drop_rate=0.2)
+    torch.testing.assert_close(losses(drop_rate=0.2, recompute=True), plain, rtol=0, atol=1e-5)
+    assert (losses(drop_rate=0.0) - plain).abs().max() > 1e-3
+
+
+def test_recomputing_keeps_less(pretraining):
+    def kept(recompute: bool) -> int:
+        net = pretraining.net(n_layers=4)
+        net.recompute_blocks = recompute
+        sizes: list[int] = []
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            net(torch.zeros(4, 16, dtype=torch.int64))
+        return sum(sizes)
+
+    assert kept(True) < 0.5 * kept(False)
+
+
+def test_gradients_are_freed_when_the_step_is_done(pretraining):
+    """They would lie beside the activations of the next step, where memory is short."""
+    run = pretraining.module()
+    seen = []
+    forward = run.net.hidden
+
+    def hidden(tokens):
+        if run.training:
+            seen.append([p.grad is None for p in run.net.parameters()])
+        return forward(tokens)
+
+    run.net.hidden = hidden
+    run.head = "fused"
+    pretraining.fit(module=run)
+    assert len(seen) == 20
+    assert all(all(none) for none in seen)
+
+
+# --- the choice -----------------------------------------------------------------------------------------
+
+DEFAULT: dict[str, Any] = {
+    "device_type": "cpu",
+    "precision": "bf16-mixed",
+    "drop_rate": 0.1,
+    "total_steps": 10,
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "attention", "head"),
+    [
+        ({}, "blocked", "fused"),
+        ({"precision": "32-true"}, "blocked", "fused"),
+        ({"precision": "32-true", "drop_rate": 0.0}, "sdpa", "fused"),
+        ({"device_type": "cuda"}, "sdpa", "fused"),
+        ({"device_type": "cuda", "precision": "16-mixed"}, "sdpa", "plain"),
+        ({"attention": "sdpa", "head": "plain"}, "sdpa", "plain"),
+        ({"attention": "blocked", "precision": "32-true", "drop_rate": 0.0}, "blocked", "fused"),
+    ],
+)
+def test_what_is_chosen(settings, attention, head):
+    path = choose_fast_path(**(DEFAULT | settings))
+    assert (path.attention, path.head) == (attention, head)
+
+
+def test_memory_is_kept_on_a_cpu_where_malloc_can(monkeypatch):
+    for can in (True, False):
+        monkeypatch.setattr(module, "can_keep_freed_memory", lambda can=can: can)
+        assert choose_fast_path(**DEFAULT).keep_freed_memory == can
+        assert not choose_fast_path(**(DEFAULT | {"device_type": "cuda"})).keep_freed_memory
+        assert not choose_fast_path(**DEFAULT, keep_freed_memory=False).keep_freed_memory
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"compile": "perhaps"}, r"trainer.compile=perhaps .*auto, on, off"),
+        ({"attention": "flash"}, r"trainer.attention=flash .*auto, blocked, sdpa"),
+        ({"head": "liger"}, r"trainer.head=liger .*auto, fused, plain"),
+        ({"attention": "blocked", "device_type": "cuda"}, r"trainer.attention=blocked .*cuda.*sdpa"),
+        ({"head": "fused", "precision": "16-mixed"}, r"trainer.head=fused .*16-mixed.*head=plain"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, words):
+    with pytest.raises(InputError, match=words):
+        choose_fast_path(**(DEFAULT | settings))
+
+
+def test_keeping_memory_is_refused_without_glibc(monkeypatch):
+    monkeypatch.setattr(module, "can_keep_freed_memory", lambda: False)
+    with pytest.raises(InputError, match="keep_freed_memory=true needs glibc"):
+        choose_fast_path(**DEFAULT, keep_freed_memory=True)
+
+
+def test_it_says_what_it_is():
+    path = FastPath(
+        **PLAIN | {"recompute": True, "keep_freed_memory": True, "compile": CompileChoice(False, "why")}
+    )
+    assert (
+        str(path)
+        == "compile off (why), attention sdpa, head plain, activations recomputed, freed memory kept"
+    )
+
+
+def test_the_model_keeps_its_names(pretraining):
+    net = pretraining.net()
+    names = list(net.state_dict())
+    FastPath(**PLAIN | {"attention": "blocked", "recompute": True}).apply(net)
+    assert type(net) is GPTModel
+    assert list(net.state_dict()) == names
+    assert {m.kernel for m in net.modules() if isinstance(m, MultiHeadAttention)} == {"blocked"}
+
+
+@pytest.mark.skipif(not can_keep_freed_memory(), reason="malloc is not glibc's")
+def test_freed_memory_is_used_again_and_not_fetched_anew():
+    """Page faults of touching 64 MB ten times, freed in between: once what must be, not ten times."""
+    program = """
+import resource, torch
+from gptpl.training.fast_path import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.set_num_threads(1)
+before = faults()
+keep_freed_memory()
+faults()
+print(before, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 10 * after
