@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
@@ -11,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 help:
 	@echo 'make train [ARGS="experiment=quick"]   train; ARGS are Hydra overrides'
-	@echo 'make test  [ARGS="-k tokenizer"]       run the tests; ARGS go to pytest'
+	@echo 'make test  [ARGS="-k tokenizer"]       run the tests; ARGS go to pytest, WORKERS=2 processes'
 	@echo 'make lint                              check style, types and import rules'
 	@echo 'make clean                             remove .venv and tool caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter (3.11 or newer) that makes .venv.'
@@ -19,9 +20,9 @@ help:
 train: $(VENV)/.installed
 	$(BIN)/gptpl train $(ARGS)
 
-# One thread: the tests' models are tiny, and their processes would only wait for each other's threads.
+# One thread a process: the tests' models are tiny, and their threads would only wait for each other.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -1,8 +1,8 @@
 """The training loops that are compared, each in a process of its own that takes a step when it is told to.
 
-    python contestants.py NAME TOKENS.npy BATCH CONTEXT
+    python contestants.py NAME TOKENS.npy BATCH CONTEXT DROPOUT
 
-Every loop trains the same shape (GPT-2 small: 124M, tied, biases, dropout 0) on the same random windows with
+Every loop trains the same shape (GPT-2 small: 124M, tied, biases) on the same random windows with
 AdamW and gradients clipped to 1, and reads its loss at every step. The process answers every line on its
 standard input with one JSON object: the seconds of a step and what is known of its parts.
 """
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STARTED = time.perf_counter()
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 V, D, L, H, C = 50257, 768, 12, 12, 1024
 LR, DECAY = 6e-4, 0.1
 WARMUP = 3
@@ -39,6 +40,8 @@ class Turns:
 
     def done(self, loss: float, parts: dict[str, float] | None = None) -> None:
         """A step has ended; returns when the next may begin."""
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         now = time.perf_counter()
         self.steps += 1
         if self.steps == 1:
@@ -47,12 +50,18 @@ class Turns:
             say({"ready": True, "first_step_seconds": self.first_seconds})
         elif self.steps > WARMUP:
             assert self._began is not None
-            usage = resource.getrusage(resource.RUSAGE_SELF)
-            answer = {"seconds": now - self._began, "loss": loss, "peak_mb": usage.ru_maxrss / 1024}
+            answer = {"seconds": now - self._began, "loss": loss, "peak_mb": peak_mb()}
             say(answer | {"parts": parts or {}})
         if self.steps >= WARMUP and not sys.stdin.readline():
             sys.exit(0)
         self._began = time.perf_counter()
+
+
+def peak_mb() -> float:
+    """Most memory of the device that the process has held; on a CPU all that it has held."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_reserved() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KB
 
 
 def say(answer: dict[str, Any]) -> None:
@@ -67,6 +76,7 @@ class Work:
     path: Path
     batch: int
     context: int
+    dropout: float
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows at random places, without end, the same ones for everybody."""
@@ -75,7 +85,8 @@ class Work:
         while True:
             starts = draw.integers(0, len(tokens) - self.context - 1, self.batch)
             rows = np.stack([tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
-            yield torch.from_numpy(rows[:, :-1]).contiguous(), torch.from_numpy(rows[:, 1:]).contiguous()
+            both = torch.from_numpy(rows).to(DEVICE)
+            yield both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
 # --- gptpl ------------------------------------------------------------------------------------------------
@@ -114,7 +125,7 @@ def gptpl(work: Work, turns: Turns) -> None:
                 )
             self.marks = [time.perf_counter()]
 
-    net, path = gptpl_model()
+    net, path = gptpl_model(work.dropout)
     with tempfile.TemporaryDirectory() as folder:
         module = LanguageModelingModule(
             net,
@@ -128,7 +139,7 @@ def gptpl(work: Work, turns: Turns) -> None:
         )
 
         trainer = build_trainer(
-            TrainerConf(accelerator="cpu", devices=1, max_epochs=None, max_steps=10**6),
+            TrainerConf(accelerator="auto", devices=1, max_epochs=None, max_steps=10**6),
             precision="bf16-mixed",
             eval_every_n_steps=10**6,
             deterministic=False,
@@ -152,20 +163,20 @@ class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         return self.work.batches()
 
 
-def gptpl_model() -> tuple[Any, Any]:
-    """GPT-2 small on gptpl's fast path, as it is chosen by itself on a CPU with bf16."""
+def gptpl_model(dropout: float) -> tuple[Any, Any]:
+    """GPT-2 small on gptpl's fast path, as it is chosen by itself where products are bf16."""
     from gptpl.model import GPTConfig, GPTModel
     from gptpl.training.fast_path import choose_fast_path, keep_freed_memory
 
-    path = choose_fast_path(device_type="cpu", precision="bf16-mixed", drop_rate=0.0, total_steps=10**6)
+    path = choose_fast_path(device_type=DEVICE, precision="bf16-mixed", drop_rate=dropout, total_steps=10**6)
     if path.keep_freed_memory:
         keep_freed_memory()
     torch.manual_seed(0)
     config = GPTConfig(
-        vocab_size=V, context_length=C, emb_dim=D, n_heads=H, n_layers=L, drop_rate=0.0, qkv_bias=True,
+        vocab_size=V, context_length=C, emb_dim=D, n_heads=H, n_layers=L, drop_rate=dropout, qkv_bias=True,
         tie_weights=True, init="gpt2",
     )  # fmt: skip
-    net = GPTModel(config).train()
+    net = GPTModel(config).train().to(DEVICE)
     path.apply(net)
     return net, path
 
@@ -181,10 +192,10 @@ def gptpl_bare(work: Work, turns: Turns) -> None:
     """gptpl's model and kernels in a bare loop: what Lightning costs is the difference."""
     from gptpl.training.head_loss import head_loss
 
-    net, _ = gptpl_model()
+    net, _ = gptpl_model(work.dropout)
     optimizer = gptpl_optimizer(net)
     for inputs, targets in work.batches():
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             loss = head_loss(net.hidden(inputs), net.out_head.weight, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -204,12 +215,13 @@ def loop(work: Work, turns: Turns, model: nn.Module, *, low: bool, compiled: boo
         logits = getattr(logits, "logits", logits)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
+    model.to(DEVICE)
     compute = torch.compile(loss_of) if compiled else loss_of
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=DECAY, fused=True
     )
     for inputs, targets in work.batches():
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=low):
             loss = compute(inputs, targets)
         optimizer.zero_grad()
         loss.backward()
@@ -218,19 +230,25 @@ def loop(work: Work, turns: Turns, model: nn.Module, *, low: bool, compiled: boo
         turns.done(loss.item())
 
 
-def hugging_face() -> nn.Module:
+def hugging_face(dropout: float) -> nn.Module:
     """GPT-2 small of transformers, with its fused attention."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, use_cache=False, attn_implementation="sdpa"
+        attn_pdrop=dropout,
+        embd_pdrop=dropout,
+        resid_pdrop=dropout,
+        use_cache=False,
+        attn_implementation="sdpa",
     )
     torch.manual_seed(0)
     return GPT2LMHeadModel(config).train()
 
 
-def litgpt() -> nn.Module:
-    """litgpt's model in GPT-2's shape, but for the positions: it knows rotary ones only."""
+def litgpt(dropout: float) -> nn.Module:
+    """litgpt's model in GPT-2's shape, but for the positions: it knows rotary ones only, and no dropout."""
+    if dropout:
+        raise SystemExit("litgpt's model has no dropout")
     from litgpt import GPT, Config
 
     torch.manual_seed(0)
@@ -245,13 +263,13 @@ def litgpt() -> nn.Module:
     return model.train()
 
 
-def book() -> nn.Module:
+def book(dropout: float) -> nn.Module:
     """The model of "Build a Large Language Model (From Scratch)": its head is not tied."""
     from llms_from_scratch.ch04 import GPTModel as BookModel
 
     torch.manual_seed(0)
     shape = {
-        "vocab_size": V, "context_length": C, "emb_dim": D, "n_heads": H, "n_layers": L, "drop_rate": 0.0,
+        "vocab_size": V, "context_length": C, "emb_dim": D, "n_heads": H, "n_layers": L, "drop_rate": dropout,
         "qkv_bias": True,
     }  # fmt: skip
     model: nn.Module = BookModel(shape)
@@ -260,7 +278,7 @@ def book() -> nn.Module:
 
 def book_loop(work: Work, turns: Turns) -> None:
     """The book's own loop, chapter 5: fp32, no clipping, plain AdamW."""
-    model = book()
+    model = book(work.dropout).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY)
     for inputs, targets in work.batches():
         optimizer.zero_grad()
@@ -289,16 +307,38 @@ def hugging_face_trainer(work: Work, turns: Turns, *, compiled: bool) -> None:
         arguments = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=work.batch, max_steps=10**6, learning_rate=LR,
             weight_decay=DECAY, adam_beta2=0.95, max_grad_norm=1.0, optim="adamw_torch_fused", bf16=True,
-            use_cpu=True, torch_compile=compiled, logging_steps=1, report_to=[], save_strategy="no",
-            disable_tqdm=True, lr_scheduler_type="constant",
+            use_cpu=DEVICE == "cpu", torch_compile=compiled, logging_steps=1, report_to=[],
+            save_strategy="no", disable_tqdm=True, lr_scheduler_type="constant",
         )  # fmt: skip
         trainer = Trainer(
-            model=hugging_face(), args=arguments, train_dataset=Windows(), callbacks=[TakeTurns()]
+            model=hugging_face(work.dropout), args=arguments, train_dataset=Windows(), callbacks=[TakeTurns()]
         )
         trainer.train()
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"transformers": hugging_face, "litgpt": litgpt, "book": book}
+def plain(dropout: float) -> nn.Module:
+    """gptpl's own model without gptpl's kernels: with `loop` this is what nanoGPT does."""
+    from gptpl.model import GPTConfig, GPTModel
+    from gptpl.training.fast_path import choose_fast_path
+
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=V, context_length=C, emb_dim=D, n_heads=H, n_layers=L, drop_rate=dropout, qkv_bias=True,
+        tie_weights=True, init="gpt2",
+    )  # fmt: skip
+    net = GPTModel(config).train()
+    choose_fast_path(
+        device_type=DEVICE, precision="bf16-mixed", drop_rate=dropout, total_steps=1, compile="off",
+        attention="sdpa", head="plain", keep_freed_memory=False,
+    ).apply(net)  # fmt: skip
+    return net
+
+
+MODELS: dict[str, Callable[[float], nn.Module]] = {
+    "transformers": hugging_face,
+    "litgpt": litgpt,
+    "book": book,
+}
 
 
 def run(name: str, work: Work) -> None:
@@ -314,9 +354,9 @@ def run(name: str, work: Work) -> None:
     elif words[:2] == ["transformers", "Trainer"]:
         hugging_face_trainer(work, turns, compiled="compiled" in words)
     else:
-        loop(work, turns, MODELS[words[0]](), low="bf16" in words, compiled="compiled" in words)
+        loop(work, turns, MODELS[words[0]](work.dropout), low="bf16" in words, compiled="compiled" in words)
 
 
 if __name__ == "__main__":
     OUT, sys.stdout = sys.stdout, sys.stderr  # libraries may print: only answers go to standard output
-    run(sys.argv[1], Work(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
+    run(sys.argv[1], Work(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])))

@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gptpl.callbacks.sample_text import SampleText
+from gptpl.cli.batch import AUTO, settle_batch, whole_batch_size
 from gptpl.cli.build_module import build_module
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.resume import Resumption, resume_plan
@@ -86,6 +87,7 @@ def build_run(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Run
     datamodule = build_datamodule(cfg, resume=resume)
     config = _model_config(cfg, datamodule)
     cfg.model.vocab_size = config.vocab_size
+    settle_batch(cfg, trainer, datamodule, config, fast_path)
     total_steps = _total_steps(cfg, trainer, datamodule)
     if resume is not None:
         check_same_model(resume.header, config, datamodule.tokenizer)
@@ -213,7 +215,7 @@ def build_datamodule(cfg: DictConfig, *, resume: Resumption | None = None) -> Te
         tokenizer=_tokenizer(cfg.tokenizer),
         max_length=cfg.data.max_length,
         stride=cfg.data.stride,
-        batch_size=cfg.data.batch_size,
+        batch_size=1 if cfg.data.batch_size == AUTO else whole_batch_size(cfg.data.batch_size),
         train_ratio=cfg.data.train_ratio,
         seed=cfg.seed,
         num_workers=cfg.data.num_workers,

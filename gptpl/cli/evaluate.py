@@ -5,6 +5,7 @@ import logging
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from gptpl.cli.batch import whole_batch_size
 from gptpl.cli.console import RunLog
 from gptpl.cli.hydra_app import instantiate, run_under_hydra
 from gptpl.cli.model_input import loaded_checkpoint
@@ -35,7 +36,7 @@ def _evaluate(cfg: DictConfig) -> None:
             tokenizer=loaded.tokenizer,
             max_length=cfg.data.max_length,
             stride=cfg.data.stride,
-            batch_size=cfg.data.batch_size,
+            batch_size=whole_batch_size(cfg.data.batch_size),
             train_ratio=cfg.data.train_ratio,
         )
         batches = datamodule.evaluation_dataloader(cfg.split)

@@ -9,12 +9,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
+from gptpl.cli.batch import whole_batch_size
 from gptpl.cli.resume_overrides import Settings, asked_settings, given_overrides
 from gptpl.cli.resume_rate import Factor, lr_ceiling, words_if_held
 from gptpl.cli.resume_rules import INEXACT, Change, changes_between, check_changes
 from gptpl.cli.run_folder import read_config, read_run_record
+from gptpl.cli.schema import DataConf, TrainerConf
 from gptpl.cli.sweep import SweepError
 from gptpl.errors import InputError
 from gptpl.training.checkpoint import HEADER_KEY, check_resumable, read_checkpoint
@@ -61,7 +63,7 @@ class Resumption:
 
     def check_global_batch(self, world_size: int) -> None:
         """Raises InputError if all processes together would have another number of windows in a batch."""
-        windows, size = self.header["global_batch"], self.config.data.batch_size
+        windows, size = self.header["global_batch"], whole_batch_size(self.config.data.batch_size)
         if size * world_size == windows:
             return
         if world_size == self.header["world_size"]:
@@ -167,10 +169,17 @@ def _is_rate(key: str) -> bool:
 def _moved_to(run_dir: Path, stored: Settings) -> Settings:
     """A run's settings with every path into its folder changed to where the folder is now.
 
-    What was meant for one session alone is left out.
+    What was meant for one session alone is left out; settings that gptpl did not have yet get their defaults.
     """
     moved: Settings = _moved(stored, str(stored.get("run_dir")), str(run_dir))
-    return moved | {"resume": None, "trainer": moved["trainer"] | {"stop_at_step": None}}
+    trainer = _defaults(TrainerConf()) | moved["trainer"] | {"stop_at_step": None}
+    return moved | {"resume": None, "trainer": trainer, "data": _defaults(DataConf()) | moved["data"]}
+
+
+def _defaults(conf: TrainerConf | DataConf) -> Settings:
+    """Those that are values by themselves."""
+    derived = {MISSING, *(value for value in vars(conf).values() if str(value).startswith("${"))}
+    return {key: value for key, value in vars(conf).items() if value not in derived}
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

@@ -88,6 +88,7 @@ FATAL_SETTINGS = (
     "data.train_ratio",
     "data.max_length",
     "data.stride",
+    "data.global_batch_size",
     "data.pattern",
     "data.corpus._target_",
     "data.corpus.pattern",

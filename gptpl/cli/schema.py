@@ -98,7 +98,8 @@ class DataConf:
     train_ratio: float = 0.9
     max_length: int | None = "${model.context_length}"  # type: ignore[assignment]
     stride: int | None = "${data.max_length}"  # type: ignore[assignment]
-    batch_size: int = 2
+    batch_size: Any = 2
+    global_batch_size: int | None = None
     num_workers: int = 0
     pin_memory: bool | None = None
     persistent_workers: bool = True

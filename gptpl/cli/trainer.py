@@ -9,6 +9,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.callbacks.exact_resume import ExactResume
@@ -81,7 +82,7 @@ def build_trainer(
             accelerator=device_type(conf.accelerator),
             devices=conf.devices,
             num_nodes=conf.num_nodes,
-            strategy=conf.strategy,
+            strategy=_strategy(conf.strategy),
             precision=precision,  # type: ignore[arg-type]
             max_epochs=conf.max_epochs if conf.max_epochs is not None else -1,
             max_steps=conf.max_steps if conf.max_steps is not None else -1,
@@ -106,6 +107,11 @@ def build_trainer(
             " sweep with trainer.devices=1, or start the trials one by one"
         )
     return trainer
+
+
+def _strategy(name: str) -> str | DDPStrategy:
+    """DDP without a second copy of the gradients: they are views of what is sent."""
+    return DDPStrategy(gradient_as_bucket_view=True) if name == "ddp" else name
 
 
 def _check(conf: TrainerConf, eval_every_n_steps: int) -> None:

@@ -22,6 +22,8 @@ PRODUCT_ROWS = 2048
 SOFTMAX_ROWS = 32
 """Positions whose logits are in fp32 at a time on a CPU: 6 MB of them, which stay in its cache."""
 SOFTMAX_ROWS_ELSEWHERE = 512
+MULTIPLE = 64
+"""The products have this multiple of columns, the vocabulary filled up with zeros: GPT-2's 50,257 is odd."""
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -76,18 +78,18 @@ class _HeadLoss(torch.autograd.Function):
         d_weight: Tensor | None = None
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            low = weight.to(dtype)
+            low = _filled_up(weight, dtype)
             for start in range(0, len(hidden), PRODUCT_ROWS):
                 part = slice(start, start + PRODUCT_ROWS)
                 rows = hidden[part].to(dtype)
-                logits = rows @ low.t()  # (n, V)
-                total += _to_gradient(logits, targets[part], share)
+                logits = rows @ low.t()  # (n, V), filled up: with 0, which is also the gradient there
+                total += _to_gradient(logits[:, : len(weight)], targets[part], share)
                 if d_hidden is not None:
                     d_hidden[part] = logits @ low
                 if wants_weight:
                     d_weight = _accumulated(d_weight, logits, rows)
         ctx.save_for_backward(d_hidden, d_weight)
-        ctx.weight_dtype = weight.dtype
+        ctx.weight_dtype, ctx.vocab_size = weight.dtype, len(weight)
         return total * share
 
     @staticmethod
@@ -98,8 +100,16 @@ class _HeadLoss(torch.autograd.Function):
         if d_hidden is not None:
             d_hidden = (d_hidden * factor).to(d_hidden.dtype)
         if d_weight is not None:
-            d_weight = (d_weight * factor).to(ctx.weight_dtype)
+            d_weight = (d_weight[: ctx.vocab_size] * factor).to(ctx.weight_dtype)
         return d_hidden, d_weight, None, None
+
+
+def _filled_up(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight (V, D) in that type, with rows of zeros behind it."""
+    V, D = weight.shape
+    filled = weight.new_zeros(-(-V // MULTIPLE) * MULTIPLE, D, dtype=dtype)
+    filled[:V] = weight
+    return filled
 
 
 def _accumulated(total: Tensor | None, gradient: Tensor, rows: Tensor) -> Tensor:
@@ -115,18 +125,18 @@ def _to_gradient(logits: Tensor, targets: Tensor, share: Tensor) -> Tensor:
     """Turns logits (N, V) in place into the gradient of the mean loss; returns the losses' sum in fp32."""
     total = torch.zeros((), device=logits.device)
     for part, aims in _in_parts(_softmax_rows(logits), logits, targets):
-        counted = (aims != IGNORED_TARGET)[:, None]  # (n, 1)
-        aim = aims[:, None].clamp(min=0)
+        counted = aims != IGNORED_TARGET  # (n,)
+        at_aim = torch.arange(len(aims), device=aims.device), aims.clamp(min=0)
         x = part.float()  # (n, V); fp32 logits are worked on in place
         highest = x.amax(-1, keepdim=True)
-        aimed = x.gather(1, aim)
+        aimed = x[at_aim]
         x.sub_(highest).exp_()
         normaliser = x.sum(-1, keepdim=True)
-        losses = highest + normaliser.log() - aimed  # (n, 1)
+        losses = (highest + normaliser.log()).squeeze(-1) - aimed  # (n,)
         total += losses.masked_fill(~counted, 0).sum()
         weights = share * counted  # 0 for what is left out
-        x.mul_(weights / normaliser)
-        x.scatter_add_(1, aim, -weights)
+        x.mul_(weights[:, None] / normaliser)
+        x[at_aim] -= weights
         part.copy_(x)
     return total
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,23 @@ TRAIN = (
 )
 
 
+_started: list["subprocess.Popen[str]"] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on_running() -> Iterator[None]:
+    """A process that a failed test left behind would take the other tests' time, and warn of itself."""
+    yield
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.wait()
+
+
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """The command as a process of its own, its log in `err`."""
     with (folder / "err").open("w") as err:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "gptpl", *arguments],
             cwd=folder,
             stderr=err,
@@ -36,6 +50,8 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
+    _started.append(process)
+    return process
 
 
 def wait_until_it_trains(process: "subprocess.Popen[str]", folder: Path) -> None:
@@ -104,7 +120,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_long_step(tmp_path):
     time.sleep(0.3)
     assert process.poll() is None  # it waits for the step
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(120) == 130
     assert "gptpl: error: interrupted" in (tmp_path / "err").read_text()
     assert not list((tmp_path / "run").rglob("*.tmp"))
 

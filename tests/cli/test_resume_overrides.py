@@ -91,6 +91,24 @@ def test_without_overrides_it_goes_on_as_it_was(plan, folder):
     assert resumption.state["epoch"] == 0
 
 
+def test_a_run_of_an_earlier_gptpl_gets_the_defaults_of_what_it_had_no_setting_for(plan, folder):
+    write_run(folder, *QUICK)
+    whole = stored(folder)
+    newer = (("trainer", "attention"), ("trainer", "recompute_activations"), ("data", "global_batch_size"))
+    older = {**whole, "trainer": dict(whole["trainer"]), "data": dict(whole["data"])}
+    for group, key in newer:
+        del older[group][key]
+    OmegaConf.save(OmegaConf.create(older), folder / "config.yaml")
+    path = folder / "checkpoints/step-00000008.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["gptpl"]["config"] = older
+    torch.save(checkpoint, path)
+    resumption = plan()
+    assert config(resumption) == whole
+    assert resumption.changes == []
+    assert [change.key for change in plan("trainer.attention=sdpa").changes] == ["trainer.attention"]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -1,0 +1,116 @@
+"""The batch that fits into memory, against memory that a training step really takes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig
+from gptpl.training import batch_size as module
+from gptpl.training.batch_size import accumulation, largest_batch_size, step_bytes
+from gptpl.training.fast_path import FastPath, choose_fast_path
+
+CONFIG = GPTConfig(
+    vocab_size=2000, context_length=256, emb_dim=256, n_heads=4, n_layers=6, drop_rate=0.0, qkv_bias=True
+)
+
+
+def path(**choices) -> FastPath:
+    return choose_fast_path(
+        device_type="cpu", precision="bf16-mixed", drop_rate=0.0, total_steps=1, **choices
+    )
+
+
+MEASURED = """
+import resource, sys, torch
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.training.fast_path import choose_fast_path
+from gptpl.training.head_loss import head_loss
+torch.set_num_threads(1)
+recompute = sys.argv[1] == "True"
+net = GPTModel(GPTConfig(
+    vocab_size=2000, context_length=256, emb_dim=256, n_heads=4, n_layers=6, drop_rate=0.0, qkv_bias=True
+))
+path = choose_fast_path(
+    device_type="cpu", precision="bf16-mixed", drop_rate=0.0, total_steps=1, recompute=recompute
+)
+path.apply(net)
+def peak(batch_size):
+    tokens = torch.zeros(batch_size, 256, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        head_loss(net.hidden(tokens), net.out_head.weight, tokens).backward()
+    net.zero_grad()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak(8)
+print(peak(8), peak(32))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_estimate_is_what_a_larger_batch_takes(recompute):
+    """Of a real process: 24 more windows, with the room for their logits."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEASURED, str(recompute)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    small, large = map(int, done.stdout.split())
+    estimates = [
+        step_bytes(CONFIG, path(recompute=recompute), batch_size=size, max_length=256, low=True)
+        for size in (8, 32)
+    ]
+    assert estimates[1] - estimates[0] == pytest.approx(large - small, rel=0.3)
+
+
+def test_recomputing_and_bf16_need_less():
+    def needed(low: bool, **choices) -> int:
+        return step_bytes(CONFIG, path(**choices), batch_size=8, max_length=256, low=low)
+
+    assert needed(True, recompute=True) < needed(True) < needed(False) < needed(False, head="plain")
+
+
+@pytest.mark.parametrize(
+    ("free", "windows", "size"),
+    [
+        (10**9, 12, 12),
+        (100, 12, 6),
+        (99, 12, 6),
+        (50, 12, 4),
+        (49, 12, 3),
+        (30, 12, 2),
+        (29, 7, 1),
+        (20, 13, 1),
+    ],
+)
+def test_the_largest_divisor_that_fits(monkeypatch, free, windows, size):
+    """A step of 10 bytes a window, on memory of which 80 % are used."""
+    monkeypatch.setattr(module, "step_bytes", lambda *args, batch_size, **kwargs: 10 * batch_size)
+    chosen = largest_batch_size(CONFIG, path(), max_length=256, windows=windows, low=True, free=free)
+    assert chosen == size
+
+
+def test_no_window_fits():
+    with pytest.raises(InputError, match=r"one window of 256 tokens needs about 0\.\d GB, 0\.0 GB are free"):
+        largest_batch_size(CONFIG, path(), max_length=256, windows=4, low=True, free=1000)
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "batch_size", "world_size", "times"), [(8, 8, 1, 1), (8, 2, 1, 4), (8, 2, 2, 2)]
+)
+def test_accumulation(global_batch, batch_size, world_size, times):
+    assert accumulation(global_batch=global_batch, batch_size=batch_size, world_size=world_size) == times
+
+
+@pytest.mark.parametrize(("global_batch", "batch_size", "world_size"), [(8, 3, 1), (6, 2, 2), (0, 1, 1)])
+def test_what_does_not_make_up_the_whole_batch_is_refused(global_batch, batch_size, world_size):
+    with pytest.raises(InputError, match=rf"global_batch_size={global_batch} is no multiple"):
+        accumulation(global_batch=global_batch, batch_size=batch_size, world_size=world_size)
+
+
+def test_a_device_that_does_not_tell_is_refused():
+    with pytest.raises(InputError, match="mps"):
+        module.free_memory("mps")
+    assert module.free_memory("cpu") > 0
