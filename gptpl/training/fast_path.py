@@ -29,6 +29,7 @@ class FastPath:
         head: "fused" is `gptpl.training.head_loss`; "plain" makes all logits, then the loss.
         recompute: whether a block's activations are made anew in the backward pass instead of kept.
         keep_freed_memory: see `keep_freed_memory`.
+        remark: what there is to say of the attention kernel.
     """
 
     compile: CompileChoice
@@ -36,6 +37,7 @@ class FastPath:
     head: Head
     recompute: bool
     keep_freed_memory: bool
+    remark: str = ""
 
     def apply(self, net: GPTModel) -> None:
         """Sets the model up for it, in place: its parameters keep their names."""
@@ -50,7 +52,7 @@ class FastPath:
         compiled = "on" if self.compile.compiled else "off"
         parts = [
             f"compile {compiled} ({self.compile.reason})",
-            f"attention {self.attention}",
+            f"attention {self.attention}{self.remark and f' ({self.remark})'}",
             f"head {self.head}",
         ]
         if self.recompute:
@@ -105,9 +107,12 @@ def choose_fast_path(
     if keep_freed_memory and not can_keep_freed_memory():
         raise InputError("trainer.keep_freed_memory=true needs glibc's malloc: leave it null")
     dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if half else torch.float32
+    kernel = chosen_kernel(device_type, dtype, drop_rate) if attention == "auto" else _kernel(attention)
+    no_flash = device_type == "cpu" and kernel == "sdpa" and drop_rate
     return FastPath(
         compile=choose_compile(wanted=compile, device_type=device_type, total_steps=total_steps),
-        attention=chosen_kernel(device_type, dtype, drop_rate) if attention == "auto" else _kernel(attention),
+        attention=kernel,
+        remark="dropout keeps it from flash attention on a CPU" if no_flash else "",
         head="plain" if head == "plain" or half else "fused",
         recompute=recompute,
         keep_freed_memory=(device_type == "cpu" and can_keep_freed_memory())

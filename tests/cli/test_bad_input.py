@@ -32,7 +32,7 @@ SMALL = (
         ("data.batch_size=auto", "data.global_batch_size=N"),
         ("data.batch_size=many", "a whole number, or auto"),
         ("data.batch_size=1.5", "a whole number, or auto"),
-        ("data.global_batch_size=12", "data.batch_size=auto"),
+        ("data.global_batch_size=13", "data.batch_size=auto"),
         ("data.global_batch_size=0", "data.batch_size=auto"),
         ("data.max_length=65", "data.max_length=64"),
         ("data.train_ratio=1", "between 0 and 1"),

@@ -143,6 +143,13 @@ def test_what_is_chosen(settings, attention, head):
     assert (path.attention, path.head) == (attention, head)
 
 
+def test_it_says_when_dropout_keeps_it_from_flash_attention():
+    words = "attention sdpa (dropout keeps it from flash attention on a CPU),"
+    assert words in str(choose_fast_path(**DEFAULT, attention="sdpa"))
+    for settings in ({}, {"attention": "sdpa", "drop_rate": 0.0}, {"device_type": "cuda"}):
+        assert "flash" not in str(choose_fast_path(**(DEFAULT | settings)))
+
+
 def test_memory_is_kept_on_a_cpu_where_malloc_can(monkeypatch):
     for can in (True, False):
         monkeypatch.setattr(module, "can_keep_freed_memory", lambda can=can: can)
