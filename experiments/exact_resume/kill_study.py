@@ -100,11 +100,12 @@ def trained(run: Path) -> bool:
 
 def left_by(run: Path) -> dict[str, Any]:
     """All that a run leaves, but for what the clock decides."""
+    clocked = ("per_second", "mfu")
     with (run / "metrics.csv").open(newline="") as file:
-        rows = [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)]
+        rows = [{k: v for k, v in row.items() if not k.endswith(clocked)} for row in csv.DictReader(file)]
     size = {"scalars": 0, "tensors": 0}
     events = EventAccumulator(str(run / "tensorboard"), size_guidance=size).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if "per_second" not in tag]
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith(clocked)]
     return {
         **state_digest(read_checkpoint((run / "checkpoints/last.ckpt").resolve())),
         "batches and losses of every step": (run / "steps.jsonl").read_text(),
