@@ -145,12 +145,11 @@ def measure(shape: Shape, peers: tuple[str, ...], tokens: Path, steps: int, drop
     for number, heat in enumerate(heats, start=1):
         label = f"{shape[0]} x {shape[1]}, heat {number}/{len(heats)}"
         for name, measured in run_heat(heat, shape, tokens, steps, dropout, label).items():
-            known = contestants.setdefault(name, {"steps": [], **measured, "ratios": []})
-            known["steps"] += measured["answers"]
-            known["ratios"] += measured["to_gptpl"]
+            known = contestants.setdefault(name, measured)
+            if known is not measured:  # gptpl, which is in every heat
+                known["steps"] += measured["steps"]
+                known["ratios"] += measured["ratios"]
         products.append(product_seconds(rows))
-    for measured in contestants.values():
-        del measured["answers"], measured["to_gptpl"]
     return {"products_seconds": products, "contestants": contestants}
 
 
@@ -168,13 +167,12 @@ def heats_of(peers: tuple[str, ...], rows: int) -> Iterator[list[str]]:
 def run_heat(
     names: list[str], shape: Shape, tokens: Path, steps: int, dropout: float, label: str
 ) -> dict[str, dict[str, Any]]:
-    """Answers of every contestant of a heat, and its seconds over gptpl's in the same turn."""
+    """Every contestant's steps, and its seconds over gptpl's in the same turn."""
     processes: dict[str, subprocess.Popen[str]] = {}
     measured: dict[str, dict[str, Any]] = {}
     bar = tqdm(total=len(names) * (1 + steps), desc=label, unit="turn")
     try:
         for name in names:  # one after the other: the time to the first step is a time alone on the machine
-            started = time.perf_counter()
             command = [sys.executable, "-W", "ignore", str(HERE / "contestants.py"), name, str(tokens)]
             processes[name] = subprocess.Popen(
                 [*command, *map(str, (*shape, dropout))],
@@ -185,8 +183,7 @@ def run_heat(
             ready = answer(name, processes[name])
             measured[name] = {
                 "first_step_seconds": ready["first_step_seconds"],
-                "start_seconds": time.perf_counter() - started,
-                "answers": [],
+                "steps": [],
             }
             bar.update()
         for _ in range(steps):
@@ -194,15 +191,15 @@ def run_heat(
                 assert process.stdin is not None
                 process.stdin.write("\n")
                 process.stdin.flush()
-                measured[name]["answers"].append(answer(name, process))
+                measured[name]["steps"].append(answer(name, process))
                 bar.update()
     finally:
         bar.close()
         for process in processes.values():
             process.communicate()
-    own = [one["seconds"] for one in measured["gptpl"]["answers"]]
+    own = [one["seconds"] for one in measured["gptpl"]["steps"]]
     for one in measured.values():
-        one["to_gptpl"] = [a["seconds"] / b for a, b in zip(one["answers"], own, strict=True)]
+        one["ratios"] = [a["seconds"] / b for a, b in zip(one["steps"], own, strict=True)]
     return measured
 
 

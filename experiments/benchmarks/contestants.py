@@ -60,9 +60,8 @@ def peak_mb() -> float:
     """Most memory of the device that the process has held; on a CPU all that it has held."""
     if DEVICE == "cuda":
         return torch.cuda.max_memory_reserved() / 2**20
-    status = Path(
-        "/proc/self/status"
-    ).read_text()  # ru_maxrss would begin with the size of the parent process
+    # ru_maxrss would begin with the size of the parent process.
+    status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
@@ -165,12 +164,14 @@ class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         return self.work.batches()
 
 
-def gptpl_model(dropout: float) -> tuple[Any, Any]:
-    """GPT-2 small on gptpl's fast path, as it is chosen by itself where products are bf16."""
+def gptpl_model(dropout: float, **choices: Any) -> tuple[Any, Any]:
+    """GPT-2 small and its fast path: as it is chosen by itself where products are bf16, but for `choices`."""
     from gptpl.model import GPTConfig, GPTModel
     from gptpl.training.fast_path import choose_fast_path, keep_freed_memory
 
-    path = choose_fast_path(device_type=DEVICE, precision="bf16-mixed", drop_rate=dropout, total_steps=10**6)
+    path = choose_fast_path(
+        device_type=DEVICE, precision="bf16-mixed", drop_rate=dropout, total_steps=10**6, **choices
+    )
     if path.keep_freed_memory:
         keep_freed_memory()
     torch.manual_seed(0)
@@ -192,18 +193,23 @@ def gptpl_optimizer(net: nn.Module) -> torch.optim.Optimizer:
 
 def gptpl_bare(work: Work, turns: Turns) -> None:
     """gptpl's model and kernels in a bare loop: what Lightning costs is the difference."""
-    from gptpl.training.head_loss import head_loss
-
     net, _ = gptpl_model(work.dropout)
     optimizer = gptpl_optimizer(net)
     for inputs, targets in work.batches():
-        with torch.autocast(DEVICE, torch.bfloat16):
-            loss = head_loss(net.hidden(inputs), net.out_head.weight, targets)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        turns.done(loss.item())
+        turns.done(gptpl_step(net, optimizer, inputs, targets))
+
+
+def gptpl_step(net: Any, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor) -> float:
+    """A step of the bare loop; returns its loss."""
+    from gptpl.training.head_loss import head_loss
+
+    with torch.autocast(DEVICE, torch.bfloat16):
+        loss = head_loss(net.hidden(inputs), net.out_head.weight, targets)
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
 
 
 # --- peers ------------------------------------------------------------------------------------------------
@@ -320,19 +326,7 @@ def hugging_face_trainer(work: Work, turns: Turns, *, compiled: bool) -> None:
 
 def plain(dropout: float) -> nn.Module:
     """gptpl's own model without gptpl's kernels: with `loop` this is what nanoGPT does."""
-    from gptpl.model import GPTConfig, GPTModel
-    from gptpl.training.fast_path import choose_fast_path
-
-    torch.manual_seed(0)
-    config = GPTConfig(
-        vocab_size=V, context_length=C, emb_dim=D, n_heads=H, n_layers=L, drop_rate=dropout, qkv_bias=True,
-        tie_weights=True, init="gpt2",
-    )  # fmt: skip
-    net = GPTModel(config).train()
-    choose_fast_path(
-        device_type=DEVICE, precision="bf16-mixed", drop_rate=dropout, total_steps=1, compile="off",
-        attention="sdpa", head="plain", keep_freed_memory=False,
-    ).apply(net)  # fmt: skip
+    net, _ = gptpl_model(dropout, compile="off", attention="sdpa", head="plain", keep_freed_memory=False)
     return net
 
 
@@ -340,6 +334,7 @@ MODELS: dict[str, Callable[[float], nn.Module]] = {
     "transformers": hugging_face,
     "litgpt": litgpt,
     "book": book,
+    "plain": plain,
 }
 
 
