@@ -10,6 +10,7 @@ import torch
 from gptpl.callbacks.readings import language_module
 from gptpl.errors import InputError
 from gptpl.training.flops import peak_flops, training_flops_per_token
+from gptpl.training.precision import product_dtype
 
 
 class Throughput(L.Callback):
@@ -39,8 +40,8 @@ class Throughput(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out what the devices can do."""
-        half = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        peak = peak_flops(pl_module.device, half, language_module(pl_module).net.config)
+        dtype = product_dtype(str(trainer.precision))
+        peak = peak_flops(pl_module.device, dtype, language_module(pl_module).net.config)
         self._peak_flops = None if peak is None else peak * trainer.world_size
 
     def on_train_batch_start(

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import lightning as L
+import torch
 from omegaconf import DictConfig
 
 from gptpl.cli.trainer import choose, device_type
@@ -12,6 +13,7 @@ from gptpl.errors import InputError
 from gptpl.model import GPTConfig
 from gptpl.training.batch_size import accumulation, free_memory, largest_batch_size
 from gptpl.training.fast_path import FastPath
+from gptpl.training.precision import product_dtype
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,6 @@ def _largest(cfg: DictConfig, trainer: L.Trainer, config: GPTConfig, path: FastP
         path,
         max_length=cfg.data.max_length,
         windows=windows // devices,
-        low="bf16" in choose(cfg.trainer).precision,
+        low=product_dtype(choose(cfg.trainer).precision) == torch.bfloat16,
         free=free_memory(kind) // here,
     )

@@ -11,17 +11,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel, count_parameters
 from gptpl.training.fast_path import FastPath
-from gptpl.training.head_loss import PRODUCT_ROWS, head_loss
-from gptpl.training.loss import next_token_loss
+from gptpl.training.head_loss import PRODUCT_ROWS, training_loss
 
 BYTES_A_PARAMETER = 16
 """The weight, its gradient and AdamW's two averages, in fp32."""
 USABLE = 0.8
 """Share of the free memory that is planned for: the rest is for what is freed and asked for in between."""
 
-_TRANSIENT_BLOCKS, _TRANSIENT_BLOCKS_RECOMPUTED = 0, 3
-"""What a block's backward pass needs for a while, in blocks' activations: measured (tests/training). Where
-all activations are kept, those that are no longer needed make room for it."""
+_RECOMPUTED_BLOCKS = 4
+"""Blocks' activations that there is room for where they are made anew: one block's, and what its backward
+pass needs for a while (measured, tests/training). Where all are kept, those no longer needed make room."""
 
 
 def free_memory(device_type: str) -> int:
@@ -70,10 +69,10 @@ def step_bytes(config: GPTConfig, path: FastPath, *, batch_size: int, max_length
         for n in (1, 2)
     )
     block, rest = two - one, 2 * one - two
-    kept = (config.n_layers + _TRANSIENT_BLOCKS) * block
-    if path.recompute:  # the inputs of all blocks, and all of the one that is made anew
-        inputs = config.n_layers * batch_size * max_length * config.emb_dim * 4
-        kept = inputs + (1 + _TRANSIENT_BLOCKS_RECOMPUTED) * block
+    kept = config.n_layers * block
+    if path.recompute:
+        inputs_of_blocks = config.n_layers * batch_size * max_length * config.emb_dim * 4
+        kept = inputs_of_blocks + _RECOMPUTED_BLOCKS * block
     rows = batch_size * max_length
     if path.head == "fused":  # which keeps nothing but its gradients, and needs room for some rows' logits
         logits = min(rows, PRODUCT_ROWS) * config.vocab_size * (2 if low else 4)
@@ -97,11 +96,7 @@ def kept_bytes(config: GPTConfig, path: FastPath, *, batch_size: int, max_length
         tokens = torch.zeros(batch_size, max_length, dtype=torch.int64)
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with hooks, torch.autocast("cpu", torch.bfloat16, enabled=low):
-            hidden = net.hidden(tokens)
-            if path.head == "fused":
-                loss = head_loss(hidden, net.out_head.weight, tokens)
-            else:
-                loss = next_token_loss(net.out_head(hidden), tokens)
+            loss = training_loss(net, tokens, tokens, head=path.head)
         weights = {p.untyped_storage()._cdata for p in net.parameters()}
         del loss
     return sum(size for key, size in storages.items() if key not in weights)

@@ -3,7 +3,6 @@
 import ctypes
 import platform
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -12,8 +11,9 @@ from gptpl.model import GPTModel
 from gptpl.model.attention import MultiHeadAttention
 from gptpl.model.causal_attention import Kernel, chosen_kernel
 from gptpl.training.compilation import CompileChoice, choose_compile, compile_blocks
+from gptpl.training.head_loss import Head
+from gptpl.training.precision import product_dtype
 
-Head = Literal["fused", "plain"]
 ATTENTION = ("auto", "blocked", "sdpa")
 HEAD = ("auto", "fused", "plain")
 COMPILE = ("auto", "on", "off")
@@ -98,7 +98,8 @@ def choose_fast_path(
         raise InputError(
             f"trainer.attention=blocked is for CPUs, not {device_type}: use trainer.attention=sdpa"
         )
-    half = "16" in precision and "bf16" not in precision
+    dtype = product_dtype(precision)
+    half = dtype == torch.float16
     if head == "fused" and half:
         raise InputError(
             f"trainer.head=fused would lose small gradients in trainer.precision={precision}:"
@@ -106,7 +107,6 @@ def choose_fast_path(
         )
     if keep_freed_memory and not can_keep_freed_memory():
         raise InputError("trainer.keep_freed_memory=true needs glibc's malloc: leave it null")
-    dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if half else torch.float32
     kernel = chosen_kernel(device_type, dtype, drop_rate) if attention == "auto" else _kernel(attention)
     no_flash = device_type == "cpu" and kernel == "sdpa" and drop_rate
     return FastPath(

@@ -9,14 +9,15 @@ knows the gradient too, up to a factor.
 # N positions (B x T), D model, V vocabulary
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from gptpl.training.loss import IGNORED_TARGET
+from gptpl.model import GPTModel
+from gptpl.training.loss import IGNORED_TARGET, next_token_loss, summed_next_token_loss
 
+Head = Literal["fused", "plain"]
 PRODUCT_ROWS = 2048
 """Positions whose logits are made at a time. Each time the head's gradient, of V x D, is read and written."""
 SOFTMAX_ROWS = 32
@@ -24,6 +25,16 @@ SOFTMAX_ROWS = 32
 SOFTMAX_ROWS_ELSEWHERE = 512
 MULTIPLE = 64
 """The products have this multiple of columns, the vocabulary filled up with zeros: GPT-2's 50,257 is odd."""
+
+
+def training_loss(net: GPTModel, inputs: Tensor, targets: Tensor, *, head: Head) -> Tensor:
+    """Mean loss of the model's next tokens, float32; inputs and targets (B, T).
+
+    `head` "fused" is `head_loss`; "plain" makes all logits, then the loss.
+    """
+    if head == "fused":
+        return head_loss(net.hidden(inputs), net.out_head.weight, targets)
+    return next_token_loss(net(inputs), targets)
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -56,15 +67,15 @@ def summed_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[T
     Arguments as for `head_loss`, fp16 included. Returns (sum, count), two float64 scalars (float32 on devices
     without float64).
     """
-    wide = torch.float32 if hidden.device.type == "mps" else torch.float64
     dtype = _product_dtype(hidden)
-    total = torch.zeros((), dtype=wide, device=hidden.device)
+    total, count = summed_next_token_loss(hidden[:0], targets[:0])  # zeros
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         low = weight.to(dtype)
         for rows, aims in _in_parts(PRODUCT_ROWS, hidden.flatten(0, -2).to(dtype), targets.flatten()):
             for logits, aim in _in_parts(_softmax_rows(rows), rows @ low.t(), aims):
-                total += F.cross_entropy(logits.float(), aim, ignore_index=IGNORED_TARGET, reduction="sum")
-    return total, (targets != IGNORED_TARGET).sum().to(wide)
+                sums = summed_next_token_loss(logits[None], aim[None])
+                total, count = total + sums[0], count + sums[1]
+    return total, count
 
 
 class _HeadLoss(torch.autograd.Function):

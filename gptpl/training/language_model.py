@@ -17,10 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.model import GPTModel
 from gptpl.training.checkpoint import HEADER_KEY, check_same_model, checkpoint_header
-from gptpl.training.fast_path import Head
-from gptpl.training.head_loss import head_loss, summed_head_loss
+from gptpl.training.head_loss import Head, summed_head_loss, training_loss
 from gptpl.training.lineage import RANDOM
-from gptpl.training.loss import next_token_loss, perplexity
+from gptpl.training.loss import perplexity
 from gptpl.training.non_finite import NonFiniteError, non_finite_report
 from gptpl.training.resume_state import Position
 
@@ -123,10 +122,7 @@ class LanguageModelingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of one micro-batch of (inputs, targets), each (B, T)."""
         inputs, targets = batch
-        if self.head == "fused":
-            loss = head_loss(self.net.hidden(inputs), self.net.out_head.weight, targets)
-        else:
-            loss = next_token_loss(self(inputs), targets)
+        loss = training_loss(self.net, inputs, targets, head=self.head)
         self._micro_batches.append(inputs)
         self._micro_losses.append(loss.detach())
         self.tokens_seen += inputs.numel() * self.trainer.world_size

@@ -36,6 +36,13 @@ def choose_precision(device_type: str) -> PrecisionChoice:
     return PrecisionChoice("32-true", f"{device_type} has no bf16 units that torch promises to use")
 
 
+def product_dtype(precision: str) -> torch.dtype:
+    """The type of matrix products under Lightning's name of a precision, such as "bf16-mixed"."""
+    if "bf16" in precision:
+        return torch.bfloat16
+    return torch.float16 if "16" in precision else torch.float32
+
+
 def cpu_bf16_units() -> list[str]:
     """Names of the CPU's bf16 matrix instructions, empty where there are none or torch is too old to tell."""
     if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.11 lacks it
