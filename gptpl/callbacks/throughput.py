@@ -5,7 +5,6 @@ from collections import deque
 from typing import Any
 
 import lightning as L
-import torch
 
 from gptpl.callbacks.readings import language_module
 from gptpl.errors import InputError
@@ -22,6 +21,10 @@ class Throughput(L.Callback):
 
     The time of a batch is forward, backward and optimizer; evaluations, samples and saves do not count, nor
     does the first batch, which warms up caches and compiles.
+
+    A GPU's work may only be queued when a batch ends here. It is not waited for: the check of the gradient's
+    norm does so in every step, so the host is never more than an optimizer and a forward pass ahead, and what
+    one batch leaves over is in the next one's time.
 
     Args:
         window: batches the average is taken over.
@@ -58,8 +61,6 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Adds the batch to the average."""
-        if pl_module.device.type != "cpu":  # whose work may only be queued
-            torch.accelerator.synchronize()
         if not self._warm:
             self._warm = True
             return
