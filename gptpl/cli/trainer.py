@@ -82,7 +82,7 @@ def build_trainer(
             accelerator=device_type(conf.accelerator),
             devices=conf.devices,
             num_nodes=conf.num_nodes,
-            strategy=_strategy(conf.strategy),
+            strategy=build_strategy(conf.strategy),
             precision=precision,  # type: ignore[arg-type]
             max_epochs=conf.max_epochs if conf.max_epochs is not None else -1,
             max_steps=conf.max_steps if conf.max_steps is not None else -1,
@@ -109,8 +109,12 @@ def build_trainer(
     return trainer
 
 
-def _strategy(name: str) -> str | DDPStrategy:
-    """DDP without a second copy of the gradients: they are views of what is sent."""
+def build_strategy(name: str) -> str | DDPStrategy:
+    """DDP without a second copy of the gradients: they are views of what is sent.
+
+    Not with `static_graph`: where batches are accumulated it ends in an error of torch's, or the gradients
+    are not summed any more (pytorch issue 143580, pull request 187732).
+    """
     return DDPStrategy(gradient_as_bucket_view=True) if name == "ddp" else name
 
 

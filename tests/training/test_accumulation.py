@@ -1,0 +1,37 @@
+"""Accumulated gradients are summed over the processes once an optimizer step, not once a batch."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from gptpl.cli.trainer import build_strategy
+
+
+@pytest.fixture
+def own_process_group() -> Iterator[None]:
+    """Lightning leaves a group of processes and its variables behind: not for the tests that come after."""
+    before = dict(os.environ)
+    yield
+    torch.distributed.destroy_process_group()
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+
+
+@pytest.mark.usefixtures("own_process_group")
+def test_only_the_last_batch_of_a_step_is_summed_over_the_processes(pretraining, monkeypatch):
+    summed: list[bool] = []
+    forward = DistributedDataParallel.forward
+
+    def noting(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            summed.append(self.require_backward_grad_sync)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistributedDataParallel, "forward", noting)
+    pretraining.fit(
+        module=pretraining.module(total_steps=4), strategy=build_strategy("ddp"), accumulate_grad_batches=3
+    )
+    assert summed == [False, False, True] * 4
