@@ -1,10 +1,12 @@
 """gptpl's training step beside its peers', and beside what the machine's matrix products allow.
 
-Every contestant trains GPT-2 small in a process of its own; they take turns, step by step, so that a machine
-whose speed drifts slows all of them. As many run beside gptpl at a time as fit into memory.
+Every contestant trains GPT-2, small unless --size is given, in a process of its own; they take turns, step by
+step, so that a machine whose speed drifts slows all of them. As many run beside gptpl at a time as fit into
+memory.
 
     pip install --no-deps litgpt llms-from-scratch && pip install transformers accelerate
     python experiments/benchmarks/benchmark.py [--shapes 2x256 8x256 4x1024] [--steps 5] [--all]
+    python experiments/benchmarks/benchmark.py --size 1558M --shapes 16x1024 --output gpu_1558M   # a GPU's
 
 Writes result.json, table.md and speed.png beside this file, or into --output.
 """
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +30,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from contestants import SIZES, C, V
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from gptpl.data.corpora import PythonStdlib
 from gptpl.data.encoding import encode_corpus
 from gptpl.data.tokenizers import GPT2Tokenizer
-from gptpl.model import GPTConfig
+from gptpl.model import GPTConfig, count_parameters
 from gptpl.training.flops import training_flops_per_token
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,12 +55,20 @@ PEERS = tuple(
 )
 ALL = (*dict.fromkeys((*BEST, *PEERS, "transformers Trainer compiled")),)
 NEEDS = {"transformers": "transformers", "litgpt": "litgpt", "book": "llms_from_scratch"}
-GB_A_CONTESTANT = 0.85  # a thousand tokens; on top of 3.5 GB for weights, optimizer and libraries
-GPT2 = GPTConfig(
-    vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12, drop_rate=0.0, qkv_bias=True,
-    tie_weights=True,
-)  # fmt: skip
+GB_OF_LIBRARIES = 1.5
+GB_A_CONTESTANT = 0.85  # a thousand tokens of GPT-2 small; on top of libraries, weights and optimizer
 Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What does not change from shape to shape: the model's size, who takes part, on which tokens."""
+
+    size: str
+    peers: tuple[str, ...]
+    tokens: Path
+    steps: int
+    dropout: float
 
 
 def main() -> None:
@@ -67,8 +79,10 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["2x256", "8x256", "4x1024"], help="batch x context")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each (default 5)")
     parser.add_argument("--dropout", type=float, default=0.0, help="of all, litgpt's apart (default 0)")
+    parser.add_argument("--size", choices=SIZES, default="124M", help="of the model")
     parser.add_argument("--all", action="store_true", help="every peer, compiled and not, fp32 and bf16")
     parser.add_argument("--contestants", nargs="+", help="these peers instead")
+    parser.add_argument("--add", action="store_true", help="keep what else the record has of these shapes")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of the record (default: here)")
     options = parser.parse_args()
     peers = options.contestants or (ALL if options.all else BEST)
@@ -79,14 +93,20 @@ def main() -> None:
         parser.error(f"not installed: {', '.join(sorted(missing))} (see above)")
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "result.json"
-    result = json.loads(path.read_text()) if path.exists() else {"shapes": {}}
+    result = json.loads(path.read_text()) if path.exists() else {"size": options.size, "shapes": {}}
+    if result["size"] != options.size:
+        parser.error(f"{path} is a record of {result['size']}: give another --output")
     result["machine"] = machine()
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.npy"
         np.save(tokens, some_tokens())
         for name in options.shapes:
             batch, context = map(int, name.split("x"))
-            result["shapes"][name] = measure((batch, context), peers, tokens, options.steps, options.dropout)
+            contest = Contest(options.size, tuple(peers), tokens, options.steps, options.dropout)
+            measured = measure((batch, context), contest)
+            if options.add and name in result["shapes"]:
+                measured = together(result["shapes"][name], measured)
+            result["shapes"][name] = measured
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = table(result)
     (options.output / "table.md").write_text(text, encoding="utf-8")
@@ -136,46 +156,70 @@ def some_tokens() -> np.ndarray[Any, Any]:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def measure(shape: Shape, peers: tuple[str, ...], tokens: Path, steps: int, dropout: float) -> dict[str, Any]:
+def measure(shape: Shape, contest: Contest) -> dict[str, Any]:
     """All contestants at one shape, and the matrix products before and after them."""
     rows = shape[0] * shape[1]
-    products = [product_seconds(rows)]
+    products = [product_seconds(rows, config_of(contest.size))]
     contestants: dict[str, dict[str, Any]] = {}
-    heats = list(heats_of(peers, rows))
+    heats = list(heats_of(contest, rows))
     for number, heat in enumerate(heats, start=1):
         label = f"{shape[0]} x {shape[1]}, heat {number}/{len(heats)}"
-        for name, measured in run_heat(heat, shape, tokens, steps, dropout, label).items():
-            known = contestants.setdefault(name, measured)
-            if known is not measured:  # gptpl, which is in every heat
-                known["steps"] += measured["steps"]
-                known["ratios"] += measured["ratios"]
-        products.append(product_seconds(rows))
+        add(contestants, run_heat(heat, shape, contest, label))
+        products.append(product_seconds(rows, config_of(contest.size)))
     return {"products_seconds": products, "contestants": contestants}
 
 
-def heats_of(peers: tuple[str, ...], rows: int) -> Iterator[list[str]]:
+def together(*records: dict[str, Any]) -> dict[str, Any]:
+    """Two measurements of a shape as one."""
+    contestants: dict[str, dict[str, Any]] = {}
+    for record in records:
+        add(contestants, record["contestants"])
+    products = [seconds for record in records for seconds in record["products_seconds"]]
+    return {"products_seconds": products, "contestants": contestants}
+
+
+def add(contestants: dict[str, dict[str, Any]], heat: dict[str, dict[str, Any]]) -> None:
+    """Adds a heat's steps; gptpl is in every heat."""
+    for name, measured in heat.items():
+        known = contestants.setdefault(name, measured)
+        if known is not measured:
+            known["steps"] += measured["steps"]
+            known["ratios"] += measured["ratios"]
+
+
+def config_of(size: str) -> GPTConfig:
+    """gptpl's configuration of that GPT-2."""
+    shape = SIZES[size]
+    return GPTConfig(
+        vocab_size=V, context_length=C, emb_dim=shape.D, n_heads=shape.H,
+        n_layers=shape.L, drop_rate=0.0, qkv_bias=True, tie_weights=True,
+    )  # fmt: skip
+
+
+def heats_of(contest: Contest, rows: int) -> Iterator[list[str]]:
     """Groups that fit into memory: gptpl and some peers; gptpl's bare loop is in the first."""
     free = (torch.cuda.mem_get_info()[0] if DEVICE == "cuda" else psutil.virtual_memory().available) / 2**30
-    fit = int(free / (3.5 + GB_A_CONTESTANT * rows / 1000)) - 1
+    small, model = (config_of(size) for size in ("124M", contest.size))
+    activations = model.n_layers * model.emb_dim / (small.n_layers * small.emb_dim)
+    weights = 4 * count_parameters(model).fp32_bytes / 2**30  # their gradients, and AdamW's two averages
+    fit = int(free / (GB_OF_LIBRARIES + weights + GB_A_CONTESTANT * activations * rows / 1000)) - 1
     if fit < 1:
         raise SystemExit(f"{free:.1f} GB of free memory are too few for two contestants")
-    others = ("gptpl bare", *peers)
+    others = ("gptpl bare", *contest.peers)
     for first in range(0, len(others), fit):
         yield ["gptpl", *others[first : first + fit]]
 
 
-def run_heat(
-    names: list[str], shape: Shape, tokens: Path, steps: int, dropout: float, label: str
-) -> dict[str, dict[str, Any]]:
+def run_heat(names: list[str], shape: Shape, contest: Contest, label: str) -> dict[str, dict[str, Any]]:
     """Every contestant's steps, and its seconds over gptpl's in the same turn."""
     processes: dict[str, subprocess.Popen[str]] = {}
     measured: dict[str, dict[str, Any]] = {}
-    bar = tqdm(total=len(names) * (1 + steps), desc=label, unit="turn")
+    bar = tqdm(total=len(names) * (1 + contest.steps), desc=label, unit="turn")
     try:
         for name in names:  # one after the other: the time to the first step is a time alone on the machine
-            command = [sys.executable, "-W", "ignore", str(HERE / "contestants.py"), name, str(tokens)]
+            command = [sys.executable, "-W", "ignore", str(HERE / "contestants.py"), name]
             processes[name] = subprocess.Popen(
-                [*command, *map(str, (*shape, dropout))],
+                [*command, *map(str, (contest.tokens, *shape, contest.dropout, contest.size))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -186,7 +230,7 @@ def run_heat(
                 "steps": [],
             }
             bar.update()
-        for _ in range(steps):
+        for _ in range(contest.steps):
             for name, process in processes.items():
                 assert process.stdin is not None
                 process.stdin.write("\n")
@@ -213,14 +257,14 @@ def answer(name: str, process: "subprocess.Popen[str]") -> dict[str, Any]:
     return found
 
 
-def product_seconds(rows: int) -> dict[str, float]:
+def product_seconds(rows: int, model: GPTConfig) -> dict[str, float]:
     """Seconds that the matrix products of the linear layers take alone, for a step of so many tokens.
 
     Each layer costs three of the same size: the output, the gradient of its input and that of its weight.
     Attention's own products are left out: with 256 tokens of context they are 4 % of these, with 1024 15 %.
     """
-    D, V = GPT2.emb_dim, GPT2.vocab_size
-    layers = {(3 * D, D): 12, (D, D): 12, (4 * D, D): 12, (D, 4 * D): 12, (V, D): 1}
+    D, V, L = model.emb_dim, model.vocab_size, model.n_layers
+    layers = {(3 * D, D): L, (D, D): L, (4 * D, D): L, (D, 4 * D): L, (V, D): 1}
     seconds = {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         total = 0.0
@@ -254,14 +298,18 @@ def table(result: dict[str, Any]) -> str:
     """A table for each shape, with the sentences that the reach asks for."""
     about = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    lines = [f"{about['device']}, {about['threads']} threads, {versions}; {about['date']}.", ""]
+    lines = [
+        f"GPT-2 {result['size']}; {about['device']}, {about['threads']} threads, {versions};"
+        f" {about['date']}.",
+        "",
+    ]
     for name, measured in result["shapes"].items():
         batch, context = map(int, name.split("x"))
-        lines += shape_table(batch, context, measured)
+        lines += shape_table(batch, context, measured, config_of(result["size"]))
     return "\n".join(lines) + "\n"
 
 
-def shape_table(batch: int, context: int, measured: dict[str, Any]) -> list[str]:
+def shape_table(batch: int, context: int, measured: dict[str, Any], model: GPTConfig) -> list[str]:
     """The contestants of one shape, the fastest first."""
     tokens = batch * context
     lines = [
@@ -285,7 +333,7 @@ def shape_table(batch: int, context: int, measured: dict[str, Any]) -> list[str]
     middle = statistics.median(step["seconds"] for step in own["steps"])
     bound = statistics.median(one["bf16"] for one in measured["products_seconds"])
     full = statistics.median(one["fp32"] for one in measured["products_seconds"])
-    flops = tokens * training_flops_per_token(GPT2, context)
+    flops = tokens * training_flops_per_token(model, context)
     names = own["steps"][0]["parts"]
     parts = {part: statistics.median(step["parts"][part] for step in own["steps"]) for part in names}
     leanest = min(peak_gb(one) for name, one in contestants.items() if name not in OWN)

@@ -1,8 +1,8 @@
 """The training loops that are compared, each in a process of its own that takes a step when it is told to.
 
-    python contestants.py NAME TOKENS.npy BATCH CONTEXT DROPOUT
+    python contestants.py NAME TOKENS.npy BATCH CONTEXT DROPOUT [SIZE]
 
-Every loop trains the same shape (GPT-2 small: 124M, tied, biases) on the same random windows with
+Every loop trains the same GPT-2 (tied, biases; 124M unless a size is given) on the same random windows with
 AdamW and gradients clipped to 1, and reads its loss at every step. The process answers every line on its
 standard input with one JSON object: the seconds of a step and what is known of its parts.
 """
@@ -24,9 +24,26 @@ from torch.nn import functional as F
 
 STARTED = time.perf_counter()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-V, D, L, H, C = 50257, 768, 12, 12, 1024
+V, C = 50257, 1024
 LR, DECAY = 6e-4, 0.1
 WARMUP = 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width, blocks and heads of a GPT-2."""
+
+    D: int
+    L: int
+    H: int
+
+
+SIZES = {
+    "124M": Size(768, 12, 12),
+    "355M": Size(1024, 24, 16),
+    "774M": Size(1280, 36, 20),
+    "1558M": Size(1600, 48, 25),
+}
 
 
 class Turns:
@@ -78,6 +95,7 @@ class Work:
     batch: int
     context: int
     dropout: float
+    size: Size = SIZES["124M"]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows at random places, without end, the same ones for everybody."""
@@ -126,7 +144,7 @@ def gptpl(work: Work, turns: Turns) -> None:
                 )
             self.marks = [time.perf_counter()]
 
-    net, path = gptpl_model(work.dropout)
+    net, path = gptpl_model(work.size, work.dropout)
     with tempfile.TemporaryDirectory() as folder:
         module = LanguageModelingModule(
             net,
@@ -164,8 +182,8 @@ class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         return self.work.batches()
 
 
-def gptpl_model(dropout: float, **choices: Any) -> tuple[Any, Any]:
-    """GPT-2 small and its fast path: as it is chosen by itself where products are bf16, but for `choices`."""
+def gptpl_model(size: Size, dropout: float, **choices: Any) -> tuple[Any, Any]:
+    """gptpl's GPT-2 and its fast path: chosen by itself for bf16 products, but for `choices`."""
     from gptpl.model import GPTConfig, GPTModel
     from gptpl.training.fast_path import choose_fast_path, keep_freed_memory
 
@@ -176,8 +194,8 @@ def gptpl_model(dropout: float, **choices: Any) -> tuple[Any, Any]:
         keep_freed_memory()
     torch.manual_seed(0)
     config = GPTConfig(
-        vocab_size=V, context_length=C, emb_dim=D, n_heads=H, n_layers=L, drop_rate=dropout, qkv_bias=True,
-        tie_weights=True, init="gpt2",
+        vocab_size=V, context_length=C, emb_dim=size.D, n_heads=size.H, n_layers=size.L,
+        drop_rate=dropout, qkv_bias=True, tie_weights=True, init="gpt2",
     )  # fmt: skip
     net = GPTModel(config).train().to(DEVICE)
     path.apply(net)
@@ -193,7 +211,7 @@ def gptpl_optimizer(net: nn.Module) -> torch.optim.Optimizer:
 
 def gptpl_bare(work: Work, turns: Turns) -> None:
     """gptpl's model and kernels in a bare loop: what Lightning costs is the difference."""
-    net, _ = gptpl_model(work.dropout)
+    net, _ = gptpl_model(work.size, work.dropout)
     optimizer = gptpl_optimizer(net)
     for inputs, targets in work.batches():
         turns.done(gptpl_step(net, optimizer, inputs, targets))
@@ -238,11 +256,14 @@ def loop(work: Work, turns: Turns, model: nn.Module, *, low: bool, compiled: boo
         turns.done(loss.item())
 
 
-def hugging_face(dropout: float) -> nn.Module:
-    """GPT-2 small of transformers, with its fused attention."""
+def hugging_face(size: Size, dropout: float) -> nn.Module:
+    """GPT-2 of transformers, with its fused attention."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
+        n_embd=size.D,
+        n_layer=size.L,
+        n_head=size.H,
         attn_pdrop=dropout,
         embd_pdrop=dropout,
         resid_pdrop=dropout,
@@ -253,7 +274,7 @@ def hugging_face(dropout: float) -> nn.Module:
     return GPT2LMHeadModel(config).train()
 
 
-def litgpt(dropout: float) -> nn.Module:
+def litgpt(size: Size, dropout: float) -> nn.Module:
     """litgpt's model in GPT-2's shape, but for the positions: it knows rotary ones only, and no dropout."""
     if dropout:
         raise SystemExit("litgpt's model has no dropout")
@@ -261,8 +282,8 @@ def litgpt(dropout: float) -> nn.Module:
 
     torch.manual_seed(0)
     config = Config(
-        block_size=C, vocab_size=V, padded_vocab_size=50304, n_layer=L, n_head=H, n_embd=D, bias=True,
-        parallel_residual=False, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP",
+        block_size=C, vocab_size=V, padded_vocab_size=50304, n_layer=size.L, n_head=size.H, n_embd=size.D,
+        bias=True, parallel_residual=False, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP",
         gelu_approximate="tanh", rotary_percentage=0.25,
     )  # fmt: skip
     model = GPT(config)
@@ -271,14 +292,14 @@ def litgpt(dropout: float) -> nn.Module:
     return model.train()
 
 
-def book(dropout: float) -> nn.Module:
+def book(size: Size, dropout: float) -> nn.Module:
     """The model of "Build a Large Language Model (From Scratch)": its head is not tied."""
     from llms_from_scratch.ch04 import GPTModel as BookModel
 
     torch.manual_seed(0)
     shape = {
-        "vocab_size": V, "context_length": C, "emb_dim": D, "n_heads": H, "n_layers": L, "drop_rate": dropout,
-        "qkv_bias": True,
+        "vocab_size": V, "context_length": C, "emb_dim": size.D, "n_heads": size.H, "n_layers": size.L,
+        "drop_rate": dropout, "qkv_bias": True,
     }  # fmt: skip
     model: nn.Module = BookModel(shape)
     return model.train()
@@ -286,7 +307,7 @@ def book(dropout: float) -> nn.Module:
 
 def book_loop(work: Work, turns: Turns) -> None:
     """The book's own loop, chapter 5: fp32, no clipping, plain AdamW."""
-    model = book(work.dropout).to(DEVICE)
+    model = book(work.size, work.dropout).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY)
     for inputs, targets in work.batches():
         optimizer.zero_grad()
@@ -319,18 +340,24 @@ def hugging_face_trainer(work: Work, turns: Turns, *, compiled: bool) -> None:
             save_strategy="no", disable_tqdm=True, lr_scheduler_type="constant",
         )  # fmt: skip
         trainer = Trainer(
-            model=hugging_face(work.dropout), args=arguments, train_dataset=Windows(), callbacks=[TakeTurns()]
+            model=hugging_face(work.size, work.dropout),
+            args=arguments,
+            train_dataset=Windows(),
+            callbacks=[TakeTurns()],
         )
         trainer.train()
 
 
-def plain(dropout: float) -> nn.Module:
+def plain(size: Size, dropout: float) -> nn.Module:
     """gptpl's own model without gptpl's kernels: with `loop` this is what nanoGPT does."""
-    net, _ = gptpl_model(dropout, compile="off", attention="sdpa", head="plain", keep_freed_memory=False)
-    return net
+    net, _ = gptpl_model(
+        size, dropout, compile="off", attention="sdpa", head="plain", keep_freed_memory=False
+    )
+    model: nn.Module = net
+    return model
 
 
-MODELS: dict[str, Callable[[float], nn.Module]] = {
+MODELS: dict[str, Callable[[Size, float], nn.Module]] = {
     "transformers": hugging_face,
     "litgpt": litgpt,
     "book": book,
@@ -351,9 +378,11 @@ def run(name: str, work: Work) -> None:
     elif words[:2] == ["transformers", "Trainer"]:
         hugging_face_trainer(work, turns, compiled="compiled" in words)
     else:
-        loop(work, turns, MODELS[words[0]](work.dropout), low="bf16" in words, compiled="compiled" in words)
+        model = MODELS[words[0]](work.size, work.dropout)
+        loop(work, turns, model, low="bf16" in words, compiled="compiled" in words)
 
 
 if __name__ == "__main__":
     OUT, sys.stdout = sys.stdout, sys.stderr  # libraries may print: only answers go to standard output
-    run(sys.argv[1], Work(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])))
+    NAME, TOKENS, BATCH, CONTEXT, DROPOUT, *SIZE = sys.argv[1:]
+    run(NAME, Work(Path(TOKENS), int(BATCH), int(CONTEXT), float(DROPOUT), *(SIZES[size] for size in SIZE)))

@@ -19,7 +19,7 @@ ROWS = 25
 def main() -> None:
     """Profiles one step after two that warm up."""
     batch, context = map(int, sys.argv[1:] or (8, 256))
-    net, path = contestants.gptpl_model(0.0)
+    net, path = contestants.gptpl_model(contestants.SIZES["124M"], 0.0)
     optimizer = contestants.gptpl_optimizer(net)
     tokens = torch.randint(0, contestants.V, (batch, context + 1), device=contestants.DEVICE)
 
