@@ -3,8 +3,9 @@
 # B windows in a batch, T tokens in a window
 
 import csv
+import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,16 @@ class Pretraining:
         """One metric of `metrics.csv` by step, where it was logged."""
         with (self.folder / "metrics.csv").open(newline="") as file:
             return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+
+@pytest.fixture
+def own_process_group() -> Iterator[None]:
+    """Lightning leaves a group of processes and its variables behind: not for the tests that come after."""
+    before = dict(os.environ)
+    yield
+    torch.distributed.destroy_process_group()
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
 
 
 @pytest.fixture

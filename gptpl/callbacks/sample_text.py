@@ -16,11 +16,9 @@ from gptpl.callbacks.sample_file import Record, SampleFile
 from gptpl.callbacks.sample_views import as_markdown, one_line
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, complete
+from gptpl.training.sharding import FullyShardedStrategy
 
 log = logging.getLogger(__name__)
-
-SHARDING_STRATEGIES = {"FSDPStrategy", "ModelParallelStrategy"}
-"""Lightning strategies under which no process holds the whole model."""
 
 
 class SampleText(AfterStep):
@@ -79,10 +77,9 @@ class SampleText(AfterStep):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse what would only fail at the first sample, and see whether this process samples."""
         self.check_against(language_module(pl_module))
-        strategy = type(trainer.strategy).__name__
-        sharded = strategy in SHARDING_STRATEGIES
+        sharded = isinstance(trainer.strategy, FullyShardedStrategy)
         if sharded and trainer.is_global_zero:
-            log.warning("No text samples: %s spreads the model over the processes.", strategy)
+            log.warning("No text samples: the strategy fsdp spreads the model over the processes.")
         self._active = trainer.is_global_zero and not sharded
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PROCESS_RUN_DIR = "GPTPL_RUN_DIR"
 """Tells the processes that Lightning starts for other devices which folder the first one chose."""
+MUON = "gptpl.training.optimizers.muon"
 MONITORED = ("val/loss", "val/perplexity", "eval/train_loss")
 """The metrics of an evaluation: what a callback may wait for."""
 
@@ -141,6 +142,11 @@ def _settle_run_dir(cfg: DictConfig) -> Path:
 def _check_numbers(cfg: DictConfig) -> None:
     """The numbers that need no data to be judged."""
     check_seed(cfg.seed)
+    if cfg.trainer.strategy == "fsdp" and cfg.optimizer._target_ == MUON:
+        raise InputError(
+            "optimizer=muon needs whole matrices, which trainer.strategy=fsdp divides:"
+            " use optimizer=adamw, or trainer=ddp"
+        )
     GPTConfig(**{**cfg.model, "vocab_size": cfg.model.vocab_size or 1})
 
 

@@ -9,7 +9,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.callbacks.exact_resume import ExactResume
@@ -19,6 +19,7 @@ from gptpl.cli.sweep import SweepError
 from gptpl.errors import InputError
 from gptpl.training.checkpoint_io import DurableCheckpointIO
 from gptpl.training.precision import PrecisionChoice, choose_precision
+from gptpl.training.sharding import FullyShardedStrategy
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +110,14 @@ def build_trainer(
     return trainer
 
 
-def build_strategy(name: str) -> str | DDPStrategy:
-    """DDP without a second copy of the gradients: they are views of what is sent.
+def build_strategy(name: str) -> str | Strategy:
+    """FSDP2, and DDP without a second copy of the gradients: they are views of what is sent.
 
     Not with `static_graph`: where batches are accumulated it ends in an error of torch's, or the gradients
     are not summed any more (pytorch issue 143580, pull request 187732).
     """
+    if name == "fsdp":
+        return FullyShardedStrategy()
     return DDPStrategy(gradient_as_bucket_view=True) if name == "ddp" else name
 
 

@@ -22,6 +22,7 @@ from gptpl.training.lineage import RANDOM
 from gptpl.training.loss import perplexity
 from gptpl.training.non_finite import NonFiniteError, non_finite_report
 from gptpl.training.resume_state import Position
+from gptpl.training.sharding import FullyShardedStrategy, shard, whole
 
 Batch = tuple[Tensor, Tensor]
 EVALUATED = ("eval/train_loss", "val/loss")
@@ -96,6 +97,11 @@ class LanguageModelingModule(L.LightningModule):
         self._grad_norm: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
 
+    def configure_model(self) -> None:
+        """Spreads the model over the processes, where the strategy is to."""
+        if isinstance(self.trainer.strategy, FullyShardedStrategy):
+            shard(self.net, self.trainer.strategy.mesh)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) of tokens (B, T)."""
         return self.net(tokens)
@@ -154,13 +160,8 @@ class LanguageModelingModule(L.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # with fp16 a fused optimizer would do it in its step, after this norm
-        # FSDP: only the wrapper knows the norm across the shards.
-        clip_sharded = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
         parameters = [p for p in self.net.parameters() if p.grad is not None]
-        if clip_sharded is not None:
-            norm = clip_sharded(gradient_clip_val or float("inf"))
-        else:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         self._grad_norm = norm
         if self._skipping():
             for parameter in parameters:
@@ -168,7 +169,7 @@ class LanguageModelingModule(L.LightningModule):
             return
         if scaler is None:  # fp16's scaler leaves out such steps by itself, and goes on with a smaller scale
             self._check_finite(norm)
-        if clip_sharded is None and gradient_clip_val:
+        if gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         self.updating = True
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.training.resume_state import Position
+from gptpl.training.sharding import whole
 
 
 class NonFiniteError(ArithmeticError):
@@ -62,4 +63,4 @@ def non_finite_report(
 
 def _norm(tensor: Tensor) -> float:
     """In fp32, or the norm of a large half-precision tensor would be infinite by itself."""
-    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32))
+    return float(whole(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32)))

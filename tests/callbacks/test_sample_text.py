@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gptpl.callbacks import sample_text
 from gptpl.callbacks.sample_text import SampleText
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, generate
@@ -395,14 +396,14 @@ def test_strategies_of_a_config_are_taken(tmp_path: Path) -> None:
 
 
 def test_sharded_models_are_skipped_with_one_warning(
-    training: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    training: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class FSDPStrategy(L.pytorch.strategies.SingleDeviceStrategy):
-        """Not sharded at all; the callback goes by the name."""
-
-    training.fit(sampler(tmp_path / "s", every_n_steps=1), strategy=FSDPStrategy(device=torch.device("cpu")))
+    """The strategy stands for one that shards; tests/training/test_fsdp.py has one that does."""
+    strategy = L.pytorch.strategies.SingleDeviceStrategy(device=torch.device("cpu"))
+    monkeypatch.setattr(sample_text, "FullyShardedStrategy", type(strategy))
+    training.fit(sampler(tmp_path / "s", every_n_steps=1), strategy=strategy)
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert [record.getMessage() for record in warnings] == [
-        "No text samples: FSDPStrategy spreads the model over the processes."
+        "No text samples: the strategy fsdp spreads the model over the processes."
     ]
     assert not (tmp_path / "s").exists()

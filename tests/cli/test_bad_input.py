@@ -133,6 +133,12 @@ def test_no_gpu_where_one_is_asked_for(refused, monkeypatch):
         assert "use trainer.accelerator=cpu" in line
 
 
+def test_muon_for_a_model_that_is_spread_over_processes(refused):
+    line = refused(*SMALL, "trainer=fsdp", "trainer.accelerator=cpu", "optimizer=muon")
+    assert "optimizer=muon needs whole matrices" in line
+    assert "use optimizer=adamw, or trainer=ddp" in line
+
+
 def test_no_compiler_where_one_is_asked_for(refused, monkeypatch):
     monkeypatch.setattr("gptpl.training.compilation.missing_tool", lambda device: "a C++ compiler")
     line = refused(*SMALL, "trainer.compile=on")

@@ -1,23 +1,10 @@
 """Accumulated gradients are summed over the processes once an optimizer step, not once a batch."""
 
-import os
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from gptpl.cli.trainer import build_strategy
-
-
-@pytest.fixture
-def own_process_group() -> Iterator[None]:
-    """Lightning leaves a group of processes and its variables behind: not for the tests that come after."""
-    before = dict(os.environ)
-    yield
-    torch.distributed.destroy_process_group()
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
 
 
 @pytest.mark.usefixtures("own_process_group")

@@ -1,19 +1,11 @@
 """Two processes with batches of 4 train as one process with batches of 8: through the command, for real."""
 
-import csv
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 import torch
 
 from gptpl.training.checkpoint import load_model, read_checkpoint
 
-ROOT = Path(__file__).parents[2]
-STEPS = 6
+STEPS = 6  # as many as `train` makes
 RUN_FILES = {
     "checkpoints/best.ckpt",
     "checkpoints/best.ckpt.sha256",
@@ -29,61 +21,8 @@ RUN_FILES = {
 }
 
 
-def processes_of(mark: str) -> list[str]:
-    """Command lines of running processes that name `mark`."""
-    lines = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it has ended meanwhile
-            continue
-        if mark in line and entry.parent.name != str(os.getpid()):
-            lines.append(line)
-    return lines
-
-
-def train(folder: Path, *overrides: str) -> Path:
-    """`gptpl train` in a process of its own that must leave no other behind; returns the run's folder."""
-    run_dir = folder / "run"
-    settings = [
-        "experiment=quick",
-        "model.drop_rate=0",
-        f"trainer.max_steps={STEPS}",
-        "scheduler.warmup_steps=2",
-        "eval_every_n_steps=3",
-        "callbacks.sample_text.max_new_tokens=5",
-        f"run_dir={run_dir}",
-    ]
-    environment = os.environ | {
-        "GPTPL_CACHE": str(folder.parent / "cache"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "gptpl", "train", *settings, *overrides],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    deadline = time.monotonic() + 10
-    while processes_of(str(run_dir)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert processes_of(str(run_dir)) == []
-    return run_dir
-
-
-def rows(run_dir: Path) -> dict[int, dict[str, float]]:
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    return {int(row["step"]): {name: float(value) for name, value in row.items() if value} for row in table}
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, train):
     """The folders of the run of one process and of the run of two."""
     folder = tmp_path_factory.mktemp("ddp")
     (folder / "one").mkdir()
@@ -101,8 +40,8 @@ def runs(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_losses_are_the_same_at_every_step(runs):
-    one, two = (rows(run_dir) for run_dir in runs)
+def test_the_losses_are_the_same_at_every_step(runs, logged):
+    one, two = (logged(run_dir) for run_dir in runs)
     assert list(one) == list(two) == list(range(STEPS + 1))
     for name in ("train/loss", "val/loss", "eval/train_loss", "train/grad_norm", "lr", "train/tokens_seen"):
         steps = [step for step, row in one.items() if name in row]

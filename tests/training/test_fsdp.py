@@ -1,0 +1,103 @@
+"""Two processes that share the model's parameters train as one process: through the command, for real."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptpl.training.checkpoint import load_model, read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6  # as many as `train` makes
+ONE = ("trainer=cpu", "data.batch_size=8")
+TWO = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=4")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, train):
+    """The folder of the run of one process."""
+    return train(tmp_path_factory.mktemp("one"), *ONE)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, train):
+    """The folder of the run of two."""
+    return train(tmp_path_factory.mktemp("two"), *TWO)
+
+
+def assert_same_state(run_dir: Path, expected: Path) -> None:
+    """Weights and the optimizer's state, under the same names and numbers, up to rounding."""
+    ours, theirs = (read_checkpoint(each / "checkpoints" / "last.ckpt") for each in (run_dir, expected))
+    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
+    for name, weight in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], weight, atol=1e-5, rtol=0, msg=name)
+    (our_optimizer,), (their_optimizer,) = ours["optimizer_states"], theirs["optimizer_states"]
+    groups = [
+        [group["params"] for group in each["param_groups"]] for each in (our_optimizer, their_optimizer)
+    ]
+    assert groups[0] == groups[1]
+    assert our_optimizer["state"].keys() == their_optimizer["state"].keys()
+    for number, state in their_optimizer["state"].items():
+        for name, value in state.items():
+            torch.testing.assert_close(our_optimizer["state"][number][name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_the_losses_are_the_same_at_every_step(one, two, logged):
+    ours, theirs = logged(two), logged(one)
+    assert list(ours) == list(theirs) == list(range(STEPS + 1))
+    for name in ("train/loss", "val/loss", "eval/train_loss", "train/grad_norm", "lr", "train/tokens_seen"):
+        expected = [row[name] for row in theirs.values() if name in row]
+        assert len(expected) >= 3
+        assert [row[name] for row in ours.values() if name in row] == pytest.approx(expected, abs=1e-5), name
+
+
+def test_the_checkpoint_is_that_of_one_process(one, two):
+    assert_same_state(two, one)
+    assert load_model(two / "checkpoints" / "best.ckpt").step == STEPS
+    said = (two / "train.log").read_text()
+    assert said.count("No text samples: the strategy fsdp") == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(TWO, TWO), (TWO, ONE), (ONE, TWO)])
+def test_a_run_goes_on_with_as_many_processes_as_one_likes(tmp_path, one, train, logged, before, after):
+    run_dir = train(tmp_path, *before, "trainer.stop_at_step=3")
+    assert list(logged(run_dir)) == [0, 1, 2, 3]
+    train(tmp_path, f"resume={run_dir}", "trainer.stop_at_step=null", *after)
+    assert_same_state(run_dir, one)
+
+
+HALF = """
+import sys
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.training.sharding import shard
+torch.distributed.init_process_group("gloo", init_method=sys.argv[2], rank=int(sys.argv[1]), world_size=2)
+config = dict(vocab_size=64, context_length=8, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
+net = GPTModel(GPTConfig(**config, qkv_bias=True, tie_weights=True))
+names = [name for name, _ in net.named_parameters()]
+for _ in range(2):  # sharding again changes nothing
+    shard(net, init_device_mesh("cpu", (2,)))
+assert names == [name for name, _ in net.named_parameters()]
+assert all(p.dim() == len(p.shape) and p.to_local().numel() * 2 == p.numel() for p in net.parameters())
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_every_process_keeps_half_of_every_parameter(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    meeting = (tmp_path / "meeting").as_uri()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", HALF, str(rank), meeting], env=environment, stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, words = process.communicate(timeout=100)
+        assert process.returncode == 0, words.decode()
