@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel, count_parameters
+from gptpl.training import control_group
 from gptpl.training.fast_path import FastPath
 from gptpl.training.head_loss import PRODUCT_ROWS, training_loss
 
@@ -24,11 +25,12 @@ pass needs for a while (measured, tests/training). Where all are kept, those no 
 
 
 def free_memory(device_type: str) -> int:
-    """Bytes that are free on the device; raises InputError where that cannot be asked."""
+    """Bytes that are free on the device, or for this container; raises InputError where none can be asked."""
     if device_type == "cuda":
         return torch.cuda.mem_get_info()[0]
     if device_type == "cpu":
-        return psutil.virtual_memory().available
+        available, allowed = psutil.virtual_memory().available, control_group.free_bytes()
+        return available if allowed is None else min(available, allowed)
     raise InputError(f"data.batch_size=auto cannot ask {device_type} for its free memory: give a number")
 
 
