@@ -57,7 +57,13 @@ def _unknown_override(match: re.Match[str], command: str) -> str:
 
 def _unknown_in_yaml(match: re.Match[str], command: str) -> str:
     key, schema, full = match["key"], match["schema"], match["full"]
-    known = fields_of(schema) if full == key else known_keys(command)
+    everywhere = known_keys(command)
+    if everywhere.get(full):
+        return (
+            f"{match['file']}.yaml sets {full}, a key of {' or '.join(everywhere[full])}: keep that choice,"
+            f" or give the settings of {match['file']}.yaml that are wanted one by one"
+        )
+    known = fields_of(schema) if full == key else everywhere
     return f"{full} in {match['file']}.yaml is no key of gptpl {command}{_nearest(full, known)}"
 
 

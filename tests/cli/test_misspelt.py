@@ -70,6 +70,13 @@ def test_an_unknown_choice_names_the_nearest_and_all(group, refused):
     assert line == f"{group}={misspelt} is unknown: {meant}; choices: {offered}"
 
 
+def test_a_recipe_whose_optimizer_is_replaced(refused):
+    """The key is one of Muon's: the word itself is spelt right."""
+    line = refused("train", "experiment=fast_recipe", "optimizer=adamw")
+    assert "experiment/fast_recipe.yaml sets optimizer.muon_lr, a key of optimizer=muon" in line
+    assert "did you mean" not in line
+
+
 def test_an_unknown_choice_in_a_list(refused):
     assert "did you mean early_stopping?" in refused("train", "callbacks=[default,early_stoping]")
 
