@@ -37,6 +37,7 @@ GPT2 = GPTConfig(
     vocab_size=50257, context_length=CONTEXT, emb_dim=768, n_heads=12, n_layers=12, drop_rate=0.0,
     qkv_bias=True, tie_weights=True,
 )  # fmt: skip
+BUCKET_BYTES = 25e6  # DDP's default
 SIZES_MB = (1, 4, 16, 25, 64, 256)
 
 
@@ -182,21 +183,18 @@ def step_seconds(
     forward: float,
     backward: float,
     model: GPTConfig,
-    bucket_bytes: float = 25e6,
 ) -> float:
     """Of an optimizer step under DDP without the optimizer, by the model that the README states."""
     sizes = count_parameters(model)
     embeddings = 4.0 * model.emb_dim * (model.vocab_size + model.context_length)
     blocks = sizes.fp32_bytes - embeddings
-    hidden = ring_seconds(blocks, processes=processes, link=link, messages=blocks / bucket_bytes)
-    last = ring_seconds(embeddings, processes=processes, link=link, messages=embeddings / bucket_bytes)
+    hidden = ring_seconds(blocks, processes=processes, link=link, messages=blocks / BUCKET_BYTES)
+    last = ring_seconds(embeddings, processes=processes, link=link, messages=embeddings / BUCKET_BYTES)
     return forward + max(backward, hidden) + last
 
 
 def ring_seconds(size: float, *, processes: int, link: Link, messages: float) -> float:
     """Of summing over a ring: each of n processes sends 2 (n - 1) / n of the bytes, in 2 (n - 1) turns."""
-    if processes == 1:
-        return 0.0
     share = 2 * (processes - 1) / processes
     return share * size / link.bytes_per_second + messages * 2 * (processes - 1) * link.seconds_a_message
 

@@ -18,6 +18,7 @@ from gptpl.cli.build_module import build_module
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.resume import Resumption, resume_plan
 from gptpl.cli.run_folder import check_new_run_dir, fresh_run_dir
+from gptpl.cli.schema import MuonConf
 from gptpl.cli.trainer import build_trainer, check_seed, choose, device_type, let_module_end, planned_steps
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.report import data_report
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 PROCESS_RUN_DIR = "GPTPL_RUN_DIR"
 """Tells the processes that Lightning starts for other devices which folder the first one chose."""
-MUON = "gptpl.training.optimizers.muon"
 MONITORED = ("val/loss", "val/perplexity", "eval/train_loss")
 """The metrics of an evaluation: what a callback may wait for."""
 
@@ -142,7 +142,7 @@ def _settle_run_dir(cfg: DictConfig) -> Path:
 def _check_numbers(cfg: DictConfig) -> None:
     """The numbers that need no data to be judged."""
     check_seed(cfg.seed)
-    if cfg.trainer.strategy == "fsdp" and cfg.optimizer._target_ == MUON:
+    if cfg.trainer.strategy == "fsdp" and cfg.optimizer._target_ == MuonConf._target_:
         raise InputError(
             "optimizer=muon needs whole matrices, which trainer.strategy=fsdp divides:"
             " use optimizer=adamw, or trainer=ddp"

@@ -43,8 +43,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
         Lightning numbers them in the order of the model.
         """
         state: dict[str, Any] = super().optimizer_state(optimizer)
-        numbers = {old: new for new, old in enumerate(_in_order(state))}
-        return _renamed(state, numbers) if state else state
+        if not state:  # not the first process
+            return state
+        return _renamed(state, {old: new for new, old in enumerate(_in_order(state["param_groups"]))})
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
@@ -61,15 +62,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
         set_model_state_dict(self.model, checkpoint["state_dict"], options=whole_from_first)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            ours = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+            ours = [names[parameter] for parameter in _in_order(optimizer.param_groups)]
             named = _renamed(state, dict(enumerate(ours)))
             set_optimizer_state_dict(self.model, optimizer, named, options=whole_from_first)
         return checkpoint
 
 
-def _in_order(state: dict[str, Any]) -> list[Any]:
-    """What an optimizer's state calls its parameters, in the order of its groups."""
-    return [name for group in state.get("param_groups", []) for name in group["params"]]
+def _in_order(groups: list[dict[str, Any]]) -> list[Any]:
+    """The parameters of an optimizer's groups, or what its state calls them."""
+    return [each for group in groups for each in group["params"]]
 
 
 def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
