@@ -1,6 +1,5 @@
 """TensorBoard's HPARAMS tab: the run's configuration beside the loss it reached."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -8,9 +7,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gptpl.callbacks.readings import language_module, metric
-
-LEFT_OUT = ("callbacks", "logger", "run_dir", "resume")
-"""Settings that say where a run writes and what it shows, not what it learns."""
+from gptpl.records.settings import flat_settings
 
 METRICS = {"hp/val_loss": "val/loss", "hp/val_perplexity": "val/perplexity"}
 """Names in the HPARAMS tab, and the metrics whose lowest value they show."""
@@ -49,23 +46,3 @@ class Hyperparameters(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from the lowest values of the run that is resumed."""
         self._lowest = dict(state_dict["lowest"])
-
-
-def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """A nested configuration as one level: `{"model": {"n_layers": 2}}` becomes `{"model.n_layers": 2}`.
-
-    Left out are Hydra's own keys (`_partial_`) and, at the top, `LEFT_OUT`; a class (`_target_`) becomes its
-    last name.
-    """
-    flat: dict[str, bool | int | float | str] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if name in LEFT_OUT or key == "_partial_":
-            continue
-        if key == "_target_":
-            flat[prefix.removesuffix(".")] = str(value).rpartition(".")[2]
-        elif isinstance(value, Mapping):
-            flat |= flat_settings(value, f"{name}.")
-        else:
-            flat[name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat

@@ -17,9 +17,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from gptpl.cli.configs import config_folder
 from gptpl.errors import InputError
+from gptpl.records.run_record import CONFIG_FILE, RUN_FILE
 
-CONFIG_FILE = "config.yaml"
-RUN_FILE = "run.json"
 RECORDED_PACKAGES = ("gptpl", "torch", "lightning", "hydra-core", "tiktoken", "numpy")
 
 

@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from gptpl.errors import InputError
 from gptpl.model import count_parameters
 from gptpl.training.checkpoint_files import LAST, set_aside
 from gptpl.training.non_finite import NonFiniteError
+from gptpl.training.peak_memory import peak_memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -140,9 +141,11 @@ def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
             raise
         say_how_to_go_on(run)
         raise KeyboardInterrupt from None
-    except NonFiniteError:  # which cannot just go on: see `train`
+    except NonFiniteError as error:  # which cannot just go on: see `train`
+        _record_failure(run, error)
         raise
-    except Exception:
+    except Exception as error:
+        _record_failure(run, error)
         say_how_to_go_on(run)
         raise
     metrics = _final_metrics(run.trainer)
@@ -153,6 +156,7 @@ def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
             seconds=round(time.monotonic() - started_seconds, 1),
             steps=run.trainer.global_step,
             tokens_seen=run.module.tokens_seen,
+            peak_memory_bytes=peak_memory_bytes(run.trainer.strategy.root_device),
             metrics=metrics,
         )
         log.info("done: %s", run.run_dir)
@@ -183,6 +187,18 @@ def _stopped(run: Run, stop: RunStopped) -> dict[str, float]:
     return _final_metrics(run.trainer)
 
 
+def _record_failure(run: Run, error: Exception) -> None:
+    """Leaves in `run.json` what ended the run, where that can be written at all."""
+    if is_worker_process():
+        return
+    lines = str(error).strip().splitlines() or [""]
+    with suppress(OSError):  # of a full disk, say, which is then what the run failed of
+        write_run_record(
+            run.run_dir,
+            failed={"error": f"{type(error).__name__}: {lines[0]}", "step": run.trainer.global_step},
+        )
+
+
 def say_how_to_go_on(run: Run) -> None:
     """The command that resumes the run, where it has saved anything."""
     if is_worker_process() or not (run.run_dir / "checkpoints" / LAST).exists():
@@ -199,7 +215,7 @@ def _write_start(run: Run, environment: dict[str, Any]) -> None:
         earlier = read_run_record(run.run_dir).get("resumed", [])
         changes = {change.key: change.new for change in run.resume.changes}
         now = {"step": run.start_step, "changes": changes, **environment}
-        write_run_record(run.run_dir, remove=("finished", "stopped"), resumed=[*earlier, now])
+        write_run_record(run.run_dir, remove=("finished", "stopped", "failed"), resumed=[*earlier, now])
 
 
 def _data_record(run: Run) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from gptpl.callbacks.hyperparameters import Hyperparameters, flat_settings
+from gptpl.callbacks.hyperparameters import Hyperparameters
 from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
 
 
@@ -134,21 +134,3 @@ def test_a_resumed_run_remembers_the_lowest(evaluate):
 
 def test_validating_a_finished_model_is_no_part_of_the_run(evaluate):
     assert evaluate(Hyperparameters(), 3.0, 0, TrainerFn.VALIDATING).told == []
-
-
-def test_settings_are_flattened_to_what_tensorboard_takes():
-    config = {
-        "seed": 1,
-        "model": {"n_layers": 2, "deep": {"er": 0.5}, "empty": {}},
-        "flag": True,
-        "name": None,
-        "betas": [0.9, 0.95],
-    }
-    assert flat_settings(config) == {
-        "seed": 1,
-        "model.n_layers": 2,
-        "model.deep.er": 0.5,
-        "flag": True,
-        "name": "None",
-        "betas": "[0.9, 0.95]",
-    }

@@ -171,10 +171,14 @@ def test_a_loss_that_is_no_number_stops_the_run_with_a_report(tmp_path, gptpl, n
     assert f"error: {good}\n" in outcome.err
     assert "blocks.0.attn.qkv.weight: " in report
     assert "batch 25 of the epoch: loss " in report
+    failed = json.loads((tmp_path / "run/run.json").read_text())["failed"]
+    assert failed["step"] == 24
+    assert failed["error"].startswith("NonFiniteError: the loss or the gradient of step 25 is not finite")
     outcome = gptpl("train", "resume=run", "skip_steps=[25]")
     assert outcome.status == 0, outcome.err
     assert "  skip_steps: [] -> [25], from step 25" in outcome.err
     assert last_step(tmp_path / "run") == 39
+    assert not {"failed", "stopped"} & json.loads((tmp_path / "run/run.json").read_text()).keys()
 
 
 def test_rolling_back_skips_the_step_and_finishes(tmp_path, gptpl, nan_at):

@@ -101,6 +101,7 @@ def test_run_json_records_what_the_run_depends_on(quick):
     assert record["data"]["name"] == "tale"
     assert len(bytes.fromhex(record["data"]["sha256"])) == 32
     assert (record["steps"], record["tokens_seen"], record["parameters"]) == (8, 8 * 512, 120_256)
+    assert 100e6 < record["peak_memory_bytes"] < 100e9  # torch alone takes more
 
 
 def test_run_json_holds_the_final_metrics(quick):

@@ -1,0 +1,128 @@
+"""A run read back from its folder: one made by hand, and damaged ones."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gptpl.errors import InputError
+from gptpl.records.run_record import find_runs, read_run
+
+CONFIG = (
+    "name: mine\nseed: 1\noptimizer: {_target_: gptpl.training.optimizers.adamw, lr: 0.001}\nrun_dir: /x\n"
+)
+METRICS = """\
+step,eval/train_loss,val/loss,train/loss,train/tokens_seen
+0,5.5,5.6,,
+1,,,5.4,100
+2,4.0,4.5,5.0,200
+3,,,4.2,300
+4,3.0,,4.1,
+5,2.0,nan,4.0,500
+6,1.0,4.7,,
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "mine" / "first"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "metrics.csv").write_text(METRICS)
+    (folder / "run.json").write_text(json.dumps({"finished": "2026-01-01T00:00:00+00:00", "seconds": 3}))
+    (folder / "samples.jsonl").write_text(
+        '{"step": 6, "prompt": "a", "continuation": "b\\u2028c"}\n{"step": 7, "pro'
+    )
+    return folder
+
+
+def test_settings_evaluations_and_samples_are_those_of_the_files(folder):
+    run = read_run(folder)
+    assert run.name == "mine/first"
+    assert run.settings == {"name": "mine", "seed": 1, "optimizer": "adamw", "optimizer.lr": 0.001}
+    # Step 6 logged no tokens: 100 a step.
+    assert [(each.step, each.tokens_seen) for each in run.evaluations] == [
+        (0, 0),
+        (2, 200),
+        (5, 500),
+        (6, 600),
+    ]
+    assert [each.train_loss for each in run.evaluations] == [5.5, 4.0, 2.0, 1.0]
+    assert run.best is not None
+    assert (run.best.step, run.best.val_loss) == (2, 4.5)
+    assert run.last is not None
+    assert run.last.val_loss == 4.7
+    assert run.metric("train/loss") == 4.0
+    assert math.isnan(run.metric("val/perplexity"))
+    assert [sample["continuation"] for sample in run.samples()] == ["b\u2028c"]
+
+
+@pytest.mark.parametrize(
+    ("record", "state"),
+    [
+        ({"finished": "now"}, "finished"),
+        ({"failed": {"error": "E"}}, "failed"),
+        ({"stopped": {"reason": "SIGTERM"}}, "stopped"),
+        ({}, "unfinished"),
+    ],
+)
+def test_the_record_tells_how_a_run_ended(folder, record, state):
+    (folder / "run.json").write_text(json.dumps(record))
+    assert read_run(folder).state == state
+
+
+def test_a_run_that_has_just_begun_has_no_losses(folder):
+    for name in ("metrics.csv", "run.json", "samples.jsonl"):
+        (folder / name).unlink()
+    run = read_run(folder)
+    assert (run.state, run.evaluations, run.best, run.last, run.samples()) == (
+        "unfinished",
+        [],
+        None,
+        None,
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.yaml", ""),
+        ("config.yaml", "a: [1"),
+        ("run.json", '{"finished": '),
+        ("run.json", "[]"),
+        ("metrics.csv", "step,val/loss\n1,3.0\n2,3.x\n"),
+        ("metrics.csv", "stop,val/loss\n1,3.0\n"),
+        ("metrics.csv", "step,val/loss\n1,3.0,4.0\n"),
+        ("metrics.csv", 'step,val/loss\n1,"3.0\n'),
+    ],
+)
+def test_a_damaged_file_is_named(folder, name, text):
+    (folder / name).write_text(text)
+    with pytest.raises(InputError, match=rf"{name} is .*: restore it, or leave this run out"):
+        read_run(folder)
+
+
+def test_bytes_that_are_no_text_are_damage(folder):
+    (folder / "metrics.csv").write_bytes(b"step,val/loss\n1,\xff\n")
+    with pytest.raises(InputError, match=r"metrics\.csv is no whole table"):
+        read_run(folder)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no run folder \(it has no config\.yaml\)"):
+        read_run(tmp_path)
+
+
+def test_runs_are_found_below_a_folder_but_not_in_a_run_or_behind_a_link(folder):
+    second = folder.parent / "second"
+    second.mkdir()
+    (second / "config.yaml").write_text(CONFIG)
+    inner = folder / "checkpoints"
+    inner.mkdir()
+    (inner / "config.yaml").write_text(CONFIG)
+    (folder.parent / "latest").symlink_to(second)
+    root = folder.parent.parent
+    assert find_runs(root) == [folder, second]
+    assert find_runs(folder) == [folder]

@@ -1,0 +1,41 @@
+"""Settings on one level, and which of them differ."""
+
+from gptpl.records.settings import Setting, differing, flat_settings
+
+
+def test_settings_are_flattened_to_what_tensorboard_takes():
+    config = {
+        "seed": 1,
+        "model": {"n_layers": 2, "deep": {"er": 0.5}, "empty": {}},
+        "flag": True,
+        "name": None,
+        "betas": [0.9, 0.95],
+    }
+    assert flat_settings(config) == {
+        "seed": 1,
+        "model.n_layers": 2,
+        "model.deep.er": 0.5,
+        "flag": True,
+        "name": "None",
+        "betas": "[0.9, 0.95]",
+    }
+
+
+def test_what_says_only_where_a_run_writes_is_left_out():
+    config = {"run_dir": "a", "logger": {"csv": {"save_dir": "a"}}, "seed": 1, "data": {"run_dir": "kept"}}
+    assert flat_settings(config) == {"seed": 1, "data.run_dir": "kept"}
+
+
+def test_a_class_is_its_last_name():
+    config = {"scheduler": {"_target_": "gptpl.training.schedules.CosineSchedule", "_partial_": True}}
+    assert flat_settings(config) == {"scheduler": "CosineSchedule"}
+
+
+def test_settings_differ_by_value_type_and_presence():
+    settings: list[dict[str, Setting]] = [
+        {"a": 1, "b": 2, "c": 1.0},
+        {"a": 1, "b": 3, "c": 1},
+        {"a": 1, "b": 2, "c": 1, "d": 0},
+    ]
+    assert differing(settings) == ["b", "c", "d"]
+    assert differing(settings[:1]) == []
