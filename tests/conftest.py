@@ -5,6 +5,7 @@
 import csv
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -192,3 +193,10 @@ def _from_hugging_face(theirs: Mapping[str, Tensor], *, layers: int, qkv_bias: b
 def to_ours() -> Callable[..., dict[str, Tensor]]:
     """`to_ours(tensors, layers=, qkv_bias=)`: tensors of Hugging Face's GPT-2 under our names and layout."""
     return _from_hugging_face
+
+
+@pytest.fixture
+def fake_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has sweeps start a stand-in for `gptpl train`, of a tenth of a second: see fake_train.py."""
+    program = (sys.executable, str(Path(__file__).with_name("fake_train.py")))
+    monkeypatch.setattr("gptpl.sweeps.worker.PROGRAM", program)

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gptpl.callbacks.sample_text import SampleText
@@ -122,17 +121,19 @@ def build_run(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Run
     )
 
 
+def run_name(cfg: DictConfig) -> str:
+    """The folder under `runs/` of a run with these settings, which Hydra has just composed."""
+    choices = HydraConfig.get().runtime.choices
+    return str(cfg.name or choices.get("experiment") or choices["data"])
+
+
 def _settle_run_dir(cfg: DictConfig) -> Path:
     """Decides the run's folder and puts its absolute path into the config."""
-    hydra = HydraConfig.get()
-    if cfg.name is None:
-        cfg.name = hydra.runtime.choices.get("experiment") or hydra.runtime.choices["data"]
+    cfg.name = run_name(cfg)
     if is_worker_process():
         run_dir = Path(os.environ[PROCESS_RUN_DIR])
     elif cfg.run_dir is not None:
         run_dir = Path(cfg.run_dir).expanduser()
-    elif hydra.mode == RunMode.MULTIRUN:
-        run_dir = Path(hydra.runtime.output_dir)
     else:
         run_dir = fresh_run_dir(cfg.name)
     cfg.run_dir = str(run_dir.absolute())

@@ -16,7 +16,7 @@ def config_folder() -> Path:
 def default_choices(command: str) -> dict[str, str]:
     """The config groups of a command, each with the choice that its root config takes; "null" is none."""
     root = (config_folder() / f"{command}.yaml").read_text(encoding="utf-8")
-    return dict(re.findall(r"^  - (\w+): (\S+)$", root, flags=re.MULTILINE))
+    return dict(re.findall(r"^  - (?:override )?(\w+|hydra/launcher): (\S+)$", root, flags=re.MULTILINE))
 
 
 def choices(group: str) -> list[str]:

@@ -3,11 +3,12 @@
 import dataclasses
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from gptpl.cli.configs import config_folder, default_choices, when_to_choose
 from gptpl.cli.schema_sampling import SamplingConf
+from gptpl.cli.schema_sweep import SearchConf
 
 EXAMPLES = {
     "train": [
@@ -15,6 +16,14 @@ EXAMPLES = {
         ("gptpl train model=tiny data=text_file data.path=my.txt", "a small model on your own text"),
         ("gptpl train init=gpt2_hf model=gpt2_small data=text_file data.path=F", "from GPT-2"),
         ("gptpl train -m optimizer.lr=1e-4,4e-4 experiment=quick", "one run for each value, then a table"),
+    ],
+    "sweep": [
+        ("gptpl sweep experiment=quick optimizer.lr=1e-4,4e-4 tokenizer=bytes,words", "every combination"),
+        ("gptpl sweep experiment=quick sweep=learning_rate", "a ready search; again, it goes on"),
+        ("gptpl sweep experiment=quick sweep=tpe 'optimizer.lr=tag(log,interval(1e-4,1e-1))'", "your own"),
+        ("gptpl sweep ... hydra.launcher.n_jobs=2", "two trials at a time"),
+        ("gptpl sweep ... hydra/launcher=slurm hydra.launcher.timeout_min=120", "a SLURM job for each trial"),
+        ("gptpl sweep ... sweep.retry_failed=true", "try the trials that failed again"),
     ],
     "generate": [
         ("gptpl generate checkpoint=RUN prompt='Once upon a time'", "RUN is a folder such as runs/tale/..."),
@@ -113,14 +122,19 @@ def command_help(command: str, summary: str) -> str:
     lines.append("examples:")
     width = max(len(example) for example, _ in EXAMPLES[command])
     lines += [f"  {example:<{width}}  # {text}" for example, text in EXAMPLES[command]]
-    lines += ["", "settings:", *_settings(root)]
+    if settings := _settings(root):
+        lines += ["", "settings:", *settings]
     if groups:
         lines += ["", "groups (* is the default):"]
     for group, default in groups.items():
-        lines += _group(folder / group, default)
+        lines += _group(folder, group, default)
     lines += ["", f"All keys with their values: gptpl {command} --cfg job"]
     if command == "generate":
         lines += ["Sampling rules, with or without `sampling.` before them:", *_fields(SamplingConf)]
+    if command == "sweep":
+        own = _fields(SearchConf, without=("sampler", "params"))
+        lines += ["Settings of a search, with `sweep.` before them:", *own]
+        lines += ["All other settings and groups are those of gptpl train: see gptpl train --help"]
     if command == "train":
         lines += ["Settings of a group: e.g. optimizer.lr=1e-3, trainer.max_epochs=20, data.batch_size=4"]
     return "\n".join(lines)
@@ -131,9 +145,10 @@ def _settings(root: str) -> list[str]:
     return [f"  {line}" for line in root.splitlines() if re.match(r"\w+: ", line)]
 
 
-def _fields(schema: type) -> list[str]:
+def _fields(schema: type, *, without: Collection[str] = ()) -> list[str]:
     """The fields of a schema with their defaults, some to a line."""
-    fields = [f"{field.name}={_default(field)}" for field in dataclasses.fields(schema)]
+    shown = [field for field in dataclasses.fields(schema) if field.name not in without]
+    fields = [f"{field.name}={_default(field)}" for field in shown]
     return textwrap.wrap(", ".join(fields), width=100, initial_indent="  ", subsequent_indent="  ")
 
 
@@ -141,13 +156,15 @@ def _default(field: "dataclasses.Field[object]") -> object:
     value = field.default
     if value is dataclasses.MISSING:
         return "[]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return "null" if value is None else value
 
 
-def _group(folder: Path, default: str) -> list[str]:
+def _group(folder: Path, group: str, default: str) -> list[str]:
     """The group's choices, one a line, each with when to choose it."""
-    lines = [f"  {folder.name}"]
-    choices = sorted(folder.glob("*.yaml"))
+    lines = [f"  {group}"]
+    choices = sorted((folder / group).glob("*.yaml"))
     width = max(len(choice.stem) for choice in choices)
     for choice in choices:
         mark = "*" if choice.stem == default else " "

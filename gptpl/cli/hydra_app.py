@@ -35,10 +35,9 @@ def run_under_hydra(
     """
     register_schemas()
     given_argv, given_full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sweeping = is_sweep(arguments)
-    if sweeping and command != "train":
+    if is_sweep(arguments):
         raise InputError(f"-m sweeps over settings of gptpl train: run gptpl {command} once for each value")
-    for_hydra = [readable_by_hydra(argument, sweeping=sweeping) for argument in flags_first(arguments)]
+    for_hydra = [readable_by_hydra(argument) for argument in flags_first(arguments)]
     main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)
     ending: tuple[type[Exception], ...] = (
         InputError,

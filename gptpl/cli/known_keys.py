@@ -17,7 +17,8 @@ def known_keys(command: str) -> dict[str, list[str]]:
     for group in default_choices(command):
         keys.setdefault(group, [])
         for choice in choices(group):
-            for name in _keys_of_choice(config_folder() / group / f"{choice}.yaml", group):
+            path = config_folder() / group / f"{choice}.yaml"
+            for name in _keys_of_choice(path, group.replace("/", ".")):
                 keys.setdefault(name, []).append(f"{group}={choice}")
     return keys
 

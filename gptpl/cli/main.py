@@ -12,6 +12,7 @@ from gptpl.errors import InputError
 
 COMMANDS = {
     "train": "train a model, resume a run, or sweep over settings",
+    "sweep": "train with several settings and compare them: the same as gptpl train -m",
     "verify-resume": "check that stopping and resuming changes no bit on this machine",
     "generate": "continue a prompt with a trained model",
     "inspect": "how surprised a trained model is by each token of a text, as a web page",

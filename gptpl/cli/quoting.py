@@ -9,6 +9,7 @@ PATHS = frozenset(
     {
         "checkpoint",
         "data.path",
+        "hydra.sweep.dir",
         "init.checkpoint",
         "init.path",
         "output",
@@ -60,18 +61,18 @@ def flags_first(arguments: list[str]) -> list[str]:
     return [*flags, *overrides]
 
 
-def readable_by_hydra(override: str, *, sweeping: bool = False) -> str:
+def readable_by_hydra(override: str) -> str:
     """An override in Hydra's grammar, for one that was written as if there were no grammar.
 
     A prompt is text to the last character. A path may hold any character too, but `${...}` in it is filled
-    in; null and a quoted path are left to Hydra, and all in a sweep, where a comma separates values. A `+` is
-    dropped, so that Hydra refuses an unknown key, unless it adds a callback or a logger.
+    in; null and a quoted path are left to Hydra. A `+` is dropped, so that Hydra refuses an unknown key,
+    unless it adds a callback or a logger.
     """
     key, equals, value = override.partition("=")
     name = key.lstrip("+")
     if name.partition(".")[0] not in OPEN_NAMESPACES:
         key = name
-    left_to_hydra = sweeping or value in ("", "null") or re.fullmatch(r"(['\"]).*\1", value, flags=re.DOTALL)
+    left_to_hydra = value in ("", "null") or re.fullmatch(r"(['\"]).*\1", value, flags=re.DOTALL)
     plain_path = name in PATHS and not left_to_hydra
     if equals and name in FREE_TEXT:
         value = quoted(without_interpolation(value))

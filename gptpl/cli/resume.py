@@ -8,7 +8,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from gptpl.cli.batch import whole_batch_size
@@ -17,7 +16,6 @@ from gptpl.cli.resume_rate import Factor, lr_ceiling, words_if_held
 from gptpl.cli.resume_rules import INEXACT, Change, changes_between, check_changes
 from gptpl.cli.run_folder import read_config, read_run_record
 from gptpl.cli.schema import DataConf, TrainerConf
-from gptpl.cli.sweep import SweepError
 from gptpl.errors import InputError
 from gptpl.training.checkpoint import HEADER_KEY, check_resumable, read_checkpoint
 from gptpl.training.checkpoint_files import CheckpointFolder, Damaged, GoodCheckpoint
@@ -124,8 +122,6 @@ def resume_plan(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> R
     other values do not matter. Raises InputError for a folder without a run, a run without a checkpoint that
     can be resumed, and an override that would make it another run.
     """
-    if overrides is None and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise SweepError(f"resume={cfg.resume} continues one run, which no sweep can: leave -m out")
     run_dir = Path(cfg.resume).expanduser().absolute()
     stored = _moved_to(run_dir, read_config(run_dir))
     good = _newest_checkpoint(run_dir)

@@ -97,8 +97,8 @@ def environment_record(arguments: list[str]) -> dict[str, Any]:
         "command": shlex.join(["gptpl", "train", *arguments]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in RECORDED_PACKAGES},
-        "git_commit": _git_commit(),
+        | {name: package_version(name) for name in RECORDED_PACKAGES},
+        "git_commit": git_commit(),
         "hardware": {
             "platform": platform.platform(),
             "cpu_threads": torch.get_num_threads(),
@@ -114,14 +114,15 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version; None where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the checkout gptpl runs from, marked where files differ from it; None outside."""
     source = config_folder().resolve()
     if source.name != "conf":  # installed from a wheel: a repository around it is another project's

@@ -28,11 +28,13 @@ from gptpl.cli.schema_roots import (
     EvaluateConf,
     GenerateConf,
     InspectConf,
+    SweepConf,
     TrainConf,
     WeightsConvertConf,
     WeightsFetchConf,
 )
 from gptpl.cli.schema_sampling import SamplingConf
+from gptpl.cli.schema_sweep import JoblibConf, ProcessesConf, RayConf, SearchConf, SlurmConf
 
 # --- model, tokenizer ---------------------------------------------------------------------------------
 
@@ -201,6 +203,12 @@ SCHEMAS: dict[str, type] = {
     "inspect": InspectConf,
     "weights_fetch": WeightsFetchConf,
     "weights_convert": WeightsConvertConf,
+    "sweep": SweepConf,
+    "search": SearchConf,
+    "launcher_processes": ProcessesConf,
+    "launcher_slurm": SlurmConf,
+    "launcher_ray": RayConf,
+    "launcher_joblib": JoblibConf,
     "model": ModelConf,
     "init": InitConf,
     "init_published": PublishedInitConf,

@@ -98,3 +98,10 @@ class WeightsConvertConf:
     init: Any = None
     model: Any = None
     tokenizer: Any = None
+
+
+@dataclass(kw_only=True)
+class SweepConf:
+    """Root of `gptpl sweep`."""
+
+    sweep: Any = MISSING

@@ -1,139 +1,179 @@
-"""What a sweep (`gptpl train -m`) leaves behind: a table of its trials, sorted by validation loss."""
+"""`gptpl sweep`, or `gptpl train -m`: trials of several settings, a table, a report."""
 
-import csv
-import logging
-import math
-from collections.abc import Callable
-from contextlib import suppress
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
-from gptpl.callbacks.stopping import RunStopped
+from gptpl.cli.build import run_name
+from gptpl.cli.configs import choices
+from gptpl.cli.hydra_app import instantiate, run_under_hydra
+from gptpl.cli.sweep_arguments import SweepArguments, parse, parsed
+from gptpl.cli.sweep_progress import Progress, say
+from gptpl.cli.sweep_record import settle, sweep_record
+from gptpl.cli.text_table import table
 from gptpl.errors import InputError
+from gptpl.sweeps.jobs import Launcher
+from gptpl.sweeps.results import HEADER, RESULTS_FILE, Row, rows, write_results
+from gptpl.sweeps.space import SearchSpace, check, combinations, one_at_a_time, overrides
+from gptpl.sweeps.study import Pruner, Sampler, Search, SweepStudy
+from gptpl.sweeps.worker import Worker
 
-log = logging.getLogger(__name__)
-
-RESULTS_FILE = "results.csv"
-HEADER = ["trial", "overrides", "best_val_loss", "val_loss", "error"]
-
-
-class SweepError(InputError):
-    """Bad input that concerns the whole sweep and not one trial of it."""
+EXIT_FAILED = 1
+_SIGNAL_BASE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One trial: its overrides, and its losses or what went wrong."""
+class SweepSettings:
+    """The sweep's own settings, composed."""
 
-    number: int
-    overrides: tuple[str, ...]
-    val_loss: float
-    best_val_loss: float
-    error: str
-
-    def row(self, *, without: frozenset[str] = frozenset()) -> list[str]:
-        """The trial as a row of the table, some of its overrides left out."""
-        return [
-            str(self.number),
-            " ".join(override for override in self.overrides if override not in without),
-            _number(self.best_val_loss),
-            _number(self.val_loss),
-            self.error,
-        ]
+    search: Search
+    params: dict[str, str]
+    retry_failed: bool
+    mix: bool
+    folder: Path | None
+    """None: where the sweep's name and hash put it."""
+    launcher: Any
 
 
-TRIAL_FAILURES = (
-    ArithmeticError,
-    HydraException,
-    MisconfigurationException,
-    OmegaConfBaseException,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What may go wrong in one trial without ending the sweep."""
+def run(arguments: list[str]) -> int:
+    """Runs the trials that are left; returns 0 when all are done, 1 if not, or a signal's status."""
+    given = parse(arguments)
+    settings = _settings(given.own)
+    space = _space(settings, given)
+    name, data = _check_trials(given.shared, space)
+    record = sweep_record(given.shared, space, settings.search, data)
+    folder = settings.folder or Path("runs/sweeps") / f"{name}_{record.short_hash}"
+    folder = folder.absolute()
+    launcher: Launcher = instantiate(settings.launcher, **_needs_folder(settings.launcher, folder))
+    try:
+        settle(folder, record, arguments, mix=settings.mix)
+        with SweepStudy(folder, space, settings.search) as study:
+            if settings.retry_failed:
+                say(f"failed trials tried again: {study.retry_failed()}")
+            return _work(folder, study, launcher, given.shared)
+    finally:
+        launcher.close()
 
 
-class SweepTable:
-    """Collects trials in a folder; a trial that fails is a row of its own, and the sweep goes on."""
+def _work(folder: Path, study: SweepStudy, launcher: Launcher, shared: Sequence[str]) -> int:
+    say(f"sweep folder: {folder}")
+    with Progress(folder, study, launcher.n_jobs) as progress:
+        worker = Worker(folder, study, launcher, shared, watcher=progress)
+        worker.work()
+    found = rows(folder, study.results())
+    write_results(folder, found)
+    print("\n".join(_table(found)))
+    print(f"\n{folder / RESULTS_FILE}")
+    return _status(found, worker.stopped_by)
 
-    def __init__(self, folder: Path) -> None:
-        self.trials: list[Trial] = []
-        self._folder = folder
 
-    def trial(self, train: Callable[[], dict[str, float]]) -> None:
-        """Runs one trial and keeps its result; Ctrl-C ends the sweep after writing what there is."""
-        hydra = HydraConfig.get()
-        self._folder = Path(hydra.sweep.dir)  # the user's, where one was given
-        metrics: dict[str, float] = {}
-        failure = ""
-        try:
-            metrics = train()
-        except SweepError:
-            raise
-        except TRIAL_FAILURES as error:
-            lines = str(error).strip().splitlines()
-            failure = f"{type(error).__name__}: {lines[0] if lines else ''}"
-            log.warning("trial %s failed: %s", hydra.job.num, failure)
-            _remove_if_empty(Path(hydra.runtime.output_dir))
-        except (KeyboardInterrupt, RunStopped):
-            self._write()
-            raise
-        self.trials.append(
-            Trial(
-                number=int(hydra.job.num),
-                overrides=tuple(hydra.overrides.task),
-                val_loss=metrics.get("val/loss", math.nan),
-                best_val_loss=metrics.get("best_val/loss", metrics.get("val/loss", math.nan)),
-                error=failure,
+def _status(found: Sequence[Row], stopped_by: int | None) -> int:
+    """The exit status, and what to do about trials that have not finished."""
+    states = [row.result.state for row in found]
+    if "interrupted" in states or (stopped_by and "waiting" in states):
+        left = states.count("interrupted") + states.count("waiting")
+        say(f"trials left: {left}; the same command goes on with them")
+    if "failed" in states:
+        say(f"trials failed: {states.count('failed')}; sweep.retry_failed=true tries them again")
+    if stopped_by is not None:
+        return _SIGNAL_BASE + stopped_by
+    return EXIT_FAILED if {"failed", "interrupted"} & set(states) else 0
+
+
+def _settings(own: list[str]) -> SweepSettings:
+    found: list[SweepSettings] = []
+
+    def read(cfg: DictConfig) -> None:
+        conf, hydra = cfg.sweep, HydraConfig.get()
+        folder = Path(hydra.sweep.dir).expanduser() if hydra.sweep.dir else None
+        _check_choice("sweep.sampler", conf.sampler, get_args(Sampler))
+        _check_choice("sweep.pruner", conf.pruner, get_args(Pruner))
+        if conf.sampler != "grid" and (conf.n_trials is None or conf.n_trials < 1):
+            raise InputError(f"sweep.n_trials={conf.n_trials} draws nothing: give 1 or more")
+        if not str(hydra.launcher.get("_target_")).startswith("gptpl."):
+            raise InputError(
+                f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} starts no trials of gptpl: choose"
+                f" one of {', '.join(choices('hydra/launcher'))}"
+            )
+        found.append(
+            SweepSettings(
+                search=Search(
+                    sampler=conf.sampler, n_trials=conf.n_trials, pruner=conf.pruner, seed=conf.seed
+                ),
+                params=dict(conf.params),
+                retry_failed=conf.retry_failed,
+                mix=conf.mix,
+                folder=folder,
+                launcher=OmegaConf.create(OmegaConf.to_container(hydra.launcher, resolve=True)),
             )
         )
-        self._write()
 
-    def finish(self) -> int:
-        """Prints the table of a sweep; the exit status is 1 if a trial failed, 0 otherwise."""
-        if not self.trials:
-            return 0
-        # What all trials have in common says nothing about their order.
-        common = frozenset.intersection(*(frozenset(trial.overrides) for trial in self.trials))
-        without = common if len(self.trials) > 1 else frozenset()
-        print("\n".join(table([HEADER, *(trial.row(without=without) for trial in self._sorted())])))
-        print(f"\n{self._folder.absolute() / RESULTS_FILE}")
-        return 1 if any(trial.error for trial in self.trials) else 0
-
-    def discard_unused_folder(self) -> None:
-        """Removes what Hydra made for a sweep that was refused before its first trial."""
-        if not self.trials:
-            (self._folder / "multirun.yaml").unlink(missing_ok=True)
-            _remove_if_empty(*self._folder.glob("*"), self._folder, *self._folder.parents)
-
-    def _sorted(self) -> list[Trial]:
-        return sorted(self.trials, key=lambda t: (math.isnan(t.best_val_loss), t.best_val_loss))
-
-    def _write(self) -> None:
-        if not self.trials:
-            return
-        with (self._folder / RESULTS_FILE).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([HEADER, *(trial.row() for trial in self._sorted())])
+    run_under_hydra("sweep", own, read)
+    return found[0]
 
 
-def _remove_if_empty(*folders: Path) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
+def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f"{key}={value} is unknown: choose one of {', '.join(known)}")
 
 
-def table(rows: list[list[str]]) -> list[str]:
-    """Rows of equal length as lines with aligned columns."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+def _space(settings: SweepSettings, given: SweepArguments) -> SearchSpace:
+    """What is swept: the search's own settings, then those of the command line, which win."""
+    space = {}
+    shared = {override.lstrip("+~").partition("=")[0] for override in given.shared}
+    for key, text in settings.params.items():
+        dimension = parsed(f"{key}={text}")
+        if dimension is None:
+            raise InputError(f"sweep.params has {key}={text}, which is one value: give several")
+        if key not in shared:  # a value given for it takes it out of the search
+            space[key] = dimension
+    space |= given.swept
+    if not space:
+        raise InputError(
+            "nothing to sweep over: give a setting several values, such as optimizer.lr=1e-4,4e-4, or a"
+            " search, such as sweep=learning_rate"
+        )
+    check(space)
+    if settings.search.sampler == "grid":
+        there = len(combinations(space))
+        if settings.search.n_trials not in (None, there):
+            raise InputError(
+                f"sweep.n_trials={settings.search.n_trials}, but the grid has {there} combinations: leave it"
+                " out, or draw from them with sweep=random"
+            )
+    return space
 
 
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.4f}"
+def _check_trials(shared: Sequence[str], space: SearchSpace) -> tuple[str, dict[str, str]]:
+    """Composes trials with each of the values, so that a misspelt one is refused before the first starts.
+
+    Returns the name of the sweep, and the hash of each text that its trials will read, by its settings.
+    """
+    names: list[str] = []
+    data: dict[str, str] = {}
+
+    def note(cfg: DictConfig) -> None:
+        names.append(run_name(cfg))
+        corpus = cfg.data.corpus
+        key = json.dumps(OmegaConf.to_container(corpus, resolve=True), sort_keys=True)
+        if key not in data:
+            data[key] = instantiate(corpus).content_sha256()
+
+    for values in one_at_a_time(space):
+        run_under_hydra("train", [*shared, *overrides(values)], note)
+    return names[0], data
+
+
+def _needs_folder(launcher: Any, folder: Path) -> dict[str, str]:
+    """submitit's own files lie in the sweep's folder."""
+    return {"folder": str(folder / ".slurm")} if launcher._target_.endswith(".slurm") else {}
+
+
+def _table(found: Sequence[Row]) -> list[str]:
+    """The rows as aligned lines; what all trials have in common says nothing about their order."""
+    return table([list(HEADER), *(row.cells() for row in found)])

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gptpl.callbacks.exact_resume import return_loggers
@@ -29,18 +27,16 @@ from gptpl.cli.non_finite import (
     rolled_back,
     write_report,
 )
+from gptpl.cli.quoting import is_sweep
 from gptpl.cli.resume_overrides import with_choices_of_run
 from gptpl.cli.resume_rules import RESCHEDULABLE
 from gptpl.cli.run_folder import (
     environment_record,
-    fresh_run_dir,
     make_run_dir,
     read_run_record,
     write_config,
     write_run_record,
 )
-from gptpl.cli.sweep import SweepTable
-from gptpl.errors import InputError
 from gptpl.model import count_parameters
 from gptpl.training.checkpoint_files import LAST, set_aside
 from gptpl.training.non_finite import NonFiniteError
@@ -52,32 +48,24 @@ EXIT_FAILED = 1
 
 
 def run(arguments: list[str]) -> int:
-    """Trains once, or once for each trial of a sweep; returns the exit status."""
-    sweep_folder = fresh_run_dir("sweeps")
-    sweep = SweepTable(sweep_folder)
+    """Trains once, or hands a sweep over; returns the exit status."""
+    if is_sweep(arguments):
+        from gptpl.cli import sweep  # which needs Optuna, and one run does not
+
+        return sweep.run(arguments)
 
     def task(cfg: DictConfig) -> None:
-        run_log = RunLog()
-        try:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                sweep.trial(lambda: train(cfg, run_log, list(HydraConfig.get().overrides.task)))
-            else:
-                train(cfg, run_log, arguments)
-        finally:
-            run_log.close()
+        with RunLog() as run_log:
+            train(cfg, run_log, arguments)
 
     try:
-        # First, so that a folder given by the user wins.
-        overrides = [f"hydra.sweep.dir={sweep_folder}", *with_choices_of_run(arguments)]
+        overrides = with_choices_of_run(arguments)
         run_under_hydra("train", overrides, task, expected=(RunStopped, NonFiniteError))
-    except InputError:
-        sweep.discard_unused_folder()
-        raise
     except RunStopped as stop:
         return stop.status
     except NonFiniteError:  # which has been reported
         return EXIT_FAILED
-    return sweep.finish()
+    return 0
 
 
 def train(cfg: DictConfig, run_log: RunLog, arguments: list[str]) -> dict[str, float]:

@@ -6,8 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
@@ -15,7 +13,6 @@ from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.stopping import StopAtBoundary
 from gptpl.cli.schema import TrainerConf
-from gptpl.cli.sweep import SweepError
 from gptpl.errors import InputError
 from gptpl.training.checkpoint_io import DurableCheckpointIO
 from gptpl.training.precision import PrecisionChoice, choose_precision
@@ -71,7 +68,7 @@ def build_trainer(
 
     To the callbacks given it adds what every run has: exact resuming, and stopping at a boundary. `fixed` are
     further arguments of `lightning.Trainer`: loggers, folders. Raises InputError for numbers out of range,
-    for a device, strategy or precision that Lightning refuses, and for a sweep over several processes.
+    and for a device, strategy or precision that Lightning refuses.
     """
     _check(conf, eval_every_n_steps)
     stopping = StopAtBoundary(max_time=conf.max_time, stop_at_step=conf.stop_at_step)
@@ -102,11 +99,6 @@ def build_trainer(
     except (MisconfigurationException, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"trainer settings that Lightning refuses: {reason}") from error
-    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise SweepError(
-            f"a sweep (-m) with {trainer.world_size} devices a trial would give every process other settings:"
-            " sweep with trainer.devices=1, or start the trials one by one"
-        )
     return trainer
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gptpl.cli.sweep import table
+from gptpl.cli.text_table import table
 from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
 from gptpl.training.checkpoint_files import LAST
 from gptpl.training.resume_state import RESUME_KEY

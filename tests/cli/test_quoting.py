@@ -70,10 +70,6 @@ def test_other_overrides_are_left_to_hydra(override):
     assert readable_by_hydra(override) == override
 
 
-def test_paths_in_a_sweep_are_left_to_hydra():
-    assert readable_by_hydra("data.path=a.txt,b.txt", sweeping=True) == "data.path=a.txt,b.txt"
-
-
 def test_interpolation_works_in_paths():
     override = readable_by_hydra("data.path=${name}, part 1.txt")
     [parsed] = OverridesParser.create().parse_overrides([override])

@@ -1,33 +1,22 @@
-"""`gptpl train -m`: a run for each combination, a table at the end, and no sweep that dies with one trial."""
+"""`gptpl train -m`: which trials there are, what a sweep leaves, and what is refused before the first one."""
 
 import csv
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
-from gptpl.cli.build import Run
-from gptpl.cli.console import RunLog
-from gptpl.cli.sweep import table
+from gptpl.cli.sweep_arguments import parse
+from gptpl.cli.text_table import table
+from gptpl.sweeps.space import Choices, Interval
 
-RUN_FILES = {"checkpoints", "config.yaml", "loss.png", "metrics.csv", "run.json", "tensorboard", "train.log"}
-GIVEN = (
-    *("experiment=quick", "trainer=cpu", "trainer.precision=32-true", "scheduler=constant"),
-    *("trainer.max_steps=2", "callbacks.sample_text=null"),
-)
+pytestmark = pytest.mark.usefixtures("fake_train")
 
-
-@pytest.fixture(scope="module")
-def swept(command, tmp_path_factory):
-    """Two tokenizers by two learning rates, one of which is refused."""
-    return command(
-        *("train", *GIVEN, "-m", "tokenizer=words,bytes", "optimizer.lr=-1,3e-3"),
-        cwd=tmp_path_factory.mktemp("sweep"),
-    )
-
-
-def folder_of(swept) -> Path:
-    [folder] = swept.folder.glob("runs/sweeps/*")
-    return folder
+GIVEN = ("model=tiny", "tokenizer=bytes", "hydra.sweep.dir=mine")
 
 
 def results_in(folder: Path) -> list[dict[str, str]]:
@@ -35,90 +24,149 @@ def results_in(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_trial_that_ran_has_a_folder_of_its_own(swept, run_folder):
-    folder = folder_of(swept)
-    assert {path.name for path in folder.iterdir()} == {"1", "3", "multirun.yaml", "results.csv"}
-    for name, tokenizer in (("1", "words"), ("3", "bytes")):
-        run = run_folder(folder / name)
-        assert {path.name for path in run.path.iterdir()} == RUN_FILES
-        assert run.record["tokenizer"]["name"] == tokenizer
-        assert (run.config["optimizer"]["lr"], run.config["run_dir"]) == (3e-3, str(run.path))
+def starts_in(folder: Path) -> list[Any]:
+    path = folder / "starts.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return [json.loads(line)["arguments"] for line in lines]
 
 
-def test_the_results_are_sorted_by_validation_loss_with_failures_last(swept, run_folder):
-    rows = results_in(folder_of(swept))
-    assert [row["trial"] for row in rows] == ["3", "1", "0", "2"]  # fewer bytes than words to guess among
-    for row in rows[:2]:
-        metrics = run_folder(folder_of(swept) / row["trial"]).record["metrics"]
-        assert float(row["val_loss"]) == pytest.approx(metrics["val/loss"], abs=1e-4)
-        assert float(row["best_val_loss"]) == pytest.approx(metrics["best_val/loss"], abs=1e-4)
-        assert row["error"] == ""
-    for row in rows[2:]:
-        assert row["val_loss"] == row["best_val_loss"] == ""
-        assert row["error"].startswith("InputError: optimizer.lr=-1")
-    assert {"tokenizer=bytes", "trainer.max_steps=2"} <= set(rows[0]["overrides"].split())
+# --- what a sweep leaves --------------------------------------------------------------------------------
 
 
-def test_the_table_on_standard_output_shows_what_differs(swept):
-    head, *rows, blank, path = swept.out.splitlines()
-    assert head.split() == ["trial", "overrides", "best_val_loss", "val_loss", "error"]
-    assert [row.split()[:3] for row in rows] == [
-        ["3", "tokenizer=bytes", "optimizer.lr=0.003"],
-        ["1", "tokenizer=words", "optimizer.lr=0.003"],
-        ["0", "tokenizer=words", "optimizer.lr=-1"],
-        ["2", "tokenizer=bytes", "optimizer.lr=-1"],
-    ]
-    assert "trainer.max_steps" not in swept.out
-    assert (blank, path) == ("", str(folder_of(swept) / "results.csv"))
-
-
-def test_a_sweep_with_a_failed_trial_ends_with_status_1(swept):
-    assert swept.status == 1
-    assert "trial 0 failed: InputError: optimizer.lr=-1" in swept.err
-    assert "Traceback" not in swept.err
-
-
-@pytest.fixture
-def losses(monkeypatch) -> None:
-    """Trials that end at once: seed 0 by a lack of memory, 9 without a loss, others with the seed as loss."""
-
-    def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
-        seed = run.config["seed"]
-        if seed == 0:
-            raise RuntimeError("out of memory\nin a kernel")
-        return {} if seed == 9 else {"val/loss": seed, "best_val/loss": seed / 2}
-
-    monkeypatch.setattr("gptpl.cli.train.fit", fit)
-
-
-@pytest.mark.usefixtures("losses")
-def test_a_sweep_without_failures_ends_with_status_0(gptpl, tmp_path):
-    outcome = gptpl("train", "-m", *GIVEN, "seed=5,3,9,4", "hydra.sweep.dir=mine")
-    assert outcome.status == 0
-    assert [row["trial"] for row in results_in(tmp_path / "mine")] == ["1", "3", "0", "2"]
-    assert {path.name for path in tmp_path.iterdir()} == {"mine"}
-
-
-@pytest.mark.usefixtures("losses")
-def test_an_error_of_the_machine_fails_one_trial_only(gptpl):
-    outcome = gptpl("train", "-m", *GIVEN, "seed=0,1")
+def test_a_sweep_leaves_trials_a_table_and_says_what_failed(gptpl, tmp_path):
+    outcome = gptpl("train", "-m", *GIVEN, "seed=5,3,9", "name=9:fail")
+    mine = tmp_path / "mine"
     assert outcome.status == 1
-    assert outcome.out.splitlines()[2].split(maxsplit=2)[2] == "RuntimeError: out of memory"
-    assert outcome.out.splitlines()[1].split() == ["1", "seed=1", "0.5000", "1.0000"]
+    assert starts_in(mine) == [
+        ["model=tiny", "tokenizer=bytes", "name=9:fail", f"seed={seed}", f"run_dir={mine / folder}"]
+        for folder, seed in (("0", 5), ("1", 3), ("2", 9))
+    ]
+    assert [(row["trial"], row["overrides"], row["state"]) for row in results_in(mine)] == [
+        ("1", "seed=3", "finished"),
+        ("0", "seed=5", "finished"),
+        ("2", "seed=9", "failed"),
+    ]
+    assert [row["best_val_loss"] for row in results_in(mine)] == ["3.0000", "5.0000", ""]
+    assert results_in(mine)[2]["error"] == "name=fail is refused"
+    head, first, *_ = outcome.out.splitlines()
+    assert head.split() == ["trial", "overrides", "state", "best_val_loss", "val_loss", "error"]
+    assert first.split() == ["1", "seed=3", "finished", "3.0000", "3.0000"]
+    assert str(mine / "results.csv") in outcome.out
+    assert "[3/3] trial 2: seed=9: failed: name=fail is refused (" in outcome.err
+    assert "trials failed: 1; sweep.retry_failed=true tries them again" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_the_same_command_again_finds_its_folder_and_only_what_is_left(gptpl, tmp_path):
+    command = ("train", "-m", "model=tiny", "tokenizer=bytes", "seed=1,2", "name=2:kill")
+    assert gptpl(*command).status == 1
+    [folder] = (tmp_path / "runs/sweeps").iterdir()
+    assert folder.name.startswith("2:kill_")
+    assert len(starts_in(folder)) == 2
+    outcome = gptpl(*command)
+    assert outcome.status == 0
+    assert "1 of 2 trials have ended before" in outcome.err
+    assert starts_in(folder) == [[f"resume={folder / '1'}"]]
+    assert gptpl(*command).status == 0
+    assert starts_in(folder) == []
+    assert list((tmp_path / "runs/sweeps").iterdir()) == [folder]
+
+
+def test_failed_trials_are_tried_again_on_request(gptpl, tmp_path):
+    command = ("train", "-m", *GIVEN, "seed=1,2", "name=2:fail")
+    gptpl(*command)
+    starts_in(tmp_path / "mine")
+    outcome = gptpl(*command, "sweep.retry_failed=true")
+    assert outcome.status == 1
+    assert "failed trials tried again: 1" in outcome.err
+    assert [arguments[-1] for arguments in starts_in(tmp_path / "mine")] == [f"run_dir={tmp_path / 'mine/1'}"]
+    assert [row["trial"] for row in results_in(tmp_path / "mine")] == ["0", "1"]
+
+
+def test_gptpl_sweep_is_the_same_command(gptpl, tmp_path):
+    assert gptpl("sweep", *GIVEN, "seed=1,2").status == 0
+    assert gptpl("train", "--multirun", *GIVEN, "seed=1,2").status == 0
+    assert len(starts_in(tmp_path / "mine")) == 2
+
+
+def test_a_ready_search_draws_its_trials_and_a_given_value_is_not_drawn(gptpl, tmp_path):
+    search = ("sweep=regularisation", "sweep.n_trials=3", "sweep.sampler=random")
+    assert gptpl("sweep", *GIVEN, *search, "model.drop_rate=0.2").status == 0
+    for arguments in starts_in(tmp_path / "mine"):
+        given = dict(argument.split("=") for argument in arguments)
+        assert given["model.drop_rate"] == "0.2"
+        assert 0.01 <= float(given["optimizer.weight_decay"]) <= 1
+    record = yaml.safe_load((tmp_path / "mine/sweep.yaml").read_text())
+    assert record["swept"] == {"optimizer.weight_decay": "tag(log, interval(0.01, 1.0))"}
+    assert record["sampler"] == "random"
+
+
+def test_several_trials_at_a_time(gptpl, tmp_path):
+    assert gptpl("sweep", *GIVEN, "seed=1,2,3", "hydra.launcher.n_jobs=3").status == 0
+    assert len(starts_in(tmp_path / "mine")) == 3
+
+
+# --- sorting the arguments ------------------------------------------------------------------------------
+
+
+def test_arguments_are_sorted_into_the_sweeps_own_the_shared_and_the_swept():
+    given = parse(
+        [
+            *("-m", "seed=1", "sweep=tpe", "sweep.n_trials=3", "hydra/launcher=ray", "hydra.sweep.dir=a,b"),
+            *(
+                "optimizer.lr=tag(log,interval(1e-5,1e-2))",
+                "model.n_layers=int(interval(1,4))",
+                "name=a,'b c'",
+            ),
+            *(
+                "data.path=a (1).txt",
+                "callbacks=[default,early_stopping]",
+                "model=glob(gpt2_*)",
+                "c=range(1,4)",
+            ),
+        ]
+    )
+    assert given.own == ["sweep=tpe", "sweep.n_trials=3", "hydra/launcher=ray", "hydra.sweep.dir=a,b"]
+    assert given.shared == ["seed=1", "data.path=a (1).txt", "callbacks=[default,early_stopping]"]
+    assert given.swept == {
+        "optimizer.lr": Interval(low=1e-5, high=1e-2, log=True),
+        "model.n_layers": Interval(low=1, high=4, whole=True),
+        "name": Choices(values=("a", "'b c'")),
+        "model": Choices(values=("gpt2_large", "gpt2_medium", "gpt2_small", "gpt2_xl")),
+        "c": Choices(values=("1", "2", "3")),
+    }
+
+
+# --- what is refused ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("trainer.accelerator=cpu", "trainer.devices=2", "seed=1,2"), ["2 devices", "trainer.devices=1"]),
         (("tokenizer=bytes,wrods",), ["tokenizer=wrods", "did you mean words?"]),
         (("seed=1,two",), ["seed=two"]),
         (("optimizer.lrr=1,2",), ["did you mean optimizer.lr?"]),
+        (("optimizer.lr=interval(1,2)",), ["optimizer.lr=interval(1.0, 2.0)", "sweep=tpe"]),
+        (("seed=1",), ["nothing to sweep over", "optimizer.lr=1e-4,4e-4"]),
+        (("seed=1,2,1",), ["seed=1,2,1 has 1 twice"]),
+        (("seed=1,2", "run_dir=x"), ["run_dir=x in a sweep", "hydra.sweep.dir"]),
+        (("seed=1,2", "resume=x"), ["resume=x in a sweep", "leave -m out"]),
+        (("seed=1,2", "sweep=tpee"), ["sweep=tpee is unknown: did you mean tpe?"]),
+        (("seed=1,2", "sweep.sampler=bayes"), ["sweep.sampler=bayes is unknown", "grid, random, tpe"]),
+        (("seed=1,2", "sweep.n_trials=3"), ["sweep.n_trials=3, but the grid has 2", "sweep=random"]),
+        (("seed=1,2", "sweep=random", "sweep.n_trials=0"), ["sweep.n_trials=0 draws nothing"]),
+        (("seed=1,2", "sweep.trials=3"), ["sweep.trials", "gptpl sweep"]),
+        (("seed=1,2", "hydra/launcher=proceses"), ["hydra/launcher=proceses", "did you mean processes?"]),
+        (("seed=1,2", "hydra/launcher=basic"), ["hydra/launcher=basic", "joblib, processes, ray, slurm"]),
+        (("seed=1,2", "hydra.launcher.n_jobs=0"), ["hydra.launcher.n_jobs=0", "give 1 or more"]),
+        (("seed=1,2", "--cfg", "job"), ["leave -m out"]),
+        (("seed=1,2", "data=text_file", "data.path=missing.txt"), ["missing.txt"]),
     ],
 )
 def test_a_sweep_that_cannot_be_run_is_refused_before_its_first_trial(given, words, refused):
-    line = refused("train", "-m", "model=tiny", "tokenizer=bytes", *given)
-    assert all(word in line for word in words)
+    line = refused("train", "-m", *(each for each in GIVEN if each.partition("=")[0] not in given[0]), *given)
+    assert all(word in line for word in words), line
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
@@ -126,5 +174,75 @@ def test_only_train_sweeps(command, refused):
     assert f"run gptpl {command} once for each value" in refused(command, "-m", "checkpoint=a,b")
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("seed=1,2,3",), "seed: 1,2 there, 1,2,3 here"),
+        (("seed=1,2", "model.n_layers=1"), "shared: model=tiny tokenizer=bytes there, model.n_layers=1 "),
+        (("seed=1,2", "sweep=random"), "sampler: grid there, random here"),
+    ],
+)
+def test_the_folder_of_another_sweep_is_refused(gptpl, refused, given, words):
+    gptpl("sweep", *GIVEN, "seed=1,2")
+    line = refused("sweep", *GIVEN, *given)
+    assert "holds another sweep" in line
+    assert words in line
+
+
+def test_a_folder_that_is_no_sweeps_is_refused(refused, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("mine")
+    assert "is there already and no sweep's" in refused("sweep", *GIVEN, "seed=1,2")
+
+
+def test_a_damaged_record_is_named(gptpl, refused, tmp_path):
+    gptpl("sweep", *GIVEN, "seed=1,2")
+    (tmp_path / "mine/sweep.yaml").write_text("command: [")
+    assert "sweep.yaml is damaged" in refused("sweep", *GIVEN, "seed=1,2")
+
+
+def test_trials_of_other_data_are_not_mixed_unless_asked_to(gptpl, refused, tmp_path):
+    text = ("data=text_file", "data.path=my.txt")
+    (tmp_path / "my.txt").write_text("The sea was still. " * 200)
+    assert gptpl("sweep", *GIVEN, *text, "seed=1,2").status == 0
+    (tmp_path / "my.txt").write_text("The sea was wild. " * 200)
+    line = refused("sweep", *GIVEN, *text, "seed=1,2")
+    assert "were made with other code or data" in line
+    assert "my.txt" in line
+    assert gptpl("sweep", *GIVEN, *text, "seed=1,2", "sweep.mix=true").status == 0
+
+
+def test_trials_of_another_version_are_not_mixed(gptpl, refused, monkeypatch):
+    gptpl("sweep", *GIVEN, "seed=1,2")
+    monkeypatch.setattr("gptpl.cli.sweep_record.git_commit", lambda: "abc")
+    assert "git_commit: " in refused("sweep", *GIVEN, "seed=1,2")
+
+
 def test_the_columns_of_a_table_are_aligned():
     assert table([["a", "bb", "c"], ["aaa", "", "ccc"]]) == ["a    bb  c", "aaa      ccc"]
+
+
+# --- the real thing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_processes_is_the_run_that_it_would_be_alone(tmp_path, run_folder, monkeypatch):
+    """Other parameters on the second rank would give another loss; and the refused trial ends alone."""
+    monkeypatch.setattr("gptpl.sweeps.worker.PROGRAM", (sys.executable, "-m", "gptpl", "train"))
+    given = (
+        *("experiment=quick", "callbacks.sample_text=null", "scheduler=constant", "trainer.max_steps=3"),
+        *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
+    )
+
+    def run(*arguments: str) -> int:
+        command = [sys.executable, "-m", "gptpl", "train", *given, *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=False, capture_output=True).returncode
+
+    assert run("-m", "optimizer.lr=-1,3e-3", "hydra.sweep.dir=mine") == 1
+    assert run("optimizer.lr=3e-3", "run_dir=alone") == 0
+    rows = results_in(tmp_path / "mine")
+    assert [(row["trial"], row["state"]) for row in rows] == [("1", "finished"), ("0", "failed")]
+    assert rows[1]["error"].startswith("optimizer.lr=-1.0 is no rate to learn at")
+    trial, alone = run_folder(tmp_path / "mine/1"), run_folder(tmp_path / "alone")
+    assert trial.config["optimizer"]["lr"] == alone.config["optimizer"]["lr"] == 3e-3
+    assert trial.record["metrics"]["val/loss"] == alone.record["metrics"]["val/loss"]

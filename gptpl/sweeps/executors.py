@@ -1,0 +1,162 @@
+"""Trials on other machines or in other programs' pools: SLURM by submitit, Ray, joblib.
+
+Whoever runs it, a trial is the same command in a process of its own. It is asked to stop by a file beside its
+output, since a signal reaches no other machine; the sweep's folder must be one that all machines see.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any, Protocol
+
+from gptpl.errors import InputError
+from gptpl.sweeps.jobs import Command, ProcessJob, trial_environment
+
+_LOOK_EVERY_SECONDS = 0.5
+_STOP, _STOP_AT_ONCE = "stop", "stop at once"
+_LOST = -9
+"""The exit status of a job that its pool has lost, which is as if it had been killed."""
+
+
+class Promise(Protocol):
+    """What submitit's jobs, Ray's and joblib's futures have in common."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+    def result(self) -> Any:
+        """The exit status; raises where there is none."""
+
+    def cancel(self) -> Any:
+        """Takes it out of the queue, if it still waits there."""
+
+
+class ExecutorJob:
+    """A trial that a pool has taken."""
+
+    def __init__(self, promise: Promise, stop_file: Path, losses: tuple[type[Exception], ...]) -> None:
+        self._promise, self._stop_file = promise, stop_file
+        self._losses: tuple[type[Exception], ...] = (CancelledError, *losses)
+
+    def poll(self) -> int | None:
+        """See `gptpl.sweeps.jobs.Job`."""
+        if not self._promise.done():
+            return None
+        self._stop_file.unlink(missing_ok=True)
+        try:
+            return int(self._promise.result())
+        except self._losses:
+            return _LOST
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """See `gptpl.sweeps.jobs.Job`."""
+        self._stop_file.write_text(_STOP_AT_ONCE if at_once else _STOP, encoding="utf-8")
+        if at_once:
+            self._promise.cancel()
+
+
+class Executor:
+    """A launcher that hands `run_command` to a pool's `submit`."""
+
+    def __init__(
+        self,
+        n_jobs: int,
+        submit: Callable[[Command, Path], Promise],
+        losses: tuple[type[Exception], ...] = (),
+        close: Callable[[], object] = lambda: None,
+    ) -> None:
+        if n_jobs < 1:
+            raise InputError(f"hydra.launcher.n_jobs={n_jobs} trials cannot run at a time: give 1 or more")
+        self.n_jobs, self._submit, self._losses, self._close = n_jobs, submit, losses, close
+
+    def start(self, command: Command) -> ExecutorJob:
+        """See `gptpl.sweeps.jobs.Launcher`."""
+        stop_file = command.output.with_suffix(".stop")
+        stop_file.unlink(missing_ok=True)
+        return ExecutorJob(self._submit(command, stop_file), stop_file, self._losses)
+
+    def close(self) -> None:
+        """See `gptpl.sweeps.jobs.Launcher`."""
+        self._close()
+
+
+def run_command(command: Command, stop_file: Path) -> int:
+    """Runs a trial to its end, or until the file asks it to stop; returns its exit status.
+
+    Runs wherever the pool has put it.
+    """
+    if stop_file.exists():
+        return -signal.SIGTERM  # asked to stop while it waited in a queue
+    environment = trial_environment()
+    # Lightning would take the trial for one task of the SLURM job; in an interactive one it starts its
+    # processes itself.
+    environment["SLURM_JOB_NAME"] = "interactive"
+    job = ProcessJob(command, environment)
+    asked = ""
+    while (status := job.poll()) is None:
+        wish = stop_file.read_text(encoding="utf-8") if stop_file.exists() else ""
+        if wish and wish != asked:
+            asked = wish
+            job.stop(at_once=wish == _STOP_AT_ONCE)
+        time.sleep(_LOOK_EVERY_SECONDS)
+    return status
+
+
+def slurm(*, folder: str, n_jobs: int, cluster: str | None = None, **parameters: Any) -> Executor:
+    """Each trial a SLURM job, by submitit.
+
+    Args:
+        folder: where submitit keeps its files.
+        n_jobs: jobs in the queue or running at a time.
+        cluster: None: SLURM; "local": processes here, to try it out.
+        parameters: those of `submitit.AutoExecutor.update_parameters`; None: SLURM's own.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise _missing("slurm", "submitit") from error
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    except RuntimeError as error:
+        raise InputError(f"hydra/launcher=slurm: {error}; hydra.launcher.cluster=local runs here") from error
+    executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+    lost = (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError)
+    return Executor(n_jobs, lambda command, stop: executor.submit(run_command, command, stop), lost)
+
+
+def ray(
+    *, n_jobs: int, address: str | None = None, cpus_per_trial: int = 1, gpus_per_trial: float = 0
+) -> Executor:
+    """Each trial a task of a Ray cluster, or of one started here; Ray gives it its GPUs."""
+    try:
+        import ray as library
+    except ImportError as error:
+        raise _missing("ray", "ray") from error
+    library.init(address=address, log_to_driver=False, ignore_reinit_error=True)
+    task = library.remote(num_cpus=cpus_per_trial, num_gpus=gpus_per_trial, max_retries=0)(run_command)
+    lost = (library.exceptions.RayError,)
+    return Executor(n_jobs, lambda command, stop: task.remote(command, stop).future(), lost, library.shutdown)
+
+
+def joblib(*, n_jobs: int) -> Executor:
+    """Each trial a task of joblib's pool of processes, loky."""
+    try:
+        from joblib.externals.loky import get_reusable_executor
+        from joblib.externals.loky.process_executor import BrokenProcessPool
+    except ImportError as error:
+        raise _missing("joblib", "joblib") from error
+    pool = get_reusable_executor(max_workers=max(1, n_jobs))
+    return Executor(
+        n_jobs,
+        lambda command, stop: pool.submit(run_command, command, stop),
+        (BrokenProcessPool,),
+        pool.shutdown,
+    )
+
+
+def _missing(launcher: str, package: str) -> InputError:
+    return InputError(
+        f"hydra/launcher={launcher} needs {package}: pip install {package}, or use hydra/launcher=processes"
+    )

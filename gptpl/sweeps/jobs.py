@@ -1,0 +1,152 @@
+"""A trial as a process of its own, and how many of them run side by side on this machine."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from gptpl.errors import InputError
+
+# What would make a trial take itself for a part of another job: torch's and Lightning's names for the
+# processes of one training. A trial on several devices starts a group of its own.
+_OF_A_PROCESS_GROUP = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT", "GPTPL_RUN_DIR", "PL_GLOBAL_SEED"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What to run for a trial, in which folder, and which file takes what it prints."""
+
+    arguments: Sequence[str]
+    cwd: Path
+    output: Path
+
+
+class Job(Protocol):
+    """A trial that has been started."""
+
+    def poll(self) -> int | None:
+        """The exit status, negative for the signal that killed it; None while it runs."""
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Asks it to save and end; `at_once`: to end."""
+
+
+class Launcher(Protocol):
+    """Where trials run."""
+
+    @property
+    def n_jobs(self) -> int:
+        """How many at a time."""
+
+    def start(self, command: Command) -> Job:
+        """Begins a trial; at most `n_jobs` are to run at a time."""
+
+    def close(self) -> None:
+        """Gives back what was taken to run trials."""
+
+
+class ProcessJob:
+    """A process on this machine, with a process group of its own: Ctrl-C does not reach it."""
+
+    def __init__(self, command: Command, environment: Mapping[str, str]) -> None:
+        with command.output.open("ab") as output:
+            self._process = subprocess.Popen(
+                command.arguments,
+                cwd=command.cwd,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def poll(self) -> int | None:
+        """See `Job`."""
+        return self._process.poll()
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """See `Job`; at once, with all processes that it has started."""
+        if self._process.poll() is not None:
+            return
+        if at_once and os.name == "posix":
+            os.killpg(self._process.pid, signal.SIGKILL)
+        elif at_once:
+            self._process.kill()
+        else:
+            self._process.terminate()
+
+
+class Processes:
+    """Trials as processes on this machine: by default one for each GPU, or else one at a time.
+
+    On a machine with GPUs each trial sees only its own, and trainer.devices counts among those. Where several
+    trials share a CPU, each gets its share of the cores, unless OMP_NUM_THREADS says otherwise.
+
+    Args:
+        n_jobs: trials at a time; None: as many as there are GPUs for, or 1.
+        gpus_per_trial: what a trial needs; None: 1 where there are GPUs.
+    """
+
+    def __init__(self, *, n_jobs: int | None = None, gpus_per_trial: int | None = None) -> None:
+        devices = visible_gpus()
+        if gpus_per_trial is None:
+            gpus_per_trial = 1 if devices else 0
+        if gpus_per_trial < 0 or gpus_per_trial > len(devices):
+            raise InputError(
+                f"hydra.launcher.gpus_per_trial={gpus_per_trial}, but this machine has {len(devices)} GPUs:"
+                f" give 0 to {len(devices)}"
+            )
+        places = len(devices) // gpus_per_trial if gpus_per_trial else 0
+        if n_jobs is None:
+            n_jobs = max(1, places)
+        if n_jobs < 1 or (gpus_per_trial and n_jobs > places):
+            most = f"1 to {places}" if gpus_per_trial else "1 or more"
+            raise InputError(f"hydra.launcher.n_jobs={n_jobs} trials cannot run at a time: give {most}")
+        self.n_jobs = n_jobs
+        self._groups = [
+            devices[place * gpus_per_trial : (place + 1) * gpus_per_trial] for place in range(n_jobs)
+        ]
+        self._jobs: list[ProcessJob | None] = [None] * n_jobs
+
+    def start(self, command: Command) -> ProcessJob:
+        """See `Launcher`."""
+        place = next(i for i, job in enumerate(self._jobs) if job is None or job.poll() is not None)
+        environment = trial_environment()
+        if self._groups[place]:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._groups[place])
+        if self.n_jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // self.n_jobs)))
+        self._jobs[place] = job = ProcessJob(command, environment)
+        return job
+
+    def close(self) -> None:
+        """See `Launcher`."""
+
+
+def trial_environment() -> dict[str, str]:
+    """The environment of this process, without what would make a trial a part of another job."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_A_PROCESS_GROUP}
+
+
+def usable_cores() -> int:
+    """Physical cores, at most as many as this process may use."""
+    physical = psutil.cpu_count(logical=False) or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    return max(1, min(physical, allowed))
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices that this process may use, by number or as CUDA_VISIBLE_DEVICES calls them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]

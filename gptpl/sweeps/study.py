@@ -1,0 +1,268 @@
+"""The state of a sweep: which trials there are, who runs them, what came of them. Kept in an Optuna study.
+
+The study lies in an SQLite file, so that a sweep can be stopped, continued, and worked on by several
+processes. Optuna is used directly: hydra-optuna-sweeper 1.3 asks for optuna 2, and ends a sweep with its
+first failed trial. Optuna's heartbeat needs `study.optimize`; here a worker's sign of life is a locked file,
+which the system unlocks however the worker ends.
+"""
+
+import os
+import socket
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, TrialState
+
+from gptpl.sweeps.space import SearchSpace, combinations, drawn, overrides
+
+STUDY_FILE = "sweep.db"
+WORKERS = ".workers"
+NAME = "sweep"
+_BUSY_SECONDS = 120
+"""How long to wait for another process that writes to the file."""
+
+_FOLDER, _WORKER, _ERROR, _RETRY_OF, _INTERRUPTED = "folder", "worker", "error", "retry_of", "interrupted"
+
+Sampler = Literal["grid", "random", "tpe"]
+Pruner = Literal["none", "median", "hyperband"]
+State = Literal["finished", "pruned", "failed", "interrupted", "running", "waiting"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How trials are chosen.
+
+    Attributes:
+        sampler: grid: every combination; random; tpe: Optuna's tree-structured Parzen estimator.
+        n_trials: how many are drawn; None: as many as the grid has.
+        pruner: which trials to stop early by their validation loss.
+        seed: of what is drawn.
+    """
+
+    sampler: Sampler
+    n_trials: int | None
+    pruner: Pruner
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What is known of a trial, beside its run's folder."""
+
+    folder: str
+    overrides: tuple[str, ...]
+    state: State
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A trial that this worker is to run, in the folder of this name within the sweep's."""
+
+    folder: str
+    overrides: tuple[str, ...]
+    trial: optuna.Trial
+
+
+class SweepStudy:
+    """The trials of the sweep in a folder, seen by one worker; to be closed, or used with `with`."""
+
+    def __init__(self, folder: Path, space: SearchSpace, search: Search) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space, self._search = space, search
+        self._workers = folder / WORKERS
+        self._workers.mkdir(parents=True, exist_ok=True)
+        self._worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._alive = FileLock(self._workers / f"{self._worker}.lock")
+        self._alive.acquire()
+        self._one_at_a_time = FileLock(self._workers / "study.lock")
+        with self._one_at_a_time:
+            # The name is what Hyperband deals trials to its brackets by.
+            self._study = optuna.create_study(
+                study_name=NAME,
+                storage=_storage(folder),
+                load_if_exists=True,
+                direction="minimize",
+                pruner=_pruner(search.pruner),
+            )
+            if search.sampler == "grid":
+                self._enqueue_grid()
+
+    def __enter__(self) -> "SweepStudy":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of what this worker still has: another may continue it."""
+        self._alive.release()
+        (self._workers / f"{self._worker}.lock").unlink(missing_ok=True)
+
+    # --- which trial is next --------------------------------------------------------------------------
+
+    def abandoned(self) -> list[Claim]:
+        """Takes over the trials that were interrupted, or whose worker is gone."""
+        with self._one_at_a_time:
+            trials = [each for each in self._trials() if each.state == TrialState.RUNNING]
+            return [self._claimed(each._trial_id) for each in trials if not self._worked_on(each)]
+
+    def retry_failed(self) -> int:
+        """Puts the failed trials back into the queue; returns how many."""
+        with self._one_at_a_time:
+            failed = [trial for trial in self._latest().values() if trial.state == TrialState.FAIL]
+            for trial in failed:
+                attributes = {_FOLDER: _folder(trial), _RETRY_OF: trial.number}
+                self._study.enqueue_trial(trial.params, user_attrs=attributes)
+        return len(failed)
+
+    def next(self) -> Claim | None:
+        """A trial that nobody has begun; None: there is none left, though others may be running."""
+        with self._one_at_a_time:
+            trials = self._trials()
+            waiting = any(trial.state == TrialState.WAITING for trial in trials)
+            drawn_so_far = sum(_RETRY_OF not in trial.user_attrs for trial in trials)
+            wanted = 0 if self._search.sampler == "grid" else self._search.n_trials or 0
+            if not waiting and drawn_so_far >= wanted:
+                return None
+            # A sampler of its own for each trial: one that was made anew for a continued sweep, or in
+            # another worker, would draw the same values again.
+            self._study.sampler = self._sampler(len(trials))
+            return self._claimed(self._study.ask()._trial_id)
+
+    def total(self) -> int:
+        """Trials that the sweep has in all, a retried one counted once."""
+        here = len(self._latest())
+        return here if self._search.sampler == "grid" else max(here, self._search.n_trials or 0)
+
+    # --- how a trial goes -----------------------------------------------------------------------------
+
+    def hopeless(self, claim: Claim, losses: list[float]) -> bool:
+        """Whether the pruner would stop a trial with these validation losses, one an evaluation."""
+        known = self._study._storage.get_trial(claim.trial._trial_id).intermediate_values
+        for number, loss in enumerate(losses, start=1):
+            if number not in known:
+                claim.trial.report(loss, number)
+        return bool(losses) and claim.trial.should_prune()
+
+    def finish(self, claim: Claim, loss: float) -> None:
+        """The trial has run to its end."""
+        self._study.tell(claim.trial, loss)
+
+    def prune(self, claim: Claim) -> None:
+        """The trial was stopped because others are better."""
+        self._study.tell(claim.trial, state=TrialState.PRUNED)
+
+    def fail(self, claim: Claim, error: str) -> None:
+        """The trial cannot be continued as it is."""
+        claim.trial.set_user_attr(_ERROR, error)
+        self._study.tell(claim.trial, state=TrialState.FAIL)
+
+    def interrupt(self, claim: Claim, reason: str) -> None:
+        """The trial was stopped from outside: whoever works on the sweep next goes on with it."""
+        claim.trial.set_user_attr(_INTERRUPTED, reason)
+
+    # --- what came of them ----------------------------------------------------------------------------
+
+    def results(self) -> list[TrialResult]:
+        """Every trial, by its folder's number; of one that was retried the last try."""
+        latest = self._latest()
+        return [self._result(latest[folder]) for folder in sorted(latest, key=int)]
+
+    def _result(self, trial: FrozenTrial) -> TrialResult:
+        values = trial.params or trial.system_attrs.get("fixed_params", {})
+        given = {name: values[name] for name in self._space if name in values}
+        state: State
+        error = str(trial.user_attrs.get(_ERROR, ""))
+        if trial.state == TrialState.RUNNING:
+            working = self._worked_on(trial)
+            state = "running" if working else "interrupted"
+            error = "" if working else str(trial.user_attrs.get(_INTERRUPTED) or "its worker has ended")
+        else:
+            state = _STATES[trial.state]
+        return TrialResult(folder=_folder(trial), overrides=overrides(given), state=state, error=error)
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _latest(self) -> dict[str, FrozenTrial]:
+        return {_folder(trial): trial for trial in self._trials()}
+
+    def _enqueue_grid(self) -> None:
+        """Adds the combinations that are not there yet."""
+        there = len(self._latest())
+        for number, values in enumerate(combinations(self._space)[there:], start=there):
+            self._study.enqueue_trial(values, user_attrs={_FOLDER: str(number)})
+
+    def _claimed(self, trial_id: int) -> Claim:
+        trial = optuna.Trial(self._study, trial_id)
+        trial.set_user_attr(_WORKER, self._worker)
+        trial.set_user_attr(_INTERRUPTED, "")
+        folder = str(trial.user_attrs.get(_FOLDER, trial.number))
+        return Claim(folder=folder, overrides=overrides(drawn(trial, self._space)), trial=trial)
+
+    def _worked_on(self, trial: FrozenTrial) -> bool:
+        """Whether a process has it that is still there."""
+        worker = trial.user_attrs.get(_WORKER, "")
+        if trial.user_attrs.get(_INTERRUPTED) or not worker:
+            return False
+        path = self._workers / f"{worker}.lock"
+        if worker == self._worker or not path.exists():
+            return worker == self._worker
+        try:
+            FileLock(path).acquire(timeout=0).lock.release()
+        except Timeout:
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        seed = self._search.seed * 100_003 + number
+        if self._search.sampler == "tpe":
+            with _experimental():
+                # With trials side by side, a running one counts as a bad one: the next is drawn elsewhere.
+                return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.WAITING: "waiting",
+}
+
+
+def _folder(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get(_FOLDER, trial.number))
+
+
+def _storage(folder: Path) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(
+        f"sqlite:///{folder / STUDY_FILE}", engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}}
+    )
+
+
+def _pruner(name: Pruner) -> optuna.pruners.BasePruner:
+    if name == "hyperband":
+        return optuna.pruners.HyperbandPruner()
+    if name == "median":
+        return optuna.pruners.MedianPruner()
+    return optuna.pruners.NopPruner()
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

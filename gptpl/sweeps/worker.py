@@ -1,0 +1,175 @@
+"""Works on a sweep: starts trials, watches them, prunes them, and writes down what comes of them."""
+
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from gptpl.records.run_record import RunError, is_run, read_run
+from gptpl.sweeps.jobs import Command, Job, Launcher
+from gptpl.sweeps.outcome import Outcome, outcome, validation_losses
+from gptpl.sweeps.study import Claim, SweepStudy
+
+PROGRAM = (sys.executable, "-m", "gptpl", "train")
+OUTPUT = "output"
+"""The folder with what the trials printed."""
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(kw_only=True)
+class RunningTrial:
+    """A trial that this worker watches."""
+
+    claim: Claim
+    run_dir: Path
+    output: Path
+    job: Job
+    started_seconds: float = field(default_factory=time.monotonic)
+    pruned: bool = False
+    losses: list[float] = field(default_factory=list)
+    step: int = 0
+
+
+class Watcher:
+    """Is told what happens; does nothing by itself."""
+
+    def started(self, trial: RunningTrial) -> None:
+        """A trial has begun, or goes on."""
+
+    def moved(self, running: Sequence[RunningTrial]) -> None:
+        """Some time has passed."""
+
+    def ended(self, trial: RunningTrial, result: Outcome) -> None:
+        """A trial has ended, and that is written down."""
+
+
+class Worker:
+    """Runs the trials of a sweep, as many at a time as the launcher takes.
+
+    Args:
+        folder: the sweep's.
+        study: its state.
+        launcher: where trials run.
+        train: the arguments of `gptpl train` that every trial has.
+        watcher: is told what happens.
+        poll_seconds: how often to look after the trials.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        study: SweepStudy,
+        launcher: Launcher,
+        train: Sequence[str],
+        *,
+        watcher: Watcher,
+        poll_seconds: float = 0.5,
+    ) -> None:
+        self._folder, self._study, self._launcher, self._train = folder, study, launcher, list(train)
+        self._watcher, self._poll_seconds = watcher, poll_seconds
+        self._running: list[RunningTrial] = []
+        self.stopped_by: int | None = None
+        """The signal that ended the work before its time."""
+
+    def work(self) -> None:
+        """Works until there is nothing left, or Ctrl-C or SIGTERM comes; a second one does not wait."""
+        (self._folder / OUTPUT).mkdir(exist_ok=True)
+        with self._signals():
+            try:
+                self._work()
+            finally:
+                for trial in self._running:  # an error of the worker's own must leave nothing behind
+                    trial.job.stop(at_once=True)
+
+    def _work(self) -> None:
+        abandoned = self._study.abandoned()
+        while True:
+            while self.stopped_by is None and len(self._running) < self._launcher.n_jobs:
+                claim = abandoned.pop(0) if abandoned else self._study.next()
+                if claim is None:
+                    break
+                self._start(claim)
+            if not self._running:
+                break
+            time.sleep(self._poll_seconds)
+            self._look()
+        for claim in abandoned:
+            self._study.interrupt(claim, "not taken up again")
+
+    def _start(self, claim: Claim) -> None:
+        run_dir = self._folder / claim.folder
+        output = self._folder / OUTPUT / f"{claim.folder}.log"
+        arguments = [*PROGRAM, *self._arguments(claim, run_dir)]
+        output.unlink(missing_ok=True)
+        command = Command(arguments=arguments, cwd=Path.cwd(), output=output)
+        job = self._launcher.start(command)
+        trial = RunningTrial(claim=claim, run_dir=run_dir, output=output, job=job)
+        self._running.append(trial)
+        self._watcher.started(trial)
+
+    def _arguments(self, claim: Claim, run_dir: Path) -> list[str]:
+        """Of a trial that has saved something, those that go on with it."""
+        if (run_dir / "checkpoints" / "last.ckpt").exists():
+            return [f"resume={run_dir}"]
+        if is_run(run_dir):  # it ended before its first checkpoint
+            shutil.rmtree(run_dir)
+        return [*self._train, *claim.overrides, f"run_dir={run_dir}"]
+
+    def _look(self) -> None:
+        for trial in list(self._running):
+            status = trial.job.poll()
+            self._read(trial)
+            if status is not None:
+                self._running.remove(trial)
+                self._end(trial, outcome(status, trial.run_dir, trial.output))
+            elif not trial.pruned and self._study.hopeless(trial.claim, trial.losses):
+                trial.pruned = True
+                trial.job.stop()
+        self._watcher.moved(self._running)
+
+    def _read(self, trial: RunningTrial) -> None:
+        """How far a trial is; a file that is just being written is read the next time."""
+        try:
+            if not is_run(trial.run_dir):
+                return
+            run = read_run(trial.run_dir)
+        except RunError:
+            return
+        trial.losses = validation_losses(run)
+        trial.step = int(run.rows[-1]["step"]) if run.rows else 0
+
+    def _end(self, trial: RunningTrial, result: Outcome) -> None:
+        if result.kind == "finished":
+            self._study.finish(trial.claim, result.loss)
+        elif result.kind == "failed":
+            self._study.fail(trial.claim, result.error)
+        elif trial.pruned:
+            self._study.prune(trial.claim)
+        else:
+            self._study.interrupt(trial.claim, result.error)
+        self._watcher.ended(trial, result)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Takes Ctrl-C and SIGTERM over: the trials save and end, then the work does."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before: dict[int, Any] = {number: signal.signal(number, self._stop) for number in _STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        for trial in self._running:
+            trial.job.stop(at_once=self.stopped_by is not None)
+        self.stopped_by = self.stopped_by or number

@@ -1,0 +1,45 @@
+"""Values and intervals: what is refused, what is tried before the first trial, how they are written."""
+
+import pytest
+
+from gptpl.errors import InputError
+from gptpl.sweeps.space import Choices, Interval, SearchSpace, check, combinations, one_at_a_time, written
+
+
+@pytest.mark.parametrize(
+    ("dimension", "words"),
+    [
+        (Interval(low=2.0, high=1.0), r"a=interval\(2\.0, 1\.0\) is no interval"),
+        (Interval(low=1.0, high=1.0), "is no interval"),
+        (Interval(low=0.0, high=float("inf")), "is no interval"),
+        (Interval(low=0.0, high=1.0, log=True), "begins above 0"),
+        (Choices(values=("1", "2", "1")), "a=1,2,1 has 1 twice"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(dimension, words):
+    with pytest.raises(InputError, match=words):
+        check({"a": dimension})
+
+
+def test_a_grid_of_an_interval_is_refused_with_what_to_do():
+    with pytest.raises(InputError, match=r"a=interval\(0\.0, 1\.0\) has no list .* sweep=tpe"):
+        combinations({"a": Interval(low=0.0, high=1.0)})
+
+
+def test_before_the_first_trial_every_value_is_tried_once_with_the_others_at_their_first():
+    space: SearchSpace = {"a": Choices(values=("1", "2", "3")), "b": Interval(low=1e-5, high=0.1, log=True)}
+    assert one_at_a_time(space) == [
+        {"a": "1", "b": "1e-05"},
+        {"a": "2", "b": "1e-05"},
+        {"a": "3", "b": "1e-05"},
+        {"a": "1", "b": "0.1"},
+    ]
+
+
+def test_a_space_is_written_as_it_would_be_given():
+    space: SearchSpace = {
+        "a": Choices(values=("1", "x")),
+        "b": Interval(low=1e-5, high=0.1, log=True),
+        "c": Interval(low=1, high=4, whole=True),
+    }
+    assert written(space) == {"a": "1,x", "b": "tag(log, interval(1e-05, 0.1))", "c": "int(interval(1, 4))"}

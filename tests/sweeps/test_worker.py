@@ -1,0 +1,234 @@
+"""Trials that finish, fail, are killed, pruned and interrupted, and what a second start does about them."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from gptpl.errors import InputError
+from gptpl.sweeps import executors
+from gptpl.sweeps.jobs import Processes
+from gptpl.sweeps.study import Search
+
+
+def states(results):
+    return {folder: result.state for folder, result in results.items()}
+
+
+def numbers(count):
+    return tuple(str(number) for number in range(count))
+
+
+def search(sampler, n_trials, pruner="none"):
+    return Search(sampler=sampler, n_trials=n_trials, pruner=pruner, seed=0)
+
+
+# --- trials that end in different ways ------------------------------------------------------------------
+
+
+def test_of_twelve_trials_nine_finish_and_a_second_start_goes_on_with_the_killed_one(sweep):
+    twelve = sweep(seed=numbers(12), shared=("name=1:fail_4:kill_8:fail",))
+    results = twelve.work()
+    assert twelve.started == list(numbers(12))
+    assert [each.state for each in results.values()].count("finished") == 9
+    assert {folder for folder, state in states(results).items() if state == "failed"} == {"1", "8"}
+    assert results["1"].error == results["8"].error == "name=fail is refused"
+    assert results["4"].state == "interrupted"
+    assert results["4"].error == "killed by SIGKILL (the system does so when memory runs out)"
+
+    results = twelve.work()
+    [again] = twelve.starts
+    assert again["arguments"] == [f"resume={twelve.folder / '4'}"]
+    assert sorted(states(results).values()) == ["failed"] * 2 + ["finished"] * 10
+    assert twelve.work() == results
+    assert twelve.started == []
+
+
+def test_failed_trials_are_tried_again_when_that_is_asked_for(sweep):
+    three = sweep(seed=numbers(3), shared=("name=1:fail",))
+    three.work()
+    assert three.started == ["0", "1", "2"]
+    results = three.work(retry=True)
+    [again] = three.starts
+    assert again["arguments"] == ["name=1:fail", "seed=1", f"run_dir={three.folder / '1'}"]
+    assert states(results) == {"0": "finished", "1": "failed", "2": "finished"}
+
+
+@pytest.mark.parametrize("name", ["nan", "none"])
+def test_a_trial_without_a_loss_that_is_a_number_has_failed(sweep, name):
+    results = sweep(seed=("1",), shared=(f"name={name}",)).work()
+    assert results["0"].state == "failed"
+    assert results["0"].error == "no validation loss that is a number: see its metrics.csv"
+
+
+def test_a_trial_that_was_killed_before_it_saved_begins_anew(sweep):
+    one = sweep(seed=("1",), shared=("name=kill",))
+    one.work()
+    (one.folder / "0/checkpoints/last.ckpt").unlink()
+    assert one.starts
+    one.work()
+    [again] = one.starts
+    assert again["arguments"] == ["name=kill", "seed=1", f"run_dir={one.folder / '0'}"]
+
+
+# --- several at a time ----------------------------------------------------------------------------------
+
+
+def test_as_many_trials_run_at_a_time_as_the_launcher_takes(sweep, new_seen, monkeypatch):
+    def look(running):
+        if len(running) == 3:
+            (four.folder / "go").touch()
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("gptpl.sweeps.jobs.usable_cores", lambda: 7)
+    four = sweep(seed=numbers(4), shared=("name=wait",))
+    seen = new_seen(look)
+    results = four.work(launcher=Processes(n_jobs=3), seen=seen)
+    assert set(states(results).values()) == {"finished"}
+    assert seen.most_at_a_time == 3
+    assert {each["environment"]["OMP_NUM_THREADS"] for each in four.starts} == {"2"}
+
+
+def test_two_workers_share_a_sweep_and_run_no_trial_twice(sweep, new_seen):
+    """Each in a thread; they know of each other only by the files of the sweep."""
+    six = sweep(seed=numbers(6), shared=("name=0:wait_1:wait",))
+
+    def look(running):
+        if (six.folder / "1").exists():  # the one has 0 and the other has 1
+            (six.folder / "go").touch()
+
+    both = [new_seen(look), new_seen(look)]
+    threads = [threading.Thread(target=six.work, kwargs={"seen": seen}) for seen in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(six.started) == list(numbers(6))
+    assert all(seen.endings for seen in both)
+    assert set(states(six.work()).values()) == {"finished"}
+
+
+def test_the_trials_of_a_worker_that_lives_are_left_to_it(sweep):
+    two = sweep(seed=numbers(2))
+    with two.study() as other:
+        claimed = other.next()
+        assert claimed is not None
+        assert claimed.folder == "0"
+        assert states(two.work()) == {"0": "running", "1": "finished"}
+    assert states(two.work()) == {"0": "finished", "1": "finished"}
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_trial_save_and_the_next_start_goes_on(sweep, new_seen, number):
+    three = sweep(seed=numbers(3), shared=("name=1:slow",))
+
+    def look(running):
+        if not sent and [(trial.claim.folder, trial.step) for trial in running] == [("1", 20)]:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+
+    sent: list[int] = []
+    before = signal.getsignal(number)
+    results = three.work(seen=new_seen(look))
+    assert states(results) == {"0": "finished", "1": "interrupted", "2": "waiting"}
+    assert results["1"].error == "stopped by SIGTERM"
+    assert signal.getsignal(number) == before
+    assert three.started == ["0", "1"]
+    assert set(states(three.work()).values()) == {"finished"}
+    first, second = three.starts
+    assert first["arguments"] == [f"resume={three.folder / '1'}"]
+    assert second["folder"] == "2"
+
+
+# --- pruning --------------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_falls_behind_is_stopped_and_counts_as_pruned(sweep):
+    """`MedianPruner` begins after five trials: the sixth, far worse than they, is stopped and not resumed."""
+    six = sweep(search("grid", None, "median"), seed=(*numbers(5), "8"), shared=("name=8:slow",))
+    results = six.work()
+    assert states(results) == {**dict.fromkeys(numbers(5), "finished"), "5": "pruned"}
+    assert (six.folder / "5/checkpoints/last.ckpt").exists()
+    assert six.started
+    assert states(six.work())["5"] == "pruned"
+    assert six.started == []
+
+
+# --- the processes --------------------------------------------------------------------------------------
+
+
+def test_a_trial_takes_itself_for_no_part_of_another_job(sweep, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    one = sweep(seed=("1",))
+    one.work()
+    [start] = one.starts
+    assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"} & start["environment"].keys()
+
+
+def test_each_trial_sees_the_gpus_of_its_place_only(sweep, new_seen, monkeypatch):
+    def look(running):
+        if len(running) == 2:
+            (four.folder / "go").touch()
+
+    monkeypatch.setattr("gptpl.sweeps.jobs.visible_gpus", lambda: ["4", "5", "6", "7"])
+    four = sweep(seed=numbers(4), shared=("name=wait",))
+    launcher = Processes(gpus_per_trial=2)
+    assert launcher.n_jobs == 2
+    four.work(launcher=launcher, seen=new_seen(look))
+    assert {each["environment"]["CUDA_VISIBLE_DEVICES"] for each in four.starts} == {"4,5", "6,7"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"n_jobs": 0}, "give 1 or more"), ({"gpus_per_trial": 1}, "has 0 GPUs"), ({"n_jobs": -1}, "n_jobs=-1")],
+)
+def test_impossible_places_are_refused(monkeypatch, settings, words):
+    monkeypatch.setattr("gptpl.sweeps.jobs.visible_gpus", list)
+    with pytest.raises(InputError, match=words):
+        Processes(**settings)
+
+
+def test_more_trials_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("gptpl.sweeps.jobs.visible_gpus", lambda: ["0", "1"])
+    with pytest.raises(InputError, match=r"n_jobs=3 trials cannot run at a time: give 1 to 2"):
+        Processes(n_jobs=3)
+
+
+# --- other pools ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["joblib", "slurm"])
+def pool(request, tmp_path):
+    if request.param == "joblib":
+        pytest.importorskip("joblib", reason="joblib is not installed")
+        launcher = executors.joblib(n_jobs=2)
+    else:
+        pytest.importorskip("submitit", reason="submitit is not installed")
+        launcher = executors.slurm(folder=str(tmp_path / "slurm"), n_jobs=2, cluster="local", timeout_min=5)
+    yield launcher
+    launcher.close()
+
+
+@pytest.mark.slow
+def test_a_pool_runs_trials_as_processes_do(sweep, new_seen, pool):
+    def look(running):
+        slow = [trial for trial in running if trial.claim.folder == "3" and trial.step == 20]
+        if slow and not sent:
+            sent.append(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sent: list[int] = []
+    five = sweep(seed=numbers(4), shared=("name=1:fail_2:kill_3:slow",))
+    results = five.work(launcher=pool, seen=new_seen(look))
+    assert states(results) == {"0": "finished", "1": "failed", "2": "interrupted", "3": "interrupted"}
+    assert results["1"].error == "name=fail is refused"
+    assert results["2"].error.startswith("killed by SIGKILL")
+    assert results["3"].error == "stopped by SIGTERM"
+    assert five.started
+    assert states(five.work(launcher=pool))["2"] == "finished"
+    assert sorted(five.started) == ["2", "3"]
