@@ -1,6 +1,5 @@
 """What Hydra and OmegaConf complain about, each in one line that names the value and the remedy."""
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 
@@ -8,6 +7,7 @@ from hydra.errors import InstantiationException, MissingConfigException, Overrid
 
 from gptpl.cli.configs import choices, default_choices
 from gptpl.cli.known_keys import fields_of, known_keys
+from gptpl.cli.nearest import nearest
 
 _NOT_IN_SCHEMA = r"Key '(?P<key>[^']+)'.* not in '(?P<schema>\w+)'\n +full_key: (?P<full>\S+)"
 """OmegaConf's words for an unknown key."""
@@ -40,7 +40,7 @@ def _explained(error: Exception, command: str, overrides: Iterable[str]) -> str:
 def _unknown_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
     offered = error.options or choices(group)
-    return f"{group}={choice} is unknown{_nearest(choice, offered)}; choices: {', '.join(offered)}"
+    return f"{group}={choice} is unknown{nearest(choice, offered)}; choices: {', '.join(offered)}"
 
 
 def _unknown_override(match: re.Match[str], command: str) -> str:
@@ -48,11 +48,11 @@ def _unknown_override(match: re.Match[str], command: str) -> str:
     given = match["given"]
     inner = re.search(_NOT_IN_SCHEMA, match.string)
     if inner and not given.startswith(inner["full"]):
-        return f"{inner['key']} is no key in {given}{_nearest(inner['key'], fields_of(inner['schema']))}"
+        return f"{inner['key']} is no key in {given}{nearest(inner['key'], fields_of(inner['schema']))}"
     known = known_keys(command)
     if given in known:
         return f"{given} is a key of {' or '.join(known[given])}: add that, or leave {given} out"
-    return f"{given} is no key of gptpl {command}{_nearest(given, known)}; see gptpl {command} --cfg job"
+    return f"{given} is no key of gptpl {command}{nearest(given, known)}; see gptpl {command} --cfg job"
 
 
 def _unknown_in_yaml(match: re.Match[str], command: str) -> str:
@@ -64,7 +64,7 @@ def _unknown_in_yaml(match: re.Match[str], command: str) -> str:
             f" or give the settings of {match['file']}.yaml that are wanted one by one"
         )
     known = fields_of(schema) if full == key else everywhere
-    return f"{full} in {match['file']}.yaml is no key of gptpl {command}{_nearest(full, known)}"
+    return f"{full} in {match['file']}.yaml is no key of gptpl {command}{nearest(full, known)}"
 
 
 _SAYINGS: dict[str, Callable[[re.Match[str], str], str]] = {
@@ -75,7 +75,7 @@ _SAYINGS: dict[str, Callable[[re.Match[str], str], str]] = {
     r"In '([^']+)': Could not override '([^']+)'": (
         lambda match, command: (
             f"{match[2]} in {match[1]}.yaml is no config group of gptpl {command}"
-            f"{_nearest(match[2], default_choices(command))}"
+            f"{nearest(match[2], default_choices(command))}"
         )
     ),
     r"Could not (?:override|delete from config\.) '(?P<given>[^']+)'": _unknown_override,
@@ -93,13 +93,6 @@ _SAYINGS: dict[str, Callable[[re.Match[str], str], str]] = {
     ),
 }
 """What to say to which complaint, the special before the general."""
-
-
-def _nearest(word: str, candidates: Iterable[str]) -> str:
-    """A question for the candidate most like the word; empty where none is like it."""
-    others = [candidate for candidate in candidates if not word.startswith(f"{candidate}.")]
-    found = difflib.get_close_matches(word, others, n=1, cutoff=0.5)
-    return f": did you mean {found[0]}?" if found else ""
 
 
 def _instantiation(error: InstantiationException) -> str:
