@@ -197,13 +197,15 @@ def say_how_to_go_on(run: Run) -> None:
 def _write_start(run: Run, environment: dict[str, Any]) -> None:
     """The settings, and what the run depends on beside them; a resumed run adds how it was resumed."""
     write_config(run.run_dir, run.config)
+    planned = run.module.total_steps
     if run.resume is None:
-        write_run_record(run.run_dir, **environment, **_data_record(run))
+        write_run_record(run.run_dir, **environment, **_data_record(run), planned_steps=planned)
     else:
         earlier = read_run_record(run.run_dir).get("resumed", [])
         changes = {change.key: change.new for change in run.resume.changes}
         now = {"step": run.start_step, "changes": changes, **environment}
-        write_run_record(run.run_dir, remove=("finished", "stopped", "failed"), resumed=[*earlier, now])
+        ended = ("finished", "stopped", "failed")
+        write_run_record(run.run_dir, remove=ended, resumed=[*earlier, now], planned_steps=planned)
 
 
 def _data_record(run: Run) -> dict[str, Any]:
