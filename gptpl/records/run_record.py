@@ -2,9 +2,11 @@
 
 import csv
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,8 @@ import yaml  # type: ignore[import-untyped]
 
 from gptpl.errors import InputError
 from gptpl.records.settings import Setting, flat_settings
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
@@ -57,6 +61,34 @@ class RunRecord:
         """How the run ended."""
         states: tuple[State, ...] = ("finished", "failed", "stopped")
         return next((state for state in states if self.record.get(state)), "unfinished")
+
+    @property
+    def started(self) -> datetime:
+        """When it was first started, in local time; where that is not recorded, when its settings were."""
+        try:
+            return datetime.fromisoformat(str(self.record.get("started"))).astimezone()
+        except ValueError:
+            return datetime.fromtimestamp((self.path / CONFIG_FILE).stat().st_mtime).astimezone()
+
+    @property
+    def steps(self) -> int:
+        """The optimizer steps that it has made, as far as its files say."""
+        ending = self.record.get(self.state)
+        recorded = self.record.get("steps") if self.state == "finished" else _entry(ending, "step")
+        return round(_number(recorded) or max((row["step"] for row in self.rows), default=0))
+
+    @property
+    def planned_steps(self) -> int | None:
+        """The optimizer steps of the whole run; None where an older gptpl did not record them."""
+        planned = _number(self.record.get("planned_steps"))
+        return None if planned is None else round(planned)
+
+    @property
+    def tokens_seen(self) -> int:
+        """The tokens in its steps, as far as its files say."""
+        recorded = self.record.get("tokens_seen") if self.state == "finished" else None
+        rows = (row.get("train/tokens_seen", 0.0) for row in self.rows)
+        return round(_number(recorded) or max(rows, default=0))
 
     @cached_property
     def settings(self) -> dict[str, Setting]:
@@ -109,16 +141,38 @@ class RunRecord:
         return samples
 
 
+def _entry(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else None
+
+
+def _number(value: Any) -> float | None:
+    """The value, if it is a finite number."""
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if known else None
+
+
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run."""
-    return (folder / CONFIG_FILE).is_file()
+    """Whether a folder holds a run, as far as one may look into it."""
+    try:
+        return (folder / CONFIG_FILE).is_file()
+    except PermissionError:
+        return False
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The folder, if it is a run's, or else all runs below it, by path; no run is searched for others."""
+    """The folder, if it is a run's, or else all runs below it, by path; no run is searched for others.
+
+    Links are not followed; hidden folders are left out, as those of runs that are being removed, and, with a
+    warning, those that may not be read.
+    """
     if is_run(folder):
         return [folder]
-    below = sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
+    try:
+        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    except (PermissionError, FileNotFoundError) as error:
+        log.warning("%s is left out: %s", folder, error.strerror)
+        return []
+    below = [child for child in children if child.is_dir() and not child.is_symlink()]
     return [run for child in below for run in find_runs(child)]
 
 
@@ -128,13 +182,14 @@ def read_run(folder: Path) -> RunRecord:
         raise RunError(f"{folder} is no run folder (it has no {CONFIG_FILE}): give one that gptpl train made")
     return RunRecord(
         path=folder,
-        config=_mapping(folder / CONFIG_FILE, yaml.safe_load),
-        record=_mapping(folder / RUN_FILE, json.loads) if (folder / RUN_FILE).is_file() else {},
+        config=read_mapping(folder / CONFIG_FILE, yaml.safe_load),
+        record=read_mapping(folder / RUN_FILE, json.loads) if (folder / RUN_FILE).is_file() else {},
         rows=_rows(folder / METRICS_FILE),
     )
 
 
-def _mapping(path: Path, parse: Any) -> dict[str, Any]:
+def read_mapping(path: Path, parse: Any) -> dict[str, Any]:
+    """The mapping in a file, by `yaml.safe_load` or `json.loads`. Raises RunError where there is none."""
     try:
         value = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

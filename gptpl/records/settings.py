@@ -9,21 +9,23 @@ LEFT_OUT = ("callbacks", "logger", "run_dir", "resume")
 Setting = bool | int | float | str
 
 
-def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Setting]:
+def flat_settings(
+    config: Mapping[str, Any], prefix: str = "", *, left_out: Sequence[str] = LEFT_OUT
+) -> dict[str, Setting]:
     """A nested configuration as one level: `{"model": {"n_layers": 2}}` becomes `{"model.n_layers": 2}`.
 
-    Left out are Hydra's own keys (`_partial_`) and, at the top, `LEFT_OUT`; a class (`_target_`) becomes its
+    Left out are Hydra's own keys (`_partial_`) and, at the top, `left_out`; a class (`_target_`) becomes its
     last name.
     """
     flat: dict[str, Setting] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if name in LEFT_OUT or key == "_partial_":
+        if name in left_out or key == "_partial_":
             continue
         if key == "_target_":
             flat[prefix.removesuffix(".")] = str(value).rpartition(".")[2]
         elif isinstance(value, Mapping):
-            flat |= flat_settings(value, f"{name}.")
+            flat |= flat_settings(value, f"{name}.", left_out=left_out)
         else:
             flat[name] = value if isinstance(value, bool | int | float | str) else str(value)
     return flat

@@ -1,0 +1,62 @@
+"""What is gptpl's: folders that it made, and the files that it writes into them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from gptpl.records.disk import DiskUse
+from gptpl.records.run_record import CONFIG_FILE, RUN_FILE, RunError, is_run, read_mapping
+from gptpl.records.sweep_folder import RESULTS_FILE, is_sweep, trials
+
+_OWN = re.compile(
+    r"(.*/)?\.[^/]+\.tmp|metrics\.csv\.tmp"  # what a write that was cut short leaves
+    r"|(config\.yaml|run\.json|metrics\.csv|samples\.jsonl|steps\.jsonl|train\.log|loss\.png)"
+    r"|nonfinite_step_\d+\.txt"
+    r"|checkpoints/(best|last|step-\d+)\.ckpt(\.sha256)?(\.damaged)?"
+    r"|tensorboard/(.*/)?(events\.out\.tfevents\..*|hparams\.yaml)"
+)
+"""The files of a run, by their paths in its folder."""
+
+_OWN_OF_SWEEP = re.compile(r"(results\.csv|multirun\.yaml|\.[^/]+\.tmp)")
+"""The files of a sweep's folder that are no trial's."""
+
+
+def is_gptpls(folder: Path) -> bool:
+    """Whether a folder is a run or a sweep of gptpl's by more than its files' names.
+
+    Many programs write a `config.yaml` or, with Hydra, a `multirun.yaml`.
+    """
+    if is_sweep(folder):
+        return any(map(is_gptpls, trials(folder))) or _is_table_of_trials(folder / RESULTS_FILE)
+    of_config = _keys(folder / CONFIG_FILE, yaml.safe_load) >= {"run_dir", "model", "trainer"}
+    return is_run(folder) and (of_config or _keys(folder / RUN_FILE, json.loads) >= {"command", "versions"})
+
+
+def foreign_files(folder: Path, use: DiskUse) -> list[str]:
+    """The files of a run's or a sweep's folder that gptpl did not write, as far as names tell."""
+    runs = [] if is_run(folder) else [run.name for run in trials(folder)]
+    return [name for name in use.files if not _is_own(name, runs, of_run=is_run(folder))]
+
+
+def _is_own(name: str, trial_names: list[str], *, of_run: bool) -> bool:
+    first, _, rest = name.partition("/")
+    if of_run or first in trial_names:
+        return _OWN.fullmatch(name if of_run else rest) is not None
+    return _OWN_OF_SWEEP.fullmatch(name) is not None
+
+
+def _keys(path: Path, parse: Any) -> set[str]:
+    try:
+        return set(read_mapping(path, parse))
+    except RunError:
+        return set()
+
+
+def _is_table_of_trials(path: Path) -> bool:
+    try:
+        return path.read_bytes().startswith(b"trial,")
+    except OSError:
+        return False
