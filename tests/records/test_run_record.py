@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,49 @@ def test_runs_are_found_below_a_folder_but_not_in_a_run_or_behind_a_link(folder)
     root = folder.parent.parent
     assert find_runs(root) == [folder, second]
     assert find_runs(folder) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("entries", "steps", "tokens"),
+    [
+        ({"finished": "now", "steps": 9, "tokens_seen": 900}, 9, 900),
+        ({"steps": 9, "tokens_seen": 900}, 6, 500),  # of the part before it was resumed
+        ({"stopped": {"step": 5}}, 5, 500),
+        ({"failed": {"step": 3}}, 3, 500),
+        ({"stopped": "yes", "planned_steps": "many"}, 6, 500),
+    ],
+)
+def test_how_far_a_run_came(folder, entries, steps, tokens):
+    (folder / "run.json").write_text(json.dumps(entries))
+    run = read_run(folder)
+    assert (run.steps, run.tokens_seen, run.planned_steps) == (steps, tokens, None)
+
+
+def test_when_it_was_started_is_in_local_time(folder):
+    (folder / "run.json").write_text('{"started": "2026-01-01T10:00:00+00:00", "planned_steps": 9}')
+    run = read_run(folder)
+    assert run.started.timestamp() == 1767261600
+    assert run.started.tzinfo is not None
+    assert run.planned_steps == 9
+    (folder / "run.json").write_text('{"started": "once"}')
+    assert read_run(folder).started.timestamp() == pytest.approx((folder / "config.yaml").stat().st_mtime)
+
+
+def test_a_folder_that_may_not_be_read_is_left_out_with_a_warning(folder, monkeypatch, caplog):
+    second = folder.parent.parent / "others"
+    second.mkdir()
+    allowed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path == second:
+            raise PermissionError(13, "Permission denied")
+        return allowed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert find_runs(folder.parent.parent) == [folder]
+    assert f"{second} is left out: Permission denied" in caplog.text
+
+
+def test_hidden_folders_are_not_searched(folder):
+    folder.rename(folder.with_name(".first.removed"))
+    assert find_runs(folder.parent.parent) == []

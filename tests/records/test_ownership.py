@@ -1,0 +1,62 @@
+"""What is gptpl's."""
+
+import pytest
+
+from gptpl.records.disk import disk_use
+from gptpl.records.ownership import foreign_files, is_gptpls
+from gptpl.records.sweep_folder import is_sweep, trials
+
+FOREIGN = ["notes.txt", "checkpoints/mine.pt", "tensorboard/profile.json", "paper/figure.png", "config.yml"]
+
+
+def foreign(folder):
+    return set(foreign_files(folder, disk_use(folder)))
+
+
+def test_files_of_others_are_told_from_those_of_a_run(tmp_path, make_run):
+    run = make_run(tmp_path / "run")
+    (run / "checkpoints/.step-00000005.ckpt.77.tmp").touch()
+    assert foreign(run) == set()
+    for name in FOREIGN:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).touch()
+    (run / "link").symlink_to(tmp_path)
+    assert foreign(run) == {*FOREIGN, "link"}
+
+
+def test_a_sweep_has_its_own_files_and_those_of_its_trials(tmp_path, make_run):
+    for name in ("10", "2", "lr=1"):
+        make_run(tmp_path / name)
+    (tmp_path / "results.csv").write_text("trial,overrides\n")
+    (tmp_path / "multirun.yaml").touch()
+    assert is_sweep(tmp_path)
+    assert [run.name for run in trials(tmp_path)] == ["2", "10", "lr=1"]
+    assert foreign(tmp_path) == set()
+    (tmp_path / "2/notes.txt").touch()
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3/config.yml").touch()
+    (tmp_path / "loss.png").touch()
+    assert foreign(tmp_path) == {"2/notes.txt", "3/config.yml", "loss.png"}
+
+
+@pytest.mark.parametrize(
+    ("files", "ours"),
+    [
+        ({"config.yaml": "run_dir: x\nmodel: {}\ntrainer: {}\n"}, True),
+        ({"config.yaml": "a: [1", "run.json": '{"command": "x", "versions": {}}'}, True),
+        ({"config.yaml": "model: x\nport: 80\n"}, False),
+        ({"config.yaml": "a: [1", "run.json": "{"}, False),
+        ({"run.json": '{"command": "x", "versions": {}}'}, False),
+        ({"results.csv": "trial,overrides,best_val_loss\n"}, True),
+        ({"results.csv": "name,score\n"}, False),
+        ({"multirun.yaml": "hydra: {}\n"}, False),
+        ({"multirun.yaml": "", "0/config.yaml": "run_dir: x\nmodel: {}\ntrainer: {}\n"}, True),
+        ({"multirun.yaml": "", "0/config.yaml": "port: 80\n"}, False),
+        ({}, False),
+    ],
+)
+def test_many_programs_have_a_config_yaml(tmp_path, files, ours):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert is_gptpls(tmp_path) is ours
