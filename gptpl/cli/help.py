@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from gptpl.cli.configs import config_folder, default_choices, when_to_choose
+from gptpl.cli.help_runs import RUNS_HELP
 from gptpl.cli.schema_sampling import SamplingConf
 from gptpl.cli.schema_sweep import SearchConf
 
@@ -111,7 +112,7 @@ def program_help(commands: Mapping[str, str]) -> str:
 
 def command_help(command: str, summary: str) -> str:
     """One command: usage, examples, settings of its own, config groups with their choices."""
-    without_config = {"verify-resume": VERIFY_RESUME, "weights list": WEIGHTS_LIST}
+    without_config = {"verify-resume": VERIFY_RESUME, "weights list": WEIGHTS_LIST, **RUNS_HELP}
     if command in without_config:
         return without_config[command]
     folder = config_folder()

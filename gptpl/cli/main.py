@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gptpl import __version__
 from gptpl.cli.help import command_help, program_help
+from gptpl.cli.nearest import nearest
 from gptpl.errors import InputError
 
 COMMANDS = {
@@ -17,6 +18,10 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "inspect": "how surprised a trained model is by each token of a text, as a web page",
     "evaluate": "loss and perplexity of a trained model on any data",
+    "runs list": "which runs are on disk, with their losses and sizes",
+    "runs show": "one run at a glance",
+    "runs diff": "in what runs differ, and what came of it",
+    "runs rm": "remove runs, or only their checkpoints, after asking",
     "weights fetch": "download GPT-2 ahead of time",
     "weights list": "which GPT-2 weights are in the cache",
     "weights convert": "another program's format into gptpl's, or the other way",
@@ -73,7 +78,10 @@ def _run(arguments: list[str]) -> int:
             return 0
         command, overrides = f"{command} {overrides[0]}", overrides[1:]
     if command not in COMMANDS:
-        raise InputError(f"{command!r} is no command of gptpl: choose one of {', '.join(COMMANDS)}")
+        offered = ", ".join(group or COMMANDS)
+        raise InputError(
+            f"{command!r} is no command of gptpl: choose one of {offered}{nearest(command, COMMANDS)}"
+        )
     if "-h" in overrides or "--help" in overrides:
         print(command_help(command, COMMANDS[command]))
         return 0

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,3 +179,23 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     )
     assert outcome.status == 0, outcome.err
     return outcome
+
+
+@pytest.fixture
+def copy(quick: Outcome, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the quick run: `copy("runs/a", {"optimizer.lr": 1.0}, started=...)`; None leaves one out."""
+
+    def make(name: str, settings: dict[str, Any] | None = None, **entries: Any) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(quick.run.path, folder, symlinks=True)
+        config = quick.run.config
+        for key, value in (settings or {}).items():
+            group, _, last = key.rpartition(".")
+            (config[group] if group else config)[last] = value
+        text = OmegaConf.to_yaml(OmegaConf.create(config | {"run_dir": str(folder)}))
+        (folder / "config.yaml").write_text(text.replace(str(quick.run.path), str(folder)))
+        record = {k: v for k, v in (quick.run.record | entries).items() if v is not None}
+        (folder / "run.json").write_text(json.dumps(record))
+        return folder
+
+    return make

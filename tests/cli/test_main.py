@@ -20,7 +20,7 @@ def test_help_lists_the_commands(gptpl):
         assert all(f"\n  {command} " in outcome.out for command in ("train", "generate", "evaluate"))
 
 
-WITHOUT_CONFIG = ("verify-resume", "weights list")
+WITHOUT_CONFIG = ("verify-resume", "runs list", "runs show", "runs diff", "runs rm", "weights list")
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in WITHOUT_CONFIG])
@@ -97,7 +97,8 @@ def test_an_unknown_command_is_refused(refused):
     assert (
         refused("tran")
         == "'tran' is no command of gptpl: choose one of train, verify-resume, generate, inspect, evaluate,"
-        " weights fetch, weights list, weights convert"
+        " runs list, runs show, runs diff, runs rm, weights fetch, weights list, weights convert:"
+        " did you mean train?"
     )
 
 

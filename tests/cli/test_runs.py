@@ -1,0 +1,314 @@
+"""`gptpl runs list`, `show` and `diff` on copies of a real run, and bad input of all `gptpl runs`."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def first_words(text: str) -> list[str]:
+    return [line.split()[0] for line in text.splitlines()]
+
+
+UNFINISHED: dict[str, Any] = {"finished": None, "steps": None, "tokens_seen": None}
+
+# ------------------------------------------------------------------------------------------------- list
+
+
+def test_list_is_a_line_a_run_the_newest_first(gptpl, copy, quick):
+    copy("runs/b/2", started="2026-02-01T10:00:00+00:00", **UNFINISHED)
+    copy("runs/b/1", started="2026-01-01T10:00:00+00:00", **UNFINISHED, failed={"error": "E: x", "step": 3})
+    copy("runs/a", started="2026-03-01T10:00:00+00:00")
+    outcome = gptpl("runs", "list")
+    assert (outcome.status, outcome.err) == (0, "")
+    head, *rows, total = outcome.out.splitlines()
+    assert head.split("  ")[0] == "run"
+    assert [row.split()[:2] for row in rows] == [
+        ["runs/a", "finished"],
+        ["runs/b/2", "unfinished"],
+        ["runs/b/1", "failed"],
+    ]
+    loss = f"{quick.run.record['metrics']['best_val/loss']:.4f}"
+    assert [row.split()[4:7] for row in rows] == [
+        ["8/8", loss, "4,096"],
+        ["8/8", loss, "4,096"],
+        ["3/8", loss, "4,096"],
+    ]
+    megabytes = sum(map(size_of, [outcome.folder / f"runs/{name}" for name in ("a", "b/1", "b/2")])) / 1e6
+    assert total.startswith(f"3 runs, {megabytes:.1f} MB, of which checkpoints ")
+
+
+def test_list_puts_trials_under_their_sweep(gptpl, copy, tmp_path):
+    for number in (0, 10, 9):
+        copy(f"runs/sweeps/s/{number}", started=f"2026-02-{number + 1:02}T10:00:00+00:00")
+    (tmp_path / "runs/sweeps/s/results.csv").write_text("trial,overrides\n")
+    copy("runs/older", started="2026-02-10T12:00:00+00:00")
+    copy("runs/newer", started="2026-02-12T10:00:00+00:00")
+    lines = gptpl("runs", "list").out.splitlines()
+    assert lines[2] == "runs/sweeps/s: sweep of 3 runs"
+    names = [line.split()[0] for line in lines[1:-1]]
+    assert names == ["runs/newer", "runs/sweeps/s:", "0", "9", "10", "runs/older"]
+    flat = first_words(gptpl("runs", "list", "runs/sweeps", "sort=size").out)
+    assert set(flat[1:-1]) == {f"runs/sweeps/s/{number}" for number in (0, 9, 10)}
+
+
+def test_list_sorts_by_loss_and_by_size(gptpl, copy):
+    for name, loss in (("a", "4.5"), ("b", "nan"), ("c", "4.25")):
+        metrics = copy(f"runs/{name}") / "metrics.csv"
+        metrics.write_text(f"step,val/loss\n8,{loss}\n")
+    with (gptpl("runs", "list").folder / "runs/b/train.log").open("a") as log:
+        log.write("x" * 5000)
+    by_loss = gptpl("runs", "list", "sort=loss").out
+    assert first_words(by_loss)[1:-1] == ["runs/c", "runs/a", "runs/b"]
+    assert by_loss.splitlines()[3].split()[5] == "-"
+    assert first_words(gptpl("runs", "list", "sort=size").out)[1] == "runs/b"
+
+
+def test_list_as_json_is_an_object_a_line_and_nothing_else(gptpl, copy, tmp_path):
+    folder = copy("runs/s/0", started="2026-01-01T10:00:00+00:00")
+    (tmp_path / "runs/s/multirun.yaml").touch()
+    damaged = copy("runs/b")
+    (damaged / "run.json").write_text("{")
+    entries = {
+        entry["run"]: entry for entry in map(json.loads, gptpl("runs", "list", "--json").out.splitlines())
+    }
+    assert set(entries) == {"runs/s/0", "runs/b"}
+    entry = entries["runs/s/0"]
+    assert (entry["state"], entry["steps"], entry["planned_steps"], entry["sweep"]) == (
+        "finished",
+        8,
+        8,
+        "runs/s",
+    )
+    assert (entry["bytes"], entry["checkpoint_bytes"]) == (size_of(folder), size_of(folder / "checkpoints"))
+    assert entries["runs/b"]["state"] == "damaged"
+    assert "run.json is damaged" in entries["runs/b"]["error"]
+    assert gptpl("runs", "list", "runs/s/0/tensorboard", "--json").out == ""
+
+
+def test_damaged_runs_do_not_end_the_list(gptpl, copy):
+    for name in ("config.yaml", "run.json", "metrics.csv"):
+        (copy(f"runs/{name}") / name).write_text("[\n1")
+    copy("runs/whole")
+    outcome = gptpl("runs", "list")
+    assert outcome.status == 0
+    states = {line.split()[0]: line.split()[1] for line in outcome.out.splitlines()[1:5]}
+    assert states == {
+        "runs/config.yaml": "damaged",
+        "runs/run.json": "damaged",
+        "runs/metrics.csv": "damaged",
+        "runs/whole": "finished",
+    }
+    assert sum(line.startswith("damaged: runs/") for line in outcome.out.splitlines()) == 3
+
+
+def test_list_of_nothing_says_how_to_make_something(gptpl, tmp_path):
+    for folder in ([], ["empty"]):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        outcome = gptpl("runs", "list", *folder)
+        where = folder[0] if folder else "runs"
+        assert (outcome.status, outcome.err) == (0, "")
+        assert outcome.out.startswith(f"no runs in {where}: gptpl train makes one")
+
+
+def test_a_run_given_twice_is_listed_once(gptpl, copy):
+    copy("runs/a")
+    assert first_words(gptpl("runs", "list", "runs", "runs/a", "runs/../runs").out)[1:-1] == ["runs/a"]
+
+
+# ------------------------------------------------------------------------------------------------- show
+
+
+def test_show_says_what_there_is(gptpl, copy, quick):
+    folder = copy("runs/a")
+    out = gptpl("runs", "show", "runs/a").out
+    facts = {
+        line[:12].strip(): line[12:] for line in out.partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    }
+    assert facts["state"] == "finished"
+    assert facts["command"] == quick.run.record["command"]
+    assert facts["data"] == f"tale (SHA-256 {quick.run.record['data']['sha256'][:12]})"
+    assert facts["model"] == "2 layers, 4 heads, 64 wide, 64 tokens of context, 120,256 parameters"
+    assert facts["weights"] == "began with random"
+    assert facts["steps"] == "8 of 8; 4,096 tokens"
+    assert facts["val loss"] == f"lowest {quick.run.record['metrics']['best_val/loss']:.4f} at step 8"
+    assert facts["sample"].startswith("at step 8: [Every effort moves you]")
+    assert f"\n  checkpoints/best.ckpt{' ' * 12}" in out
+    assert "-> step-00000008.ckpt\n" in out
+    assert f"{(folder / 'checkpoints/best.ckpt').stat().st_size / 1000:.1f} kB\n" in out
+    assert out.endswith(
+        "to train longer: gptpl train resume=runs/a trainer.max_steps=16\n"
+        "to generate: gptpl generate checkpoint=runs/a prompt='Every effort moves you'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"failed": {"error": "OSError: full", "step": 3}}, "failed at step 3: OSError: full"),
+        ({"stopped": {"reason": "SIGTERM", "step": 4}}, "stopped at step 4 (SIGTERM)"),
+        ({}, "unfinished: still running, or ended without a word"),
+    ],
+)
+def test_show_says_how_it_ended_and_how_to_go_on(gptpl, copy, entries, words):
+    copy("my runs/a", **UNFINISHED, **entries)
+    out = gptpl("runs", "show", "my runs/a").out
+    assert f"\nstate       {words}\n" in out
+    assert "\nto go on: gptpl train 'resume=my runs/a'\n" in out
+
+
+def test_show_names_resumptions_and_first_weights(gptpl, copy, tmp_path):
+    start = {
+        "init": "run",
+        "checkpoint": str(tmp_path / "runs/b/checkpoints/best.ckpt"),
+        "parent": {"step": 1200},
+    }
+    copy("runs/a", start=start, resumed=[{"step": 4, "changes": {"optimizer.lr": 0.1}}, {"step": 6}])
+    out = gptpl("runs", "show", "runs/a").out
+    assert "\nweights     began with run (runs/b/checkpoints/best.ckpt) after 1,200 steps\n" in out
+    assert "\nresumed     at step 4 with optimizer.lr=0.1\nresumed     at step 6\n" in out
+    assert " since it was resumed\n" in out
+
+
+def test_show_of_a_run_that_has_just_begun(gptpl, copy):
+    folder = copy("a")
+    for path in folder.iterdir():
+        if path.name != "config.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    outcome = gptpl("runs", "show", "a")
+    assert outcome.status == 0
+    assert outcome.out.endswith("no checkpoint: it can neither be resumed nor used\n")
+
+
+def test_show_as_json(gptpl, copy, quick):
+    folder = copy("a")
+    entry = json.loads(gptpl("runs", "show", "a", "--json").out)
+    assert entry["record"] == quick.run.record
+    assert entry["losses"]["first"]["step"] == 0
+    assert entry["losses"]["lowest"]["val_loss"] == pytest.approx(
+        quick.run.record["metrics"]["best_val/loss"]
+    )
+    assert entry["bytes"] == size_of(folder)
+    assert entry["files"]["config.yaml"] == (folder / "config.yaml").stat().st_size
+    assert entry["last_sample"] == quick.run.samples[-1]
+    assert entry["resume"] == "gptpl train resume=a trainer.max_steps=16"
+
+
+def test_its_commands_work(gptpl, copy):
+    """The one that trains longer, as it is printed."""
+    copy("a")
+    command = json.loads(gptpl("runs", "show", "a", "--json").out)["resume"]
+    outcome = gptpl(*command.split()[1:], "trainer.stop_at_step=9")
+    assert outcome.status == 0, outcome.err
+    entry = json.loads(gptpl("runs", "show", "a", "--json").out)
+    assert (entry["state"], entry["steps"], entry["planned_steps"]) == ("stopped", 9, 16)
+
+
+# ------------------------------------------------------------------------------------------------- diff
+
+
+def test_diff_shows_what_differs_side_by_side(gptpl, copy, quick):
+    copy("runs/a")
+    copy("runs/b", {"optimizer.lr": 0.5, "deterministic": True}, git_commit="f" * 40)
+    copy("runs/c", {"trainer.max_time": "00:01:00:00"})
+    outcome = gptpl("runs", "diff", "runs/a", "runs/b", "runs/c")
+    assert outcome.status == 0
+    parts = [
+        [re.split("  +", line.strip()) for line in part.splitlines()] for part in outcome.out.split("\n\n")
+    ]
+    assert parts[0] == [
+        ["settings", "a", "b", "c"],
+        ["deterministic", "false", "true", "false"],
+        ["optimizer.lr", "0.003", "0.5", "0.003"],
+        ["trainer.max_time", "null", "null", "00:01:00:00"],
+    ]
+    mine = re.sub("^([0-9a-f]{12})[0-9a-f]{28}", r"\1", str(quick.run.record["git_commit"]))
+    assert parts[1] == [["beside them", "a", "b", "c"], ["git_commit", mine, "f" * 12, mine]]
+    assert [row[0] for row in parts[2]] == [
+        "results", "state", "steps", "tokens", "lowest val loss", "last val loss", "time",
+        "tokens per second", "peak memory",
+    ]  # fmt: skip
+
+
+def test_diff_of_equal_runs_says_so(gptpl, copy):
+    copy("a")
+    copy("b")
+    outcome = gptpl("runs", "diff", "a", "b")
+    assert outcome.status == 0
+    assert outcome.out.startswith("the same settings\n\nresults  ")
+    assert gptpl("runs", "diff", "a", "a").out.startswith("the same settings\n")
+
+
+def test_diff_writes_long_values_below_one_another(gptpl, copy):
+    long = ["x" * 30, "y" * 30]
+    copy("a")
+    copy("b", {"callbacks.sample_text": {"prompts": long}})
+    out = gptpl("runs", "diff", "a", "b").out
+    assert f"\ncallbacks.sample_text.prompts\n  a  ['Every effort moves you']\n  b  {long}\n" in out
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("list", "nope"), "nope is no folder: give one with runs in it"),
+        (("list", "sort=name"), "sort=name is unknown: choose one of date, loss, size"),
+        (("list", "sorted=loss"), "sorted is no key of gptpl runs list: did you mean sort?"),
+        (("list", "--jsn"), "--jsn is no flag of gptpl runs list: did you mean --json?"),
+        (("show",), "gptpl runs show takes one run, not 0"),
+        (("show", "a", "b"), "gptpl runs show takes one run, not 2"),
+        (("show", "nope"), "nope is no run folder (it has no config.yaml)"),
+        (("show", "a", "lr=1"), "lr is no key of gptpl runs show, which has no keys: leave it out"),
+        (("diff", "a"), "gptpl runs diff compares two runs or more, not 1"),
+        (("diff", "nope", "a"), "nope is no run folder"),
+        (("rm",), "gptpl runs rm takes runs"),
+        (
+            ("rm", "a", "--force"),
+            "--force is no flag of gptpl runs rm: its flags are --yes, -y, --checkpoints",
+        ),
+        (("rm", ""), "'' is no path"),
+        (("remove", "a"), "'runs remove' is no command of gptpl: choose one of runs list, runs show,"),
+        (("lst",), "did you mean runs list?"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_remedy(refused, arguments, words):
+    assert words in refused("runs", *arguments)
+
+
+def test_a_folder_with_a_sign_of_equality_is_a_folder(gptpl, copy):
+    copy("lr=1")
+    assert gptpl("runs", "show", "lr=1").out.startswith("lr=1\n")
+
+
+def test_help_of_each_command(gptpl):
+    assert "runs rm" in gptpl("runs").out
+    for name in ("list", "show", "diff", "rm"):
+        outcome = gptpl("runs", name, "--help")
+        assert outcome.out.startswith(f"gptpl runs {name}: ")
+        assert f"usage: gptpl runs {name} " in outcome.out
+
+
+def test_they_come_without_torch_and_hydra(copy):
+    folder = copy("runs/a")
+    code = (
+        "import sys; from gptpl.cli.main import main; a = 'runs/a'\n"
+        "for words in (['list'], ['show', a], ['diff', a, a], ['rm', a, '--yes']):\n"
+        "    assert not main(['runs', *words])\n"
+        "sys.exit(bool({'torch', 'hydra', 'omegaconf', 'lightning'} & set(sys.modules)))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder.parent.parent, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert not folder.exists()
