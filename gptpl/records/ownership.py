@@ -5,10 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from gptpl.records.disk import DiskUse
-from gptpl.records.run_record import CONFIG_FILE, RUN_FILE, RunError, is_run, read_mapping
+from gptpl.records.run_record import CONFIG_FILE, RUN_FILE, RunError, is_run, parse_yaml, read_mapping
 from gptpl.records.sweep_folder import RESULTS_FILE, is_sweep, trials
 
 _OWN = re.compile(
@@ -31,7 +29,7 @@ def is_gptpls(folder: Path) -> bool:
     """
     if is_sweep(folder):
         return any(map(is_gptpls, trials(folder))) or _is_table_of_trials(folder / RESULTS_FILE)
-    of_config = _keys(folder / CONFIG_FILE, yaml.safe_load) >= {"run_dir", "model", "trainer"}
+    of_config = _keys(folder / CONFIG_FILE, parse_yaml) >= {"run_dir", "model", "trainer"}
     return is_run(folder) and (of_config or _keys(folder / RUN_FILE, json.loads) >= {"command", "versions"})
 
 

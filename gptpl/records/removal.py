@@ -42,14 +42,12 @@ def remove_folder(folder: Path) -> None:
 
 
 def needless_checkpoints(use: DiskUse) -> Mapping[str, int]:
-    """The checkpoints but `best.ckpt`, with their sizes in bytes, in the order to remove them in.
+    """The checkpoints but `best.ckpt`, with their sizes in bytes, by name, the order to remove them in.
 
-    `last.ckpt` comes first, so that it never points at nothing, and a file's SHA-256 after the file.
+    So `last.ckpt` goes before what it points at, and a file before its SHA-256.
     """
     best = f"{CHECKPOINT_FOLDER}/{BEST}"
-    others = {name: size for name, size in use.checkpoints.items() if name not in (best, f"{best}.sha256")}
-    first = f"{CHECKPOINT_FOLDER}/last.ckpt"
-    return dict(sorted(others.items(), key=lambda item: (item[0] != first, item[0])))
+    return {name: size for name, size in use.checkpoints.items() if name not in (best, f"{best}.sha256")}
 
 
 def remove_checkpoints(run: Path, use: DiskUse) -> None:

@@ -182,14 +182,19 @@ def read_run(folder: Path) -> RunRecord:
         raise RunError(f"{folder} is no run folder (it has no {CONFIG_FILE}): give one that gptpl train made")
     return RunRecord(
         path=folder,
-        config=read_mapping(folder / CONFIG_FILE, yaml.safe_load),
+        config=read_mapping(folder / CONFIG_FILE, parse_yaml),
         record=read_mapping(folder / RUN_FILE, json.loads) if (folder / RUN_FILE).is_file() else {},
         rows=_rows(folder / METRICS_FILE),
     )
 
 
+def parse_yaml(text: str) -> Any:
+    """As `yaml.safe_load`, by libyaml where that is there: ten times faster, which a list of runs feels."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+
+
 def read_mapping(path: Path, parse: Any) -> dict[str, Any]:
-    """The mapping in a file, by `yaml.safe_load` or `json.loads`. Raises RunError where there is none."""
+    """The mapping in a file, by `parse_yaml` or `json.loads`. Raises RunError where there is none."""
     try:
         value = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
