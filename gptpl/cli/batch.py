@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig
 
+from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.trainer import choose, device_type
 from gptpl.data.datamodule import TextDataModule
 from gptpl.errors import InputError
@@ -14,6 +15,7 @@ from gptpl.model import GPTConfig
 from gptpl.training.batch_size import accumulation, free_memory, largest_batch_size
 from gptpl.training.fast_path import FastPath
 from gptpl.training.precision import product_dtype
+from gptpl.training.step_memory import optimizer_state_bytes
 
 log = logging.getLogger(__name__)
 
@@ -73,4 +75,6 @@ def _largest(cfg: DictConfig, trainer: L.Trainer, config: GPTConfig, path: FastP
         windows=windows // devices,
         low=product_dtype(choose(cfg.trainer).precision) == torch.bfloat16,
         free=free_memory(kind) // here,
+        optimizer_bytes=optimizer_state_bytes(config, instantiate(cfg.optimizer)),
+        accumulates=True,  # unless it takes them all at once, which then fits all the more
     )

@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from gptpl.callbacks.sample_text import SampleText
-from gptpl.cli.batch import AUTO, settle_batch, whole_batch_size
+from gptpl.cli.batch import settle_batch
+from gptpl.cli.build_data import build_datamodule, build_model_config, build_tokenizer
 from gptpl.cli.build_module import build_module
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.resume import Resumption, resume_plan
@@ -21,7 +22,6 @@ from gptpl.cli.schema import MuonConf
 from gptpl.cli.trainer import build_trainer, check_seed, choose, device_type, let_module_end, planned_steps
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.report import data_report
-from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, count_parameters
 from gptpl.training.checkpoint import check_same_model
@@ -60,6 +60,20 @@ class Run:
         return 0 if self.resume is None else self.resume.step
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A run before it has weights: its config with every number decided, and what that is made of."""
+
+    cfg: DictConfig
+    run_dir: Path
+    trainer: L.Trainer
+    datamodule: TextDataModule
+    config: GPTConfig
+    weights: StartingWeights
+    fast_path: FastPath
+    total_steps: int
+
+
 def is_worker_process() -> bool:
     """Whether Lightning started this process for a further device of a run that is already under way."""
     return PROCESS_RUN_DIR in os.environ
@@ -72,7 +86,41 @@ def build_run(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Run
     the `overrides` count (None: those of the command line), see `resume_plan`.
     """
     resume = resume_plan(cfg, overrides=overrides) if cfg.resume else None
-    cfg = cfg if resume is None else resume.config
+    settled = settle(cfg if resume is None else resume.config, resume)
+    cfg, trainer, datamodule, config = settled.cfg, settled.trainer, settled.datamodule, settled.config
+    total_steps = settled.total_steps
+    let_module_end(trainer)
+    module = build_module(
+        cfg,
+        config,
+        datamodule,
+        total_steps=total_steps,
+        world_size=trainer.world_size,
+        resume=resume,
+        weights=settled.weights,
+    )
+    _check_samples(trainer, module)
+    fast_path = settled.fast_path
+    fast_path.apply(module.net)
+    module.head = fast_path.head
+    _report(cfg, config, datamodule, trainer, module, fast_path)
+    if resume is not None:
+        resume.report(trainer.world_size, module.lr_factor, module.lr_ceiling, total_steps)
+    return Run(
+        config=module.run_config,
+        run_dir=settled.run_dir,
+        datamodule=datamodule,
+        module=module,
+        trainer=trainer,
+        resume=resume,
+    )
+
+
+def settle(cfg: DictConfig, resume: Resumption | None = None) -> Settled:
+    """Everything of a run but its weights, which may take more memory than there is; puts numbers into `cfg`.
+
+    Raises InputError for whatever is known to be wrong by then.
+    """
     run_dir = _settle_run_dir(cfg)
     if resume is None and not is_worker_process():
         check_new_run_dir(run_dir)
@@ -85,7 +133,7 @@ def build_run(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Run
     if resume is not None:
         resume.check_global_batch(trainer.world_size)
     datamodule = build_datamodule(cfg, resume=resume)
-    config = _model_config(cfg, datamodule)
+    config = build_model_config(cfg, datamodule)
     cfg.model.vocab_size = config.vocab_size
     settle_batch(cfg, trainer, datamodule, config, fast_path)
     total_steps = _total_steps(cfg, trainer, datamodule)
@@ -94,30 +142,15 @@ def build_run(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Run
         resume.check_horizon(total_steps)
     else:
         weights.check(config, datamodule.tokenizer.state())
-    let_module_end(trainer)
-    module = build_module(
-        cfg,
-        config,
-        datamodule,
-        total_steps=total_steps,
-        world_size=trainer.world_size,
-        resume=resume,
-        weights=weights,
-    )
-    _check_samples(trainer, module)
-    fast_path = _fast_path(cfg, total_steps=total_steps)
-    fast_path.apply(module.net)
-    module.head = fast_path.head
-    _report(cfg, config, datamodule, trainer, module, fast_path)
-    if resume is not None:
-        resume.report(trainer.world_size, module.lr_factor, module.lr_ceiling, total_steps)
-    return Run(
-        config=module.run_config,
+    return Settled(
+        cfg=cfg,
         run_dir=run_dir,
-        datamodule=datamodule,
-        module=module,
         trainer=trainer,
-        resume=resume,
+        datamodule=datamodule,
+        config=config,
+        weights=weights,
+        fast_path=_fast_path(cfg, total_steps=total_steps),
+        total_steps=total_steps,
     )
 
 
@@ -173,7 +206,7 @@ def _starting_weights(cfg: DictConfig, resume: Resumption | None) -> StartingWei
     weights: StartingWeights = instantiate(cfg.init)
     if cfg.tokenizer.vocab_size is not None:
         config = GPTConfig(**{**cfg.model, "vocab_size": cfg.model.vocab_size or cfg.tokenizer.vocab_size})
-        tokenizer = _tokenizer(cfg.tokenizer)
+        tokenizer = build_tokenizer(cfg.tokenizer)
         weights.check(config, tokenizer.state())
         if isinstance(weights, FileWeights | PublishedWeights) and weights.path and tokenizer.name == "gpt2":
             check_vocabulary(Path(weights.path).expanduser())
@@ -201,67 +234,6 @@ def _trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
             isinstance(callback, L.pytorch.callbacks.ProgressBar) for callback in callbacks
         ),
     )
-
-
-def build_datamodule(cfg: DictConfig, *, resume: Resumption | None = None) -> TextDataModule:
-    """The data of `cfg.data` under `cfg.tokenizer`, encoded or opened from the cache.
-
-    Of a run that is resumed it must be the same text.
-    """
-    if cfg.data.max_length is None:
-        cfg.data.max_length = cfg.model.context_length
-    if cfg.data.stride is None:
-        cfg.data.stride = cfg.data.max_length
-    if cfg.data.max_length > cfg.model.context_length:
-        raise InputError(
-            f"data.max_length={cfg.data.max_length} is longer than model.context_length="
-            f"{cfg.model.context_length}: set data.max_length={cfg.model.context_length} or a larger context"
-        )
-    datamodule = TextDataModule(
-        corpus=instantiate(cfg.data.corpus),
-        tokenizer=_tokenizer(cfg.tokenizer),
-        max_length=cfg.data.max_length,
-        stride=cfg.data.stride,
-        batch_size=1 if cfg.data.batch_size == AUTO else whole_batch_size(cfg.data.batch_size),
-        train_ratio=cfg.data.train_ratio,
-        seed=cfg.seed,
-        num_workers=cfg.data.num_workers,
-        pin_memory=cfg.data.pin_memory,
-        persistent_workers=cfg.data.persistent_workers,
-        eval_train_batches=cfg.eval_train_batches,
-        eval_val_batches=cfg.eval_val_batches,
-    )
-    if resume is not None:
-        resume.check_text(datamodule.corpus.content_sha256())
-    datamodule.load()
-    datamodule.setup()
-    return datamodule
-
-
-def _tokenizer(node: DictConfig) -> Tokenizer:
-    """The tokenizer; `vocab_size` in its YAML is there for the model's, and checked here."""
-    target = {key: value for key, value in node.items() if key != "vocab_size"}
-    tokenizer: Tokenizer = instantiate(target)
-    if node.vocab_size is not None and node.vocab_size != tokenizer.vocab_size:
-        raise InputError(
-            f"tokenizer.vocab_size={node.vocab_size}, but the {tokenizer.name} tokenizer has"
-            f" {tokenizer.vocab_size} tokens: leave tokenizer.vocab_size as it is"
-        )
-    return tokenizer
-
-
-def _model_config(cfg: DictConfig, datamodule: TextDataModule) -> GPTConfig:
-    """The model's configuration, its vocabulary taken from the tokenizer unless the config gives one."""
-    tokenizer = datamodule.tokenizer
-    known = tokenizer.vocab_size
-    fields = {**cfg.model, "vocab_size": known if cfg.model.vocab_size is None else cfg.model.vocab_size}
-    config = GPTConfig(**fields)
-    if config.vocab_size < known:
-        raise InputError(
-            f"model.vocab_size={config.vocab_size} is smaller than the {tokenizer.name} tokenizer's"
-            f" {known} tokens: leave model.vocab_size out, or set it to {known} or more"
-        )
-    return config
 
 
 def _total_steps(cfg: DictConfig, trainer: L.Trainer, datamodule: TextDataModule) -> int:

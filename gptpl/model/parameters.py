@@ -1,5 +1,6 @@
 """How large a model is, known before any memory is spent on it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,14 @@ class ParameterCount:
         tied: with the head tied to the token embedding.
         untied: with a head of its own.
         fp32_bytes: bytes of the `total` weights in fp32 (gradients and optimizer state come on top).
+        parts: the same `total` by part of the model, in the order of the data; a tied head has none.
     """
 
     total: int
     tied: int
     untied: int
     fp32_bytes: int
+    parts: Mapping[str, int]
 
 
 def count_parameters(config: GPTConfig) -> ParameterCount:
@@ -34,4 +37,27 @@ def count_parameters(config: GPTConfig) -> ParameterCount:
     total = sum(parameter.numel() for parameter in model.parameters())
     head = model.out_head.weight.numel()
     tied = total if config.tie_weights else total - head
-    return ParameterCount(total=total, tied=tied, untied=tied + head, fp32_bytes=total * _FP32_BYTES)
+    return ParameterCount(
+        total=total, tied=tied, untied=tied + head, fp32_bytes=total * _FP32_BYTES, parts=_by_part(model)
+    )
+
+
+_PARTS = {
+    "tok_emb": "token embedding",
+    "pos_emb": "position embedding",
+    "attn": "attention",
+    "ff": "feed-forward",
+    "norm1": "norms",
+    "norm2": "norms",
+    "final_norm": "norms",
+    "out_head": "head",
+}
+"""The part of the model that a module of this name belongs to."""
+
+
+def _by_part(model: GPTModel) -> dict[str, int]:
+    counts = dict.fromkeys(_PARTS.values(), 0)
+    for name, parameter in model.named_parameters():  # which gives a tied weight once, as the embedding's
+        module = name.split(".")[2] if name.startswith("blocks.") else name.split(".")[0]
+        counts[_PARTS[module]] += parameter.numel()
+    return counts

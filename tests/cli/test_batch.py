@@ -35,7 +35,7 @@ def test_auto_trains_as_whole_batches_do(gptpl, run_folder, whole, monkeypatch, 
     """Memory is told to be just enough for so many windows."""
     seen: dict[str, object] = {}
 
-    def largest(config, path, *, max_length, windows, low, free):
+    def largest(config, path, *, max_length, windows, low, free, **memory):
         seen.update(max_length=max_length, windows=windows, low=low)
         return fits
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.stopping import StopAtBoundary
-from gptpl.cli.build import build_datamodule
+from gptpl.cli.build_data import build_datamodule
 from gptpl.cli.configs import choices, config_folder, default_choices, when_to_choose
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.known_keys import known_keys
