@@ -85,6 +85,64 @@ loss of both runs, then the hashes of weights, optimizer, schedule, random state
 Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input."""
 
 
+PLAN = """\
+gptpl plan: what a run will cost, before it begins: memory, steps, time
+
+usage: gptpl plan [overrides of gptpl train] [plan.key=value] ... [--json]
+
+examples:
+  gptpl plan                                            # of the default run
+  gptpl plan model=gpt2_xl data=text_file data.path=my.txt
+  gptpl plan experiment=fast_recipe plan.timed_steps=0 --json
+
+settings:
+  plan.output: learning_rate.png   # the picture of the learning rate
+  plan.timed_steps: null           # real steps to time; 0: none; null: 3, where they take a minute at most
+
+Parameters, memory by part, windows, steps, tokens, arithmetic, learning rate, time, and the largest batch
+that fits. No weights are made but for the timed steps, so it works for models larger than the machine.
+Nothing is left behind but the picture."""
+
+
+FIND_LR = """\
+gptpl find-lr: learning rates at which training falls fastest, and diverges
+
+usage: gptpl find-lr [overrides of gptpl train] [find.key=value] ...
+
+examples:
+  gptpl find-lr experiment=quick
+  gptpl find-lr model=gpt_18m data=python_stdlib optimizer=muon
+  gptpl find-lr init=gpt2_hf model=gpt2_small data=text_file data.path=my.txt find.max_lr=1e-2
+
+settings:
+  find.min_lr: 1e-6    # optimizer.lr of the first step
+  find.max_lr: 1.0     # and of the last, unless the loss diverges before
+  find.steps: 100      # optimizer steps; the rate grows by the same factor in each
+  find.output: .       # folder of lr_finder.png and lr_finder.csv
+
+The range test of Smith 2017, with the run's own model, text, optimizer and precision; the rates of all
+parameter groups grow together. Nothing is left behind but the two files."""
+
+
+FIND_BATCH_SIZE = """\
+gptpl find-batch-size: speed and memory of every batch size that fits
+
+usage: gptpl find-batch-size [overrides of gptpl train] [find.key=value] ...
+
+examples:
+  gptpl find-batch-size model=gpt_18m
+  gptpl find-batch-size model=gpt2_small data=python_stdlib find.max_batch_size=8
+  gptpl find-batch-size experiment=quick trainer.recompute_activations=true
+
+settings:
+  find.max_batch_size: null   # the largest to try; null: until memory, text or the gain in speed ends
+  find.timed_steps: 3         # of each size, after one to warm up
+  find.output: .              # folder of batch_size_finder.png and batch_size_finder.csv
+
+Batches of 1, 2, 4, ... windows are tried, each only if its estimated memory is free. On a CPU the memory is
+that of the whole process at its peak. Nothing is left behind but the two files."""
+
+
 WEIGHTS_LIST = """\
 gptpl weights list: which GPT-2 weights are in the cache
 
@@ -112,7 +170,14 @@ def program_help(commands: Mapping[str, str]) -> str:
 
 def command_help(command: str, summary: str) -> str:
     """One command: usage, examples, settings of its own, config groups with their choices."""
-    without_config = {"verify-resume": VERIFY_RESUME, "weights list": WEIGHTS_LIST, **RUNS_HELP}
+    without_config = {
+        "plan": PLAN,
+        "find-lr": FIND_LR,
+        "find-batch-size": FIND_BATCH_SIZE,
+        "verify-resume": VERIFY_RESUME,
+        "weights list": WEIGHTS_LIST,
+        **RUNS_HELP,
+    }
     if command in without_config:
         return without_config[command]
     folder = config_folder()

@@ -14,6 +14,9 @@ from gptpl.errors import InputError
 COMMANDS = {
     "train": "train a model, resume a run, or sweep over settings",
     "sweep": "train with several settings and compare them: the same as gptpl train -m",
+    "plan": "what a run will cost, before it begins: memory, steps, time",
+    "find-lr": "learning rates at which training falls fastest, and diverges",
+    "find-batch-size": "speed and memory of every batch size that fits",
     "verify-resume": "check that stopping and resuming changes no bit on this machine",
     "generate": "continue a prompt with a trained model",
     "inspect": "how surprised a trained model is by each token of a text, as a web page",

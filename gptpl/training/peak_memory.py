@@ -1,6 +1,6 @@
-"""The most memory that this process has had."""
+"""The most memory that this process, or its device, has had in use."""
 
-import re
+import sys
 from pathlib import Path
 
 import psutil
@@ -9,17 +9,21 @@ import torch
 _STATUS = Path("/proc/self/status")
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Bytes at the peak: of a CUDA device what torch had allocated, else the process's resident memory.
-
-    None where the system does not tell.
-    """
+def peak_memory_bytes(device: torch.device) -> int:
+    """Bytes: of a CUDA device what torch had allocated since `forget_peak`, else all that is resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.is_file():
-        # `ru_maxrss` of a process begins with the size of the one that started it.
-        found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
-        return int(found[1]) * 1024 if found else None
-    memory = psutil.Process().memory_info()
-    peak = getattr(memory, "peak_wset", None)  # Windows
-    return None if peak is None else int(peak)
+        # What `getrusage` says of a process begins with the size of the one that started it.
+        return int(_STATUS.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begins anew where that is possible, on CUDA devices."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

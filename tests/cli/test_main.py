@@ -20,7 +20,10 @@ def test_help_lists_the_commands(gptpl):
         assert all(f"\n  {command} " in outcome.out for command in ("train", "generate", "evaluate"))
 
 
-WITHOUT_CONFIG = ("verify-resume", "runs list", "runs show", "runs diff", "runs rm", "weights list")
+WITHOUT_CONFIG = (
+    *("plan", "find-lr", "find-batch-size", "verify-resume"),
+    *("runs list", "runs show", "runs diff", "runs rm", "weights list"),
+)
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in WITHOUT_CONFIG])
@@ -96,9 +99,9 @@ def test_the_config_can_be_shown_without_a_run(gptpl, tmp_path):
 def test_an_unknown_command_is_refused(refused):
     assert (
         refused("tran")
-        == "'tran' is no command of gptpl: choose one of train, verify-resume, generate, inspect, evaluate,"
-        " runs list, runs show, runs diff, runs rm, weights fetch, weights list, weights convert:"
-        " did you mean train?"
+        == "'tran' is no command of gptpl: choose one of train, sweep, plan, find-lr, find-batch-size,"
+        " verify-resume, generate, inspect, evaluate, runs list, runs show, runs diff, runs rm, weights fetch,"
+        " weights list, weights convert: did you mean train?"
     )
 
 

@@ -1,0 +1,97 @@
+"""`gptpl find-batch-size`: what it tries, and what it leaves to be."""
+
+import csv
+
+import pytest
+from matplotlib.image import imread
+
+from gptpl.cli import find_batch_size, settled_memory
+from gptpl.cli.find_batch_size import Measured, suggestion
+
+FIND = ("find-batch-size", "trainer=cpu", "trainer.precision=32-true", "experiment=quick", "model.n_layers=1")
+ONCE = "find.timed_steps=1"
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_sizes_up_to_the_most_that_is_asked_for_are_measured(gptpl, monkeypatch, tmp_path):
+    monkeypatch.setattr(find_batch_size, "GAIN", 0.0)  # speed is not what is tested
+    outcome = gptpl(*FIND, ONCE, "find.max_batch_size=6", "find.output=out")
+    assert outcome.status == 0, outcome.err
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {
+        "out", "out/batch_size_finder.png", "out/batch_size_finder.csv"
+    }  # fmt: skip
+    table = rows(tmp_path / "out/batch_size_finder.csv")
+    assert [int(row["batch_size"]) for row in table] == [1, 2, 4, 6]
+    for row in table:
+        speed = int(row["batch_size"]) * 64 / float(row["step_seconds"])
+        assert float(row["tokens_per_second"]) == pytest.approx(speed)
+    assert imread(tmp_path / "out/batch_size_finder.png").std() > 0
+    assert "suggestion  data.batch_size=" in outcome.out
+
+
+def test_a_size_that_does_not_fit_is_never_tried(gptpl, monkeypatch, tmp_path):
+    tried = []
+    real = find_batch_size.train_a_little
+
+    def note(settled, *args, **options):
+        tried.append(settled.datamodule.batch_size)
+        real(settled, *args, **options)
+
+    monkeypatch.setattr(find_batch_size, "GAIN", 0.0)
+    monkeypatch.setattr(find_batch_size, "train_a_little", note)
+    monkeypatch.setattr(
+        settled_memory, "step_memory", lambda *args, batch_size, **more: Needed(100 * batch_size)
+    )
+    monkeypatch.setattr(settled_memory, "free_memory", lambda device: 600)  # of which 480 are used
+    outcome = gptpl(*FIND, ONCE)
+    assert outcome.status == 0, outcome.err
+    assert tried == [1, 2, 4]
+    assert "ended       8 windows would need about" in outcome.out
+
+
+class Needed:
+    def __init__(self, peak: int) -> None:
+        self.peak = peak
+
+
+def test_not_one_window_fits(refused, monkeypatch):
+    monkeypatch.setattr(settled_memory, "free_memory", lambda device: 1000)
+    assert "data.batch_size=1: a step needs about" in refused(*FIND)
+
+
+def test_the_text_is_the_limit(gptpl, tmp_path):
+    """4,000 characters make 56 training windows of 64 bytes."""
+    (tmp_path / "my.txt").write_text("The sea was still. " * 210)
+    outcome = gptpl(*FIND, ONCE, "data=text_file", "data.path=my.txt", "find.max_batch_size=1000")
+    assert outcome.status == 0, outcome.err
+    sizes = [int(row["batch_size"]) for row in rows(tmp_path / "batch_size_finder.csv")]
+    assert sizes == [1, 2, 4, 8, 16, 32, 56][: len(sizes)]
+
+
+def test_the_smallest_of_nearly_the_same_speed_is_suggested():
+    measured = [
+        Measured(
+            batch_size=2**i, tokens_per_second=speed, step_seconds=1, peak_bytes=1, estimated_step_bytes=1
+        )
+        for i, speed in enumerate([100, 180, 240, 250, 249])
+    ]
+    assert suggestion(measured).batch_size == 4
+    assert suggestion(measured[:1]).batch_size == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("find.max_batch_size=0",), "find.max_batch_size=0 cannot be: give a whole number of 1 or more"),
+        (("data.batch_size=4",), "data.batch_size is what gptpl find-batch-size tries out: leave it out"),
+        (("find.steps=4",), "find.steps is no key of gptpl find-batch-size: did you mean find.timed_steps?"),
+        (("-m",), "-m sweeps over settings of gptpl train"),
+        (("data.train_ratio=0.9999",), "too short for one window"),
+    ],
+)
+def test_bad_input_is_refused(refused, overrides, says):
+    assert says in refused(*FIND, *overrides)

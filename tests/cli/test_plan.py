@@ -1,0 +1,159 @@
+"""`gptpl plan`: its numbers, against published ones and against a run that is really trained."""
+
+import json
+import sys
+
+import pytest
+from matplotlib.image import imread
+
+from gptpl.cli import plan as command_module
+from gptpl.cli import settled_memory
+from gptpl.cli.plan_figure import rate_curves
+
+QUICK = ("trainer=cpu", "trainer.precision=32-true", "scheduler.warmup_steps=1", "experiment=quick")
+RUN = ("trainer.max_steps=8", "eval_every_n_steps=4")
+
+
+@pytest.fixture
+def planned(gptpl):
+    """`planned(*overrides)`: the plan as data, without timed steps."""
+
+    def plan(*overrides: str):
+        outcome = gptpl("plan", "plan.timed_steps=0", *overrides, "--json")
+        assert outcome.status == 0, outcome.err
+        return json.loads(outcome.out)
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "gigabytes"),
+    [
+        ("gpt2_small", 124_439_808, 0.5),
+        ("gpt2_medium", 354_823_168, 1.4),
+        ("gpt2_large", 774_030_080, 3.1),
+        ("gpt2_xl", 1_557_611_200, 6.2),
+    ],
+)
+def test_the_four_sizes_are_the_published_ones_and_need_no_memory(
+    planned, monkeypatch, model, parameters, gigabytes
+):
+    """On a machine with 100 MB free, where weights would be refused if they were asked for."""
+    monkeypatch.setattr(settled_memory, "free_memory", lambda device: 10**8)
+    monkeypatch.setattr(command_module, "trial_module", lambda *args: pytest.fail("weights were made"))
+    plan = planned(f"model={model}", "data.max_length=128", "plan.timed_steps=3")
+    assert plan["parameters"]["tied"] == plan["parameters"]["total"] == parameters
+    assert sum(plan["parameters"]["parts"].values()) == parameters
+    assert round(plan["memory_bytes"]["weights"] / 1e9, 1) == gigabytes
+    assert (plan["fits"], plan["largest_batch"], plan["timing"]) == (False, 0, None)
+    assert plan["not_timed"] == "a step does not fit into the memory that is free"
+
+
+def test_parts_of_the_books_model_are_those_of_its_formulas(planned):
+    parts = planned()["parameters"]["parts"]
+    V, T, D, L = 50257, 256, 768, 12
+    assert parts == {
+        "token embedding": V * D,
+        "position embedding": T * D,
+        "attention": L * (4 * D * D + D),
+        "feed-forward": L * (8 * D * D + 5 * D),
+        "norms": (2 * L + 1) * 2 * D,
+        "head": V * D,
+    }
+    assert sum(parts.values()) == 162_419_712
+
+
+def test_parts_are_hugging_faces(planned):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel(
+        GPT2Config(vocab_size=257, n_positions=64, n_embd=64, n_layer=2, n_head=4)
+    ).transformer
+    count = lambda *modules: sum(p.numel() for m in modules for p in m.parameters())  # noqa: E731
+    parts = planned("experiment=quick", "model.qkv_bias=true")["parameters"]["parts"]
+    assert parts == {
+        "token embedding": theirs.wte.weight.numel(),
+        "position embedding": theirs.wpe.weight.numel(),
+        "attention": count(*(b.attn for b in theirs.h)),
+        "feed-forward": count(*(b.mlp for b in theirs.h)),
+        "norms": count(theirs.ln_f, *(n for b in theirs.h for n in (b.ln_1, b.ln_2))),
+        "head": 0,
+    }
+
+
+def test_a_run_is_what_was_planned(quick, planned):
+    plan = planned(*QUICK, *RUN)
+    [last] = [row for row in quick.run.rows if row["step"] == "8"]
+    assert plan["steps"] == max(quick.run.steps) == 8
+    assert plan["tokens"] == int(float(last["train/tokens_seen"]))
+    assert plan["evaluations"] == sum(1 for row in quick.run.rows if row["val/loss"])
+    assert plan["parameters"]["total"] == quick.run.record["parameters"]
+
+
+def test_the_curve_drawn_is_what_a_run_logs(quick):
+    from functools import partial
+
+    from gptpl.training.schedules import CosineSchedule
+
+    schedule = CosineSchedule(warmup_steps=1, min_lr=1e-6)
+    updates, curves = rate_curves({"lr": 3e-3}, partial(schedule.factor, total_steps=8, peak_lr=3e-3), 8)
+    logged = {int(row["step"]): float(row["lr"]) for row in quick.run.rows if row["lr"]}
+    assert updates == list(logged)
+    assert curves["lr"] == pytest.approx(list(logged.values()))
+
+
+def test_the_last_step_of_an_epoch_may_have_fewer_windows(planned):
+    """317 windows: 39 batches of 8, which are 4 steps of 10 batches, the last of 9."""
+    plan = planned(
+        *QUICK, "trainer.accumulate_grad_batches=10", "trainer.max_epochs=3", "trainer.max_steps=9"
+    )
+    assert (plan["train_windows"], plan["steps_per_epoch"], plan["steps"]) == (317, 4, 9)
+    assert plan["tokens"] == (2 * 39 + 10) * 8 * 64
+    assert plan["tokens_per_step"] == 10 * 8 * 64
+
+
+def test_every_group_has_its_rate(planned):
+    rates = planned(*QUICK, *RUN, "optimizer=muon", "optimizer.muon_lr=0.02")["learning_rate"]
+    assert {name: group["peak"] for name, group in rates.items()} == {"lr/muon": 0.02, "lr": 3e-3}
+    assert rates["lr/muon"]["first"] == pytest.approx(0.02)
+
+
+def test_muon_keeps_less_and_recomputing_too(planned):
+    adamw, muon, anew = (
+        planned("model=gpt_18m", *more)["memory_bytes"]
+        for more in ((), ("optimizer=muon",), ("trainer.recompute_activations=true",))
+    )
+    blocks = 6 * 12 * 256 * 256
+    assert adamw["optimizer"] - muon["optimizer"] == pytest.approx(4 * blocks, rel=1e-3)
+    assert anew["activations"] < adamw["activations"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what malloc holds was measured with glibc")
+def test_steps_are_timed_and_nothing_is_left_but_the_picture(gptpl, tmp_path):
+    outcome = gptpl("plan", *QUICK, *RUN, "plan.timed_steps=2", "plan.output=sub/rate.png")
+    assert outcome.status == 0, outcome.err
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["sub", "sub/rate.png"]
+    assert imread(tmp_path / "sub/rate.png").std() > 0
+    assert "2 timed" in outcome.out
+    assert "sub/rate.png" in outcome.out
+    lines = outcome.out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("plan.outptu=a.png",), "plan.outptu is no key of gptpl plan: did you mean plan.output?"),
+        (("plan.timed_steps=-1",), "plan.timed_steps=-1 cannot be: give a whole number of 0 or more"),
+        (("plan.output=a.jpg",), "plan.output=a.jpg is no picture: give a name that ends in .png"),
+        (("plan.output=/proc/no/a.png",), "plan.output=/proc/no/a.png cannot be written"),
+        (("resume=runs/x",), "resume=runs/x is for gptpl train: gptpl plan looks at a run from its start"),
+        (("-m", "seed=1,2"), "-m sweeps over settings of gptpl train: run gptpl plan once for each value"),
+        (("--cfg", "job"), "--cfg is no flag of gptpl plan: see gptpl plan --help"),
+        (("modle=tiny",), "modle is no key of gptpl train: did you mean model?"),
+        (("experiment=quick", "data.train_ratio=0.9999"), "too short for one window of data.max_length=64"),
+    ],
+)
+def test_bad_input_is_refused(refused, overrides, says):
+    assert says in refused("plan", *overrides)
