@@ -1,7 +1,7 @@
 """What a run will be, in numbers: of its settings and its text alone, no weight is made."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import psutil
@@ -141,5 +141,6 @@ def _batches(settled: Settled) -> int:
 def peak_rates(settled: Settled) -> dict[str, float]:
     """Under the names that `gptpl.callbacks.learning_rate` logs; of a model without memory."""
     with FakeTensorMode():
-        groups = instantiate(settled.cfg.optimizer)(GPTModel(settled.config)).param_groups
+        net = GPTModel(replace(settled.config, n_layers=1))  # the groups are those of any depth
+        groups = instantiate(settled.cfg.optimizer)(net).param_groups
     return {f"lr/{g['name']}" if "name" in g else "lr": float(g["lr"]) for g in groups}

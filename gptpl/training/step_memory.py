@@ -76,19 +76,21 @@ def step_memory(
         weight_bytes: of one weight: 4, or 2 where the weights themselves are bf16.
         accumulates: whether an optimizer step has several batches.
     """
+    small = [replace(config, n_layers=n) for n in (1, 2)]
     one, two = (
         kept_bytes(
-            replace(config, n_layers=n), path,
+            of_few, path,
             batch_size=batch_size, max_length=max_length, low=low, weight_bytes=weight_bytes,
         )
-        for n in (1, 2)
+        for of_few in small
     )  # fmt: skip
     block, rest = two - one, 2 * one - two
     kept = config.n_layers * block
     if path.recompute:
         inputs_of_blocks = config.n_layers * batch_size * max_length * config.emb_dim * weight_bytes
         kept = inputs_of_blocks + _RECOMPUTED_BLOCKS * block
-    weights = count_parameters(config).total * weight_bytes
+    of_one, of_two = (count_parameters(of_few).total for of_few in small)
+    weights = (of_one + (config.n_layers - 1) * (of_two - of_one)) * weight_bytes
     return StepMemory(
         weights=weights,
         gradients=weights,

@@ -1,6 +1,7 @@
 """Memory by part, against bytes counted by hand and against real tensors."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_activations_grow_with_the_batch_and_less_where_they_are_made_anew():
 
 
 def test_gradients_take_the_place_of_activations_unless_they_stay():
-    parts = {"weights": 1, "gradients": 10, "optimizer": 100, "activations": 4, "head": 2}
+    parts: dict[str, Any] = {"weights": 1, "gradients": 10, "optimizer": 100, "activations": 4, "head": 2}
     assert StepMemory(**parts).peak == 111
     assert StepMemory(**(parts | {"activations": 30})).peak == 133
     assert StepMemory(**parts, gradients_stay=True).peak == 117
