@@ -67,7 +67,7 @@ def test_a_loss_that_is_no_number_ends_the_ramp(gptpl, monkeypatch, tmp_path):
 
     def break_down(self, norm):
         if self.trainer.global_step == 12:
-            raise NonFiniteError(13, "report")
+            raise NonFiniteError(13, ["report"])
         real(self, norm)
 
     monkeypatch.setattr(language_model.LanguageModelingModule, "_check_finite", break_down)
