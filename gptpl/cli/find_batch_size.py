@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -20,8 +21,8 @@ from gptpl.cli.finder_figures import batch_size_figure
 from gptpl.cli.hydra_app import run_under_hydra
 from gptpl.cli.own_settings import OwnSettings
 from gptpl.cli.settled_memory import check_fits, step_memory_of, usable_memory
+from gptpl.cli.short_training import check_one_device, train_a_little, trial_module
 from gptpl.cli.trainer import device_type
-from gptpl.cli.trial import check_one_device, train_a_little, trial_module
 from gptpl.errors import InputError
 from gptpl.training.peak_memory import forget_peak, peak_memory_bytes
 from gptpl.weights.starting import RandomWeights

@@ -21,7 +21,7 @@ from gptpl.cli.hydra_app import run_under_hydra
 from gptpl.cli.own_settings import OwnSettings
 from gptpl.cli.plan_numbers import peak_rates
 from gptpl.cli.settled_memory import check_fits
-from gptpl.cli.trial import check_one_device, train_a_little, trial_module
+from gptpl.cli.short_training import check_one_device, train_a_little, trial_module
 from gptpl.errors import InputError
 from gptpl.training.non_finite import NonFiniteError
 from gptpl.training.rate_range import RangeResult, ramp_rate, range_result

@@ -17,8 +17,8 @@ from gptpl.cli.own_settings import OwnSettings
 from gptpl.cli.plan_figure import rate_figure
 from gptpl.cli.plan_numbers import RunPlan, plan_of
 from gptpl.cli.plan_report import Timing, plan_lines, plan_record
+from gptpl.cli.short_training import train_a_little, trial_module
 from gptpl.cli.trainer import choose
-from gptpl.cli.trial import train_a_little, trial_module
 from gptpl.training.flops import peak_flops, training_flops_per_token
 from gptpl.training.non_finite import NonFiniteError
 from gptpl.training.precision import product_dtype

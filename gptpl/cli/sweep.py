@@ -17,8 +17,9 @@ from gptpl.cli.sweep_progress import Progress, say
 from gptpl.cli.sweep_record import settle, sweep_record
 from gptpl.cli.text_table import table
 from gptpl.errors import InputError
+from gptpl.records.sweep_folder import RESULTS_FILE
 from gptpl.sweeps.jobs import Launcher
-from gptpl.sweeps.results import HEADER, RESULTS_FILE, Row, rows, write_results
+from gptpl.sweeps.results import HEADER, Row, rows, write_results
 from gptpl.sweeps.space import SearchSpace, check, combinations, one_at_a_time, overrides
 from gptpl.sweeps.study import Pruner, Sampler, Search, SweepStudy
 from gptpl.sweeps.worker import Worker

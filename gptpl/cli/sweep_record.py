@@ -13,10 +13,10 @@ import yaml  # type: ignore[import-untyped]
 
 from gptpl.cli.run_folder import git_commit, package_version, write_atomically
 from gptpl.errors import InputError
+from gptpl.records.sweep_folder import SWEEP_FILE
 from gptpl.sweeps.space import SearchSpace, written
 from gptpl.sweeps.study import Search
 
-SWEEP_FILE = "sweep.yaml"
 _PACKAGES = ("gptpl", "torch", "lightning")
 
 

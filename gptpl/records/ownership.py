@@ -18,7 +18,10 @@ _OWN = re.compile(
 )
 """The files of a run, by their paths in its folder."""
 
-_OWN_OF_SWEEP = re.compile(r"(results\.csv|multirun\.yaml|\.[^/]+\.tmp)")
+_OWN_OF_SWEEP = re.compile(
+    r"results\.csv|multirun\.yaml|sweep\.yaml|sweep\.db(-journal)?|\.[^/]+\.tmp"
+    r"|output/\d+\.(log|stop)|\.workers/[^/]+\.lock|\.slurm/.*"
+)
 """The files of a sweep's folder that are no trial's."""
 
 

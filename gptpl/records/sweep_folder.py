@@ -1,15 +1,28 @@
-"""The folder of a sweep: `results.csv` beside the folders 0, 1, ... of its trials."""
+"""The folder of a sweep: what is in it beside the folders 0, 1, ... of its trials."""
 
 from pathlib import Path
 
 from gptpl.records.run_record import find_runs, is_run
 
+SWEEP_FILE = "sweep.yaml"
+"""What the sweep is: its settings, versions and data."""
+STUDY_FILE = "sweep.db"
+"""The state of its trials, an Optuna study."""
 RESULTS_FILE = "results.csv"
+"""A row a trial, the best first."""
+OUTPUT = "output"
+"""A folder with what the trials printed."""
+WORKERS = ".workers"
+"""A folder with a locked file for each process that works on the sweep."""
+
+_BEFORE = "multirun.yaml"
+"""Hydra's file, which marked sweeps before they had a file of their own."""
 
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is that of a sweep."""
-    return not is_run(folder) and any((folder / name).is_file() for name in (RESULTS_FILE, "multirun.yaml"))
+    marks = (SWEEP_FILE, RESULTS_FILE, _BEFORE)
+    return not is_run(folder) and any((folder / name).is_file() for name in marks)
 
 
 def trials(sweep: Path) -> list[Path]:

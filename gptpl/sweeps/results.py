@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptpl.records.run_record import RunError, is_run, read_run
+from gptpl.records.sweep_folder import RESULTS_FILE
 from gptpl.sweeps.study import TrialResult
 
-RESULTS_FILE = "results.csv"
 HEADER = ("trial", "overrides", "state", "best_val_loss", "val_loss", "error")
 
 

@@ -21,10 +21,9 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
+from gptpl.records.sweep_folder import STUDY_FILE, WORKERS
 from gptpl.sweeps.space import SearchSpace, combinations, drawn, overrides
 
-STUDY_FILE = "sweep.db"
-WORKERS = ".workers"
 NAME = "sweep"
 _BUSY_SECONDS = 120
 """How long to wait for another process that writes to the file."""

@@ -13,13 +13,12 @@ from types import FrameType
 from typing import Any
 
 from gptpl.records.run_record import RunError, is_run, read_run
+from gptpl.records.sweep_folder import OUTPUT
 from gptpl.sweeps.jobs import Command, Job, Launcher
 from gptpl.sweeps.outcome import Outcome, outcome, validation_losses
 from gptpl.sweeps.study import Claim, SweepStudy
 
 PROGRAM = (sys.executable, "-m", "gptpl", "train")
-OUTPUT = "output"
-"""The folder with what the trials printed."""
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -5,7 +5,7 @@ import csv
 import pytest
 from matplotlib.image import imread
 
-from gptpl.cli import find_batch_size, settled_memory, trial
+from gptpl.cli import find_batch_size, settled_memory, short_training
 from gptpl.cli.find_batch_size import Measured, suggestion
 
 FIND = ("find-batch-size", "trainer=cpu", "trainer.precision=32-true", "experiment=quick", "model.n_layers=1")
@@ -35,7 +35,7 @@ def test_sizes_up_to_the_most_that_is_asked_for_are_measured(gptpl, monkeypatch,
 
 def test_a_size_that_does_not_fit_is_never_tried(gptpl, monkeypatch, tmp_path):
     tried = []
-    real = trial.train_a_little
+    real = short_training.train_a_little
 
     def note(settled, *args, **options):
         tried.append(settled.datamodule.batch_size)
