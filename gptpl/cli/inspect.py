@@ -12,9 +12,9 @@ from tqdm import tqdm
 from gptpl.cli.console import RunLog
 from gptpl.cli.hydra_app import run_under_hydra
 from gptpl.cli.model_input import given_text, loaded_checkpoint, piped_text
-from gptpl.cli.run_folder import write_atomically
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
+from gptpl.files.whole import write_atomically
 from gptpl.generation.surprisal import surprisals
 from gptpl.generation.surprisal_page import surprisal_page
 from gptpl.generation.text_stream import TextStream

@@ -6,8 +6,8 @@ import shlex
 from omegaconf import DictConfig
 
 from gptpl.cli.build import Run, build_run, is_worker_process
-from gptpl.cli.run_folder import write_atomically
 from gptpl.errors import InputError
+from gptpl.files.whole import write_atomically
 from gptpl.training.checkpoint_files import LAST
 from gptpl.training.non_finite import NonFiniteError
 

@@ -17,6 +17,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from gptpl.cli.configs import config_folder
 from gptpl.errors import InputError
+from gptpl.files.whole import write_atomically
 from gptpl.records.run_record import CONFIG_FILE, RUN_FILE
 
 RECORDED_PACKAGES = ("gptpl", "torch", "lightning", "hydra-core", "tiktoken", "numpy")
@@ -105,13 +106,6 @@ def environment_record(arguments: list[str]) -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes beside the file and renames, so that a reader sees the old text or the new, never half."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def package_version(package: str) -> str | None:
