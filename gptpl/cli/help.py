@@ -152,6 +152,26 @@ For each size and source: whether all its files are there, how many bytes, and t
 It has no settings."""
 
 
+REPORT = """\
+gptpl report: compare runs: ranking, curves, settings and samples, as a web page and Markdown
+
+usage: gptpl report RUN_OR_SWEEP... [output=FOLDER]
+
+examples:
+  gptpl report multirun/2026-11-21/14-51-09    # all trials of a sweep
+  gptpl report runs/quick                      # all runs below a folder
+  gptpl report RUN_A RUN_B output=compared     # two runs; without output= the files go to this folder
+  gptpl report RUN                             # one run
+
+settings:
+  output: null    # folder of the files; null: the folder given, or this one where several are given
+
+Writes report.html, which needs no other file and no network, report.md and its pictures report-*.png, and
+prints the ranking. Runs are ranked by their lowest validation loss. Those with another text, split or
+tokenizer are ranked apart: their losses cannot be compared. What settings did is weighed from 10 finished
+runs on. Exit status: 0, 1 (some runs are damaged; the others are reported), 2 bad input."""
+
+
 def program_help(commands: Mapping[str, str]) -> str:
     """The overview: every command in a line."""
     lines = [
@@ -176,6 +196,7 @@ def command_help(command: str, summary: str) -> str:
         "find-batch-size": FIND_BATCH_SIZE,
         "verify-resume": VERIFY_RESUME,
         "weights list": WEIGHTS_LIST,
+        "report": REPORT,
         **RUNS_HELP,
     }
     if command in without_config:
