@@ -67,6 +67,28 @@ class RunTensorBoardLogger(TensorBoardLogger):
             self._experiment = OrderedSummaryWriter(log_dir=self.log_dir)
         return self._experiment
 
+    @rank_zero_only
+    def log_hyperparams(
+        self,
+        params: dict[str, Any] | Namespace,
+        metrics: dict[str, Any] | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Settings on one level, and the metrics that the HPARAMS tab shows beside them.
+
+        Lightning adds a summary of the experiment, and TensorBoard takes the first run's for that of all.
+        Without one it shows the settings of all runs, those that differ first.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        given = vars(params) if isinstance(params, Namespace) else params
+        self.hparams.update(given)
+        if metrics:
+            self.log_metrics(metrics, step)
+            _, start, end = hparams(given, metrics)  # type: ignore[no-untyped-call]
+            for summary in (start, end):
+                self.experiment.file_writer.add_summary(summary, step)
+
     def position(self) -> dict[str, Any]:
         """`{"files": {...}}`: the size in bytes of every event file, by its path below the folder."""
         if not _is_rank_zero():

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from gptpl.callbacks.hyperparameters import Hyperparameters
@@ -24,10 +29,6 @@ class Tab:
     def settings(self) -> dict[str, Any]:
         data = self._plugin_data("_hparams_/session_start_info").session_start_info.hparams
         return {name: getattr(value, value.WhichOneof("kind")) for name, value in data.items()}
-
-    def metrics(self) -> set[str]:
-        infos = self._plugin_data("_hparams_/experiment").experiment.metric_infos
-        return {info.name.tag for info in infos}
 
     def course(self, name: str) -> dict[int, float]:
         return {event.step: event.value for event in self.events.Scalars(name)}
@@ -47,12 +48,26 @@ def test_the_tab_shows_settings_and_the_lowest_losses(pretraining):
     fit(pretraining)
     tab = Tab(pretraining.folder / "tensorboard")
     assert tab.settings() == {"model.n_layers": 1.0, "seed": 1.0, "name": "None"}
-    assert tab.metrics() == {"hp/val_loss", "hp/val_perplexity"}
     for name, source in (("hp/val_loss", "val/loss"), ("hp/val_perplexity", "val/perplexity")):
         measured = pretraining.column(source)
         lowest = {step: min(v for s, v in measured.items() if s <= step) for step in measured}
         assert tab.course(name) == pytest.approx(lowest, rel=1e-6)
     assert min(measured.values()) < measured[0]
+
+
+def test_of_several_runs_tensorboard_shows_all_settings_those_that_differ_first(tmp_path):
+    for name, settings in (("a", {"lr": 0.1, "a": 1}), ("b", {"lr": 0.2, "a": 1, "momentum": 0.9})):
+        logger = RunTensorBoardLogger(save_dir=str(tmp_path / name))
+        logger.log_hyperparams(settings, {"hp/val_loss": 3.0}, step=1)
+    runs = EventMultiplexer()
+    runs.AddRunsFromDirectory(str(tmp_path))
+    runs.Reload()
+    tab = Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(tmp_path))))
+    request = RequestContext()
+    data = tab.hparams_metadata(request, "")
+    experiment = tab.experiment_from_metadata(request, "", True, data, [])
+    assert [info.name for info in experiment.hparam_infos] == ["lr", "a", "momentum"]
+    assert [info.name.tag for info in experiment.metric_infos] == ["hp/val_loss"]
 
 
 def test_a_loss_that_rises_again_does_not_change_the_lowest(pretraining):
