@@ -116,7 +116,9 @@ def _section(group: Group, *, suffix: str) -> Section:
         columns=columns,
         rows=rows,
         notes=_table_notes(group),
-        curves=curves_picture(group, name=f"report-curves{suffix}"),
+        curves=curves_picture(
+            group, [axis.name for axis in drawn] or group.settings, name=f"report-curves{suffix}"
+        ),
         importance=weighed,
         importance_bars=importance_picture(weighed.shares, name=f"report-importance{suffix}")
         if weighed.shares

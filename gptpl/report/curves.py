@@ -11,7 +11,7 @@ from gptpl.records.run_record import RunRecord
 from gptpl.report.amounts import setting_text
 from gptpl.report.drawing import Picture, bare, picture
 from gptpl.report.palette import COLOURS, GREY, marker_of
-from gptpl.report.plain_text import shortened
+from gptpl.report.plain_text import ending, shortened
 from gptpl.report.ranking import Entry, Group
 
 if TYPE_CHECKING:
@@ -28,12 +28,15 @@ WRAP_AT = 60
 """So many characters of the legend fit into a narrow picture, or into half of a wide one."""
 
 
-def curves_picture(group: Group, *, name: str) -> Picture | None:
-    """Losses against tokens seen: all of them, and again where they are lowest. None without any."""
+def curves_picture(group: Group, settings: Sequence[str], *, name: str) -> Picture | None:
+    """Losses against tokens seen: all of them, and again where they are lowest. None without any.
+
+    `settings` are names by which runs are told apart, the most telling first.
+    """
     entries = [entry for entry in group.ranked if entry.run is not None and len(entry.run.evaluations) > 1]
     if not entries:
         return None
-    labels = run_labels(group, entries)
+    labels = run_labels(group, entries, settings)
     runs = "1 run" if len(entries) == 1 else f"{len(entries)} runs"
     return picture(
         name,
@@ -42,18 +45,18 @@ def curves_picture(group: Group, *, name: str) -> Picture | None:
     )
 
 
-def run_labels(group: Group, entries: Sequence[Entry]) -> list[str]:
-    """For each entry its rank, and what tells it apart: its first differing settings, or its name."""
-    names = list(group.settings)[:LABELLED_SETTINGS]
-    endings = [name.rpartition(".")[2] for name in group.settings]
+def run_labels(group: Group, entries: Sequence[Entry], settings: Sequence[str]) -> list[str]:
+    """For each entry its rank, and what tells it apart: the first of the settings, or its name."""
+    names = list(settings)[:LABELLED_SETTINGS]
+    last_parts = [name.rpartition(".")[2] for name in group.settings]
     labels = []
     for entry in entries:
         parts = []
         for name in names:
-            ending = name.rpartition(".")[2]
-            short = ending if endings.count(ending) == 1 else name
-            parts.append(f"{short} {shortened(setting_text(group.differing_settings(entry)[name]), 24)}")
-        if len(group.settings) > len(names):
+            last = name.rpartition(".")[2]
+            short = last if last_parts.count(last) == 1 else name
+            parts.append(f"{short} {ending(setting_text(group.differing_settings(entry)[name]), 24)}")
+        if len(settings) > len(names):
             parts.append("...")
         labels.append(f"{entry.label}  {', '.join(parts) or shortened(entry.name, 50)}")
     return labels

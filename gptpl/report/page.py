@@ -10,8 +10,9 @@ from gptpl.report.plain_text import for_html
 from gptpl.report.ranking import Entry
 from gptpl.report.samples import LEFT_OUT, SharedPrompt
 
-TEXT_COLUMNS = ("state", "overrides", "error")
-"""Aligned to the left; all others are numbers, or settings, which mostly are."""
+LONG_COLUMNS = ("overrides", "error")
+LONG = 24
+"""Longer texts are wrapped."""
 
 
 BLANK = '<div class="faint">(nothing but white space)</div>'
@@ -60,20 +61,23 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _table(section: Section) -> str:
-    heads = "".join(f"<th{_side(name)}>{_breakable(name)}</th>" for name in ("run", *section.columns))
+    """The columns of words, which are long, are rows of their own below those that have any."""
+    kept = [place for place, name in enumerate(section.columns) if name not in LONG_COLUMNS]
+    heads = "".join(f"<th>{_breakable(name)}</th>" for name in ("run", *(section.columns[i] for i in kept)))
     rows = []
     for entry, cells in section.rows:
-        texts = "".join(
-            f"<td{_side(name)}>{for_html(cell)}</td>"
-            for name, cell in zip(section.columns, cells, strict=True)
-        )
+        texts = "".join(_cell(cells[i]) for i in kept)
         rows.append(f'<tr><th scope="row">{_who(entry)}</th>{texts}</tr>')
+        said = ": ".join(for_html(text) for text in (entry.overrides, entry.error) if text)
+        if said:
+            rows.append(f'<tr class="said"><td colspan="{len(kept) + 1}"><div>{said}</div></td></tr>')
     body = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="wide"><table>{body}</table></div>'
 
 
-def _side(column: str) -> str:
-    return f' class="{column}"' if column in TEXT_COLUMNS else ""
+def _cell(text: str) -> str:
+    long = ' class="long"' if len(text) > LONG else ""
+    return f"<td{long}>{for_html(text)}</td>"
 
 
 def _breakable(name: str) -> str:

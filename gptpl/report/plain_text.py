@@ -40,3 +40,9 @@ def shortened(text: str, length: int) -> str:
     """One line of up to `length` characters."""
     line = one_line(text)
     return line if len(line) <= length else line[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def ending(text: str, length: int) -> str:
+    """The last characters of one line: of paths, those that tell them apart."""
+    line = one_line(text)
+    return line if len(line) <= length else "\N{HORIZONTAL ELLIPSIS}" + line[1 - length :]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from gptpl.report.axes import Axis
 from gptpl.report.drawing import LINE, PAPER, Picture, bare, picture
 from gptpl.report.palette import COLOURS, GREY
-from gptpl.report.plain_text import shortened
+from gptpl.report.plain_text import ending, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +96,7 @@ def _value_labels(axis: Axis) -> list[tuple[float, str]]:
             apart.pop()  # the ends matter more
         if where - apart[-1][0] >= CLOSE:
             apart.append((where, value))
-    return [(where, shortened(axis.text(value), 14)) for where, value in apart]
+    return [(where, ending(axis.text(value), 14)) for where, value in apart]
 
 
 def importance_picture(shares: Sequence[tuple[Axis, float]], *, name: str) -> Picture:

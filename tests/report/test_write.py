@@ -169,10 +169,9 @@ def test_a_run_has_one_colour_everywhere(make_run, report):
     swatches = [value for tag, name, value in page.attributes if tag == "i" and name == "style"]
     best = [f"background:{colour}" for colour in COLOURS]
     assert swatches == [*best, "background:#8c8c90", *best]  # the table's, the samples'
-    styles = " ".join(
-        value for tag, name, value in page.attributes if tag == "path" and name == "style"
-    ).lower()
-    assert all(f"stroke: {colour.lower()}" in styles for colour in COLOURS)
+    styles = " ".join(value for tag, name, value in page.attributes if (tag, name) == ("path", "style"))
+    for colour in COLOURS:  # wide and narrow: two panels and the legend
+        assert len(re.findall(rf"stroke: {colour};? ?stroke-width: 1.7", styles, re.IGNORECASE)) == 6
     assert "The best 8 have a colour" in markdown
     assert "Left out: 1 of lower rank." in markdown
 
@@ -203,7 +202,11 @@ def test_failures_alone_make_a_report_too(report, tmp_path):
     failures = [Failure(folder=tmp_path / "s" / str(i), overrides=f"lr={i}", error="E: x") for i in range(2)]
     page, markdown = report([], failures)
     assert "No run has finished" in markdown
-    assert [row[-2:] for row in page.rows] == [["overrides", "error"], ["lr=0", "E: x"], ["lr=1", "E: x"]]
+    assert [row[-2:] for row in markdown_table(markdown)] == [
+        *(["overrides", "error"], ["lr=0", "E: x"], ["lr=1", "E: x"])
+    ]
+    assert page.rows[1:] == [[" run 0", "-", "-", "failed", *["-"] * 6], ["lr=0: E: x"], *page.rows[3:]]
+    assert len(page.rows) == 5
 
 
 @pytest.mark.parametrize("losses", [[], [5.0], [math.nan], [5.0, math.nan, math.inf], [3.0, 3.0]])
@@ -216,3 +219,12 @@ def test_a_run_with_hardly_a_loss_is_reported(make_run, report, losses):
 
 def test_nothing_at_all_is_said(report):
     assert "No run has finished" in report([])[1]
+
+
+def test_curves_are_labelled_by_the_settings_that_matter_first(make_run, report):
+    runs = [
+        make_run(f"r{i}", [5.0, 3.0 + 0.1 * i], {"model.a": i % 2, "model.b": i % 3, "optimizer.lr": 2.0**i})
+        for i in range(12)
+    ]
+    page, _ = report(runs)
+    assert "1  lr 1," in "".join(page.texts).replace("\xa0", " ")
