@@ -21,7 +21,7 @@ def test_help_lists_the_commands(gptpl):
 
 
 WITHOUT_CONFIG = (
-    *("plan", "find-lr", "find-batch-size", "verify-resume"),
+    *("plan", "find-lr", "find-batch-size", "report", "verify-resume"),
     *("runs list", "runs show", "runs diff", "runs rm", "weights list"),
 )
 
@@ -100,8 +100,8 @@ def test_an_unknown_command_is_refused(refused):
     assert (
         refused("tran")
         == "'tran' is no command of gptpl: choose one of train, sweep, plan, find-lr, find-batch-size,"
-        " verify-resume, generate, inspect, evaluate, runs list, runs show, runs diff, runs rm,"
-        " weights fetch, weights list, weights convert: did you mean train?"
+        " verify-resume, generate, inspect, evaluate, report, runs list, runs show, runs diff,"
+        " runs rm, weights fetch, weights list, weights convert: did you mean train?"
     )
 
 
