@@ -86,7 +86,7 @@ def groups(records: Sequence[RunRecord], failures: Sequence[Failure]) -> list[Gr
     kinds = sorted(by_data.values(), key=lambda runs: -len(runs))
     known = {run.path.absolute() for run in records}
     left = [failure for failure in failures if failure.folder.absolute() not in known]
-    if len(kinds) <= 1:
+    if len(kinds) <= 1 and not (kinds and any(run.best is not None for run in unknown)):
         everything = [*(kinds[0] if kinds else []), *unknown]
         return [_group("", "", everything, left, names=names, errors=errors)] if everything or left else []
     letters = [chr(ord("A") + place) if place < 26 else f"Z{place}-" for place in range(len(kinds))]
@@ -95,7 +95,11 @@ def groups(records: Sequence[RunRecord], failures: Sequence[Failure]) -> list[Gr
         for letter, runs in zip(letters, kinds, strict=True)
     ]
     if unknown or left:
-        made.append(_group("Data not known", "?", unknown, left, names=names, errors=errors))
+        made.append(
+            _group(
+                "Data not known: this order may mean nothing", "?", unknown, left, names=names, errors=errors
+            )
+        )
     return made
 
 

@@ -86,6 +86,17 @@ def test_what_failed_has_a_place_of_its_own_beside_several_groups(make_run):
     assert [group.title.split(":")[0] for group in found] == ["Group A", "Group B", "Data not known"]
 
 
+def test_a_loss_on_unknown_data_is_not_ranked_among_the_known(make_run):
+    unknown = {"data": None, "tokenizer": None}
+    known, lost = make_run("a", [3.0]), make_run("b", [1.0], record=unknown)
+    assert [[entry.label for entry in group.entries] for group in groups([known, lost], [])] == [
+        ["A1"],
+        ["?1"],
+    ]
+    begun = make_run("c", [], record=unknown)  # no loss: it can stand with the others
+    assert [[entry.name for entry in group.entries] for group in groups([known, begun], [])] == [["a", "c"]]
+
+
 def test_names_leave_out_what_is_common(make_run):
     runs = [make_run("x/0", [1.0]), make_run("x/1", [2.0])]
     assert [entry.name for entry in groups(runs, [])[0].entries] == ["run 0", "run 1"]
