@@ -9,7 +9,7 @@ from gptpl.records.run_record import RunError, RunRecord, find_runs, read_run
 from gptpl.report.contents import contents
 from gptpl.report.failures import Failure, find_failures
 from gptpl.report.terminal import terminal_lines
-from gptpl.report.write import write_contents
+from gptpl.report.write import write_contents, write_report
 
 EXIT_DAMAGED = 1
 
@@ -35,6 +35,17 @@ def run(arguments: list[str]) -> int:
     page, markdown = write_contents(report, where)
     print("\n".join([*terminal_lines(report), "", f"page      {page}", f"markdown  {markdown}"]))
     return EXIT_DAMAGED if found.problems else 0
+
+
+def report_sweep(folder: Path) -> Path | None:
+    """Writes the report of a sweep into its folder; returns the page, or None where no trial has begun."""
+    runs = find_runs(folder)
+    failures = find_failures(folder)
+    if not runs and not failures:
+        return None
+    found = _found([folder])
+    page, _ = write_report(found.records, found.failures, folder, _title([folder]), problems=found.problems)
+    return page
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[list[Path], str | None]:

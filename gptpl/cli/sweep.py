@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from gptpl.cli.build import run_name
 from gptpl.cli.configs import choices
 from gptpl.cli.hydra_app import instantiate, run_under_hydra
+from gptpl.cli.report import report_sweep
 from gptpl.cli.sweep_arguments import SweepArguments, parse, parsed
 from gptpl.cli.sweep_progress import Progress, say
 from gptpl.cli.sweep_record import settle, sweep_record
@@ -69,7 +70,9 @@ def _work(folder: Path, study: SweepStudy, launcher: Launcher, shared: Sequence[
     found = rows(folder, study.results())
     write_results(folder, found)
     print("\n".join(_table(found)))
-    print(f"\n{folder / RESULTS_FILE}")
+    print(f"\ntable   {folder / RESULTS_FILE}")
+    if page := report_sweep(folder):
+        print(f"report  {page}")
     return _status(found, worker.stopped_by)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from gptpl.cli.run_folder import git_commit, package_version, write_atomically
+from gptpl.cli.run_folder import git_commit, package_version
 from gptpl.errors import InputError
+from gptpl.files.whole import write_atomically
 from gptpl.records.sweep_folder import SWEEP_FILE
 from gptpl.sweeps.space import SearchSpace, written
 from gptpl.sweeps.study import Search

@@ -123,17 +123,17 @@ def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
                 run.module, datamodule=run.datamodule, ckpt_path=run.resume_from, weights_only=True
             )
     except RunStopped as stop:
-        return _stopped(run, stop)
+        return _stopped(run, stop, _cost(run, started_seconds))
     except SystemExit:
         if not run.trainer.interrupted:  # after Ctrl-C Lightning leaves with status 1, which says too little
             raise
         say_how_to_go_on(run)
         raise KeyboardInterrupt from None
     except NonFiniteError as error:  # which cannot just go on: see `train`
-        _record_failure(run, error)
+        _record_failure(run, error, _cost(run, started_seconds))
         raise
     except Exception as error:
-        _record_failure(run, error)
+        _record_failure(run, error, _cost(run, started_seconds))
         say_how_to_go_on(run)
         raise
     metrics = _final_metrics(run.trainer)
@@ -141,11 +141,10 @@ def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
         write_run_record(
             run.run_dir,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(time.monotonic() - started_seconds, 1),
             steps=run.trainer.global_step,
             tokens_seen=run.module.tokens_seen,
-            peak_memory_bytes=peak_memory_bytes(run.trainer.strategy.root_device),
             metrics=metrics,
+            **_cost(run, started_seconds),
         )
         log.info("done: %s", run.run_dir)
     return metrics
@@ -163,19 +162,28 @@ def _known_to_other_processes(run_dir: Path) -> Iterator[None]:
             os.environ.pop(PROCESS_RUN_DIR, None)
 
 
-def _stopped(run: Run, stop: RunStopped) -> dict[str, float]:
+def _cost(run: Run, started_seconds: float) -> dict[str, Any]:
+    """The time of training, with that of earlier sessions as far as they wrote it, and the peak of memory."""
+    before = 0.0 if run.resume is None else read_run_record(run.run_dir).get("seconds", 0.0)
+    return {
+        "seconds": round(before + time.monotonic() - started_seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(run.trainer.strategy.root_device),
+    }
+
+
+def _stopped(run: Run, stop: RunStopped, cost: dict[str, Any]) -> dict[str, float]:
     """Says where the run stands; raises the stop again if it was not the settings that asked for it."""
     if is_worker_process():
         return {}  # Lightning would kill the first process for a status other than 0
     log.info("%s", stop)
-    write_run_record(run.run_dir, stopped={"reason": stop.reason, "step": stop.step})
+    write_run_record(run.run_dir, stopped={"reason": stop.reason, "step": stop.step}, **cost)
     say_how_to_go_on(run)
     if stop.status:
         raise stop
     return _final_metrics(run.trainer)
 
 
-def _record_failure(run: Run, error: Exception) -> None:
+def _record_failure(run: Run, error: Exception, cost: dict[str, Any]) -> None:
     """Leaves in `run.json` what ended the run, where that can be written at all."""
     if is_worker_process():
         return
@@ -184,6 +192,7 @@ def _record_failure(run: Run, error: Exception) -> None:
         write_run_record(
             run.run_dir,
             failed={"error": f"{type(error).__name__}: {lines[0]}", "step": run.trainer.global_step},
+            **cost,
         )
 
 
@@ -204,7 +213,7 @@ def _write_start(run: Run, environment: dict[str, Any]) -> None:
         earlier = read_run_record(run.run_dir).get("resumed", [])
         changes = {change.key: change.new for change in run.resume.changes}
         now = {"step": run.start_step, "changes": changes, **environment}
-        ended = ("finished", "stopped", "failed")
+        ended = ("finished", "stopped", "failed", "steps", "tokens_seen", "metrics")
         write_run_record(run.run_dir, remove=ended, resumed=[*earlier, now], planned_steps=planned)
 
 

@@ -12,6 +12,7 @@ from gptpl.records.sweep_folder import RESULTS_FILE, is_sweep, trials
 _OWN = re.compile(
     r"(.*/)?\.[^/]+\.tmp|metrics\.csv\.tmp"  # what a write that was cut short leaves
     r"|(config\.yaml|run\.json|metrics\.csv|samples\.jsonl|steps\.jsonl|train\.log|loss\.png)"
+    r"|report(\.html|\.md|-.*\.png)"
     r"|nonfinite_step_\d+\.txt"
     r"|checkpoints/(best|last|step-\d+)\.ckpt(\.sha256)?(\.damaged)?"
     r"|tensorboard/(.*/)?(events\.out\.tfevents\..*|hparams\.yaml)"
@@ -20,6 +21,7 @@ _OWN = re.compile(
 
 _OWN_OF_SWEEP = re.compile(
     r"results\.csv|multirun\.yaml|sweep\.yaml|sweep\.db(-journal)?|\.[^/]+\.tmp"
+    r"|report(\.html|\.md|-.*\.png)"
     r"|output/\d+\.(log|stop)|\.workers/[^/]+\.lock|\.slurm/.*"
 )
 """The files of a sweep's folder that are no trial's."""

@@ -163,7 +163,7 @@ def _table_notes(group: Group) -> list[str]:
             " validation text. A small difference may come of that; gptpl evaluate measures them alike."
         )
     if any(run.record.get("resumed") for run in group.runs):
-        notes.append("A time with * is that of a resumed run's last part.")
+        notes.append("A time with * is a resumed run's: of its parts, those that were killed are not in it.")
     return notes
 
 

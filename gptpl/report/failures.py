@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptpl.records.run_record import RunError, is_run
-
-RESULTS_FILE = "results.csv"
+from gptpl.records.sweep_folder import RESULTS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

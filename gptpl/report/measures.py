@@ -17,7 +17,7 @@ class Measures:
         loss: best validation loss, nats per token.
         last_loss: the last validation loss.
         tokens: seen in training.
-        seconds: of training; of a resumed run, of its last part.
+        seconds: of training; of a resumed run without the parts that were killed.
         resumed: whether it was resumed.
         tokens_per_second: the median over the logged steps.
         peak_memory_bytes: of the process or the CUDA device.

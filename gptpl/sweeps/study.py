@@ -181,6 +181,8 @@ class SweepStudy:
         given = {name: values[name] for name in self._space if name in values}
         state: State
         error = str(trial.user_attrs.get(_ERROR, ""))
+        if trial.state == TrialState.PRUNED:
+            error = "stopped: others were better after as many evaluations"
         if trial.state == TrialState.RUNNING:
             working = self._worked_on(trial)
             state = "running" if working else "interrupted"
