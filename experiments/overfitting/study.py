@@ -84,9 +84,7 @@ class Plan:
 
 PLANS = {
     "small": Plan(common=(*PUBLISHED, *SMALL), changes=tuple(CHANGES), more_seeds=(1, 2)),
-    "large": Plan(
-        common=(*PUBLISHED, *LARGE), changes=(BASELINE, "dropout 0", "dropout 0.3"), prefix="large_"
-    ),
+    "large": Plan(common=(*PUBLISHED, *LARGE), changes=(BASELINE, "dropout 0"), prefix="large_"),
     "quick": Plan(common=QUICK, changes=(BASELINE, "dropout 0"), more_seeds=(1,)),
 }
 
