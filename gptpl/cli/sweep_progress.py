@@ -38,7 +38,9 @@ class Progress(Watcher):
             leave=False,
             disable=None,  # where nobody watches, the lines of `ended` are enough
         )
-        self._n_jobs, self._ended, self._lowest = n_jobs, ended, math.inf
+        self._n_jobs, self._ended = n_jobs, ended
+        finished = [row for row in rows(folder, study.results()) if row.result.state == "finished"]
+        self._lowest = min((row.best_val_loss for row in finished), default=math.inf)
 
     def __enter__(self) -> "Progress":
         return self

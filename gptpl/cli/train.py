@@ -37,6 +37,7 @@ from gptpl.cli.run_folder import (
     write_config,
     write_run_record,
 )
+from gptpl.files.folder_lock import locked_folder
 from gptpl.model import count_parameters
 from gptpl.training.checkpoint_files import LAST, set_aside
 from gptpl.training.non_finite import NonFiniteError
@@ -109,6 +110,13 @@ def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
     Raises RunStopped, with the exit status that says why, where it was stopped from outside.
     """
     make_run_dir(run.run_dir)
+    if is_worker_process():
+        return _fit(run, run_log, arguments)
+    with locked_folder(run.run_dir):
+        return _fit(run, run_log, arguments)
+
+
+def _fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
     if not is_worker_process():
         run_log.open_file(run.run_dir)
         _write_start(run, environment_record(arguments))

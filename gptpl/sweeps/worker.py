@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from gptpl.files.folder_lock import is_locked
 from gptpl.records.run_record import RunError, is_run, read_run
 from gptpl.records.sweep_folder import OUTPUT
 from gptpl.sweeps.jobs import Command, Job, Launcher
@@ -104,6 +105,9 @@ class Worker:
 
     def _start(self, claim: Claim) -> None:
         run_dir = self._folder / claim.folder
+        if run_dir.is_dir() and is_locked(run_dir):
+            self._study.interrupt(claim, "a process that an earlier start has left is still training it")
+            return
         output = self._folder / OUTPUT / f"{claim.folder}.log"
         arguments = [*PROGRAM, *self._arguments(claim, run_dir)]
         output.unlink(missing_ok=True)

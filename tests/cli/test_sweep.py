@@ -67,6 +67,7 @@ def test_the_same_command_again_finds_its_folder_and_only_what_is_left(gptpl, tm
     outcome = gptpl(*command)
     assert outcome.status == 0
     assert "1 of 2 trials have ended before" in outcome.err
+    assert "[2/2] trial 1: seed=2: val loss 2.0000 (" in outcome.err  # not the lowest
     assert starts_in(folder) == [[f"resume={folder / '1'}"]]
     assert gptpl(*command).status == 0
     assert starts_in(folder) == []

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from gptpl.errors import InputError
+from gptpl.files.folder_lock import locked_folder
 from gptpl.sweeps import executors
 from gptpl.sweeps.jobs import Processes
 from gptpl.sweeps.study import Search
@@ -70,6 +71,19 @@ def test_a_trial_that_was_killed_before_it_saved_begins_anew(sweep):
     one.work()
     [again] = one.starts
     assert again["arguments"] == ["name=kill", "seed=1", f"run_dir={one.folder / '0'}"]
+
+
+def test_a_trial_whose_process_outlived_its_worker_is_left_alone(sweep):
+    """As after `kill -9` of the worker: the run's folder is locked by the process that trains in it."""
+    two = sweep(seed=numbers(2), shared=("name=0:kill",))
+    two.work()
+    assert two.started
+    with locked_folder(two.folder / "0"):
+        results = two.work()
+    assert two.started == []
+    assert results["0"].state == "interrupted"
+    assert results["0"].error == "a process that an earlier start has left is still training it"
+    assert states(two.work())["0"] == "finished"
 
 
 # --- several at a time ----------------------------------------------------------------------------------
