@@ -2,16 +2,15 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from gptpl.errors import InputError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows, where folders cannot be locked
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     Where a folder cannot be locked (Windows, some network file systems) that is said, and nobody is kept out.
     Raises InputError where another process has the folder.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.files import folder_lock
 from gptpl.files.folder_lock import is_locked, locked_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked on Windows")
@@ -50,7 +49,7 @@ def test_a_file_system_without_locks_is_said_and_keeps_nobody_out(tmp_path, monk
     def refuse(descriptor: int, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(folder_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with caplog.at_level(logging.WARNING), locked_folder(tmp_path):
         pass
     assert "cannot be locked" in caplog.text
