@@ -73,15 +73,17 @@ def _work(folder: Path, study: SweepStudy, launcher: Launcher, shared: Sequence[
     print(f"\ntable   {folder / RESULTS_FILE}")
     if page := report_sweep(folder):
         print(f"report  {page}")
-    return _status(found, worker.stopped_by)
+    return _status(found, study.total(), worker.stopped_by)
 
 
-def _status(found: Sequence[Row], stopped_by: int | None) -> int:
+def _status(found: Sequence[Row], total: int, stopped_by: int | None) -> int:
     """The exit status, and what to do about trials that have not finished."""
     states = [row.result.state for row in found]
-    if "interrupted" in states or (stopped_by and "waiting" in states):
-        left = states.count("interrupted") + states.count("waiting")
+    left = total - sum(states.count(state) for state in ("finished", "pruned", "failed", "running"))
+    if left:
         say(f"trials left: {left}; the same command goes on with them")
+    if "running" in states:
+        say(f"trials that another process is running: {states.count('running')}")
     if "failed" in states:
         say(f"trials failed: {states.count('failed')}; sweep.retry_failed=true tries them again")
     if stopped_by is not None:

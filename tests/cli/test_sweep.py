@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +108,24 @@ def test_a_ready_search_draws_its_trials_and_a_given_value_is_not_drawn(gptpl, t
 def test_several_trials_at_a_time(gptpl, tmp_path):
     assert gptpl("sweep", *GIVEN, "seed=1,2,3", "hydra.launcher.n_jobs=3").status == 0
     assert len(starts_in(tmp_path / "mine")) == 3
+
+
+def test_ctrl_c_leaves_a_table_a_report_and_says_what_is_left(gptpl, tmp_path, monkeypatch):
+    def moved(self: Any, running: Any) -> None:
+        if not sent and [trial.step for trial in running] == [20]:
+            sent.append(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sent: list[int] = []
+    monkeypatch.setattr("gptpl.cli.sweep_progress.Progress.moved", moved)
+    search = ("sweep=random", "sweep.n_trials=5", "model.n_layers=int(interval(1,9))", "name=slow")
+    outcome = gptpl("sweep", *GIVEN, *search)
+    assert outcome.status == 130
+    assert "trials left: 5; the same command goes on with them" in outcome.err
+    [row] = results_in(tmp_path / "mine")
+    assert (row["state"], row["error"]) == ("interrupted", "stopped by SIGTERM")
+    assert "stopped by SIGTERM" in (tmp_path / "mine/report.md").read_text()
+    assert "Traceback" not in outcome.err
 
 
 # --- sorting the arguments ------------------------------------------------------------------------------
