@@ -1,6 +1,7 @@
 """From a composed config to everything a training run is made of."""
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -263,6 +264,12 @@ def _report(
         "model: %s parameters with its %s head (tied %s, untied %s), %.1f MB in fp32",
         f"{count.total:,}", head, f"{count.tied:,}", f"{count.untied:,}", count.fp32_bytes / 1e6,
     )  # fmt: skip
+    if config.tie_weights and config.init == "torch" and dict(module.start) == {"init": "random"}:
+        log.warning(
+            "model.init=torch draws the embeddings from N(0, 1), and the tied head takes them over: the first"
+            " loss is far above ln(vocab_size) = %.1f; model.init=gpt2 is made for a tied head",
+            math.log(config.vocab_size),
+        )
     lines = data_report(
         datamodule.encoded,
         name=datamodule.corpus.name,

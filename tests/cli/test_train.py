@@ -186,3 +186,15 @@ def test_the_modules_exit_status_is_that_of_the_command(tmp_path):
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr.startswith("gptpl: error: 'tran' is no command of gptpl: choose one of train, ")
+
+
+@pytest.mark.parametrize(
+    ("init", "tied", "warned"), [("torch", True, True), ("torch", False, False), ("gpt2", True, False)]
+)
+def test_a_tied_head_with_torchs_embeddings_is_warned_of(gptpl, init, tied, warned):
+    given = ("experiment=quick", "trainer=cpu", "scheduler=constant", "trainer.max_steps=1", "callbacks=none")
+    outcome = gptpl("train", *given, f"model.init={init}", f"model.tie_weights={tied}")
+    assert outcome.status == 0
+    assert ("model.init=gpt2 is made for a tied head" in outcome.err) == warned
+    # The warning is true: guessing costs ln(257) = 5.5.
+    assert (float(outcome.run.rows[0]["val/loss"]) > 8) == warned
