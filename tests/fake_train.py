@@ -3,6 +3,7 @@
     fake_train.py name=WHAT seed=LOSS run_dir=DIR [resume=DIR]
 
 name=fail: refuses its settings; kill: dies of SIGKILL, the first time; slow: runs until SIGTERM, then saves;
+deaf: runs on whatever comes;
 nan, none: no loss that is a number, no evaluation; wait: runs until a file `go` is beside its folder;
 `1:fail_4:kill` does so where the seed is 1 and 4. The validation loss goes from 9 to what `seed` says in four
 evaluations. Every start is a line of `starts.txt`.
@@ -51,16 +52,18 @@ def behaviour(name: str, seed: str) -> str:
 def train(run_dir: Path, x: str, loss: float, *, resumed: bool) -> int:
     """Writes metrics, or dies over it."""
     stopped: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    listen = (lambda number, frame: None) if x == "deaf" else (lambda number, frame: stopped.append(number))
+    signal.signal(signal.SIGTERM, listen)
     rows = [] if x == "none" else [(step, 9 + (loss - 9) * step / 40) for step in (0, 10, 20, 30, 40)]
     if x == "nan":
         rows = [(step, float("nan")) for step, _ in rows]
-    if x in ("slow", "kill") and not resumed:
+    if x in ("slow", "deaf", "kill") and not resumed:
         write_metrics(run_dir, rows[:3])
         if x == "kill":
             save(run_dir)
             os.kill(os.getpid(), signal.SIGKILL)
-    while not resumed and not stopped and waiting(run_dir, x):
+    patience_ends = time.monotonic() + 60
+    while not resumed and not stopped and waiting(run_dir, x) and time.monotonic() < patience_ends:
         time.sleep(0.02)
     if stopped:
         save(run_dir)
@@ -72,7 +75,7 @@ def train(run_dir: Path, x: str, loss: float, *, resumed: bool) -> int:
 
 def waiting(run_dir: Path, x: str) -> bool:
     """Whether there is still something to wait for."""
-    return x == "slow" or (x == "wait" and not (run_dir.parent / "go").exists())
+    return x in ("slow", "deaf") or (x == "wait" and not (run_dir.parent / "go").exists())
 
 
 def write_metrics(run_dir: Path, rows: list[tuple[int, float]]) -> None:

@@ -158,7 +158,7 @@ gptpl report: compare runs: ranking, curves, settings and samples, as a web page
 usage: gptpl report RUN_OR_SWEEP... [output=FOLDER]
 
 examples:
-  gptpl report multirun/2026-11-21/14-51-09    # all trials of a sweep
+  gptpl report runs/sweeps/quick_1a2b3c4d      # all trials of a sweep
   gptpl report runs/quick                      # all runs below a folder
   gptpl report RUN_A RUN_B output=compared     # two runs; without output= the files go to this folder
   gptpl report RUN                             # one run

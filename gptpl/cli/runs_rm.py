@@ -11,6 +11,7 @@ from gptpl.cli.readable import bytes_text, count_text, near
 from gptpl.cli.runs_list import DEFAULT_FOLDER
 from gptpl.cli.text_table import table
 from gptpl.errors import InputError
+from gptpl.files.folder_lock import is_locked
 from gptpl.records.disk import DiskUse, disk_use
 from gptpl.records.ownership import foreign_files, is_gptpls
 from gptpl.records.removal import (
@@ -48,6 +49,9 @@ def run(arguments: list[str]) -> int:
     folders = _removable(given.paths, checkpoints=checkpoints)
     doomed = [_doomed(folder, checkpoints=checkpoints) for folder in folders]
     sure = bool({"--yes", "-y"} & given.flags)
+    _check_unused(doomed)
+    if sure and not checkpoints:
+        _check_own(doomed)
     if not sure and (sys.stdin is None or not sys.stdin.isatty()):
         raise InputError("gptpl runs rm asks first, and there is no terminal to ask on: add --yes to remove")
     print("\n".join([*_table(doomed), *_warnings(doomed, checkpoints=checkpoints)]), flush=True)
@@ -116,6 +120,29 @@ def _check_removable(path: Path, *, checkpoints: bool) -> None:
     )
 
 
+def _check_unused(doomed: list[Doomed]) -> None:
+    """Raises InputError for a run that a process is training in."""
+    for each in doomed:
+        for run in each.runs:
+            if is_locked(run):
+                raise InputError(f"a process is training in {near(run)}: stop it first")
+
+
+def _check_own(doomed: list[Doomed]) -> None:
+    """Raises InputError for a folder with files of others, which nobody is asked about."""
+    for each in doomed:
+        names = foreign_files(each.path, each.use) if each.path.is_dir() else []
+        if names:
+            raise InputError(
+                f"{near(each.path)} holds files that gptpl did not write ({_some(names)}): move them away, or"
+                " leave out --yes and answer"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
 def _table(doomed: list[Doomed]) -> list[str]:
     rows = [[near(each.path), _kind(each), bytes_text(each.bytes)] for each in doomed]
     return table(rows, right=[2])
@@ -139,8 +166,7 @@ def _warnings(doomed: list[Doomed], *, checkpoints: bool) -> Iterator[str]:
         if not checkpoints and each.path.is_dir():
             names = foreign_files(each.path, each.use)
             if names:
-                shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-                yield f"warning: {near(each.path)} holds files that gptpl did not write: {shown}"
+                yield f"warning: {near(each.path)} holds files that gptpl did not write: {_some(names)}"
     for record, place in dependents([each.path for each in doomed], _other_runs(doomed)):
         if not (checkpoints and place.name == BEST):
             yield (

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from gptpl.cli.build import run_name
 from gptpl.cli.configs import choices
@@ -88,7 +89,7 @@ def _status(found: Sequence[Row], total: int, stopped_by: int | None) -> int:
         say(f"trials failed: {states.count('failed')}; sweep.retry_failed=true tries them again")
     if stopped_by is not None:
         return _SIGNAL_BASE + stopped_by
-    return EXIT_FAILED if {"failed", "interrupted"} & set(states) else 0
+    return 0 if set(states) <= {"finished", "pruned"} and not left else EXIT_FAILED
 
 
 def _settings(own: list[str]) -> SweepSettings:
@@ -99,6 +100,8 @@ def _settings(own: list[str]) -> SweepSettings:
         folder = Path(hydra.sweep.dir).expanduser() if hydra.sweep.dir else None
         _check_choice("sweep.sampler", conf.sampler, get_args(Sampler))
         _check_choice("sweep.pruner", conf.pruner, get_args(Pruner))
+        if conf.seed < 0:
+            raise InputError(f"sweep.seed={conf.seed} is no seed: give 0 or more")
         if conf.sampler != "grid" and (conf.n_trials is None or conf.n_trials < 1):
             raise InputError(f"sweep.n_trials={conf.n_trials} draws nothing: give 1 or more")
         if not str(hydra.launcher.get("_target_")).startswith("gptpl."):
@@ -170,7 +173,8 @@ def _check_trials(shared: Sequence[str], space: SearchSpace) -> tuple[str, dict[
         if key not in data:
             data[key] = instantiate(corpus).content_sha256()
 
-    for values in one_at_a_time(space):
+    combinations = one_at_a_time(space)
+    for values in tqdm(combinations, desc="checking values", leave=False, disable=None, delay=2):
         run_under_hydra("train", [*shared, *overrides(values)], note)
     return names[0], data
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,18 +43,32 @@ def parse(arguments: Sequence[str]) -> SweepArguments:
     own: list[str] = []
     shared: list[str] = []
     swept: dict[str, Dimension] = {}
-    for argument in flags_first([each for each in arguments if each not in ("-m", "--multirun")]):
-        key = argument.lstrip("+~").partition("=")[0]
+    given: set[str] = set()
+    rest = flags_first([each for each in arguments if each not in ("-m", "--multirun")])
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("-cd", "--config-dir"):
+            shared += [argument, str(Path(rest.pop(0)).expanduser().absolute())]
+            continue
         if argument.startswith("-"):
             raise InputError(f"{argument} shows the settings of one run: leave -m out")
+        written_key = argument.partition("=")[0]
+        key = written_key.lstrip("+~")
+        if key in given:
+            raise InputError(f"{key} is given twice: leave one out")
+        given.add(key)
         if key in _SET_BY_THE_SWEEP:
             raise InputError(f"{argument} in a sweep: {_SET_BY_THE_SWEEP[key]}")
         if key in OWN_KEYS or key.startswith(OWN_PREFIXES):
+            if key != "hydra.sweep.dir" and parsed(argument) is not None:
+                raise InputError(f"{argument} is a setting of the sweep, which has one value of it: give one")
             own.append(argument)
+        elif key.startswith("hydra"):
+            raise InputError(f"{argument} has no meaning in a sweep: leave it out")
         elif key in PATHS and "," not in argument:  # any other character may be part of a path
             shared.append(argument)
         elif (dimension := parsed(argument)) is not None:
-            swept[key] = dimension
+            swept[written_key] = dimension
         else:
             shared.append(argument)
     return SweepArguments(own=own, shared=shared, swept=swept)
@@ -76,8 +91,18 @@ def _dimension(override: Override, value: Any) -> Dimension:
         assert value.end is not None
         whole = isinstance(value.start, int) and isinstance(value.end, int)
         return Interval(low=value.start, high=value.end, log="log" in value.tags, whole=whole)
+    if getattr(value, "shuffle", False):
+        raise InputError(
+            f"{override.input_line}: the same command must find the same trials, so leave out shuffle, or"
+            " draw from the values with sweep=random"
+        )
     if isinstance(value, Glob):
         offered = choices(override.key_or_group)
+        if not offered:
+            raise InputError(
+                f"{override.input_line}: {override.key_or_group} is no config group, whose choices glob could"
+                " find: give a list of values"
+            )
         found = tuple(value.filter(offered))
         if not found:
             raise InputError(

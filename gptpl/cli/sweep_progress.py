@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gptpl.records.sweep_folder import RESULTS_FILE
 from gptpl.sweeps.outcome import Outcome
 from gptpl.sweeps.results import rows, write_results
 from gptpl.sweeps.study import SweepStudy
@@ -53,13 +54,20 @@ class Progress(Watcher):
         if self._n_jobs > 1:
             say(f"trial {trial.claim.folder}: {' '.join(trial.claim.overrides)}")
 
+    def stopping(self) -> None:
+        """Says what is being waited for."""
+        say("stopping: the trials save and end; once more, and they end at once")
+
     def moved(self, running: Sequence[RunningTrial]) -> None:
         """Shows how far the trials are."""
         self._bar.set_postfix_str(", ".join(map(_position, running)))
 
     def ended(self, trial: RunningTrial, result: Outcome) -> None:
         """Adds the trial to the table, and says how it ended."""
-        write_results(self._folder, rows(self._folder, self._study.results()))
+        try:
+            write_results(self._folder, rows(self._folder, self._study.results()))
+        except OSError as error:  # the trials are worth more than the table, which is written again
+            say(f"warning: {RESULTS_FILE} cannot be written ({error.strerror})")
         if result.kind != "interrupted" or trial.pruned:
             self._ended += 1
             self._bar.update()

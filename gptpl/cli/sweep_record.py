@@ -67,7 +67,9 @@ def settle(folder: Path, record: SweepRecord, arguments: Sequence[str], *, mix: 
     """
     path = folder / SWEEP_FILE
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (
+            not folder.is_dir() or any(not each.name.startswith(".") for each in folder.iterdir())
+        ):
             raise InputError(f"hydra.sweep.dir={folder} is there already and no sweep's: give a new folder")
         _write(path, record, arguments)
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 from gptpl.records.disk import DiskUse
 from gptpl.records.run_record import CONFIG_FILE, RUN_FILE, RunError, is_run, parse_yaml, read_mapping
-from gptpl.records.sweep_folder import RESULTS_FILE, is_sweep, trials
+from gptpl.records.sweep_folder import is_sweep, trials
 
 _OWN = re.compile(
     r"(.*/)?\.[^/]+\.tmp|metrics\.csv\.tmp"  # what a write that was cut short leaves
@@ -30,10 +30,10 @@ _OWN_OF_SWEEP = re.compile(
 def is_gptpls(folder: Path) -> bool:
     """Whether a folder is a run or a sweep of gptpl's by more than its files' names.
 
-    Many programs write a `config.yaml` or, with Hydra, a `multirun.yaml`.
+    Many programs write a `config.yaml`.
     """
     if is_sweep(folder):
-        return any(map(is_gptpls, trials(folder))) or _is_table_of_trials(folder / RESULTS_FILE)
+        return True
     of_config = _keys(folder / CONFIG_FILE, parse_yaml) >= {"run_dir", "model", "trainer"}
     return is_run(folder) and (of_config or _keys(folder / RUN_FILE, json.loads) >= {"command", "versions"})
 
@@ -56,10 +56,3 @@ def _keys(path: Path, parse: Any) -> set[str]:
         return set(read_mapping(path, parse))
     except RunError:
         return set()
-
-
-def _is_table_of_trials(path: Path) -> bool:
-    try:
-        return path.read_bytes().startswith(b"trial,")
-    except OSError:
-        return False

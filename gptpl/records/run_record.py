@@ -113,8 +113,11 @@ class RunRecord:
 
     @property
     def best(self) -> Evaluation | None:
-        """The evaluation with the lowest validation loss; None where there was none that is a number."""
-        measured = [each for each in self.evaluations if math.isfinite(each.val_loss)]
+        """The evaluation with the lowest validation loss after the first step; None where there is none.
+
+        What the model had before it learned anything is not its merit.
+        """
+        measured = [each for each in self.evaluations if each.step > 0 and math.isfinite(each.val_loss)]
         return min(measured, key=lambda each: each.val_loss) if measured else None
 
     @property

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gptpl.records.run_record import find_runs, is_run
+from gptpl.records.run_record import RunError, find_runs, is_run, parse_yaml, read_mapping
 
 SWEEP_FILE = "sweep.yaml"
 """What the sweep is: its settings, versions and data."""
@@ -15,14 +15,23 @@ OUTPUT = "output"
 WORKERS = ".workers"
 """A folder with a locked file for each process that works on the sweep."""
 
-_BEFORE = "multirun.yaml"
-"""Hydra's file, which marked sweeps before they had a file of their own."""
+_KEYS = {"swept", "sampler", "versions"}
+"""Of `sweep.yaml`; other programs have files of that name, and tables of the other."""
+_HEADER = b"trial,overrides"
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is that of a sweep."""
-    marks = (SWEEP_FILE, RESULTS_FILE, _BEFORE)
-    return not is_run(folder) and any((folder / name).is_file() for name in marks)
+    """Whether a folder is that of a sweep of gptpl's, by what its files say and not by their names alone."""
+    if is_run(folder):
+        return False
+    try:
+        if (folder / RESULTS_FILE).is_file() and (folder / RESULTS_FILE).read_bytes().startswith(_HEADER):
+            return True
+        return (folder / SWEEP_FILE).is_file() and read_mapping(
+            folder / SWEEP_FILE, parse_yaml
+        ).keys() >= _KEYS
+    except (OSError, RunError):
+        return False
 
 
 def trials(sweep: Path) -> list[Path]:

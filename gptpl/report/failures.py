@@ -31,7 +31,11 @@ def find_failures(folder: Path) -> list[Failure]:
     if is_run(folder):
         return []
     failures = _failures(folder) if (folder / RESULTS_FILE).is_file() else []
-    below = sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
+    try:
+        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    except (PermissionError, FileNotFoundError):
+        return failures  # `find_runs` has said so
+    below = [child for child in children if child.is_dir() and not child.is_symlink()]
     return [*failures, *(failure for child in below for failure in find_failures(child))]
 
 

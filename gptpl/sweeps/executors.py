@@ -36,6 +36,8 @@ class Promise(Protocol):
 class ExecutorJob:
     """A trial that a pool has taken."""
 
+    process = ""
+
     def __init__(self, promise: Promise, stop_file: Path, losses: tuple[type[Exception], ...]) -> None:
         self._promise, self._stop_file = promise, stop_file
         self._losses: tuple[type[Exception], ...] = (CancelledError, *losses)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ class Command:
 
 class Job(Protocol):
     """A trial that has been started."""
+
+    @property
+    def process(self) -> str:
+        """What `is_alive` knows it by; empty where another machine may run it."""
 
     def poll(self) -> int | None:
         """The exit status, negative for the signal that killed it; None while it runs."""
@@ -67,6 +72,11 @@ class ProcessJob:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        try:
+            started_seconds = psutil.Process(self._process.pid).create_time()
+        except psutil.NoSuchProcess:
+            started_seconds = 0.0
+        self.process = f"{socket.gethostname()} {self._process.pid} {started_seconds}"
 
     def poll(self) -> int | None:
         """See `Job`."""
@@ -129,6 +139,19 @@ class Processes:
 
     def close(self) -> None:
         """See `Launcher`."""
+
+
+def is_alive(process: str) -> bool:
+    """Whether a `Job.process` of this machine still runs; a later process with its number is another one."""
+    host, _, rest = process.partition(" ")
+    pid, _, started_seconds = rest.partition(" ")
+    if host != socket.gethostname():
+        return False
+    try:
+        found = psutil.Process(int(pid))
+        return found.create_time() == float(started_seconds) and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def trial_environment() -> dict[str, str]:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gptpl.records.run_record import RunError, RunRecord, is_run, read_run
+from gptpl.records.run_record import RunError, RunRecord, read_run
 
 _SHELL_BASE = 128
 """A command that a signal ended, or that stopped for one, exits with this and the signal's number."""
 _LAST_BYTES = 8192
+BEGINS = "\n=== "
+"""What a trial printed begins with this, after what earlier tries of it printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +37,19 @@ def outcome(status: int, run_dir: Path, output: Path) -> Outcome:
     if status:
         return Outcome(kind="failed", error=_last_error(output) or f"exit status {status}")
     try:
-        best = read_run(run_dir).best if is_run(run_dir) else None
+        run = read_run(run_dir)
     except RunError as error:
         return Outcome(kind="failed", error=str(error))
-    if best is None:
+    if run.state not in ("finished", "stopped"):  # stopped by its own settings, such as trainer.max_time
+        return Outcome(kind="failed", error=f"it ended with status 0, but its run is {run.state}")
+    if run.best is None:
         return Outcome(kind="failed", error="no validation loss that is a number: see its metrics.csv")
-    return Outcome(kind="finished", loss=best.val_loss)
+    return Outcome(kind="finished", loss=run.best.val_loss)
 
 
 def validation_losses(run: RunRecord) -> list[float]:
     """Of a trial that may still be running, without that of the model which has learned nothing yet."""
-    return [each.val_loss for each in run.evaluations if each.step > 0 and math.isfinite(each.val_loss)]
+    return [each.val_loss for each in run.evaluations if each.step > 0]
 
 
 def _signal(status: int) -> int:
@@ -66,7 +70,8 @@ def _last_error(output: Path) -> str:
         return ""
     with output.open("rb") as file:
         file.seek(max(0, output.stat().st_size - _LAST_BYTES))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
+        text = file.read().decode("utf-8", errors="replace").rpartition(BEGINS)[2]
+    lines = text.splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     for mark in ("gptpl: error: ", "error: "):
         named = [line for line in lines if line.startswith(mark)]

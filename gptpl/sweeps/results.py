@@ -1,12 +1,14 @@
 """`results.csv`: a row a trial, the best first."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gptpl.records.run_record import RunError, is_run, read_run
+from gptpl.files.whole import write_atomically
+from gptpl.records.run_record import RunError, read_run
 from gptpl.records.sweep_folder import RESULTS_FILE
 from gptpl.sweeps.study import TrialResult
 
@@ -38,13 +40,15 @@ def rows(folder: Path, results: Sequence[TrialResult]) -> list[Row]:
     """The trials of the sweep in a folder with what their runs measured, sorted."""
     found = []
     for result in results:
-        best = last = math.nan
+        best, last = result.loss, math.nan
         try:
-            run = read_run(folder / result.folder) if is_run(folder / result.folder) else None
-        except RunError:
-            run = None  # its row says at least how it ended
-        if run is not None and run.best is not None and run.last is not None:
-            best, last = run.best.val_loss, run.last.val_loss
+            run = read_run(folder / result.folder)
+        except RunError as error:  # its row says at least how it ended
+            if result.state == "finished":
+                result = replace(result, error=str(error))
+        else:
+            best = best if run.best is None else run.best.val_loss
+            last = last if run.last is None else run.last.val_loss
         found.append(Row(result=result, best_val_loss=best, val_loss=last))
     return sorted(found, key=lambda row: row.rank)
 
@@ -52,10 +56,9 @@ def rows(folder: Path, results: Sequence[TrialResult]) -> list[Row]:
 def write_results(folder: Path, table: Sequence[Row]) -> Path:
     """Writes the file, in one move; returns its path."""
     path = folder / RESULTS_FILE
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([HEADER, *(row.cells() for row in table)])
-    temporary.replace(path)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([HEADER, *(row.cells() for row in table)])
+    write_atomically(path, text.getvalue())
     return path
 
 

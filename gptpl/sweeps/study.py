@@ -6,6 +6,7 @@ first failed trial. Optuna's heartbeat needs `study.optimize`; here a worker's s
 which the system unlocks however the worker ends.
 """
 
+import math
 import os
 import socket
 import uuid
@@ -20,15 +21,21 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from gptpl.records.sweep_folder import STUDY_FILE, WORKERS
+from gptpl.sweeps.jobs import is_alive
 from gptpl.sweeps.space import SearchSpace, combinations, drawn, overrides
 
 NAME = "sweep"
 _BUSY_SECONDS = 120
 """How long to wait for another process that writes to the file."""
 
-_FOLDER, _WORKER, _ERROR, _RETRY_OF, _INTERRUPTED = "folder", "worker", "error", "retry_of", "interrupted"
+_FOLDER, _WORKER, _PROCESS = "folder", "worker", "process"
+_ERROR, _RETRY_OF, _INTERRUPTED = "error", "retry_of", "interrupted"
+
+STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)
+"""What Optuna raises where its file cannot be read or written."""
 
 Sampler = Literal["grid", "random", "tpe"]
 Pruner = Literal["none", "median", "hyperband"]
@@ -60,6 +67,8 @@ class TrialResult:
     overrides: tuple[str, ...]
     state: State
     error: str
+    loss: float
+    """The lowest validation loss of a finished one, else NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +93,19 @@ class SweepStudy:
         self._alive.acquire()
         self._one_at_a_time = FileLock(self._workers / "study.lock")
         with self._one_at_a_time:
-            # The name is what Hyperband deals trials to its brackets by.
-            self._study = optuna.create_study(
-                study_name=NAME,
-                storage=_storage(folder),
-                load_if_exists=True,
-                direction="minimize",
-                pruner=_pruner(search.pruner),
-            )
-            if search.sampler == "grid":
-                self._enqueue_grid()
+            try:
+                # The name is what Hyperband deals trials to its brackets by.
+                self._study = optuna.create_study(
+                    study_name=NAME,
+                    storage=_storage(folder),
+                    load_if_exists=True,
+                    direction="minimize",
+                    pruner=_pruner(search.pruner),
+                )
+                if search.sampler == "grid":
+                    self._enqueue_grid()
+            except STORAGE_ERRORS as error:
+                raise storage_error(folder, error) from error
 
     def __enter__(self) -> "SweepStudy":
         return self
@@ -144,13 +156,20 @@ class SweepStudy:
 
     # --- how a trial goes -----------------------------------------------------------------------------
 
-    def hopeless(self, claim: Claim, losses: list[float]) -> bool:
-        """Whether the pruner would stop a trial with these validation losses, one an evaluation."""
+    def begun(self, claim: Claim, process: str) -> None:
+        """The trial has been started; `process` is what `gptpl.sweeps.jobs.is_alive` knows it by."""
+        claim.trial.set_user_attr(_PROCESS, process)
+
+    def report(self, claim: Claim, losses: list[float]) -> None:
+        """Tells the study a trial's validation losses, one an evaluation, but for those that it knows."""
         known = self._study._storage.get_trial(claim.trial._trial_id).intermediate_values
         for number, loss in enumerate(losses, start=1):
-            if number not in known:
+            if number not in known and math.isfinite(loss):
                 claim.trial.report(loss, number)
-        return bool(losses) and claim.trial.should_prune()
+
+    def hopeless(self, claim: Claim) -> bool:
+        """Whether the pruner would stop a trial with the losses that have been reported."""
+        return claim.trial.should_prune()
 
     def finish(self, claim: Claim, loss: float) -> None:
         """The trial has run to its end."""
@@ -173,8 +192,9 @@ class SweepStudy:
 
     def results(self) -> list[TrialResult]:
         """Every trial, by its folder's number; of one that was retried the last try."""
-        latest = self._latest()
-        return [self._result(latest[folder]) for folder in sorted(latest, key=int)]
+        with self._one_at_a_time:  # looking whether a worker lives takes its lock for a moment
+            latest = self._latest()
+            return [self._result(latest[folder]) for folder in sorted(latest, key=int)]
 
     def _result(self, trial: FrozenTrial) -> TrialResult:
         values = trial.params or trial.system_attrs.get("fixed_params", {})
@@ -189,7 +209,10 @@ class SweepStudy:
             error = "" if working else str(trial.user_attrs.get(_INTERRUPTED) or "its worker has ended")
         else:
             state = _STATES[trial.state]
-        return TrialResult(folder=_folder(trial), overrides=overrides(given), state=state, error=error)
+        loss = trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.nan
+        return TrialResult(
+            folder=_folder(trial), overrides=overrides(given), state=state, error=error, loss=loss
+        )
 
     # --- inside ---------------------------------------------------------------------------------------
 
@@ -213,22 +236,23 @@ class SweepStudy:
         return Claim(folder=folder, overrides=overrides(drawn(trial, self._space)), trial=trial)
 
     def _worked_on(self, trial: FrozenTrial) -> bool:
-        """Whether a process has it that is still there."""
+        """Whether a worker has it that is still there, or its own process has outlived the worker."""
         worker = trial.user_attrs.get(_WORKER, "")
         if trial.user_attrs.get(_INTERRUPTED) or not worker:
             return False
-        path = self._workers / f"{worker}.lock"
-        if worker == self._worker or not path.exists():
-            return worker == self._worker
-        try:
-            FileLock(path).acquire(timeout=0).lock.release()
-        except Timeout:
+        if worker == self._worker:
             return True
-        path.unlink(missing_ok=True)
-        return False
+        path = self._workers / f"{worker}.lock"
+        if path.exists():
+            try:
+                FileLock(path).acquire(timeout=0).lock.release()
+            except Timeout:
+                return True
+            path.unlink(missing_ok=True)
+        return is_alive(trial.user_attrs.get(_PROCESS, ""))
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = self._search.seed * 100_003 + number
+        seed = (self._search.seed * 100_003 + number) % 2**32
         if self._search.sampler == "tpe":
             with _experimental():
                 # With trials side by side, a running one counts as a bad one: the next is drawn elsewhere.
@@ -246,6 +270,13 @@ _STATES: dict[TrialState, State] = {
 
 def _folder(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get(_FOLDER, trial.number))
+
+
+def storage_error(folder: Path, error: BaseException) -> OSError:
+    """Says in a line what is wrong with the file."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return OSError(f"{folder / STUDY_FILE} cannot be used ({str(error).splitlines()[0]})")
 
 
 def _storage(folder: Path) -> optuna.storages.RDBStorage:

@@ -1,6 +1,6 @@
 """Works on a sweep: starts trials, watches them, prunes them, and writes down what comes of them."""
 
-import shutil
+import shlex
 import signal
 import sys
 import threading
@@ -13,14 +13,20 @@ from types import FrameType
 from typing import Any
 
 from gptpl.files.folder_lock import is_locked
+from gptpl.records.removal import remove_folder
 from gptpl.records.run_record import RunError, is_run, read_run
 from gptpl.records.sweep_folder import OUTPUT
 from gptpl.sweeps.jobs import Command, Job, Launcher
-from gptpl.sweeps.outcome import Outcome, outcome, validation_losses
-from gptpl.sweeps.study import Claim, SweepStudy
+from gptpl.sweeps.outcome import BEGINS, Outcome, outcome, validation_losses
+from gptpl.sweeps.study import STORAGE_ERRORS, Claim, SweepStudy, storage_error
 
 PROGRAM = (sys.executable, "-m", "gptpl", "train")
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_STOPPING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+]
+"""Those that `gptpl train` saves and ends for."""
+PATIENCE_SECONDS = 60.0
+"""So long trials may take to save when the worker itself cannot go on."""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +48,9 @@ class Watcher:
 
     def started(self, trial: RunningTrial) -> None:
         """A trial has begun, or goes on."""
+
+    def stopping(self) -> None:
+        """A signal came: what runs has been asked to save and end."""
 
     def moved(self, running: Sequence[RunningTrial]) -> None:
         """Some time has passed."""
@@ -79,29 +88,53 @@ class Worker:
         """The signal that ended the work before its time."""
 
     def work(self) -> None:
-        """Works until there is nothing left, or Ctrl-C or SIGTERM comes; a second one does not wait."""
+        """Works until there is nothing left, or a signal such as Ctrl-C comes; a second one does not wait.
+
+        Raises OSError where the sweep's own state cannot be written; the trials are told to save first.
+        """
         (self._folder / OUTPUT).mkdir(exist_ok=True)
         with self._signals():
             try:
                 self._work()
+            except STORAGE_ERRORS as error:
+                raise storage_error(self._folder, error) from error
             finally:
-                for trial in self._running:  # an error of the worker's own must leave nothing behind
-                    trial.job.stop(at_once=True)
+                self._end_what_runs()
 
     def _work(self) -> None:
         abandoned = self._study.abandoned()
+        said = False
         while True:
-            while self.stopped_by is None and len(self._running) < self._launcher.n_jobs:
+            while not self._stopping() and len(self._running) < self._launcher.n_jobs:
                 claim = abandoned.pop(0) if abandoned else self._study.next()
                 if claim is None:
+                    break
+                if self._stopping():  # which may have come while the study was asked
+                    abandoned.append(claim)
                     break
                 self._start(claim)
             if not self._running:
                 break
+            if self._stopping() and not said:
+                said = True
+                self._watcher.stopping()
             time.sleep(self._poll_seconds)
             self._look()
         for claim in abandoned:
             self._study.interrupt(claim, "not taken up again")
+
+    def _stopping(self) -> bool:
+        return self.stopped_by is not None
+
+    def _end_what_runs(self) -> None:
+        """An error of the worker's own leaves no process behind, and no work unsaved."""
+        for trial in self._running:
+            trial.job.stop()
+        patience_ends = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < patience_ends and any(t.job.poll() is None for t in self._running):
+            time.sleep(self._poll_seconds)
+        for trial in self._running:
+            trial.job.stop(at_once=True)
 
     def _start(self, claim: Claim) -> None:
         run_dir = self._folder / claim.folder
@@ -110,19 +143,23 @@ class Worker:
             return
         output = self._folder / OUTPUT / f"{claim.folder}.log"
         arguments = [*PROGRAM, *self._arguments(claim, run_dir)]
-        output.unlink(missing_ok=True)
-        command = Command(arguments=arguments, cwd=Path.cwd(), output=output)
-        job = self._launcher.start(command)
+        with output.open("a", encoding="utf-8") as file:
+            file.write(f"{BEGINS}{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(arguments)}\n")
+        job = self._launcher.start(Command(arguments=arguments, cwd=Path.cwd(), output=output))
         trial = RunningTrial(claim=claim, run_dir=run_dir, output=output, job=job)
         self._running.append(trial)
+        if self._stopping():  # since it was claimed
+            job.stop()
+        self._study.begun(claim, job.process)
         self._watcher.started(trial)
 
     def _arguments(self, claim: Claim, run_dir: Path) -> list[str]:
         """Of a trial that has saved something, those that go on with it."""
-        if (run_dir / "checkpoints" / "last.ckpt").exists():
+        checkpoints = run_dir / "checkpoints"
+        # A copy of the folder may have lost the link to the newest, which resuming does not need.
+        if (checkpoints / "last.ckpt").exists() or any(checkpoints.glob("step-*.ckpt")):
             return [f"resume={run_dir}"]
-        if is_run(run_dir):  # it ended before its first checkpoint
-            shutil.rmtree(run_dir)
+        remove_folder(run_dir)  # of a run that ended before its first checkpoint
         return [*self._train, *claim.overrides, f"run_dir={run_dir}"]
 
     def _look(self) -> None:
@@ -132,7 +169,7 @@ class Worker:
             if status is not None:
                 self._running.remove(trial)
                 self._end(trial, outcome(status, trial.run_dir, trial.output))
-            elif not trial.pruned and self._study.hopeless(trial.claim, trial.losses):
+            elif not trial.pruned and trial.losses and self._study.hopeless(trial.claim):
                 trial.pruned = True
                 trial.job.stop()
         self._watcher.moved(self._running)
@@ -146,6 +183,7 @@ class Worker:
         except RunError:
             return
         trial.losses = validation_losses(run)
+        self._study.report(trial.claim, trial.losses)
         trial.step = int(run.rows[-1]["step"]) if run.rows else 0
 
     def _end(self, trial: RunningTrial, result: Outcome) -> None:
@@ -161,7 +199,7 @@ class Worker:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Takes Ctrl-C and SIGTERM over: the trials save and end, then the work does."""
+        """Takes the signals over: the trials save and end, then the work does."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

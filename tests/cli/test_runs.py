@@ -75,7 +75,7 @@ def test_list_sorts_by_loss_and_by_size(gptpl, copy):
 
 def test_list_as_json_is_an_object_a_line_and_nothing_else(gptpl, copy, tmp_path):
     folder = copy("runs/s/0", started="2026-01-01T10:00:00+00:00")
-    (tmp_path / "runs/s/multirun.yaml").touch()
+    (tmp_path / "runs/s/results.csv").write_text("trial,overrides\n")
     damaged = copy("runs/b")
     (damaged / "run.json").write_text("{")
     entries = {

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from gptpl.files.folder_lock import locked_folder
+
 UNFINISHED: dict[str, Any] = {"finished": None, "steps": None, "tokens_seen": None}
 
 
@@ -85,6 +87,21 @@ def test_rm_of_a_sweep_takes_all_of_it(gptpl, copy, tmp_path):
     outcome = gptpl("runs", "rm", "runs/s", "runs/s/0", "--yes")
     assert outcome.out.startswith("runs/s  sweep of 2 runs  ")
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_rm_with_yes_removes_no_files_of_others(gptpl, refused, copy, answer, tmp_path):
+    folder = copy("runs/a")
+    (folder / "notes.txt").write_text("mine")
+    assert "holds files that gptpl did not write (notes.txt)" in refused("runs", "rm", "runs/a", "--yes")
+    answer("y\n")
+    assert "did not write: notes.txt" in gptpl("runs", "rm", "runs/a").out
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [("--yes",), ("--yes", "--checkpoints")])
+def test_rm_of_a_run_in_training_is_refused(refused, copy, flags):
+    with locked_folder(copy("runs/a")):
+        assert "a process is training in runs/a: stop it first" in refused("runs", "rm", "runs/a", *flags)
 
 
 def test_rm_of_checkpoints_leaves_a_model_that_can_be_used(gptpl, copy, answer):

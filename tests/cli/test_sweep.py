@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from gptpl.cli.sweep_arguments import parse
 from gptpl.cli.text_table import table
 from gptpl.sweeps.space import Choices, Interval
+from gptpl.sweeps.study import Search, SweepStudy
 
 pytestmark = pytest.mark.usefixtures("fake_train")
 
@@ -105,6 +107,49 @@ def test_a_ready_search_draws_its_trials_and_a_given_value_is_not_drawn(gptpl, t
     assert record["sampler"] == "random"
 
 
+def test_any_seed_of_the_search_draws(gptpl, tmp_path):
+    search = ("sweep=random", "sweep.n_trials=1", "optimizer.lr=interval(1e-3,1e-2)", "sweep.seed=4000000000")
+    assert gptpl("sweep", *GIVEN, *search).status == 0
+
+
+def test_a_folder_of_own_configs_and_own_callbacks_can_be_swept(gptpl, tmp_path):
+    (tmp_path / "own/model").mkdir(parents=True)
+    (tmp_path / "own/model/mine.yaml").write_text("defaults: [tiny, _self_]\nn_layers: 1\n")
+    own = ("-cd", "own", "model=mine,tiny", "+callbacks.mine.n=1,2")
+    assert gptpl("sweep", "tokenizer=bytes", "hydra.sweep.dir=mine", *own).status == 0
+    starts = starts_in(tmp_path / "mine")
+    assert len(starts) == 4
+    assert starts[0][:2] == ["-cd", str(tmp_path / "own")]
+    assert {"model=mine", "+callbacks.mine.n=1"} <= set(starts[0])
+
+
+def test_a_finished_trial_whose_folder_is_gone_keeps_its_loss(gptpl, tmp_path):
+    command = ("sweep", *GIVEN, "seed=1,2")
+    gptpl(*command)
+    shutil.rmtree(tmp_path / "mine/0")
+    assert gptpl(*command).status == 0
+    first = results_in(tmp_path / "mine")[0]
+    assert (first["trial"], first["best_val_loss"]) == ("0", "1.0000")
+    assert "no run folder" in first["error"]
+
+
+def test_a_start_that_died_early_does_not_block_its_sweep(gptpl, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/.sweep.yaml.1-1.tmp").write_text("comm")
+    assert gptpl("sweep", *GIVEN, "seed=1,2").status == 0
+
+
+def test_a_sweep_that_others_still_work_on_is_not_done(gptpl, tmp_path):
+    command = ("sweep", *GIVEN, "seed=1,2", "name=2:kill")
+    gptpl(*command)
+    search = Search(sampler="grid", n_trials=None, pruner="none", seed=0)
+    with SweepStudy(tmp_path / "mine", {"seed": Choices(values=("1", "2"))}, search) as other:
+        assert [claim.folder for claim in other.abandoned()] == ["1"]
+        outcome = gptpl(*command)
+    assert outcome.status == 1
+    assert "trials that another process is running: 1" in outcome.err
+
+
 def test_several_trials_at_a_time(gptpl, tmp_path):
     assert gptpl("sweep", *GIVEN, "seed=1,2,3", "hydra.launcher.n_jobs=3").status == 0
     assert len(starts_in(tmp_path / "mine")) == 3
@@ -182,6 +227,13 @@ def test_arguments_are_sorted_into_the_sweeps_own_the_shared_and_the_swept():
         (("seed=1,2", "hydra/launcher=basic"), ["hydra/launcher=basic", "joblib, processes, ray, slurm"]),
         (("seed=1,2", "hydra.launcher.n_jobs=0"), ["hydra.launcher.n_jobs=0", "give 1 or more"]),
         (("seed=1,2", "--cfg", "job"), ["leave -m out"]),
+        (("seed=1,2", "seed=3"), ["seed is given twice"]),
+        (("seed=shuffle(1,2)",), ["leave out shuffle", "sweep=random"]),
+        (("seed=glob(*)",), ["seed=glob(*)", "no config group"]),
+        (("seed=1,2", "hydra.launcher.n_jobs=1,2"), ["hydra.launcher.n_jobs=1,2", "one value"]),
+        (("seed=1,2", "sweep=tpe,random"), ["sweep=tpe,random", "one value"]),
+        (("seed=1,2", "hydra.run.dir=x"), ["hydra.run.dir=x has no meaning in a sweep"]),
+        (("seed=1,2", "sweep=random", "sweep.seed=-1"), ["sweep.seed=-1", "0 or more"]),
         (("seed=1,2", "data=text_file", "data.path=missing.txt"), ["missing.txt"]),
     ],
 )

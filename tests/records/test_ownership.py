@@ -28,8 +28,12 @@ def test_a_sweep_has_its_own_files_and_those_of_its_trials(tmp_path, make_run):
     for name in ("10", "2", "lr=1"):
         make_run(tmp_path / name)
     (tmp_path / "results.csv").write_text("trial,overrides\n")
-    (tmp_path / "multirun.yaml").touch()
     assert is_sweep(tmp_path)
+    for name in ("sweep.yaml", "sweep.db", "report.html", "report-curves.png", ".results.csv.7-1.tmp"):
+        (tmp_path / name).touch()
+    for name in ("output/0.log", ".workers/study.lock", ".slurm/1/log"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
     assert [run.name for run in trials(tmp_path)] == ["2", "10", "lr=1"]
     assert foreign(tmp_path) == set()
     (tmp_path / "2/notes.txt").touch()
@@ -39,19 +43,24 @@ def test_a_sweep_has_its_own_files_and_those_of_its_trials(tmp_path, make_run):
     assert foreign(tmp_path) == {"2/notes.txt", "3/config.yml", "loss.png"}
 
 
+RUN = "run_dir: x\nmodel: {}\ntrainer: {}\n"
+
+
 @pytest.mark.parametrize(
     ("files", "ours"),
     [
-        ({"config.yaml": "run_dir: x\nmodel: {}\ntrainer: {}\n"}, True),
+        ({"config.yaml": RUN}, True),
         ({"config.yaml": "a: [1", "run.json": '{"command": "x", "versions": {}}'}, True),
         ({"config.yaml": "model: x\nport: 80\n"}, False),
         ({"config.yaml": "a: [1", "run.json": "{"}, False),
         ({"run.json": '{"command": "x", "versions": {}}'}, False),
         ({"results.csv": "trial,overrides,best_val_loss\n"}, True),
         ({"results.csv": "name,score\n"}, False),
-        ({"multirun.yaml": "hydra: {}\n"}, False),
-        ({"multirun.yaml": "", "0/config.yaml": "run_dir: x\nmodel: {}\ntrainer: {}\n"}, True),
-        ({"multirun.yaml": "", "0/config.yaml": "port: 80\n"}, False),
+        ({"results.csv": "model,accuracy\n", "0/config.yaml": RUN}, False),  # a project with a run in it
+        ({"sweep.yaml": "swept: {}\nsampler: grid\nversions: {}\n"}, True),
+        ({"sweep.yaml": "method: bayes\n", "0/config.yaml": RUN}, False),
+        ({"sweep.yaml": "method: [\n"}, False),
+        ({"multirun.yaml": "", "0/config.yaml": RUN}, False),
         ({}, False),
     ],
 )

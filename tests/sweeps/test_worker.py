@@ -2,15 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import locked_folder
-from gptpl.sweeps import executors
+from gptpl.sweeps import executors, worker
 from gptpl.sweeps.jobs import Processes
-from gptpl.sweeps.study import Search
+from gptpl.sweeps.study import Search, SweepStudy
 
 
 def states(results):
@@ -86,6 +89,72 @@ def test_a_trial_whose_process_outlived_its_worker_is_left_alone(sweep):
     assert states(two.work())["0"] == "finished"
 
 
+def test_a_trial_whose_newest_checkpoint_lost_its_link_is_resumed(sweep):
+    """As in a copy of the folder that was made without links."""
+    one = sweep(seed=("1",), shared=("name=kill",))
+    one.work()
+    checkpoints = one.folder / "0/checkpoints"
+    (checkpoints / "last.ckpt").rename(checkpoints / "step-00000020.ckpt")
+    assert one.started
+    one.work()
+    assert [each["arguments"] for each in one.starts] == [[f"resume={one.folder / '0'}"]]
+
+
+def test_the_loss_of_a_trial_is_one_that_it_has_learned(sweep):
+    """The stand-in begins at 9 and gets to 20: it is worse than when it began, and that is what counts."""
+    results = sweep(seed=("20",)).work()
+    assert results["0"].loss == 9 + (20 - 9) / 4
+
+
+def test_a_trial_whose_process_has_not_locked_its_folder_yet_is_left_alone(sweep):
+    """After `kill -9` of the worker, while the trial still reads its text."""
+    two = sweep(seed=numbers(2), shared=("name=0:wait",))
+    program = f"""
+import os, signal, sys, threading, time
+from pathlib import Path
+from gptpl.sweeps import worker
+from gptpl.sweeps.jobs import Processes
+from gptpl.sweeps.space import Choices
+from gptpl.sweeps.study import Search, SweepStudy
+worker.PROGRAM = {worker.PROGRAM!r}
+class Dies(worker.Watcher):
+    def moved(self, running):
+        os.kill(os.getpid(), signal.SIGKILL)
+folder = Path({str(two.folder)!r})
+search = Search(sampler="grid", n_trials=None, pruner="none", seed=0)
+with SweepStudy(folder, {{"seed": Choices(values=("0", "1"))}}, search) as study:
+    worker.Worker(folder, study, Processes(), ["name=0:wait"], watcher=Dies()).work()
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    results = two.work()
+    assert states(results) == {"0": "running", "1": "finished"}
+    (two.folder / "go").touch()
+    while not (two.folder / "0/run.json").exists():
+        time.sleep(0.02)
+    assert two.started == ["0", "1"]
+    while states(two.work())["0"] == "running":  # until the process is gone
+        time.sleep(0.02)
+    assert states(two.work())["0"] == "finished"
+
+
+def test_an_error_of_the_workers_own_lets_the_trials_save(sweep, new_seen):
+    def look(running):
+        if running and running[0].step == 20:
+            raise OSError(28, "No space left on device")
+
+    one = sweep(seed=("1",), shared=("name=slow",))
+    with pytest.raises(OSError, match="No space left"):
+        one.work(seen=new_seen(look))
+    assert (one.folder / "0/checkpoints/last.ckpt").exists()
+
+
+def test_a_state_that_cannot_be_read_is_named(sweep):
+    one = sweep(seed=("1",))
+    (one.folder / "sweep.db").write_text("this is no database" * 100)
+    with pytest.raises(OSError, match=r"sweep\.db cannot be used \(file is not a database\)"):
+        one.work()
+
+
 # --- several at a time ----------------------------------------------------------------------------------
 
 
@@ -136,7 +205,7 @@ def test_the_trials_of_a_worker_that_lives_are_left_to_it(sweep):
 # --- Ctrl-C ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_lets_the_trial_save_and_the_next_start_goes_on(sweep, new_seen, number):
     three = sweep(seed=numbers(3), shared=("name=1:slow",))
 
@@ -156,6 +225,32 @@ def test_a_signal_lets_the_trial_save_and_the_next_start_goes_on(sweep, new_seen
     first, second = three.starts
     assert first["arguments"] == [f"resume={three.folder / '1'}"]
     assert second["folder"] == "2"
+
+
+def test_a_signal_while_the_next_trial_is_chosen_is_not_lost(sweep, monkeypatch):
+    def next_trial(self):
+        claim = original(self)
+        if claim is not None and claim.folder == "1":
+            os.kill(os.getpid(), signal.SIGINT)
+        return claim
+
+    original = SweepStudy.next
+    monkeypatch.setattr(SweepStudy, "next", next_trial)
+    three = sweep(seed=numbers(3), shared=("name=1:slow",))
+    assert states(three.work()) == {"0": "finished", "1": "interrupted", "2": "waiting"}
+    assert three.started == ["0"]
+
+
+def test_a_second_signal_ends_trials_that_do_not_listen(sweep, new_seen):
+    def look(running):
+        if running and running[0].step == 20 and len(sent) < 2:
+            sent.append(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sent: list[int] = []
+    one = sweep(seed=("1",), shared=("name=deaf",))
+    results = one.work(seen=new_seen(look))
+    assert results["0"].error.startswith("killed by SIGKILL")
 
 
 # --- pruning --------------------------------------------------------------------------------------------
