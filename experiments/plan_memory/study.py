@@ -38,7 +38,7 @@ CASES = {
     "124M, 8 x 256, bf16": ("data.batch_size=8",),
     "124M, 8 x 256, bf16, activations made anew": ("data.batch_size=8", ANEW),
     "GPT-2 small, 2 x 1024, bf16": (*GPT2_SMALL, "data.batch_size=2"),
-    "GPT-2 small, 4 x 1024, bf16": (*GPT2_SMALL, "data.batch_size=4"),
+    "GPT-2 small, 4 x 1024, bf16": ("model=gpt2_small", "data=python_stdlib", "data.batch_size=4"),
 }
 RUN = ("trainer.max_steps=3", "scheduler.warmup_steps=1")
 

@@ -70,7 +70,7 @@ def _work(folder: Path, study: SweepStudy, launcher: Launcher, shared: Sequence[
         worker.work()
     found = rows(folder, study.results())
     write_results(folder, found)
-    print("\n".join(_table(found)))
+    print("\n".join(table([list(HEADER), *(row.cells() for row in found)])))
     print(f"\ntable   {folder / RESULTS_FILE}")
     if page := report_sweep(folder):
         print(f"report  {page}")
@@ -173,8 +173,7 @@ def _check_trials(shared: Sequence[str], space: SearchSpace) -> tuple[str, dict[
         if key not in data:
             data[key] = instantiate(corpus).content_sha256()
 
-    combinations = one_at_a_time(space)
-    for values in tqdm(combinations, desc="checking values", leave=False, disable=None, delay=2):
+    for values in tqdm(one_at_a_time(space), desc="checking values", leave=False, disable=None, delay=2):
         run_under_hydra("train", [*shared, *overrides(values)], note)
     return names[0], data
 
@@ -182,8 +181,3 @@ def _check_trials(shared: Sequence[str], space: SearchSpace) -> tuple[str, dict[
 def _needs_folder(launcher: Any, folder: Path) -> dict[str, str]:
     """submitit's own files lie in the sweep's folder."""
     return {"folder": str(folder / ".slurm")} if launcher._target_.endswith(".slurm") else {}
-
-
-def _table(found: Sequence[Row]) -> list[str]:
-    """The rows as aligned lines; what all trials have in common says nothing about their order."""
-    return table([list(HEADER), *(row.cells() for row in found)])

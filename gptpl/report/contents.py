@@ -151,7 +151,8 @@ def _table_notes(group: Group) -> list[str]:
     notes = []
     if len(group.ranked) > 1:
         notes.append(
-            "Ranked by the lowest validation loss, in nats per token; with the settings that differ."
+            "Ranked by the lowest validation loss after the first step, in nats per token; with the settings"
+            " that differ."
         )
     if len(group.ranked) > len(COLOURS):
         notes.append(f"The best {len(COLOURS)} have a colour; all others are grey.")

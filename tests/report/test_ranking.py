@@ -13,14 +13,15 @@ def test_the_lowest_validation_loss_comes_first_and_no_loss_last(make_run):
         make_run("late", [5.5, 3.0, 4.0]),
         make_run("none", [], record={"finished": None}),
         make_run("best", [5.5, 2.0]),
+        make_run("worse", [1.0, 9.5]),  # than before it began, which is no merit of its own
         make_run("nan", [math.nan, math.nan]),
-        make_run("first", [2.5, 9.0]),
+        make_run("first", [5.5, 2.5, 9.0]),
     ]
     [group] = groups(runs, [])
-    assert [entry.name for entry in group.entries] == ["best", "first", "late", "nan", "none"]
-    assert [entry.label for entry in group.entries] == ["1", "2", "3", "", ""]
-    assert [entry.loss for entry in group.ranked] == [2.0, 2.5, 3.0]
-    assert [entry.state for entry in group.entries] == [*["finished"] * 4, "unfinished"]
+    assert [entry.name for entry in group.entries] == ["best", "first", "late", "worse", "nan", "none"]
+    assert [entry.label for entry in group.entries] == ["1", "2", "3", "4", "", ""]
+    assert [entry.loss for entry in group.ranked] == [2.0, 2.5, 3.0, 9.5]
+    assert [entry.state for entry in group.entries] == [*["finished"] * 5, "unfinished"]
 
 
 def test_the_best_have_colours_and_the_others_are_grey(make_run):
@@ -32,11 +33,11 @@ def test_other_text_split_or_tokenizer_is_another_ranking(make_run):
     other_data = {"data": {"name": "mine", "sha256": "c" * 64}}
     other_tokens = {"tokenizer": {"name": "gpt2", "vocab_size": 50257, "sha256": "d" * 64}}
     runs = [
-        make_run("a", [3.0], {"data.train_ratio": 0.9}),
-        make_run("b", [2.0], {"data.train_ratio": 0.9}),
-        make_run("text", [1.0], {"data.train_ratio": 0.9}, record=other_data),
-        make_run("tokens", [0.5], {"data.train_ratio": 0.9}, record=other_tokens),
-        make_run("split", [0.1], {"data.train_ratio": 0.8}),
+        make_run("a", [9.0, 3.0], {"data.train_ratio": 0.9}),
+        make_run("b", [9.0, 2.0], {"data.train_ratio": 0.9}),
+        make_run("text", [9.0, 1.0], {"data.train_ratio": 0.9}, record=other_data),
+        make_run("tokens", [9.0, 0.5], {"data.train_ratio": 0.9}, record=other_tokens),
+        make_run("split", [9.0, 0.1], {"data.train_ratio": 0.8}),
     ]
     found = groups(runs, [])
     assert [[entry.label for entry in group.entries] for group in found] == [
@@ -51,9 +52,9 @@ def test_other_text_split_or_tokenizer_is_another_ranking(make_run):
 def test_only_settings_that_differ_are_shown_what_is_learned_before_how_long(make_run):
     same = {"model.n_layers": 2, "scheduler.warmup_steps": 1}
     runs = [
-        make_run("a", [3.0], {**same, "trainer.max_steps": 1, "optimizer.lr": 1e-3, "name": "x"}),
-        make_run("b", [2.0], {**same, "trainer.max_steps": 2, "optimizer.lr": 3e-3, "name": "y"}),
-        make_run("c", [1.0], {**same, "trainer.max_steps": 2, "optimizer.eps": 1.0}),
+        make_run("a", [9.0, 3.0], {**same, "trainer.max_steps": 1, "optimizer.lr": 1e-3, "name": "x"}),
+        make_run("b", [9.0, 2.0], {**same, "trainer.max_steps": 2, "optimizer.lr": 3e-3, "name": "y"}),
+        make_run("c", [9.0, 1.0], {**same, "trainer.max_steps": 2, "optimizer.eps": 1.0}),
     ]
     [group] = groups(runs, [])
     assert group.settings == ["optimizer.eps", "optimizer.lr", "trainer.max_steps"]
@@ -88,7 +89,7 @@ def test_what_failed_has_a_place_of_its_own_beside_several_groups(make_run):
 
 def test_a_loss_on_unknown_data_is_not_ranked_among_the_known(make_run):
     unknown = {"data": None, "tokenizer": None}
-    known, lost = make_run("a", [3.0]), make_run("b", [1.0], record=unknown)
+    known, lost = make_run("a", [9.0, 3.0]), make_run("b", [9.0, 1.0], record=unknown)
     assert [[entry.label for entry in group.entries] for group in groups([known, lost], [])] == [
         ["A1"],
         ["?1"],
