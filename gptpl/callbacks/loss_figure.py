@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptpl.training.curve_verdict import LossPoint
+from gptpl.training.loss_axes import finite, tokens_text
 
 if TYPE_CHECKING:  # matplotlib takes long to import; only the end of a run needs it
     from matplotlib.axes import Axes
@@ -35,8 +36,8 @@ def loss_figure(points: Sequence[LossPoint], *, caption: str = "") -> "Figure":
     axes = figure.subplots()
     epochs = [point.epoch for point in points]
     marker, width = (".", 1.5) if len(points) <= MARKED_POINTS else ("", 1.0)
-    train = [_finite(point.train_loss) for point in points]
-    val = [_finite(point.val_loss) for point in points]
+    train = [finite(point.train_loss) for point in points]
+    val = [finite(point.val_loss) for point in points]
     axes.plot(epochs, train, color="tab:blue", marker=marker, linewidth=width, label="training loss")
     axes.plot(epochs, val, color="tab:orange", marker=marker, linewidth=width, label="validation loss")
     _mark_lowest(axes, points)
@@ -106,16 +107,4 @@ def _add_token_axis(axes: "Axes", last: LossPoint) -> None:
 
     top = axes.secondary_xaxis("top", functions=(to_tokens, to_epochs))
     top.set_xlabel("Tokens seen")
-    top.xaxis.set_major_formatter(_tokens_text)
-
-
-def _tokens_text(tokens: float, _position: Any = None) -> str:
-    """Such as "500", "40k", "1.5M", "3B"."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(tokens) >= size:
-            return f"{tokens / size:g}{letter}"
-    return f"{tokens:g}"
-
-
-def _finite(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.nan
+    top.xaxis.set_major_formatter(tokens_text)

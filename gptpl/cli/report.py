@@ -21,6 +21,8 @@ class Found:
     records: list[RunRecord] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    seen: set[Path] = field(default_factory=set)
+    """The folders of the runs, resolved."""
 
 
 def run(arguments: list[str]) -> int:
@@ -39,11 +41,9 @@ def run(arguments: list[str]) -> int:
 
 def report_sweep(folder: Path) -> Path | None:
     """Writes the report of a sweep into its folder; returns the page, or None where no trial has begun."""
-    runs = find_runs(folder)
-    failures = find_failures(folder)
-    if not runs and not failures:
+    found = Found()
+    if not _add(found, folder):
         return None
-    found = _found([folder])
     page, _ = write_report(found.records, found.failures, folder, _title([folder]), problems=found.problems)
     return page
 
@@ -70,27 +70,31 @@ def _parsed(arguments: Sequence[str]) -> tuple[list[Path], str | None]:
 def _found(folders: Sequence[Path]) -> Found:
     """All runs and failed trials, each once. Raises InputError for a folder that has neither."""
     found = Found()
-    seen: set[Path] = set()
     for folder in folders:
-        runs = find_runs(folder)
-        try:
-            failures = find_failures(folder)
-        except RunError as error:
-            failures = []
-            found.problems.append(str(error))
-        if not runs and not failures:
+        if not _add(found, folder):
             raise InputError(f"{folder} holds no run: give a run's folder, or one with runs in it")
-        for path in runs:
-            if path.resolve() in seen:
-                continue
-            seen.add(path.resolve())
-            try:
-                found.records.append(read_run(path))
-            except RunError as error:
-                found.problems.append(str(error))
-        known = {failure.folder.resolve() for failure in found.failures}
-        found.failures.extend(each for each in failures if each.folder.resolve() not in known)
     return found
+
+
+def _add(found: Found, folder: Path) -> bool:
+    """Adds what a folder holds and is not there yet; whether it holds anything."""
+    runs = find_runs(folder)
+    try:
+        failures = find_failures(folder)
+    except RunError as error:
+        failures = []
+        found.problems.append(str(error))
+    for path in runs:
+        if path.resolve() in found.seen:
+            continue
+        found.seen.add(path.resolve())
+        try:
+            found.records.append(read_run(path))
+        except RunError as error:
+            found.problems.append(str(error))
+    known = {failure.folder.resolve() for failure in found.failures}
+    found.failures.extend(each for each in failures if each.folder.resolve() not in known)
+    return bool(runs or failures)
 
 
 def _output_folder(given: str | None, folders: Sequence[Path]) -> Path:

@@ -131,17 +131,17 @@ def _fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
                 run.module, datamodule=run.datamodule, ckpt_path=run.resume_from, weights_only=True
             )
     except RunStopped as stop:
-        return _stopped(run, stop, _cost(run, started_seconds))
+        return _stopped(run, stop, started_seconds)
     except SystemExit:
         if not run.trainer.interrupted:  # after Ctrl-C Lightning leaves with status 1, which says too little
             raise
         say_how_to_go_on(run)
         raise KeyboardInterrupt from None
     except NonFiniteError as error:  # which cannot just go on: see `train`
-        _record_failure(run, error, _cost(run, started_seconds))
+        _record_failure(run, error, started_seconds)
         raise
     except Exception as error:
-        _record_failure(run, error, _cost(run, started_seconds))
+        _record_failure(run, error, started_seconds)
         say_how_to_go_on(run)
         raise
     metrics = _final_metrics(run.trainer)
@@ -179,19 +179,20 @@ def _cost(run: Run, started_seconds: float) -> dict[str, Any]:
     }
 
 
-def _stopped(run: Run, stop: RunStopped, cost: dict[str, Any]) -> dict[str, float]:
+def _stopped(run: Run, stop: RunStopped, started_seconds: float) -> dict[str, float]:
     """Says where the run stands; raises the stop again if it was not the settings that asked for it."""
     if is_worker_process():
         return {}  # Lightning would kill the first process for a status other than 0
     log.info("%s", stop)
-    write_run_record(run.run_dir, stopped={"reason": stop.reason, "step": stop.step}, **cost)
+    stopped = {"reason": stop.reason, "step": stop.step}
+    write_run_record(run.run_dir, stopped=stopped, **_cost(run, started_seconds))
     say_how_to_go_on(run)
     if stop.status:
         raise stop
     return _final_metrics(run.trainer)
 
 
-def _record_failure(run: Run, error: Exception, cost: dict[str, Any]) -> None:
+def _record_failure(run: Run, error: Exception, started_seconds: float) -> None:
     """Leaves in `run.json` what ended the run, where that can be written at all."""
     if is_worker_process():
         return
@@ -200,7 +201,7 @@ def _record_failure(run: Run, error: Exception, cost: dict[str, Any]) -> None:
         write_run_record(
             run.run_dir,
             failed={"error": f"{type(error).__name__}: {lines[0]}", "step": run.trainer.global_step},
-            **cost,
+            **_cost(run, started_seconds),
         )
 
 

@@ -13,6 +13,7 @@ from gptpl.report.drawing import Picture, bare, picture
 from gptpl.report.palette import COLOURS, GREY, marker_of
 from gptpl.report.plain_text import ending, shortened
 from gptpl.report.ranking import Entry, Group
+from gptpl.training.loss_axes import finite, tokens_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def _figure(entries: Sequence[Entry], labels: Sequence[str], *, narrow: bool) ->
         bare(panel, grid="both")
         panel.set_xlabel("Tokens seen")
         panel.set_ylabel("Loss (nats per token)")
-        panel.xaxis.set_major_formatter(_tokens_text)
+        panel.xaxis.set_major_formatter(tokens_text)
         panel.margins(x=0.02)
     runs = [entry.run for entry in entries if entry.run is not None]
     panels[0].set_title("all")
@@ -101,8 +102,8 @@ def _draw(panel: "Axes", entry: Entry) -> None:
     tokens = [each.tokens_seen for each in evaluations]
     best = entry.colour != GREY
     marker = marker_of(entry.colour) if len(evaluations) <= MARKED_EVALUATIONS else ""
-    val = [_finite(each.val_loss) for each in evaluations]
-    train = [_finite(each.train_loss) for each in evaluations]
+    val = [finite(each.val_loss) for each in evaluations]
+    train = [finite(each.train_loss) for each in evaluations]
     width = 1.7 if best else 0.9
     panel.plot(tokens, val, color=entry.colour, linewidth=width, marker=marker, markersize=4)
     if best:
@@ -153,15 +154,3 @@ def _lowest_part(runs: Sequence[RunRecord]) -> tuple[tuple[float, float], tuple[
     start = min(inside, default=0)
     margin = 0.03 * ((end - start) or 1)
     return (start - margin, end + margin), limits
-
-
-def _tokens_text(tokens: float, _position: object = None) -> str:
-    """Such as "500", "40k", "1.5M", "3B"."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(tokens) >= size:
-            return f"{tokens / size:g}{letter}"
-    return f"{tokens:g}"
-
-
-def _finite(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.nan

@@ -14,7 +14,7 @@ from typing import Any
 
 from gptpl.files.folder_lock import is_locked
 from gptpl.records.removal import remove_folder
-from gptpl.records.run_record import RunError, is_run, read_run
+from gptpl.records.run_record import METRICS_FILE, RunError, read_run
 from gptpl.records.sweep_folder import OUTPUT
 from gptpl.sweeps.jobs import Command, Job, Launcher
 from gptpl.sweeps.outcome import BEGINS, Outcome, outcome, validation_losses
@@ -41,6 +41,8 @@ class RunningTrial:
     pruned: bool = False
     losses: list[float] = field(default_factory=list)
     step: int = 0
+    read_version: tuple[int, int, int] | None = None
+    """Number, time and size of the metrics that `losses` and `step` were read from."""
 
 
 class Watcher:
@@ -177,11 +179,14 @@ class Worker:
     def _read(self, trial: RunningTrial) -> None:
         """How far a trial is; a file that is just being written is read the next time."""
         try:
-            if not is_run(trial.run_dir):
+            written = (trial.run_dir / METRICS_FILE).stat()
+            version = (written.st_ino, written.st_mtime_ns, written.st_size)
+            if version == trial.read_version:
                 return
             run = read_run(trial.run_dir)
-        except RunError:
+        except (FileNotFoundError, RunError):
             return
+        trial.read_version = version
         trial.losses = validation_losses(run)
         self._study.report(trial.claim, trial.losses)
         trial.step = int(run.rows[-1]["step"]) if run.rows else 0
