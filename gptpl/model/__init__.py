@@ -2,8 +2,10 @@
 
 from gptpl.model.allocation import empty_model
 from gptpl.model.attention import MultiHeadAttention
+from gptpl.model.backbone import GPTBackbone
 from gptpl.model.block import TransformerBlock
 from gptpl.model.cached import CachedGPT
+from gptpl.model.classifier import ClassifierConfig, GPTClassifier
 from gptpl.model.config import GPTConfig
 from gptpl.model.eval_mode import eval_mode
 from gptpl.model.feed_forward import FeedForward
@@ -13,7 +15,10 @@ from gptpl.model.parameters import ParameterCount, count_parameters
 
 __all__ = [
     "CachedGPT",
+    "ClassifierConfig",
     "FeedForward",
+    "GPTBackbone",
+    "GPTClassifier",
     "GPTConfig",
     "GPTModel",
     "KVCache",
