@@ -9,7 +9,7 @@ import torch
 
 from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.readings import language_module
-from gptpl.data.datamodule import TextDataModule
+from gptpl.data.training_data import TrainingData
 from gptpl.training.loggers import ResumableLogger
 from gptpl.training.resume_state import (
     RESUME_KEY,
@@ -88,7 +88,7 @@ class ExactResume(AfterStep):
         module = language_module(pl_module)
         module.position = position
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(datamodule, TextDataModule):
+        if not isinstance(datamodule, TrainingData):
             raise TypeError(f"{type(datamodule).__name__} cannot start within an epoch")
         datamodule.start_at(epoch=position.epoch, batch=position.batch)
         checkpoint["loops"] = loops_at(

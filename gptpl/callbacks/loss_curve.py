@@ -1,7 +1,6 @@
 """The loss curve of a run: recorded at every evaluation, drawn and judged at the end."""
 
 import logging
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,8 +75,7 @@ class LossCurve(L.Callback):
         if self._drawn or not self.points or not trainer.is_global_zero:
             return
         self._drawn = True
-        uniform_loss = math.log(language_module(pl_module).net.config.vocab_size)
-        verdict = curve_verdict(self.points, uniform_loss=uniform_loss)
+        verdict = curve_verdict(self.points, uniform_loss=language_module(pl_module).guessing_loss)
         pixels = figure_pixels(loss_figure(self.points, caption=verdict.message))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

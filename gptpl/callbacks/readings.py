@@ -4,9 +4,10 @@ import math
 from typing import Any, Protocol, cast
 
 import lightning as L
+from torch import Tensor
 
 from gptpl.data.tokenizers import Tokenizer
-from gptpl.model import GPTModel
+from gptpl.model import GPTBackbone
 from gptpl.training.resume_state import Position
 
 
@@ -14,12 +15,22 @@ class LanguageModule(Protocol):
     """The attributes that these callbacks expect of the LightningModule they watch."""
 
     @property
-    def net(self) -> GPTModel:
+    def net(self) -> GPTBackbone:
         """The model itself, not wrapped for a strategy."""
 
     @property
     def tokenizer(self) -> Tokenizer:
         """What turned text into the tokens."""
+
+    @property
+    def guessing_loss(self) -> float:
+        """Loss of a model that finds every answer equally likely, in nats."""
+
+    def inputs_of(self, batch: Any) -> Tensor:
+        """The tokens (B, T) of a batch that the model is given."""
+
+    def flops_per_token(self, T: int) -> int | None:
+        """Arithmetic of training on a token of a row of T; None: it is not known."""
 
     @property
     def total_steps(self) -> int:

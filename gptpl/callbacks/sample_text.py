@@ -16,6 +16,7 @@ from gptpl.callbacks.sample_file import Record, SampleFile
 from gptpl.callbacks.sample_views import as_markdown, one_line
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, complete
+from gptpl.model import GPTModel
 from gptpl.training.sharding import FullyShardedStrategy
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,11 @@ class SampleText(AfterStep):
         self._sample(trainer, pl_module)
 
     def check_against(self, module: LanguageModule) -> None:
-        """Raises InputError for a prompt that holds no token; fits the strategies to the vocabulary."""
+        """Fits the strategies to the vocabulary.
+
+        Raises InputError for a prompt that holds no token, and for a model that writes no text.
+        """
+        _language_model(module)
         vocab_size = module.net.config.vocab_size
         self.strategies = [strategy.within(vocab_size) for strategy in self.strategies]
         for strategy in self.strategies:
@@ -143,7 +148,7 @@ class SampleText(AfterStep):
         # A compiled block would be compiled again for the windows of a text beyond the context.
         with torch.compiler.set_stance("force_eager"):
             completions = complete(
-                module.net,
+                _language_model(module),
                 module.tokenizer,
                 prompts,
                 rules=strategy,
@@ -151,6 +156,15 @@ class SampleText(AfterStep):
                 generator=torch.Generator(device).manual_seed(_sample_seed(self.seed, step)),
             )
         return [completion.text for completion in completions]
+
+
+def _language_model(module: LanguageModule) -> GPTModel:
+    """The module's model. Raises InputError for one that writes no text."""
+    if isinstance(module.net, GPTModel):
+        return module.net
+    raise InputError(
+        "callbacks.sample_text needs a model that writes text: leave it out with '~callbacks.sample_text'"
+    )
 
 
 def _show(trainer: L.Trainer, records: Sequence[Record], strategy: SamplingRules) -> None:

@@ -8,16 +8,16 @@ import lightning as L
 
 from gptpl.callbacks.readings import language_module
 from gptpl.errors import InputError
-from gptpl.training.flops import peak_flops, training_flops_per_token
+from gptpl.training.flops import peak_flops
 from gptpl.training.precision import product_dtype
 
 
 class Throughput(L.Callback):
     """Keeps `tokens_per_second` and `mfu` of the training module up to date: all ranks, over recent batches.
 
-    `mfu` is the model FLOPs utilisation: the arithmetic that the model needs for these tokens, by the formula
-    of `training_flops_per_token`, over what the devices could do at most in the time, by `peak_flops`. It is
-    left out where the device is not known.
+    `mfu` is the model FLOPs utilisation: the arithmetic that training needs for these tokens, by the module's
+    `flops_per_token`, over what the devices could do at most in the time, by `peak_flops`. It is left out
+    where the device or the arithmetic is not known.
 
     The time of a batch is forward, backward and optimizer; evaluations, samples and saves do not count, nor
     does the first batch, which warms up caches and compiles.
@@ -39,7 +39,7 @@ class Throughput(L.Callback):
         self._tokens_before = 0
         self._warm = False
         self._peak_flops: float | None = None  # of all ranks together
-        self._flops_per_token = 0
+        self._flops_per_token: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out what the devices can do."""
@@ -52,8 +52,8 @@ class Throughput(L.Callback):
     ) -> None:
         """Starts the clock."""
         module = language_module(pl_module)
-        if self._peak_flops is not None and not self._flops_per_token:
-            self._flops_per_token = training_flops_per_token(module.net.config, batch[0].shape[1])
+        if self._peak_flops is not None:
+            self._flops_per_token = module.flops_per_token(module.inputs_of(batch).shape[1])
         self._tokens_before = module.tokens_seen
         self._started_seconds = time.perf_counter()
 
@@ -69,5 +69,5 @@ class Throughput(L.Callback):
         self._recent.append((elapsed_seconds, module.tokens_seen - self._tokens_before))
         seconds = sum(elapsed for elapsed, _ in self._recent)
         module.tokens_per_second = sum(tokens for _, tokens in self._recent) / seconds
-        if self._peak_flops is not None:
+        if self._peak_flops is not None and self._flops_per_token is not None:
             module.mfu = module.tokens_per_second * self._flops_per_token / self._peak_flops

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.trainer import choose, device_type
-from gptpl.data.datamodule import TextDataModule
+from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
 from gptpl.training.batch_size import accumulation, free_memory, largest_batch_size
@@ -30,7 +30,7 @@ def whole_batch_size(value: Any) -> int:
 
 
 def settle_batch(
-    cfg: DictConfig, trainer: L.Trainer, datamodule: TextDataModule, config: GPTConfig, path: FastPath
+    cfg: DictConfig, trainer: L.Trainer, datamodule: TrainingData, config: GPTConfig, path: FastPath
 ) -> None:
     """Puts the numbers that follow from `data.global_batch_size` into config, trainer and datamodule.
 

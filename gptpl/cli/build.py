@@ -21,14 +21,13 @@ from gptpl.cli.resume import Resumption, resume_plan
 from gptpl.cli.run_folder import check_new_run_dir, fresh_run_dir
 from gptpl.cli.schema import MuonConf
 from gptpl.cli.trainer import build_trainer, check_seed, choose, device_type, let_module_end, planned_steps
-from gptpl.data.datamodule import TextDataModule
-from gptpl.data.report import data_report
+from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, count_parameters
 from gptpl.training.checkpoint import check_same_model
 from gptpl.training.fast_path import FastPath, choose_fast_path, keep_freed_memory
 from gptpl.training.foreign_checkpoint import check_vocabulary
-from gptpl.training.language_model import LanguageModelingModule
+from gptpl.training.training_module import TrainingModule
 from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)
@@ -45,8 +44,8 @@ class Run:
 
     config: dict[str, Any]
     run_dir: Path
-    datamodule: TextDataModule
-    module: LanguageModelingModule
+    datamodule: TrainingData
+    module: TrainingModule
     trainer: L.Trainer
     resume: Resumption | None
 
@@ -68,7 +67,7 @@ class Settled:
     cfg: DictConfig
     run_dir: Path
     trainer: L.Trainer
-    datamodule: TextDataModule
+    datamodule: TrainingData
     config: GPTConfig
     weights: StartingWeights
     fast_path: FastPath
@@ -237,13 +236,13 @@ def _trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
     )
 
 
-def _total_steps(cfg: DictConfig, trainer: L.Trainer, datamodule: TextDataModule) -> int:
+def _total_steps(cfg: DictConfig, trainer: L.Trainer, datamodule: TrainingData) -> int:
     accumulate = cfg.trainer.accumulate_grad_batches
     steps_per_epoch = datamodule.steps_per_epoch(world_size=trainer.world_size, accumulate=accumulate)
     return planned_steps(cfg.trainer, steps_per_epoch)
 
 
-def _check_samples(trainer: L.Trainer, module: LanguageModelingModule) -> None:
+def _check_samples(trainer: L.Trainer, module: TrainingModule) -> None:
     """Refuses prompts and strategies that this model cannot sample, before the run has a folder."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SampleText):
@@ -253,9 +252,9 @@ def _check_samples(trainer: L.Trainer, module: LanguageModelingModule) -> None:
 def _report(
     cfg: DictConfig,
     config: GPTConfig,
-    datamodule: TextDataModule,
+    datamodule: TrainingData,
     trainer: L.Trainer,
-    module: LanguageModelingModule,
+    module: TrainingModule,
     fast_path: FastPath,
 ) -> None:
     count = count_parameters(config)
@@ -270,15 +269,7 @@ def _report(
             " loss is far above ln(vocab_size) = %.1f; model.init=gpt2 is made for a tied head",
             math.log(config.vocab_size),
         )
-    lines = data_report(
-        datamodule.encoded,
-        name=datamodule.corpus.name,
-        max_length=datamodule.max_length,
-        stride=datamodule.stride,
-        batch_size=datamodule.batch_size * trainer.world_size,
-        parameters=count.total,
-    )
-    for line in lines:
+    for line in datamodule.report(parameters=count.total, world_size=trainer.world_size):
         log.info("%s", line)
     device, chosen = device_type(cfg.trainer.accelerator), choose(cfg.trainer)
     log.info(

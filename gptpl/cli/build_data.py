@@ -1,49 +1,83 @@
-"""From a composed config to the data: tokenizer, windows, and the vocabulary that the model takes."""
+"""From a composed config to the data: tokenizer, examples, and the vocabulary that the model takes."""
 
-from omegaconf import DictConfig
+import inspect
+from typing import Any, cast
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
 
 from gptpl.cli.batch import AUTO, whole_batch_size
+from gptpl.cli.configs import choices, config_folder
 from gptpl.cli.hydra_app import instantiate
+from gptpl.cli.known_keys import target_of_choice
 from gptpl.cli.resume import Resumption
-from gptpl.data.datamodule import TextDataModule
 from gptpl.data.tokenizers import Tokenizer
+from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
+from gptpl.training.training_module import TrainingModule
+
+_NOT_BY_NAME = ("_target_", "tokenizer", "batch_size", "seed", "eval_train_batches", "eval_val_batches")
 
 
-def build_datamodule(cfg: DictConfig, *, resume: Resumption | None = None) -> TextDataModule:
+def build_datamodule(cfg: DictConfig, *, resume: Resumption | None = None) -> TrainingData:
     """The data of `cfg.data` under `cfg.tokenizer`, encoded or opened from the cache.
 
-    Of a run that is resumed it must be the same text.
+    Of a run that is resumed it must be the same text. Raises InputError for data that the task cannot use.
     """
+    kind = data_class(cfg)
+    _settle_lengths(cfg)
+    named = set(inspect.signature(kind).parameters) - set(_NOT_BY_NAME)
+    given = OmegaConf.to_container(cfg.data, resolve=True)
+    assert isinstance(given, dict)
+    settings = {key: value for key, value in given.items() if key in named}
+    datamodule: TrainingData = instantiate(
+        {"_target_": cfg.data._target_, **settings},
+        tokenizer=build_tokenizer(cfg.tokenizer),
+        batch_size=1 if cfg.data.batch_size == AUTO else whole_batch_size(cfg.data.batch_size),
+        seed=cfg.seed,
+        eval_train_batches=cfg.eval_train_batches,
+        eval_val_batches=cfg.eval_val_batches,
+    )
+    if resume is not None:
+        resume.check_text(datamodule.content_sha256())
+    datamodule.load()
+    datamodule.setup()
+    return datamodule
+
+
+def data_class(cfg: DictConfig) -> type[TrainingData]:
+    """The class of `cfg.data`. Raises InputError where `cfg.task` trains on another kind of data."""
+    task = cast(type[TrainingModule], get_class(cfg.task._target_))
+    kind = cast(type[TrainingData], get_class(cfg.data._target_))
+    if issubclass(kind, task.data_class):
+        return kind
+    kinds, tasks = _classes("data"), _classes("task")
+    offered = [name for name, each in kinds.items() if issubclass(each, task.data_class)]
+    fitting = [name for name, each in tasks.items() if issubclass(kind, each.data_class)]
+    raise InputError(
+        f"task={task.task} cannot train on these data ({kind.__name__}): choose"
+        f" data={' or data='.join(offered)}, or task={' or task='.join(fitting)}"
+    )
+
+
+def _classes(group: str) -> dict[str, Any]:
+    """The class of every choice of a group."""
+    files = {name: config_folder() / group / f"{name}.yaml" for name in choices(group)}
+    return {name: get_class(target_of_choice(path, group)) for name, path in files.items()}
+
+
+def _settle_lengths(cfg: DictConfig) -> None:
+    """Decides the numbers of tokens that follow from others."""
     if cfg.data.max_length is None:
         cfg.data.max_length = cfg.model.context_length
-    if cfg.data.stride is None:
+    if "stride" in cfg.data and cfg.data.stride is None:
         cfg.data.stride = cfg.data.max_length
     if cfg.data.max_length > cfg.model.context_length:
         raise InputError(
             f"data.max_length={cfg.data.max_length} is longer than model.context_length="
             f"{cfg.model.context_length}: set data.max_length={cfg.model.context_length} or a larger context"
         )
-    datamodule = TextDataModule(
-        corpus=instantiate(cfg.data.corpus),
-        tokenizer=build_tokenizer(cfg.tokenizer),
-        max_length=cfg.data.max_length,
-        stride=cfg.data.stride,
-        batch_size=1 if cfg.data.batch_size == AUTO else whole_batch_size(cfg.data.batch_size),
-        train_ratio=cfg.data.train_ratio,
-        seed=cfg.seed,
-        num_workers=cfg.data.num_workers,
-        pin_memory=cfg.data.pin_memory,
-        persistent_workers=cfg.data.persistent_workers,
-        eval_train_batches=cfg.eval_train_batches,
-        eval_val_batches=cfg.eval_val_batches,
-    )
-    if resume is not None:
-        resume.check_text(datamodule.corpus.content_sha256())
-    datamodule.load()
-    datamodule.setup()
-    return datamodule
 
 
 def build_tokenizer(node: DictConfig) -> Tokenizer:
@@ -58,7 +92,7 @@ def build_tokenizer(node: DictConfig) -> Tokenizer:
     return tokenizer
 
 
-def build_model_config(cfg: DictConfig, datamodule: TextDataModule) -> GPTConfig:
+def build_model_config(cfg: DictConfig, datamodule: TrainingData) -> GPTConfig:
     """The model's configuration, its vocabulary taken from the tokenizer unless the config gives one."""
     tokenizer = datamodule.tokenizer
     known = tokenizer.vocab_size

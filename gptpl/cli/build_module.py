@@ -9,23 +9,23 @@ from omegaconf import DictConfig, OmegaConf
 
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.resume import Resumption
-from gptpl.data.datamodule import TextDataModule
+from gptpl.data.training_data import TrainingData
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.training.language_model import LanguageModelingModule
 from gptpl.training.lineage import RANDOM
+from gptpl.training.training_module import TrainingModule
 from gptpl.weights.starting import StartingWeights
 
 
 def build_module(
     cfg: DictConfig,
     config: GPTConfig,
-    datamodule: TextDataModule,
+    datamodule: TrainingData,
     *,
     total_steps: int,
     world_size: int,
     resume: Resumption | None,
     weights: StartingWeights,
-) -> LanguageModelingModule:
+) -> TrainingModule:
     """The module of `cfg.task` with a model of these weights, drawn from `cfg.seed`, for `total_steps`.
 
     A run that is resumed has its weights in the checkpoint. Raises InputError for an optimizer or a schedule
@@ -37,11 +37,9 @@ def build_module(
         net, start = weights.make_model(config)
     else:
         net, start = GPTModel(config), resume.header.get("start", RANDOM)
-    make_optimizer = instantiate(cfg.optimizer)
-    # Made here only to be refused here, not in the middle of the set-up, if a number is wrong.
-    make_optimizer(net)
+    make_optimizer, tune = instantiate(cfg.optimizer), instantiate(cfg.tune)
     lr_factor, lr_ceiling = _schedule(cfg, total_steps, resume)
-    module: LanguageModelingModule = instantiate(cfg.task)(
+    module: TrainingModule = instantiate(cfg.task)(
         net,
         tokenizer=datamodule.tokenizer,
         make_optimizer=make_optimizer,
@@ -51,10 +49,15 @@ def build_module(
         lr_ceiling=lr_ceiling,
         eval_every_n_steps=cfg.eval_every_n_steps,
         skip_steps=tuple(cfg.skip_steps),
-        data_sha256=datamodule.encoded.stats.content_sha256,
+        data_sha256=datamodule.content_sha256(),
         global_batch=cfg.data.batch_size * world_size,
         start=start,
+        tune=tune.state(),
+        **datamodule.module_settings(),
     )
+    tune.apply(module.net)
+    # Made here only to be refused here, not in the middle of the set-up, if a number is wrong.
+    make_optimizer(module.net)
     return module
 
 

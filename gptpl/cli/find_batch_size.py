@@ -135,7 +135,7 @@ def _device(settled: Settled) -> torch.device:
 
 def _sizes(settled: Settled, most: int | None) -> list[int]:
     """1, 2, 4 and so on, up to what is asked for or the text has; the most asked for is one of them."""
-    limit = min(most or MOST_WINDOWS, len(settled.datamodule.train_windows))
+    limit = min(most or MOST_WINDOWS, len(settled.datamodule.examples("train")))
     powers = [2**i for i in range(limit.bit_length())]
     return powers if most is None or powers[-1] == limit else [*powers, limit]
 

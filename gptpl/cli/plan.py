@@ -64,7 +64,7 @@ def _show(settled: Settled, plan: RunPlan, timing: Timing | str, picture: Path, 
         print(json.dumps(plan_record(plan, timing, picture), indent=2))
         return
     data = settled.datamodule
-    about = f"{data.corpus.name}, {data.tokenizer.name} tokenizer: {plan.train_tokens:,} training tokens"
+    about = f"{data.name}, {data.tokenizer.name} tokenizer: {plan.train_tokens:,} training tokens"
     print("\n".join(plan_lines(plan, timing, picture, about)))
 
 

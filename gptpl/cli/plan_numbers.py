@@ -107,7 +107,7 @@ def plan_of(settled: Settled) -> RunPlan:
         held_bytes=round(HELD_SHARE * memory.peak) if device == "cpu" else 0,
         usable_bytes=usable_memory(settled),
         largest_batch=largest_batch_of(
-            settled, min(MOST_WINDOWS, max(1, len(data.train_windows) // world_size))
+            settled, min(MOST_WINDOWS, max(1, len(data.examples("train")) // world_size))
         ),
         device=device,
         devices=world_size,
@@ -115,14 +115,14 @@ def plan_of(settled: Settled) -> RunPlan:
         batch_size=data.batch_size,
         accumulate=cfg.trainer.accumulate_grad_batches,
         max_length=data.max_length,
-        train_windows=len(data.train_windows),
-        val_windows=len(data.val_windows),
+        train_windows=len(data.examples("train")),
+        val_windows=len(data.examples("val")),
         steps_per_epoch=data.steps_per_epoch(
             world_size=world_size, accumulate=cfg.trainer.accumulate_grad_batches
         ),
         steps=settled.total_steps,
         tokens=tokens,
-        train_tokens=data.encoded.stats.train_tokens,
+        train_tokens=data.train_tokens,
         flops=tokens * training_flops_per_token(settled.config, data.max_length),
         evaluations=1 + -(-settled.total_steps // cfg.eval_every_n_steps),
         rates=peak_rates(settled),

@@ -15,11 +15,12 @@ from gptpl.cli.resume_overrides import Settings, asked_settings, given_overrides
 from gptpl.cli.resume_rate import Factor, lr_ceiling, words_if_held
 from gptpl.cli.resume_rules import INEXACT, Change, changes_between, check_changes
 from gptpl.cli.run_folder import read_config, read_run_record
-from gptpl.cli.schema import DataConf, TrainerConf
+from gptpl.cli.schema import BatchesConf, DataConf, TrainerConf
 from gptpl.errors import InputError
 from gptpl.training.checkpoint import HEADER_KEY, check_resumable, read_checkpoint
 from gptpl.training.checkpoint_files import CheckpointFolder, Damaged, GoodCheckpoint
 from gptpl.training.resume_state import RESUME_KEY
+from gptpl.training.tuning import TuneAll
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Resumption:
         trained_on = self.header["data_sha256"]
         if content_sha256 != trained_on:
             data = self.config.data
-            what = f"data.path={data.path}" if "path" in data else f"data.corpus={data.corpus._target_}"
+            what = f"data.path={data.path}" if data.get("path") else f"data of {_source(data)}"
             raise InputError(
                 f"{what} holds another text (SHA-256 {content_sha256[:12]}) than the run in {self.run_dir}"
                 f" was trained on ({trained_on[:12]}): restore the text, or start a new run"
@@ -115,6 +116,12 @@ class Resumption:
             log.info("%s", held)
 
 
+def _source(data: DictConfig) -> str:
+    """Where data without a path come from."""
+    corpus = data.get("corpus")
+    return str(data._target_ if corpus is None else corpus._target_)
+
+
 def resume_plan(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Resumption:
     """What `resume=` comes to: the run's settings with the overrides on them, and its newest good checkpoint.
 
@@ -169,10 +176,13 @@ def _moved_to(run_dir: Path, stored: Settings) -> Settings:
     """
     moved: Settings = _moved(stored, str(stored.get("run_dir")), str(run_dir))
     trainer = _defaults(TrainerConf()) | moved["trainer"] | {"stop_at_step": None}
-    return moved | {"resume": None, "trainer": trainer, "data": _defaults(DataConf()) | moved["data"]}
+    data = moved["data"]
+    known: BatchesConf = BatchesConf() if "_target_" in data else DataConf()
+    tune = moved.get("tune", {"_target_": f"{TuneAll.__module__}.{TuneAll.__qualname__}"})
+    return moved | {"resume": None, "trainer": trainer, "data": _defaults(known) | data, "tune": tune}
 
 
-def _defaults(conf: TrainerConf | DataConf) -> Settings:
+def _defaults(conf: TrainerConf | BatchesConf) -> Settings:
     """Those that are values by themselves."""
     derived = {MISSING, *(value for value in vars(conf).values() if str(value).startswith("${"))}
     return {key: value for key, value in vars(conf).items() if value not in derived}

@@ -93,18 +93,26 @@ class TextFilesCorpusConf(CorpusConf):
 
 
 @dataclass(kw_only=True)
-class DataConf:
-    """Windows, batches and loaders, the same for every corpus."""
+class BatchesConf:
+    """Batches and loaders, the same for all data; `_target_` is a `gptpl.data.training_data.TrainingData`."""
 
-    corpus: CorpusConf = MISSING
-    train_ratio: float = 0.9
+    _target_: str = MISSING
     max_length: int | None = "${model.context_length}"  # type: ignore[assignment]
-    stride: int | None = "${data.max_length}"  # type: ignore[assignment]
     batch_size: Any = 2
     global_batch_size: int | None = None
     num_workers: int = 0
     pin_memory: bool | None = None
     persistent_workers: bool = True
+
+
+@dataclass(kw_only=True)
+class DataConf(BatchesConf):
+    """`gptpl.data.datamodule.TextDataModule`, with any corpus."""
+
+    _target_: str = "gptpl.data.datamodule.TextDataModule"
+    corpus: CorpusConf = MISSING
+    train_ratio: float = 0.9
+    stride: int | None = "${data.max_length}"  # type: ignore[assignment]
 
 
 @dataclass(kw_only=True)
@@ -132,6 +140,13 @@ class TaskConf:
 
     _target_: str = MISSING
     _partial_: bool = True
+
+
+@dataclass(kw_only=True)
+class TuneConf:
+    """A class of `gptpl.training.tuning`."""
+
+    _target_: str = MISSING
 
 
 @dataclass(kw_only=True)
@@ -219,6 +234,7 @@ SCHEMAS: dict[str, type] = {
     "data_downloaded": DownloadedDataConf,
     "data_text_files": TextFilesDataConf,
     "task": TaskConf,
+    "tune": TuneConf,
     "adamw": AdamWConf,
     "muon": MuonConf,
     "constant_schedule": ConstantScheduleConf,

@@ -25,6 +25,7 @@ class TrainConf:
     tokenizer: Any = MISSING
     data: Any = MISSING
     task: Any = MISSING
+    tune: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
     trainer: Any = MISSING

@@ -10,11 +10,11 @@ from gptpl.cli.build import Settled
 from gptpl.cli.build_module import build_module
 from gptpl.cli.trainer import build_trainer, choose, let_module_end
 from gptpl.errors import InputError
-from gptpl.training.language_model import LanguageModelingModule
+from gptpl.training.training_module import TrainingModule
 from gptpl.weights.starting import StartingWeights
 
 
-def trial_module(settled: Settled, weights: StartingWeights) -> LanguageModelingModule:
+def trial_module(settled: Settled, weights: StartingWeights) -> TrainingModule:
     """The run's module as `gptpl train` would make it, with these weights."""
     module = build_module(
         settled.cfg,
@@ -32,7 +32,7 @@ def trial_module(settled: Settled, weights: StartingWeights) -> LanguageModeling
 
 def train_a_little(
     settled: Settled,
-    module: LanguageModelingModule,
+    module: TrainingModule,
     *,
     steps: int,
     callbacks: Sequence[L.Callback],

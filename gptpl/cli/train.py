@@ -229,7 +229,7 @@ def _write_start(run: Run, environment: dict[str, Any]) -> None:
 def _data_record(run: Run) -> dict[str, Any]:
     tokenizer = run.datamodule.tokenizer
     return {
-        "data": {"name": run.datamodule.corpus.name, "sha256": run.datamodule.encoded.stats.content_sha256},
+        "data": {"name": run.datamodule.name, "sha256": run.datamodule.content_sha256()},
         "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
         "parameters": count_parameters(run.module.net.config).total,
         "start": dict(run.module.start),

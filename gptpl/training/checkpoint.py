@@ -26,6 +26,8 @@ FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 kept no random states and no position in the data: its models can be used, not trained on."""
 HEADER_KEY = "gptpl"
+PRETRAIN: Mapping[str, Any] = {"name": "pretrain"}
+"""The task of a checkpoint that names none."""
 NET_PREFIX = "net."
 """Where a training module keeps the model: the prefix of its names in the checkpoint's `state_dict`."""
 
@@ -42,6 +44,8 @@ class LoadedCheckpoint:
     step: int
     lineage: dict[str, Any]
     """See `gptpl.training.lineage`."""
+    task: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(PRETRAIN))
+    """What it was trained for, by its `name`, and what using it needs to know."""
 
 
 def checkpoint_header(
@@ -131,11 +135,13 @@ def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
     """Rebuilds model and tokenizer from a checkpoint file.
 
     Raises:
-        InputError: as `read_checkpoint`, or where names or shapes of the weights are not the configuration's.
+        InputError: as `read_checkpoint`, for a model that writes no text, and where names or shapes of the
+            weights are not the configuration's.
     """
     checkpoint = read_checkpoint(path)
-    check_intact(path)
     header = checkpoint[HEADER_KEY]
+    check_writes_text(header, path)
+    check_intact(path)
     weights = net_weights(checkpoint)
     config = model_config(header, path)
     with torch.device("meta"):
@@ -149,7 +155,22 @@ def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
         run_config=header["config"],
         step=int(checkpoint.get("global_step", 0)),
         lineage=lineage_of(checkpoint, path),
+        task=task_of(header),
     )
+
+
+def task_of(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's model was trained for."""
+    return dict(header.get("task", PRETRAIN))
+
+
+def check_writes_text(header: Mapping[str, Any], path: Path, *, key: str = "checkpoint") -> None:
+    """Raises InputError for the checkpoint of a classifier."""
+    if task_of(header)["name"] == "classify":
+        raise InputError(
+            f"{key}={path} is a classifier, which writes no text: use gptpl classify, or give the run that it"
+            " began with"
+        )
 
 
 def net_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gptpl.errors import InputError
-from gptpl.model import GPTModel
+from gptpl.model import GPTBackbone
 
 WORTHWHILE_STEPS = 1_000
 """Steps below which compiling, about a minute, costs more than it saves."""
@@ -50,7 +50,7 @@ def choose_compile(*, wanted: str, device_type: str, total_steps: int) -> Compil
     return CompileChoice(True, f"{total_steps} steps pay for it")
 
 
-def compile_blocks(net: GPTModel) -> None:
+def compile_blocks(net: GPTBackbone) -> None:
     """Compiles the model's blocks in place, so that its parameters keep their names in checkpoints.
 
     All blocks share the code that is compiled for the first one: the model's depth costs no more time, and

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from gptpl.errors import InputError
-from gptpl.model import GPTModel
+from gptpl.model import GPTBackbone
 from gptpl.model.attention import MultiHeadAttention
 from gptpl.model.causal_attention import Kernel, chosen_kernel
 from gptpl.training.compilation import CompileChoice, choose_compile, compile_blocks
@@ -39,7 +39,7 @@ class FastPath:
     keep_freed_memory: bool
     remark: str = ""
 
-    def apply(self, net: GPTModel) -> None:
+    def apply(self, net: GPTBackbone) -> None:
         """Sets the model up for it, in place: its parameters keep their names."""
         for module in net.modules():
             if isinstance(module, MultiHeadAttention):

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from gptpl.model import GPTModel
+from gptpl.model import GPTBackbone
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -83,7 +83,7 @@ def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
-def shard(net: GPTModel, mesh: DeviceMesh) -> None:
+def shard(net: GPTBackbone, mesh: DeviceMesh) -> None:
     """Spreads the parameters over the processes of `mesh`, in place; they keep names and shapes.
 
     A block's are gathered when it is needed and let go after it; embeddings, last LayerNorm and head stay

@@ -12,6 +12,7 @@ from gptpl.training.checkpoint import (
     HEADER_KEY,
     check_intact,
     check_same_tokenizer,
+    check_writes_text,
     model_config,
     net_weights,
     read_checkpoint,
@@ -56,6 +57,7 @@ class RunWeights(LoadedWeights):
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
         """See `gptpl.weights.starting.StartingWeights`."""
         header = read_checkpoint(self.file)[HEADER_KEY]
+        check_writes_text(header, self.file, key="init.checkpoint")
         check_same_tokenizer(header, tokenizer)
         check_fits(
             config,

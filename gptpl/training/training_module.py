@@ -1,0 +1,309 @@
+"""What the LightningModules of all tasks share: steps, schedule, checks, evaluation, checkpoints."""
+
+# B batch, T time
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from gptpl.data.tokenizers import Tokenizer
+from gptpl.model import GPTBackbone
+from gptpl.training.checkpoint import HEADER_KEY, check_same_model, checkpoint_header
+from gptpl.training.head_loss import Head
+from gptpl.training.lineage import RANDOM
+from gptpl.training.non_finite import NonFiniteError, non_finite_report
+from gptpl.training.resume_state import Position
+from gptpl.training.sharding import FullyShardedStrategy, shard, whole
+from gptpl.training.task import EVALUATED, Sums, Task
+from gptpl.training.tuning import ALL
+
+_NEVER = sys.maxsize
+"""As an interval of batches between evaluations: none."""
+
+
+class TrainingModule(Task, L.LightningModule):
+    """Trains a model, whatever its task, and evaluates it on a part of both splits.
+
+    Logged at every optimizer step: `train/loss` (mean over the micro-batches and ranks of the step, with
+    dropout), `train/grad_norm` (before clipping), `train/tokens_seen`, and what `step_metrics` adds. At every
+    evaluation, in evaluation mode: what `evaluation_metrics` makes of both splits, `eval/train_loss` and
+    `val/loss` among it. Losses are in nats.
+
+    What a batch is, what it costs, and what is measured, a subclass says by the methods of `Task`.
+
+    Args:
+        net: the model; it stays a plain torch module.
+        tokenizer: what turned text into the tokens; its state goes into every checkpoint.
+        make_optimizer: builds the optimizer of the model's parameters.
+        lr_factor: the multiple of the peak learning rate for the update after so many finished ones.
+        total_steps: optimizer steps the run is planned for; after them it evaluates once more and ends.
+        run_config: the resolved configuration as plain data, kept in every checkpoint.
+        eval_every_n_steps: optimizer steps between evaluations; Lightning would count batches.
+        lr_ceiling: the multiple of the peak learning rate that the schedule is cut off at; None: it is not.
+        skip_steps: optimizer steps, from 1, that leave the weights as they are.
+        data_sha256: of the text trained on, kept in every checkpoint.
+        global_batch: windows of all ranks in one batch, kept in every checkpoint.
+        start: what the model's weights began as, kept in every checkpoint; see `gptpl.training.lineage`.
+        tune: which weights are trained, kept in every checkpoint; see `gptpl.training.tuning`.
+        head: "fused" takes head and loss together, see `gptpl.training.head_loss`; "plain" makes all logits.
+    """
+
+    def __init__(
+        self,
+        net: GPTBackbone,
+        *,
+        tokenizer: Tokenizer,
+        make_optimizer: Callable[[nn.Module], Optimizer],
+        lr_factor: Callable[[int], float],
+        total_steps: int,
+        run_config: dict[str, Any],
+        eval_every_n_steps: int,
+        lr_ceiling: float | None = None,
+        skip_steps: Sequence[int] = (),
+        data_sha256: str = "",
+        global_batch: int = 0,
+        start: Mapping[str, Any] = RANDOM,
+        tune: Mapping[str, Any] = ALL,
+        head: Head = "plain",
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.tokenizer = tokenizer
+        self.make_optimizer = make_optimizer
+        self.lr_factor = lr_factor
+        self.total_steps = total_steps
+        self.run_config = run_config
+        self.eval_every_n_steps = eval_every_n_steps
+        self.lr_ceiling = lr_ceiling
+        self.skip_steps = frozenset(skip_steps)
+        self.data_sha256 = data_sha256
+        self.global_batch = global_batch
+        self.start = start
+        self.tune = tune
+        self.head = head
+        self.position = Position(step=0, epoch=0, batch=0, tokens_seen=0)
+        self.updating = False
+        self.tokens_seen = 0
+        self.tokens_per_second: float | None = None
+        self.mfu: float | None = None
+        self._settings_of_groups: list[dict[str, Any]] = []
+        self._micro_batches: list[Tensor] = []
+        self._micro_losses: list[Tensor] = []
+        self._grad_norm: Tensor | None = None
+        self._sums: dict[str, Sums] = {}
+
+    def configure_model(self) -> None:
+        """Spreads the model over the processes, where the strategy is to."""
+        if isinstance(self.trainer.strategy, FullyShardedStrategy):
+            shard(self.net, self.trainer.strategy.mesh)
+
+    # --- training -------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Applies the configured settings to an optimizer that was restored with those it was saved with."""
+        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+        for group, settings in zip(optimizer.param_groups, self._settings_of_groups, strict=True):
+            rate = settings["initial_lr"] * self.capped_lr_factor(self.trainer.global_step)
+            group.update(settings | {"lr": rate})
+        scheduler = cast(LambdaLR, self.lr_schedulers())
+        scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings_of_groups]
+        self._schedule_evaluation()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keeps Lightning's count of steps right, by which `trainer.log_every_n_steps` goes.
+
+        It counts an evaluation that a resumed run makes up for as one more.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Mean loss of one micro-batch."""
+        loss = self.batch_loss(batch)
+        self._micro_batches.append(self.inputs_of(batch))
+        self._micro_losses.append(loss.detach())
+        self.tokens_seen += self.tokens_in(batch) * self.trainer.world_size
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Makes the gradient of an epoch's last, short accumulation the mean over its micro-batches too.
+
+        Lightning divides by `trainer.accumulate_grad_batches`, however few micro-batches are left.
+        """
+        scale = self.trainer.accumulate_grad_batches / len(self._micro_losses)
+        if scale != 1:
+            for parameter in self.net.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measures the gradient's norm, checks it, and clips it where `trainer.gradient_clip_val` is set.
+
+        Done here because Lightning refuses to clip for fused optimizers under mixed precision, although bf16
+        has no loss scale to undo, and fp16's can be undone first. Raises NonFiniteError before the weights
+        are touched.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # with fp16 a fused optimizer would do it in its step, after this norm
+        parameters = [p for p in self.net.parameters() if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        self._grad_norm = norm
+        if self._skipping():
+            for parameter in parameters:
+                parameter.grad = None  # which every optimizer passes over
+            return
+        if scaler is None:  # fp16's scaler leaves out such steps by itself, and goes on with a smaller scale
+            self._check_finite(norm)
+        if gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        self.updating = True
+
+    def _skipping(self) -> bool:
+        return self.trainer.global_step + 1 in self.skip_steps
+
+    def _check_finite(self, grad_norm: Tensor) -> None:
+        """A loss that is not finite has such a gradient, too; and the gradient is the same on every rank."""
+        if torch.isfinite(grad_norm):
+            return
+        report = non_finite_report(
+            self.net,
+            self.tokenizer,
+            position=self.position,
+            micro_batches=self._micro_batches,
+            micro_losses=self._micro_losses,
+            grad_norm=grad_norm,
+        )
+        raise NonFiniteError(self.trainer.global_step + 1, report)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Logs the optimizer step that this batch completed, if any; ends the run after the last."""
+        self.trainer.val_check_batch = _NEVER
+        if self._grad_norm is None:  # a micro-batch before the step's last
+            return
+        self.updating = False
+        step = self.trainer.global_step
+        self.position = Position(
+            step=step, epoch=self.trainer.current_epoch, batch=batch_idx + 1, tokens_seen=self.tokens_seen
+        )
+        self._log_step(step, self._grad_norm)
+        self._micro_batches.clear()
+        self._micro_losses.clear()
+        self._grad_norm = None
+        # Lightning would keep the gradients through the next forward pass, where memory is short.
+        cast(Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad(set_to_none=True)
+        self._schedule_evaluation()
+        if step >= self.total_steps:
+            # Asked to stop, Lightning evaluates once more, also off the interval.
+            self.trainer.should_stop = True
+
+    def _log_step(self, step: int, grad_norm: Tensor) -> None:
+        loss = self.trainer.strategy.reduce(torch.stack(self._micro_losses).mean(), reduce_op="mean")
+        if step in self.skip_steps:  # Lightning would log the numbers of the step before, if there were none
+            loss, grad_norm = torch.full_like(loss, math.nan), torch.full_like(grad_norm, math.nan)
+        self.log("step", float(step))  # Lightning would count from 0
+        self.log("train/loss", loss)
+        for name, value in self.step_metrics(loss).items():
+            self.log(name, value)
+        self.log("train/tokens_seen", float(self.tokens_seen))
+        self.log("train/grad_norm", grad_norm)
+        if self.tokens_per_second is not None:
+            self.log("train/tokens_per_second", self.tokens_per_second)
+        if self.mfu is not None:
+            self.log("train/mfu", self.mfu)
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation follows this optimizer step."""
+        return step > 0 and (step % self.eval_every_n_steps == 0 or step >= self.total_steps)
+
+    def _schedule_evaluation(self) -> None:
+        """Makes Lightning evaluate now, or not after this batch.
+
+        It would count batches, which in epochs that end with a short accumulation are not steps.
+        """
+        due = self.evaluates_after(self.trainer.global_step)
+        self.trainer.val_check_batch = 1 if due else _NEVER
+
+    def capped_lr_factor(self, step: int) -> float:
+        """The multiple of the peak learning rate for the update after so many finished ones."""
+        factor = self.lr_factor(step)
+        return factor if self.lr_ceiling is None else min(factor, self.lr_ceiling)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, with a schedule that is asked at every optimizer step."""
+        optimizer = self.make_optimizer(self.net)
+        scheduler = LambdaLR(optimizer, self.capped_lr_factor)
+        self._settings_of_groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
+        }
+
+    # --- evaluation -----------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts new sums."""
+        self._sums = {}
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds one batch to the sums of its split."""
+        split = EVALUATED[dataloader_idx]
+        before = self._sums.get(split)
+        found = self.evaluation_sums(batch)
+        self._sums[split] = found if before is None else {name: before[name] + found[name] for name in found}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs what all batches of all ranks come to; before the first step too."""
+        reduce = self.trainer.strategy.reduce
+        sums = {
+            split: {name: reduce(total, reduce_op="sum") for name, total in of_split.items()}
+            for split, of_split in self._sums.items()
+        }
+        metrics = self.evaluation_metrics(sums)
+        self.log_dict(metrics, sync_dist=True)  # equal on every rank already; Lightning warns without it
+        if self.trainer.sanity_checking:
+            for logger in self.loggers:
+                logger.log_metrics(metrics, step=0)
+        else:
+            self.log("step", float(self.trainer.global_step), sync_dist=True)
+
+    def on_validation_end(self) -> None:
+        """Ends a run that was resumed after its last step, to make up for the evaluation of it."""
+        if not self.trainer.sanity_checking and self.trainer.global_step >= self.total_steps:
+            self.trainer.should_stop = True
+
+    # --- checkpoints ----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is needed to rebuild model and tokenizer, and the count of tokens seen."""
+        checkpoint[HEADER_KEY] = {
+            **checkpoint_header(self.net.config, self.tokenizer, self.run_config, self.start),
+            "task": self.task_state(),
+            "tune": dict(self.tune),
+            "tokens_seen": self.position.tokens_seen,
+            "data_sha256": self.data_sha256,
+            "global_batch": self.global_batch,
+            "world_size": self.trainer.world_size,
+            "total_steps": self.total_steps,
+            "lr_ceiling": self.lr_ceiling,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another model or tokenizer before any weight is touched."""
+        check_same_model(checkpoint[HEADER_KEY], self.net.config, self.tokenizer)
+        self.tokens_seen = int(checkpoint[HEADER_KEY]["tokens_seen"])
