@@ -38,6 +38,8 @@ def build_module(
     else:
         net, start = GPTModel(config), resume.header.get("start", RANDOM)
     make_optimizer, tune = instantiate(cfg.optimizer), instantiate(cfg.tune)
+    # Made here, and below, only to be refused here, not in the middle of the set-up, if a number is wrong.
+    make_optimizer(net)
     lr_factor, lr_ceiling = _schedule(cfg, total_steps, resume)
     module: TrainingModule = instantiate(cfg.task)(
         net,
@@ -56,7 +58,6 @@ def build_module(
         **datamodule.module_settings(),
     )
     tune.apply(module.net)
-    # Made here only to be refused here, not in the middle of the set-up, if a number is wrong.
     make_optimizer(module.net)
     return module
 
