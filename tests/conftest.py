@@ -3,11 +3,14 @@
 # B windows in a batch, T tokens in a window
 
 import csv
+import json
 import os
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +203,92 @@ def fake_train(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has sweeps start a stand-in for `gptpl train`, of a tenth of a second: see fake_train.py."""
     program = (sys.executable, str(Path(__file__).with_name("fake_train.py")))
     monkeypatch.setattr("gptpl.sweeps.worker.PROGRAM", program)
+
+
+class JudgeServer(ThreadingHTTPServer):
+    """Speaks as Ollama and OpenAI do. `script` holds what to do with the next requests; then it replies."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), JudgeHandler)
+        self.script: list[Callable[[JudgeHandler], None]] = []
+        self.reply: Callable[[str], str] = lambda prompt: "Score: 85"  # of the last message
+        self.bodies: list[Any] = []
+        self.headers: list[Mapping[str, str]] = []
+        self.most_at_once = self.at_once = 0
+        self.released = threading.Event()  # set at the end of a test: ends every wait
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay silent when a client hangs up."""
+
+
+class JudgeHandler(BaseHTTPRequestHandler):
+    """What a server does with one question, well or badly."""
+
+    server: JudgeServer
+
+    def do_POST(self) -> None:
+        server = self.server
+        server.at_once += 1
+        server.most_at_once = max(server.most_at_once, server.at_once)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server.bodies.append(body)
+        server.headers.append(dict(self.headers))
+        act = server.script.pop(0) if server.script else JudgeHandler.answer
+        act(self)
+        server.at_once -= 1
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def answer(self) -> None:
+        self.say(self.server.reply(self.server.bodies[-1]["messages"][-1]["content"]))
+
+    def say(self, text: str) -> None:
+        message = {"role": "assistant", "content": text}
+        shapes: dict[str, dict[str, Any]] = {
+            "/api/chat": {"message": message},
+            "/v1/chat/completions": {"choices": [{"message": message}]},
+        }
+        self.send(200, json.dumps(shapes[self.path] | {"model": "m", "done": True}))
+
+    def send(self, status: int, text: str = "", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def fall_silent(self) -> None:
+        self.server.released.wait(20)
+
+    def cut(self) -> None:
+        self.close_connection = True
+
+    def cut_midway(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b'{"message": {"content": "Score: 1')
+        self.close_connection = True
+
+
+@pytest.fixture
+def judge_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    # What the environment says of proxies must not matter for a server on this machine.
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with JudgeServer() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.released.set()
+        running.shutdown()
+        thread.join()

@@ -47,6 +47,16 @@ EXAMPLES = {
         ("gptpl evaluate checkpoint=RUN/checkpoints/best.ckpt data=the_verdict", "a certain checkpoint"),
         ("gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all", "GPT-2 itself"),
     ],
+    "judge": [
+        ("gptpl judge responses=responses.json", "scores from 0 to 100 by llama3, which Ollama serves here"),
+        ("gptpl judge responses=responses.json judge=none", "against the references alone, without a server"),
+        ("gptpl judge responses=A.json compare=B.json both_orders=true", "which of two models is better?"),
+        ("gptpl judge responses=A.json judge=openai judge.model=NAME", "the key from OPENAI_API_KEY"),
+        (
+            "gptpl judge responses=A.json judge=openai judge.address=URL judge.api_key_env=null",
+            "without a key",
+        ),
+    ],
     "weights fetch": [
         ("gptpl weights fetch", "124M from the Hugging Face hub"),
         ("gptpl weights fetch size=355M source=openai", "OpenAI's TensorFlow files"),

@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "inspect": "how surprised a trained model is by each token of a text, as a web page",
     "evaluate": "loss and perplexity of a trained model on any data",
+    "judge": "score a model's answers by their references, a judge model, or another model's",
     "report": "compare runs: ranking, curves, settings and samples, as a web page and Markdown",
     "runs list": "which runs are on disk, with their losses and sizes",
     "runs show": "one run at a glance",

@@ -4,16 +4,29 @@ import re
 
 from gptpl.errors import InputError
 
-FREE_TEXT = frozenset({"prompt", "text"})
+FREE_TEXT = frozenset(
+    {
+        "judge.comparison_prompt",
+        "judge.comparison_reminder",
+        "judge.prompt",
+        "judge.reminder",
+        "judge.rubric",
+        "judge.system",
+        "prompt",
+        "text",
+    }
+)
 PATHS = frozenset(
     {
         "checkpoint",
+        "compare",
         "data.path",
         "hydra.sweep.dir",
         "init.checkpoint",
         "init.path",
         "output",
         "prompt_file",
+        "responses",
         "resume",
         "run_dir",
         "text_file",

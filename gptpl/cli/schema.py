@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from gptpl.cli.schema_init import FileInitConf, InitConf, PublishedInitConf, RunInitConf
+from gptpl.cli.schema_judge import JudgeConf, JudgeModelConf, NoJudgeConf
 from gptpl.cli.schema_outputs import (
     BestCheckpointConf,
     EarlyStoppingConf,
@@ -216,6 +217,7 @@ SCHEMAS: dict[str, type] = {
     "generate": GenerateConf,
     "evaluate": EvaluateConf,
     "inspect": InspectConf,
+    "judge": JudgeConf,
     "weights_fetch": WeightsFetchConf,
     "weights_convert": WeightsConvertConf,
     "sweep": SweepConf,
@@ -241,6 +243,8 @@ SCHEMAS: dict[str, type] = {
     "decay_schedule": DecayScheduleConf,
     "trainer": TrainerConf,
     "sampling": SamplingConf,
+    "judge_model": JudgeModelConf,
+    "judge_none": NoJudgeConf,
     "logger": LoggerConf,
     "sample_text": SampleTextConf,
     "checkpoint_best": BestCheckpointConf,

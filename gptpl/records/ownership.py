@@ -13,6 +13,7 @@ _OWN = re.compile(
     r"(.*/)?\.[^/]+\.tmp|metrics\.csv\.tmp"  # what a write that was cut short leaves
     r"|(config\.yaml|run\.json|metrics\.csv|samples\.jsonl|steps\.jsonl|train\.log|loss\.png)"
     r"|report(\.html|\.md|-.*\.png)"
+    r"|(scores|comparison)(\.json|\.png)|judgements\.jsonl"
     r"|nonfinite_step_\d+\.txt"
     r"|checkpoints/(best|last|step-\d+)\.ckpt(\.sha256)?(\.damaged)?"
     r"|tensorboard/(.*/)?(events\.out\.tfevents\..*|hparams\.yaml)"

@@ -33,11 +33,12 @@ Compose = Callable[..., DictConfig]
 
 CONF = config_folder()
 YAMLS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
-ROOTS = ("train", "generate", "inspect", "evaluate", "weights_fetch", "weights_convert", "sweep")
+ROOTS = ("train", "generate", "inspect", "evaluate", "judge", "weights_fetch", "weights_convert", "sweep")
 GROUPS = tuple(default_choices("train"))
 WITHOUT_DEFAULT = {
     "train": (),
     "sweep": (),
+    "judge": ("responses",),
     "weights_fetch": (),
     "weights_convert": ("checkpoint", "format", "output"),
 }

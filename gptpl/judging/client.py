@@ -1,0 +1,246 @@
+"""Questions to a judge's server over HTTP: retried where that may help, never for ever."""
+
+import email.utils
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from gptpl.errors import InputError
+from gptpl.judging.protocols import ChatProtocol
+
+if TYPE_CHECKING:
+    import requests
+
+log = logging.getLogger(__name__)
+
+_TRY_AGAIN_STATUS = frozenset({408, 429, *range(500, 600)})
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_QUOTED_CHARACTERS = 300
+
+
+class UnreadableReplyError(Exception):
+    """The server answered, but not with a reply of its protocol."""
+
+
+class _TryAgainError(Exception):
+    """A try that failed for a reason which may pass; the server wants the next one `after_seconds`."""
+
+    def __init__(self, reason: str, *, after_seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.after_seconds = after_seconds
+
+
+@dataclass(kw_only=True)
+class JudgeClient:
+    """One server, asked by any number of threads.
+
+    Attributes:
+        address: http(s) address without the protocol's path.
+        protocol: what the server speaks.
+        model: name of the model, for messages.
+        api_key: sent as a bearer token; None: none is sent.
+        timeout_seconds: longest silence of the server.
+        retries: tries after the first, of one question.
+        backoff_seconds: wait after the first failed try, doubled after each further one.
+        max_wait_seconds: longest wait that a server may ask for.
+        sleep: waits.
+        retried: tries that failed and were made again, so far.
+    """
+
+    address: str
+    protocol: ChatProtocol
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    timeout_seconds: float
+    retries: int
+    backoff_seconds: float
+    max_wait_seconds: float
+    sleep: Callable[[float], None] = time.sleep
+    retried: int = 0
+    _answered: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def url(self) -> str:
+        """Where questions go."""
+        return f"{self.address}{self.protocol.path}"
+
+    def reply(self, body: dict[str, Any]) -> str:
+        """The text of the model's reply; time-outs, lost connections, HTTP 408, 429 and 5xx are tried again.
+
+        Raises:
+            UnreadableReplyError: a reply that is no JSON, or holds no text where the protocol has it.
+            InputError: no connection, all tries failed, a longer wait asked for, or a question that the
+                server refuses, in its own words.
+        """
+        for failures in range(1, self.retries + 2):
+            try:
+                return self._try(body)
+            except _TryAgainError as error:
+                if failures > self.retries:
+                    tries = "once" if failures == 1 else f"{failures} times"
+                    raise InputError(
+                        f"the judge at {self.address} failed {tries} ({error}): see what is wrong there;"
+                        " the same command then goes on from here"
+                    ) from error
+                wait_seconds = self._wait_seconds(error, failures)
+                with self._lock:
+                    self.retried += 1
+                log.warning("judge at %s: %s; trying again in %g s", self.address, error, wait_seconds)
+                self.sleep(wait_seconds)
+        raise AssertionError("the last try returns or raises")
+
+    def _wait_seconds(self, error: _TryAgainError, failures: int) -> float:
+        if error.after_seconds is None:
+            return min(self.backoff_seconds * 2 ** (failures - 1), self.max_wait_seconds)
+        if error.after_seconds > self.max_wait_seconds:
+            raise InputError(
+                f"the judge at {self.address} asks to wait {error.after_seconds:,.0f} s ({error}): run the"
+                " same command again then, which goes on from here, or raise judge.max_wait_seconds"
+            ) from error
+        return error.after_seconds
+
+    def _try(self, body: dict[str, Any]) -> str:
+        import requests
+
+        try:
+            response = requests.post(
+                self.url,
+                json=body,
+                timeout=self.timeout_seconds,
+                auth=self._authorised,
+                allow_redirects=False,  # the question would be sent again without its body
+                # A server on this machine is not behind the proxy that the environment may name.
+                proxies={"http": "", "https": ""} if urlsplit(self.url).hostname in _LOOPBACK else None,
+            )
+        except requests.Timeout as error:
+            raise _TryAgainError(f"no answer for {self.timeout_seconds:g} s") from error
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+            if not self._answered and _nobody_listens(error):
+                raise InputError(
+                    f"no judge answers at {self.address}: {self.protocol.how_to_start(self.model)}"
+                ) from error
+            raise _TryAgainError("the connection was lost") from error
+        except requests.RequestException as error:
+            said = " ".join(str(error).split())
+            raise InputError(
+                f"the judge at {self.address} cannot be asked ({said}): mend judge.address"
+            ) from error
+        self._answered = True
+        return self._text(response)
+
+    def _authorised(self, request: "requests.PreparedRequest") -> "requests.PreparedRequest":
+        # As `auth`, for requests would put what ~/.netrc says of the host over a header.
+        if self.api_key is not None:
+            request.headers["Authorization"] = f"Bearer {self.api_key}"
+        return request
+
+    def _text(self, response: "requests.Response") -> str:
+        status = f"HTTP {response.status_code} {response.reason}"
+        if response.status_code in _TRY_AGAIN_STATUS:
+            said = _said(response)
+            raise _TryAgainError(
+                f"{status}: {said}" if said else status,
+                after_seconds=_asked_wait(response.headers.get("Retry-After")),
+            )
+        if response.status_code != 200:
+            raise self._refusal(response, status)
+        try:
+            data = response.json()
+        except ValueError as error:
+            raise UnreadableReplyError(f"no JSON: {response.text[:_QUOTED_CHARACTERS]}") from error
+        text = self.protocol.text(data)
+        if text is None:
+            raise UnreadableReplyError(f"JSON without a text: {response.text[:_QUOTED_CHARACTERS]}")
+        return text
+
+    def _refusal(self, response: "requests.Response", status: str) -> InputError:
+        said = _said(response)
+        if response.status_code == 404 and "model" in said:
+            remedy = self.protocol.how_to_get(self.model)
+            return InputError(f"the judge at {self.address} has no model {self.model} ({said}): {remedy}")
+        if response.status_code in (401, 403):
+            remedy = "name the variable that holds a valid key with judge.api_key_env="
+        elif "context" in said:
+            remedy = "raise judge.num_ctx, or the server's context"
+        else:
+            remedy = "mend what it names, or judge.address, judge.protocol, judge.model"
+        return InputError(
+            f"the judge at {self.address} refuses the question ({status}: {said or 'nothing more'}): {remedy}"
+        )
+
+
+def checked_address(address: str, protocol: ChatProtocol) -> str:
+    """The address without a slash or the protocol's /v1 at its end.
+
+    Raises InputError where it is none of http or https, or holds a password.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"judge.address={address} is no address: give one such as http://localhost:11434")
+    if parts.username is not None or parts.password is not None:
+        raise InputError(
+            f"judge.address of {parts.hostname} holds a user or password, which would be recorded:"
+            " leave it out, and name the variable that holds the key with judge.api_key_env="
+        )
+    address = address.rstrip("/")
+    return address.removesuffix("/v1") if protocol.name == "openai" else address
+
+
+def api_key(variable: str | None) -> str | None:
+    """The key in an environment variable; None where none is named. Raises InputError if it is empty."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        state = "holds no key" if key else "is not set"
+        raise InputError(
+            f"the environment variable {variable} of judge.api_key_env {state}:"
+            f" set it, or give judge.api_key_env=null for a server without keys"
+        )
+    return key
+
+
+def _nobody_listens(error: BaseException) -> bool:
+    """Whether a connection was refused, or the host is unknown."""
+    return any(isinstance(each, (ConnectionRefusedError, socket.gaierror)) for each in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _said(response: "requests.Response") -> str:
+    """The server's own words, as one line: Ollama's `error`, OpenAI's `error.message`, or the text."""
+    try:
+        data = response.json()
+    except ValueError:
+        data = None
+    said = data.get("error") if isinstance(data, dict) else None
+    if isinstance(said, dict):
+        said = said.get("message")
+    return " ".join(str(said or response.text).split())[:_QUOTED_CHARACTERS]
+
+
+def _asked_wait(header: str | None) -> float | None:
+    """Seconds of a Retry-After header, which is a number or a date; None without one that can be read."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        then = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=UTC)
+    return max(0.0, (then - datetime.now(UTC)).total_seconds())

@@ -1,0 +1,129 @@
+"""What a judge's reply says: a score, or which of two answers is better. Whatever can be doubted is None."""
+
+import json
+import re
+from typing import Any
+
+FIRST, SECOND, TIE = "A", "B", "tie"
+
+_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_MARKUP = re.compile(r"[*`\"'#]|(?<!\w)_+|_+(?!\w)")
+_DASH = r"[-\u2010-\u2015]"
+# A number, and what comes after it if that makes another amount of it: 8/10, 80-90, 85 %, 1,000.
+_AMOUNT = (
+    r"\[?(?<![\w.,/-])(-?\d+(?:\.\d+)?)(?!\w|\.\d)"
+    rf"(\s*(?:(?:/|out of|of|to|{_DASH})\s*\d[\d.,]*|%)|,\d+)?\]?(?:\s*points?)?"
+)
+_LABEL = r"(?:score|rating|grade)"
+_END = r"\s*[.!]?"
+_CHOICE = (
+    r"\[*(?:(?:answer|response|assistant|model)\s+)?(A|B|C|tie|draw|equal|neither|both)\b\]*"  # [[C]]: a tie
+)
+
+
+def parse_score(reply: str, *, low: float, high: float) -> float | None:
+    """The score that a reply gives on the scale from `low` to `high`, or None.
+
+    Lines `Score: N` decide. Without one, JSON with the key "score", a first or last line that is a number
+    alone, a number after "score", "rating" or "grade", and one on the right scale ("85/100", "85 out of
+    100") are read. None where they contradict each other, and for a number that is outside the scale, of
+    another one ("8/10"), a range ("80-90"), or has a comma. The scale itself ("from 0 to 100") is no score.
+    """
+    text = _without_scale(_plain(reply), low, high)
+    found = _by_line(text, rf"(?:final |overall )?{_LABEL}\s*[:=]\s*{_AMOUNT}{_END}")
+    if not found:
+        every = [match.groups() for match in re.finditer(_AMOUNT, text)]
+        found = [
+            *((str(value), "") for value in _from_json(reply, "score")),
+            *_edge_lines(text, _AMOUNT + _END),
+            *re.findall(rf"\b{_LABEL}\s*(?:(?::|=|is|of|as|would be)\s*)*{_AMOUNT}", text, re.IGNORECASE),
+            *((number, tail) for number, tail in every if tail and _is_top(tail, high)),
+        ]
+    values = {_value(number, tail, low, high) for number, tail in found}
+    return values.pop() if len(values) == 1 else None
+
+
+def parse_winner(reply: str) -> str | None:
+    """Which answer a reply prefers, FIRST, SECOND or TIE, or None.
+
+    Lines `Winner: A`, `Winner: B` or `Winner: tie` decide. Without one, JSON with the key "winner", a first
+    or last line that is such a word alone ("A", "[[B]]", "Answer A", "Tie.") and "Answer A is better" are
+    read. None where they contradict each other.
+    """
+    text = _plain(reply)
+    found = _by_line(text, rf"(?:final |overall )?(?:winner|verdict)\s*[:=]\s*{_CHOICE}{_END}")
+    if not found:
+        found = [
+            *(word for value in _from_json(reply, "winner") for word in _by_line(str(value), f"({_CHOICE})")),
+            *_edge_lines(text, f"({_CHOICE}){_END}"),
+            *_groups(r"\b(?:answer|response)\s+([AB])\s+(?:is (?:clearly |slightly )?better|wins)\b", text),
+            *_groups(r"\bbetter (?:answer|response) is (?:answer |response )?([AB])\b", text),
+        ]
+    winners = {_winner(groups[-1]) for groups in found}
+    return winners.pop() if len(winners) == 1 else None
+
+
+def _winner(word: str) -> str:
+    return word.upper() if word.upper() in (FIRST, SECOND) else TIE
+
+
+def _value(number: str, tail: str | None, low: float, high: float) -> float | None:
+    """The number, unless it is off the scale or what comes after it makes another amount of it."""
+    percentage = (tail or "").strip() == "%" and (low, high) == (0, 100)
+    if tail and not percentage and not _is_top(tail, high):
+        return None
+    try:
+        value = float(number)
+    except ValueError:
+        return None
+    return value if low <= value <= high else None
+
+
+def _is_top(tail: str, high: float) -> bool:
+    """Whether what comes after a number is the right scale: `/100`, `out of 100`."""
+    match = re.fullmatch(r"\s*(?:/|out of|of)\s*(\d+(?:\.\d+)?)[.,]?", tail, re.IGNORECASE)
+    return match is not None and float(match[1]) == high
+
+
+def _without_scale(text: str, low: float, high: float) -> str:
+    """The text without where it only says from where to where scores go."""
+    bottom, top = re.escape(f"{low:g}"), re.escape(f"{high:g}")
+    text = re.sub(
+        rf"\(?(?<![\d.])(?:from |between )?{bottom}\s*(?:{_DASH}|to|and)\s*{top}(?!\.?\d)\)?", " ", text
+    )
+    text = re.sub(rf"\(\s*(?:out of|of|/)\s*{top}\s*\)", " ", text)
+    return re.sub(rf"({_LABEL})\s+out of\s+{top}(?!\.?\d)", r"\1", text, flags=re.IGNORECASE)
+
+
+def _plain(reply: str) -> str:
+    """The reply without a reasoning model's thoughts and without Markdown."""
+    return _MARKUP.sub("", _THOUGHTS.sub("", reply)).strip()
+
+
+def _by_line(text: str, pattern: str) -> list[tuple[str, ...]]:
+    """The groups of the pattern in each line that is nothing else."""
+    lines = (re.fullmatch(pattern, line.strip(), re.IGNORECASE) for line in text.splitlines())
+    return [match.groups() for match in lines if match]
+
+
+def _edge_lines(text: str, pattern: str) -> list[tuple[str, ...]]:
+    """The same of the first and the last line that are not blank."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return _by_line("\n".join([*lines[:1], *lines[-1:]]), pattern)
+
+
+def _groups(pattern: str, text: str) -> list[tuple[str, ...]]:
+    return [match.groups() for match in re.finditer(pattern, text, re.IGNORECASE)]
+
+
+def _from_json(reply: str, key: str) -> list[Any]:
+    """The value of a key where the reply, or the fenced block in it, is a JSON object."""
+    text = _THOUGHTS.sub("", reply).strip()
+    fenced = re.search(r"```(?:json)?\s*(\{.*?\})\s*```", text, re.DOTALL)
+    try:
+        data = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):  # an integer of thousands of digits is a ValueError of its own
+        return []
+    if not isinstance(data, dict):
+        return []
+    return [value for name, value in data.items() if name.lower() == key]
