@@ -1,6 +1,8 @@
 """A judge that is asked again, that remembers, and that several threads ask."""
 
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -147,6 +149,16 @@ def test_an_error_ends_the_work():
 
 def test_nothing_at_all():
     assert list(in_threads([], number, threads=3)) == []
+
+
+def test_the_program_ends_though_a_server_keeps_a_thread_waiting():
+    program = (
+        "import time\n"
+        "from gptpl.judging.threads import in_threads\n"
+        "for _ in in_threads([0, 60], time.sleep, threads=2):\n"
+        "    raise SystemExit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 7
 
 
 # --- scores and comparisons -----------------------------------------------------------------------------
