@@ -68,6 +68,8 @@ def _judge(cfg: DictConfig) -> None:
             raise InputError(
                 "both_orders=true has two answers to swap only with compare=: give it, or leave it out"
             )
+        if not all(cfg.markers):
+            raise InputError("markers holds an empty text, which is in every answer: leave it out")
         check_bootstrap(seed=cfg.seed, samples=cfg.bootstrap_samples)
         responses = Path(cfg.responses).expanduser()
         compare = None if cfg.compare is None else Path(cfg.compare).expanduser()
@@ -135,15 +137,14 @@ def _kept(request: _Request, total: int) -> Iterator[Any]:
     assert request.judge is not None
     cache = request.judge.cache
     if len(cache):
-        log.info("%s: %d earlier replies, which are not asked for again", cache.path, len(cache))
+        log.info("%s: earlier replies (%d) are not asked for again", cache.path, len(cache))
     with tqdm(total=total, unit="answer", desc="judging", disable=None) as bar:
         try:
             yield bar
         except BaseException:
             if len(cache):
-                log.info(
-                    "%s: %d replies are kept, the same command goes on from there", cache.path, len(cache)
-                )
+                replies = "1 reply is" if len(cache) == 1 else f"{len(cache)} replies are"
+                log.info("%s: %s kept, the same command goes on from there", cache.path, replies)
             raise
 
 

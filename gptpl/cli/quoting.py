@@ -35,6 +35,9 @@ PATHS = frozenset(
 OPEN_NAMESPACES = ("callbacks", "logger")
 """Where the command line may add what no config has: a callback or logger of the user's own."""
 
+OPEN_DICTIONARIES = ("judge.options.",)
+"""Keys that begin so are the user's own: a server's options, which gptpl does not know."""
+
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _FLAGS: dict[str, tuple[str, ...] | None] = {
     **dict.fromkeys(("-m", "--multirun", "--resolve", "--hydra-help"), ()),
@@ -79,11 +82,13 @@ def readable_by_hydra(override: str) -> str:
 
     A prompt is text to the last character. A path may hold any character too, but `${...}` in it is filled
     in; null and a quoted path are left to Hydra. A `+` is dropped, so that Hydra refuses an unknown key,
-    unless it adds a callback or a logger.
+    unless it adds a callback or a logger; one is added where any key is right.
     """
     key, equals, value = override.partition("=")
     name = key.lstrip("+")
-    if name.partition(".")[0] not in OPEN_NAMESPACES:
+    if name.startswith(OPEN_DICTIONARIES):
+        key = f"++{name}"
+    elif name.partition(".")[0] not in OPEN_NAMESPACES:
         key = name
     left_to_hydra = value in ("", "null") or re.fullmatch(r"(['\"]).*\1", value, flags=re.DOTALL)
     plain_path = name in PATHS and not left_to_hydra

@@ -73,7 +73,7 @@ class NoJudgeConf:
 
 @dataclass(kw_only=True)
 class JudgeModelConf:
-    """`gptpl.judging.settings.JudgeModel`."""
+    """`gptpl.judging.settings.JudgeModel`; any key may be set below `options`."""
 
     _target_: str = "gptpl.judging.settings.JudgeModel"
     protocol: str = MISSING

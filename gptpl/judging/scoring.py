@@ -16,6 +16,8 @@ def judged(
 ) -> Iterator[tuple[int, Verdict[float]]]:
     """Yields (place, verdict) as the judge answers; a verdict's value is a score, or None.
 
+    The answer is part of what the judge reads: one that is written to sway it may do so.
+
     Raises InputError where the judge cannot be asked any more.
     """
     prompt, reminder = settings.score_prompts()

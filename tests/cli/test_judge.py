@@ -85,11 +85,22 @@ def test_scores_their_means_and_a_picture(judge, judge_server, responses, tmp_pa
 
 def test_the_judge_sees_the_task_the_reference_and_the_answer(judge, judge_server, responses, tmp_path):
     responses(answers=["red", "five {{ rubric }}", "owl"])
-    outcome = judge("judge.rubric=Be kind, 'please' {x}.", "judge.system=You grade.", "judge.num_ctx=8192")
+    outcome = judge(
+        "judge.rubric=Be kind, 'please' {x}.",
+        "judge.system=You grade.",
+        "judge.num_ctx=8192",
+        "judge.options.top_k=5",
+    )
     assert outcome.status == 0, outcome.err
     body = judge_server.bodies[1]
     assert (body["model"], body["stream"]) == ("llama3", False)
-    assert body["options"] == {"temperature": 0, "seed": 123, "num_ctx": 8192, "num_predict": 1024}
+    assert body["options"] == {
+        "temperature": 0,
+        "seed": 123,
+        "num_ctx": 8192,
+        "num_predict": 1024,
+        "top_k": 5,
+    }
     assert body["messages"][0] == {"role": "system", "content": "You grade."}
     assert body["messages"][1]["content"] == (
         "Score how well a model's answer follows an instruction.\n\nInstruction:\nAdd.\n\nInput:\n2 and 3\n\n"
@@ -157,7 +168,7 @@ def test_a_judge_that_fails_midway_goes_on_from_there(judge, judge_server, respo
     outcome = judge()
     assert outcome.status == 2
     assert "bad luck" in outcome.err.splitlines()[-1]
-    assert "judgements.jsonl: 1 replies are kept, the same command goes on from there" in outcome.err
+    assert "judgements.jsonl: 1 reply is kept, the same command goes on from there" in outcome.err
     assert not (tmp_path / "scores.json").exists()
     assert len(judge_server.bodies) == 2
     assert judge().status == 0
@@ -255,6 +266,7 @@ def test_a_comparison_against_the_references_alone(gptpl, responses, tmp_path):
         (("responses=r.json", "judge.prompt={{ answer }}"), r"judge\.prompt uses {{ answer }}"),
         (("responses=r.json", "bootstrap_samples=1"), "bootstrap_samples=1 is too few"),
         (("responses=r.json", "seed=-1"), "seed=-1 is negative"),
+        (("responses=r.json", "markers=['']"), "markers holds an empty text"),
         (("responses=r.json", "judge=openai"), "OPENAI_API_KEY of judge.api_key_env is not set"),
         (("responses=r.json", "judge.address=http://127.0.0.1:9"), "`ollama serve`.*`ollama pull llama3`"),
     ],
