@@ -16,6 +16,8 @@ def foreign(folder):
 def test_files_of_others_are_told_from_those_of_a_run(tmp_path, make_run):
     run = make_run(tmp_path / "run")
     (run / "checkpoints/.step-00000005.ckpt.77.tmp").touch()
+    for name in ("scores.json", "scores.png", "comparison.json", "comparison.png", "judgements.jsonl"):
+        (run / name).touch()
     assert foreign(run) == set()
     for name in FOREIGN:
         (run / name).parent.mkdir(exist_ok=True)
