@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gptpl.model import GPTModel, eval_mode
-from gptpl.training.head_loss import summed_head_loss
+from gptpl.training.head_loss import head_factors, summed_head_loss
 from gptpl.training.loss import perplexity
 
 
@@ -31,7 +31,8 @@ def evaluate(net: GPTModel, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluat
     total = count = 0.0
     with torch.inference_mode(), eval_mode(net):
         for inputs, targets in batches:
-            sums = summed_head_loss(net.hidden(inputs.to(device)), net.out_head.weight, targets.to(device))
+            factors = head_factors(net.out_head, net.hidden(inputs.to(device)))
+            sums = summed_head_loss(*factors, targets.to(device))
             total, count = total + sums[0].item(), count + sums[1].item()
     loss = total / count
     return Evaluation(loss=loss, perplexity=perplexity(loss), tokens=int(count))

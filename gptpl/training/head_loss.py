@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptpl.model import GPTModel
+from gptpl.model.low_rank import LowRankLinear
 from gptpl.training.loss import IGNORED_TARGET, next_token_loss, summed_next_token_loss
 
 Head = Literal["fused", "plain"]
@@ -33,8 +34,17 @@ def training_loss(net: GPTModel, inputs: Tensor, targets: Tensor, *, head: Head)
     `head` "fused" is `head_loss`; "plain" makes all logits, then the loss.
     """
     if head == "fused":
-        return head_loss(net.hidden(inputs), net.out_head.weight, targets)
+        return head_loss(*head_factors(net.out_head, net.hidden(inputs)), targets)
     return next_token_loss(net(inputs), targets)
+
+
+def head_factors(head: nn.Linear, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """What `head_loss` takes for a head without bias: inputs (..., D) and a weight (V, D).
+
+    A low-rank head has R more columns, its small matrices': the gradient of the whole weight is then made, as
+    if all of it trained.
+    """
+    return head.one_product(hidden) if isinstance(head, LowRankLinear) else (hidden, head.weight)
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.model.low_rank import LowRankLinear, add_low_rank
 from gptpl.training import head_loss as module
-from gptpl.training.head_loss import head_loss, summed_head_loss
+from gptpl.training.head_loss import head_factors, head_loss, summed_head_loss, training_loss
 
 V, D = 50, 16
 
@@ -132,3 +134,36 @@ def test_no_logits_of_all_positions_in_fp32(monkeypatch):
 
     assert largest(lambda: F.cross_entropy(hidden @ weight.t(), targets)) >= 4 * N * vocabulary
     assert largest(lambda: head_loss(hidden, weight, targets)) < 4 * N * vocabulary
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["training", "evaluation"])
+def test_a_low_rank_head_has_the_loss_and_the_gradients_of_all_logits(trained):
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=V, context_length=6, emb_dim=D, n_heads=2, n_layers=1,
+        drop_rate=0.1, qkv_bias=False, tie_weights=False, init="torch",
+    )  # fmt: skip
+    net = GPTModel(config).train(trained)
+    add_low_rank(net, rank=2, alpha=4.0, dropout=0.5, targets=["out_head", "qkv"])
+    assert isinstance(net.out_head, LowRankLinear)
+    torch.nn.init.normal_(net.out_head.lora_B)
+    net.out_head.weight.requires_grad_(False)
+    tokens, targets = torch.randint(0, V, (3, 6)), inputs()[2]
+    found = []
+    for head in ("fused", "plain"):
+        torch.manual_seed(1)  # the same are dropped
+        net.zero_grad()
+        loss = training_loss(net, tokens, targets, head=head)
+        loss.backward()
+        found.append(
+            {name: p.grad for name, p in net.named_parameters() if p.grad is not None} | {"loss": loss}
+        )
+    fused, plain = found
+    assert fused.keys() == plain.keys()
+    assert "out_head.weight" not in fused
+    assert fused["out_head.lora_A"].abs().sum() > 0
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fused[name], tensor, atol=1e-6, rtol=1e-4, msg=name)
+    if not trained:
+        total, count = summed_head_loss(*head_factors(net.out_head, net.hidden(tokens)), targets)
+        assert (total / count).item() == pytest.approx(plain["loss"].item(), rel=1e-5)
