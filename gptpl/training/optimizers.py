@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from gptpl.errors import InputError
+from gptpl.model.low_rank import is_low_rank
 from gptpl.training.param_groups import Decay, decay_groups
 
 
@@ -52,6 +53,9 @@ def muon(
     With `adjust_lr_fn="match_rms_adamw"` its updates have AdamW's size, so `muon_lr` is of AdamW's order too
     (Liu et al. 2025, "Muon is scalable for LLM training").
 
+    The small matrices of LoRA are AdamW's: only their product is a hidden layer's, and to make the update of
+    each orthogonal says nothing of it.
+
     Args:
         net: a `GPTModel`, or any module that keeps its hidden matrices under `blocks`.
         lr: peak learning rate of the AdamW part.
@@ -72,10 +76,12 @@ def muon(
     hidden = [
         p
         for name, p in net.named_parameters()
-        if ".blocks." in f".{name}" and p.dim() == 2 and p.requires_grad
+        if ".blocks." in f".{name}" and p.dim() == 2 and p.requires_grad and not is_low_rank(name)
     ]
     if not hidden:
-        raise InputError("optimizer=muon finds no matrix in the model's blocks: use optimizer=adamw")
+        raise InputError(
+            "optimizer=muon finds no whole matrix that trains in the model's blocks: use optimizer=adamw"
+        )
     chosen = {id(p) for p in hidden}
     rest = [
         {**group, "params": [p for p in group["params"] if id(p) not in chosen]}

@@ -280,7 +280,7 @@ def test_muon_is_refused_where_torch_has_none(monkeypatch):
 
 @needs_muon
 def test_muon_is_refused_where_there_is_nothing_for_it():
-    with pytest.raises(InputError, match="optimizer=muon finds no matrix"):
+    with pytest.raises(InputError, match="optimizer=muon finds no whole matrix"):
         muon(nn.Linear(2, 2), **MUON)
 
 
