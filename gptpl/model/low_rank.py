@@ -60,7 +60,7 @@ class LowRankLinear(nn.Linear):
         """A plain layer that computes the same without dropout; its weight is new, its bias this one's."""
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         weight = _sum(self.weight.detach(), self.lora_A.detach(), self.lora_B.detach(), self.scale)
-        layer.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        layer.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=self.weight.requires_grad)
         layer.bias = self.bias
         return layer.train(self.training)
 
@@ -102,6 +102,9 @@ def merged_weights(weights: Mapping[str, Tensor], *, scale: float) -> dict[str, 
     Args:
         weights: a state dict; it may have no low-rank layers.
         scale: alpha / R.
+
+    Returns:
+        Its merged weights are fp32, whatever type they had: nothing is rounded.
     """
     merged = {name: tensor for name, tensor in weights.items() if not is_low_rank(name)}
     for layer in low_rank_layers(weights):
@@ -123,9 +126,9 @@ def is_low_rank(name: str) -> bool:
 
 
 def _sum(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """W + scale B A, summed in fp32 and rounded once."""
+    """W + scale B A in fp32, whatever type they have."""
     product = B.float() @ A.float()  # (O, I)
-    return product.mul_(scale).add_(weight.float()).to(weight.dtype)
+    return product.mul_(scale).add_(weight.float())
 
 
 def _check(net: GPTBackbone, *, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:

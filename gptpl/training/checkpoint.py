@@ -18,9 +18,11 @@ from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain
 from gptpl.model import GPTConfig, GPTModel, empty_model
+from gptpl.model.low_rank import merged_weights
 from gptpl.training.checkpoint_io import verify
 from gptpl.training.lineage import RANDOM, lineage_of
 from gptpl.training.resume_state import RESUME_KEY
+from gptpl.training.tuning import ALL, low_rank_scale
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -139,9 +141,14 @@ def load_model(path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
             weights are not the configuration's.
     """
     checkpoint = read_checkpoint(path)
+    check_intact(path)
+    return model_of(checkpoint, path, device=device)
+
+
+def model_of(checkpoint: dict[str, Any], path: Path, *, device: str = "cpu") -> LoadedCheckpoint:
+    """Model and tokenizer of a checkpoint that was read from `path`. Raises InputError as `load_model`."""
     header = checkpoint[HEADER_KEY]
     check_writes_text(header, path)
-    check_intact(path)
     weights = net_weights(checkpoint)
     config = model_config(header, path)
     with torch.device("meta"):
@@ -174,7 +181,17 @@ def check_writes_text(header: Mapping[str, Any], path: Path, *, key: str = "chec
 
 
 def net_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's own tensors of a checkpoint, by the names that they have in the model."""
+    """The model's own tensors of a checkpoint, by the names that they have in the model.
+
+    Those of a training by LoRA are merged: they are a model's without low-rank layers, in fp32.
+    """
+    weights = trained_weights(checkpoint)
+    scale = low_rank_scale(checkpoint[HEADER_KEY].get("tune", ALL))
+    return weights if scale is None else merged_weights(weights, scale=scale)
+
+
+def trained_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's tensors as the training had them: base and low-rank matrices apart."""
     return {
         name.removeprefix(NET_PREFIX): tensor
         for name, tensor in checkpoint["state_dict"].items()

@@ -19,6 +19,7 @@ from gptpl.training.checkpoint import (
 )
 from gptpl.training.checkpoint_files import checkpoint_file
 from gptpl.training.lineage import lineage_of
+from gptpl.weights.adapter import is_adapter
 from gptpl.weights.requirements import check_fits
 from gptpl.weights.sources import StateDict
 from gptpl.weights.starting import LoadedWeights
@@ -49,9 +50,14 @@ class RunWeights(LoadedWeights):
 
     @property
     def file(self) -> Path:
-        """The checkpoint's file. Raises InputError where none is given."""
+        """The checkpoint's file. Raises InputError where none is given, and for an adapter alone."""
         if self.checkpoint is None:
             raise InputError("init.checkpoint is not set: give init.checkpoint=RUN_FOLDER or FILE.ckpt")
+        if is_adapter(Path(self.checkpoint).expanduser()):
+            raise InputError(
+                f"init.checkpoint={self.checkpoint} is an adapter: add it to its base first, gptpl weights"
+                f" convert checkpoint={self.checkpoint} format=gptpl output=FOLDER, and give that FOLDER"
+            )
         return checkpoint_file(self.checkpoint, key="init.checkpoint")
 
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:

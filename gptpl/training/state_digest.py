@@ -27,10 +27,11 @@ def state_digest(checkpoint: Mapping[str, Any]) -> dict[str, str]:
         "position": {name: resume[name] for name in ("step", "epoch", "batch", "tokens_seen")},
         "callbacks": checkpoint["callbacks"],
     }
-    return {name: _digest(part) for name, part in parts.items()}
+    return {name: digest(part) for name, part in parts.items()}
 
 
-def _digest(part: Any) -> str:
+def digest(part: Any) -> str:
+    """SHA-256 of plain data and tensors; the order of a mapping's keys plays no role."""
     sha256 = hashlib.sha256()
     _add(sha256, part)
     return sha256.hexdigest()

@@ -131,11 +131,16 @@ def checked_source(source: str) -> str:
     return source
 
 
+def hub_name(size: Size) -> str:
+    """What the Hugging Face hub calls it."""
+    return f"openai-community/{_HUB[size.name][0]}"
+
+
 def files_of(size: Size, source: str) -> list[RemoteFile]:
     """What a source's checkpoint of a size is made of; the largest file comes last."""
     if source == "hf":
-        repository, revision, length, sha256 = _HUB[size.name]
-        folder = f"openai-community/{repository}/resolve/{revision}"
+        _, revision, length, sha256 = _HUB[size.name]
+        folder = f"{hub_name(size)}/resolve/{revision}"
         return [
             RemoteFile(
                 name="config.json", path=f"{folder}/config.json", sha256=_HUB_CONFIG_SHA256.get(size.name)

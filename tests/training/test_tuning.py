@@ -113,7 +113,12 @@ def test_a_classifiers_head_gets_no_matrices():
 
 
 def test_states_are_plain_and_give_the_scale():
-    assert [low_rank_scale(t.state()) for t in (TuneAll(), TuneHead(), TuneLastBlock(), LORA)] == [None, None, None, 2.0]
+    assert [low_rank_scale(t.state()) for t in (TuneAll(), TuneHead(), TuneLastBlock(), LORA)] == [
+        None,
+        None,
+        None,
+        2.0,
+    ]
     assert LORA.state() == {
         "name": "lora", "rank": 2, "alpha": 4.0, "dropout": 0.1, "targets": ["qkv", "down_proj"]
     }  # fmt: skip

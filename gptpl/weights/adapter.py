@@ -1,0 +1,179 @@
+"""LoRA adapters: small files in PEFT's layout, for GPT-2 as Hugging Face has it."""
+
+# R rank, I inputs, O outputs
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig
+from gptpl.model.feed_forward import EXPANSION
+from gptpl.model.low_rank import TARGETS, is_low_rank
+from gptpl.weights.hugging_face import PREFIX, TABLE, with_prefix
+from gptpl.weights.model_files import read_json, required, writing
+from gptpl.weights.sources import DTYPES, safetensors_of
+
+FORMAT = "adapter"
+CONFIG_FILE = "adapter_config.json"
+STEM = "adapter_model"
+_MODEL = "base_model.model."
+"""What PEFT has before every name of the model's."""
+_HEADS = {"out_head.weight": f"{_MODEL}score.weight", "out_head.bias": f"{_MODEL}score.bias"}
+"""A classifier's head, which is new: all of it is in its adapter. transformers' has no bias."""
+_FIXED: Mapping[str, Any] = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "lora_bias": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+"""What PEFT's LoRA can have otherwise, and gptpl's cannot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What a training by LoRA made: matrices, and a classifier's head.
+
+    Attributes:
+        tensors: `<layer>.lora_A` (R, I) and `<layer>.lora_B` (O, R) by the names of our layers, and a
+            classifier's `out_head.weight` and `out_head.bias`.
+        rank: R.
+        alpha: the product of the matrices counts alpha / R times.
+        dropout: in training; kept for whoever trains on.
+    """
+
+    tensors: Mapping[str, Tensor]
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+
+    @property
+    def scale(self) -> float:
+        """Of the matrices' product."""
+        return self.alpha / self.rank
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether this is an adapter's folder."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def write_adapter(adapter: Adapter, config: GPTConfig, folder: Path, *, base: str) -> None:
+    """`adapter_model.safetensors` and `adapter_config.json`, into a folder that is there.
+
+    PEFT opens them on the base model that gptpl exported as `hf`; `base` is what is said there of it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    names = _names(config)
+    tensors = {
+        names[name]: tensor.detach().to("cpu").contiguous() for name, tensor in adapter.tensors.items()
+    }
+    with writing(folder, SafetensorError):
+        save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
+        content = json.dumps(_their_config(adapter, names, base), indent=2)
+        (folder / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
+
+
+def read_adapter(folder: Path, config: GPTConfig) -> Adapter:
+    """The adapter of a folder, for a model of this shape.
+
+    Raises InputError for files that are not whole, another kind of adapter, and tensors that do not fit.
+    """
+    path = folder / CONFIG_FILE
+    said = read_json(path)
+    for name, wanted in _FIXED.items():
+        if said.get(name, wanted) != wanted:
+            raise InputError(
+                f"{path} says {name}={said[name]}, gptpl adds plain LoRA: merge the adapter with PEFT, and"
+                " use the merged model"
+            )
+    numbers = required(said, {"rank": "r", "alpha": "lora_alpha"}, path)
+    rank, alpha = numbers["rank"], numbers["alpha"]
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise InputError(f"{path} says r={rank}: restore the file")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise InputError(f"{path} says lora_alpha={alpha}: restore the file")
+    return Adapter(tensors=_read(folder, config, rank), rank=rank, alpha=float(alpha))
+
+
+def _read(folder: Path, config: GPTConfig, rank: int) -> dict[str, Tensor]:
+    source = safetensors_of(folder, STEM)
+    ours = {theirs: name for name, theirs in _names(config).items()}
+    sizes = _sizes(config)
+    tensors: dict[str, Tensor] = {}
+    for theirs, shape in source.shapes().items():
+        name = ours.get(theirs)
+        if name is None or source.dtype(theirs) not in DTYPES:
+            raise InputError(
+                f"{source.where} holds {theirs!r} as {source.dtype(theirs)}, which gptpl has no place for:"
+                " use an adapter of a GPT-2 with as many layers"
+            )
+        if is_low_rank(name):
+            layer, _, matrix = name.rpartition(".")
+            outputs, inputs = sizes[layer.rpartition(".")[2]]
+            wanted = (rank, inputs) if matrix == "lora_A" else (outputs, rank)
+            if shape != wanted:
+                raise InputError(
+                    f"{source.where} holds {theirs!r} as {shape}, the model wants {wanted}: use the adapter"
+                    " with its own base"
+                )
+        tensors[name] = source.read(theirs)
+    for name in tensors:
+        twin = name.replace("lora_A", "lora_B") if "lora_A" in name else name.replace("lora_B", "lora_A")
+        if twin not in tensors:
+            raise InputError(f"{source.where} holds {name} without {twin}: fetch it anew")
+    return tensors
+
+
+def _names(config: GPTConfig) -> dict[str, str]:
+    """PEFT's name of everything of ours that an adapter may hold."""
+    names = dict(_HEADS)
+    for layer, theirs in _layers(config).items():
+        names |= {f"{layer}.{matrix}": f"{_MODEL}{theirs}.{matrix}.weight" for matrix in ("lora_A", "lora_B")}
+    return names
+
+
+def _layers(config: GPTConfig) -> dict[str, str]:
+    """transformers' name of each of our linear layers."""
+    return {
+        row.ours.removesuffix(".weight"): row.theirs[0].removesuffix(".weight")
+        for row in with_prefix(TABLE, PREFIX).expanded(config.n_layers)
+        if row.ours.endswith(".weight") and row.ours.split(".")[-2] in TARGETS
+    }
+
+
+def _sizes(config: GPTConfig) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of each kind of layer."""
+    D, V = config.emb_dim, config.vocab_size
+    inner = EXPANSION * D
+    shapes = ((3 * D, D), (D, D), (inner, D), (D, inner), (V, D))
+    return dict(zip(TARGETS, shapes, strict=True))
+
+
+def _their_config(adapter: Adapter, names: Mapping[str, str], base: str) -> dict[str, Any]:
+    """PEFT tells layers by the ends of their names, and c_proj is the name of two."""
+    classes = "out_head.weight" in adapter.tensors
+    layers = {names[name].removeprefix(_MODEL) for name in adapter.tensors if is_low_rank(name)}
+    targets = {".".join(layer.partition(".lora_")[0].split(".")[-2:]) for layer in layers}
+    return {
+        **_FIXED,
+        "task_type": "SEQ_CLS" if classes else "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": sorted(targets),
+        "fan_in_fan_out": True,  # the weights of transformers' Conv1D are (in, out)
+        "init_lora_weights": True,
+        "modules_to_save": ["score"] if classes else None,
+    }
