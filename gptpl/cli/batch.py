@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.trainer import choose, device_type
+from gptpl.cli.tuned import preparation
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
@@ -67,6 +68,7 @@ def _largest(cfg: DictConfig, trainer: L.Trainer, config: GPTConfig, path: FastP
             f"data.global_batch_size={windows} is no multiple of {devices} devices: give one that is"
         )
     kind = device_type(cfg.trainer.accelerator)
+    prepare = preparation(cfg)
     here = 1 if kind == "cuda" else trainer.num_devices  # processes that share the machine's memory
     return largest_batch_size(
         config,
@@ -75,6 +77,7 @@ def _largest(cfg: DictConfig, trainer: L.Trainer, config: GPTConfig, path: FastP
         windows=windows // devices,
         low=product_dtype(choose(cfg.trainer).precision) == torch.bfloat16,
         free=free_memory(kind) // here,
-        optimizer_bytes=optimizer_state_bytes(config, instantiate(cfg.optimizer)),
+        optimizer_bytes=optimizer_state_bytes(config, instantiate(cfg.optimizer), prepare=prepare),
+        prepare=prepare,
         accumulates=True,  # unless it takes them all at once, which then fits all the more
     )

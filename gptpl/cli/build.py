@@ -28,6 +28,7 @@ from gptpl.training.checkpoint import check_same_model
 from gptpl.training.fast_path import FastPath, choose_fast_path, keep_freed_memory
 from gptpl.training.foreign_checkpoint import check_vocabulary
 from gptpl.training.training_module import TrainingModule
+from gptpl.training.tuning import ALL
 from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)
@@ -181,6 +182,11 @@ def _check_numbers(cfg: DictConfig) -> None:
             "optimizer=muon needs whole matrices, which trainer.strategy=fsdp divides:"
             " use optimizer=adamw, or trainer=ddp"
         )
+    if cfg.trainer.strategy == "fsdp" and (tune := instantiate(cfg.tune)).state() != ALL:
+        raise InputError(
+            f"tune={tune.name} freezes weights, which trainer.strategy=fsdp cannot divide apart from the"
+            " others: use trainer=ddp, or tune=all"
+        )
     GPTConfig(**{**cfg.model, "vocab_size": cfg.model.vocab_size or 1})
 
 
@@ -269,6 +275,8 @@ def _report(
             " loss is far above ln(vocab_size) = %.1f; model.init=gpt2 is made for a tied head",
             math.log(config.vocab_size),
         )
+    if module.tune != ALL:
+        log.info("%s", instantiate(cfg.tune).report(module.net))
     for line in datamodule.report(parameters=count.total, world_size=trainer.world_size):
         log.info("%s", line)
     device, chosen = device_type(cfg.trainer.accelerator), choose(cfg.trainer)

@@ -38,7 +38,7 @@ def model_card(loaded: LoadedCheckpoint, name: str, *, shown_as: str) -> str:
         f"Exported by gptpl {__version__} as `{name}`.",
         "\n".join(_model_lines(loaded)),
         "## Where the weights come from",
-        "\n\n".join(_lineage(loaded.lineage)),
+        "\n\n".join(lineage_paragraphs(loaded.lineage)),
         _USE,
         "## How to load it",
         _loading(name, shown_as),
@@ -59,7 +59,7 @@ def _model_lines(loaded: LoadedCheckpoint) -> Iterator[str]:
     yield f"| data type | {str(next(loaded.net.parameters()).dtype).removeprefix('torch.')} |"
 
 
-def _lineage(lineage: Mapping[str, Any]) -> Iterator[str]:
+def lineage_paragraphs(lineage: Mapping[str, Any]) -> Iterator[str]:
     """A paragraph a run, the youngest first, and one for the weights that the first began with."""
     runs = generations(lineage)
     for number, run in enumerate(runs):

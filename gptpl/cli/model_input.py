@@ -15,10 +15,12 @@ from gptpl.cli.trainer import device_type
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
-from gptpl.training.checkpoint import LoadedCheckpoint, load_model
+from gptpl.training.adapter import adapter_checkpoint
+from gptpl.training.checkpoint import LoadedCheckpoint, load_model, model_of
 from gptpl.training.checkpoint_files import checkpoint_file
 from gptpl.training.foreign_checkpoint import load_foreign, load_published
 from gptpl.training.starting_run import RunWeights
+from gptpl.weights.adapter import is_adapter
 from gptpl.weights.formats import is_foreign, open_model
 from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
 
@@ -33,10 +35,14 @@ def loaded_checkpoint(
 ) -> LoadedCheckpoint:
     """The model of `checkpoint=` or `init=`, on the device of `device=`, in the `precision=` if that is set.
 
+    An adapter is added to its base, which `init=` names where it is no longer where it was.
+
     `config` and `tokenizer` are for files of other programs that say neither.
     """
     given = not OmegaConf.is_missing(cfg, "checkpoint")
-    if given and cfg.init is not None:
+    path = Path(cfg.checkpoint).expanduser() if given else None
+    adapted = path is not None and is_adapter(path)
+    if given and cfg.init is not None and not adapted:
         raise InputError(f"checkpoint={cfg.checkpoint} and init= are both set: give one of them")
     if not given and cfg.init is None:
         raise InputError(
@@ -46,13 +52,12 @@ def loaded_checkpoint(
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision} is unknown: choose one of {', '.join(PRECISIONS)}")
     device, dtype = device_type(cfg.get("device", "cpu"), key="device"), PRECISIONS[precision]
-    path = Path(cfg.checkpoint).expanduser() if given else None
-    weights = None if given else _whole(instantiate(cfg.init))
-    if isinstance(weights, RunWeights):
+    weights = None if cfg.init is None else _whole(instantiate(cfg.init), of_base=adapted)
+    if isinstance(weights, RunWeights) and not adapted:
         path = weights.file
-    if isinstance(weights, PublishedWeights):
+    if isinstance(weights, PublishedWeights) and not adapted:
         loaded = load_published(weights, device=device, dtype=dtype)
-    elif isinstance(weights, FileWeights) or (path is not None and is_foreign(path)):
+    elif (isinstance(weights, FileWeights) and not adapted) or (path is not None and is_foreign(path)):
         files = weights.open() if isinstance(weights, FileWeights) else open_model(cast(Path, path))
         loaded = load_foreign(files, config=config, tokenizer=tokenizer, device=device, dtype=dtype)
     else:
@@ -60,18 +65,28 @@ def loaded_checkpoint(
             raise InputError(
                 f"checkpoint={path} says itself which model it is: leave model= and tokenizer= out"
             )
-        loaded = load_model(checkpoint_file(str(path)), device=device)
+        loaded = _own(cast(Path, path), weights, device)
         loaded.net.to(dtype)
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
     return loaded
 
 
-def _whole(weights: StartingWeights) -> StartingWeights:
-    """The weights themselves. Raises InputError where they mean nothing without a model to be trained."""
+def _own(path: Path, base: StartingWeights | None, device: str) -> LoadedCheckpoint:
+    """What gptpl wrote: a checkpoint, or an adapter, to be added to its base."""
+    if is_adapter(path):
+        return model_of(adapter_checkpoint(path, base=base), path, device=device)
+    return load_model(checkpoint_file(str(path)), device=device)
+
+
+def _whole(weights: StartingWeights, *, of_base: bool) -> StartingWeights:
+    """The weights themselves. Raises InputError where they mean nothing without a model to be trained.
+
+    An adapter's base is a model as it was trained, with what it left out.
+    """
     if isinstance(weights, RandomWeights):
         raise InputError("init=random has nothing to say yet: give checkpoint=RUN_FOLDER or init=gpt2_hf")
     for option in ("crop_context", "crop_vocabulary"):
-        if getattr(weights, option, False):
+        if getattr(weights, option, False) and not of_base:
             raise InputError(
                 f"init.{option}=true is for training: the weights are used whole here, leave it out"
             )

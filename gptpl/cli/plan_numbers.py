@@ -11,6 +11,7 @@ from gptpl.cli.build import Settled
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.settled_memory import largest_batch_of, step_memory_of, usable_memory
 from gptpl.cli.trainer import choose, device_type
+from gptpl.cli.tuned import preparation
 from gptpl.model import GPTModel, ParameterCount, count_parameters
 from gptpl.training.flops import training_flops_per_token
 from gptpl.training.step_memory import StepMemory
@@ -141,6 +142,7 @@ def _batches(settled: Settled) -> int:
 def peak_rates(settled: Settled) -> dict[str, float]:
     """Under the names that `gptpl.callbacks.learning_rate` logs; of a model without memory."""
     with FakeTensorMode():
-        net = GPTModel(replace(settled.config, n_layers=1))  # the groups are those of any depth
+        # The groups are those of any depth.
+        net = preparation(settled.cfg)(GPTModel(replace(settled.config, n_layers=1)))
         groups = instantiate(settled.cfg.optimizer)(net).param_groups
     return {f"lr/{g['name']}" if "name" in g else "lr": float(g["lr"]) for g in groups}

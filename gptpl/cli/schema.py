@@ -36,6 +36,7 @@ from gptpl.cli.schema_roots import (
 )
 from gptpl.cli.schema_sampling import SamplingConf
 from gptpl.cli.schema_sweep import JoblibConf, ProcessesConf, RayConf, SearchConf, SlurmConf
+from gptpl.cli.schema_tune import LowRankTuneConf, TuneConf
 
 # --- model, tokenizer ---------------------------------------------------------------------------------
 
@@ -144,13 +145,6 @@ class TaskConf:
 
 
 @dataclass(kw_only=True)
-class TuneConf:
-    """A class of `gptpl.training.tuning`."""
-
-    _target_: str = MISSING
-
-
-@dataclass(kw_only=True)
 class AdamWConf:
     """`gptpl.training.optimizers.adamw`."""
 
@@ -237,6 +231,7 @@ SCHEMAS: dict[str, type] = {
     "data_text_files": TextFilesDataConf,
     "task": TaskConf,
     "tune": TuneConf,
+    "tune_lora": LowRankTuneConf,
     "adamw": AdamWConf,
     "muon": MuonConf,
     "constant_schedule": ConstantScheduleConf,

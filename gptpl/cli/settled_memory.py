@@ -1,10 +1,13 @@
 """What a settled run's training step takes of memory, and what there is."""
 
+from typing import Any
+
 import torch
 
 from gptpl.cli.build import Settled
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.trainer import choose, device_type
+from gptpl.cli.tuned import preparation
 from gptpl.errors import InputError
 from gptpl.training.batch_size import USABLE, free_memory, largest_batch_size
 from gptpl.training.precision import product_dtype
@@ -25,11 +28,11 @@ def step_memory_of(settled: Settled, batch_size: int | None = None) -> StepMemor
     )
 
 
-def _of_weights(settled: Settled) -> dict[str, int]:
-    size = _weight_bytes(settled)
+def _of_weights(settled: Settled) -> dict[str, Any]:
+    size, prepare = _weight_bytes(settled), preparation(settled.cfg)
     make_optimizer = instantiate(settled.cfg.optimizer)
-    state = optimizer_state_bytes(settled.config, make_optimizer, weight_bytes=size)
-    return {"optimizer_bytes": state, "weight_bytes": size}
+    state = optimizer_state_bytes(settled.config, make_optimizer, weight_bytes=size, prepare=prepare)
+    return {"optimizer_bytes": state, "weight_bytes": size, "prepare": prepare}
 
 
 def largest_batch_of(settled: Settled, windows: int) -> int | None:

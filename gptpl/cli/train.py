@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from gptpl.callbacks.exact_resume import return_loggers
 from gptpl.callbacks.stopping import RunStopped
+from gptpl.cli.adapter_of_run import leave_adapter
 from gptpl.cli.build import PROCESS_RUN_DIR, Run, build_run, is_worker_process
 from gptpl.cli.console import RunLog
 from gptpl.cli.hydra_app import run_under_hydra
@@ -154,6 +155,7 @@ def _fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
             metrics=metrics,
             **_cost(run, started_seconds),
         )
+        leave_adapter(run.module, run.run_dir)
         log.info("done: %s", run.run_dir)
     return metrics
 

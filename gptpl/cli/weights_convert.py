@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from gptpl.cli.adapter_convert import convert_to_adapter
 from gptpl.cli.console import RunLog
 from gptpl.cli.hydra_app import instantiate, run_under_hydra
 from gptpl.cli.model_card import model_card
@@ -18,11 +18,13 @@ from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer
 from gptpl.data.tokenizers.gpt2 import vocabulary_files
 from gptpl.data.tokenizers.hugging_face import write_tokenizer
 from gptpl.errors import InputError
+from gptpl.files.sharing import share
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.training.checkpoint import LoadedCheckpoint, load_model
 from gptpl.training.checkpoint_files import EXPORTED
 from gptpl.training.exported_checkpoint import write_model
 from gptpl.training.foreign_checkpoint import load_foreign
+from gptpl.weights.adapter import FORMAT as ADAPTER
 from gptpl.weights.comparison import compare_logits, prompt_logits
 from gptpl.weights.formats import FORMATS, open_model
 from gptpl.weights.model_files import RECORD_FILE, record_of
@@ -43,21 +45,28 @@ def _convert(cfg: DictConfig) -> None:
     with RunLog():
         dtype = _checked(cfg)
         output = Path(cfg.output).expanduser()
-        config, tokenizer = _given_model(cfg)
-        loaded = loaded_checkpoint(cfg, config=config, tokenizer=tokenizer)
-        if dtype is not None:
-            _cast(loaded.net, dtype)
         # Beside its place, so that a folder that is there is whole.
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
         try:
-            _write(cfg.format, loaded, temporary, shown_as=output.name)
-            if cfg.verify:
-                _verify(cfg.format, loaded, temporary)
-            _share(temporary)
+            if cfg.format == ADAPTER:
+                convert_to_adapter(cfg, temporary, shown_as=output.name)
+            else:
+                _convert_model(cfg, temporary, dtype, shown_as=output.name)
+            share(temporary)
             _move(temporary, output)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         print(output)
+
+
+def _convert_model(cfg: DictConfig, folder: Path, dtype: torch.dtype | None, *, shown_as: str) -> None:
+    config, tokenizer = _given_model(cfg)
+    loaded = loaded_checkpoint(cfg, config=config, tokenizer=tokenizer)
+    if dtype is not None:
+        _cast(loaded.net, dtype)
+    _write(cfg.format, loaded, folder, shown_as=shown_as)
+    if cfg.verify:
+        _verify(cfg.format, loaded, folder)
 
 
 def _move(temporary: Path, output: Path) -> None:
@@ -69,23 +78,19 @@ def _move(temporary: Path, output: Path) -> None:
         raise InputError(f"output={output} came into being meanwhile: give another folder") from error
 
 
-def _share(folder: Path) -> None:
-    """Gives the files the usual permissions: temporary folders and safetensors are for their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)
-
-
 def _checked(cfg: DictConfig) -> torch.dtype | None:
     """The data type asked for, after all settings that need no model to be judged."""
     for key in ("format", "output"):
         if OmegaConf.is_missing(cfg, key):
             raise InputError(f"{key} is not set: give {key}=VALUE; see gptpl weights convert --help")
-    if cfg.format not in (*FORMATS, OWN):
-        raise InputError(f"format={cfg.format} is unknown: choose one of {', '.join((*FORMATS, OWN))}")
-    allowed = DTYPES if cfg.format == OWN else FORMATS[cfg.format].dtypes
+    known = (*FORMATS, OWN, ADAPTER)
+    if cfg.format not in known:
+        raise InputError(f"format={cfg.format} is unknown: choose one of {', '.join(known)}")
+    if cfg.format == ADAPTER and (cfg.dtype or cfg.model or cfg.tokenizer or cfg.init):
+        raise InputError(
+            "format=adapter keeps what the run has: leave dtype=, model=, tokenizer= and init= out"
+        )
+    allowed = FORMATS[cfg.format].dtypes if cfg.format in FORMATS else DTYPES
     if cfg.dtype is not None and cfg.dtype not in allowed:
         raise InputError(f"dtype={cfg.dtype}: format={cfg.format} has {', '.join(allowed)} only, give one")
     output = Path(cfg.output).expanduser()

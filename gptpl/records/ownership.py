@@ -16,6 +16,7 @@ _OWN = re.compile(
     r"|(scores|comparison)(\.json|\.png)|judgements\.jsonl"
     r"|nonfinite_step_\d+\.txt"
     r"|checkpoints/(best|last|step-\d+)\.ckpt(\.sha256)?(\.damaged)?"
+    r"|adapter/(adapter_model\.safetensors|adapter_config\.json|gptpl\.json)"
     r"|tensorboard/(.*/)?(events\.out\.tfevents\..*|hparams\.yaml)"
 )
 """The files of a run, by their paths in its folder."""

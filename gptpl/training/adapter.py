@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gptpl.data.tokenizers import tokenizer_from_state
 from gptpl.errors import InputError
+from gptpl.files.sharing import share
 from gptpl.model import GPTConfig
 from gptpl.model.low_rank import is_low_rank, merged_weights
 from gptpl.training.checkpoint import (
@@ -71,6 +72,7 @@ def export_adapter(path: Path, folder: Path) -> None:
         record = record_of(made, config, header["tokenizer"], lineage)
         record |= {"base": about_base, "task": task, "config": header["config"]}
         (made / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        share(made)
         for file in made.iterdir():  # a record of other matrices is noticed: it has their hash
             file.replace(folder / file.name)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from gptpl.data.datamodule import TextDataModule
 from gptpl.model import GPTModel
 from gptpl.training.flops import training_flops_per_token
-from gptpl.training.head_loss import summed_head_loss, training_loss
+from gptpl.training.head_loss import head_factors, summed_head_loss, training_loss
 from gptpl.training.loss import perplexity
 from gptpl.training.task import Sums
 from gptpl.training.training_module import TrainingModule
@@ -49,7 +49,7 @@ class LanguageModelingModule(TrainingModule):
     def evaluation_sums(self, batch: Batch) -> Sums:
         """Sum of the losses and number of targets."""
         inputs, targets = batch
-        total, count = summed_head_loss(self.net.hidden(inputs), self.net.out_head.weight, targets)
+        total, count = summed_head_loss(*head_factors(self.net.out_head, self.net.hidden(inputs)), targets)
         return {"loss": torch.stack([total, count])}
 
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
