@@ -66,6 +66,7 @@ EXAMPLES = {
         ("gptpl weights convert checkpoint=RUN format=hf output=my-model", "for transformers"),
         ("gptpl weights convert checkpoint=RUN format=book output=my-model", "for the book's code"),
         ("gptpl weights convert init=gpt2_hf format=nanogpt output=gpt2", "for nanoGPT"),
+        ("gptpl weights convert checkpoint=RUN format=adapter output=my-adapter", "LoRA's part, for PEFT"),
         (
             "gptpl weights convert checkpoint=model.pth model=gpt_124m format=gptpl output=mine",
             "from the book",

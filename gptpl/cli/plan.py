@@ -15,11 +15,11 @@ from gptpl.cli.console import RunLog
 from gptpl.cli.hydra_app import run_under_hydra
 from gptpl.cli.own_settings import OwnSettings
 from gptpl.cli.plan_figure import rate_figure
-from gptpl.cli.plan_numbers import RunPlan, plan_of
+from gptpl.cli.plan_numbers import RunPlan, flops_per_token, plan_of
 from gptpl.cli.plan_report import Timing, plan_lines, plan_record
 from gptpl.cli.short_training import train_a_little, trial_module
 from gptpl.cli.trainer import choose
-from gptpl.training.flops import peak_flops, training_flops_per_token
+from gptpl.training.flops import peak_flops
 from gptpl.training.non_finite import NonFiniteError
 from gptpl.training.precision import product_dtype
 from gptpl.weights.starting import RandomWeights
@@ -107,5 +107,5 @@ def _guessed_seconds(settled: Settled, plan: RunPlan, steps: int) -> float:
         return 0.0
     batches = sum(len(loader) for loader in settled.datamodule.val_dataloader())
     evaluated = batches * plan.batch_size * plan.max_length * FORWARD_SHARE
-    flops = training_flops_per_token(settled.config, plan.max_length)
+    flops = flops_per_token(settled)
     return (steps * plan.tokens_per_step + evaluated) * flops / (REACHED_SHARE * peak)

@@ -13,7 +13,7 @@ from gptpl.cli.settled_memory import largest_batch_of, step_memory_of, usable_me
 from gptpl.cli.trainer import choose, device_type
 from gptpl.cli.tuned import preparation
 from gptpl.model import GPTModel, ParameterCount, count_parameters
-from gptpl.training.flops import training_flops_per_token
+from gptpl.training.flops import counted_flops_per_token
 from gptpl.training.step_memory import StepMemory
 
 MOST_WINDOWS = 256
@@ -124,7 +124,7 @@ def plan_of(settled: Settled) -> RunPlan:
         steps=settled.total_steps,
         tokens=tokens,
         train_tokens=data.train_tokens,
-        flops=tokens * training_flops_per_token(settled.config, data.max_length),
+        flops=tokens * flops_per_token(settled),
         evaluations=1 + -(-settled.total_steps // cfg.eval_every_n_steps),
         rates=peak_rates(settled),
         rate_factor=partial(factor, peak_lr=cfg.optimizer.lr, total_steps=settled.total_steps),
@@ -137,6 +137,11 @@ def _batches(settled: Settled) -> int:
     of_epoch = settled.datamodule.steps_per_epoch(world_size=world_size)
     epochs, steps_left = divmod(settled.total_steps, -(-of_epoch // accumulate))
     return epochs * of_epoch + min(steps_left * accumulate, of_epoch)
+
+
+def flops_per_token(settled: Settled) -> int:
+    """Of the run's training."""
+    return counted_flops_per_token(settled.config, settled.datamodule.max_length, preparation(settled.cfg))
 
 
 def peak_rates(settled: Settled) -> dict[str, float]:

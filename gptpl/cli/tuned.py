@@ -10,12 +10,12 @@ from gptpl.training.tuning import Tuning
 
 
 def preparation(cfg: DictConfig) -> Prepare:
-    """Gives a classifier its head, of two classes for want of the data's, and applies `cfg.tune`."""
+    """Makes a classifier where the task is one (of two classes, few as any), and applies `cfg.tune`."""
     tune: Tuning = instantiate(cfg.tune)
     classifies = getattr(get_class(cfg.task._target_), "task", None) == "classify"
 
     def prepare(net: GPTModel) -> GPTBackbone:
-        tuned: GPTBackbone = GPTClassifier.on(net, ClassifierConfig(n_classes=2)) if classifies else net
+        tuned: GPTBackbone = GPTClassifier(net.config, ClassifierConfig(n_classes=2)) if classifies else net
         tune.apply(tuned)
         return tuned
 

@@ -4,11 +4,15 @@
 
 import statistics
 import time
+from dataclasses import replace
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from gptpl.model import GPTConfig
+from gptpl.model import GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.feed_forward import EXPANSION
+from gptpl.training.step_memory import Prepare
 
 PEAKS = {
     # Dense bf16 (fp16 where there is no bf16) tensor FLOP/s from NVIDIA's data sheets, without sparsity. The
@@ -48,6 +52,25 @@ def training_flops_per_token(config: GPTConfig, max_length: int) -> int:
     block = (3 + 1 + 2 * EXPANSION) * D * D  # query, key, value; output; feed-forward
     weights = config.n_layers * block + config.vocab_size * D
     return 6 * weights + 12 * config.n_layers * max_length * D
+
+
+def counted_flops_per_token(config: GPTConfig, max_length: int, prepare: Prepare) -> int:
+    """`training_flops_per_token` of a training of a part: what torch counts, on tensors without memory.
+
+    Of a model with one block and of one with two; the others are like the first. `prepare` see there.
+    """
+    one, two = (_counted(replace(config, n_layers=n), max_length, prepare) for n in (1, 2))
+    return (one + (config.n_layers - 1) * (two - one)) // max_length
+
+
+def _counted(config: GPTConfig, T: int, prepare: Prepare) -> int:
+    """Of a row of T tokens, forward and backward."""
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net = prepare(GPTModel(config))
+        tokens = torch.zeros(1, T, dtype=torch.int64)
+        logits = net(tokens, torch.full((1,), T)) if isinstance(net, GPTClassifier) else net(tokens)
+        logits.sum().backward()
+    return counter.get_total_flops()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, config: GPTConfig) -> float | None:

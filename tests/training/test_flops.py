@@ -5,9 +5,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptpl.model import GPTConfig, GPTModel
-from gptpl.training.flops import matrix_product_flops, peak_flops, training_flops_per_token
+from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
+from gptpl.training.flops import (
+    counted_flops_per_token,
+    matrix_product_flops,
+    peak_flops,
+    training_flops_per_token,
+)
 from gptpl.training.loss import next_token_loss
+from gptpl.training.tuning import TuneAll, TuneHead, TuneLastBlock, TuneLowRank, Tuning
 
 SMALL = GPTConfig(
     vocab_size=96, context_length=32, emb_dim=24, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True
@@ -24,6 +30,49 @@ def test_equals_what_torch_counts(tied):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         next_token_loss(net(tokens), tokens).backward()
     assert counter.get_total_flops() == B * T * training_flops_per_token(config, T)
+
+
+PARTS: dict[str, Tuning] = {
+    "all": TuneAll(),
+    "head": TuneHead(),
+    "last_block": TuneLastBlock(),
+    "lora": TuneLowRank(rank=3, alpha=6.0, dropout=0.0, targets=("qkv", "down_proj", "out_head")),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_of_a_part_equals_what_torch_counts_of_real_tensors(part):
+    config = GPTConfig(**{**SMALL.__dict__, "n_layers": 4})
+
+    def prepare(net: GPTModel) -> GPTBackbone:
+        PARTS[part].apply(net)
+        return net
+
+    net = prepare(GPTModel(config))
+    B, T = 2, 16
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net(torch.randint(0, 96, (B, T))).sum().backward()
+    counted = counted_flops_per_token(config, T, prepare)
+    assert B * T * counted == counter.get_total_flops()
+    whole = training_flops_per_token(config, T)
+    # The forward pass is a third; the small matrices, here of an eighth of the width, add some.
+    assert (
+        counted == whole if part == "all" else whole / 3 < counted < (0.9 if part == "lora" else 0.7) * whole
+    )
+
+
+def test_a_classifiers_part_is_counted():
+    def prepare(net: GPTModel) -> GPTBackbone:
+        classifier = GPTClassifier.on(net, ClassifierConfig(n_classes=2))
+        TuneLastBlock().apply(classifier)
+        return classifier
+
+    config = GPTConfig(**{**SMALL.__dict__, "n_layers": 4})
+    D, T = 24, 16
+    forward = 4 * (24 * D * D + 4 * T * D)  # of four blocks: two a multiplication and addition
+    backward = 2 * (24 * D * D + 4 * T * D)  # of the last
+    head = 3 * 2 * D * 2 / T
+    assert counted_flops_per_token(config, T, prepare) == pytest.approx(forward + backward + head, rel=1e-3)
 
 
 def test_published_order_of_gpt2_small():

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.model import GPTConfig, GPTModel
+from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.training.fast_path import FastPath, choose_fast_path
 from gptpl.training.optimizers import adamw, muon
 from gptpl.training.step_memory import StepMemory, kept_bytes, optimizer_state_bytes, step_memory
+from gptpl.training.tuning import TuneHead, TuneLastBlock, TuneLowRank, Tuning
 
 V, T, D, L = 512, 32, 64, 3
 CONFIG = GPTConfig(
@@ -106,3 +107,52 @@ def test_gradients_take_the_place_of_activations_unless_they_stay():
     assert StepMemory(**parts).peak == 111
     assert StepMemory(**(parts | {"activations": 30})).peak == 133
     assert StepMemory(**parts, gradients_stay=True).peak == 117
+
+
+PARTS: dict[str, Tuning] = {
+    "head": TuneHead(),
+    "last_block": TuneLastBlock(),
+    "lora": TuneLowRank(rank=4, alpha=8.0, dropout=0.0, targets=("qkv", "up_proj")),
+}
+
+
+@pytest.mark.parametrize("classes", [False, True], ids=["language model", "classifier"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_keeps_what_a_real_step_of_it_keeps(part, classes):
+    """Weights, gradients, optimizer and activations of a model of three blocks, from those of one and two."""
+
+    def prepare(net: GPTModel) -> GPTBackbone:
+        tuned: GPTBackbone = GPTClassifier(net.config, ClassifierConfig(n_classes=3)) if classes else net
+        PARTS[part].apply(tuned)
+        return tuned
+
+    config = GPTConfig(**{**vars(CONFIG), "tie_weights": False})
+    chosen = path(attention="sdpa")
+    found = step_memory(
+        config, chosen, batch_size=4, max_length=T, low=False, prepare=prepare,
+        optimizer_bytes=optimizer_state_bytes(config, ADAMW, prepare=prepare),
+    )  # fmt: skip
+    net = prepare(GPTModel(config))
+    chosen.apply(net)
+    optimizer = ADAMW(net)
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = net.hidden(torch.zeros(4, T, dtype=torch.int64))
+    net.out_head(hidden).sum().backward()
+    optimizer.step()
+    for parameter in net.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    assert found.weights == sum(p.nbytes for p in net.parameters())
+    assert found.gradients == sum(p.nbytes for p in net.parameters() if p.requires_grad)
+    state = [value for of_one in optimizer.state_dict()["state"].values() for value in of_one.values()]
+    assert found.optimizer == sum(tensor.nbytes for tensor in state)
+    assert found.activations == pytest.approx(sum(kept.values()), rel=0.02)
+    rows = 4 * T
+    logits_and_copy = 4 * (rows * V + V * D + rows * D)
+    trained_matrix = 0 if part == "lora" else 4 * V * D
+    assert found.head == (0 if classes else logits_and_copy + trained_matrix)
