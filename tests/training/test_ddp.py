@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gptpl.training.checkpoint import load_model, read_checkpoint
 
@@ -82,3 +83,27 @@ def test_both_runs_can_be_resumed(runs):
     ours, theirs = one["optimizer_states"][0], two["optimizer_states"][0]
     for key, state in ours["state"].items():
         torch.testing.assert_close(theirs["state"][key]["exp_avg"], state["exp_avg"], atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_lora_trains_the_same_and_leaves_the_same_adapter(runs, train, logged, tmp_path):
+    """From the run of one process; its weights stay, so all that comes of it is in the small matrices."""
+    lora = ("tune=lora", "init=run", f"init.checkpoint={runs[0]}", "optimizer.lr=1e-2")
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=4")
+    found = []
+    for name, processes in (("one", ("trainer=cpu", "data.batch_size=8")), ("two", two)):
+        (tmp_path / name).mkdir()
+        found.append(train(tmp_path / name, *lora, *processes))
+    ours, theirs = (logged(run_dir) for run_dir in found)
+    assert ours[1]["train/loss"] - ours[STEPS]["train/loss"] > 0.01
+    for name in ("train/loss", "val/loss", "train/grad_norm"):
+        expected = [row[name] for row in ours.values() if name in row]
+        assert [row[name] for row in theirs.values() if name in row] == pytest.approx(expected, abs=1e-5)
+    one, other = (load_file(run_dir / "adapter/adapter_model.safetensors") for run_dir in found)
+    assert one.keys() == other.keys()
+    # The products: of a gradient that is rounding noise, Adam makes whole steps in one matrix or the other.
+    for name in [name for name in one if name.endswith("lora_A.weight")]:
+        of_b = name.replace("lora_A", "lora_B")
+        product = one[of_b] @ one[name]
+        assert (other[of_b] @ other[name] - product).norm() < 0.01 * product.norm(), name
