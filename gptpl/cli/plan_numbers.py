@@ -11,7 +11,7 @@ from gptpl.cli.build import Settled
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.settled_memory import largest_batch_of, step_memory_of, usable_memory
 from gptpl.cli.trainer import choose, device_type
-from gptpl.cli.tuned import preparation
+from gptpl.cli.tuned import preparation, trained_part
 from gptpl.model import GPTModel, ParameterCount, count_parameters
 from gptpl.training.flops import counted_flops_per_token
 from gptpl.training.step_memory import StepMemory
@@ -30,6 +30,7 @@ class RunPlan:
 
     Attributes:
         parameters: of the model.
+        trained: what of them trains, in a line; None: all.
         memory: of a training step on one device.
         process_bytes: of the process beside it on a CPU: Python, torch, Lightning, the text; else 0.
         held_bytes: what the allocator holds between blocks in use.
@@ -54,6 +55,7 @@ class RunPlan:
     """
 
     parameters: ParameterCount
+    trained: str | None
     memory: StepMemory
     process_bytes: int
     held_bytes: int
@@ -103,6 +105,7 @@ def plan_of(settled: Settled) -> RunPlan:
     tokens = _batches(settled) * data.batch_size * world_size * data.max_length
     return RunPlan(
         parameters=parameters,
+        trained=trained_part(cfg, settled.config),
         memory=memory,
         process_bytes=process_bytes,
         held_bytes=round(HELD_SHARE * memory.peak) if device == "cpu" else 0,

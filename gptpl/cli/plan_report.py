@@ -112,7 +112,7 @@ def _parameter_lines(plan: RunPlan) -> list[str]:
     lines = [f"{count.total:,} with {'its' if count.total == count.tied else 'an'} {head}"]
     for name, number in count.parts.items():
         lines.append(f"  {name:<19} {number:>13,} {number / count.total:>5.0%}")
-    return lines
+    return lines if plan.trained is None else [*lines, plan.trained]
 
 
 def _memory_lines(plan: RunPlan) -> list[str]:

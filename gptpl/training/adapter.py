@@ -25,7 +25,7 @@ from gptpl.training.checkpoint import (
 from gptpl.training.lineage import RANDOM, lineage_of
 from gptpl.training.starting_run import RunWeights
 from gptpl.training.state_digest import digest
-from gptpl.training.tuning import ALL, TuneLowRank
+from gptpl.training.tuning import ALL, TuneLowRank, low_rank_scale
 from gptpl.weights.adapter import Adapter, read_adapter, write_adapter
 from gptpl.weights.model_files import RECORD_FILE, read_record, record_of, recorded_config
 from gptpl.weights.published import checked_size, hub_name
@@ -70,7 +70,7 @@ def export_adapter(path: Path, folder: Path) -> None:
         made = Path(temporary)
         write_adapter(adapter, config, made, base=_name(lineage["start"]))
         record = record_of(made, config, header["tokenizer"], lineage)
-        record |= {"base": about_base, "task": task, "config": header["config"]}
+        record |= {"base": about_base, "tune": dict(tune), "task": task, "config": header["config"]}
         (made / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         share(made)
         for file in made.iterdir():  # a record of other matrices is noticed: it has their hash
@@ -88,13 +88,18 @@ def adapter_checkpoint(folder: Path, *, base: StartingWeights | None = None) -> 
         InputError: for files that are damaged or not gptpl's, a base that cannot be read, or another one.
     """
     record = read_record(folder)
-    if not all(isinstance(record.get(part), dict) for part in ("base", "config", "task")):
+    if not all(isinstance(record.get(part), dict) for part in ("base", "tune", "config", "task")):
         raise InputError(
             f"{folder} does not tell which weights its adapter belongs to ({RECORD_FILE} is missing, or the"
             " adapter was changed since): export it anew, or merge it with PEFT and use the merged model"
         )
     config = recorded_config(record["model"], folder)
     adapter = read_adapter(folder, config)
+    if adapter.scale != low_rank_scale(record["tune"]):
+        raise InputError(
+            f"{folder} has another lora_alpha or r in its adapter_config.json than it was trained with:"
+            f" restore the file (r={record['tune']['rank']}, lora_alpha={record['tune']['alpha']:g})"
+        )
     weights = _base_weights(folder, config, record, base)
     merged = merged_weights({**weights, **adapter.tensors}, scale=adapter.scale)
     header = {

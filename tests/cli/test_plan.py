@@ -49,6 +49,22 @@ def test_the_four_sizes_are_the_published_ones_and_need_no_memory(
     assert plan["not_timed"] == "a step does not fit into the memory that is free"
 
 
+def test_lora_needs_gradients_and_averages_for_its_matrices_alone(planned):
+    """GPT-2 small and matrices of rank 8 beside the four layers of its blocks."""
+    small = ("model=gpt2_small", "data.max_length=128")
+    whole, lora = planned(*small), planned(*small, "tune=lora")
+    D, L = 768, 12
+    matrices = L * 8 * (D + 3 * D + D + D + D + 4 * D + 4 * D + D)
+    of_whole, of_lora = whole["memory_bytes"], lora["memory_bytes"]
+    assert (of_whole["gradients"], of_lora["gradients"]) == (4 * 124_439_808, 4 * matrices)
+    assert of_lora["weights"] == of_whole["weights"] + 4 * matrices
+    assert of_lora["optimizer"] == 4 * (2 * matrices + L * 8)  # a count of steps beside each tensor
+    assert f"{matrices:,} of {124_439_808 + matrices:,} parameters train" in lora["trained"]
+    assert whole["trained"] is None
+    # Forward and the way back, without the gradients of the large matrices.
+    assert lora["flops"] / whole["flops"] == pytest.approx(2 / 3, rel=0.05)
+
+
 def test_parts_of_the_books_model_are_those_of_its_formulas(planned):
     parts = planned()["parameters"]["parts"]
     V, T, D, L = 50257, 256, 768, 12

@@ -188,6 +188,15 @@ def test_an_adapter_that_was_changed_is_refused(untied):
     file.write_bytes(data)
     with pytest.raises(InputError, match="does not tell which weights its adapter belongs to"):
         adapter_checkpoint(folder)
+    data[-1] ^= 1
+    file.write_bytes(data)
+    config = folder / "adapter_config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"lora_alpha": 6.0', '"lora_alpha": 60.0'))
+    with pytest.raises(InputError, match=r"has another lora_alpha or r .*: restore .* lora_alpha=6\)$"):
+        adapter_checkpoint(folder)
+    config.write_text(text)
+    adapter_checkpoint(folder)
     (folder / "gptpl.json").unlink()
     with pytest.raises(InputError, match="does not tell which weights its adapter belongs to"):
         adapter_checkpoint(folder)
