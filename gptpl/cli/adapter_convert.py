@@ -96,5 +96,5 @@ def _parts(
         command="classify" if classifies else "generate",
         folder=shown_as,
         model="GPT2ForSequenceClassification" if classifies else "GPT2LMHeadModel",
-        classes=f", num_labels={task.get('n_classes', '...')}" if classifies else "",
+        classes=f", num_labels={len(task.get('labels', ()))}" if classifies else "",
     )

@@ -63,6 +63,7 @@ def export_adapter(path: Path, folder: Path) -> None:
         rank=tune["rank"],
         alpha=tune["alpha"],
         dropout=tune["dropout"],
+        final_norm={name: weights[name] for name in ("final_norm.weight", "final_norm.bias")},
     )
     about_base = {"sha256": digest(base), "dtype": _dtype(base)}
     folder.mkdir(exist_ok=True)
@@ -87,12 +88,7 @@ def adapter_checkpoint(folder: Path, *, base: StartingWeights | None = None) -> 
     Raises:
         InputError: for files that are damaged or not gptpl's, a base that cannot be read, or another one.
     """
-    record = read_record(folder)
-    if not all(isinstance(record.get(part), dict) for part in ("base", "tune", "config", "task")):
-        raise InputError(
-            f"{folder} does not tell which weights its adapter belongs to ({RECORD_FILE} is missing, or the"
-            " adapter was changed since): export it anew, or merge it with PEFT and use the merged model"
-        )
+    record = _record_of(folder)
     config = recorded_config(record["model"], folder)
     adapter = read_adapter(folder, config)
     if adapter.scale != low_rank_scale(record["tune"]):
@@ -111,6 +107,25 @@ def adapter_checkpoint(folder: Path, *, base: StartingWeights | None = None) -> 
         "state_dict": {f"{NET_PREFIX}{name}": tensor for name, tensor in merged.items()},
         "global_step": record["lineage"]["step"],
     }
+
+
+def _record_of(folder: Path) -> dict[str, Any]:
+    """What `export_adapter` recorded; InputError where it is not there, or not whole."""
+    record = read_record(folder)
+    if not all(isinstance(record.get(part), dict) for part in ("base", "tune", "config", "task")):
+        raise InputError(
+            f"{folder} does not tell which weights its adapter belongs to ({RECORD_FILE} is missing, or the"
+            " adapter was changed since): export it anew, or merge it with PEFT and use the merged model"
+        )
+    wanted = {"base": ("sha256", "dtype"), "tune": ("name", "rank", "alpha"), "task": ("name",)}
+    for part, names in wanted.items():
+        if missing := [name for name in names if name not in record[part]]:
+            raise InputError(f"{folder / RECORD_FILE} lacks {part}.{missing[0]}: export the adapter anew")
+    if record["base"]["dtype"] not in DTYPES:
+        raise InputError(
+            f"{folder / RECORD_FILE} says base.dtype={record['base']['dtype']}: export the adapter anew"
+        )
+    return record
 
 
 def _base_weights(

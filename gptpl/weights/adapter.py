@@ -3,11 +3,13 @@
 # R rank, I inputs, O outputs
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
@@ -18,13 +20,22 @@ from gptpl.weights.hugging_face import PREFIX, TABLE, with_prefix
 from gptpl.weights.model_files import read_json, required, writing
 from gptpl.weights.sources import DTYPES, safetensors_of
 
+log = logging.getLogger(__name__)
+
 FORMAT = "adapter"
 CONFIG_FILE = "adapter_config.json"
 STEM = "adapter_model"
 _MODEL = "base_model.model."
 """What PEFT has before every name of the model's."""
 _HEADS = {"out_head.weight": f"{_MODEL}score.weight", "out_head.bias": f"{_MODEL}score.bias"}
-"""A classifier's head, which is new: all of it is in its adapter. transformers' has no bias."""
+"""A classifier's head, which is new: all of it is in its adapter."""
+_FINAL_NORM = {
+    "final_norm.weight": f"{_MODEL}transformer.ln_f.weight",
+    "final_norm.bias": f"{_MODEL}transformer.ln_f.bias",
+}
+"""Stands beside a head that has a bias, for PEFT alone: see `_for_peft`."""
+_ALLOWED = 1e-6
+"""What may be left of a head's bias, beside its largest number: rounding in fp32."""
 _FIXED: Mapping[str, Any] = {
     "peft_type": "LORA",
     "bias": "none",
@@ -47,12 +58,14 @@ class Adapter:
         rank: R.
         alpha: the product of the matrices counts alpha / R times.
         dropout: in training; kept for whoever trains on.
+        final_norm: the base's, `final_norm.weight` and `final_norm.bias`; needed to write a head with a bias.
     """
 
     tensors: Mapping[str, Tensor]
     rank: int
     alpha: float
     dropout: float = 0.0
+    final_norm: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
@@ -73,14 +86,31 @@ def write_adapter(adapter: Adapter, config: GPTConfig, folder: Path, *, base: st
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    names = _names(config)
-    tensors = {
-        names[name]: tensor.detach().to("cpu").contiguous() for name, tensor in adapter.tensors.items()
-    }
+    names, for_peft = _names(config), _for_peft(adapter)
+    held = {names[name]: tensor for name, tensor in adapter.tensors.items()} | for_peft
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in held.items()}
     with writing(folder, SafetensorError):
         save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
-        content = json.dumps(_their_config(adapter, names, base), indent=2)
+        content = json.dumps(_their_config(adapter, names, base, saves_norm=bool(for_peft)), indent=2)
         (folder / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
+
+
+def _for_peft(adapter: Adapter) -> dict[str, Tensor]:
+    """What does for PEFT the work of a head's bias, which transformers' classifier has no place for.
+
+    A shift d of the final LayerNorm's bias with W d = b, the smallest: nothing but the head reads it. Where
+    there is none, as with more classes than the model is wide, PEFT's logits are without the bias.
+    """
+    if "out_head.bias" not in adapter.tensors:
+        return {}
+    W, b = adapter.tensors["out_head.weight"].double(), adapter.tensors["out_head.bias"].double()
+    shift = torch.linalg.pinv(W) @ b
+    if (W @ shift - b).abs().max() > _ALLOWED * b.abs().max().clamp(min=1.0):
+        log.warning("PEFT has no place for the bias of this head: train with task.head_bias=false to use it")
+        return {}
+    norm = dict(adapter.final_norm)
+    norm["final_norm.bias"] = (norm["final_norm.bias"].double() + shift).to(norm["final_norm.bias"].dtype)
+    return {theirs: norm[name] for name, theirs in _FINAL_NORM.items()}
 
 
 def read_adapter(folder: Path, config: GPTConfig) -> Adapter:
@@ -111,6 +141,8 @@ def _read(folder: Path, config: GPTConfig, rank: int) -> dict[str, Tensor]:
     sizes = _sizes(config)
     tensors: dict[str, Tensor] = {}
     for theirs, shape in source.shapes().items():
+        if theirs in _FINAL_NORM.values() and _HEADS["out_head.bias"] in source.shapes():
+            continue  # of PEFT's own use, the base has its own
         name = ours.get(theirs)
         if name is None or source.dtype(theirs) not in DTYPES:
             raise InputError(
@@ -159,7 +191,9 @@ def _sizes(config: GPTConfig) -> dict[str, tuple[int, int]]:
     return dict(zip(TARGETS, shapes, strict=True))
 
 
-def _their_config(adapter: Adapter, names: Mapping[str, str], base: str) -> dict[str, Any]:
+def _their_config(
+    adapter: Adapter, names: Mapping[str, str], base: str, *, saves_norm: bool
+) -> dict[str, Any]:
     """PEFT tells layers by the ends of their names, and c_proj is the name of two."""
     classes = "out_head.weight" in adapter.tensors
     layers = {names[name].removeprefix(_MODEL) for name in adapter.tensors if is_low_rank(name)}
@@ -175,5 +209,5 @@ def _their_config(adapter: Adapter, names: Mapping[str, str], base: str) -> dict
         "target_modules": sorted(targets),
         "fan_in_fan_out": True,  # the weights of transformers' Conv1D are (in, out)
         "init_lora_weights": True,
-        "modules_to_save": ["score"] if classes else None,
+        "modules_to_save": ["score", *(["ln_f"] if saves_norm else [])] if classes else None,
     }

@@ -197,6 +197,10 @@ def test_an_adapter_that_was_changed_is_refused(untied):
         adapter_checkpoint(folder)
     config.write_text(text)
     adapter_checkpoint(folder)
+    record = json.loads((folder / "gptpl.json").read_text())
+    (folder / "gptpl.json").write_text(json.dumps(record | {"base": {"sha256": "0" * 64}}))
+    with pytest.raises(InputError, match=r"gptpl\.json lacks base\.dtype: export the adapter anew"):
+        adapter_checkpoint(folder)
     (folder / "gptpl.json").unlink()
     with pytest.raises(InputError, match="does not tell which weights its adapter belongs to"):
         adapter_checkpoint(folder)

@@ -57,7 +57,8 @@ def adapter_of(net: GPTModel | GPTClassifier) -> Adapter:
         for name, tensor in net.state_dict().items()
         if is_low_rank(name) or (classes and name.startswith("out_head."))
     }
-    return Adapter(tensors=new, rank=RANK, alpha=ALPHA, dropout=0.1)
+    norm = {f"final_norm.{kind}": net.state_dict()[f"final_norm.{kind}"] for kind in ("weight", "bias")}
+    return Adapter(tensors=new, rank=RANK, alpha=ALPHA, dropout=0.1, final_norm=norm)
 
 
 @pytest.fixture
@@ -100,17 +101,35 @@ def test_peft_opens_it_on_the_exported_base_with_the_same_logits(base, written, 
 
 
 @pytest.mark.slow
-def test_peft_opens_a_classifiers_with_its_head(base, written):
+@pytest.mark.parametrize("bias", [False, True])
+def test_peft_opens_a_classifiers_with_its_head(base, written, bias):
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     net, base_folder = base()
-    classifier = GPTClassifier.on(net, ClassifierConfig(n_classes=4, head_bias=False)).eval()
-    folder = written(with_adapter(classifier, *BLOCKS), net.config, base_folder)
+    classifier = GPTClassifier.on(net, ClassifierConfig(n_classes=4, head_bias=bias)).eval()
+    if bias:
+        torch.nn.init.normal_(classifier.out_head.bias)
+    adapter = with_adapter(classifier, *BLOCKS)
+    folder = written(adapter, net.config, base_folder)
     theirs = transformers.GPT2ForSequenceClassification.from_pretrained(base_folder, num_labels=4)
     theirs.config.pad_token_id = 60
     model = peft.PeftModel.from_pretrained(theirs, folder).eval()
     lengths = torch.tensor([20, 20])
     torch.testing.assert_close(model(TOKENS).logits, classifier(TOKENS, lengths), atol=1e-5, rtol=1e-5)
+    again = read_adapter(folder, net.config)  # to which the norm is the base's
+    assert again.tensors.keys() == adapter.tensors.keys()
+    assert ("out_head.bias" in again.tensors) is bias
+
+
+def test_a_bias_that_peft_cannot_have_is_said(base, written, caplog):
+    net, base_folder = base()
+    classifier = GPTClassifier.on(net, ClassifierConfig(n_classes=40))
+    torch.nn.init.normal_(classifier.out_head.bias)
+    folder = written(with_adapter(classifier, "qkv"), net.config, base_folder)
+    assert "PEFT has no place for the bias of this head" in caplog.text
+    assert torch.equal(
+        read_adapter(folder, net.config).tensors["out_head.bias"], classifier.out_head.bias.detach()
+    )
 
 
 @pytest.mark.slow
