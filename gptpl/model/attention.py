@@ -25,8 +25,12 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(config.emb_dim, config.emb_dim)
         self.kernel: Kernel = "auto"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D); position t sees 0..t. Attention weights are dropped in training only."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); position t sees those of 0..t that `mask` (B, 1, T, T) shows it; None: all.
+
+        Attention weights are dropped in training only.
+        """
         qkv = self.qkv(x)  # (B, T, 3 D)
         dropout_p = self.drop_rate if self.training else 0.0
-        return self.out_proj(causal_attention(qkv, self.n_heads, dropout_p=dropout_p, kernel=self.kernel))
+        mixed = causal_attention(qkv, self.n_heads, dropout_p=dropout_p, kernel=self.kernel, mask=mask)
+        return self.out_proj(mixed)

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from gptpl.errors import InputError
 from gptpl.model.block import LAYER_NORM_EPS, TransformerBlock
 from gptpl.model.config import GPTConfig
+from gptpl.model.segments import segment_mask, segment_positions
 
 
 class GPTBackbone(nn.Module):
@@ -39,8 +40,11 @@ class GPTBackbone(nn.Module):
         """Where the weights are."""
         return self.tok_emb.weight.device
 
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Everything but the head: tokens (B, T) int64 -> normalised hidden states (B, T, D).
+
+        `segments` (B, T) int64 says which of the texts packed into a row a token belongs to, 0 is padding:
+        each is read as if it stood alone. None: a row is one text.
 
         Raises InputError when T exceeds `config.context_length`. torch refuses unknown token ids.
         """
@@ -50,9 +54,12 @@ class GPTBackbone(nn.Module):
                 f"a sequence of {T} tokens is longer than the model's context_length="
                 f"{self.config.context_length}: shorten it, or build a model with a longer context"
             )
-        positions = torch.arange(T, device=tokens.device)  # (T,)
+        if segments is None:
+            positions, mask = torch.arange(T, device=tokens.device), None  # (T,)
+        else:
+            positions, mask = segment_positions(segments), segment_mask(segments)  # (B, T), (B, 1, T, T)
         x = self.drop_emb(self.tok_emb(tokens) + self.pos_emb(positions))  # (B, T, D)
         for block in self.blocks:
             recompute = self.recompute_blocks and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
         return self.final_norm(x)

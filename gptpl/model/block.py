@@ -22,8 +22,8 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(config)
         self.drop_shortcut = nn.Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        x = x + self.drop_shortcut(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); `mask` as for the attention."""
+        x = x + self.drop_shortcut(self.attn(self.norm1(x), mask))
         x = x + self.drop_shortcut(self.ff(self.norm2(x)))
         return x
