@@ -1,0 +1,156 @@
+"""From texts to rows of tokens with targets, and from rows to batches."""
+
+# B rows in a batch, T tokens in its longest row, n tokens of one example
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gptpl.data.instructions.entries import Entry
+from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.scored_windows import IGNORED
+from gptpl.data.tokenizers import Tokenizer
+from gptpl.errors import InputError
+
+TooLong = Literal["truncate", "drop", "refuse"]
+Ids = NDArray[np.int64]
+
+
+class InstructionBatch(NamedTuple):
+    """Rows, the shorter ones filled up with end-of-text whose targets are masked.
+
+    Attributes:
+        inputs: (B, T) int64.
+        targets: (B, T) int64, one token later; -100 where nothing is to be learned.
+        segments: (B, T) int64, the number of the text in its row, 0 for padding; None where every row is one
+            text: causal attention never looks at what stands behind it.
+        tokens: inputs that are no padding.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    segments: Tensor | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example, or several packed: three arrays (n,); `segments` counts the texts from 1."""
+
+    inputs: Ids
+    targets: Ids
+    segments: Ids
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of one split, one an example, and how many examples were cut or left out for their length.
+
+    `dropped` counts those left out; `unanswered` those of them whose whole answer was cut away.
+    """
+
+    rows: list[Row]
+    truncated: int
+    dropped: int
+    unanswered: int
+
+
+def make_rows(
+    entries: Sequence[Entry],
+    tokenizer: Tokenizer,
+    template: PromptTemplate,
+    *,
+    max_length: int,
+    mask_instruction: bool = False,
+    too_long: TooLong = "truncate",
+) -> Rows:
+    """Every entry's tokens, and as targets those one later, end-of-text the last.
+
+    The text is encoded whole, as the book does: where the answer begins is where its tokens begin to differ
+    from those of the prompt alone.
+
+    Args:
+        entries: what to encode.
+        tokenizer: with a vocabulary.
+        template: puts instruction and input into a prompt.
+        max_length: tokens of a row; what an example has beyond them is dealt with by `too_long`.
+        mask_instruction: whether only the answer is learned: the targets of the prompt are masked.
+        too_long: "truncate" cuts the end off, with the end-of-text, as the book does; an example that has
+            nothing left to learn is left out. "drop" leaves the example out.
+
+    Raises InputError for an unknown `too_long`, and with "refuse" for the first example that is too long.
+    """
+    if too_long not in get_args(TooLong):
+        raise InputError(f"data.too_long={too_long} is unknown: choose one of {', '.join(get_args(TooLong))}")
+    texts = tokenizer.encode_many([template.whole(entry) for entry in entries])
+    prompts = tokenizer.encode_many([template.prompt(entry.instruction, entry.input) for entry in entries])
+    rows, truncated, unanswered = [], 0, 0
+    for entry, text, prompt in zip(entries, texts, prompts, strict=True):
+        tokens = text.astype(np.int64)
+        if len(tokens) > max_length:
+            if too_long == "refuse":
+                raise _too_long(entry, len(tokens), max_length)
+            if too_long == "drop":
+                continue
+        masked = _common_length(tokens, prompt) if mask_instruction else 0
+        row = _row(tokens, masked, eot_id=tokenizer.eot_id, max_length=max_length)
+        if (row.targets == IGNORED).all():
+            unanswered += 1
+            continue
+        truncated += len(tokens) > max_length
+        rows.append(row)
+    return Rows(rows=rows, truncated=truncated, dropped=len(entries) - len(rows), unanswered=unanswered)
+
+
+def _row(tokens: Ids, masked: int, *, eot_id: int, max_length: int) -> Row:
+    """The row of one text whose first `masked` tokens are no targets."""
+    targets = np.append(tokens[1:], eot_id)
+    targets[: max(0, masked - 1)] = IGNORED
+    inputs = tokens[:max_length]
+    return Row(inputs, targets[:max_length], np.ones_like(inputs))
+
+
+def _common_length(tokens: Ids, prompt: NDArray[np.uint32]) -> int:
+    """How many of the first tokens are the prompt's; its last ones may be one with the answer's first."""
+    n = min(len(tokens), len(prompt))
+    differing = np.flatnonzero(tokens[:n] != prompt[:n])
+    return int(differing[0]) if len(differing) else n
+
+
+def _too_long(entry: Entry, tokens: int, max_length: int) -> InputError:
+    begin = " ".join(entry.instruction.split())
+    shown = begin if len(begin) <= 40 else begin[:37] + "..."
+    return InputError(
+        f"the example {shown!r} has {tokens:,} tokens, more than data.max_length={max_length}: shorten it,"
+        " raise data.max_length, or set data.too_long=truncate or drop"
+    )
+
+
+def collate(rows: Sequence[Row | None], *, eot_id: int, packed: bool = False) -> InstructionBatch:
+    """A batch of the rows, as long as the longest of them; None is a row of padding alone.
+
+    Equals the book's `custom_collate_fn`: the first end-of-text behind an example is a target, no other is.
+    """
+    B, T = len(rows), max([len(row) for row in rows if row is not None], default=1)
+    inputs = np.full((B, T), eot_id, dtype=np.int64)
+    targets = np.full((B, T), IGNORED, dtype=np.int64)
+    segments = np.zeros((B, T), dtype=np.int64)
+    for place, row in enumerate(rows):
+        if row is not None:
+            inputs[place, : len(row)] = row.inputs
+            targets[place, : len(row)] = row.targets
+            segments[place, : len(row)] = row.segments
+    return InstructionBatch(
+        torch.from_numpy(inputs),
+        torch.from_numpy(targets),
+        torch.from_numpy(segments) if packed else None,
+        int((segments != 0).sum()),
+    )
