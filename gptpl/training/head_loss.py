@@ -8,7 +8,7 @@ knows the gradient too, up to a factor.
 
 # N positions (B x T), D model, V vocabulary
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -77,15 +77,42 @@ def summed_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[T
     Arguments as for `head_loss`, fp16 included. Returns (sum, count), two float64 scalars (float32 on devices
     without float64).
     """
+    total, count = _summed(hidden.flatten(0, -2), weight, targets.flatten(), _loss_sums)
+    return total, count
+
+
+def summed_head_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `summed_head_loss`, with the number of targets that have the highest logit, the lowest id of equals.
+
+    Only positions with a target are looked at. Returns (sum, count, correct), three float64 scalars (float32
+    on devices without float64).
+    """
+    counted = targets != IGNORED_TARGET
+    total, count, correct = _summed(hidden[counted], weight, targets[counted], _score_sums)
+    return total, count, correct
+
+
+def _loss_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    return torch.stack(summed_next_token_loss(logits[None], targets[None]))
+
+
+def _score_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    sums = _loss_sums(logits, targets)
+    return torch.cat([sums, (logits.argmax(-1) == targets).sum().to(sums.dtype)[None]])
+
+
+def _summed(
+    hidden: Tensor, weight: Tensor, targets: Tensor, sums_of: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Sums over positions (N, D) of what `sums_of` makes of logits (n, V) and targets (n,)."""
     dtype = _product_dtype(hidden)
-    total, count = summed_next_token_loss(hidden[:0], targets[:0])  # zeros
+    total = sums_of(weight.new_empty(0, 1), targets[:0])  # zeros
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         low = weight.to(dtype)
-        for rows, aims in _in_parts(PRODUCT_ROWS, hidden.flatten(0, -2).to(dtype), targets.flatten()):
+        for rows, aims in _in_parts(PRODUCT_ROWS, hidden.to(dtype), targets):
             for logits, aim in _in_parts(_softmax_rows(rows), rows @ low.t(), aims):
-                sums = summed_next_token_loss(logits[None], aim[None])
-                total, count = total + sums[0], count + sums[1]
-    return total, count
+                total = total + sums_of(logits, aim)
+    return total
 
 
 class _HeadLoss(torch.autograd.Function):

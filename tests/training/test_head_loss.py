@@ -10,7 +10,13 @@ from torch.nn import functional as F
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.model.low_rank import LowRankLinear, add_low_rank
 from gptpl.training import head_loss as module
-from gptpl.training.head_loss import head_factors, head_loss, summed_head_loss, training_loss
+from gptpl.training.head_loss import (
+    head_factors,
+    head_loss,
+    summed_head_loss,
+    summed_head_scores,
+    training_loss,
+)
 
 V, D = 50, 16
 
@@ -104,6 +110,23 @@ def test_sums():
     assert total.dtype == torch.float64
     assert not total.requires_grad
     assert total.item() == pytest.approx(15 * exact(hidden, weight, targets).item(), rel=1e-6)
+
+
+def test_sums_with_the_best_guesses():
+    hidden, weight, targets = inputs()
+    targets[1, :3] = (hidden @ weight.t())[1, :3].argmax(-1)
+    total, count, correct = summed_head_scores(hidden, weight, targets)
+    by_hand = [
+        bool((hidden[b, t] @ weight.t()).argmax() == targets[b, t])
+        for b in range(3)
+        for t in range(6)
+        if targets[b, t] >= 0
+    ]
+    assert [count.item(), correct.item()] == [15, sum(by_hand)]
+    assert 3 <= sum(by_hand) < 15
+    torch.testing.assert_close(total, summed_head_loss(hidden, weight, targets)[0])
+    nothing = summed_head_scores(hidden, weight, torch.full_like(targets, -100))
+    assert [value.item() for value in nothing] == [0, 0, 0]
 
 
 def test_an_infinite_logit_is_not_hidden():
