@@ -12,6 +12,7 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from gptpl.callbacks.sample_responses import SampleResponses
 from gptpl.callbacks.sample_text import SampleText
 from gptpl.cli.batch import settle_batch
 from gptpl.cli.build_data import build_datamodule, build_model_config, build_tokenizer
@@ -251,7 +252,7 @@ def _total_steps(cfg: DictConfig, trainer: L.Trainer, datamodule: TrainingData) 
 def _check_samples(trainer: L.Trainer, module: TrainingModule) -> None:
     """Refuses prompts and strategies that this model cannot sample, before the run has a folder."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, SampleText):
+        if isinstance(callback, SampleText | SampleResponses):
             callback.check_against(module)
 
 

@@ -22,6 +22,7 @@ from gptpl.cli.schema_outputs import (
     LoggerConf,
     LossCurveConf,
     ProgressBarConf,
+    SampleResponsesConf,
     SampleTextConf,
     ThroughputConf,
 )
@@ -29,6 +30,7 @@ from gptpl.cli.schema_roots import (
     EvaluateConf,
     GenerateConf,
     InspectConf,
+    RespondConf,
     SweepConf,
     TrainConf,
     WeightsConvertConf,
@@ -125,6 +127,50 @@ class DownloadedDataConf(DataConf):
 
 
 @dataclass(kw_only=True)
+class InstructionFileCorpusConf(CorpusConf):
+    """The user's own file of instructions."""
+
+    _target_: str = "gptpl.data.corpora.InstructionFile"
+    path: str | None = "${data.path}"
+
+
+@dataclass(kw_only=True)
+class InstructionDataConf(BatchesConf):
+    """`gptpl.data.instructions.datamodule.InstructionDataModule`."""
+
+    _target_: str = "gptpl.data.instructions.datamodule.InstructionDataModule"
+    corpus: CorpusConf = MISSING
+    batch_size: Any = 8
+    template: str = "alpaca"
+    response_marker: str | None = None
+    instruction_column: str = "instruction"
+    input_column: str | None = "input"
+    output_column: str = "output"
+    train_share: float = 0.85
+    test_share: float = 0.1
+    shuffle: bool = False
+    duplicates: str = "remove"
+    mask_instruction: bool = False
+    too_long: str = "truncate"
+    packing: bool = False
+
+
+@dataclass(kw_only=True)
+class DownloadedInstructionsConf(InstructionDataConf):
+    """Instructions from one downloaded file."""
+
+    corpus: DownloadedCorpusConf = field(default_factory=DownloadedCorpusConf)
+
+
+@dataclass(kw_only=True)
+class InstructionFileConf(InstructionDataConf):
+    """The user's own instructions."""
+
+    path: str | None = MISSING
+    corpus: InstructionFileCorpusConf = field(default_factory=InstructionFileCorpusConf)
+
+
+@dataclass(kw_only=True)
 class TextFilesDataConf(DataConf):
     """Data from the user's own files."""
 
@@ -212,6 +258,7 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConf,
     "inspect": InspectConf,
     "judge": JudgeConf,
+    "respond": RespondConf,
     "weights_fetch": WeightsFetchConf,
     "weights_convert": WeightsConvertConf,
     "sweep": SweepConf,
@@ -229,6 +276,8 @@ SCHEMAS: dict[str, type] = {
     "data": DataConf,
     "data_downloaded": DownloadedDataConf,
     "data_text_files": TextFilesDataConf,
+    "data_instructions": DownloadedInstructionsConf,
+    "data_instruction_file": InstructionFileConf,
     "task": TaskConf,
     "tune": TuneConf,
     "tune_lora": LowRankTuneConf,
@@ -242,6 +291,7 @@ SCHEMAS: dict[str, type] = {
     "judge_none": NoJudgeConf,
     "logger": LoggerConf,
     "sample_text": SampleTextConf,
+    "sample_responses": SampleResponsesConf,
     "checkpoint_best": BestCheckpointConf,
     "checkpoint_last": LastCheckpointConf,
     "early_stopping": EarlyStoppingConf,

@@ -37,6 +37,18 @@ class SampleTextConf(CallbackConf):
 
 
 @dataclass(kw_only=True)
+class SampleResponsesConf(CallbackConf):
+    """`gptpl.callbacks.sample_responses.SampleResponses`."""
+
+    _target_: str = "gptpl.callbacks.sample_responses.SampleResponses"
+    entries: int = 8
+    max_new_tokens: int = 100
+    every_n_steps: int | None = None
+    every_n_epochs: int | None = 1
+    path: str = "${run_dir}/samples.jsonl"
+
+
+@dataclass(kw_only=True)
 class BestCheckpointConf(CallbackConf):
     """`gptpl.callbacks.checkpoints.BestCheckpoint`."""
 

@@ -55,6 +55,30 @@ class GenerateConf:
 
 
 @dataclass(kw_only=True)
+class RespondConf:
+    """Root of `gptpl respond`."""
+
+    checkpoint: str = MISSING
+    instruction: str | None = MISSING
+    input: str = MISSING
+    file: str | None = MISSING
+    split: str | None = MISSING
+    output: str | None = MISSING
+    template: str | None = MISSING
+    response_marker: str | None = MISSING
+    instruction_column: str = MISSING
+    input_column: str | None = MISSING
+    too_long: str = MISSING
+    max_new_tokens: int = MISSING
+    batch_size: int = MISSING
+    seed: int | None = MISSING
+    precision: str = MISSING
+    device: str = MISSING
+    init: Any = None
+    sampling: Any = MISSING
+
+
+@dataclass(kw_only=True)
 class EvaluateConf:
     """Root of `gptpl evaluate`."""
 

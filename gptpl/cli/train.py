@@ -217,6 +217,7 @@ def say_how_to_go_on(run: Run) -> None:
 def _write_start(run: Run, environment: dict[str, Any]) -> None:
     """The settings, and what the run depends on beside them; a resumed run adds how it was resumed."""
     write_config(run.run_dir, run.config)
+    run.datamodule.write_record(run.run_dir)
     planned = run.module.total_steps
     if run.resume is None:
         write_run_record(run.run_dir, **environment, **_data_record(run), planned_steps=planned)

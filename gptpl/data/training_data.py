@@ -4,6 +4,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import lightning as L
@@ -153,6 +154,9 @@ class TrainingData(L.LightningDataModule, ABC):
     def module_settings(self) -> dict[str, Any]:
         """What the task's module has to know of the data, as its keyword arguments."""
         return {}
+
+    def write_record(self, run_dir: Path) -> None:
+        """Leave in a run's folder what somebody may want to look at, or the run's model to be tested on."""
 
     @property
     def units(self) -> str:

@@ -26,6 +26,9 @@ class GPTModel(GPTBackbone):
             self.out_head.weight = self.tok_emb.weight
         INITIALISATIONS[config.init](self, config.n_layers)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Next-token logits: tokens (B, T) int64 -> (B, T, V). Position t predicts token t + 1 from 0..t."""
-        return self.out_head(self.hidden(tokens))
+    def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Next-token logits: tokens (B, T) int64 -> (B, T, V). Position t predicts token t + 1 from 0..t.
+
+        `segments` as for `hidden`.
+        """
+        return self.out_head(self.hidden(tokens, segments))

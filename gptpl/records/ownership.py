@@ -14,6 +14,7 @@ _OWN = re.compile(
     r"|(config\.yaml|run\.json|metrics\.csv|samples\.jsonl|steps\.jsonl|train\.log|loss\.png)"
     r"|report(\.html|\.md|-.*\.png)"
     r"|(scores|comparison)(\.json|\.png)|judgements\.jsonl"
+    r"|data/(train|validation|test)\.json"
     r"|nonfinite_step_\d+\.txt"
     r"|checkpoints/(best|last|step-\d+)\.ckpt(\.sha256)?(\.damaged)?"
     r"|adapter/(adapter_model\.safetensors|adapter_config\.json|gptpl\.json)"

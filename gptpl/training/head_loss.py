@@ -28,14 +28,17 @@ MULTIPLE = 64
 """The products have this multiple of columns, the vocabulary filled up with zeros: GPT-2's 50,257 is odd."""
 
 
-def training_loss(net: GPTModel, inputs: Tensor, targets: Tensor, *, head: Head) -> Tensor:
+def training_loss(
+    net: GPTModel, inputs: Tensor, targets: Tensor, *, head: Head, segments: Tensor | None = None
+) -> Tensor:
     """Mean loss of the model's next tokens, float32; inputs and targets (B, T).
 
-    `head` "fused" is `head_loss`; "plain" makes all logits, then the loss.
+    `head` "fused" is `head_loss`; "plain" makes all logits, then the loss. `segments` (B, T) as for
+    `GPTBackbone.hidden`.
     """
     if head == "fused":
-        return head_loss(*head_factors(net.out_head, net.hidden(inputs)), targets)
-    return next_token_loss(net(inputs), targets)
+        return head_loss(*head_factors(net.out_head, net.hidden(inputs, segments)), targets)
+    return next_token_loss(net(inputs, segments), targets)
 
 
 def head_factors(head: nn.Linear, hidden: Tensor) -> tuple[Tensor, Tensor]:

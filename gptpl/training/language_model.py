@@ -4,11 +4,13 @@
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gptpl.data.datamodule import TextDataModule
+from gptpl.data.training_data import TrainingData
 from gptpl.model import GPTModel
 from gptpl.training.flops import training_flops_per_token
 from gptpl.training.head_loss import head_factors, summed_head_loss, training_loss
@@ -27,7 +29,7 @@ class LanguageModelingModule(TrainingModule):
     """
 
     task = "pretrain"
-    data_class = TextDataModule
+    data_class: ClassVar[type[TrainingData]] = TextDataModule
     net: GPTModel
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from gptpl.data.corpora.base import Corpus
 from gptpl.data.corpora.downloaded import Downloaded
+from gptpl.data.corpora.instruction_file import InstructionFile
 from gptpl.data.corpora.python_stdlib import PythonStdlib
 from gptpl.data.corpora.tale import Tale
 from gptpl.data.corpora.text_files import TextFiles
 
-__all__ = ["Corpus", "Downloaded", "PythonStdlib", "Tale", "TextFiles"]
+__all__ = ["Corpus", "Downloaded", "InstructionFile", "PythonStdlib", "Tale", "TextFiles"]
