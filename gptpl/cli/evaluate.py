@@ -1,8 +1,10 @@
 """`gptpl evaluate`: loss and perplexity of a checkpoint on any data."""
 
+import inspect
 import logging
 
-from omegaconf import DictConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from gptpl.cli.batch import whole_batch_size
@@ -10,12 +12,16 @@ from gptpl.cli.console import RunLog
 from gptpl.cli.hydra_app import instantiate, run_under_hydra
 from gptpl.cli.model_input import loaded_checkpoint
 from gptpl.data.datamodule import TextDataModule
+from gptpl.data.instructions.datamodule import InstructionDataModule
+from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.training_data import Batches
 from gptpl.errors import InputError
+from gptpl.training.checkpoint import LoadedCheckpoint
 from gptpl.training.evaluation import evaluate
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "all")
+SPLITS = ("train", "val", "test", "all")
 
 
 def run(arguments: list[str]) -> int:
@@ -30,30 +36,62 @@ def _evaluate(cfg: DictConfig) -> None:
             raise InputError(f"split={cfg.split} is unknown: choose one of {', '.join(SPLITS)}")
         loaded = loaded_checkpoint(cfg)
         context_length = loaded.net.config.context_length
-        cfg.data.max_length = cfg.data.stride = _max_length(cfg, context_length)
-        datamodule = TextDataModule(
-            corpus=instantiate(cfg.data.corpus),
-            tokenizer=loaded.tokenizer,
-            max_length=cfg.data.max_length,
-            stride=cfg.data.stride,
-            batch_size=whole_batch_size(cfg.data.batch_size),
-            train_ratio=cfg.data.train_ratio,
-        )
-        batches = datamodule.evaluation_dataloader(cfg.split)
+        max_length = _max_length(cfg, context_length)
+        if issubclass(get_class(cfg.data._target_), InstructionDataModule):
+            name, batches = _instructions(cfg, loaded, max_length)
+        else:
+            name, batches = _text(cfg, loaded, max_length)
         result = evaluate(loaded.net, tqdm(batches, unit="batch", desc="evaluating", disable=None))
-        print(
-            f"data        {datamodule.corpus.name}, split {cfg.split}, {cfg.data.max_length} tokens a window"
-        )
+        print(f"data        {name}")
         print(f"tokens      {result.tokens:,}")
         print(f"loss        {result.loss:.4f} nats per token")
         print(f"perplexity  {result.perplexity:.2f}")
 
 
+def _text(cfg: DictConfig, loaded: LoadedCheckpoint, max_length: int) -> tuple[str, Batches]:
+    """Name and batches of a text: every token is scored once."""
+    if cfg.split == "test":
+        raise InputError("split=test is unknown for plain text: choose one of train, val, all")
+    datamodule = TextDataModule(
+        corpus=instantiate(cfg.data.corpus),
+        tokenizer=loaded.tokenizer,
+        max_length=max_length,
+        stride=max_length,
+        batch_size=whole_batch_size(cfg.data.batch_size),
+        train_ratio=cfg.data.train_ratio,
+    )
+    name = f"{datamodule.corpus.name}, split {cfg.split}, {max_length} tokens a window"
+    return name, datamodule.evaluation_dataloader(cfg.split)
+
+
+def _instructions(cfg: DictConfig, loaded: LoadedCheckpoint, max_length: int) -> tuple[str, Batches]:
+    """Name and batches of instructions, in the template that the model was tuned with, if it was."""
+    if cfg.split == "all":
+        raise InputError("split=all is for plain text: instructions have train, val and test")
+    if cfg.data.shuffle:
+        raise InputError("data.shuffle=true depends on a run's seed: give data.path=RUN/data/validation.json")
+    given = OmegaConf.to_container(cfg.data, resolve=True)
+    assert isinstance(given, dict)
+    kept = set(inspect.signature(InstructionDataModule).parameters) - {"corpus", "packing", "tokenizer"}
+    datamodule = InstructionDataModule(
+        corpus=instantiate(cfg.data.corpus),
+        tokenizer=loaded.tokenizer,
+        **{str(key): value for key, value in given.items() if key in kept}
+        | {"max_length": max_length, "batch_size": whole_batch_size(cfg.data.batch_size)},
+    )
+    if "template" in loaded.task:
+        datamodule.template = PromptTemplate(**loaded.task["template"])
+    learned = "answers" if datamodule.mask_instruction else "prompts and answers"
+    name = f"{datamodule.name}, split {cfg.split}, {learned}, template {datamodule.template.name}"
+    return name, datamodule.split_dataloader(cfg.split)
+
+
 def _max_length(cfg: DictConfig, context_length: int) -> int:
     """The window: the model's context, unless a shorter one is asked for."""
-    if cfg.data.stride is not None:
+    stride = cfg.data.get("stride")
+    if stride not in (None, cfg.data.max_length):
         raise InputError(
-            f"data.stride={cfg.data.stride} has no meaning here: the windows lie end to end, leave it out"
+            f"data.stride={stride} has no meaning here: the windows lie end to end, leave it out"
         )
     asked = cfg.data.max_length
     if asked is None:

@@ -33,6 +33,16 @@ EXAMPLES = {
         ("gptpl generate checkpoint=RUN num_samples=5 --json", "five texts, a JSON object a line"),
         ("gptpl generate checkpoint=RUN -i", "type prompts and change the rules; /help says how"),
     ],
+    "respond": [
+        (
+            "gptpl respond checkpoint=RUN instruction='Name a colour.'",
+            "RUN is a folder of a task=instruct run",
+        ),
+        ("gptpl respond checkpoint=RUN instruction='Correct it.' input='He go home.'", "with an input"),
+        ("gptpl respond checkpoint=RUN split=test output=responses.json", "the run's own test entries"),
+        ("gptpl respond checkpoint=RUN file=mine.json output=answers.json", "again, it goes on"),
+        ("gptpl respond init=gpt2_hf template=alpaca instruction='Name a colour.'", "GPT-2 itself"),
+    ],
     "inspect": [
         ("gptpl inspect checkpoint=RUN text='Every effort moves you'", "writes surprisal.html"),
         ("gptpl inspect checkpoint=RUN text_file=my.txt output=my.html", "a whole file"),
@@ -227,7 +237,7 @@ def command_help(command: str, summary: str) -> str:
     for group, default in groups.items():
         lines += _group(folder, group, default)
     lines += ["", f"All keys with their values: gptpl {command} --cfg job"]
-    if command == "generate":
+    if command in ("generate", "respond"):
         lines += ["Sampling rules, with or without `sampling.` before them:", *_fields(SamplingConf)]
     if command == "sweep":
         own = _fields(SearchConf, without=("sampler", "params"))

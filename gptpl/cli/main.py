@@ -19,6 +19,7 @@ COMMANDS = {
     "find-batch-size": "speed and memory of every batch size that fits",
     "verify-resume": "check that stopping and resuming changes no bit on this machine",
     "generate": "continue a prompt with a trained model",
+    "respond": "answer instructions with a tuned model, one or a whole file",
     "inspect": "how surprised a trained model is by each token of a text, as a web page",
     "evaluate": "loss and perplexity of a trained model on any data",
     "judge": "score a model's answers by their references, a judge model, or another model's",

@@ -6,6 +6,9 @@ from gptpl.errors import InputError
 
 FREE_TEXT = frozenset(
     {
+        "data.response_marker",
+        "input",
+        "instruction",
         "judge.comparison_prompt",
         "judge.comparison_reminder",
         "judge.prompt",
@@ -13,6 +16,8 @@ FREE_TEXT = frozenset(
         "judge.rubric",
         "judge.system",
         "prompt",
+        "response_marker",
+        "template",
         "text",
     }
 )
@@ -21,6 +26,7 @@ PATHS = frozenset(
         "checkpoint",
         "compare",
         "data.path",
+        "file",
         "hydra.sweep.dir",
         "init.checkpoint",
         "init.path",

@@ -2,11 +2,11 @@
 
 # B batch, T time
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from gptpl.model import GPTModel, eval_mode
 from gptpl.training.head_loss import head_factors, summed_head_loss
@@ -22,15 +22,16 @@ class Evaluation:
     tokens: int
 
 
-def evaluate(net: GPTModel, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Mean next-token loss over all targets of all batches of (inputs, targets), each (B, T).
+def evaluate(net: GPTModel, batches: Iterable[Sequence[Any]]) -> Evaluation:
+    """Mean next-token loss over all targets of all batches: inputs and targets, each (B, T), come first.
 
-    Targets of -100 are not counted. The model is put into evaluation mode for it and gets its mode back.
+    A row is one text. Targets of -100 are not counted. The model is put into evaluation mode for it
+    and gets its mode back.
     """
     device = next(net.parameters()).device
     total = count = 0.0
     with torch.inference_mode(), eval_mode(net):
-        for inputs, targets in batches:
+        for inputs, targets, *_ in batches:
             factors = head_factors(net.out_head, net.hidden(inputs.to(device)))
             sums = summed_head_loss(*factors, targets.to(device))
             total, count = total + sums[0].item(), count + sums[1].item()

@@ -22,7 +22,8 @@ def compose(tmp_path, monkeypatch) -> Iterator[Callable[..., DictConfig]]:
     with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
 
         def composed(command: str, *overrides: str) -> DictConfig:
-            own = ["data.path=text.txt"] if "data=text_file" in overrides else []
+            files = {"data=text_file", "data=instruction_file"}
+            own = ["data.path=text.txt"] if files & set(overrides) else []
             run = [f"run_dir={tmp_path / 'run'}"] if command == "train" else []
             return hydra.compose(command, overrides=[*overrides, *own, *run])
 

@@ -21,6 +21,7 @@ from gptpl.cli.known_keys import known_keys
 from gptpl.cli.schema_sampling import SamplingConf
 from gptpl.cli.trainer import build_trainer, choose
 from gptpl.data.corpora import Corpus
+from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
@@ -33,7 +34,10 @@ Compose = Callable[..., DictConfig]
 
 CONF = config_folder()
 YAMLS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
-ROOTS = ("train", "generate", "inspect", "evaluate", "judge", "weights_fetch", "weights_convert", "sweep")
+ROOTS = (
+    *("train", "generate", "respond", "inspect", "evaluate", "judge", "weights_fetch", "weights_convert"),
+    "sweep",
+)
 GROUPS = tuple(default_choices("train"))
 WITHOUT_DEFAULT = {
     "train": (),
@@ -141,7 +145,7 @@ def test_corpora_are_built(command, choice, compose):
     assert isinstance(corpus, Corpus)
     assert isinstance(corpus, target_of(node.corpus))
     assert corpus.name == choice
-    if choice != "the_verdict":  # which is not on this machine
+    if choice not in ("the_verdict", "instructions"):  # which are not on this machine
         assert all(path.is_file() for path in corpus.files())
 
 
@@ -186,6 +190,9 @@ def test_schedules_are_built(choice, compose):
     assert factors[-1] == pytest.approx(1.0 if choice == "constant" else 1e-3)
 
 
+SETTINGS_FROM_THE_DATA = {"instruct": {"template": PromptTemplate.named("alpaca")}}
+
+
 @pytest.mark.parametrize("choice", choices("task"))
 def test_tasks_are_built(choice, compose, tiny_net):
     node = compose("train", *CHEAP, f"task={choice}").task
@@ -197,6 +204,7 @@ def test_tasks_are_built(choice, compose, tiny_net):
         total_steps=1,
         run_config={},
         eval_every_n_steps=1,
+        **SETTINGS_FROM_THE_DATA.get(choice, {}),
     )
     assert isinstance(module, LanguageModelingModule)
     assert module.net is tiny_net
@@ -221,8 +229,12 @@ def test_callbacks_are_built(choice, compose, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_default_callbacks_are_all_but_early_stopping(compose):
-    alone = set(choices("callbacks")) - {"default", "none", "early_stopping"}
+OF_TASKS = {"instruct", "sample_responses"}
+"""Callbacks, and lists of them, that belong to certain tasks."""
+
+
+def test_the_default_callbacks_are_all_but_early_stopping_and_those_of_tasks(compose):
+    alone = set(choices("callbacks")) - {"default", "none", "early_stopping"} - OF_TASKS
     assert set(compose("train", *CHEAP).callbacks) == alone
     both = compose("train", *CHEAP, "callbacks=[default,early_stopping]").callbacks
     assert set(both) == alone | {"early_stopping"}
@@ -309,3 +321,16 @@ def test_a_value_flows_to_where_it_is_needed(compose):
     assert (config.model.vocab_size, config.data.max_length, config.data.stride) == (257, 32, 32)
     assert config.callbacks.sample_text.seed == 7
     assert Path(config.callbacks.loss_curve.path).parent == Path(config.run_dir)
+
+
+def test_instruction_tuning_has_the_published_setting_unless_something_else_is_asked_for(compose):
+    config = compose("train", "task=instruct")
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (5e-5, 0.1)
+    assert (config.trainer.max_epochs, config.data.batch_size, config.eval_val_batches) == (2, 8, None)
+    assert (config.data.train_share, config.data.test_share, config.data.template) == (0.85, 0.1, "alpaca")
+    assert "sample_responses" in config.callbacks
+    assert "sample_text" not in config.callbacks
+    asked = ("optimizer.lr=1e-3", "data=tale", "callbacks=none", "scheduler=cosine", "trainer.max_epochs=7")
+    other = compose("train", "task=instruct", *asked)
+    assert (other.optimizer.lr, other.trainer.max_epochs, other.scheduler.min_lr) == (1e-3, 7, 1e-6)
+    assert (dict(other.callbacks), "corpus" in other.data, "template" in other.data) == ({}, True, False)
