@@ -15,7 +15,8 @@ from gptpl.cli.resume_overrides import Settings, asked_settings, given_overrides
 from gptpl.cli.resume_rate import Factor, lr_ceiling, words_if_held
 from gptpl.cli.resume_rules import INEXACT, Change, changes_between, check_changes
 from gptpl.cli.run_folder import read_config, read_run_record
-from gptpl.cli.schema import BatchesConf, DataConf, TrainerConf
+from gptpl.cli.schema import TrainerConf
+from gptpl.cli.schema_data import BatchesConf, DataConf
 from gptpl.errors import InputError
 from gptpl.training.checkpoint import HEADER_KEY, check_resumable, read_checkpoint
 from gptpl.training.checkpoint_files import CheckpointFolder, Damaged, GoodCheckpoint

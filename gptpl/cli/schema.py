@@ -5,13 +5,15 @@ Values that every choice of a group shares are the defaults here, so that a YAML
 Nothing heavy is imported: `gptpl train --help` composes these without torch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from gptpl.cli.schema_data import DataConf, DownloadedDataConf, TextFilesDataConf
 from gptpl.cli.schema_init import FileInitConf, InitConf, PublishedInitConf, RunInitConf
+from gptpl.cli.schema_instructions import DownloadedInstructionsConf, InstructionFileConf
 from gptpl.cli.schema_judge import JudgeConf, JudgeModelConf, NoJudgeConf
 from gptpl.cli.schema_outputs import (
     BestCheckpointConf,
@@ -64,119 +66,6 @@ class TokenizerConf:
 
     _target_: str = MISSING
     vocab_size: int | None = MISSING
-
-
-# --- data ---------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class CorpusConf:
-    """A corpus class without settings."""
-
-    _target_: str = MISSING
-
-
-@dataclass(kw_only=True)
-class DownloadedCorpusConf(CorpusConf):
-    """One text file at a public address."""
-
-    _target_: str = "gptpl.data.corpora.Downloaded"
-    name: str = MISSING
-    url: str = MISSING
-    sha256: str = MISSING
-    filename: str = MISSING
-
-
-@dataclass(kw_only=True)
-class TextFilesCorpusConf(CorpusConf):
-    """The user's own files."""
-
-    _target_: str = "gptpl.data.corpora.TextFiles"
-    path: str | None = "${data.path}"
-    pattern: str = "${data.pattern}"
-
-
-@dataclass(kw_only=True)
-class BatchesConf:
-    """Batches and loaders, the same for all data; `_target_` is a `gptpl.data.training_data.TrainingData`."""
-
-    _target_: str = MISSING
-    max_length: int | None = "${model.context_length}"  # type: ignore[assignment]
-    batch_size: Any = 2
-    global_batch_size: int | None = None
-    num_workers: int = 0
-    pin_memory: bool | None = None
-    persistent_workers: bool = True
-
-
-@dataclass(kw_only=True)
-class DataConf(BatchesConf):
-    """`gptpl.data.datamodule.TextDataModule`, with any corpus."""
-
-    _target_: str = "gptpl.data.datamodule.TextDataModule"
-    corpus: CorpusConf = MISSING
-    train_ratio: float = 0.9
-    stride: int | None = "${data.max_length}"  # type: ignore[assignment]
-
-
-@dataclass(kw_only=True)
-class DownloadedDataConf(DataConf):
-    """Data from one downloaded file."""
-
-    corpus: DownloadedCorpusConf = field(default_factory=DownloadedCorpusConf)
-
-
-@dataclass(kw_only=True)
-class InstructionFileCorpusConf(CorpusConf):
-    """The user's own file of instructions."""
-
-    _target_: str = "gptpl.data.corpora.InstructionFile"
-    path: str | None = "${data.path}"
-
-
-@dataclass(kw_only=True)
-class InstructionDataConf(BatchesConf):
-    """`gptpl.data.instructions.datamodule.InstructionDataModule`."""
-
-    _target_: str = "gptpl.data.instructions.datamodule.InstructionDataModule"
-    corpus: CorpusConf = MISSING
-    batch_size: Any = 8
-    template: str = "alpaca"
-    response_marker: str | None = None
-    instruction_column: str = "instruction"
-    input_column: str | None = "input"
-    output_column: str = "output"
-    train_share: float = 0.85
-    test_share: float = 0.1
-    shuffle: bool = False
-    duplicates: str = "remove"
-    mask_instruction: bool = False
-    too_long: str = "truncate"
-    packing: bool = False
-
-
-@dataclass(kw_only=True)
-class DownloadedInstructionsConf(InstructionDataConf):
-    """Instructions from one downloaded file."""
-
-    corpus: DownloadedCorpusConf = field(default_factory=DownloadedCorpusConf)
-
-
-@dataclass(kw_only=True)
-class InstructionFileConf(InstructionDataConf):
-    """The user's own instructions."""
-
-    path: str | None = MISSING
-    corpus: InstructionFileCorpusConf = field(default_factory=InstructionFileCorpusConf)
-
-
-@dataclass(kw_only=True)
-class TextFilesDataConf(DataConf):
-    """Data from the user's own files."""
-
-    path: str | None = MISSING
-    pattern: str = MISSING
-    corpus: TextFilesCorpusConf = field(default_factory=TextFilesCorpusConf)
 
 
 # --- training -----------------------------------------------------------------------------------------

@@ -65,7 +65,8 @@ def training_data(loaded: LoadedCheckpoint) -> TextDataModule:
     data = loaded.run_config.get("data")
     settings = dict(data["corpus"]) if isinstance(data, dict) and isinstance(data.get("corpus"), dict) else {}
     module, _, name = str(settings.pop("_target_", "")).rpartition(".")
-    if not isinstance(data, dict) or module != corpora.__name__ or name not in corpora.__all__:
+    known = module == corpora.__name__ and name in corpora.__all__
+    if not isinstance(data, dict) or not known or "train_ratio" not in data:
         raise InputError(
             f"memorisation needs the training text, and checkpoint={loaded.path} names no corpus of gptpl's"
             " own: leave memorisation out"

@@ -13,6 +13,16 @@ from gptpl.report.palette import GREY, colour
 
 ORDER = ("init", "model", "task", "optimizer", "scheduler", "data", "tokenizer", "seed", "trainer")
 """Settings of these parts come first, in this order: what is learned before how long and how watched."""
+SPLIT_SETTINGS = (
+    "train_ratio",
+    "train_share",
+    "test_share",
+    "shuffle",
+    "duplicates",
+    "mask_instruction",
+    "too_long",
+)
+"""Of `data`: with another one, other tokens are validated with."""
 NOT_SETTINGS = ("name",)
 """Labels, by which nothing is learnt otherwise."""
 
@@ -171,16 +181,24 @@ def _part(run: RunRecord, name: str) -> dict[str, Any]:
 def _data_key(run: RunRecord) -> str:
     """The same for runs that validate with the same tokens; empty where the run does not tell."""
     data, tokenizer = _part(run, "data").get("sha256"), _part(run, "tokenizer").get("sha256")
-    return repr((data, tokenizer, run.settings.get("data.train_ratio"))) if data or tokenizer else ""
+    return repr((data, tokenizer, _split_settings(run))) if data or tokenizer else ""
+
+
+def _split_settings(run: RunRecord) -> dict[str, Any]:
+    """What decides, beside the text, which tokens are validated with; as far as the run's data have it."""
+    found = {name: run.settings.get(f"data.{name}") for name in SPLIT_SETTINGS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _data_title(run: RunRecord) -> str:
     data, tokenizer = _part(run, "data"), _part(run, "tokenizer")
     sha = str(data.get("sha256", "?"))[:8]
-    tokens, ratio = tokenizer.get("vocab_size", "?"), run.settings.get("data.train_ratio", "?")
+    settings = _split_settings(run) or {"train_ratio": "?"}
+    split = "".join(f", {name} {value}" for name, value in settings.items())
+    tokens = tokenizer.get("vocab_size", "?")
     return (
-        f"text {data.get('name', '?')} ({sha}), tokenizer {tokenizer.get('name', '?')} of {tokens} tokens,"
-        f" train_ratio {ratio}"
+        f"text {data.get('name', '?')} ({sha}), tokenizer {tokenizer.get('name', '?')} of {tokens} tokens"
+        f"{split}"
     )
 
 

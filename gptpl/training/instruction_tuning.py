@@ -18,8 +18,9 @@ from gptpl.training.task import Sums
 class InstructionModule(LanguageModelingModule):
     """Trains a `GPTModel` to answer: on batches that are `gptpl.data.instructions.rows.InstructionBatch`es.
 
-    Targets of -100 count nowhere. Beside what pretraining logs: `val/token_accuracy`, the share of the
-    validation targets that are the model's most likely token.
+    Targets of -100 count nowhere. Within a batch every other target counts alike; the micro-batches and ranks
+    of a step count alike, however many targets each has. Beside what pretraining logs: `val/token_accuracy`,
+    the share of the validation targets that are the model's most likely token.
 
     Args:
         net: the model.

@@ -235,3 +235,10 @@ def test_training_data_of_another_task_are_refused(refused):
     assert line.startswith("task=instruct cannot train on these data (TextDataModule): choose data=instruct")
     line = refused("train", "data=instructions", "model=tiny", "tokenizer=bytes")
     assert line.endswith("or task=instruct")
+
+
+def test_generate_takes_a_tuned_model_for_a_language_model_but_has_no_text_of_it(gptpl, refused, tuned):
+    given = ("generate", f"checkpoint={tuned}", "prompt=Say", "max_new_tokens=2")
+    assert gptpl(*given).status == 0
+    line = refused(*given, "memorisation=true")
+    assert line.startswith("memorisation needs the training text")

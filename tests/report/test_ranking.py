@@ -38,13 +38,16 @@ def test_other_text_split_or_tokenizer_is_another_ranking(make_run):
         make_run("text", [9.0, 1.0], {"data.train_ratio": 0.9}, record=other_data),
         make_run("tokens", [9.0, 0.5], {"data.train_ratio": 0.9}, record=other_tokens),
         make_run("split", [9.0, 0.1], {"data.train_ratio": 0.8}),
+        make_run("masked", [9.0, 0.05], {"data.train_share": 0.85, "data.mask_instruction": True}),
+        make_run("whole", [9.0, 0.04], {"data.train_share": 0.85, "data.mask_instruction": False}),
     ]
     found = groups(runs, [])
     assert [[entry.label for entry in group.entries] for group in found] == [
-        *(["A1", "A2"], ["B1"], ["C1"], ["D1"])
+        *(["A1", "A2"], ["B1"], ["C1"], ["D1"], ["E1"], ["F1"])
     ]
     assert [entry.name for entry in found[0].entries] == ["b", "a"]
     assert "tokenizer gpt2 of 50257 tokens" in found[2].title
+    assert found[4].title.endswith(", train_share 0.85, mask_instruction True")
     # Within a group nothing differs, although much does between them.
     assert not any(group.settings for group in found)
 

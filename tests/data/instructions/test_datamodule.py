@@ -102,6 +102,13 @@ def test_packing_and_order_depend_on_the_seed_alone_and_epochs_differ(make):
     assert len(rows[0]) == len(rows[1]) > 4
 
 
+def test_workers_make_the_same_batches(make):
+    alone, worked = (list(make(num_workers=n, packing=True).train_dataloader()) for n in (0, 1))
+    for ours, theirs in zip(alone, worked, strict=True):
+        assert ours.tokens == theirs.tokens
+        assert all(a.equal(b) for a, b in zip(ours[:3], theirs[:3], strict=True))
+
+
 def test_the_report_says_what_was_done_to_the_examples(make):
     entries = [{"instruction": f"Say {n}.", "input": "", "output": "x" * n} for n in range(1, 41)]
     entries[38]["instruction"] = entries[0]["instruction"]
