@@ -74,8 +74,7 @@ def make_rows(
 ) -> Rows:
     """Every entry's tokens, and as targets those one later, end-of-text the last.
 
-    The text is encoded whole, as the book does: where the answer begins is where its tokens begin to differ
-    from those of the prompt alone.
+    The text is encoded whole, as in the book: the answer begins where tokens differ from the prompt's alone.
 
     Args:
         entries: what to encode.
@@ -88,8 +87,7 @@ def make_rows(
 
     Raises InputError for an unknown `too_long`, and with "refuse" for the first example that is too long.
     """
-    if too_long not in get_args(TooLong):
-        raise InputError(f"data.too_long={too_long} is unknown: choose one of {', '.join(get_args(TooLong))}")
+    _check_too_long(too_long)
     texts = tokenizer.encode_many([template.whole(entry) for entry in entries])
     prompts = tokenizer.encode_many([template.prompt(entry.instruction, entry.input) for entry in entries])
     rows, truncated, unanswered = [], 0, 0
@@ -108,6 +106,11 @@ def make_rows(
         truncated += len(tokens) > max_length
         rows.append(row)
     return Rows(rows=rows, truncated=truncated, dropped=len(entries) - len(rows), unanswered=unanswered)
+
+
+def _check_too_long(too_long: str) -> None:
+    if too_long not in get_args(TooLong):
+        raise InputError(f"data.too_long={too_long} is unknown: choose one of {', '.join(get_args(TooLong))}")
 
 
 def _row(tokens: Ids, masked: int, *, eot_id: int, max_length: int) -> Row:

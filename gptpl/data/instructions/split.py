@@ -53,8 +53,7 @@ def split_entries(
             training comes before test, test before validation. "remove": the later split loses it; "group":
             it joins the others; "keep": it stays, and the later split is a little too easy.
 
-    Raises InputError for shares that leave nothing to train or to validate on, an unknown `duplicates`, and
-    for too few entries.
+    Raises InputError for shares or entries that leave a split empty, and for an unknown `duplicates`.
     """
     _check(train_share, test_share, duplicates)
     order = list(entries)
