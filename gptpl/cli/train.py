@@ -242,6 +242,8 @@ def _data_record(run: Run) -> dict[str, Any]:
 def _final_metrics(trainer: L.Trainer) -> dict[str, float]:
     """The last value of every metric that is a number."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        metrics |= getattr(callback, "final_metrics", {})
     for callback in trainer.checkpoint_callbacks:
         score = getattr(callback, "best_model_score", None)
         if score is not None:

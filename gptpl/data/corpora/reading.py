@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gptpl.errors import InputError
 
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_utf8(path: Path) -> str:
@@ -15,7 +15,7 @@ def read_utf8(path: Path) -> str:
     blank, binary (it holds a zero byte), or not UTF-8.
     """
     data = _read_bytes(path)
-    if data.startswith(_UTF16_MARKS):
+    if data.startswith(UTF16_MARKS):
         raise InputError(f"{path} is UTF-16, not UTF-8: convert it, e.g. iconv -f UTF-16 -t UTF-8")
     if (offset := data.find(b"\0")) >= 0:
         raise InputError(f"{path} is binary, not text (zero byte at offset {offset}): give a UTF-8 text file")

@@ -1,0 +1,1 @@
+"""Texts with labels: tables of them, their splits, and the batches that a classifier is trained on."""

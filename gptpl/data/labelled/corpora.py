@@ -1,0 +1,152 @@
+"""Where labelled texts come from: the user's own files, or the SMS Spam Collection."""
+
+import hashlib
+import json
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptpl.data.labelled.examples import Example
+from gptpl.data.labelled.table import Table
+from gptpl.errors import InputError
+from gptpl.files.download import cache_dir, download
+from gptpl.files.hashes import record_file, sha256_of
+from gptpl.files.whole import write_atomically
+
+_MOST_BYTES = 1 << 24
+"""So much is read of a file in an archive: an archive can say that it holds terabytes."""
+WHOLE = "all"
+"""In place of a split's name: a table that is still to be split."""
+
+
+class LabelledCorpus(ABC):
+    """Tables with a text and a label in each row. `name` stands for it in reports."""
+
+    name: str
+    text_column: str
+    label_column: str
+
+    @abstractmethod
+    def tables(self) -> dict[str, Table]:
+        """One table under `WHOLE`, or one for each split. Raises InputError when there are none."""
+
+    def content_sha256(self) -> str:
+        """Hash of what is read of the tables. Raises InputError as `examples` does."""
+        digest = hashlib.sha256()
+        for name, examples in self.examples().items():
+            lines = [json.dumps([name, example.label, example.text]) for example in examples]
+            digest.update("\n".join(lines).encode())
+        return digest.hexdigest()
+
+    def examples(self) -> dict[str, list[Example]]:
+        """All rows of the tables in order. Raises InputError as `Table.rows` does."""
+        return {name: self._read(table) for name, table in self.tables().items()}
+
+    def _read(self, table: Table) -> list[Example]:
+        rows = table.rows(self.text_column, self.label_column)
+        return [Example(text=row.text, label=str(row.label), line=row.line) for row in rows]
+
+
+class LabelledFiles(LabelledCorpus):
+    """The user's own CSV, TSV or JSONL: one file that is to be split, or a file for each split.
+
+    Args:
+        path: the one file.
+        train_path: the file to train on, instead.
+        val_path: the file to validate on.
+        test_path: the file to test on; None: there is no test.
+        text_column: name of the column, or key, that holds the text.
+        label_column: the same of the label.
+        format: see `Table`.
+        columns: see `Table`.
+        name: how reports call it.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        train_path: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        text_column: str = "text",
+        label_column: str = "label",
+        format: str | None = None,
+        columns: Sequence[str] | None = None,
+        name: str = "labelled",
+    ) -> None:
+        if text_column == label_column:
+            raise InputError(
+                f"data.text_column and data.label_column are both {text_column!r}: name two columns"
+            )
+        self.name = name
+        self.text_column, self.label_column = text_column, label_column
+        self._path = path
+        self._given = {"train": train_path, "val": val_path, "test": test_path}
+        self._format, self._columns = format, columns
+
+    def tables(self) -> dict[str, Table]:
+        """The files. Raises InputError where none are set, or some of those that belong together."""
+        given: dict[str, str] = {name: path for name, path in self._given.items() if path}
+        if self._path and given:
+            name, path = next(iter(given.items()))
+            raise InputError(f"data.path={self._path} and data.{name}_path={path} are both set: give one")
+        if self._path:
+            return {WHOLE: self._table(self._path)}
+        if not given:
+            raise InputError("data.path is not set: give data.path=FILE, a labelled CSV, TSV or JSONL file")
+        if missing := [name for name in ("train", "val") if name not in given]:
+            raise InputError(f"data.{missing[0]}_path is not set: give it, or one file as data.path")
+        return {name: self._table(path) for name, path in given.items()}
+
+    def _table(self, path: str) -> Table:
+        return Table(path=Path(path).expanduser(), format=self._format, columns=self._columns)
+
+
+class SmsSpam(LabelledCorpus):
+    """The SMS Spam Collection (Almeida, Gomez Hidalgo, Yamakami 2011): 5,574 messages, "ham" or "spam".
+
+    Args:
+        path: a copy of the file `SMSSpamCollection`; None: it is downloaded once.
+        url: address of the zip archive that holds it.
+        member: its name in the archive.
+        sha256: hash that the file must have, 64 hexadecimal digits.
+    """
+
+    name = "sms_spam"
+    text_column = "text"
+    label_column = "label"
+
+    def __init__(self, *, path: str | None = None, url: str, member: str, sha256: str) -> None:
+        self._path, self._url, self._member, self._sha256 = path, url, member, sha256
+
+    def tables(self) -> dict[str, Table]:
+        """The one file. Raises InputError where it cannot be had, or what comes is not the published one."""
+        path = Path(self._path).expanduser() if self._path else self._extracted()
+        # Quotes are characters of the messages: what reads them as CSV's loses two of the lines.
+        return {WHOLE: Table(path=path, format="tsv", columns=(self.label_column, self.text_column))}
+
+    def _extracted(self) -> Path:
+        path = cache_dir() / self._member
+        if path.is_file() and sha256_of(path) == self._sha256:
+            return path
+        # Nobody publishes a hash of the archive; the file in it has one.
+        archive = download(self._url, sha256=None, filename=f"{self.name}.zip")
+        try:
+            with zipfile.ZipFile(archive) as opened, opened.open(self._member) as member:
+                content = member.read(_MOST_BYTES)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise self._useless(archive, f"is no archive with {self._member} in it") from error
+        if (actual := hashlib.sha256(content).hexdigest()) != self._sha256:
+            raise self._useless(archive, f"holds {self._member} with SHA-256 {actual}, not {self._sha256}")
+        write_atomically(path, content)
+        return path
+
+    def _useless(self, archive: Path, what: str) -> InputError:
+        """Removes an archive, and the hash that was recorded of it, so that another one can come."""
+        for path in (archive, record_file(archive)):
+            path.unlink(missing_ok=True)
+        return InputError(
+            f"{self._url} {what}: try again later, or give a copy of the file as data.path=FILE"
+        )

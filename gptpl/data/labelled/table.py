@@ -1,0 +1,173 @@
+"""Rows of a table of texts: CSV, TSV, JSON lines, or plain lines; read one after the other."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptpl.data.labelled.lines import utf8_lines
+from gptpl.errors import InputError
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "lines"}
+"""What a file is by the end of its name."""
+KINDS = ", ".join(dict.fromkeys(FORMATS.values()))
+LONGEST_FIELD = 1 << 24
+"""Characters of a CSV field; csv's own limit of 131,072 is less than a long document has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A text with its label (None: no label was asked for), and the line of the file that it begins at."""
+
+    line: int
+    text: str
+    label: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A file of texts.
+
+    Args:
+        path: the file.
+        format: "csv" (RFC 4180: fields may be quoted), "tsv" (quotes are characters like others), "jsonl" (an
+            object a line) or "lines" (each line is a text); None: by the end of the name, see `FORMATS`.
+        columns: names of the columns of a CSV or TSV file without a header line; None: it has one.
+        keys: what stands before the settings' names, as messages give them, such as "data.".
+    """
+
+    path: Path
+    format: str | None = None
+    columns: Sequence[str] | None = None
+    keys: str = "data."
+
+    @property
+    def kind(self) -> str:
+        """The format. Raises InputError for one that is unknown."""
+        if self.format is None and self.path.suffix.lower() not in FORMATS:
+            raise InputError(f"{self.path}: its name does not say what it is: give {self.keys}format={KINDS}")
+        kind = self.format or FORMATS[self.path.suffix.lower()]
+        if kind not in FORMATS.values():
+            raise InputError(f"{self.keys}format={kind} is unknown: choose one of {KINDS}")
+        return kind
+
+    def rows(self, text_column: str, label_column: str | None = None) -> Iterator[Row]:
+        """Every row in order. The labels of a file are all texts or all whole numbers, which become texts.
+
+        Raises InputError, naming the line, for a column that is missing, an empty text or label, a broken
+        row, labels of mixed types; and for a file that `utf8_lines` does not read or that has no rows.
+        """
+        kind = self.kind
+        if label_column is not None and kind == "lines":
+            raise InputError(f"{self.path} is plain lines without labels: give a CSV, TSV or JSONL file")
+        row = None
+        label_type: type | None = None
+        for line, fields in self._fields(kind, [text_column, *([label_column] if label_column else [])]):
+            text = self._text(fields[text_column], text_column, line)
+            label = None
+            if label_column is not None:
+                label = self._label(fields[label_column], label_column, line)
+                label_type = self._same_type(fields[label_column], label_type, line)
+            row = Row(line=line, text=text, label=label)
+            yield row
+        if row is None:
+            raise InputError(f"{self.path} has no rows below its header: give a file with texts in it")
+
+    def _fields(self, kind: str, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        if kind == "lines":
+            for number, line in enumerate(utf8_lines(self.path), start=1):
+                yield number, {wanted[0]: line.rstrip("\r\n")}
+        elif kind == "jsonl":
+            yield from self._json_objects(wanted)
+        else:
+            yield from self._separated(kind, wanted)
+
+    def _json_objects(self, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        for number, line in enumerate(utf8_lines(self.path), start=1):
+            try:
+                fields = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reason = "it is empty" if line.isspace() else error
+                raise self._wrong(number, f"is no JSON ({reason}): repair or remove the line") from error
+            if not isinstance(fields, dict):
+                raise self._wrong(number, "holds no JSON object: write one with the columns as its keys")
+            if missing := [name for name in wanted if name not in fields]:
+                raise self._wrong(number, self._lacks(missing, list(fields)))
+            yield number, fields
+
+    def _separated(self, kind: str, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        csv.field_size_limit(LONGEST_FIELD)
+        lines = utf8_lines(self.path)
+        if kind == "tsv":
+            reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+        else:
+            reader = csv.reader(lines, strict=True)
+        names = None if self.columns is None else self._checked_names(self.columns, wanted)
+        line = 1
+        try:
+            for values in reader:
+                if names is None:
+                    names = self._checked_names(values, wanted)
+                elif values:  # csv gives nothing for an empty line
+                    if len(values) != len(names):
+                        remedy = "quote fields with commas" if kind == "csv" else "repair it"
+                        raise self._wrong(line, f"has {len(values)} fields, not {len(names)}: {remedy}")
+                    yield line, dict(zip(names, values, strict=True))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            remedy = f"repair its quotes, or give {self.keys}format=tsv"
+            raise self._wrong(line, f"is no {kind.upper()} ({error}): {remedy}") from error
+
+    def _checked_names(self, names: Sequence[str], wanted: Sequence[str]) -> Sequence[str]:
+        if missing := [name for name in wanted if name not in names]:
+            raise InputError(f"{self.path} {self._lacks(missing, names)}")
+        if len(set(names)) != len(names):
+            raise InputError(f"{self.path} names a column twice ({', '.join(names)}): rename one of them")
+        return names
+
+    def _lacks(self, missing: Sequence[str], there: Sequence[str]) -> str:
+        shown = ", ".join(repr(name) for name in there[:8])
+        if self.kind == "jsonl":
+            remedy = "add it there"
+        else:
+            remedy = f"name all of them in {self.keys}columns=[...] if there is no header line"
+        return (
+            f"lacks the column {missing[0]!r} (it has {shown}): set {self.keys}text_column and"
+            f" {self.keys}label_column, or {remedy}"
+        )
+
+    def _text(self, value: Any, column: str, line: int) -> str:
+        if not isinstance(value, str):
+            raise self._wrong(line, f"has {value!r} in {column!r}, which is no text: write a text there")
+        if not value or value.isspace():
+            raise self._wrong(line, f"has an empty text in {column!r}: fill it in or remove the line")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # what JSON's \ud800 gives
+            raise self._wrong(line, f"has half a character in {column!r}: repair it") from error
+        return value
+
+    def _label(self, value: Any, column: str, line: int) -> str:
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise self._wrong(line, f"has {value!r} as label in {column!r}: give a text or a whole number")
+        label = str(value)
+        if not label or label.isspace():
+            raise self._wrong(line, f"has an empty label in {column!r}: fill it in or remove the line")
+        return label
+
+    def _same_type(self, value: Any, before: type | None, line: int) -> type:
+        if before is not None and type(value) is not before:
+            raise self._wrong(
+                line,
+                f"has {value!r} as label, before it {_called(before)}: make them of one type",
+            )
+        return type(value)
+
+    def _wrong(self, line: int, what: str) -> InputError:
+        return InputError(f"{self.path}, line {line}, {what}")
+
+
+def _called(kind: type) -> str:
+    return "whole numbers" if kind is int else "texts"
