@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
 from gptpl.model.feed_forward import EXPANSION
 from gptpl.model.low_rank import TARGETS, is_low_rank
+from gptpl.weights.head_bias import bias_as_shift
 from gptpl.weights.hugging_face import PREFIX, TABLE, with_prefix
 from gptpl.weights.model_files import read_json, required, writing
 from gptpl.weights.sources import DTYPES, safetensors_of
@@ -34,8 +34,6 @@ _FINAL_NORM = {
     "final_norm.bias": f"{_MODEL}transformer.ln_f.bias",
 }
 """Stands beside a head that has a bias, for PEFT alone: see `_for_peft`."""
-_ALLOWED = 1e-6
-"""What may be left of a head's bias, beside its largest number: rounding in fp32."""
 _FIXED: Mapping[str, Any] = {
     "peft_type": "LORA",
     "bias": "none",
@@ -98,14 +96,13 @@ def write_adapter(adapter: Adapter, config: GPTConfig, folder: Path, *, base: st
 def _for_peft(adapter: Adapter) -> dict[str, Tensor]:
     """What does for PEFT the work of a head's bias, which transformers' classifier has no place for.
 
-    A shift d of the final LayerNorm's bias with W d = b, the smallest: nothing but the head reads it. Where
-    there is none, as with more classes than the model is wide, PEFT's logits are without the bias.
+    A shift of the final LayerNorm's bias, see `bias_as_shift`. Where there is none, as with more classes than
+    the model is wide, PEFT's logits are without the bias.
     """
     if "out_head.bias" not in adapter.tensors:
         return {}
-    W, b = adapter.tensors["out_head.weight"].double(), adapter.tensors["out_head.bias"].double()
-    shift = torch.linalg.pinv(W) @ b
-    if (W @ shift - b).abs().max() > _ALLOWED * b.abs().max().clamp(min=1.0):
+    shift = bias_as_shift(adapter.tensors["out_head.weight"], adapter.tensors["out_head.bias"])
+    if shift is None:
         log.warning("PEFT has no place for the bias of this head: train with task.head_bias=false to use it")
         return {}
     norm = dict(adapter.final_norm)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
-from gptpl.model import GPTModel, eval_mode
+from gptpl.model import GPTClassifier, GPTModel, eval_mode
 
 _PROMPT_TOKENS = 64
 TOLERANCE = 1e-5
@@ -20,6 +20,17 @@ def prompt_logits(net: GPTModel) -> Tensor:
     tokens = (torch.arange(T, device=net.device) * 7919 + 1) % config.vocab_size  # 7919: a prime
     with torch.inference_mode(), eval_mode(net):
         return net(tokens[None]).float().cpu()
+
+
+def prompt_class_logits(net: GPTClassifier, *, pad_id: int) -> Tensor:
+    """Logits (B, C) in fp32 of fixed prompts of 1 to T tokens, padded, T at most 64."""
+    config = net.config
+    T = min(_PROMPT_TOKENS, config.context_length)
+    lengths = torch.tensor(sorted({1, max(1, T // 2), T}), device=net.device)  # (B,)
+    tokens = (torch.arange(T, device=net.device) * 7919 + 1) % config.vocab_size
+    rows = torch.where(torch.arange(T, device=net.device) < lengths[:, None], tokens, pad_id)  # (B, T)
+    with torch.inference_mode(), eval_mode(net):
+        return net(rows, lengths).float().cpu()
 
 
 def compare_logits(before: Tensor, after: Tensor, *, name: str) -> float:

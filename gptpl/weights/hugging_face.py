@@ -27,6 +27,8 @@ from gptpl.weights.transfer import export_tensors
 CONFIG_FILE = "config.json"
 OLD_FILE = "pytorch_model.bin"
 PREFIX = "transformer."
+SCORE = "score.weight"
+"""The head of their classifiers."""
 
 # Their linear layers are `Conv1D`, whose weight is (in, out).
 TABLE = Table(
@@ -80,9 +82,13 @@ def recognises(path: Path) -> bool:
 def open_files(path: Path) -> ModelFiles:
     """The model of a folder. Raises InputError for one that is no GPT-2, or not whole."""
     record = read_record(path)
-    said = _config(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
-    tensors = _tensors(path)
+    said = described(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
+    tensors = tensors_of(path)
     prefixed = any(name.startswith(PREFIX) for name in tensors.shapes())
+    if SCORE in tensors.shapes():
+        raise InputError(
+            f"{path} holds a classifier, no language model: use gptpl classify checkpoint={path}"
+        )
     return ModelFiles(
         path=path,
         table=with_prefix(TABLE, PREFIX) if prefixed else TABLE,
@@ -92,7 +98,7 @@ def open_files(path: Path) -> ModelFiles:
     )
 
 
-def _tensors(path: Path) -> TensorSource:
+def tensors_of(path: Path) -> TensorSource:
     """Those of the safetensors; of `pytorch_model.bin` in a folder from before there were any."""
     if any(path.glob("*.safetensors*")):
         return safetensors_of(path)
@@ -102,7 +108,8 @@ def _tensors(path: Path) -> TensorSource:
     return StateDict(content, str(path / OLD_FILE))
 
 
-def _config(content: Mapping[str, Any], path: Path) -> GPTConfig:
+def described(content: Mapping[str, Any], path: Path) -> GPTConfig:
+    """The model of a `config.json`. Raises InputError for one that is no GPT-2, or another than gptpl has."""
     for name, allowed in _FIXED.items():
         if content.get(name, allowed[0]) not in allowed:
             raise InputError(
@@ -129,22 +136,27 @@ def _config(content: Mapping[str, Any], path: Path) -> GPTConfig:
 
 def write_files(net: GPTModel, folder: Path, *, dtype: torch.dtype | None, eot_id: int) -> None:
     """`config.json`, `generation_config.json` and `model.safetensors`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     table = with_prefix(TABLE, PREFIX)
-    tensors: dict[str, Tensor] = export_tensors(net, table, dtype=dtype)
-    with writing(folder, SafetensorError):
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    _write_json(folder / CONFIG_FILE, _their_config(net.config, stored, eot_id))
-    _write_json(
+    stored = write_tensors(export_tensors(net, table, dtype=dtype), folder)
+    write_json(folder / CONFIG_FILE, their_config(net.config, stored, eot_id))
+    write_json(
         folder / "generation_config.json",
         {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id},
     )
 
 
-def _their_config(config: GPTConfig, dtype: str, eot_id: int) -> dict[str, Any]:
+def write_tensors(tensors: dict[str, Tensor], folder: Path) -> str:
+    """`model.safetensors`; returns the name of their data type."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with writing(folder, SafetensorError):
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+
+
+def their_config(config: GPTConfig, dtype: str, eot_id: int) -> dict[str, Any]:
+    """The content of `config.json`."""
     ours = {theirs: getattr(config, name) for name, theirs in _NAMES.items()}
     fixed = {name: allowed[0] for name, allowed in _FIXED.items()}
     drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.drop_rate)
@@ -162,5 +174,6 @@ def _their_config(config: GPTConfig, dtype: str, eot_id: int) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A JSON file that people can read."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

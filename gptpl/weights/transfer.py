@@ -2,14 +2,14 @@
 
 # C context, V vocabulary
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
-from gptpl.model import GPTConfig, GPTModel
+from gptpl.model import GPTBackbone, GPTConfig, GPTModel
 from gptpl.weights.sources import DTYPES, TensorSource
 from gptpl.weights.tables import HEAD, POSITIONS, QKV_BIAS, TOKENS, Head, Row, Shape, Table
 
@@ -27,7 +27,7 @@ class Crop:
     vocabulary: bool = False
 
 
-def load_tensors(net: GPTModel, source: TensorSource, table: Table, *, crop: Crop | None = None) -> None:
+def load_tensors(net: GPTBackbone, source: TensorSource, table: Table, *, crop: Crop | None = None) -> None:
     """Fills every parameter of the model from a format's tensors, one at a time, cast to the model's type.
 
     A head of their own must be the token embedding's matrix where the model is tied, and a bias must be zeros
@@ -49,7 +49,13 @@ def load_tensors(net: GPTModel, source: TensorSource, table: Table, *, crop: Cro
             _check_mask(source, name, table.mask_of_ones)
 
 
-def check_tensors(config: GPTConfig, source: TensorSource, table: Table) -> None:
+def check_tensors(
+    config: GPTConfig,
+    source: TensorSource,
+    table: Table,
+    *,
+    make: Callable[[GPTConfig], GPTBackbone] = GPTModel,
+) -> None:
     """What `load_tensors` checks first, for a model that is not there yet: what describes it may be wrong.
 
     Raises InputError for names and shapes that are not those of the configuration.
@@ -62,13 +68,13 @@ def check_tensors(config: GPTConfig, source: TensorSource, table: Table) -> None
             " what describes it, or fetch it anew"
         )
     with torch.device("meta"):
-        _Plan(GPTModel(config), source, table, Crop())
+        _Plan(make(config), source, table, Crop())
 
 
 class _Plan:
     """Which row does what, checked by names, shapes and types, before any number is read."""
 
-    def __init__(self, net: GPTModel, source: TensorSource, table: Table, crop: Crop) -> None:
+    def __init__(self, net: GPTBackbone, source: TensorSource, table: Table, crop: Crop) -> None:
         shapes = source.shapes()
         self.parameters = dict(net.named_parameters())  # a tied head comes once, as the token embedding
         self.rows: list[Row] = []
@@ -112,7 +118,7 @@ class _Plan:
             remedy = "set model.tie_weights=true"
         raise InputError(f"{source.where} lacks {_some(sorted(missing))}, which the model needs: {remedy}")
 
-    def _shape(self, net: GPTModel, row: Row) -> Shape:
+    def _shape(self, net: GPTBackbone, row: Row) -> Shape:
         """The shape of ours that a row stands for."""
         if row.ours == HEAD:
             return tuple(net.out_head.weight.shape)
@@ -174,7 +180,7 @@ def _fill(parameter: Tensor, source: TensorSource, row: Row) -> None:
         piece.copy_(row.layout.from_theirs(_read(source, name))[: piece.shape[0]])
 
 
-def _check_double(net: GPTModel, source: TensorSource, row: Row) -> None:
+def _check_double(net: GPTBackbone, source: TensorSource, row: Row) -> None:
     """Checks what the model has no parameter for: the head of a tied one, a bias that is none."""
     if row.ours == HEAD:
         ours = net.tok_emb.weight
@@ -208,7 +214,7 @@ def causal_mask(context: int, ones: str) -> Tensor:
     return torch.tril(square) if ones == "lower" else torch.triu(square, diagonal=1)
 
 
-def export_tensors(net: GPTModel, table: Table, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def export_tensors(net: GPTBackbone, table: Table, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The model's tensors under a format's names and in its layout, contiguous, on the CPU.
 
     Raises InputError for a model that the format cannot hold.
@@ -224,7 +230,7 @@ def export_tensors(net: GPTModel, table: Table, *, dtype: torch.dtype | None = N
     }
 
 
-def _exported(net: GPTModel, table: Table) -> Mapping[str, Tensor]:
+def _exported(net: GPTBackbone, table: Table) -> Mapping[str, Tensor]:
     parameters = dict(net.named_parameters())
     theirs: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -240,7 +246,7 @@ def _exported(net: GPTModel, table: Table) -> Mapping[str, Tensor]:
     return theirs
 
 
-def _stand_in(net: GPTModel, table: Table, row: Row) -> Tensor | None:
+def _stand_in(net: GPTBackbone, table: Table, row: Row) -> Tensor | None:
     """What a format has in place of a parameter that the model does not have; None: nothing."""
     if row.ours == HEAD:
         return net.tok_emb.weight if table.head in (Head.ALWAYS, Head.TWIN) else None
@@ -248,7 +254,7 @@ def _stand_in(net: GPTModel, table: Table, row: Row) -> Tensor | None:
     return torch.zeros(3 * net.config.emb_dim) if table.qkv_bias else None
 
 
-def _written_masks(net: GPTModel, table: Table) -> Iterator[tuple[str, Tensor]]:
+def _written_masks(net: GPTBackbone, table: Table) -> Iterator[tuple[str, Tensor]]:
     if table.writes_mask:
         for name in table.masks(net.config.n_layers):
             yield name, causal_mask(net.config.context_length, table.mask_of_ones)
