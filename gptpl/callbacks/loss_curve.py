@@ -75,8 +75,9 @@ class LossCurve(L.Callback):
         if self._drawn or not self.points or not trainer.is_global_zero:
             return
         self._drawn = True
-        verdict = curve_verdict(self.points, uniform_loss=language_module(pl_module).guessing_loss)
-        pixels = figure_pixels(loss_figure(self.points, caption=verdict.message))
+        module = language_module(pl_module)
+        verdict = curve_verdict(self.points, uniform_loss=module.guessing_loss)
+        pixels = figure_pixels(loss_figure(self.points, caption=verdict.message, unit=module.loss_unit))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("loss", pixels, trainer.global_step, dataformats="HWC")

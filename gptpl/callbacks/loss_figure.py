@@ -25,7 +25,7 @@ MARKED_POINTS = 60
 """Up to so many evaluations each gets a dot; more would run into a thick line."""
 
 
-def loss_figure(points: Sequence[LossPoint], *, caption: str = "") -> "Figure":
+def loss_figure(points: Sequence[LossPoint], *, caption: str = "", unit: str = "nats per token") -> "Figure":
     """Draw the losses of one or more evaluations, with a caption under the title.
 
     Losses that are not finite leave gaps. Uses no state of pyplot: nothing has to be closed.
@@ -42,7 +42,7 @@ def loss_figure(points: Sequence[LossPoint], *, caption: str = "") -> "Figure":
     axes.plot(epochs, val, color="tab:orange", marker=marker, linewidth=width, label="validation loss")
     _mark_lowest(axes, points)
     axes.set_xlabel("Epochs")
-    axes.set_ylabel("Loss (nats per token)")
+    axes.set_ylabel(f"Loss ({unit})")
     axes.grid(visible=True, alpha=0.3)
     axes.margins(x=0.02)
     _add_token_axis(axes, points[-1])

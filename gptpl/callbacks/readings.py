@@ -26,6 +26,10 @@ class LanguageModule(Protocol):
     def guessing_loss(self) -> float:
         """Loss of a model that finds every answer equally likely, in nats."""
 
+    @property
+    def loss_unit(self) -> str:
+        """What the losses are in, such as "nats per token"."""
+
     def inputs_of(self, batch: Any) -> Tensor:
         """The tokens (B, T) of a batch that the model is given."""
 

@@ -17,7 +17,7 @@ import torch
 from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain
-from gptpl.model import GPTConfig, GPTModel, empty_model
+from gptpl.model import GPTBackbone, GPTConfig, GPTModel, empty_model
 from gptpl.model.low_rank import merged_weights
 from gptpl.training.checkpoint_io import verify
 from gptpl.training.lineage import RANDOM, lineage_of
@@ -152,7 +152,7 @@ def model_of(checkpoint: dict[str, Any], path: Path, *, device: str = "cpu") -> 
     weights = net_weights(checkpoint)
     config = model_config(header, path)
     with torch.device("meta"):
-        _check_weights(GPTModel(config), weights, path)
+        check_weights(GPTModel(config), weights, path)
     net = empty_model(config, device=device)
     net.load_state_dict(weights)
     return LoadedCheckpoint(
@@ -217,7 +217,8 @@ def model_config(header: dict[str, Any], path: Path) -> GPTConfig:
         ) from error
 
 
-def _check_weights(net: GPTModel, weights: dict[str, torch.Tensor], path: Path) -> None:
+def check_weights(net: GPTBackbone, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuses weights whose names or shapes are not the model's, naming the first that is not."""
     wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(wanted.keys() | got.keys()):

@@ -45,7 +45,7 @@ def load_foreign(
         )
     try:
         check_tensors(config, files.tensors, files.table)
-        tokenizer = _tokenizer(files, config, tokenizer)
+        tokenizer = tokenizer_of(files, config, tokenizer)
         net = empty_model(config, device=device, dtype=dtype)
         load_tensors(net, files.tensors, files.table)
     except InputError as error:
@@ -56,7 +56,7 @@ def load_foreign(
         tokenizer=tokenizer,
         run_config={},
         step=files.record.get("lineage", {}).get("step", 0),
-        lineage=_lineage(files, start),
+        lineage=foreign_lineage(files, start),
     )
 
 
@@ -80,7 +80,7 @@ def _with_remedy_here(said: str, described: bool) -> str:
     return said.partition(", or init.")[0]
 
 
-def _lineage(files: ModelFiles, start: Mapping[str, Any] | None) -> dict[str, Any]:
+def foreign_lineage(files: ModelFiles, start: Mapping[str, Any] | None) -> dict[str, Any]:
     """What an export recorded, or else that another program made the files."""
     if "lineage" in files.record:
         return dict(files.record["lineage"])
@@ -93,7 +93,7 @@ def _lineage(files: ModelFiles, start: Mapping[str, Any] | None) -> dict[str, An
     return {"step": 0, "tokens_seen": 0, "data": {}, "losses": {}, "start": dict(found)}
 
 
-def _tokenizer(files: ModelFiles, config: GPTConfig, given: Tokenizer | None) -> Tokenizer:
+def tokenizer_of(files: ModelFiles, config: GPTConfig, given: Tokenizer | None) -> Tokenizer:
     """The tokenizer that the files name, or GPT-2's where nothing speaks against it."""
     if files.record:
         if given is not None:

@@ -24,6 +24,9 @@ class Task(ABC):
     data_class: ClassVar[type[TrainingData]]
     """The kind of data it trains on."""
 
+    loss_unit: ClassVar[str] = "nats per token"
+    """What its losses are in."""
+
     @abstractmethod
     def batch_loss(self, batch: Any) -> Tensor:
         """Mean loss of one micro-batch, a float32 scalar that can be differentiated."""

@@ -1,0 +1,82 @@
+"""What a finished classifier is worth: the test texts, looked at once, with the best weights."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from gptpl.callbacks.checkpoints import BestCheckpoint
+from gptpl.data.labelled.datamodule import LabelledDataModule
+from gptpl.data.training_data import Split
+from gptpl.training.checkpoint import read_checkpoint
+from gptpl.training.classification import ClassificationModule, named_scores
+from gptpl.training.classifier_evaluation import ClassifierEvaluation, evaluate_classifier
+from gptpl.training.sharding import FullyShardedStrategy
+
+log = logging.getLogger(__name__)
+
+
+class FinalScores(L.Callback):
+    """Scores the whole training, validation and test splits when training has ended, for the run's record.
+
+    With the weights of `best.ckpt`, where the run keeps that, else with the last; the module has its own
+    weights back afterwards. The first process does it alone. `final_metrics` are then `test/loss`,
+    `test/accuracy`, `test/f1`, `test/f1_<label>`, `test/calibration_error`, and `best_train/accuracy` and
+    `best_val/accuracy`, of all texts of those splits with the same weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.final_metrics: dict[str, float] = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score what there is; the test only where the data have one."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, ClassificationModule) or not isinstance(datamodule, LabelledDataModule):
+            return
+        if not trainer.is_global_zero:
+            return
+        if isinstance(trainer.strategy, FullyShardedStrategy):
+            log.info("the test texts are not scored here (trainer.strategy=fsdp): use gptpl evaluate")
+            return
+        before = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+        best = _best(trainer)
+        if best is not None:
+            pl_module.load_state_dict(read_checkpoint(best)["state_dict"])
+        for split in datamodule.load():
+            found = _scored(pl_module, datamodule, split)
+            self._keep(found, split, pl_module.labels)
+            log.info(
+                "%s, %s weights: accuracy %.2f %%, F1 %.3f, calibration error %.3f, loss %.4f, %s texts",
+                split, "best" if best else "last", 100 * found.scores.accuracy, found.scores.macro_f1,
+                found.scores.calibration_error, found.loss, f"{found.texts:,}",
+            )  # fmt: skip
+        pl_module.load_state_dict(before)
+
+    def _keep(self, found: ClassifierEvaluation, split: Split, labels: tuple[str, ...]) -> None:
+        if split == "test":
+            self.final_metrics |= {"test/loss": found.loss} | named_scores(found.scores, labels, "test/")
+        else:
+            self.final_metrics[f"best_{split}/accuracy"] = found.scores.accuracy
+
+
+def _scored(
+    module: ClassificationModule, datamodule: LabelledDataModule, split: Split
+) -> ClassifierEvaluation:
+    examples = datamodule.examples(split)
+    size = datamodule.batch_size
+    batches = (
+        examples.__getitems__(range(start, min(start + size, len(examples))))
+        for start in range(0, len(examples), size)
+    )
+    return evaluate_classifier(module.net, batches)
+
+
+def _best(trainer: L.Trainer) -> Path | None:
+    """The file of the best weights of this run."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, BestCheckpoint) and callback.best_model_path:
+            return Path(callback.best_model_path)
+    return None

@@ -1,0 +1,150 @@
+"""The LightningModule of classification: one label for each text."""
+
+# B batch, T time, C classes, K bins of confidence
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptpl.data.labelled.datamodule import LabelledDataModule
+from gptpl.data.labelled.encoded import LabelledBatch
+from gptpl.errors import InputError
+from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier
+from gptpl.model.classifier import Pooling
+from gptpl.training.classification_metrics import (
+    Numbers,
+    Scores,
+    calibration_sums,
+    classification_loss_sums,
+    confusion_sums,
+    scores,
+)
+from gptpl.training.classifier_checkpoint import task_state
+from gptpl.training.loss import IGNORED_TARGET
+from gptpl.training.task import Sums
+from gptpl.training.training_module import TrainingModule
+
+
+class ClassificationModule(TrainingModule):
+    """Trains a `GPTClassifier` on batches of `LabelledBatch`; its head is drawn when the module is made.
+
+    The loss is the mean cross-entropy of the texts' classes, weighted where `class_weights` are given: in
+    training and in evaluation, so that the two can be compared. Logged at every evaluation, beside both
+    losses: accuracy (`eval/train_accuracy`, `val/accuracy`), the mean F1 of the classes (`val/f1`), each
+    class's (`val/f1_<label>`; nan for one that neither occurs nor is predicted), and `val/calibration_error`.
+
+    Args:
+        net: the model that it begins with; its layers are taken over, all but the head.
+        labels: names of the C classes.
+        class_weights: weight of each class in the loss; None: all are 1.
+        max_length: tokens that are read of a text, kept in every checkpoint.
+        padded_to: tokens that every text is filled up to, kept in every checkpoint; None: it does not matter.
+        pooling: see `ClassifierConfig`.
+        head_bias: see there.
+        run: the arguments of `TrainingModule`.
+
+    Raises InputError for "last_position" where the texts of every batch are padded as its longest wants.
+    """
+
+    task = "classify"
+    data_class = LabelledDataModule
+    loss_unit = "nats per text"
+    net: GPTClassifier
+
+    def __init__(
+        self,
+        net: GPTBackbone,
+        *,
+        labels: Sequence[str],
+        class_weights: Sequence[float] | None = None,
+        max_length: int,
+        padded_to: int | None = None,
+        pooling: Pooling = "last_token",
+        head_bias: bool = True,
+        **run: Any,
+    ) -> None:
+        classifier = ClassifierConfig(n_classes=len(labels), pooling=pooling, head_bias=head_bias)
+        if pooling == "last_position" and padded_to is None:
+            raise InputError(
+                "task.pooling=last_position reads the padding, which must be the same in every batch: set"
+                " data.padding=longest"
+            )
+        super().__init__(GPTClassifier.on(net, classifier), **run)
+        self.labels = tuple(labels)
+        self.max_length = max_length
+        self.padded_to = padded_to
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.evaluated: dict[str, dict[str, Numbers]] = {}
+        """The last evaluation's totals on the CPU, by split: `confusion` (C, C), `calibration` (3, K)."""
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (B, C) of tokens (B, T), lengths (B,)."""
+        return self.net(tokens, lengths)
+
+    def batch_loss(self, batch: LabelledBatch) -> Tensor:
+        """Mean cross-entropy of the labels."""
+        logits = self.net(batch.tokens, batch.lengths).float()  # (B, C)
+        weight = self._class_weights
+        return F.cross_entropy(logits, batch.labels, weight=weight, ignore_index=IGNORED_TARGET)
+
+    def inputs_of(self, batch: LabelledBatch) -> Tensor:
+        """See `Task`."""
+        return batch.tokens
+
+    def tokens_in(self, batch: LabelledBatch) -> int:
+        """See `Task`."""
+        return int(batch.lengths.sum())
+
+    def evaluation_sums(self, batch: LabelledBatch) -> Sums:
+        """Losses and their weights (2,), confusion (C, C), calibration (3, K)."""
+        logits = self.net(batch.tokens, batch.lengths).float()
+        return {
+            "loss": classification_loss_sums(logits, batch.labels, self._class_weights),
+            "confusion": confusion_sums(logits, batch.labels),
+            "calibration": calibration_sums(logits, batch.labels),
+        }
+
+    def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
+        """Losses, accuracies, and what else is known of the validation texts."""
+        metrics: dict[str, float] = {}
+        self.evaluated = {
+            split: {name: total.cpu().double().numpy() for name, total in of_split.items() if name != "loss"}
+            for split, of_split in sums.items()
+        }
+        for split, group in (("train", "eval/train_"), ("val", "val/")):
+            if split in sums:
+                total, weight = sums[split]["loss"].tolist()
+                metrics[f"{group}loss"] = total / weight
+                found = scores(**self.evaluated[split])
+                metrics |= named_scores(found, self.labels, group) if split == "val" else {}
+                metrics[f"{group}accuracy"] = found.accuracy
+        return metrics
+
+    @property
+    def guessing_loss(self) -> float:
+        """The natural logarithm of C."""
+        return math.log(len(self.labels))
+
+    def task_state(self) -> dict[str, Any]:
+        """What `classify` needs to know."""
+        return task_state(self.net.classifier, self.labels, self.max_length, self.padded_to)
+
+    @property
+    def _class_weights(self) -> Tensor | None:
+        weights = self.class_weights
+        return weights if isinstance(weights, Tensor) else None
+
+
+def named_scores(found: Scores, labels: Sequence[str], group: str) -> dict[str, float]:
+    """Scores as metrics, their names beginning with `group`, such as "val/"."""
+    return {
+        f"{group}accuracy": found.accuracy,
+        f"{group}f1": found.macro_f1,
+        **{f"{group}f1_{label}": value for label, value in zip(labels, found.f1, strict=True)},
+        f"{group}calibration_error": found.calibration_error,
+    }
