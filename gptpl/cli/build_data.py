@@ -11,10 +11,13 @@ from gptpl.cli.configs import choices, config_folder
 from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.known_keys import target_of_choice
 from gptpl.cli.resume import Resumption
-from gptpl.data.tokenizers import Tokenizer
+from gptpl.data.datamodule import TextDataModule
+from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
+from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
+from gptpl.training.starting_run import RunWeights
 from gptpl.training.training_module import TrainingModule
 
 _NOT_BY_NAME = ("_target_", "tokenizer", "batch_size", "seed", "eval_train_batches", "eval_val_batches")
@@ -33,7 +36,7 @@ def build_datamodule(cfg: DictConfig, *, resume: Resumption | None = None) -> Tr
     settings = {key: value for key, value in given.items() if key in named}
     datamodule: TrainingData = instantiate(
         {"_target_": cfg.data._target_, **settings},
-        tokenizer=build_tokenizer(cfg.tokenizer),
+        tokenizer=_tokenizer(cfg, kind, resume),
         batch_size=1 if cfg.data.batch_size == AUTO else whole_batch_size(cfg.data.batch_size),
         seed=cfg.seed,
         eval_train_batches=cfg.eval_train_batches,
@@ -78,6 +81,23 @@ def _settle_lengths(cfg: DictConfig) -> None:
             f"data.max_length={cfg.data.max_length} is longer than model.context_length="
             f"{cfg.model.context_length}: set data.max_length={cfg.model.context_length} or a larger context"
         )
+
+
+def _tokenizer(cfg: DictConfig, kind: type[TrainingData], resume: Resumption | None) -> Tokenizer:
+    """The tokenizer; of a vocabulary made from texts that of the run that is gone on with, or begun with.
+
+    A long text has always its own words; few examples could not say what a model's tokens were.
+    """
+    if cfg.tokenizer.vocab_size is None and not issubclass(kind, TextDataModule):
+        weights = None if resume is not None else instantiate(cfg.init)
+        header = resume.header if resume is not None else None
+        if isinstance(weights, RunWeights):
+            header = read_checkpoint(weights.file)[HEADER_KEY]
+        own = build_tokenizer(cfg.tokenizer)
+        if header is not None and header["tokenizer"]["name"] == own.name:
+            return tokenizer_from_state(header["tokenizer"])
+        return own
+    return build_tokenizer(cfg.tokenizer)
 
 
 def build_tokenizer(node: DictConfig) -> Tokenizer:

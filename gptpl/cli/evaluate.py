@@ -8,7 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from gptpl.cli.batch import whole_batch_size
+from gptpl.cli.classifier_input import names_classifier
 from gptpl.cli.console import RunLog
+from gptpl.cli.evaluate_classifier import evaluate_classifier
 from gptpl.cli.hydra_app import instantiate, run_under_hydra
 from gptpl.cli.model_input import loaded_checkpoint
 from gptpl.data.datamodule import TextDataModule
@@ -32,15 +34,24 @@ def run(arguments: list[str]) -> int:
 
 def _evaluate(cfg: DictConfig) -> None:
     with RunLog():
+        if names_classifier(cfg):
+            evaluate_classifier(cfg)
+            return
         if cfg.split not in SPLITS:
             raise InputError(f"split={cfg.split} is unknown: choose one of {', '.join(SPLITS)}")
         loaded = loaded_checkpoint(cfg)
         context_length = loaded.net.config.context_length
         max_length = _max_length(cfg, context_length)
-        if issubclass(get_class(cfg.data._target_), InstructionDataModule):
+        kind = get_class(cfg.data._target_)
+        if issubclass(kind, InstructionDataModule):
             name, batches = _instructions(cfg, loaded, max_length)
-        else:
+        elif issubclass(kind, TextDataModule):
             name, batches = _text(cfg, loaded, max_length)
+        else:
+            raise InputError(
+                "a language model is evaluated on text or instructions: choose data=text_file data.path=FILE,"
+                " or another text"
+            )
         result = evaluate(loaded.net, tqdm(batches, unit="batch", desc="evaluating", disable=None))
         print(f"data        {name}")
         print(f"tokens      {result.tokens:,}")

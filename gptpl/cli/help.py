@@ -48,6 +48,12 @@ EXAMPLES = {
         ("gptpl inspect checkpoint=RUN text_file=my.txt output=my.html", "a whole file"),
         ("echo 'Every effort' | gptpl inspect checkpoint=RUN alternatives=10", "a piped text"),
     ],
+    "classify": [
+        ("gptpl classify checkpoint=RUN text='You have won a prize'", "every class with its probability"),
+        ("gptpl classify checkpoint=RUN file=messages.csv output=answers.csv", "a whole file"),
+        ("gptpl classify checkpoint=RUN file=messages.txt --json", "a text a line, a JSON object a line"),
+        ("echo 'See you at six' | gptpl classify checkpoint=RUN", "a piped text"),
+    ],
     "evaluate": [
         ("gptpl evaluate checkpoint=RUN", "the validation part of the shipped tale"),
         (
@@ -55,6 +61,11 @@ EXAMPLES = {
             "a whole text of your own",
         ),
         ("gptpl evaluate checkpoint=RUN/checkpoints/best.ckpt data=the_verdict", "a certain checkpoint"),
+        (
+            "gptpl evaluate checkpoint=CLASSIFIER split=test",
+            "accuracy, F1, calibration on its test texts",
+        ),
+        ("gptpl evaluate checkpoint=CLASSIFIER data=labelled data.path=F split=all", "on a file of yours"),
         ("gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all", "GPT-2 itself"),
     ],
     "judge": [

@@ -35,16 +35,16 @@ def target_of_choice(path: Path, group: str) -> str:
     """The class that a choice of a group names, by its YAML or by the schema that it takes."""
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
-    own = config.get(group, config) if _is_global(path) else config
+    own = config.get(group, config) if is_global(path) else config
     if "_target_" in own:
         return str(own["_target_"])
-    wanted = f"@{group}" if _is_global(path) else "@_here_"
+    wanted = f"@{group}" if is_global(path) else "@_here_"
     entries = [str(entry) for entry in config.get("defaults", [])]
     schema = next(entry for entry in entries if entry.startswith("/schema/") and entry.endswith(wanted))
     return str(SCHEMAS[schema.removeprefix("/schema/").removesuffix(wanted)]()._target_)
 
 
-def _is_global(path: Path) -> bool:
+def is_global(path: Path) -> bool:
     """Whether a YAML's keys are the root's."""
     return path.read_text(encoding="utf-8").startswith("# @package _global_")
 
@@ -56,11 +56,11 @@ def _keys_of_choice(path: Path, group: str) -> Iterator[str]:
     """
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
-    is_global = _is_global(path)
+    of_root = is_global(path)
     for entry in config.get("defaults", []):
         if isinstance(entry, str) and entry.startswith("/schema/"):
             schema, _, package = entry.removeprefix("/schema/").partition("@")
-            prefix = group if package == "_here_" else package if is_global else f"{group}.{package}"
+            prefix = group if package == "_here_" else package if of_root else f"{group}.{package}"
             if prefix != group:
                 yield prefix
             yield from _dotted(SCHEMAS[schema], f"{prefix}.")

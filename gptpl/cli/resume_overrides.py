@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gptpl.cli.configs import choices, config_folder, default_choices
-from gptpl.cli.known_keys import known_keys
+from gptpl.cli.known_keys import is_global, known_keys
 from gptpl.cli.quoting import OPEN_NAMESPACES
 from gptpl.cli.resume_rules import ABSENT
 from gptpl.cli.run_folder import read_config
@@ -118,7 +118,9 @@ def _choose(settings: Settings, raw: Settings, group: str, choice: Any) -> None:
     if group in OPEN_NAMESPACES or not same_kind or not path.is_file():
         settings[group] = new
         return
-    for name in _yaml(path):
+    said = _yaml(path)
+    # A task's YAML has defaults for other groups, too: they are for new runs.
+    for name in said.get(group, {}) if is_global(path) else said:
         if name != "defaults":
             settings[group][name] = new[name]
 
@@ -162,7 +164,7 @@ def _filled_in(settings: Settings, stored: Settings) -> Settings:
     if all(isinstance(group, dict) for group in (data, model, tokenizer)):
         if data.get("max_length") is None:
             data["max_length"] = model.get("context_length")
-        if data.get("stride") is None:
+        if "stride" in data and data["stride"] is None:
             data["stride"] = data["max_length"]
         if model.get("vocab_size") is None:
             # Of a vocabulary made from the text only the run knows the size.

@@ -32,6 +32,13 @@ FREE_SETTINGS = (
     # Where the text is; that it is the same text is checked by its hash.
     "data.path",
     "data.corpus.path",
+    *("data.train_path", "data.corpus.train_path"),
+    *("data.val_path", "data.corpus.val_path"),
+    *("data.test_path", "data.corpus.test_path"),
+    *("data.text_column", "data.corpus.text_column"),
+    *("data.label_column", "data.corpus.label_column"),
+    *("data.format", "data.corpus.format"),
+    *("data.columns", "data.corpus.columns"),
 )
 """They leave the weights as they would have been."""
 
@@ -108,7 +115,15 @@ FATAL_SETTINGS = (
     "data.global_batch_size",
     "data.pattern",
     "data._target_",
+    "data.train_share",
+    "data.val_share",
+    "data.stratified",
+    "data.balance",
+    "data.duplicates",
+    "data.truncate",
+    "data.padding",
     "data.corpus._target_",
+    "data.corpus.member",
     "data.corpus.pattern",
     "data.corpus.name",
     "data.corpus.url",

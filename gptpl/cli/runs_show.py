@@ -17,6 +17,9 @@ from gptpl.records.run_record import RunRecord, read_run
 LAST = f"{CHECKPOINT_FOLDER}/last.ckpt"
 BEST = f"{CHECKPOINT_FOLDER}/best.ckpt"
 SAMPLE_CHARACTERS = 300
+DEFAULT_EXAMPLE = ("generate", "prompt='Every effort moves you'")
+EXAMPLES = {"ClassificationModule": ("classify", "text='See you at six'")}
+"""How a model is used, by the class of its run's task."""
 
 
 def run(arguments: list[str]) -> int:
@@ -96,11 +99,11 @@ def _files(run: RunRecord, use: DiskUse) -> list[str]:
 
 def _next(run: RunRecord) -> list[str]:
     """What to do with it."""
-    resume, generate = _resume_command(run), _generate_command(run)
+    resume = _resume_command(run)
     lines = (
         [f"to train longer: {resume}" if run.state == "finished" else f"to go on: {resume}"] if resume else []
     )
-    lines += [f"to generate: {generate}"] if generate else []
+    lines += [f"to {use.split()[1]}: {use}"] if (use := _use_command(run)) else []
     return lines or ["no checkpoint: it can neither be resumed nor used"]
 
 
@@ -122,10 +125,14 @@ def _more(run: RunRecord) -> list[str]:
     return [f"trainer.max_epochs={2 * epochs}"] if isinstance(epochs, int) else []
 
 
-def _generate_command(run: RunRecord) -> str | None:
+def _use_command(run: RunRecord) -> str | None:
+    """None where there are no weights."""
     if not any((run.path / name).is_file() for name in (LAST, BEST)):
         return None
-    return f"gptpl generate {shlex.quote(f'checkpoint={near(run.path)}')} prompt='Every effort moves you'"
+    task = run.config.get("task")
+    target = str(task.get("_target_")) if isinstance(task, dict) else ""
+    verb, example = EXAMPLES.get(target.rpartition(".")[2], DEFAULT_EXAMPLE)
+    return f"gptpl {verb} {shlex.quote(f'checkpoint={near(run.path)}')} {example}"
 
 
 def _entry(run: RunRecord, use: DiskUse) -> dict[str, Any]:
@@ -149,6 +156,6 @@ def _entry(run: RunRecord, use: DiskUse) -> dict[str, Any]:
         "bytes": use.total,
         "checkpoint_bytes": sum(use.checkpoints.values()),
         "resume": _resume_command(run),
-        "generate": _generate_command(run),
+        "generate": _use_command(run),
         "record": dict(run.record),
     }

@@ -11,13 +11,21 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from gptpl.cli.schema_data import DataConf, DownloadedDataConf, TextFilesDataConf
+from gptpl.cli.schema_data import (
+    DataConf,
+    DownloadedDataConf,
+    LabelledDataConf,
+    SmsSpamDataConf,
+    TextFilesDataConf,
+)
 from gptpl.cli.schema_init import FileInitConf, InitConf, PublishedInitConf, RunInitConf
 from gptpl.cli.schema_instructions import DownloadedInstructionsConf, InstructionFileConf
 from gptpl.cli.schema_judge import JudgeConf, JudgeModelConf, NoJudgeConf
 from gptpl.cli.schema_outputs import (
     BestCheckpointConf,
+    ClassificationReportConf,
     EarlyStoppingConf,
+    FinalScoresConf,
     HyperparametersConf,
     LastCheckpointConf,
     LearningRateConf,
@@ -29,6 +37,7 @@ from gptpl.cli.schema_outputs import (
     ThroughputConf,
 )
 from gptpl.cli.schema_roots import (
+    ClassifyConf,
     EvaluateConf,
     GenerateConf,
     InspectConf,
@@ -77,6 +86,15 @@ class TaskConf:
 
     _target_: str = MISSING
     _partial_: bool = True
+
+
+@dataclass(kw_only=True)
+class ClassificationTaskConf(TaskConf):
+    """`gptpl.training.classification.ClassificationModule`."""
+
+    _target_: str = "gptpl.training.classification.ClassificationModule"
+    pooling: str = "last_token"
+    head_bias: bool = True
 
 
 @dataclass(kw_only=True)
@@ -144,6 +162,7 @@ class TrainerConf:
 SCHEMAS: dict[str, type] = {
     "train": TrainConf,
     "generate": GenerateConf,
+    "classify": ClassifyConf,
     "evaluate": EvaluateConf,
     "inspect": InspectConf,
     "judge": JudgeConf,
@@ -167,7 +186,10 @@ SCHEMAS: dict[str, type] = {
     "data_text_files": TextFilesDataConf,
     "data_instructions": DownloadedInstructionsConf,
     "data_instruction_file": InstructionFileConf,
+    "data_labelled": LabelledDataConf,
+    "data_sms_spam": SmsSpamDataConf,
     "task": TaskConf,
+    "task_classify": ClassificationTaskConf,
     "tune": TuneConf,
     "tune_lora": LowRankTuneConf,
     "adamw": AdamWConf,
@@ -189,6 +211,8 @@ SCHEMAS: dict[str, type] = {
     "loss_curve": LossCurveConf,
     "throughput": ThroughputConf,
     "hyperparameters": HyperparametersConf,
+    "classification_report": ClassificationReportConf,
+    "final_scores": FinalScoresConf,
 }
 
 

@@ -111,6 +111,22 @@ class HyperparametersConf(CallbackConf):
 
 
 @dataclass(kw_only=True)
+class ClassificationReportConf(CallbackConf):
+    """`gptpl.callbacks.classification_report.ClassificationReport`."""
+
+    _target_: str = "gptpl.callbacks.classification_report.ClassificationReport"
+    confusion_path: str = "${run_dir}/confusion.png"
+    calibration_path: str = "${run_dir}/calibration.png"
+
+
+@dataclass(kw_only=True)
+class FinalScoresConf(CallbackConf):
+    """`gptpl.callbacks.final_scores.FinalScores`."""
+
+    _target_: str = "gptpl.callbacks.final_scores.FinalScores"
+
+
+@dataclass(kw_only=True)
 class ThroughputConf(CallbackConf):
     """`gptpl.callbacks.throughput.Throughput`."""
 

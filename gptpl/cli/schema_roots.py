@@ -79,6 +79,22 @@ class RespondConf:
 
 
 @dataclass(kw_only=True)
+class ClassifyConf:
+    """Root of `gptpl classify`."""
+
+    checkpoint: str = MISSING
+    text: str | None = MISSING
+    file: str | None = MISSING
+    text_column: str = MISSING
+    format: str | None = MISSING
+    columns: list[str] | None = MISSING
+    output: str | None = MISSING
+    batch_size: int = MISSING
+    device: str = MISSING
+    init: Any = None
+
+
+@dataclass(kw_only=True)
 class EvaluateConf:
     """Root of `gptpl evaluate`."""
 

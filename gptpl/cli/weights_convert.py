@@ -10,6 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from gptpl.cli.adapter_convert import convert_to_adapter
+from gptpl.cli.classifier_convert import convert_classifier
+from gptpl.cli.classifier_input import names_classifier
 from gptpl.cli.console import RunLog
 from gptpl.cli.hydra_app import instantiate, run_under_hydra
 from gptpl.cli.model_card import model_card
@@ -50,6 +52,8 @@ def _convert(cfg: DictConfig) -> None:
         try:
             if cfg.format == ADAPTER:
                 convert_to_adapter(cfg, temporary, shown_as=output.name)
+            elif names_classifier(cfg):
+                convert_classifier(cfg, temporary, shown_as=output.name)
             else:
                 _convert_model(cfg, temporary, dtype, shown_as=output.name)
             share(temporary)

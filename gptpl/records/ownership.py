@@ -11,7 +11,8 @@ from gptpl.records.sweep_folder import is_sweep, trials
 
 _OWN = re.compile(
     r"(.*/)?\.[^/]+\.tmp|metrics\.csv\.tmp"  # what a write that was cut short leaves
-    r"|(config\.yaml|run\.json|metrics\.csv|samples\.jsonl|steps\.jsonl|train\.log|loss\.png)"
+    r"|(config\.yaml|run\.json|metrics\.csv|samples\.jsonl|steps\.jsonl|train\.log|(loss|confusion|calibration)\.png)"
+    r"|data/(train|validation|test)\.csv"
     r"|report(\.html|\.md|-.*\.png)"
     r"|(scores|comparison)(\.json|\.png)|judgements\.jsonl"
     r"|data/(train|validation|test)\.json"

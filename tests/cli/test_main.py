@@ -100,7 +100,7 @@ def test_an_unknown_command_is_refused(refused):
     assert (
         refused("tran")
         == "'tran' is no command of gptpl: choose one of train, sweep, plan, find-lr, find-batch-size,"
-        " verify-resume, generate, respond, inspect, evaluate, judge, report, runs list, runs show,"
+        " verify-resume, generate, respond, classify, inspect, evaluate, judge, report, runs list, runs show,"
         " runs diff, runs rm, weights fetch, weights list, weights convert: did you mean train?"
     )
 

@@ -22,12 +22,13 @@ from gptpl.cli.schema_sampling import SamplingConf
 from gptpl.cli.trainer import build_trainer, choose
 from gptpl.data.corpora import Corpus
 from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.labelled.corpora import LabelledCorpus
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.model import GPTConfig, GPTModel, count_parameters
 from gptpl.training.checkpoint_io import DurableCheckpointIO
-from gptpl.training.language_model import LanguageModelingModule
+from gptpl.training.training_module import TrainingModule
 from gptpl.weights.starting import StartingWeights
 
 Compose = Callable[..., DictConfig]
@@ -35,7 +36,8 @@ Compose = Callable[..., DictConfig]
 CONF = config_folder()
 YAMLS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
 ROOTS = (
-    *("train", "generate", "respond", "inspect", "evaluate", "judge", "weights_fetch", "weights_convert"),
+    *("train", "generate", "respond", "classify", "inspect", "evaluate", "judge"),
+    *("weights_fetch", "weights_convert"),
     "sweep",
 )
 GROUPS = tuple(default_choices("train"))
@@ -142,10 +144,10 @@ def test_corpora_are_built(command, choice, compose):
     base = CHEAP if command == "train" else ()
     node = compose(command, *base, f"data={choice}").data
     corpus = instantiate(node.corpus)
-    assert isinstance(corpus, Corpus)
+    assert isinstance(corpus, Corpus | LabelledCorpus)
     assert isinstance(corpus, target_of(node.corpus))
     assert corpus.name == choice
-    if choice not in ("the_verdict", "instructions"):  # which are not on this machine
+    if isinstance(corpus, Corpus) and choice not in ("the_verdict", "instructions"):  # not on this machine
         assert all(path.is_file() for path in corpus.files())
 
 
@@ -190,7 +192,10 @@ def test_schedules_are_built(choice, compose):
     assert factors[-1] == pytest.approx(1.0 if choice == "constant" else 1e-3)
 
 
-SETTINGS_FROM_THE_DATA = {"instruct": {"template": PromptTemplate.named("alpaca")}}
+SETTINGS_FROM_THE_DATA: dict[str, dict[str, Any]] = {
+    "instruct": {"template": PromptTemplate.named("alpaca")},
+    "classify": {"labels": ("ham", "spam"), "max_length": 4},
+}
 
 
 @pytest.mark.parametrize("choice", choices("task"))
@@ -206,8 +211,9 @@ def test_tasks_are_built(choice, compose, tiny_net):
         eval_every_n_steps=1,
         **SETTINGS_FROM_THE_DATA.get(choice, {}),
     )
-    assert isinstance(module, LanguageModelingModule)
-    assert module.net is tiny_net
+    assert isinstance(module, TrainingModule)
+    assert module.task == choice
+    assert module.net.blocks is tiny_net.blocks
 
 
 @pytest.mark.parametrize("choice", choices("logger"))
@@ -229,7 +235,7 @@ def test_callbacks_are_built(choice, compose, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-OF_TASKS = {"instruct", "sample_responses"}
+OF_TASKS = {"instruct", "sample_responses", "classify", "classification_report", "final_scores"}
 """Callbacks, and lists of them, that belong to certain tasks."""
 
 
@@ -287,6 +293,24 @@ def test_everything_an_experiment_names_is_built(choice, compose):
         [(group, chosen)] = override.items()
         assert chosen in choices(group.removeprefix("override /"))
     assert OmegaConf.merge(config, differences) == config
+
+
+def test_classification_has_the_published_setting_unless_something_else_is_asked_for(compose):
+    config = compose("train", "task=classify", "data=sms_spam")
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (5e-5, 0.1)
+    assert (config.trainer.max_epochs, config.data.batch_size, config.eval_val_batches) == (5, 8, None)
+    assert config.tune._target_.endswith("TuneLastBlock")
+    assert (config.data.balance, config.data.train_share, config.data.val_share) == ("undersample", 0.7, 0.1)
+    assert {"early_stopping", "classification_report", "final_scores"} <= set(config.callbacks)
+    assert "sample_text" not in config.callbacks
+    other = compose(
+        "train",
+        *("callbacks=none", "optimizer.lr=1e-3", "task=classify", "task.pooling=last_position", "tune=all"),
+        *("data=labelled", "data.padding=longest", "trainer.max_epochs=2"),
+    )
+    assert (dict(other.callbacks), other.optimizer.lr, other.trainer.max_epochs) == ({}, 1e-3, 2)
+    assert (other.task.pooling, other.data.corpus.path) == ("last_position", None)
+    assert other.tune._target_.endswith("TuneAll")
 
 
 def test_the_default_run_is_the_published_setting_with_a_schedule(compose):

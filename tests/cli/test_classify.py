@@ -1,0 +1,285 @@
+"""Training a classifier and using it, as a user would: the commands, their files, and what they refuse."""
+
+import csv
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2ForSequenceClassification
+
+TINY = (
+    *("trainer=cpu", "trainer.precision=32-true", "tokenizer=bytes", "model=tiny", "model.context_length=32"),
+    *("model.n_layers=1", "model.emb_dim=16", "model.n_heads=2"),
+)
+CLASSIFY = (
+    *("train", *TINY, "task=classify", "data=labelled", "data.path=texts.csv", "data.duplicates=group"),
+    *("tune=all", "optimizer.lr=1e-2", "scheduler.warmup_steps=1", "eval_every_n_steps=5"),
+)
+
+
+def write_texts(path: Path) -> None:
+    """96 texts: "good" where there is an o in them; some are there twice."""
+    draw = random.Random(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["label", "text"])
+        for i in range(96):
+            label = draw.choice(["good", "bad"])
+            text = "".join(draw.choice("xyz, ") for _ in range(draw.randrange(1, 9)))
+            rows.writerow([label, ("o" if label == "good" else "u") + text + ("" if i % 3 else str(i))])
+
+
+@pytest.fixture(scope="module")
+def trained(command: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A classifier after 12 steps. Copy its folder before changing anything in it."""
+    folder = tmp_path_factory.mktemp("classifier")
+    write_texts(folder / "texts.csv")
+    outcome = command(*CLASSIFY, "run_dir=run", "trainer.max_steps=12", cwd=folder)
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+@pytest.fixture
+def run(trained: Any, tmp_path: Path) -> Path:
+    """A copy of the run, named `run`, in the test's folder."""
+    shutil.copytree(trained.folder / "run", tmp_path / "run", symlinks=True)
+    shutil.copy(trained.folder / "texts.csv", tmp_path)
+    return tmp_path / "run"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# --- training -------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_splits_pictures_and_test_scores(trained: Any) -> None:
+    folder = trained.run.path
+    assert {"confusion.png", "calibration.png", "loss.png", "checkpoints/best.ckpt"} <= trained.run.files
+    splits = {name: rows_of(folder / f"data/{name}.csv") for name in ("train", "validation", "test")}
+    whole = rows_of(trained.folder / "texts.csv")
+    kept = [(row["text"], row["label"]) for rows in splits.values() for row in rows]
+    assert sorted(kept) == sorted((row["text"], row["label"]) for row in whole)
+    texts = [{row["text"] for row in rows} for rows in splits.values()]
+    assert not texts[0] & texts[1] | texts[0] & texts[2] | texts[1] & texts[2]
+    metrics = trained.run.record["metrics"]
+    assert 0.4 < metrics["test/accuracy"] < 1
+    assert metrics["test/f1"] == pytest.approx((metrics["test/f1_bad"] + metrics["test/f1_good"]) / 2)
+    assert {"best_train/accuracy", "best_val/accuracy", "test/calibration_error", "val/f1"} <= metrics.keys()
+    assert "test, best weights: accuracy" in trained.err
+
+
+def test_test_scores_are_those_of_the_best_weights(trained: Any, command: Any) -> None:
+    found = command("evaluate", "checkpoint=run", "split=test", "device=cpu", cwd=trained.folder)
+    assert found.status == 0, found.err
+    values = dict(line.rsplit(maxsplit=1) for line in found.out.splitlines()[2:5])
+    metrics = trained.run.record["metrics"]
+    assert values["accuracy"] == f"{metrics['test/accuracy']:.2%}"
+    assert values["F1, mean"] == f"{metrics['test/f1']:.4f}"
+    assert values["calibration error"] == f"{metrics['test/calibration_error']:.4f}"
+    assert "best.ckpt" in found.err
+    own = command(
+        *("evaluate", "checkpoint=run", "data=labelled", "data.path=run/data/test.csv", "split=all"),
+        *("device=cpu",),
+        cwd=trained.folder,
+    )
+    assert own.out.splitlines()[1:] == found.out.splitlines()[1:]
+
+
+def test_a_resumed_run_ends_as_the_unbroken_one(trained: Any, gptpl: Any, tmp_path: Path) -> None:
+    shutil.copy(trained.folder / "texts.csv", tmp_path)
+    settings = (*CLASSIFY, "run_dir=run", "trainer.max_steps=12", "trainer.stop_at_step=7")
+    assert gptpl(*settings).status == 0
+    outcome = gptpl("train", "resume=run")
+    assert outcome.status == 0, outcome.err
+    whole, resumed = (each.run.checkpoint("last")["state_dict"] for each in (trained, outcome))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    assert outcome.run.record["metrics"]["test/loss"] == trained.run.record["metrics"]["test/loss"]
+
+
+def test_a_run_is_not_resumed_with_other_texts(run: Path, refused: Any, tmp_path: Path) -> None:
+    text = (tmp_path / "texts.csv").read_text()
+    (tmp_path / "texts.csv").write_text(text.replace("good", "bad", 1))
+    assert "holds another text" in refused("train", "resume=run", "trainer.max_steps=14")
+
+
+def test_a_sweep_runs_as_it_is(trained: Any, gptpl: Any, tmp_path: Path) -> None:
+    shutil.copy(trained.folder / "texts.csv", tmp_path)
+    path = tmp_path / "texts.csv"
+    settings = [setting for setting in CLASSIFY[1:] if "path" not in setting and ".lr=" not in setting]
+    outcome = gptpl(
+        *("sweep", *settings, f"data.path={path}", "trainer.max_steps=4", "optimizer.lr=1e-3,1e-2"),
+        *("hydra.sweep.dir=s", "sweep=random", "sweep.n_trials=1"),
+    )
+    assert outcome.status == 0, outcome.err
+    [trial] = rows_of(tmp_path / "s/results.csv")
+    assert trial["state"] == "finished"
+    assert 0 < float(trial["best_val_loss"]) < 2
+
+
+def test_a_classifier_begins_with_a_run_and_its_words(gptpl: Any, words: Any, tmp_path: Path) -> None:
+    rows = [
+        f"{'old' if i % 2 else 'tall'},The {noun} sang {i}" for i in range(40) for noun in ("pilot", "seal")
+    ]
+    (tmp_path / "texts.csv").write_text("\n".join(["label,text", *rows]))
+    outcome = gptpl(
+        *("train", "task=classify", "data=labelled", "data.path=texts.csv", "model=tiny", "tokenizer=words"),
+        *("model.context_length=16", "init=run", f"init.checkpoint={words.run.path}", "run_dir=run"),
+        *("trainer=cpu", "trainer.precision=32-true", "trainer.max_steps=2", "scheduler.warmup_steps=1"),
+    )
+    assert outcome.status == 0, outcome.err
+    header = outcome.run.checkpoint("last")["gptpl"]
+    assert header["tokenizer"] == words.run.checkpoint("last")["gptpl"]["tokenizer"]
+    assert header["start"]["init"] == "run"
+    answered = gptpl("classify", "checkpoint=run", "text=The old pilot sang", "device=cpu")
+    assert answered.status == 0, answered.err
+
+
+# --- using it -------------------------------------------------------------------------------------------
+
+
+def test_one_text_gets_the_probabilities_of_all_classes(trained: Any, command: Any) -> None:
+    outcome = command("classify", "checkpoint=run", "text=oxx yz", "device=cpu", cwd=trained.folder)
+    assert outcome.status == 0, outcome.err
+    chances = {label: float(chance) for label, chance in map(str.split, outcome.out.splitlines())}
+    assert list(chances) == ["good", "bad"]
+    assert sum(chances.values()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["many.csv", "many.jsonl", "many.txt"])
+def test_a_file_is_answered_in_its_order(trained: Any, gptpl: Any, tmp_path: Path, name: str) -> None:
+    texts = [("o" if i % 3 else "u") * (1 + i % 40) for i in range(70)]
+    lines = {
+        "many.csv": ["id,body", *(f"{i},{text}" for i, text in enumerate(texts))],
+        "many.jsonl": [json.dumps({"body": text}) for text in texts],
+        "many.txt": texts,
+    }
+    (tmp_path / name).write_text("\n".join(lines[name]))
+    run = f"checkpoint={trained.run.path}"
+    outcome = gptpl(
+        "classify", run, f"file={name}", "text_column=body", "--json", "batch_size=3", "device=cpu"
+    )
+    assert outcome.status == 0, outcome.err
+    found = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [each["text"] for each in found] == texts
+    assert [each["lost_tokens"] for each in found] == [max(0, len(text) - 32) for text in texts]
+    assert "8 texts are longer than the 32 tokens" in outcome.err
+    again = gptpl("classify", run, f"file={name}", "text_column=body", "output=a.csv", "device=cpu")
+    assert (again.status, again.out) == (0, "a.csv\n"), again.err
+    rows = rows_of(tmp_path / "a.csv")
+    assert [(row["label"], row["text"]) for row in rows] == [(each["label"], each["text"]) for each in found]
+    for row, each in zip(rows, found, strict=True):
+        assert float(row["probability_bad"]) == pytest.approx(each["probabilities"]["bad"], abs=1e-6)
+
+
+def test_a_broken_line_leaves_no_output(trained: Any, refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "many.jsonl").write_text('{"text": "o"}\n' * 300 + "{\n")
+    run = f"checkpoint={trained.run.path}"
+    assert "line 301, is no JSON" in refused("classify", run, "file=many.jsonl", "output=a.csv", "device=cpu")
+
+
+def test_transformers_opens_the_export_with_the_same_logits(run: Path, gptpl: Any, tmp_path: Path) -> None:
+    outcome = gptpl("weights", "convert", "checkpoint=run", "format=hf", "output=hf")
+    assert (outcome.status, outcome.out) == (0, "hf\n"), outcome.err
+    assert "verified: the logits of 3 padded texts differ by" in outcome.err
+    theirs = GPT2ForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    texts = ["oxx", "u", "xyzo, zz"]
+    rows = [list(text.encode()) for text in texts]
+    tokens = torch.tensor([row + [256] * (8 - len(row)) for row in rows])
+    with torch.no_grad():
+        logits = theirs(tokens).logits
+    (tmp_path / "t.txt").write_text("\n".join(texts))
+    for checkpoint in ("run", "hf"):
+        ours = gptpl("classify", f"checkpoint={checkpoint}", "file=t.txt", "--json", "device=cpu")
+        found = [json.loads(line)["probabilities"] for line in ours.out.splitlines()]
+        chances = torch.tensor([[each["bad"], each["good"]] for each in found])
+        torch.testing.assert_close(chances, logits.softmax(1), atol=1e-5, rtol=0)
+    assert "text-classification" in (tmp_path / "hf/README.md").read_text()
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_task_is_refused_both_ways(
+    trained: Any, quick: Any, refused: Callable[..., str]
+) -> None:
+    classifier, model = trained.run.path, quick.run.path
+    for command in ("generate", "inspect"):
+        said = refused(
+            command, f"checkpoint={classifier}", "device=cpu", *(["text=a"] * (command == "inspect"))
+        )
+        assert "is a classifier, which writes no text: use gptpl classify" in said
+    said = refused("classify", f"checkpoint={model}", "text=a")
+    assert "is a language model, no classifier: train one with gptpl train task=classify" in said
+    said = refused("train", *TINY, "init=run", f"init.checkpoint={classifier}")
+    assert "is a classifier, which writes no text" in said
+    said = refused("train", "experiment=quick", "task=classify", "callbacks=classify")
+    assert "task=classify cannot train on these data (TextDataModule): choose data=" in said
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["evaluate", "split=all"], "split=all is none of a classifier's: choose train, val, test"),
+        (["evaluate", "data=text_file", "split=val"], "is a classifier, and these data have no labels"),
+        (["evaluate", "data=labelled", "data.path=texts.csv"], "a file that is given is taken whole"),
+        (
+            ["evaluate", "data=labelled", "data.path=other.csv", "split=all"],
+            "line 3 has the label 'fine', which the classifier does not know (it has bad, good)",
+        ),
+        (["classify"], "text is not set: give text='...', or file=FILE"),
+        (["classify", "text= "], "text is empty"),
+        (["classify", "text=a", "file=texts.csv"], "text= and file=texts.csv are both set"),
+        (
+            ["classify", "file=texts.csv", "text_column=body"],
+            "lacks the column 'body' (it has 'label', 'text')",
+        ),
+        (["classify", "file=texts.csv", "output=texts.csv"], "output=texts.csv is there already"),
+        (["classify", "file=texts.csv", "output=a.xlsx"], "output=a.xlsx is no .csv or .jsonl file"),
+        (["classify", "file=texts.csv", "output=a.csv", "--json"], "--json and output=a.csv are both set"),
+        (["weights", "convert", "format=book", "output=b"], "format=book holds no classifiers"),
+        (
+            ["weights", "convert", "format=hf", "output=b", "dtype=bfloat16"],
+            "a classifier is written in float32",
+        ),
+    ],
+)
+def test_one_line_for_each_mistake(
+    run: Path, refused: Callable[..., str], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "other.csv").write_text("label,text\ngood,a\nfine,b\n")
+    assert said in refused(*arguments, f"checkpoint={run}")
+
+
+@pytest.mark.parametrize(
+    "content, settings, said",
+    [
+        ("label,text\n", [], "has no rows below its header"),
+        ("label,text\na,x\na,y\n", [], "all 2 examples have the label 'a'"),
+        ("label,text\na,x\nb,y\n", [], "no example is left for validation"),
+        ("label,body\na,x\n", [], "lacks the column 'text' (it has 'label', 'body')"),
+        ("label,text\na,x\nb,\n", [], "line 3, has an empty text in 'text'"),
+        (None, ["data.padding=all"], "data.padding=all is unknown"),
+        (None, ["data.truncate=false", "data.max_length=5"], "texts are longer than 5 tokens"),
+        (None, ["task.pooling=last_position"], "set data.padding=longest"),
+        (None, ["task.pooling=first"], "pooling='first' is unknown"),
+        (None, ["callbacks=[classify,sample_text]"], "callbacks.sample_text needs a model that writes text"),
+        (None, ["data.balans=none"], "data.balans"),
+        (None, ["data.max_length=64"], "data.max_length=64 is longer than model.context_length=32"),
+    ],
+)
+def test_one_line_for_each_mistake_in_training(
+    refused: Callable[..., str], tmp_path: Path, content: str | None, settings: list[str], said: str
+) -> None:
+    if content is None:
+        write_texts(tmp_path / "texts.csv")
+    else:
+        (tmp_path / "texts.csv").write_text(content)
+    assert said in refused(*CLASSIFY, "run_dir=run", *settings)
