@@ -95,8 +95,8 @@ def _packing_lines(rows: Rows, packed: Sequence[Row], max_length: int, batch_siz
     unpacked = sum(map(len, rows.rows)) / (len(rows.rows) * max(map(len, rows.rows)))
     each = len(rows.rows) / len(packed)
     return [
-        f"  packed once, for all epochs: {used:.1%} of the row's places are used (padded to the longest of all:"
-        f" {unpacked:.1%}); {each:.1f} examples a row, {each * batch_size:,.0f} a batch of {batch_size} rows"
+        f"  packed once, for all epochs: {used:.1%} of the row's places are used (padded to the longest of"
+        f" all: {unpacked:.1%}); {each:.1f} examples a row, {each * batch_size:,.0f} in {batch_size} rows"
     ]
 
 

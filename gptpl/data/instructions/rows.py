@@ -72,20 +72,18 @@ def make_rows(
     mask_instruction: bool = False,
     too_long: TooLong = "truncate",
 ) -> Rows:
-    """Every entry's tokens, and as targets those one later, end-of-text the last.
-
-    The text is encoded whole, as in the book: the answer begins where tokens differ from the prompt's alone.
+    """Every entry's tokens, of the text as a whole, and as targets those one later, end-of-text the last.
 
     Args:
         entries: what to encode.
         tokenizer: with a vocabulary.
         template: puts instruction and input into a prompt.
-        max_length: tokens of a row; what an example has beyond them is dealt with by `too_long`.
+        max_length: tokens of a row.
         mask_instruction: whether only the answer is learned: the targets of the prompt are masked.
-        too_long: "truncate" cuts the end off, with the end-of-text, as the book does; an example that has
-            nothing left to learn is left out. "drop" leaves the example out.
+        too_long: "truncate" cuts the end, as the book, and leaves out what has no target then; "drop" leaves
+            out all that are longer.
 
-    Raises InputError for an unknown `too_long`, and with "refuse" for the first example that is too long.
+    Raises InputError for an unknown `too_long`, and with "refuse" for the first longer example.
     """
     _check_too_long(too_long)
     texts = tokenizer.encode_many([template.whole(entry) for entry in entries])
@@ -93,11 +91,10 @@ def make_rows(
     rows, truncated, unanswered = [], 0, 0
     for entry, text, prompt in zip(entries, texts, prompts, strict=True):
         tokens = text.astype(np.int64)
-        if len(tokens) > max_length:
-            if too_long == "refuse":
-                raise _too_long(entry, len(tokens), max_length)
-            if too_long == "drop":
-                continue
+        if len(tokens) > max_length and too_long == "refuse":
+            raise _too_long(entry, len(tokens), max_length)
+        if len(tokens) > max_length and too_long == "drop":
+            continue
         masked = _common_length(tokens, prompt) if mask_instruction else 0
         row = _row(tokens, masked, eot_id=tokenizer.eot_id, max_length=max_length)
         if (row.targets == IGNORED).all():
