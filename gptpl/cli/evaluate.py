@@ -79,8 +79,6 @@ def _instructions(cfg: DictConfig, loaded: LoadedCheckpoint, max_length: int) ->
     """Name and batches of instructions, in the template that the model was tuned with, if it was."""
     if cfg.split == "all":
         raise InputError("split=all is for plain text: instructions have train, val and test")
-    if cfg.data.shuffle:
-        raise InputError("data.shuffle=true depends on a run's seed: give data.path=RUN/data/validation.json")
     given = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(given, dict)
     kept = set(inspect.signature(InstructionDataModule).parameters) - {"corpus", "packing", "tokenizer"}

@@ -55,7 +55,7 @@ class Resumption:
         trained_on = self.header["data_sha256"]
         if content_sha256 != trained_on:
             data = self.config.data
-            what = f"data.path={data.path}" if data.get("path") else f"data of {_source(data)}"
+            what = f"data.path={data.path}" if data.get("path") else f"data.corpus={data.corpus._target_}"
             raise InputError(
                 f"{what} holds another text (SHA-256 {content_sha256[:12]}) than the run in {self.run_dir}"
                 f" was trained on ({trained_on[:12]}): restore the text, or start a new run"
@@ -115,12 +115,6 @@ class Resumption:
         )
         if held:
             log.info("%s", held)
-
-
-def _source(data: DictConfig) -> str:
-    """Where data without a path come from."""
-    corpus = data.get("corpus")
-    return str(data._target_ if corpus is None else corpus._target_)
 
 
 def resume_plan(cfg: DictConfig, *, overrides: Sequence[str] | None = None) -> Resumption:

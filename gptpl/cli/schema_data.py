@@ -94,6 +94,7 @@ class LabelledBatchesConf(BatchesConf):
     _target_: str = "gptpl.data.labelled.datamodule.LabelledDataModule"
     train_share: float = 0.7
     val_share: float = 0.1
+    split_seed: int = 123
     stratified: bool = False
     balance: str = "none"
     duplicates: str = "group"

@@ -31,6 +31,7 @@ class InstructionDataConf(BatchesConf):
     train_share: float = 0.85
     test_share: float = 0.1
     shuffle: bool = False
+    split_seed: int = 123
     duplicates: str = "remove"
     mask_instruction: bool = False
     too_long: str = "truncate"

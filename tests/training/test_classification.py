@@ -277,3 +277,10 @@ def test_the_report_counts_classes_and_batches(texts: Path) -> None:
     assert [line.split()[0] for line in lines[2:5]] == ["a", "b", "c"]
     assert sum(int(line.split()[1]) for line in lines[2:5]) == 84
     assert next(line for line in lines if "batches of 16 texts" in line).split()[-3:] == ["5", "1", "2"]
+
+
+def test_another_seed_has_the_same_test(texts):
+    splits = [data(texts, seed=seed).prepared.splits for seed in (1, 2)]
+    assert splits[0] == splits[1]
+    first, second = (data(texts, split_seed=seed).content_sha256() for seed in (1, 2))
+    assert first != second

@@ -34,7 +34,8 @@ class InstructionDataModule(TrainingData):
         output_column: key of the answer.
         train_share: of the entries, see `split_entries`.
         test_share: the same.
-        shuffle: whether the entries are shuffled by `seed` before they are split.
+        shuffle: whether the entries are shuffled by `split_seed` before they are split.
+        split_seed: see there; not `seed`, so that runs with several seeds have the same test.
         duplicates: what becomes of a question that stands in two splits, see `split_entries`.
         mask_instruction: whether only the answers are learned.
         too_long: what becomes of an example longer than `max_length`, see `make_rows`.
@@ -58,6 +59,7 @@ class InstructionDataModule(TrainingData):
         train_share: float = 0.85,
         test_share: float = 0.1,
         shuffle: bool = False,
+        split_seed: int = 123,
         duplicates: Duplicates = "remove",
         mask_instruction: bool = False,
         too_long: TooLong = "truncate",
@@ -76,6 +78,7 @@ class InstructionDataModule(TrainingData):
         self.train_share = train_share
         self.test_share = test_share
         self.shuffle = shuffle
+        self.split_seed = split_seed
         self.duplicates = duplicates
         self.mask_instruction = mask_instruction
         self.too_long = too_long
@@ -108,7 +111,7 @@ class InstructionDataModule(TrainingData):
             read_entries(path, self.columns),
             train_share=self.train_share,
             test_share=self.test_share,
-            shuffle_seed=self.seed if self.shuffle else None,
+            shuffle_seed=self.split_seed if self.shuffle else None,
             duplicates=self.duplicates,
         )
 

@@ -17,7 +17,7 @@ from gptpl.data.labelled.report import labelled_report
 from gptpl.data.labelled.splits_file import write_splits
 from gptpl.data.labelled.splitting import Shares
 from gptpl.data.tokenizers import TokenIds, Tokenizer
-from gptpl.data.training_data import Split, TrainingData
+from gptpl.data.training_data import Split, TrainingData, check_at_least
 from gptpl.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,9 @@ class LabelledDataModule(TrainingData):
         truncate: whether a longer text loses its end; else it is refused.
         padding: "batch" fills up to the longest text of the batch; "longest", as the book does, to the
             longest of the training split, which the other splits' texts are cut to.
-        seed: decides the splits, and with the epoch the order of the training texts.
+        split_seed: decides which examples are drawn, and the splits: not `seed`, so that runs with several
+            seeds have the same test.
+        seed: decides, with the epoch, the order of the training texts.
         num_workers: see `TrainingData`, as the rest.
         pin_memory: see there.
         persistent_workers: see there.
@@ -68,6 +70,7 @@ class LabelledDataModule(TrainingData):
         duplicates: Repeats = "group",
         truncate: bool = True,
         padding: Padding = "batch",
+        split_seed: int = 123,
         seed: int = 123,
         num_workers: int = 0,
         pin_memory: bool | None = None,
@@ -86,6 +89,7 @@ class LabelledDataModule(TrainingData):
         )
         if padding not in get_args(Padding):
             raise InputError(f"data.padding={padding} is unknown: choose batch or longest")
+        check_at_least(0, "data.split_seed", split_seed)
         if max_length < 1:
             raise InputError(f"data.max_length={max_length} reads nothing of a text: give 1 or more")
         self.corpus = corpus
@@ -98,7 +102,7 @@ class LabelledDataModule(TrainingData):
             stratified=stratified,
             balance=balance,
             duplicates=duplicates,
-            seed=seed,
+            seed=split_seed,
         )
         self._given_tokenizer = tokenizer
         self._examples: dict[Split, LabelledTexts] = {}
