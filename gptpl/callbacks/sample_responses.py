@@ -7,10 +7,10 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.readings import epochs_done, language_module
-from gptpl.callbacks.sample_file import Record, SampleFile
+from gptpl.callbacks.sample_file import Record
 from gptpl.callbacks.sample_views import as_markdown, one_line
+from gptpl.callbacks.samples import Samples
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.entries import Entry
 from gptpl.data.scored_windows import evenly_spaced
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 GREEDY = SamplingRules()
 
 
-class SampleResponses(AfterStep):
+class SampleResponses(Samples):
     """Answers some validation instructions greedily, at chosen moments of the training and at its end.
 
     Each answer goes to the log, to the Text tab of every TensorBoard logger, and as one JSON object a line to
@@ -44,8 +44,6 @@ class SampleResponses(AfterStep):
     Raises InputError for a number below 1, and for a training that is no instruction tuning.
     """
 
-    repeats_on_resume = True
-
     def __init__(
         self,
         *,
@@ -55,18 +53,14 @@ class SampleResponses(AfterStep):
         every_n_steps: int | None = None,
         every_n_epochs: int | None = 1,
     ) -> None:
-        super().__init__()
         numbers = {"entries": entries, "max_new_tokens": max_new_tokens}
         intervals = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs}
         for name, value in (numbers | intervals).items():
             if value is not None and value < 1:
                 raise InputError(f"{name}={value} of the sampled responses: give 1 or more")
+        super().__init__(path=path, every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
         self.entries = entries
         self.max_new_tokens = max_new_tokens
-        self.every_n_steps = every_n_steps
-        self.every_n_epochs = every_n_epochs
-        self._file = SampleFile(Path(path))
-        self._active = False
         self._asked: list[Entry] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -82,29 +76,6 @@ class SampleResponses(AfterStep):
         if sharded and trainer.is_global_zero:
             log.warning("No responses are sampled: the strategy fsdp spreads the model over the processes.")
         self._active = trainer.is_global_zero and not sharded and bool(self._asked)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the file at the step that training starts from."""
-        super().on_train_start(trainer, pl_module)
-        if self._active:
-            # Those of the step itself are made again, for the loggers, too, have gone back before them.
-            self._file.start(step=trainer.global_step - 1)
-
-    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Answer when the step is due."""
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._sample(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Answer when the epoch is due."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._sample(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the finished model answer."""
-        super().on_train_end(trainer, pl_module)
-        self._sample(trainer, pl_module)
 
     def check_against(self, module: L.LightningModule) -> None:
         """Raises InputError for a training that is no instruction tuning."""

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.readings import LanguageModule, epochs_done, language_module
-from gptpl.callbacks.sample_file import Record, SampleFile
+from gptpl.callbacks.sample_file import Record
 from gptpl.callbacks.sample_views import as_markdown, one_line
+from gptpl.callbacks.samples import Samples
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, complete
 from gptpl.model import GPTModel
@@ -22,7 +22,7 @@ from gptpl.training.sharding import FullyShardedStrategy
 log = logging.getLogger(__name__)
 
 
-class SampleText(AfterStep):
+class SampleText(Samples):
     """Continues every prompt by every strategy, at chosen moments of the training and at its end.
 
     Each sample goes to the log, to the Text tab of every TensorBoard logger, and as one JSON object a line to
@@ -48,8 +48,6 @@ class SampleText(AfterStep):
     token. A top_k above the vocabulary keeps all of it, which the log says once.
     """
 
-    repeats_on_resume = True
-
     def __init__(
         self,
         *,
@@ -61,19 +59,19 @@ class SampleText(AfterStep):
         every_n_epochs: int | None = 1,
         seed: int = 123,
     ) -> None:
-        super().__init__()
+        if every_n_steps is not None:
+            _positive("every_n_steps", every_n_steps)
+        if every_n_epochs is not None:
+            _positive("every_n_epochs", every_n_epochs)
+        super().__init__(path=path, every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
         self.prompts = _checked_prompts(prompts)
         self.strategies = list(dict.fromkeys(SamplingRules.of(strategy) for strategy in strategies))
         if not self.strategies:
             raise InputError("strategies=[] samples nothing: give at least one, such as {temperature: 0.0}")
         self.max_new_tokens = _positive("max_new_tokens", max_new_tokens)
-        self.every_n_steps = None if every_n_steps is None else _positive("every_n_steps", every_n_steps)
-        self.every_n_epochs = None if every_n_epochs is None else _positive("every_n_epochs", every_n_epochs)
         if seed < 0:
             raise InputError(f"seed={seed} of the text samples is negative: give 0 or more")
         self.seed = seed
-        self._file = SampleFile(Path(path))
-        self._active = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse what would only fail at the first sample, and see whether this process samples."""
@@ -82,29 +80,6 @@ class SampleText(AfterStep):
         if sharded and trainer.is_global_zero:
             log.warning("No text samples: the strategy fsdp spreads the model over the processes.")
         self._active = trainer.is_global_zero and not sharded
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the file at the step that training starts from."""
-        super().on_train_start(trainer, pl_module)
-        if self._active:
-            # Those of the step itself are made again, for the loggers, too, have gone back before them.
-            self._file.start(step=trainer.global_step - 1)
-
-    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample when the step is due."""
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._sample(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample when the epoch is due."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._sample(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample the finished model."""
-        super().on_train_end(trainer, pl_module)
-        self._sample(trainer, pl_module)
 
     def check_against(self, module: LanguageModule) -> None:
         """Fits the strategies to the vocabulary.
