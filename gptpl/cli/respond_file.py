@@ -18,13 +18,15 @@ from gptpl.errors import InputError
 from gptpl.files.partial_results import PartialResults
 from gptpl.generation.sampling import is_greedy
 from gptpl.model import CachedGPT
-from gptpl.training.answers import Answerer
+from gptpl.training.answers import Answer, Answerer
 from gptpl.training.state_digest import digest
 
 log = logging.getLogger(__name__)
 
 RESPONSE = "model_response"
 """What the book calls the answer of the model."""
+WELL_FORMED = "well_formed"
+"""See `Answerer.answer`; the text alone does not show whether the model ended it."""
 
 
 def respond_to_all(request: Request) -> None:
@@ -36,23 +38,21 @@ def respond_to_all(request: Request) -> None:
     records = _with_room(request, read_records(_file(request)))
     questions = [_question(request, record) for record in records]
     prompts = [request.answerer.prompt(*question) for question in questions]
-    results = PartialResults(Path(cfg.output).expanduser(), _settings(request, prompts))
+    results = PartialResults(Path(cfg.output).expanduser(), _settings(request, prompts, records))
     done = len(results.values)
     if done:
         log.info("%d of %d answers are in %s: going on", done, len(records), results.path)
-    well_formed = 0
     with tqdm(total=len(records), initial=done, unit="answer", desc="answering", disable=None) as bar:
-        for first, texts, good in _answered(request, prompts, done):
+        for first, answers in _answered(request, prompts, done):
             made = [
-                {**records[place].fields, **_named(questions[place]), RESPONSE: text}
-                for place, text in enumerate(texts, first)
+                {**records[place].fields, **_named(questions[place]), **_said(answer)}
+                for place, answer in enumerate(answers, first)
             ]
             results.add(made)
-            well_formed += good
             bar.update(len(made))
     results.finish()
-    if new := len(records) - done:
-        log.info("well-formed answers: %d of %d (%.1f %%)", well_formed, new, 100 * well_formed / new)
+    good, all_of_them = sum(value[WELL_FORMED] for value in results.values), len(records)
+    log.info("well-formed answers: %d of %d (%.1f %%)", good, all_of_them, 100 * good / all_of_them)
     log.info("answers: %s", results.output)
 
 
@@ -74,8 +74,8 @@ def _with_room(request: Request, records: Sequence[PlacedRecord]) -> list[Placed
     return kept
 
 
-def _answered(request: Request, prompts: Sequence[str], done: int) -> Iterator[tuple[int, list[str], int]]:
-    """Batch by batch from the first prompt without an answer: its number, the answers, how many are good."""
+def _answered(request: Request, prompts: Sequence[str], done: int) -> Iterator[tuple[int, list[Answer]]]:
+    """Batch by batch from the first prompt without an answer: its number, and the answers."""
     batch_size = request.cfg.batch_size
     answerer: Answerer = dataclasses.replace(
         request.answerer, net=CachedGPT.of(request.answerer.net, rows=min(batch_size, len(prompts)))
@@ -83,7 +83,7 @@ def _answered(request: Request, prompts: Sequence[str], done: int) -> Iterator[t
     # In whole batches, as they were made: what is drawn depends on the place in the batch.
     for first in range(done, len(prompts), batch_size):
         answers = answerer.answers(prompts[first : first + batch_size], request.generator(first))
-        yield first, [answer.text for answer in answers], sum(answer.well_formed for answer in answers)
+        yield first, answers
 
 
 def _file(request: Request) -> Path:
@@ -112,13 +112,18 @@ def _named(question: tuple[str, str]) -> dict[str, str]:
     return {"instruction": question[0], "input": question[1]}
 
 
-def _settings(request: Request, prompts: Sequence[str]) -> dict[str, Any]:
-    """What the answers depend on."""
+def _said(answer: Answer) -> dict[str, Any]:
+    return {RESPONSE: answer.text, WELL_FORMED: answer.well_formed}
+
+
+def _settings(request: Request, prompts: Sequence[str], records: Sequence[PlacedRecord]) -> dict[str, Any]:
+    """What the answers, and what stands beside them, depend on."""
     answerer, cfg = request.answerer, request.cfg
+    asked = [list(prompts), [record.fields for record in records]]
     rules = answerer.rules
     settings = {
         "model": digest(request.loaded.net.state_dict())[:16],
-        "file": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16],
+        "file": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
         "template": answerer.template.state(),
         "max_new_tokens": answerer.max_new_tokens,
         "precision": cfg.precision,

@@ -14,7 +14,9 @@ class ReferenceScores:
         exact_match: 1 where the answer is the reference, but for case, punctuation, articles and white space.
         token_f1: harmonic mean of the shares of words in common, order ignored; of SQuAD, as exact_match.
         rouge_l: F-measure of the longest common subsequence of words.
-        well_formed: 1 where the answer is not blank and holds none of the template's markers.
+        well_formed: 1 where the answer is not blank, holds none of the template's markers, and is so by the
+            entry's own "well_formed" where it has one: only the program that asked the model knows whether
+            the model ended its answer.
     """
 
     exact_match: float
@@ -47,11 +49,14 @@ def reference_scores(entry: Entry, *, markers: Sequence[str]) -> ReferenceScores
     words = squad(predicted, target)  # type: ignore[arg-type]
     rouge = rouge_score(entry.model_response, entry.output, rouge_keys="rougeL")
     blank = not entry.model_response.strip()
+    ended = entry.fields.get("well_formed") is not False
     return ReferenceScores(
         exact_match=float(words["exact_match"]) / 100,
         token_f1=float(words["f1"]) / 100,
         rouge_l=float(rouge["rougeL_fmeasure"]),
-        well_formed=float(not blank and not any(marker in entry.model_response for marker in markers)),
+        well_formed=float(
+            ended and not blank and not any(marker in entry.model_response for marker in markers)
+        ),
     )
 
 

@@ -97,8 +97,8 @@ def test_the_runs_own_test_entries_in_the_books_format(gptpl, tuned, tmp_path):
     made = json.loads((tmp_path / "out.json").read_text())
     expected = [by_hand(tuned, entry["instruction"], entry["input"]) for entry in ENTRIES[34:38]]
     assert made == [
-        {**entry, "model_response": answer}
-        for entry, (answer, _) in zip(ENTRIES[34:38], expected, strict=True)
+        {**entry, "model_response": answer, "well_formed": ended and bool(answer)}
+        for entry, (answer, ended) in zip(ENTRIES[34:38], expected, strict=True)
     ]
     good = sum(ended and bool(answer) for answer, ended in expected)
     assert f"well-formed answers: {good} of 4 (" in outcome.err
@@ -138,8 +138,26 @@ def test_it_goes_on_where_it_was_broken_off(gptpl, tuned, tmp_path, monkeypatch)
     again = gptpl(*given)
     assert again.status == 0, again.err
     assert "4 of 7 answers are in" in again.err
+    assert f"well-formed answers: {sum(record['well_formed'] for record in whole)} of 7 (" in again.err
     assert calls[5:] == [2, 1]
     assert json.loads((tmp_path / "out.json").read_text()) == whole
+
+
+def test_answers_do_not_go_on_beside_other_references(gptpl, refused, tuned, tmp_path, monkeypatch):
+    entries = [{"instruction": "Say.", "input": "", "output": str(n)} for n in range(2)]
+    given = ("respond", f"checkpoint={tuned}", "file=f.json", "output=o.json", "max_new_tokens=2")
+    (tmp_path / "f.json").write_text(json.dumps(entries))
+    with monkeypatch.context() as broken:
+        broken.setattr(PartialResults, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert gptpl(*given).status == 130
+    (tmp_path / "f.json").write_text(json.dumps([entries[0], {**entries[1], "output": "mended"}]))
+    assert "o.json.partial was begun with another file" in refused(*given)
+
+
+def test_runs_show_says_how_to_ask_it(gptpl, tuned):
+    shown = gptpl("runs", "show", str(tuned)).out
+    assert "to respond: gptpl respond " in shown
+    assert " instruction='Name a synonym of happy.'" in shown
 
 
 def test_another_model_does_not_go_on_with_the_answers(gptpl, tuned, tmp_path):

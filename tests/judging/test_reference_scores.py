@@ -43,6 +43,18 @@ def test_an_answer_is_well_formed_without_the_templates_markers(answer, well_for
     assert scores("Blue.", answer).well_formed == well_formed
 
 
+def test_an_answer_that_its_model_never_ended_is_not_well_formed():
+    entry = Entry(
+        index=0,
+        instruction="i",
+        input="",
+        output="Blue.",
+        model_response="Blue and blue and",
+        fields={"well_formed": False},
+    )
+    assert reference_scores(entry, markers=["### Response"]).well_formed == 0
+
+
 def test_scores_by_name():
     columns = by_name([scores("a red", "red"), scores("blue", "red")])
     assert columns["exact_match"] == [1.0, 0.0]
