@@ -18,7 +18,10 @@ LAST = f"{CHECKPOINT_FOLDER}/last.ckpt"
 BEST = f"{CHECKPOINT_FOLDER}/best.ckpt"
 SAMPLE_CHARACTERS = 300
 DEFAULT_EXAMPLE = ("generate", "prompt='Every effort moves you'")
-EXAMPLES = {"ClassificationModule": ("classify", "text='See you at six'")}
+EXAMPLES = {
+    "ClassificationModule": ("classify", "text='See you at six'"),
+    "InstructionModule": ("respond", "instruction='Name a synonym of happy.'"),
+}
 """How a model is used, by the class of its run's task."""
 
 
