@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gptpl.data.corpora.reading import read_utf8
 from gptpl.errors import InputError
@@ -77,8 +77,8 @@ def read_entries(path: Path, columns: Columns = Columns()) -> list[Entry]:
 def read_records(path: Path) -> list[PlacedRecord]:
     """Every object of a JSON list, or of JSON Lines (an object a line; blank lines are passed over).
 
-    Raises InputError for a file that is no UTF-8 text (see `read_utf8`), broken JSON, anything but objects,
-    and for none at all.
+    Raises InputError for a file that is no UTF-8 text (see `read_utf8`), broken JSON (NaN is none), anything
+    but objects, half of a surrogate pair, which no file could take, and for none at all.
     """
     text = read_utf8(path)
     records = list(_listed(path, text) if text.lstrip().startswith("[") else _lines(path, text))
@@ -89,7 +89,7 @@ def read_records(path: Path) -> list[PlacedRecord]:
 
 def _listed(path: Path, text: str) -> Iterator[PlacedRecord]:
     try:
-        values = json.loads(text)
+        values = _loaded(text, str(path))
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}, line {error.lineno}: broken JSON ({error.msg} at character {error.colno}): mend it"
@@ -105,7 +105,7 @@ def _lines(path: Path, text: str) -> Iterator[PlacedRecord]:
             continue
         place = f"{path}, line {number}"
         try:
-            value = json.loads(line)
+            value = _loaded(line, place)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{place}: broken JSON ({error.msg} at character {error.colno}): give a list of objects in"
@@ -114,9 +114,27 @@ def _lines(path: Path, text: str) -> Iterator[PlacedRecord]:
         yield _placed(place, value)
 
 
+def _loaded(text: str, place: str) -> Any:
+    """The value of a JSON text. Raises json.JSONDecodeError, and InputError for what only Python takes."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise InputError(f"{place} holds {constant}, which is no JSON: give a text or a finite number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (json.JSONDecodeError, InputError):
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise InputError(f"{place} is no JSON that can be read ({error}): mend it") from error
+
+
 def _placed(place: str, value: Any) -> PlacedRecord:
     if not isinstance(value, dict):
         raise InputError(f"{place} is {_shown(value)}, no object: give {{'instruction': ..., ...}}")
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place} holds half of a surrogate pair: give whole characters") from error
     return PlacedRecord(place=place, fields=value)
 
 

@@ -55,6 +55,11 @@ def test_columns_of_other_names_and_no_input(written):
         (json.dumps([{**GOOD, "input": None}]), r", entry 1: 'input' is null, no text"),
         (json.dumps(GOOD) + "\n" + json.dumps({**GOOD, "output": 4}), r", line 2: 'output' is 4, no text"),
         (json.dumps([{**GOOD, "output": ["a"] * 99}]), r", entry 1: 'output' is \[\"a\", .*\.\.\., no text"),
+        ('[{"score": NaN}]', r" holds NaN, which is no JSON: give"),
+        (json.dumps(GOOD) + '\n{"score": -Infinity}', r", line 2 holds -Infinity, which is no JSON"),
+        (json.dumps([GOOD, {**GOOD, "output": "\ud83d"}]), r", entry 2 holds half of a surrogate pair: give"),
+        ('{"score": ' + 5000 * "1" + "}", r", line 1 is no JSON that can be read \(.*\): mend it"),
+        (100_000 * "[", r" is no JSON that can be read \(.*\): mend it"),
     ],
 )
 def test_bad_files(written, text, said):
