@@ -2,7 +2,11 @@
 
 import inspect
 import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
@@ -15,8 +19,11 @@ from gptpl.cli.hydra_app import instantiate, run_under_hydra
 from gptpl.cli.model_input import loaded_checkpoint
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.instructions.datamodule import InstructionDataModule
+from gptpl.data.instructions.entries import Entry, read_entries
+from gptpl.data.instructions.report import length_lines
+from gptpl.data.instructions.split_files import split_file
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.training_data import Batches
+from gptpl.data.training_data import Batches, Split
 from gptpl.errors import InputError
 from gptpl.training.checkpoint import LoadedCheckpoint
 from gptpl.training.evaluation import evaluate
@@ -62,7 +69,10 @@ def _evaluate(cfg: DictConfig) -> None:
 def _text(cfg: DictConfig, loaded: LoadedCheckpoint, max_length: int) -> tuple[str, Batches]:
     """Name and batches of a text: every token is scored once."""
     if cfg.split == "test":
-        raise InputError("split=test is unknown for plain text: choose one of train, val, all")
+        raise InputError(
+            "split=test is unknown for plain text: choose one of train, val, all, or"
+            " data=instruction_file data.path=FILE for a model that answers instructions"
+        )
     datamodule = TextDataModule(
         corpus=instantiate(cfg.data.corpus),
         tokenizer=loaded.tokenizer,
@@ -88,11 +98,41 @@ def _instructions(cfg: DictConfig, loaded: LoadedCheckpoint, max_length: int) ->
         **{str(key): value for key, value in given.items() if key in kept}
         | {"max_length": max_length, "batch_size": whole_batch_size(cfg.data.batch_size)},
     )
-    if "template" in loaded.task:
-        datamodule.template = PromptTemplate(**loaded.task["template"])
+    _settle_template(datamodule, loaded)
+    split = cast(Split, cfg.split)
+    for line in length_lines({split: datamodule.rows(split)}, max_length):
+        log.warning(line.strip())
+    if split != "train":
+        _say_known(datamodule.splits.of(split), split_file(loaded.path.parent.parent, "train"))
     learned = "answers" if datamodule.mask_instruction else "prompts and answers"
     name = f"{datamodule.name}, split {cfg.split}, {learned}, template {datamodule.template.name}"
-    return name, datamodule.split_dataloader(cfg.split)
+    return name, datamodule.split_dataloader(split)
+
+
+def _settle_template(datamodule: InstructionDataModule, loaded: LoadedCheckpoint) -> None:
+    """The model's own, unless the command line asks for another."""
+    if "template" not in loaded.task:
+        return
+    own, asked = PromptTemplate(**loaded.task["template"]), datamodule.template
+    given = {text.partition("=")[0].lstrip("+") for text in HydraConfig.get().overrides.task}
+    if given.isdisjoint({"data.template", "data.response_marker"}):
+        datamodule.template = own
+    elif asked.state() != own.state():
+        log.warning("the model was tuned with template=%s, not %s", own.name, asked.name)
+
+
+def _say_known(entries: Sequence[Entry], trained_on: Path) -> None:
+    """Warns where the run learned what it is tested on: its file was split by other settings."""
+    if not trained_on.is_file():
+        return
+    learned = {entry.question for entry in read_entries(trained_on)}
+    known = sum(entry.question in learned for entry in entries)
+    if known:
+        log.warning(
+            "%d of %d entries are in %s, which the model was trained on: give the run's own data.shuffle,"
+            " data.split_seed, data.train_share and data.test_share",
+            *(known, len(entries), trained_on),
+        )
 
 
 def _max_length(cfg: DictConfig, context_length: int) -> int:

@@ -1,6 +1,7 @@
 """`gptpl respond`: answers to one instruction and to files of them, by a model tuned by the command."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,31 @@ def test_evaluate_gives_the_loss_of_the_answers(gptpl, tuned, tmp_path, masked):
         losses += each[len(prompt) - 1 :] if masked else each
     assert f"loss        {sum(losses) / len(losses):.4f} nats" in outcome.out
     assert f"tokens      {len(losses)}" in outcome.out
+
+
+def test_evaluate_says_what_is_cut_and_what_the_model_was_trained_on(gptpl, tuned, tmp_path):
+    (tmp_path / "e.json").write_text(json.dumps(ENTRIES))
+    given = ("evaluate", f"checkpoint={tuned}", "data=instruction_file", "data.path=e.json", "split=test")
+    own = gptpl(*given)
+    assert "trained on" not in own.err
+    assert "data.max_length" not in own.err
+    cut = gptpl(*given, "data.max_length=14")
+    assert "4 examples longer than data.max_length=14 lost the end" in cut.err
+    drawn = ENTRIES.copy()
+    random.Random(123).shuffle(drawn)
+    known = sum(entry in ENTRIES[:34] for entry in drawn[34:38])
+    assert known
+    shuffled = gptpl(*given, "data.shuffle=true")
+    assert f"{known} of 4 entries are in {tuned / 'data/train.json'}, which the model was" in shuffled.err
+
+
+def test_evaluate_takes_another_template_where_it_is_asked_for(gptpl, tuned, tmp_path):
+    (tmp_path / "e.json").write_text(json.dumps(ENTRIES))
+    given = ("evaluate", f"checkpoint={tuned}", "data=instruction_file", "data.path=e.json", "split=test")
+    asked = gptpl(*given, "data.template=phi3", "data.max_length=64")
+    assert asked.status == 0, asked.err
+    assert "template phi3" in asked.out
+    assert "the model was tuned with template=own, not phi3" in asked.err
 
 
 def test_training_data_of_another_task_are_refused(refused):

@@ -29,7 +29,7 @@ def instruction_report(
     return [
         f"data: {name}",
         *_table([_WORDS[split] for split in rows], columns, packing=packing),
-        *_length_lines(rows, max_length),
+        *length_lines(rows, max_length),
         *_duplicate_lines(splits),
         *(_packing_lines(rows["train"], packed["train"], max_length, batch_size) if packing else []),
     ]
@@ -55,7 +55,8 @@ def _table(heads: Sequence[str], columns: Sequence[Sequence[int]], *, packing: b
     ]
 
 
-def _length_lines(rows: Mapping[Split, Rows], max_length: int) -> list[str]:
+def length_lines(rows: Mapping[Split, Rows], max_length: int) -> list[str]:
+    """What was cut or left out of these splits for its length, in lines; none where nothing was."""
     truncated = sum(each.truncated for each in rows.values())
     dropped = sum(each.dropped for each in rows.values())
     unanswered = sum(each.unanswered for each in rows.values())
