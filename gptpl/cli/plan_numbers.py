@@ -12,6 +12,7 @@ from gptpl.cli.hydra_app import instantiate
 from gptpl.cli.settled_memory import largest_batch_of, step_memory_of, usable_memory
 from gptpl.cli.trainer import choose, device_type
 from gptpl.cli.tuned import preparation, trained_part
+from gptpl.data.datamodule import TextDataModule
 from gptpl.model import GPTModel, ParameterCount, count_parameters
 from gptpl.training.flops import counted_flops_per_token
 from gptpl.training.step_memory import StepMemory
@@ -46,7 +47,7 @@ class RunPlan:
         val_windows: to validate on.
         steps_per_epoch: optimizer steps.
         steps: of the whole run.
-        tokens: of the whole run, each counted as often as it is seen.
+        tokens: of the whole run, each counted as often as it is seen, without padding.
         train_tokens: in the training text.
         flops: of the whole run's training steps.
         evaluations: before, during and after.
@@ -102,7 +103,7 @@ def plan_of(settled: Settled) -> RunPlan:
     parameters = count_parameters(settled.config)
     memory = step_memory_of(settled)
     factor = instantiate(cfg.scheduler).factor
-    tokens = _batches(settled) * data.batch_size * world_size * data.max_length
+    windows = _batches(settled) * data.batch_size * world_size
     return RunPlan(
         parameters=parameters,
         trained=trained_part(cfg, settled.config),
@@ -125,9 +126,9 @@ def plan_of(settled: Settled) -> RunPlan:
             world_size=world_size, accumulate=cfg.trainer.accumulate_grad_batches
         ),
         steps=settled.total_steps,
-        tokens=tokens,
+        tokens=_tokens_of(settled, windows),
         train_tokens=data.train_tokens,
-        flops=tokens * flops_per_token(settled),
+        flops=windows * data.max_length * flops_per_token(settled),
         evaluations=1 + -(-settled.total_steps // cfg.eval_every_n_steps),
         rates=peak_rates(settled),
         rate_factor=partial(factor, peak_lr=cfg.optimizer.lr, total_steps=settled.total_steps),
@@ -140,6 +141,14 @@ def _batches(settled: Settled) -> int:
     of_epoch = settled.datamodule.steps_per_epoch(world_size=world_size)
     epochs, steps_left = divmod(settled.total_steps, -(-of_epoch // accumulate))
     return epochs * of_epoch + min(steps_left * accumulate, of_epoch)
+
+
+def _tokens_of(settled: Settled, windows: int) -> int:
+    """Tokens of so many windows, without padding: examples have as many as the mean of them."""
+    data = settled.datamodule
+    if isinstance(data, TextDataModule):
+        return windows * data.max_length
+    return round(windows * data.train_tokens / len(data.examples("train")))
 
 
 def flops_per_token(settled: Settled) -> int:

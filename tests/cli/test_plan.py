@@ -49,6 +49,16 @@ def test_the_four_sizes_are_the_published_ones_and_need_no_memory(
     assert plan["not_timed"] == "a step does not fit into the memory that is free"
 
 
+def test_padding_is_not_counted_as_tokens(planned, tmp_path):
+    entries = [{"instruction": f"Say {n}.", "input": "", "output": "Yes!"} for n in range(60)]
+    (tmp_path / "e.json").write_text(json.dumps(entries))
+    given = ("task=instruct", "data=instruction_file", "data.path=e.json", "model=tiny", "tokenizer=bytes")
+    plan = planned(*given, "data.template='{{ instruction }}'", "data.response_marker=>", "trainer=cpu")
+    # 51 examples, "Say 10.>Yes!" but for the first ten a character less; 6 batches of 8 in each of 2 epochs
+    assert plan["tokens"] == round(2 * 6 * 8 * (51 * 12 - 10) / 51)
+    assert plan["tokens_per_step"] == 8 * 64
+
+
 def test_lora_needs_gradients_and_averages_for_its_matrices_alone(planned):
     """GPT-2 small and matrices of rank 8 beside the four layers of its blocks."""
     small = ("model=gpt2_small", "data.max_length=128")
