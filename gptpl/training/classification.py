@@ -51,6 +51,7 @@ class ClassificationModule(TrainingModule):
     """
 
     task = "classify"
+    padded = True
     data_class = LabelledDataModule
     loss_unit = "nats per text"
     net: GPTClassifier

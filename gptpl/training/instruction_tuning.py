@@ -29,6 +29,7 @@ class InstructionModule(LanguageModelingModule):
     """
 
     task = "instruct"
+    padded = True
     data_class = InstructionDataModule
 
     def __init__(self, net: GPTModel, *, template: PromptTemplate, **settings: Any) -> None:

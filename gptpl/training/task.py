@@ -24,6 +24,8 @@ class Task(ABC):
     data_class: ClassVar[type[TrainingData]]
     """The kind of data it trains on."""
 
+    padded: ClassVar[bool] = False
+    """Whether its batches are padded: those of the ranks then hold different numbers of tokens."""
     loss_unit: ClassVar[str] = "nats per token"
     """What its losses are in."""
 

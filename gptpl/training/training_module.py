@@ -129,8 +129,15 @@ class TrainingModule(Task, L.LightningModule):
         loss = self.batch_loss(batch)
         self._micro_batches.append(self.inputs_of(batch))
         self._micro_losses.append(loss.detach())
-        self.tokens_seen += self.tokens_in(batch) * self.trainer.world_size
+        self.tokens_seen += self._tokens_of_all_ranks(batch)
         return loss
+
+    def _tokens_of_all_ranks(self, batch: Any) -> int:
+        tokens, world_size = self.tokens_in(batch), self.trainer.world_size
+        if world_size == 1 or not self.padded:
+            return tokens * world_size  # without waiting for a device
+        here = torch.tensor(tokens, device=self.device)
+        return int(self.trainer.strategy.reduce(here, reduce_op="sum"))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Makes the gradient of an epoch's last, short accumulation the mean over its micro-batches too.

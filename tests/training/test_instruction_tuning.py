@@ -230,6 +230,20 @@ def test_padding_rows_of_other_ranks_change_no_metric(tuning):
     assert metrics(3) == pytest.approx(metrics(1), rel=1e-6)  # 2 entries, the third rank has padding alone
 
 
+def test_tokens_seen_are_those_of_both_ranks(tuning):
+    """Their batches are not equally long: the other rank's has 7 tokens more."""
+
+    def reduce(here: Tensor, reduce_op: str) -> Tensor:
+        assert reduce_op == "sum"
+        return here + (here + 7)
+
+    module = tuning.module()
+    module._trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce))
+    batch = next(iter(tuning.data().train_dataloader()))
+    module.training_step(batch, 0)
+    assert module.tokens_seen == 2 * batch.tokens + 7
+
+
 def test_the_checkpoint_keeps_the_template(tuning, tmp_path):
     tuning.pretraining.fit(
         LastCheckpoint(dirpath=str(tmp_path / "checkpoints")),
