@@ -88,10 +88,20 @@ class ClassificationModule(TrainingModule):
         return self.net(tokens, lengths)
 
     def batch_loss(self, batch: LabelledBatch) -> Tensor:
-        """Mean cross-entropy of the labels."""
+        """Sum of the labels' weighted cross-entropies, divided by their number.
+
+        Not by the sum of their weights, as torch's weighted mean: a batch of one class alone would then count
+        as if nothing were weighted, and a step would depend on how its texts are divided into micro-batches.
+        """
         logits = self.net(batch.tokens, batch.lengths).float()  # (B, C)
-        weight = self._class_weights
-        return F.cross_entropy(logits, batch.labels, weight=weight, ignore_index=IGNORED_TARGET)
+        total = F.cross_entropy(
+            logits,
+            batch.labels,
+            weight=self._class_weights,
+            ignore_index=IGNORED_TARGET,
+            reduction="sum",
+        )
+        return total / (batch.labels != IGNORED_TARGET).sum()
 
     def inputs_of(self, batch: LabelledBatch) -> Tensor:
         """See `Task`."""

@@ -94,7 +94,8 @@ def bare_losses(net: GPTModel, of: LabelledDataModule, weights: Tensor | None) -
             hidden = net.hidden(tokens)
             last = torch.stack([hidden[i, len(row) - 1] for i, row in enumerate(rows)])
             labels = torch.tensor(["abc".index(example.label) for example in chosen])
-            loss = F.cross_entropy(head(last), labels, weight=weights)
+            losses_of = F.cross_entropy(head(last), labels, reduction="none")
+            loss = (losses_of if weights is None else losses_of * weights[labels]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -114,6 +115,20 @@ def test_losses_are_a_bare_loops(pretraining: Any, texts: Path, balance: str) ->
     assert list(logged) == list(range(1, STEPS + 1))
     torch.testing.assert_close(torch.tensor(list(logged.values())), torch.tensor(expected), atol=2e-5, rtol=0)
     assert expected[-1] < 0.8 * expected[0]
+
+
+@torch.no_grad()
+def test_a_weight_counts_in_batches_of_one_and_in_micro_batches(pretraining: Any, texts: Path) -> None:
+    of = data(texts, balance="class_weights", padding="longest")
+    made = module(pretraining.net(drop_rate=0.0), of).eval()
+    examples = of.examples("train")
+    alone = [made.batch_loss(examples[i]) for i in range(8)]
+    for i, loss in enumerate(alone):
+        plain = F.cross_entropy(made(*examples[i][:2]), examples[i].labels)
+        weight = of.module_settings()["class_weights"][int(examples[i].labels)]
+        assert loss.item() == pytest.approx(weight * plain.item(), abs=1e-5)
+    together = made.batch_loss(examples.__getitems__(range(8)))
+    assert torch.stack(alone).mean().item() == pytest.approx(together.item(), abs=1e-5)
 
 
 @torch.no_grad()
