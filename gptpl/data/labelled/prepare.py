@@ -78,6 +78,7 @@ def prepare(given: Mapping[str, Sequence[Example]], how: Preparation) -> Prepare
     if how.duplicates == "remove":
         given = {name: without_repeats(examples) for name, examples in given.items()}
     splits = _split(given[WHOLE], how, remarks) if WHOLE in given else _given(given, how, remarks)
+    _check_left(given, splits)
     _check_splits(splits)
     classes = tuple(sorted({example.label for example in splits["train"]}))
     return Prepared(splits=splits, classes=classes, remarks=tuple(remarks), warnings=_warnings(splits))
@@ -142,6 +143,16 @@ def _check_classes(examples: Sequence[Example]) -> None:
             f"all {len(examples):,} examples have the label {next(iter(counts))!r}: give examples of two"
             " classes or more, and check data.label_column"
         )
+
+
+def _check_left(given: Mapping[str, Sequence[Example]], splits: Splits) -> None:
+    """Of given splits only what a later one has, too, is taken away."""
+    for name, examples in splits.items():
+        if WHOLE not in given and not examples:
+            raise InputError(
+                f"every {SPLITS[name]} text also stands in a later split: give other files, or"
+                " data.duplicates=keep"
+            )
 
 
 def _check_splits(splits: Splits) -> None:

@@ -110,6 +110,8 @@ class Table:
             for values in reader:
                 if names is None:
                     names = self._checked_names(values, wanted)
+                elif line == 1 and values == list(names):
+                    raise self._wrong(line, f"has the names of {self.keys}columns: leave that setting out")
                 elif values:  # csv gives nothing for an empty line
                     if len(values) != len(names):
                         remedy = "quote fields with commas" if kind == "csv" else "repair it"

@@ -115,6 +115,13 @@ def test_given_splits_keep_their_examples_but_for_those_that_a_later_split_has()
     assert "2 examples removed: a later split has the same text" in found.remarks
 
 
+def test_training_texts_that_all_stand_in_validation_too_are_said() -> None:
+    same = examples("abab")
+    how = Preparation(shares=Shares(train=0.7, val=0.1))
+    with pytest.raises(InputError, match="every training text also stands in a later split: give other"):
+        prepare({"train": same, "val": same}, how)
+
+
 def test_a_text_with_two_labels_is_said() -> None:
     found = prepared([*examples("ab", "AA"), *examples("ab" * 20)])
     assert "1 text has more than one label: no classifier can learn both" in found.remarks

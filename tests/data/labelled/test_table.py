@@ -110,6 +110,13 @@ def test_one_line_for_each_thing_that_is_wrong(
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("name, separator", [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_header_is_no_example_where_columns_are_named(tmp_path: Path, name: str, separator: str) -> None:
+    content = separator.join(["text", "label"]) + "\n" + separator.join(["hello", "ham"]) + "\n"
+    with pytest.raises(InputError, match=r"line 1, has the names of data\.columns: leave that setting out"):
+        read(table(tmp_path, name, content, columns=["text", "label"]))
+
+
 def test_columns_without_header_must_hold_the_wanted_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lacks the column 'text' \(it has 'a', 'b'\)"):
         read(table(tmp_path, "a.tsv", "x\ty\n", columns=["a", "b"]))
