@@ -9,11 +9,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from gptpl import __version__
+from gptpl.cli.classifier_input import BEST
 from gptpl.cli.model_card import lineage_paragraphs
 from gptpl.errors import InputError
 from gptpl.training.adapter import adapter_checkpoint, export_adapter
 from gptpl.training.checkpoint import HEADER_KEY, check_intact, net_weights, read_checkpoint, task_of
 from gptpl.training.checkpoint_files import checkpoint_file
+from gptpl.training.classifier_checkpoint import is_classifier_checkpoint
 from gptpl.training.lineage import lineage_of
 from gptpl.weights.adapter import is_adapter
 from gptpl.weights.formats import is_foreign
@@ -51,12 +53,21 @@ def convert_to_adapter(cfg: DictConfig, folder: Path, *, shown_as: str) -> None:
         raise InputError(
             f"checkpoint={given} is no run of gptpl, which an adapter is made of: give another format"
         )
-    path = checkpoint_file(cfg.checkpoint)
+    path = _checkpoint(given)
     check_intact(path)
     export_adapter(path, folder)
     (folder / "README.md").write_text(_card(path, folder, shown_as), encoding="utf-8")
     if cfg.verify:
         _verify(path, folder)
+
+
+def _checkpoint(given: Path) -> Path:
+    """The file: of a folder of a classifier's run the best weights, as for every other use of it."""
+    path = checkpoint_file(str(given))
+    best = given / BEST
+    if best.is_file() and is_classifier_checkpoint(read_checkpoint(path)):
+        return best
+    return path
 
 
 def _verify(path: Path, folder: Path) -> None:

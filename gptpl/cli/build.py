@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from gptpl.callbacks.sample_responses import SampleResponses
@@ -26,6 +27,7 @@ from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, count_parameters
 from gptpl.training.checkpoint import check_same_model
+from gptpl.training.classification import ClassificationModule
 from gptpl.training.fast_path import FastPath, choose_fast_path, keep_freed_memory
 from gptpl.training.foreign_checkpoint import check_vocabulary
 from gptpl.training.training_module import TrainingModule
@@ -36,8 +38,10 @@ log = logging.getLogger(__name__)
 
 PROCESS_RUN_DIR = "GPTPL_RUN_DIR"
 """Tells the processes that Lightning starts for other devices which folder the first one chose."""
-MONITORED = ("val/loss", "val/perplexity", "eval/train_loss")
-"""The metrics of an evaluation: what a callback may wait for."""
+MONITORED = ("val/loss", "eval/train_loss")
+"""The metrics of every task's evaluation that callbacks may wait for."""
+MONITORED_OF_TEXT = ("val/loss", "val/perplexity", "eval/train_loss")
+"""The same where tokens are predicted; a classifier has no perplexity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,10 +226,11 @@ def _starting_weights(cfg: DictConfig, resume: Resumption | None) -> StartingWei
 
 def _trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    allowed = MONITORED if get_class(cfg.task._target_) is ClassificationModule else MONITORED_OF_TEXT
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in MONITORED:
-            raise InputError(f"monitor={monitor} is no metric of an evaluation: give {', '.join(MONITORED)}")
+        if monitor is not None and monitor not in allowed:
+            raise InputError(f"monitor={monitor} is no metric of this task: give {', '.join(allowed)}")
     return build_trainer(
         cfg.trainer,
         precision=choose(cfg.trainer).precision,

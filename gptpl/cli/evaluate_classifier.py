@@ -62,6 +62,11 @@ def _check(cfg: DictConfig, *, own: bool) -> None:
             f"checkpoint={cfg.checkpoint} is a classifier, and these data have no labels: give data=labelled"
             " data.path=FILE, or leave data= out for the run's own texts"
         )
+    if cfg.data.max_length is not None:
+        raise InputError(
+            f"data.max_length={cfg.data.max_length}: a classifier reads of a text what it read in training,"
+            " leave it out"
+        )
     if not own and cfg.split != WHOLE:
         raise InputError(f"split={cfg.split}: a file that is given is taken whole, give split=all")
 

@@ -234,6 +234,10 @@ def test_a_checkpoint_of_another_task_is_refused_both_ways(
             ["evaluate", "data=labelled", "data.path=other.csv", "split=all"],
             "line 3 has the label 'fine', which the classifier does not know (it has bad, good)",
         ),
+        (
+            ["evaluate", "data=labelled", "data.path=texts.csv", "split=all", "data.max_length=3"],
+            "data.max_length=3: a classifier reads of a text what it read in training",
+        ),
         (["classify"], "text is not set: give text='...', or file=FILE"),
         (["classify", "text= "], "text is empty"),
         (["classify", "text=a", "file=texts.csv"], "text= and file=texts.csv are both set"),
@@ -244,6 +248,10 @@ def test_a_checkpoint_of_another_task_is_refused_both_ways(
         (["classify", "file=texts.csv", "output=texts.csv"], "output=texts.csv is there already"),
         (["classify", "file=texts.csv", "output=a.xlsx"], "output=a.xlsx is no .csv or .jsonl file"),
         (["classify", "file=texts.csv", "output=a.csv", "--json"], "--json and output=a.csv are both set"),
+        (
+            ["weights", "convert", "format=adapter", "output=b"],
+            "checkpoints/best.ckpt was trained with tune=all",
+        ),
         (["weights", "convert", "format=book", "output=b"], "format=book holds no classifiers"),
         (
             ["weights", "convert", "format=hf", "output=b", "dtype=bfloat16"],
@@ -272,6 +280,11 @@ def test_one_line_for_each_mistake(
         (None, ["task.pooling=first"], "pooling='first' is unknown"),
         (None, ["callbacks=[classify,sample_text]"], "callbacks.sample_text needs a model that writes text"),
         (None, ["data.balans=none"], "data.balans"),
+        (
+            None,
+            ["callbacks.early_stopping.monitor=val/perplexity"],
+            "val/perplexity is no metric of this task",
+        ),
         (None, ["data.max_length=64"], "data.max_length=64 is longer than model.context_length=32"),
     ],
 )
