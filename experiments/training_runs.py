@@ -64,6 +64,11 @@ def run_record(run: Path) -> dict[str, Any]:
     return json.loads((run / "run.json").read_text(encoding="utf-8"))
 
 
+def settings_of(overrides: Overrides) -> list[str]:
+    """Overrides for a record: without where files were on the machine that it was made on."""
+    return [override for override in overrides if not override.startswith("data.path=")]
+
+
 def column(run: Path, name: str) -> dict[int, float]:
     """A metric of the run's metrics.csv by optimizer steps, where it was logged."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
