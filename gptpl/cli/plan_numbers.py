@@ -45,6 +45,8 @@ class RunPlan:
         max_length: tokens in a window.
         train_windows: to train on.
         val_windows: to validate on.
+        units: what they are called.
+        padded: whether they may be shorter than `max_length`.
         steps_per_epoch: optimizer steps.
         steps: of the whole run.
         tokens: of the whole run, each counted as often as it is seen, without padding.
@@ -70,6 +72,8 @@ class RunPlan:
     max_length: int
     train_windows: int
     val_windows: int
+    units: str
+    padded: bool
     steps_per_epoch: int
     steps: int
     tokens: int
@@ -122,6 +126,8 @@ def plan_of(settled: Settled) -> RunPlan:
         max_length=data.max_length,
         train_windows=len(data.examples("train")),
         val_windows=len(data.examples("val")),
+        units=data.units,
+        padded=not isinstance(data, TextDataModule),
         steps_per_epoch=data.steps_per_epoch(
             world_size=world_size, accumulate=cfg.trainer.accumulate_grad_batches
         ),

@@ -145,8 +145,10 @@ def _step_lines(plan: RunPlan) -> list[str]:
     times = f" x {plan.accumulate} batches" if plan.accumulate > 1 else ""
     devices = f" x {plan.devices} devices" if plan.devices > 1 else ""
     ratio = plan.tokens / plan.parameters.total
+    padded = plan.padded and "; memory, operations and time are those of full rows, at most"
     return [
-        f"{plan.train_windows:,} training windows of {plan.max_length:,}, {plan.val_windows:,} of validation",
+        f"{plan.train_windows:,} training {plan.units} of {'up to ' if padded else ''}{plan.max_length:,},"
+        f" {plan.val_windows:,} of validation{padded or ''}",
         f"{plan.steps:,} steps, {plan.steps_per_epoch:,} an epoch, of {plan.tokens_per_step:,} tokens"
         f" ({plan.batch_size:,} x {plan.max_length:,}{times}{devices})",
         f"{plan.tokens:,} tokens in all:"
