@@ -189,7 +189,12 @@ def test_ctrl_c_keeps_what_is_done_and_does_not_wait(judge, judge_server, respon
         handler.fall_silent()  # longer than the test may take
 
     judge_server.script = [lambda h: h.answer(), interrupt]
-    outcome = judge("judge.timeout_seconds=60")
+    # A shell that runs the tests in the background lets them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        outcome = judge("judge.timeout_seconds=60")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert outcome.status == 130
     assert outcome.err.splitlines()[-1] == "gptpl: error: interrupted"
     assert not judge_server.released.is_set()
