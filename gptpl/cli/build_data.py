@@ -1,6 +1,7 @@
 """From a composed config to the data: tokenizer, examples, and the vocabulary that the model takes."""
 
 import inspect
+from collections.abc import Collection
 from typing import Any, cast
 
 from hydra.utils import get_class
@@ -30,10 +31,7 @@ def build_datamodule(cfg: DictConfig, *, resume: Resumption | None = None) -> Tr
     """
     kind = data_class(cfg)
     _settle_lengths(cfg)
-    named = set(inspect.signature(kind).parameters) - set(_NOT_BY_NAME)
-    given = OmegaConf.to_container(cfg.data, resolve=True)
-    assert isinstance(given, dict)
-    settings = {key: value for key, value in given.items() if key in named}
+    settings = settings_for(kind, cfg.data, without=_NOT_BY_NAME)
     datamodule: TrainingData = instantiate(
         {"_target_": cfg.data._target_, **settings},
         tokenizer=_tokenizer(cfg, kind, resume),
@@ -47,6 +45,14 @@ def build_datamodule(cfg: DictConfig, *, resume: Resumption | None = None) -> Tr
     datamodule.load()
     datamodule.setup()
     return datamodule
+
+
+def settings_for(kind: type[TrainingData], node: DictConfig, *, without: Collection[str]) -> dict[str, Any]:
+    """Those settings of the data that the class, or one that it hands arguments on to, takes by name."""
+    named = {name for each in kind.__mro__ for name in inspect.signature(each).parameters}
+    given = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(given, dict)
+    return {str(key): value for key, value in given.items() if key in named - set(without)}
 
 
 def data_class(cfg: DictConfig) -> type[TrainingData]:

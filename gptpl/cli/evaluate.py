@@ -1,6 +1,5 @@
 """`gptpl evaluate`: loss and perplexity of a checkpoint on any data."""
 
-import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from gptpl.cli.batch import whole_batch_size
+from gptpl.cli.build_data import settings_for
 from gptpl.cli.classifier_input import names_classifier
 from gptpl.cli.console import RunLog
 from gptpl.cli.evaluate_classifier import evaluate_classifier
@@ -89,14 +89,11 @@ def _instructions(cfg: DictConfig, loaded: LoadedCheckpoint, max_length: int) ->
     """Name and batches of instructions, in the template that the model was tuned with, if it was."""
     if cfg.split == "all":
         raise InputError("split=all is for plain text: instructions have train, val and test")
-    given = OmegaConf.to_container(cfg.data, resolve=True)
-    assert isinstance(given, dict)
-    kept = set(inspect.signature(InstructionDataModule).parameters) - {"corpus", "packing", "tokenizer"}
+    settings = settings_for(InstructionDataModule, cfg.data, without=("corpus", "packing", "tokenizer"))
     datamodule = InstructionDataModule(
         corpus=instantiate(cfg.data.corpus),
         tokenizer=loaded.tokenizer,
-        **{str(key): value for key, value in given.items() if key in kept}
-        | {"max_length": max_length, "batch_size": whole_batch_size(cfg.data.batch_size)},
+        **settings | {"max_length": max_length, "batch_size": whole_batch_size(cfg.data.batch_size)},
     )
     _settle_template(datamodule, loaded)
     split = cast(Split, cfg.split)

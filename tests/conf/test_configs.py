@@ -160,6 +160,26 @@ def test_data_is_loaded_in_batches(choice, compose):
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
 
 
+@pytest.mark.parametrize("task", choices("task"))
+def test_settings_of_the_loaders_reach_the_data_of_every_task(task, compose):
+    entry = '{{"instruction": "Say {0}", "input": "", "output": "{0}"}}\n'
+    data, text = {
+        "pretrain": ("text_file", "A text of the user's own. " * 200),
+        "classify": ("labelled", "text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40))),
+        "instruct": ("instruction_file", "".join(entry.format(i) for i in range(40))),
+    }[task]
+    given = ("num_workers=2", "pin_memory=false", "persistent_workers=false", "batch_size=3", "max_length=60")
+    config = compose(
+        "train", *CHEAP, f"task={task}", f"data={data}", *(f"data.{each}" for each in given), "seed=7"
+    )
+    file = Path("texts.csv" if task == "classify" else "texts.jsonl")
+    file.write_text(text)
+    config.data.path = str(file)
+    made = build_datamodule(config)
+    assert (made.num_workers, made.pin_memory, made.persistent_workers) == (2, False, False)
+    assert (made.batch_size, made.seed) == (3, 7)
+
+
 # --- training -------------------------------------------------------------------------------------------
 
 

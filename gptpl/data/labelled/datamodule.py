@@ -35,7 +35,6 @@ class LabelledDataModule(TrainingData):
         corpus: the texts and their labels.
         tokenizer: what turns texts into tokens; one without a vocabulary takes it from the training texts.
         max_length: tokens that are read of a text at most.
-        batch_size: B, texts in a batch of one rank.
         train_share: part of the examples to train on, of a corpus that is one table.
         val_share: part to validate on; the rest is for the test.
         stratified: see `Preparation`.
@@ -46,12 +45,7 @@ class LabelledDataModule(TrainingData):
             longest of the training split, which the other splits' texts are cut to.
         split_seed: decides which examples are drawn, and the splits: not `seed`, so that runs with several
             seeds have the same test.
-        seed: decides, with the epoch, the order of the training texts.
-        num_workers: see `TrainingData`, as the rest.
-        pin_memory: see there.
-        persistent_workers: see there.
-        eval_train_batches: see there.
-        eval_val_batches: see there.
+        loaders: arguments of `TrainingData`.
 
     Raises InputError for a setting that cannot be, when made, and for texts that cannot be used, when loaded.
     """
@@ -62,7 +56,6 @@ class LabelledDataModule(TrainingData):
         corpus: LabelledCorpus,
         tokenizer: Tokenizer,
         max_length: int,
-        batch_size: int,
         train_share: float = 0.7,
         val_share: float = 0.1,
         stratified: bool = False,
@@ -71,22 +64,9 @@ class LabelledDataModule(TrainingData):
         truncate: bool = True,
         padding: Padding = "batch",
         split_seed: int = 123,
-        seed: int = 123,
-        num_workers: int = 0,
-        pin_memory: bool | None = None,
-        persistent_workers: bool = True,
-        eval_train_batches: int | None = 5,
-        eval_val_batches: int | None = 5,
+        **loaders: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            seed=seed,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=persistent_workers,
-            eval_train_batches=eval_train_batches,
-            eval_val_batches=eval_val_batches,
-        )
+        super().__init__(**loaders)
         if padding not in get_args(Padding):
             raise InputError(f"data.padding={padding} is unknown: choose batch or longest")
         check_at_least(0, "data.split_seed", split_seed)
