@@ -1,12 +1,13 @@
 """Stands in for `gptpl train` where a test is about sweeps: a run's folder within a tenth of a second.
 
-    fake_train.py name=WHAT seed=LOSS run_dir=DIR [resume=DIR]
+    fake_train.py name=WHAT seed=LOSS run_dir=DIR [resume=DIR] [record=own]
 
 name=fail: refuses its settings; kill: dies of SIGKILL, the first time; slow: runs until SIGTERM, then saves;
 deaf: runs on whatever comes;
 nan, none: no loss that is a number, no evaluation; wait: runs until a file `go` is beside its folder;
-`1:fail_4:kill` does so where the seed is 1 and 4. The validation loss goes from 9 to what `seed` says in four
-evaluations. Every start is a line of `starts.txt`.
+`1:fail_4:kill` does so where the seed is 1 and 4. record=own: no metrics.csv, but
+evaluations.jsonl. The validation loss goes from 9 to what `seed` says in four evaluations.
+Every start is a line of `starts.txt`.
 """
 
 import json
@@ -80,6 +81,15 @@ def waiting(run_dir: Path, x: str) -> bool:
 
 def write_metrics(run_dir: Path, rows: list[tuple[int, float]]) -> None:
     """As gptpl writes them: in one move."""
+    if json.loads((run_dir / "given.json").read_text()).get("record") == "own":
+        lines = [
+            {"step": step, "tokens_seen": step, "metrics": {"val/loss": loss, "val/f1": 1 - loss / 10}}
+            for step, loss in rows
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (run_dir / "evaluations.tmp").write_text(text)
+        (run_dir / "evaluations.tmp").replace(run_dir / "evaluations.jsonl")
+        return
     text = "step,val/loss,train/loss\n" + "".join(f"{step},{loss},1\n" for step, loss in rows)
     (run_dir / "metrics.tmp").write_text(text)
     (run_dir / "metrics.tmp").replace(run_dir / "metrics.csv")

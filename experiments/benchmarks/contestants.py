@@ -115,11 +115,11 @@ def gptpl(work: Work, turns: Turns) -> None:
     """What `gptpl train` runs: Lightning, loggers and callbacks included."""
     import lightning as L_
 
+    from gptpl import compose
     from gptpl.callbacks.learning_rate import LearningRate
     from gptpl.callbacks.throughput import Throughput
-    from gptpl.cli.schema import TrainerConf
-    from gptpl.cli.trainer import build_trainer
     from gptpl.data.tokenizers import GPT2Tokenizer
+    from gptpl.runs.trainer import build_trainer
     from gptpl.training.language_model import LanguageModelingModule
     from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
 
@@ -158,7 +158,7 @@ def gptpl(work: Work, turns: Turns) -> None:
         )
 
         trainer = build_trainer(
-            TrainerConf(accelerator="auto", devices=1, max_epochs=None, max_steps=10**6),
+            compose("trainer.max_epochs=null", f"trainer.max_steps={10**6}").trainer,
             precision="bf16-mixed",
             eval_every_n_steps=10**6,
             deterministic=False,

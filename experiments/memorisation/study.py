@@ -17,11 +17,11 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from gptpl.cli.text_report import training_data, training_text
 from gptpl.generation import SamplingRules, complete
 from gptpl.generation.memorisation import Memorisation, TrainingText, memorisation
 from gptpl.generation.surprisal import surprisals
 from gptpl.training.checkpoint import LoadedCheckpoint, load_model
+from gptpl.training.training_text import training_corpus
 
 HERE = Path(__file__).parent
 OWN_RUN = Path("runs/memorisation")
@@ -55,7 +55,7 @@ def main() -> None:
     if not files:
         raise SystemExit(f"--run {run} holds no checkpoints/step-*.ckpt: give a run that kept them")
     first = load_model(files[0])
-    training, name = training_text(first)
+    training, name = TrainingText(training_corpus(first).train), first.lineage["data"]["corpus"]
     passage = training_passage(first)
     rows = [row(load_model(file), training, passage) for file in tqdm(files, unit="checkpoint")]
     prompt = first.tokenizer.decode(passage[:PROMPT_TOKENS])
@@ -87,7 +87,7 @@ def trained() -> Path:
 
 def training_passage(loaded: LoadedCheckpoint) -> list[int]:
     """The first tokens of the training text: its beginning is the prompt, all of it is scored."""
-    return [int(token) for token in training_data(loaded).encoded.train[:PASSAGE_TOKENS]]
+    return [int(token) for token in training_corpus(loaded).train[:PASSAGE_TOKENS]]
 
 
 def row(loaded: LoadedCheckpoint, training: TrainingText, passage: list[int]) -> dict[str, Any]:

@@ -16,12 +16,12 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
-from gptpl.cli.text_report import training_data
 from gptpl.generation import Completion, SamplingRules, complete
 from gptpl.generation.memorisation import TrainingText, memorisation
 from gptpl.generation.statistics import text_statistics
 from gptpl.training.checkpoint import load_model
 from gptpl.training.checkpoint_files import checkpoint_file
+from gptpl.training.training_text import training_corpus
 
 HERE = Path(__file__).parent
 OWN_RUN = Path("runs/sampling_strategies")
@@ -46,8 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     run = options.run or trained()
     loaded = load_model(checkpoint_file(str(run)))
-    data = training_data(loaded)
-    training = TrainingText(data.encoded.train)
+    data = training_corpus(loaded)
+    training = TrainingText(data.train)
     rows = []
     for rules in tqdm(
         [SamplingRules(temperature=t, top_k=k) for t in TEMPERATURES for k in TOP_KS], unit="pair"
@@ -65,10 +65,10 @@ def main() -> None:
         rows.append({"temperature": rules.temperature, "top_k": rules.top_k} | measured(texts, training))
     record = {
         "prompt": PROMPT,
-        "training_text": data.corpus.name,
+        "training_text": loaded.lineage["data"]["corpus"],
         "step": loaded.step,
         "seed": SEED,
-        "longest_run_of_held_out_text": held_out_run(data.encoded.val, training),
+        "longest_run_of_held_out_text": held_out_run(data.val, training),
         "rows": rows,
     }
     (HERE / "result.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,39 +1,58 @@
 """The files of `checkpoints/`: `best.ckpt` to use, `step-*.ckpt` to go on from, `last.ckpt` the newest."""
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.readings import language_module
 from gptpl.errors import InputError
 from gptpl.training.checkpoint_files import CheckpointFolder
+from gptpl.training.task import Better, better, known_metrics
 
 log = logging.getLogger(__name__)
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`: the weights at the lowest `monitor` so far, without optimizer state.
+    """`best.ckpt`: the weights at the best `monitor` so far, without optimizer state.
 
     Saved after each evaluation that improves on it; a third of the size of a checkpoint to resume from.
+
+    Args:
+        dirpath: the folder of the file.
+        monitor: a metric of the evaluations.
+        mode: whether it is better low or high; None: as the task, or a callback, declares it.
     """
 
-    def __init__(self, *, dirpath: str, monitor: str = "val/loss") -> None:
+    def __init__(self, *, dirpath: str | Path, monitor: str = "val/loss", mode: Better | None = None) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="best",
             monitor=monitor,
-            mode="min",
+            mode=mode or "min",
             save_top_k=1,
             save_weights_only=True,
             save_on_train_epoch_end=False,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+        self._mode_given = mode
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Finds out which way is better."""
+        if self._mode_given is None and stage == "fit":
+            assert self.monitor is not None
+            known = known_metrics(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
+            self.mode = better(self.monitor, known)
+            if not self.best_k_models:
+                self.kth_value = torch.tensor(math.inf if self.mode == "min" else -math.inf)
+        super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the best score; the file belongs to it wherever the run's folder is by now."""
@@ -62,7 +81,7 @@ class LastCheckpoint(AfterStep):
     def __init__(
         self,
         *,
-        dirpath: str,
+        dirpath: str | Path,
         every_n_minutes: float | None = 10.0,
         every_n_steps: int | None = None,
         keep: int = 2,
@@ -121,9 +140,12 @@ class LastCheckpoint(AfterStep):
             log.error("step %d could not be saved: %s", step, error)
 
     def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
-        """Saves the boundary after the last finished step, on all ranks together; False: it was saved."""
+        """Saves the boundary after the last finished step, on all ranks together.
+
+        False: it was saved, or `fast_dev_run` is to leave nothing.
+        """
         step = language_module(pl_module).position.step
-        if step == self.saved_step:
+        if step == self.saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False
         trainer.save_checkpoint(self.folder.path(step), weights_only=False)
         if trainer.is_global_zero:

@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gptpl.callbacks.classification_figures import confusion_figure, reliability_figure
-from gptpl.callbacks.loss_figure import figure_pixels, write_png
 from gptpl.errors import InputError
+from gptpl.files.figures import figure_pixels, write_png
 from gptpl.training.classification import ClassificationModule
-from gptpl.training.classification_metrics import scores
+from gptpl.training.classification_metrics import accuracy_text, scores
+from gptpl.training.loggers import log_image
 
 log = logging.getLogger(__name__)
 
 
 class ClassificationReport(L.Callback):
-    """Draws the validation texts' confusion matrix and calibration to TensorBoard and to two PNG files.
+    """Draws the validation texts' confusion matrix and calibration to the loggers and to two PNG files.
 
     They are drawn anew at every evaluation; the files show the last. A picture that cannot be written is a
     warning: the checkpoints are worth more.
@@ -50,7 +50,9 @@ class ClassificationReport(L.Callback):
                 "confusion",
                 self.confusion_path,
                 confusion_figure(
-                    sums["confusion"], pl_module.labels, title=f"{title}accuracy {found.accuracy:.1%}"
+                    sums["confusion"],
+                    pl_module.labels,
+                    title=f"{title}\n{accuracy_text(sums['confusion'], pl_module.labels)}",
                 ),
             ),
             (
@@ -61,9 +63,7 @@ class ClassificationReport(L.Callback):
         ]
         for name, path, figure in pictures:
             pixels = figure_pixels(figure)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
+            log_image(trainer.loggers, name, pixels, trainer.global_step)
             try:
                 write_png(pixels, path)
             except OSError as error:

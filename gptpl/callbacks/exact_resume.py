@@ -9,7 +9,7 @@ import torch
 
 from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.readings import language_module
-from gptpl.data.training_data import TrainingData
+from gptpl.errors import InputError
 from gptpl.training.loggers import ResumableLogger
 from gptpl.training.resume_state import (
     RESUME_KEY,
@@ -88,8 +88,11 @@ class ExactResume(AfterStep):
         module = language_module(pl_module)
         module.position = position
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(datamodule, TrainingData):
-            raise TypeError(f"{type(datamodule).__name__} cannot start within an epoch")
+        if not hasattr(datamodule, "start_at"):
+            raise InputError(
+                f"the data ({type(datamodule).__name__}) cannot start within an epoch, as resuming needs:"
+                " give the datamodule a method start_at(*, epoch, batch)"
+            )
         datamodule.start_at(epoch=position.epoch, batch=position.batch)
         checkpoint["loops"] = loops_at(
             checkpoint["loops"], position, evaluate=module.evaluates_after(position.step)

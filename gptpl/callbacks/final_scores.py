@@ -11,6 +11,7 @@ from gptpl.data.labelled.datamodule import LabelledDataModule
 from gptpl.data.training_data import Split
 from gptpl.training.checkpoint import read_checkpoint
 from gptpl.training.classification import ClassificationModule, named_scores
+from gptpl.training.classification_metrics import accuracy_text
 from gptpl.training.classifier_evaluation import ClassifierEvaluation, evaluate_classifier
 from gptpl.training.sharding import FullyShardedStrategy
 
@@ -48,9 +49,9 @@ class FinalScores(L.Callback):
             found = _scored(pl_module, datamodule, split)
             self._keep(found, split, pl_module.labels)
             log.info(
-                "%s, %s weights: accuracy %.2f %%, F1 %.3f, calibration error %.3f, loss %.4f, %s texts",
-                split, "best" if best else "last", 100 * found.scores.accuracy, found.scores.macro_f1,
-                found.scores.calibration_error, found.loss, f"{found.texts:,}",
+                "%s, %s weights: %s, F1 %.3f, calibration error %.3f, loss %.4f, %s texts",
+                split, "best" if best else "last", accuracy_text(found.confusion, pl_module.labels),
+                found.scores.macro_f1, found.scores.calibration_error, found.loss, f"{found.texts:,}",
             )  # fmt: skip
         pl_module.load_state_dict(before)
 

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from gptpl.callbacks.loss_figure import figure_pixels, loss_figure, write_png
+from gptpl.callbacks.loss_figure import loss_figure
 from gptpl.callbacks.readings import epochs_done, language_module, metric
+from gptpl.files.figures import figure_pixels, write_png
 from gptpl.training.curve_verdict import LossPoint, curve_verdict
+from gptpl.training.loggers import log_image, log_text
 
 log = logging.getLogger(__name__)
 
 
 class LossCurve(L.Callback):
-    """Draws training and validation loss to `path` and to TensorBoard's Images tab, and says what they show.
+    """Draws training and validation loss to `path` and to the loggers, and says what they show.
 
     A point is recorded at every evaluation of a training run, the one before the first step included, and
     kept in the checkpoint: a resumed run draws the whole curve. It is drawn when training ends, also by an
@@ -76,11 +77,15 @@ class LossCurve(L.Callback):
             return
         self._drawn = True
         module = language_module(pl_module)
-        verdict = curve_verdict(self.points, uniform_loss=module.guessing_loss)
+        verdict = curve_verdict(
+            self.points,
+            uniform_loss=module.guessing_loss,
+            whole_model=all(parameter.requires_grad for parameter in module.net.parameters()),
+            caveat=getattr(trainer.datamodule, "caveat", ""),  # type: ignore[attr-defined]
+        )
         pixels = figure_pixels(loss_figure(self.points, caption=verdict.message, unit=module.loss_unit))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("loss", pixels, trainer.global_step, dataformats="HWC")
+        log_image(trainer.loggers, "loss", pixels, trainer.global_step)
+        log_text(trainer.loggers, "verdict", verdict.message, trainer.global_step)
         try:
             write_png(pixels, self.path)
         except OSError as error:

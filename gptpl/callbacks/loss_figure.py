@@ -3,12 +3,9 @@
 import math
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES
 from gptpl.training.curve_verdict import LossPoint
 from gptpl.training.loss_axes import finite, tokens_text
 
@@ -16,8 +13,6 @@ if TYPE_CHECKING:  # matplotlib takes long to import; only the end of a run need
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE_INCHES = (8.0, 5.0)
-DOTS_PER_INCH = 150
 LINE_CHARACTERS = 120
 """So much of the caption fits on one line."""
 
@@ -54,25 +49,6 @@ def loss_figure(points: Sequence[LossPoint], *, caption: str = "", unit: str = "
         width = len(caption) // lines + 10  # about equal lines, no last line of one word
         axes.set_title(textwrap.fill(caption, width=width), fontsize="small")
     return figure
-
-
-def figure_pixels(figure: "Figure") -> npt.NDArray[np.uint8]:
-    """The figure as (height, width, 3) RGB."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def write_png(pixels: npt.NDArray[np.uint8], path: Path) -> None:
-    """Write (height, width, 3) RGB as a PNG file, which appears or is replaced in one move."""
-    from matplotlib.image import imsave
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    imsave(temporary, pixels, format="png", dpi=DOTS_PER_INCH)
-    temporary.replace(path)
 
 
 def _mark_lowest(axes: "Axes", points: Sequence[LossPoint]) -> None:

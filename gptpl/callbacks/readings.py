@@ -4,10 +4,9 @@ import math
 from typing import Any, Protocol, cast
 
 import lightning as L
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptpl.data.tokenizers import Tokenizer
-from gptpl.model import GPTBackbone
 from gptpl.training.resume_state import Position
 
 
@@ -15,7 +14,7 @@ class LanguageModule(Protocol):
     """The attributes that these callbacks expect of the LightningModule they watch."""
 
     @property
-    def net(self) -> GPTBackbone:
+    def net(self) -> nn.Module:
         """The model itself, not wrapped for a strategy."""
 
     @property

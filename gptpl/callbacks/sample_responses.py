@@ -5,17 +5,17 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from gptpl.callbacks.readings import epochs_done, language_module
-from gptpl.callbacks.sample_file import Record
-from gptpl.callbacks.sample_views import as_markdown, one_line
+from gptpl.callbacks.record_file import Record
+from gptpl.callbacks.sample_views import show_samples
 from gptpl.callbacks.samples import Samples
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.entries import Entry
 from gptpl.data.scored_windows import evenly_spaced
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
+from gptpl.text import one_line
 from gptpl.training.answers import Answerer
 from gptpl.training.instruction_tuning import InstructionModule
 from gptpl.training.sharding import FullyShardedStrategy
@@ -28,8 +28,8 @@ GREEDY = SamplingRules()
 class SampleResponses(Samples):
     """Answers some validation instructions greedily, at chosen moments of the training and at its end.
 
-    Each answer goes to the log, to the Text tab of every TensorBoard logger, and as one JSON object a line to
-    `path`: `step`, `epoch`, `tokens_seen`, `prompt` (instruction and input), `strategy`, `continuation` (the
+    Each answer goes to the log, to every logger that shows tables, and as one JSON object a line to `path`:
+    `step`, `epoch`, `tokens_seen`, `prompt` (instruction and input), `strategy`, `continuation` (the
     answer), `reference`, `well_formed`. The loggers get `val/well_formed`, the share of them that are (see
     `Answerer.answer`). Otherwise as `SampleText`: the first process alone, no bit of the training is changed,
     a resumed run takes back what was written after the step that it resumes from.
@@ -145,5 +145,4 @@ def _show(trainer: L.Trainer, records: list[Record]) -> None:
     log.info("well-formed answers at step %d: %.0f %% of %d", step, 100 * share, len(records))
     for logger in trainer.loggers:
         logger.log_metrics({"val/well_formed": share}, step=step)
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text("sample/responses", as_markdown(records), global_step=step)
+    show_samples(trainer, "responses", records)

@@ -8,15 +8,16 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from gptpl.callbacks.readings import LanguageModule, epochs_done, language_module
-from gptpl.callbacks.sample_file import Record
-from gptpl.callbacks.sample_views import as_markdown, one_line
+from gptpl.callbacks.record_file import Record
+from gptpl.callbacks.sample_views import show_samples
 from gptpl.callbacks.samples import Samples
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, complete
-from gptpl.model import GPTModel
+from gptpl.model import GPTClassifier
+from gptpl.model.protocol import device_of, vocab_size
+from gptpl.text import one_line
 from gptpl.training.sharding import FullyShardedStrategy
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 class SampleText(Samples):
     """Continues every prompt by every strategy, at chosen moments of the training and at its end.
 
-    Each sample goes to the log, to the Text tab of every TensorBoard logger, and as one JSON object a line to
-    `path`: `step`, `epoch`, `tokens_seen`, `prompt`, `strategy`, `seed`, `continuation`. A resumed run first
+    Each sample goes to the log, to every logger that shows tables, and as one JSON object a line to `path`:
+    `step`, `epoch`, `tokens_seen`, `prompt`, `strategy`, `seed`, `continuation`. A resumed run first
     takes back the samples of the step it resumes from and of later ones, and makes anew what is due at that
     step.
 
@@ -86,11 +87,15 @@ class SampleText(Samples):
 
         Raises InputError for a prompt that holds no token, and for a model that writes no text.
         """
-        _language_model(module)
-        vocab_size = module.net.config.vocab_size
-        self.strategies = [strategy.within(vocab_size) for strategy in self.strategies]
+        if isinstance(module.net, GPTClassifier):
+            raise InputError(
+                "callbacks.sample_text needs a model that writes text: leave it out with"
+                " '~callbacks.sample_text'"
+            )
+        V = vocab_size(module.net)
+        self.strategies = [strategy.within(V) for strategy in self.strategies]
         for strategy in self.strategies:
-            strategy.check_vocabulary(vocab_size)
+            strategy.check_vocabulary(V)
         for prompt in self.prompts:
             if len(module.tokenizer.encode(prompt)) == 0:
                 raise InputError(f"prompt {prompt!r} holds no token: give at least one word to continue")
@@ -119,11 +124,11 @@ class SampleText(Samples):
     def _continuations(
         self, module: LanguageModule, prompts: Sequence[str], strategy: SamplingRules, step: int
     ) -> list[str]:
-        device = module.net.device
+        device = device_of(module.net)
         # A compiled block would be compiled again for the windows of a text beyond the context.
         with torch.compiler.set_stance("force_eager"):
             completions = complete(
-                _language_model(module),
+                module.net,
                 module.tokenizer,
                 prompts,
                 rules=strategy,
@@ -133,25 +138,13 @@ class SampleText(Samples):
         return [completion.text for completion in completions]
 
 
-def _language_model(module: LanguageModule) -> GPTModel:
-    """The module's model. Raises InputError for one that writes no text."""
-    if isinstance(module.net, GPTModel):
-        return module.net
-    raise InputError(
-        "callbacks.sample_text needs a model that writes text: leave it out with '~callbacks.sample_text'"
-    )
-
-
 def _show(trainer: L.Trainer, records: Sequence[Record], strategy: SamplingRules) -> None:
-    """Records of one step and strategy to the log and to TensorBoard."""
+    """Records of one step and strategy to the log and to the loggers."""
     for record in records:
         position = (record["step"], record["epoch"], strategy.name)
         texts = (one_line(record["prompt"]), one_line(record["continuation"]))
         log.info("sample at step %d (epoch %.3g), %s: [%s] %s", *position, *texts)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            tag = "sample/" + strategy.name.replace(", ", "_").replace(" ", "_")
-            logger.experiment.add_text(tag, as_markdown(records), global_step=records[0]["step"])
+    show_samples(trainer, strategy.name.replace(", ", "_").replace(" ", "_"), records)
 
 
 def _sample_seed(seed: int, step: int) -> int:

@@ -1,28 +1,15 @@
-"""Generated text made fit for a terminal line and for a Markdown page: it may hold any character."""
+"""Generated text as the log and the loggers show it: it may hold any character."""
 
 from collections.abc import Sequence
 
-from gptpl.callbacks.sample_file import Record
+import lightning as L
+
+from gptpl.callbacks.record_file import Record
+from gptpl.training.loggers import log_table
 
 
-def one_line(text: str) -> str:
-    """The text fit for one line of a terminal.
-
-    Every run of white space is one space; what cannot be printed, such as an escape, is U+FFFD.
-    """
-    compact = " ".join(text.split())
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in compact)
-
-
-def as_markdown(records: Sequence[Record]) -> str:
-    """Prompts and continuations as code blocks, so that no character of theirs acts as Markdown or HTML."""
-    parts = []
-    for record in records:
-        parts += ["**prompt**", _code_block(record["prompt"])]
-        parts += ["**continuation**", _code_block(record["continuation"])]
-    return "\n\n".join(parts)
-
-
-def _code_block(text: str) -> str:
-    # Indented rather than fenced: a text can hold a fence, but cannot leave its indentation.
-    return "\n".join("    " + line for line in (text.splitlines() or [""]))
+def show_samples(trainer: L.Trainer, name: str, records: Sequence[Record]) -> None:
+    """The samples of one step to the loggers, as the table `sample/<name>`."""
+    columns = ("prompt", "continuation")
+    rows = [[record[column] for column in columns] for record in records]
+    log_table(trainer.loggers, f"sample/{name}", columns, rows, records[0]["step"])

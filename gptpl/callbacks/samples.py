@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 
 from gptpl.callbacks.after_step import AfterStep
-from gptpl.callbacks.sample_file import SampleFile
+from gptpl.callbacks.record_file import RecordFile
 
 
 class Samples(AfterStep, ABC):
@@ -27,7 +27,7 @@ class Samples(AfterStep, ABC):
         super().__init__()
         self.every_n_steps = every_n_steps
         self.every_n_epochs = every_n_epochs
-        self._file = SampleFile(Path(path))
+        self._file = RecordFile(Path(path))
         self._active = False
 
     @abstractmethod

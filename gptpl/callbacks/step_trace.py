@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from gptpl.callbacks.sample_file import SampleFile
+from gptpl.callbacks.record_file import RecordFile
 
 
 class StepTrace(L.Callback):
@@ -24,7 +24,7 @@ class StepTrace(L.Callback):
 
     def __init__(self, *, path: str | Path) -> None:
         super().__init__()
-        self._file = SampleFile(Path(path))
+        self._file = RecordFile(Path(path))
         self._batches: list[str] = []
         self._losses: list[str] = []
         self._written_step = 0

@@ -4,8 +4,10 @@ import logging
 import os
 import re
 import signal
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -28,11 +30,15 @@ _BASE_STATUS = 128
 """A shell's exit status for a process that a signal ended is this plus the signal's number."""
 
 
+CTRL_C = "Ctrl-C"
+_ASKED = "stop()"
+
+
 class RunStopped(Exception):  # noqa: N818 (nothing is wrong)
     """A training that was stopped at a boundary; its checkpoint, if it keeps any, is that of this step.
 
     Attributes:
-        reason: what stopped it, such as "SIGTERM" or "trainer.max_time=00:08:00:00".
+        reason: what stopped it: "Ctrl-C", "SIGTERM", "stop()", "trainer.max_time=00:08:00:00", ...
         step: the last finished optimizer step.
         status: the exit status that says so: 128 + the signal's number; 0 where the settings asked for it.
     """
@@ -49,6 +55,8 @@ class StopAtBoundary(AfterStep):
 
     Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP let the step end, save, and raise RunStopped out of `Trainer.fit`. A
     second Ctrl-C interrupts at once, as Python does. Among several processes it is enough that one is told.
+    Afterwards signals have the handlers they had. Only the main thread can set any: a fit in another thread
+    is stopped by `stop`.
 
     Args:
         max_time: DD:HH:MM:SS of training in this session, a resumed one beginning anew; None: no limit.
@@ -63,20 +71,25 @@ class StopAtBoundary(AfterStep):
             raise InputError(f"trainer.stop_at_step={stop_at_step} is no step: give 1 or more, or null")
         self.stop_at_step = stop_at_step
         self._signal: int | None = None
+        self._asked = False
         self._started_seconds = time.monotonic()
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
+
+    def stop(self) -> None:
+        """Ask for a stop after the present step, from any thread or callback."""
+        self._asked = True
 
     # --- signals --------------------------------------------------------------------------------------
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes over the signals, before the first evaluation."""
-        self._take_signals()
+        self._begin()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes over the signals and starts the clock."""
         super().on_train_start(trainer, pl_module)
-        self._take_signals()
+        self._begin()
         self._started_seconds = time.monotonic()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -89,6 +102,11 @@ class StopAtBoundary(AfterStep):
         """Gives the signals back."""
         self._give_signals_back()
 
+    def _begin(self) -> None:
+        if not self._before:  # else the sanity check has begun this fit
+            self._signal = None  # it may have stopped one before
+        self._take_signals()
+
     def _take_signals(self) -> None:
         self._process = os.getpid()
         for number in SIGNALS:
@@ -97,7 +115,7 @@ class StopAtBoundary(AfterStep):
                 continue  # `nohup` ignores SIGHUP; SIGINT is ignored after a shell's `&`, but can be sent
             try:
                 signal.signal(number, self._note)
-            except ValueError:  # not in the main thread, where nobody can press Ctrl-C either
+            except ValueError:  # not in the main thread
                 return
             # Lightning's own handler of SIGTERM ends a run with exit status 0.
             self._before.setdefault(number, current)
@@ -142,6 +160,9 @@ class StopAtBoundary(AfterStep):
 
     def _reason(self, step: int) -> tuple[str, int] | None:
         """Why to stop now, and the exit status that says so; None: go on."""
+        if self._asked:
+            self._asked = False
+            return _ASKED, 0
         if self._signal is not None:
             return _name(self._signal), _BASE_STATUS + self._signal
         if self._seconds is not None and time.monotonic() - self._started_seconds >= self._seconds:
@@ -149,6 +170,25 @@ class StopAtBoundary(AfterStep):
         if step == self.stop_at_step:
             return f"trainer.stop_at_step={self.stop_at_step}", 0
         return None
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Lets a KeyboardInterrupt out of `Trainer.fit` as what it is, and gives SIGINT its handler back.
+
+    Lightning 2.6 makes SystemExit of it, and ignores SIGINT from then on where training had not begun; it
+    fails at that outside the main thread.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except (SystemExit, ValueError) as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def duration(text: str) -> timedelta:
@@ -164,4 +204,4 @@ def duration(text: str) -> timedelta:
 
 
 def _name(number: int) -> str:
-    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    return CTRL_C if number == signal.SIGINT else signal.Signals(number).name

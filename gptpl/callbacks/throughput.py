@@ -44,7 +44,8 @@ class Throughput(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out what the devices can do."""
         dtype = product_dtype(str(trainer.precision))
-        peak = peak_flops(pl_module.device, dtype, language_module(pl_module).net.config)
+        config = getattr(language_module(pl_module).net, "config", None)
+        peak = peak_flops(pl_module.device, dtype, config)
         self._peak_flops = None if peak is None else peak * trainer.world_size
 
     def on_train_batch_start(

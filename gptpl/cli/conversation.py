@@ -2,22 +2,21 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-import torch
-import yaml  # type: ignore[import-untyped]
-from omegaconf import DictConfig
+import yaml
+from torch import nn
 
-from gptpl.cli.configs import choices, config_folder
-from gptpl.cli.trainer import check_seed
+from gptpl.config.groups import choices, config_folder
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, stream_text
-from gptpl.model import CachedGPT
-from gptpl.training.checkpoint import LoadedCheckpoint
+from gptpl.generation.sampling import check_seed, seeded_generator
+from gptpl.model.protocol import Cached, cached_form, device_of, vocab_size
+from gptpl.runs.models import LanguageModel
 
 PROMPT = ">>> "
 HISTORY_LINES = 1000
@@ -64,10 +63,10 @@ class Settings:
         return f"{self.rules.name}; max_new_tokens {self.max_new_tokens}; seed {self.seed}"
 
 
-def converse(loaded: LoadedCheckpoint, cfg: DictConfig, rules: SamplingRules) -> None:
+def converse(language_model: LanguageModel, cfg: Mapping[str, Any], rules: SamplingRules) -> None:
     """Reads lines until the input ends, and continues each or carries it out as a command."""
-    settings = Settings(rules=rules, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
-    model = CachedGPT(loaded.net, rows=1)
+    settings = Settings(rules=rules, max_new_tokens=cfg["max_new_tokens"], seed=cfg["seed"])
+    model = cached_form(language_model.net, rows=1) or language_model.net
     print(f"{rules.name}; /help lists what can be changed, Ctrl-D leaves")
     with _history() as read:
         while True:
@@ -81,7 +80,7 @@ def converse(loaded: LoadedCheckpoint, cfg: DictConfig, rules: SamplingRules) ->
                 continue
             if line.strip() in ("/quit", "/exit"):
                 return
-            _answer(model, loaded.tokenizer, settings, line, list(cfg.stop))
+            _answer(model, language_model.tokenizer, settings, line, cfg["stop"])
 
 
 def preset(name: str) -> SamplingRules:
@@ -92,21 +91,21 @@ def preset(name: str) -> SamplingRules:
     return SamplingRules(**{key: value for key, value in settings.items() if key in RULES})
 
 
-def _answer(model: CachedGPT, tokenizer: Tokenizer, settings: Settings, line: str, stop: list[str]) -> None:
+def _answer(
+    model: nn.Module | Cached, tokenizer: Tokenizer, settings: Settings, line: str, stop: list[str]
+) -> None:
     try:
         if line.startswith("/"):
             print(settings.command(line))
             return
-        generator = torch.Generator(model.device)
-        generator.seed() if settings.seed is None else generator.manual_seed(settings.seed)
         pieces = stream_text(
             model,
             tokenizer,
             [line],
-            rules=settings.rules.within(model.config.vocab_size),
+            rules=settings.rules.within(vocab_size(model)),
             max_new_tokens=settings.max_new_tokens,
             stop=stop,
-            generator=generator,
+            generator=seeded_generator(settings.seed, device_of(model)),
         )
         print(line, end="", flush=True)
         for piece in pieces:

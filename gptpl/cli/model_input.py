@@ -1,96 +1,95 @@
-"""What the commands that use a model read: a checkpoint, and a text set, in a file, or piped in."""
+"""What the commands that use a model read: settings, a model, and a text set, in a file, or piped in."""
 
+import io
 import logging
 import os
 import stat
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
-
-from gptpl.cli.hydra_app import instantiate
-from gptpl.cli.trainer import device_type
-from gptpl.data.tokenizers import Tokenizer
+from gptpl.cli.arguments import parse, shown
+from gptpl.config.compose import composed as compose_config
+from gptpl.config.compose import plain
+from gptpl.config.instantiate import OWN_PACKAGES, instantiate
+from gptpl.config.overrides import quoted, without_interpolation
 from gptpl.errors import InputError
-from gptpl.model import GPTConfig
-from gptpl.training.adapter import adapter_checkpoint
-from gptpl.training.checkpoint import LoadedCheckpoint, load_model, model_of
-from gptpl.training.checkpoint_files import checkpoint_file
-from gptpl.training.foreign_checkpoint import load_foreign, load_published
-from gptpl.training.starting_run import RunWeights
+from gptpl.generation import SamplingRules
+from gptpl.records.listing import find_run
+from gptpl.runs.loaded import Source
 from gptpl.weights.adapter import is_adapter
-from gptpl.weights.formats import is_foreign, open_model
-from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)
 
 STANDARD_INPUT = "-"
-PRECISIONS = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
+NOT_SET = "???"
+SHORT_KEYS = frozenset(field.name for field in fields(SamplingRules))
+"""May be given without the `sampling.` before them."""
 
 
-def loaded_checkpoint(
-    cfg: DictConfig, *, config: GPTConfig | None = None, tokenizer: Tokenizer | None = None
-) -> LoadedCheckpoint:
-    """The model of `checkpoint=` or `init=`, on the device of `device=`, in the `precision=` if that is set.
+def composed(
+    command: str, arguments: list[str], *, flags: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any] | None, frozenset[str]]:
+    """The settings of a command as plain data, and its own flags that were given.
 
-    An adapter is added to its base, which `init=` names where it is no longer where it was.
-
-    `config` and `tokenizer` are for files of other programs that say neither.
+    No settings where a flag such as --cfg only had them shown. What has to be set and is not is "???".
     """
-    given = not OmegaConf.is_missing(cfg, "checkpoint")
-    path = Path(cfg.checkpoint).expanduser() if given else None
-    adapted = path is not None and is_adapter(path)
-    if given and cfg.init is not None and not adapted:
-        raise InputError(f"checkpoint={cfg.checkpoint} and init= are both set: give one of them")
-    if not given and cfg.init is None:
+    given = parse(command, [in_full(argument) for argument in arguments], flags=flags)
+    if shown(given):
+        return None, given.flags
+    found = compose_config(given.overrides, given.config_name, config_dir=given.config_dir)
+    # `in` would say False of an interpolation that cannot be filled in.
+    if found.cfg.get("tokenizer") is None and "vocab_size" in list(found.cfg.get("model") or {}):
+        found.cfg.model.vocab_size = None  # that of the tokenizer, which is the checkpoint's
+    settings = plain(found.cfg)
+    settings["trust"] = sorted({*settings.get("trust", []), *(found.trusted - OWN_PACKAGES)})
+    return settings, given.flags
+
+
+def in_full(argument: str) -> str:
+    """`temperature=1` is short for `sampling.temperature=1`, and a single stop string for a list of it."""
+    key, _, value = argument.partition("=")
+    if key == "stop" and value and not value.startswith("["):
+        return f"stop=[{quoted(without_interpolation(value))}]"
+    return f"sampling.{argument}" if key in SHORT_KEYS else argument
+
+
+def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The model of `checkpoint=` or `init=`, as `source`, `base` and `device` of `gptpl.runs.loaded.load`.
+
+    An adapter's base is what `init=` names, where it is no longer where it was.
+    """
+    checkpoint, init = cfg.get("checkpoint", None), cfg.get("init", None)
+    weights = None if init is None else instantiate(init)
+    base, source = None, weights
+    if checkpoint not in (None, NOT_SET):
+        base, source = weights, find_run(checkpoint, key="checkpoint")
+        if weights is not None and not is_adapter(source):
+            raise InputError(f"checkpoint={checkpoint} and init= are both set: give one of them")
+    if source is None:
         raise InputError(
             "checkpoint is not set: give checkpoint=RUN_FOLDER, checkpoint=FILE.ckpt, or init=gpt2_hf"
         )
-    precision = cfg.get("precision", "32-true")
-    if precision not in PRECISIONS:
-        raise InputError(f"precision={precision} is unknown: choose one of {', '.join(PRECISIONS)}")
-    device, dtype = device_type(cfg.get("device", "cpu"), key="device"), PRECISIONS[precision]
-    weights = None if cfg.init is None else _whole(instantiate(cfg.init), of_base=adapted)
-    if isinstance(weights, RunWeights) and not adapted:
-        path = weights.file
-    if isinstance(weights, PublishedWeights) and not adapted:
-        loaded = load_published(weights, device=device, dtype=dtype)
-    elif (isinstance(weights, FileWeights) and not adapted) or (path is not None and is_foreign(path)):
-        files = weights.open() if isinstance(weights, FileWeights) else open_model(cast(Path, path))
-        loaded = load_foreign(files, config=config, tokenizer=tokenizer, device=device, dtype=dtype)
-    else:
-        if config is not None or tokenizer is not None:
-            raise InputError(
-                f"checkpoint={path} says itself which model it is: leave model= and tokenizer= out"
-            )
-        loaded = _own(cast(Path, path), weights, device)
-        loaded.net.to(dtype)
-    log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
-    return loaded
+    return {
+        "source": source,
+        "base": base,
+        "device": cfg.get("device", "cpu"),
+        "trust": cfg.get("trust", ()),
+    }
 
 
-def _own(path: Path, base: StartingWeights | None, device: str) -> LoadedCheckpoint:
-    """What gptpl wrote: a checkpoint, or an adapter, to be added to its base."""
-    if is_adapter(path):
-        return model_of(adapter_checkpoint(path, base=base), path, device=device)
-    return load_model(checkpoint_file(str(path)), device=device)
+def given_source(cfg: Mapping[str, Any]) -> Source:
+    """The same without its base and device."""
+    source: Source = given_model(cfg)["source"]
+    return source
 
 
-def _whole(weights: StartingWeights, *, of_base: bool) -> StartingWeights:
-    """The weights themselves. Raises InputError where they mean nothing without a model to be trained.
-
-    An adapter's base is a model as it was trained, with what it left out.
-    """
-    if isinstance(weights, RandomWeights):
-        raise InputError("init=random has nothing to say yet: give checkpoint=RUN_FOLDER or init=gpt2_hf")
-    for option in ("crop_context", "crop_vocabulary"):
-        if getattr(weights, option, False) and not of_base:
-            raise InputError(
-                f"init.{option}=true is for training: the weights are used whole here, leave it out"
-            )
-    return weights
+def replace_unknown_letters() -> None:
+    """Has a terminal that lacks a character show a question mark: better than no text at all."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def given_text(text: str | None, file: str | None, *, key: str) -> str | None:

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
-from gptpl.cli.readable import bytes_text, loss_text, near, seconds_text
 from gptpl.records.run_record import Evaluation, RunRecord
+from gptpl.text import bytes_text, duration_text, loss_text, near
 
 
 def state_text(run: RunRecord) -> str:
     """How it ended, and why."""
-    ending = run.record.get(run.state)
-    if run.state == "stopped" and isinstance(ending, Mapping):
-        return f"stopped at step {ending.get('step')} ({ending.get('reason')})"
-    if run.state == "failed" and isinstance(ending, Mapping):
-        return f"failed at step {ending.get('step')}: {ending.get('error')}"
+    step = run.entry(run.state, "step")
+    if run.state == "stopped" and step is not None:
+        return f"stopped at step {step} ({run.entry('stopped', 'reason')})"
+    if run.state == "failed" and step is not None:
+        return f"failed at step {step}: {run.entry('failed', 'error')}"
     return {"unfinished": "unfinished: still running, or ended without a word"}.get(run.state, run.state)
 
 
@@ -28,12 +28,13 @@ def evaluation_text(evaluation: Evaluation | None) -> str:
     return f"{loss_text(evaluation.val_loss)} at step {evaluation.step:,}" if evaluation else "-"
 
 
-def duration_text(run: RunRecord) -> str:
+def time_text(run: RunRecord) -> str:
     """How long it took; of a run that was resumed, since then."""
-    seconds = run.record.get("seconds")
-    if run.state != "finished" or not isinstance(seconds, int | float):
+    if run.state != "finished" or "seconds" not in run.record:
         return "-"
-    return seconds_text(seconds) + (" since it was resumed" if run.record.get("resumed") else "")
+    return duration_text(run.record["seconds"]) + (
+        " since it was resumed" if run.record.get("resumed") else ""
+    )
 
 
 def speed_text(run: RunRecord) -> str:
@@ -45,20 +46,20 @@ def speed_text(run: RunRecord) -> str:
 def memory_text(run: RunRecord) -> str:
     """The most memory that it took."""
     peak = run.record.get("peak_memory_bytes")
-    return bytes_text(peak) if isinstance(peak, int) else "-"
+    return "-" if peak is None else bytes_text(peak)
 
 
 def start_text(run: RunRecord) -> str:
     """What its weights began with."""
     start = run.record.get("start")
-    if not isinstance(start, Mapping):
+    if start is None:
         return "-"
-    step = _entry(start.get("parent"), "step")
+    step = run.entry("start", "parent", "step")
     place = start.get("checkpoint") or start.get("path") or start.get("size")
     return " ".join(
         [
             str(start.get("init")),
-            *([f"({near(place) if '/' in str(place) else place})"] if place else []),
+            *([f"({near(Path(place)) if '/' in place else place})"] if isinstance(place, str) else []),
             *([f"after {step:,} steps"] if isinstance(step, int) else []),
         ]
     )
@@ -66,31 +67,26 @@ def start_text(run: RunRecord) -> str:
 
 def model_text(run: RunRecord) -> str:
     """Its shape, and its parameters."""
-    model = run.config.get("model")
+    config = run.config.get("model")
+    model = config if isinstance(config, Mapping) else {}
     names = {
         "n_layers": "layers",
         "n_heads": "heads",
         "emb_dim": "wide",
         "context_length": "tokens of context",
     }
-    shape = [f"{_entry(model, key)} {noun}" for key, noun in names.items() if _entry(model, key) is not None]
+    shape = [f"{model[key]} {noun}" for key, noun in names.items() if model.get(key) is not None]
     parameters = run.record.get("parameters")
-    return (
-        ", ".join([*shape, *([f"{parameters:,} parameters"] if isinstance(parameters, int) else [])]) or "-"
-    )
+    return ", ".join([*shape, *([f"{parameters:,} parameters"] if parameters is not None else [])]) or "-"
 
 
 def data_text(run: RunRecord) -> str:
     """The name of the data and the beginning of their hash."""
-    data = run.record.get("data")
-    return f"{_entry(data, 'name')} (SHA-256 {str(_entry(data, 'sha256'))[:12]})" if data else "-"
+    name, sha256 = run.entry("data", "name"), run.entry("data", "sha256")
+    return "-" if name is None else f"{name} (SHA-256 {str(sha256)[:12]})"
 
 
 def tokenizer_text(run: RunRecord) -> str:
     """The tokenizer with the size of its vocabulary."""
-    tokenizer = run.record.get("tokenizer")
-    return f"{_entry(tokenizer, 'name')}, {_entry(tokenizer, 'vocab_size')} tokens" if tokenizer else "-"
-
-
-def _entry(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, Mapping) else None
+    name, size = run.entry("tokenizer", "name"), run.entry("tokenizer", "vocab_size")
+    return "-" if name is None else f"{name}, {size} tokens"

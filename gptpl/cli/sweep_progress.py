@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gptpl.records.run_record import LOSS
 from gptpl.records.sweep_folder import RESULTS_FILE
-from gptpl.sweeps.outcome import Outcome
-from gptpl.sweeps.results import rows, write_results
-from gptpl.sweeps.study import SweepStudy
+from gptpl.sweeps.outcomes import Outcome, Row, rows, write_results
+from gptpl.sweeps.study import Search, SweepStudy
 from gptpl.sweeps.worker import RunningTrial, Watcher
 
 _ENDED = ("finished", "pruned", "failed")
@@ -40,13 +40,19 @@ class Progress(Watcher):
             disable=None,  # where nobody watches, the lines of `ended` are enough
         )
         self._n_jobs, self._ended = n_jobs, ended
-        finished = [row for row in rows(folder, study.results()) if row.result.state == "finished"]
-        self._lowest = min((row.best_val_loss for row in finished), default=math.inf)
+        self._known: dict[str, Row] = {}
+        finished = [row.best for row in self.rows() if row.result.state == "finished"]
+        self._sign = 1 if study.search.mode == "min" else -1
+        self._best = min((self._sign * value for value in finished), default=math.inf)
 
-    def __enter__(self) -> "Progress":
-        return self
+    def rows(self) -> list[Row]:
+        """The trials as they stand; the run of one that has ended is read once."""
+        found = rows(self._folder, self._study.results(), self._study.search, self._known)
+        self._known = {row.result.folder: row for row in found}
+        return found
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Takes the bar away."""
         self._bar.close()
 
     def started(self, trial: RunningTrial) -> None:
@@ -60,21 +66,23 @@ class Progress(Watcher):
 
     def moved(self, running: Sequence[RunningTrial]) -> None:
         """Shows how far the trials are."""
-        self._bar.set_postfix_str(", ".join(map(_position, running)))
+        name = _name(self._study.search)
+        self._bar.set_postfix_str(", ".join(_position(trial, name) for trial in running))
 
     def ended(self, trial: RunningTrial, result: Outcome) -> None:
         """Adds the trial to the table, and says how it ended."""
+        self._known.pop(trial.claim.folder, None)  # also of a trial that ended in the same way before
         try:
-            write_results(self._folder, rows(self._folder, self._study.results()))
+            write_results(self._folder, self.rows(), self._study.search)
         except OSError as error:  # the trials are worth more than the table, which is written again
             say(f"warning: {RESULTS_FILE} cannot be written ({error.strerror})")
         if result.kind != "interrupted" or trial.pruned:
             self._ended += 1
             self._bar.update()
-        how = _ending(trial, result)
-        if result.loss < self._lowest:
-            self._lowest = result.loss
-            how += ", the lowest so far"
+        how = _ending(trial, result, _name(self._study.search))
+        if self._sign * result.value < self._best:
+            self._best = self._sign * result.value
+            how += f", the {'lowest' if self._sign > 0 else 'highest'} so far"
         seconds = time.monotonic() - trial.started_seconds
         say(
             f"[{self._ended}/{self._study.total()}] trial {trial.claim.folder}:"
@@ -82,14 +90,18 @@ class Progress(Watcher):
         )
 
 
-def _position(trial: RunningTrial) -> str:
-    loss = f", val loss {trial.losses[-1]:.3f}" if trial.losses else ""
-    return f"trial {trial.claim.folder} step {trial.step}{loss}"
+def _name(search: Search) -> str:
+    return "val loss" if search.metric == LOSS else search.metric
 
 
-def _ending(trial: RunningTrial, result: Outcome) -> str:
+def _position(trial: RunningTrial, name: str) -> str:
+    value = f", {name} {trial.values[-1]:.3f}" if trial.values else ""
+    return f"trial {trial.claim.folder} step {trial.step}{value}"
+
+
+def _ending(trial: RunningTrial, result: Outcome, name: str) -> str:
     if result.kind == "finished":
-        return f"val loss {result.loss:.4f}"
+        return f"{name} {result.value:.4f}"
     if result.kind == "interrupted" and trial.pruned:
-        return f"pruned at step {trial.step}, val loss {trial.losses[-1]:.4f}"
+        return f"pruned at step {trial.step}, {name} {trial.values[-1]:.4f}"
     return f"{result.kind}: {result.error}"

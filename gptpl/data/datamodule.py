@@ -4,7 +4,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import BatchedExamples, Batches, Split, TrainingData
 from gptpl.data.windows import TokenWindows, check_window_sizes
 from gptpl.errors import InputError
+from gptpl.resuming import FREE
 
 
 class TextDataModule(TrainingData):
@@ -30,7 +31,7 @@ class TextDataModule(TrainingData):
         corpus: the text.
         tokenizer: what turns it into tokens; one without a vocabulary takes it from the text.
         max_length: T, tokens in a window.
-        stride: tokens from the start of a training or validation window to the start of the next.
+        stride: tokens from the start of a training or validation window to the start of the next; None: T.
         batch_size: B, windows in a batch of one rank.
         train_ratio: share of the characters to train on, between 0 and 1.
         seed: decides, with the epoch, the order of the training windows.
@@ -50,17 +51,18 @@ class TextDataModule(TrainingData):
         corpus: Corpus,
         tokenizer: Tokenizer,
         max_length: int,
-        stride: int,
-        batch_size: int,
+        stride: int | None = None,
+        batch_size: int = 2,
         train_ratio: float = 0.9,
         seed: int = 123,
-        num_workers: int = 0,
-        pin_memory: bool | None = None,
-        persistent_workers: bool = True,
+        num_workers: Annotated[int, FREE] = 0,
+        pin_memory: Annotated[bool | None, FREE] = None,
+        persistent_workers: Annotated[bool, FREE] = True,
         eval_train_batches: int | None = 5,
         eval_val_batches: int | None = 5,
-        cache_dir: Path | str | None = None,
+        cache_dir: Annotated[Path | str | None, FREE] = None,
     ) -> None:
+        stride = max_length if stride is None else stride
         check_train_ratio(train_ratio)
         check_window_sizes(max_length=max_length, stride=stride)
         super().__init__(

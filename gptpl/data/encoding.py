@@ -5,6 +5,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from gptpl.data.corpora import Corpus
 from gptpl.data.duplicates import count_duplicates
 from gptpl.data.encoded_corpus import CorpusStats, EncodedCorpus
 from gptpl.data.split import PARTS, Part, check_train_ratio, split_documents, training_characters
-from gptpl.data.token_cache import CacheUnwritableError, DraftEntry, read_entry
+from gptpl.data.token_cache import DAMAGE, CacheUnwritableError, DraftEntry, open_entry, read_entry
 from gptpl.data.token_file import Tokens, token_dtype
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
@@ -44,7 +45,7 @@ def encode_corpus(
     content_sha256 = corpus.content_sha256()
     vocabulary = _vocabulary_sha256(tokenizer)
     key = _cache_key(content_sha256, tokenizer.name, vocabulary, train_ratio)
-    entry = (cache_dir or default_cache_dir()) / "encoded" / key
+    entry = _folder(cache_dir) / key
     fitted = tokenizer if vocabulary else None
     if (cached := read_entry(entry, fitted)) is not None:
         return cached
@@ -61,6 +62,31 @@ def encode_corpus(
         )
         return _encode_in_memory(source)
     return read_entry(entry, source.tokenizer) or _encode_in_memory(source)
+
+
+def cached_corpus(
+    content_sha256: str, tokenizer: Tokenizer, *, train_ratio: float, cache_dir: Path | None = None
+) -> EncodedCorpus | None:
+    """The text of that hash in the tokens of a tokenizer with a vocabulary, if the cache has it.
+
+    Nothing is written or removed: who asks may have the hash from anybody.
+    """
+    for vocabulary in (tokenizer.sha256, None):  # None: the text has given it
+        entry = _folder(cache_dir) / _cache_key(content_sha256, tokenizer.name, vocabulary, train_ratio)
+        with suppress(*DAMAGE):
+            found = open_entry(entry)
+            if found.tokenizer.sha256 == tokenizer.sha256:
+                return found
+    return None
+
+
+def encode_in_memory(corpus: Corpus, tokenizer: Tokenizer, *, train_ratio: float) -> EncodedCorpus:
+    """What `encode_corpus` gives, without the cache."""
+    return _encode_in_memory(_survey(corpus, tokenizer, train_ratio, corpus.content_sha256()))
+
+
+def _folder(cache_dir: Path | None) -> Path:
+    return (cache_dir or default_cache_dir()) / "encoded"
 
 
 @dataclass(frozen=True, kw_only=True)

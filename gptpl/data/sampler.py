@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from gptpl.errors import InputError
 
@@ -24,7 +24,8 @@ class EpochSampler(DistributedSampler[int]):
     sampler of its own in its place; of that class only `set_epoch` is used.
 
     A sampler made with `start=(epoch, batch)` begins at that epoch, and in it leaves out the batches before;
-    its length stays that of a whole epoch, as Lightning expects of a loader that goes on within one.
+    its length stays that of a whole epoch, as Lightning expects of a loader that goes on within one. An epoch
+    ends after `limit` batches of each rank, where that is set.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class EpochSampler(DistributedSampler[int]):
         self.windows = windows
         self.batch_size = batch_size
         self.start = start
+        self.limit: int | None = None
         self.set_epoch(start[0])
 
     @property
@@ -68,8 +70,15 @@ class EpochSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         start_epoch, start_batch = self.start
         first = start_batch if self.epoch == start_epoch else 0
-        for batch in self.order()[first:, self.rank]:
+        for batch in self.order()[first : self.limit, self.rank]:
             yield from batch.tolist()
 
     def __len__(self) -> int:
         return self.batches * self.batch_size
+
+
+class InOrder(EpochSampler, SequentialSampler):
+    """An EpochSampler for `shuffle=False`, which Lightning then takes for the SequentialSampler it is.
+
+    It would put another in its place where `overfit_batches` is set.
+    """

@@ -29,6 +29,10 @@ from gptpl.files.durable import sync_folder
 log = logging.getLogger(__name__)
 
 
+DAMAGE = (OSError, ValueError, KeyError, TypeError)
+"""What reading an entry raises that is not there, or not whole."""
+
+
 class CacheUnwritableError(Exception):
     """The cache cannot take an entry; the message is the system's reason."""
 
@@ -115,18 +119,21 @@ def read_entry(entry: Path, tokenizer: Tokenizer | None) -> EncodedCorpus | None
     A damaged entry (something missing, cut short, unreadable) counts as none: it is removed, with a warning.
     """
     try:
-        if not entry.is_dir():
-            return None
-        description = json.loads((entry / "stats.json").read_text(encoding="utf-8"))
-        stats = CorpusStats(**description["stats"])
-        fitted = tokenizer or tokenizer_from_state(description["tokenizer"])
-        dtype = token_dtype(fitted.vocab_size)
-        train = open_tokens(entry / "train.npy", dtype=dtype, length=stats.train_tokens)
-        val = open_tokens(entry / "val.npy", dtype=dtype, length=stats.val_tokens)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return open_entry(entry, tokenizer) if entry.is_dir() else None
+    except DAMAGE as error:
         log.warning("the cached tokens in %s are damaged (%s): they are made again", entry, error)
         _remove(entry)
         return None
+
+
+def open_entry(entry: Path, tokenizer: Tokenizer | None = None) -> EncodedCorpus:
+    """The same, touching nothing. Raises one of DAMAGE where there is no entry, or a damaged one."""
+    description = json.loads((entry / "stats.json").read_text(encoding="utf-8"))
+    stats = CorpusStats(**description["stats"])
+    fitted = tokenizer or tokenizer_from_state(description["tokenizer"])
+    dtype = token_dtype(fitted.vocab_size)
+    train = open_tokens(entry / "train.npy", dtype=dtype, length=stats.train_tokens)
+    val = open_tokens(entry / "val.npy", dtype=dtype, length=stats.val_tokens)
     return EncodedCorpus(train=train, val=val, tokenizer=fitted, stats=stats)
 
 

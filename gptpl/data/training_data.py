@@ -5,17 +5,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from gptpl.data.sampler import EpochSampler
+from gptpl.data.sampler import EpochSampler, InOrder
 from gptpl.data.scored_windows import Indices, evenly_spaced, rank_share
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.windows import identity
 from gptpl.errors import InputError
+from gptpl.resuming import FREE
 
 Batches = DataLoader[Any]
 Split = Literal["train", "val", "test"]
@@ -97,9 +98,9 @@ class TrainingData(L.LightningDataModule, ABC):
         *,
         batch_size: int,
         seed: int = 123,
-        num_workers: int = 0,
-        pin_memory: bool | None = None,
-        persistent_workers: bool = True,
+        num_workers: Annotated[int, FREE] = 0,
+        pin_memory: Annotated[bool | None, FREE] = None,
+        persistent_workers: Annotated[bool, FREE] = True,
         eval_train_batches: int | None = 5,
         eval_val_batches: int | None = 5,
     ) -> None:
@@ -155,6 +156,11 @@ class TrainingData(L.LightningDataModule, ABC):
         """What the task's module has to know of the data, as its keyword arguments."""
         return {}
 
+    @property
+    def caveat(self) -> str:
+        """A sentence on the training examples without which their losses would mislead; "": there is none."""
+        return ""
+
     def write_record(self, run_dir: Path) -> None:
         """Leave in a run's folder what somebody may want to look at, or the run's model to be tested on."""
 
@@ -183,9 +189,14 @@ class TrainingData(L.LightningDataModule, ABC):
     # --- training -------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Batches:
-        """Shuffled batches of this rank; the last incomplete global batch is dropped."""
+        """Shuffled batches of this rank; the last incomplete global batch is dropped.
+
+        Of a trainer with `overfit_batches` the first ones, in order.
+        """
         rank, world_size = self._rank_and_world_size()
         sampler = self._sampler(rank, world_size, start=self._start)
+        if self.trainer:
+            sampler.limit = planned_batches(self.trainer, sampler.batches)
         return self._loader(self.examples("train"), sampler, num_workers=self.num_workers)
 
     def start_at(self, *, epoch: int, batch: int) -> None:
@@ -201,10 +212,12 @@ class TrainingData(L.LightningDataModule, ABC):
 
     def _sampler(self, rank: int, world_size: int, *, start: tuple[int, int] = (0, 0)) -> EpochSampler:
         count = len(self.examples("train"))
-        sampler = EpochSampler(
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        sampler = (InOrder if overfit else EpochSampler)(
             count,
             batch_size=self.batch_size,
             seed=self.seed,
+            shuffle=not overfit,
             rank=rank,
             world_size=world_size,
             start=start,
@@ -255,7 +268,7 @@ class TrainingData(L.LightningDataModule, ABC):
     def _in_order(self, examples: BatchedExamples) -> Batches:
         """Batches of what is this rank's share already."""
         # An EpochSampler, so that Lightning does not divide it once more.
-        in_order = EpochSampler(len(examples), batch_size=1, seed=self.seed, shuffle=False)
+        in_order = InOrder(len(examples), batch_size=1, seed=self.seed, shuffle=False)
         return self._loader(examples, in_order)
 
     # --- both -----------------------------------------------------------------------------------------
@@ -280,3 +293,17 @@ def check_at_least(least: int, name: str, value: int | None) -> None:
     """Raises InputError for a number below the least; None is none."""
     if value is not None and value < least:
         raise InputError(f"{name}={value} is too small: give {least} or more")
+
+
+def planned_batches(trainer: L.Trainer, batches: int) -> int:
+    """Batches of an epoch that the Trainer makes of so many, by its `limit_train_batches`.
+
+    Lightning sets that by `overfit_batches` and `fast_dev_run` too. Raises InputError where none is left.
+    """
+    limit = trainer.limit_train_batches
+    planned = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if planned < 1:
+        raise InputError(
+            f"trainer.limit_train_batches={limit} leaves none of an epoch's {batches} batches: give more"
+        )
+    return planned

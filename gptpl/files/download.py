@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -59,15 +59,15 @@ def download(
         url: http(s) address.
         sha256: hash of the file, 64 hexadecimal digits; None: not published.
         size: bytes of the file; None: not published.
-        filename: name in the cache folder; None: the last part of the address.
+        filename: name in the cache folder, without a path; None: the last part of the address.
         cache_dir: folder; None: `cache_dir()`.
         attempts: tries in a row that bring nothing new, before giving up.
         timeout_seconds: longest silence of the server.
         backoff_seconds: wait after the first failed try, doubled after each further one.
 
     Raises:
-        InputError: no connection, an address that does not exist, a download that stays cut short, a wrong
-            size or hash, a folder or disk that does not take the file.
+        InputError: a file name with a path, no connection, an address that does not exist, a download that
+            stays cut short, a wrong size or hash, a folder or disk that does not take the file.
     """
     target = _target(url, filename, cache_dir)
     source = _Source(
@@ -148,7 +148,15 @@ def _target(url: str, filename: str | None, folder: str | Path | None) -> Path:
     name = filename or PurePosixPath(unquote(urlsplit(url).path)).name
     if not name:
         raise InputError(f"the address {url!r} ends in no file name: give the address of a file")
-    return (cache_dir() if folder is None else Path(folder).expanduser()) / name
+    return (cache_dir() if folder is None else Path(folder).expanduser()) / file_name(name)
+
+
+def file_name(name: str) -> str:
+    """The name itself. Raises InputError for one that would lead out of its folder, on any system."""
+    parts = PureWindowsPath(name)  # which knows both slashes, drives and streams (`a:b`)
+    if parts.name != name or name in (".", "..") or ":" in name or not name.isprintable():
+        raise InputError(f"the file name {name!r} is not a plain name: give one without a folder or drive")
+    return name
 
 
 @contextmanager

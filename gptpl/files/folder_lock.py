@@ -3,8 +3,9 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptpl.errors import InputError
@@ -15,29 +16,57 @@ if sys.platform != "win32":
 log = logging.getLogger(__name__)
 
 
+_TRIES, _PAUSE_SECONDS = 5, 0.03
+"""`is_locked` has the lock of a folder for a moment."""
+
+
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Keeps other processes out of the folder, however this one ends; it leaves no file there.
 
     Where a folder cannot be locked (Windows, some network file systems) that is said, and nobody is kept out.
-    Raises InputError where another process has the folder.
+    Raises InputError where another process has the folder, FileNotFoundError where it is not there.
     """
     if sys.platform == "win32":
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor, process = _locked(folder), os.getpid()
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is training in {folder}: wait until it has ended, or stop it"
-            ) from None
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): do not train in it twice", folder, error.strerror)
         yield
     finally:
+        # Children that were forked meanwhile have the descriptor, too: they must not unlock the folder, nor
+        # keep it locked.
+        if os.getpid() == process:
+            with suppress(OSError):  # of a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor of the folder, with the lock, if that can be had."""
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            _lock(descriptor, folder)
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # of a folder that was removed, and made again, before it was locked
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(_PAUSE_SECONDS)
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): do not train in it twice", folder, error.strerror)
+            return
+    raise InputError(f"another process is training in {folder}: wait until it has ended, or stop it")
 
 
 def is_locked(folder: Path) -> bool:

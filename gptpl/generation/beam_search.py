@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptpl.errors import InputError
 from gptpl.generation.decoding import check_counts, check_prompts
 from gptpl.generation.next_logits import NextLogits
 from gptpl.generation.penalties import ban_tokens
-from gptpl.model import CachedGPT, GPTModel
+from gptpl.model.protocol import Cached, vocab_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Beam:
 
 
 def beam_search(
-    model: GPTModel | CachedGPT,
+    model: nn.Module | Cached,
     prompt: Sequence[int],
     *,
     num_beams: int,
@@ -58,9 +58,10 @@ def beam_search(
     Raises InputError for numbers out of range, and as `Decoding` for the prompt.
     """
     check_counts(max_new_tokens=max_new_tokens, num_samples=1)
-    check_prompts([prompt], vocab_size=model.config.vocab_size)
-    if not 1 <= num_beams <= model.config.vocab_size:
-        raise InputError(f"num_beams={num_beams} is out of range: give 1 to {model.config.vocab_size}")
+    V = vocab_size(model)
+    check_prompts([prompt], vocab_size=V)
+    if not 1 <= num_beams <= V:
+        raise InputError(f"num_beams={num_beams} is out of range: give 1 to {V}")
     if not math.isfinite(length_penalty):
         raise InputError(f"length_penalty={length_penalty} is no number: give a finite one, 0 for no penalty")
     if max_new_tokens == 0:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptpl.errors import InputError
 from gptpl.generation.decoding import check_prompts
-from gptpl.model import GPTModel, eval_mode
+from gptpl.model import eval_mode
+from gptpl.model.protocol import body_and_head, context_length, device_of, vocab_size
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -29,7 +30,7 @@ class ContinuationScore:
 
 
 def score_continuations(
-    model: GPTModel, pairs: Sequence[Pair], *, batch_size: int = 8
+    model: nn.Module, pairs: Sequence[Pair], *, batch_size: int = 8
 ) -> Iterator[ContinuationScore]:
     """The score of each (text, continuation), both token ids, in order.
 
@@ -39,7 +40,7 @@ def score_continuations(
     Raises InputError, before the first score, for an empty text or continuation, one that does not fit the
     context, and unknown ids.
     """
-    C, V = model.config.context_length, model.config.vocab_size
+    C, V = context_length(model), vocab_size(model)
     for number, (text, continuation) in enumerate(pairs):
         if not text or not continuation:
             raise InputError(f"pair {number} has an empty text or continuation: give each a token at least")
@@ -52,8 +53,9 @@ def score_continuations(
     return _scores(model, pairs, batch_size)
 
 
-def _scores(model: GPTModel, pairs: Sequence[Pair], batch_size: int) -> Iterator[ContinuationScore]:
-    C = model.config.context_length
+def _scores(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> Iterator[ContinuationScore]:
+    C = context_length(model)
+    body, head = body_and_head(model)
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
         # The last token is only predicted: C + 1 of them fit.
@@ -63,18 +65,18 @@ def _scores(model: GPTModel, pairs: Sequence[Pair], batch_size: int) -> Iterator
         for row, tokens in zip(inputs, rows, strict=True):
             row[: len(tokens) - 1] = torch.tensor(tokens[:-1])
         with torch.inference_mode(), eval_mode(model):
-            hidden = model.hidden(inputs.to(model.device))  # (B, T, D)
+            hidden = body(inputs.to(device_of(model)))  # (B, T, D)
             found = [
-                _score(model, states[: len(tokens) - 1], tokens[-len(continuation) :])
+                _score(head, states[: len(tokens) - 1], tokens[-len(continuation) :])
                 for states, tokens, (_, continuation) in zip(hidden, rows, batch, strict=True)
             ]
         yield from found
 
 
-def _score(model: GPTModel, states: Tensor, continuation: Sequence[int]) -> ContinuationScore:
+def _score(head: nn.Module, states: Tensor, continuation: Sequence[int]) -> ContinuationScore:
     """Of hidden states (T, D), the last of which predicts the continuation's last token."""
     targets = torch.tensor(continuation, device=states.device)
-    log_p = model.out_head(states[-len(continuation) :]).float().log_softmax(dim=-1)
+    log_p = head(states[-len(continuation) :]).float().log_softmax(dim=-1)
     return ContinuationScore(
         log_probability=log_p.gather(-1, targets[:, None]).sum().item(),
         is_greedy=bool((log_p.argmax(dim=-1) == targets).all()),

@@ -3,18 +3,18 @@
 # B batch, T time
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptpl.errors import InputError
 from gptpl.generation.decoding import Decoding
 from gptpl.generation.sampling import SamplingRules
-from gptpl.model import CachedGPT, GPTModel
+from gptpl.model.protocol import Cached
 
 GREEDY = SamplingRules()
 
 
 def generate(
-    model: GPTModel | CachedGPT,
+    model: nn.Module | Cached,
     prompt: Tensor,
     *,
     max_new_tokens: int,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptpl.errors import InputError
 from gptpl.generation.next_logits import NextLogits
 from gptpl.generation.penalties import NO_TOKEN, check_token_ids
 from gptpl.generation.randomness import row_generators
 from gptpl.generation.sampling import SamplingRules, is_greedy, next_token
-from gptpl.model import CachedGPT, GPTModel
+from gptpl.model.protocol import Cached, device_of, vocab_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Decoding:
 
     def __init__(
         self,
-        model: GPTModel | CachedGPT,
+        model: nn.Module | Cached,
         prompts: Sequence[Sequence[int]],
         *,
         rules: SamplingRules,
@@ -83,16 +83,15 @@ class Decoding:
         alternatives: int | None = None,
     ) -> None:
         check_counts(max_new_tokens=max_new_tokens, num_samples=num_samples)
-        check_prompts(prompts, vocab_size=model.config.vocab_size)
-        rules.check_vocabulary(model.config.vocab_size)
-        if alternatives is not None and not 0 <= alternatives <= model.config.vocab_size:
-            raise InputError(
-                f"alternatives={alternatives} is out of range: give 0 to {model.config.vocab_size}"
-            )
+        V = vocab_size(model)
+        check_prompts(prompts, vocab_size=V)
+        rules.check_vocabulary(V)
+        if alternatives is not None and not 0 <= alternatives <= V:
+            raise InputError(f"alternatives={alternatives} is out of range: give 0 to {V}")
         self._model, self._rules, self._eot_id, self._alternatives = model, rules, eot_id, alternatives
         self._prompts, self._num_samples = prompts, num_samples
         self._left = max_new_tokens
-        self._device = model.device
+        self._device = device_of(model)
         self.rows = list(range(len(prompts) * num_samples))
         """Numbers of the rows that go on."""
         self.written: list[list[int]] = [[] for _ in self.rows]

@@ -6,15 +6,18 @@ the overlap of held-out text.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptpl.errors import InputError
 from gptpl.generation.statistics import TokenIds, check_n, checked_token_ids
+
+if TYPE_CHECKING:
+    from gptpl.generation.text import Completion
 
 
 class TrainingText:
@@ -45,6 +48,11 @@ class TrainingText:
                 ordered[starts].tolist(), starts, [*starts[1:], tokens.size], strict=True
             )
         }
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return int(self._length)
 
     def positions(self, token: int) -> NDArray[np.intp]:
         """Where the token stands in the training text, ascending; empty where it never does."""
@@ -121,6 +129,19 @@ def memorisation(
         longest_start=start,
         shares={n: _share_matched(lengths, n) for n in n_values},
     )
+
+
+def memorisation_lines(
+    completions: Sequence["Completion"], training: TrainingText, *, decode: Callable[[Sequence[int]], str]
+) -> list[str]:
+    """What several texts have word for word from the training text: a line a text, to be read."""
+    lines = [f"in the training text of {training.tokens:,} tokens word for word:"]
+    for number, completion in enumerate(completions, start=1):
+        found = memorisation(completion.tokens, training)
+        run = decode(completion.tokens[found.longest_start : found.longest_start + found.longest_run])
+        shares = [f", {share:.0%} of its {n}-grams" for n, share in found.shares.items() if share >= 0]
+        lines.append(f"  text {number}: {found.longest_run} tokens in a row ({run!r}){''.join(shares)}")
+    return lines
 
 
 def _share_matched(lengths: NDArray[np.int64], n: int) -> float:

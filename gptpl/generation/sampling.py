@@ -202,6 +202,23 @@ def is_greedy(rules: SamplingRules) -> bool:
     return rules.temperature < torch.finfo(torch.float32).tiny
 
 
+def check_seed(seed: int) -> None:
+    """Raises InputError for a seed that not every random number generator takes."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed} is no seed: give a number from 0 to {2**32 - 1}")
+
+
+def seeded_generator(seed: int | None, device: torch.device) -> torch.Generator:
+    """Random numbers of a seed; of None, of one from the system. Raises InputError as `check_seed`."""
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        check_seed(seed)
+        generator.manual_seed(seed)
+    return generator
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

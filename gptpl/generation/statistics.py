@@ -8,12 +8,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptpl.errors import InputError
+
+if TYPE_CHECKING:
+    from gptpl.generation.text import Completion
 
 TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -159,6 +162,22 @@ def text_statistics(
         mean_log_probability=mean,
         perplexity=perplexity,
     )
+
+
+def statistics_lines(completions: Sequence["Completion"]) -> list[str]:
+    """The statistics of texts with details, a line each, to be read."""
+    samples = [completion.tokens for completion in completions]
+    chances = [[each.log_probability for each in completion.details or ()] for completion in completions]
+    found = text_statistics(samples, chances)
+    alike = "-" if found.self_bleu is None else f"{found.self_bleu:.3f}"
+    return [
+        f"statistics of {len(samples)} texts, {sum(map(len, samples))} tokens",
+        f"  distinct-1, -2, -3  {found.distinct_1:.3f}  {found.distinct_2:.3f}  {found.distinct_3:.3f}",
+        f"  repeated 4-grams    {found.repetition:.3f}",
+        f"  self-BLEU           {alike}",
+        f"  log-probability     {found.mean_log_probability:.3f} nats per token",
+        f"  perplexity          {found.perplexity:.2f}",
+    ]
 
 
 def _mean_log_probability(

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptpl.errors import InputError
 from gptpl.generation.decoding import check_prompts
-from gptpl.model import GPTModel, eval_mode
+from gptpl.model import eval_mode
+from gptpl.model.protocol import body_and_head, context_length, device_of, vocab_size
 
 CHUNK = 128  # positions whose logits exist at the same time: 26 MB of GPT-2's in fp32
 
@@ -36,7 +37,7 @@ class TokenSurprisal:
 
 
 def surprisals(
-    model: GPTModel, tokens: Sequence[int], *, eot_id: int, alternatives: int = 5
+    model: nn.Module, tokens: Sequence[int], *, eot_id: int, alternatives: int = 5
 ) -> Iterator[TokenSurprisal]:
     """The surprisal of every token, in order, each once; the first is predicted from end-of-text.
 
@@ -48,27 +49,28 @@ def surprisals(
     """
     if not tokens:
         raise InputError("the text is empty: give at least one token to be surprised by")
-    vocab_size = model.config.vocab_size
-    check_prompts([tokens], vocab_size=vocab_size)
-    if not 0 <= alternatives <= vocab_size:
-        raise InputError(f"alternatives={alternatives} is out of range: give 0 to {vocab_size}")
+    V = vocab_size(model)
+    check_prompts([tokens], vocab_size=V)
+    if not 0 <= alternatives <= V:
+        raise InputError(f"alternatives={alternatives} is out of range: give 0 to {V}")
     return _surprisals(model, [eot_id, *tokens], alternatives)
 
 
-def _surprisals(model: GPTModel, text: list[int], alternatives: int) -> Iterator[TokenSurprisal]:
+def _surprisals(model: nn.Module, text: list[int], alternatives: int) -> Iterator[TokenSurprisal]:
     """Of text[1:], each from what is before it."""
-    device, C = model.device, model.config.context_length
+    device, C = device_of(model), context_length(model)
+    body, head = body_and_head(model)
     scored = 0
     while scored < len(text) - 1:
         start = max(0, scored - C // 2)
         window = torch.tensor(text[start : min(start + C, len(text) - 1)], device=device)
         with torch.inference_mode(), eval_mode(model):
-            hidden = model.hidden(window[None])[0, scored - start :]  # (T, D) of what is not scored yet
+            hidden = body(window[None])[0, scored - start :]  # (T, D) of what is not scored yet
         for states in torch.split(hidden, CHUNK):
             targets = torch.tensor(text[scored + 1 : scored + 1 + len(states)], device=device)
             # A mode that is on while a generator waits would be on for whoever called it.
             with torch.inference_mode():
-                rows = list(_rows(model.out_head(states).float(), targets, alternatives))
+                rows = list(_rows(head(states).float(), targets, alternatives))
             scored += len(states)
             yield from rows
 

@@ -5,16 +5,67 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from string import Template
+from typing import Protocol
 
 from gptpl.generation.surprisal import TokenSurprisal
+from gptpl.generation.text import TextCodec
+from gptpl.generation.text_stream import TextStream
 
 STEPS = (0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 8.0)
 """Nats at which the colour changes: nearly certain tokens stay white, 8 nats are one chance in 3,000."""
 MOST_SURPRISING = 10
 CHART_BARS = 300
+
+
+class Vocabulary(TextCodec, Protocol):
+    """What is needed of a tokenizer; `gptpl.data.tokenizers.Tokenizer` has it."""
+
+    def vocabulary_bytes(self) -> Iterable[bytes]:
+        """The bytes of every token, in the order of their ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectedText:
+    """A text with the surprisal of each of its tokens, of which there is one at least."""
+
+    tokens: Sequence[TokenSurprisal]
+    tokenizer: Vocabulary
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per token."""
+        return statistics.fmean(each.surprisal for each in self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss; infinite where that is too large for a float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """What each token adds to the text; what is left at the end belongs to the last."""
+        stream = TextStream(self.tokenizer, [])
+        texts = [stream.push(each.token) for each in self.tokens]
+        texts[-1] += stream.rest()
+        return texts
+
+    def page(
+        self, *, title: str = "How surprising is this text?", facts: Mapping[str, str] | None = None
+    ) -> str:
+        """The text as a web page, see `surprisal_page`."""
+        vocabulary = list(self.tokenizer.vocabulary_bytes())
+
+        def text_of(token: int) -> str:
+            # A model may have more rows than its tokenizer has tokens.
+            # Bytes that are no text on their own are told apart as `\xe2`.
+            return vocabulary[token].decode("utf-8", "backslashreplace") if token < len(vocabulary) else ""
+
+        return surprisal_page(self.tokens, self.texts, title=title, facts=facts or {}, token_text=text_of)
 
 
 def surprisal_page(

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import nn
 
 from gptpl.errors import InputError
 from gptpl.generation.beam_search import beam_search
 from gptpl.generation.decoding import Decoding, TokenDetails
 from gptpl.generation.sampling import SamplingRules
 from gptpl.generation.text_stream import StopStrings, TextStream
-from gptpl.model import CachedGPT, GPTModel
+from gptpl.model.protocol import Cached, vocab_size
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,35 @@ class Completion:
     finish: Finish
     details: tuple[TokenDetails, ...] | None
 
+    def record(self, prompt: str, tokenizer: TextCodec) -> dict[str, Any]:
+        """Plain data for JSON; the details, where there are some, with the texts of their tokens."""
+
+        def shown(token: int) -> str:
+            # A model may have more rows than its tokenizer has tokens.
+            return tokenizer.decode([token]) if token < tokenizer.vocab_size else ""
+
+        record: dict[str, Any] = {
+            "prompt": prompt,
+            "text": self.text,
+            "finish": self.finish,
+            "sample": self.sample,
+            "tokens": list(self.tokens),
+        }
+        if self.details is not None:
+            record["details"] = [
+                {
+                    "text": shown(token),
+                    "log_probability": each.log_probability,
+                    "entropy": each.entropy,
+                    "alternatives": [
+                        {"token": other, "text": shown(other), "log_probability": log_probability}
+                        for other, log_probability in each.alternatives
+                    ],
+                }
+                for token, each in zip(self.tokens, self.details, strict=True)
+            ]
+        return record
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
@@ -79,7 +109,7 @@ class Piece:
 
 
 def stream_text(
-    model: GPTModel | CachedGPT,
+    model: nn.Module | Cached,
     tokenizer: TextCodec,
     prompts: Sequence[str],
     *,
@@ -101,7 +131,7 @@ def stream_text(
     cannot write, raises InputError too.
     """
     check_stop(stop, tokenizer)
-    if len(unknown := range(tokenizer.vocab_size, model.config.vocab_size)):
+    if len(unknown := range(tokenizer.vocab_size, vocab_size(model))):
         # A model may have more rows than its tokenizer has tokens; no text has those.
         rules = dataclasses.replace(rules, banned_tokens=(*rules.banned_tokens, *unknown))
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
@@ -131,7 +161,7 @@ def stream_text(
 
 
 def complete(
-    model: GPTModel | CachedGPT, tokenizer: TextCodec, prompts: Sequence[str], **settings: Any
+    model: nn.Module | Cached, tokenizer: TextCodec, prompts: Sequence[str], **settings: Any
 ) -> list[Completion]:
     """Every continuation at once, in the order of prompts and samples; arguments as for `stream_text`."""
     pieces = stream_text(model, tokenizer, prompts, **settings)
@@ -140,7 +170,7 @@ def complete(
 
 
 def search_text(
-    model: GPTModel | CachedGPT, tokenizer: TextCodec, prompt: str, *, num_beams: int, max_new_tokens: int
+    model: nn.Module | Cached, tokenizer: TextCodec, prompt: str, *, num_beams: int, max_new_tokens: int
 ) -> list[Completion]:
     """The texts of the best beams, best first; see `beam_search` for the search and its errors."""
     ids = prompt_ids(prompt, tokenizer)
@@ -150,7 +180,7 @@ def search_text(
         num_beams=num_beams,
         max_new_tokens=max_new_tokens,
         eot_id=tokenizer.eot_id,
-        banned_tokens=range(tokenizer.vocab_size, model.config.vocab_size),
+        banned_tokens=range(tokenizer.vocab_size, vocab_size(model)),
     )
     completions = []
     for sample, beam in enumerate(beams):

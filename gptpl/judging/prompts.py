@@ -1,56 +1,89 @@
-"""What the judge is asked: Jinja templates, filled in a sandbox."""
+"""What the judge is asked, as Jinja templates filled in a sandbox, and what its reply says.
 
-from collections.abc import Collection, Mapping
+Whatever can be doubted in a reply is None.
+"""
 
-from jinja2 import StrictUndefined, Template, TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import json
+import re
+from collections.abc import Collection
+from typing import Any
 
-from gptpl.errors import InputError
-
-Message = dict[str, str]
-"""`role` (system, user or assistant) and `content`."""
+from gptpl.files.template import SafeTemplate
+from gptpl.judging.client import Message
 
 SCORE_FIELDS = ("instruction", "input", "output", "model_response", "rubric", "min_score", "max_score")
 COMPARISON_FIELDS = ("instruction", "input", "output", "answer_a", "answer_b", "rubric")
 
+# ----------------------------------------------------------------------------------------- default templates
 
-class Prompt:
-    """A template that is checked when it is made.
+RUBRIC = """\
+The best score is for an answer that is right, does all that is asked, and nothing else; half of it for one
+that is partly right; the lowest for one that is wrong, empty, off the subject or unreadable. An answer may be
+worded otherwise than the reference. Length is no merit."""
 
-    Args:
-        template: Jinja source.
-        key: the setting that holds it, for messages.
-        fields: names that it may use.
-        needed: those that it must use, for without them the judge would not see what it judges.
+_TASK = """\
+Instruction:
+{{ instruction }}
 
-    Raises:
-        InputError: no Jinja, another field, or a needed one left out.
-    """
+{% if input %}
+Input:
+{{ input }}
+
+{% endif %}
+Correct answer:
+{{ output }}
+
+"""
+
+PROMPT = f"""\
+Score how well a model's answer follows an instruction.
+
+{_TASK}\
+Model's answer:
+{{{{ model_response }}}}
+
+{{{{ rubric }}}}
+
+Reply with one line and nothing else; N is a whole number from {{{{ min_score }}}} to {{{{ max_score }}}}:
+Score: N"""
+
+REMINDER = """\
+Reply with one line and nothing else; N is a whole number from {{ min_score }} to {{ max_score }}:
+Score: N"""
+
+COMPARISON_PROMPT = f"""\
+Which of two answers follows an instruction better? Their order has no meaning.
+
+{_TASK}\
+Answer A:
+{{{{ answer_a }}}}
+
+Answer B:
+{{{{ answer_b }}}}
+
+{{{{ rubric }}}}
+
+Reply with one of these lines and nothing else:
+Winner: A
+Winner: B
+Winner: tie"""
+
+COMPARISON_REMINDER = """\
+Reply with one of these lines and nothing else:
+Winner: A
+Winner: B
+Winner: tie"""
+
+# ----------------------------------------------------------------------------------------------- questions
+
+
+class Prompt(SafeTemplate):
+    """What the judge is asked: the template of a setting `key`; see `SafeTemplate`."""
 
     def __init__(
         self, template: str, *, key: str, fields: Collection[str], needed: Collection[str] = ()
     ) -> None:
-        # Strict: a field that is missing must not become an empty text.
-        environment = ImmutableSandboxedEnvironment(
-            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-        try:
-            used = meta.find_undeclared_variables(environment.parse(template))
-            self._template: Template = environment.from_string(template)
-        except TemplateError as error:
-            raise InputError(f"{key} is no Jinja template ({error}): mend it") from error
-        if unknown := sorted(used - set(fields)):
-            raise InputError(f"{key} uses {{{{ {unknown[0]} }}}}: the fields are {', '.join(fields)}")
-        if left_out := [name for name in needed if name not in used]:
-            raise InputError(f"{key} leaves {{{{ {left_out[0]} }}}} out: the judge would not see it, add it")
-        self._key = key
-
-    def filled(self, values: Mapping[str, object]) -> str:
-        """The text with every field in its place. Raises InputError where that fails."""
-        try:
-            return self._template.render(values)
-        except (TemplateError, TypeError, ArithmeticError) as error:
-            raise InputError(f"{self._key} cannot be filled in ({error}): mend it") from error
+        super().__init__(template, name=key, fields=fields, needed=needed, trim_blocks=True)
 
 
 def conversation(system: str, prompt: str) -> list[Message]:
@@ -62,3 +95,130 @@ def conversation(system: str, prompt: str) -> list[Message]:
 def asked_again(messages: list[Message], reply: str, reminder: str) -> list[Message]:
     """The conversation with a reply that could not be read, and the reminder of the form."""
     return [*messages, {"role": "assistant", "content": reply}, {"role": "user", "content": reminder}]
+
+
+# ------------------------------------------------------------------------------------------------- replies
+
+FIRST, SECOND, TIE = "A", "B", "tie"
+
+_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_MARKUP = re.compile(r"[*`\"'#]|(?<!\w)_+|_+(?!\w)")
+_DASH = r"[-\u2010-\u2015]"
+# A number, and what comes after it if that makes another amount of it: 8/10, 80-90, 85 %, 1,000.
+_AMOUNT = (
+    r"\[?(?<![\w.,/-])(-?\d+(?:\.\d+)?)(?!\w|\.\d)"
+    rf"(\s*(?:(?:/|out of|of|to|{_DASH})\s*\d[\d.,]*|%)|,\d+)?\]?(?:\s*points?)?"
+)
+_LABEL = r"(?:score|rating|grade)"
+_END = r"\s*[.!]?"
+_CHOICE = (
+    r"\[*(?:(?:answer|response|assistant|model)\s+)?(A|B|C|tie|draw|equal|neither|both)\b\]*"  # [[C]]: a tie
+)
+
+
+def parse_score(reply: str, *, low: float, high: float) -> float | None:
+    """The score that a reply gives on the scale from `low` to `high`, or None.
+
+    Lines `Score: N` decide. Without one, JSON with the key "score", a first or last line that is a number
+    alone, a number after "score", "rating" or "grade", and one on the right scale ("85/100", "85 out of
+    100") are read. None where they contradict each other, and for a number that is outside the scale, of
+    another one ("8/10"), a range ("80-90"), or has a comma. The scale itself ("from 0 to 100") is no score.
+    """
+    text = _without_scale(_plain(reply), low, high)
+    found = _by_line(text, rf"(?:final |overall )?{_LABEL}\s*[:=]\s*{_AMOUNT}{_END}")
+    if not found:
+        every = [match.groups() for match in re.finditer(_AMOUNT, text)]
+        found = [
+            *((str(value), "") for value in _from_json(reply, "score")),
+            *_edge_lines(text, _AMOUNT + _END),
+            *re.findall(rf"\b{_LABEL}\s*(?:(?::|=|is|of|as|would be)\s*)*{_AMOUNT}", text, re.IGNORECASE),
+            *((number, tail) for number, tail in every if tail and _is_top(tail, high)),
+        ]
+    values = {_value(number, tail, low, high) for number, tail in found}
+    return values.pop() if len(values) == 1 else None
+
+
+def parse_winner(reply: str) -> str | None:
+    """Which answer a reply prefers, FIRST, SECOND or TIE, or None.
+
+    Lines `Winner: A`, `Winner: B` or `Winner: tie` decide. Without one, JSON with the key "winner", a first
+    or last line that is such a word alone ("A", "[[B]]", "Answer A", "Tie.") and "Answer A is better" are
+    read. None where they contradict each other.
+    """
+    text = _plain(reply)
+    found = _by_line(text, rf"(?:final |overall )?(?:winner|verdict)\s*[:=]\s*{_CHOICE}{_END}")
+    if not found:
+        found = [
+            *(word for value in _from_json(reply, "winner") for word in _by_line(str(value), f"({_CHOICE})")),
+            *_edge_lines(text, f"({_CHOICE}){_END}"),
+            *_groups(r"\b(?:answer|response)\s+([AB])\s+(?:is (?:clearly |slightly )?better|wins)\b", text),
+            *_groups(r"\bbetter (?:answer|response) is (?:answer |response )?([AB])\b", text),
+        ]
+    winners = {_winner(groups[-1]) for groups in found}
+    return winners.pop() if len(winners) == 1 else None
+
+
+def _winner(word: str) -> str:
+    return word.upper() if word.upper() in (FIRST, SECOND) else TIE
+
+
+def _value(number: str, tail: str | None, low: float, high: float) -> float | None:
+    """The number, unless it is off the scale or what comes after it makes another amount of it."""
+    percentage = (tail or "").strip() == "%" and (low, high) == (0, 100)
+    if tail and not percentage and not _is_top(tail, high):
+        return None
+    try:
+        value = float(number)
+    except ValueError:
+        return None
+    return value if low <= value <= high else None
+
+
+def _is_top(tail: str, high: float) -> bool:
+    """Whether what comes after a number is the right scale: `/100`, `out of 100`."""
+    match = re.fullmatch(r"\s*(?:/|out of|of)\s*(\d+(?:\.\d+)?)[.,]?", tail, re.IGNORECASE)
+    return match is not None and float(match[1]) == high
+
+
+def _without_scale(text: str, low: float, high: float) -> str:
+    """The text without where it only says from where to where scores go."""
+    bottom, top = re.escape(f"{low:g}"), re.escape(f"{high:g}")
+    text = re.sub(
+        rf"\(?(?<![\d.])(?:from |between )?{bottom}\s*(?:{_DASH}|to|and)\s*{top}(?!\.?\d)\)?", " ", text
+    )
+    text = re.sub(rf"\(\s*(?:out of|of|/)\s*{top}\s*\)", " ", text)
+    return re.sub(rf"({_LABEL})\s+out of\s+{top}(?!\.?\d)", r"\1", text, flags=re.IGNORECASE)
+
+
+def _plain(reply: str) -> str:
+    """The reply without a reasoning model's thoughts and without Markdown."""
+    return _MARKUP.sub("", _THOUGHTS.sub("", reply)).strip()
+
+
+def _by_line(text: str, pattern: str) -> list[tuple[str, ...]]:
+    """The groups of the pattern in each line that is nothing else."""
+    lines = (re.fullmatch(pattern, line.strip(), re.IGNORECASE) for line in text.splitlines())
+    return [match.groups() for match in lines if match]
+
+
+def _edge_lines(text: str, pattern: str) -> list[tuple[str, ...]]:
+    """The same of the first and the last line that are not blank."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return _by_line("\n".join([*lines[:1], *lines[-1:]]), pattern)
+
+
+def _groups(pattern: str, text: str) -> list[tuple[str, ...]]:
+    return [match.groups() for match in re.finditer(pattern, text, re.IGNORECASE)]
+
+
+def _from_json(reply: str, key: str) -> list[Any]:
+    """The value of a key where the reply, or the fenced block in it, is a JSON object."""
+    text = _THOUGHTS.sub("", reply).strip()
+    fenced = re.search(r"```(?:json)?\s*(\{.*?\})\s*```", text, re.DOTALL)
+    try:
+        data = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):  # an integer of thousands of digits is a ValueError of its own
+        return []
+    if not isinstance(data, dict):
+        return []
+    return [value for name, value in data.items() if name.lower() == key]

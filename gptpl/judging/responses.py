@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,23 +55,25 @@ class Pair:
     second: Entry
 
 
-def read_responses(path: Path, *, key: str = "responses") -> list[Entry]:
-    """The entries of a JSON file: a list of objects with `instruction`, `output` and `model_response`.
+def read_responses(given: Path | str | Sequence[Mapping[str, Any]], *, key: str = "responses") -> list[Entry]:
+    """The entries of a JSON file, or of a list: objects with `instruction`, `output` and `model_response`.
 
-    `input` may be missing or null, which is an empty one. Empty answers and entries with the same task are
-    said, and kept. `key` is the setting that named the file, for messages.
+    `input` may be missing or null, which is an empty one. Entries with an empty answer, or with the same task
+    as another, are kept, with a warning. `key` is the setting that named the file, for messages.
 
     Raises:
         InputError: no such file, not UTF-8, no JSON (NaN is none), no list, an empty one, an entry without
             a needed field, or with one that is no text.
     """
-    name = f"{key}={path}"
-    data = _parsed(_text_of(path, name), name)
-    if not isinstance(data, list) or not data:
+    name, data = key, given
+    if isinstance(given, Path | str):
+        name = f"{key}={given}"
+        data = _parsed(_text_of(Path(given).expanduser(), name), name)
+    if not isinstance(data, list | tuple) or not data:
         kind = "holds an empty list" if data == [] else f"holds no list but {_kind(data)}"
         raise InputError(f"{name} {kind}: {_REMEDY}, a list of entries")
     entries = [_entry(index, fields, name) for index, fields in enumerate(data)]
-    _say_oddities(entries, name)
+    _warn_of_oddities(entries, name)
     return entries
 
 
@@ -162,7 +164,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _say_oddities(entries: Sequence[Entry], name: str) -> None:
+def _warn_of_oddities(entries: Sequence[Entry], name: str) -> None:
     empty = [entry for entry in entries if not entry.model_response.strip()]
     if empty:
         log.warning(

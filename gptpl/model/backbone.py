@@ -36,6 +36,11 @@ class GPTBackbone(nn.Module):
         self.final_norm = nn.LayerNorm(config.emb_dim, eps=LAYER_NORM_EPS)
 
     @property
+    def context_length(self) -> int:
+        """The most tokens that it looks at at once."""
+        return self.config.context_length
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.tok_emb.weight.device

@@ -25,5 +25,4 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); `mask` as for the attention."""
         x = x + self.drop_shortcut(self.attn(self.norm1(x), mask))
-        x = x + self.drop_shortcut(self.ff(self.norm2(x)))
-        return x
+        return x + self.drop_shortcut(self.ff(self.norm2(x)))

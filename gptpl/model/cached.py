@@ -37,11 +37,6 @@ class CachedGPT:
             _Block(block, rows=rows) for block in model.blocks if isinstance(block, TransformerBlock)
         ]
 
-    @classmethod
-    def of(cls, model: "GPTModel | CachedGPT", *, rows: int) -> "CachedGPT":
-        """The model itself where it is one already."""
-        return model if isinstance(model, CachedGPT) else cls(model, rows=rows)
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

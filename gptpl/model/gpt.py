@@ -2,11 +2,16 @@
 
 # B batch, T time, V vocabulary
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from gptpl.model.backbone import GPTBackbone
 from gptpl.model.config import GPTConfig
 from gptpl.model.initialisation import INITIALISATIONS
+
+if TYPE_CHECKING:
+    from gptpl.model.cached import CachedGPT
 
 
 class GPTModel(GPTBackbone):
@@ -26,9 +31,20 @@ class GPTModel(GPTBackbone):
             self.out_head.weight = self.tok_emb.weight
         INITIALISATIONS[config.init](self, config.n_layers)
 
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.config.vocab_size
+
     def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Next-token logits: tokens (B, T) int64 -> (B, T, V). Position t predicts token t + 1 from 0..t.
 
         `segments` as for `hidden`.
         """
         return self.out_head(self.hidden(tokens, segments))
+
+    def cached(self, *, rows: int) -> "CachedGPT":
+        """The form for decoding about so many rows at a time: it keeps keys and values."""
+        from gptpl.model.cached import CachedGPT
+
+        return CachedGPT(self, rows=rows)

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from gptpl.model.backbone import GPTBackbone
 from gptpl.model.config import GPTConfig
 from gptpl.model.gpt import GPTModel
 
@@ -28,6 +30,13 @@ class ParameterCount:
     untied: int
     fp32_bytes: int
     parts: Mapping[str, int]
+
+
+def parameters_of(net: nn.Module) -> int:
+    """How many parameters a model has: a GPT-2 by its configuration, as a language model."""
+    if isinstance(net, GPTBackbone):
+        return count_parameters(net.config).total
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def count_parameters(config: GPTConfig) -> ParameterCount:

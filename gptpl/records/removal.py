@@ -1,13 +1,225 @@
-"""Runs removed: out of sight in one move, and only then file by file."""
+"""Runs and sweeps removed, or their checkpoints: what is gptpl's to remove, and how it goes."""
 
+import json
+import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gptpl.records.disk import CHECKPOINT_FOLDER, DiskUse
-from gptpl.records.run_record import RunError, RunRecord, read_run
+from gptpl.errors import InputError
+from gptpl.files.folder_lock import is_locked
+from gptpl.records.disk import CHECKPOINT_FOLDER, DiskUse, disk_use
+from gptpl.records.listing import DEFAULT_FOLDER
+from gptpl.records.run_record import (
+    CONFIG_FILE,
+    RUN_FILE,
+    RunError,
+    RunRecord,
+    find_runs,
+    is_run,
+    parse_yaml,
+    read_mapping,
+    read_run,
+)
+from gptpl.records.sweep_folder import is_sweep, trials
+from gptpl.text import count_text, near
 
 BEST = "best.ckpt"
+
+JUST_NOW_SECONDS = 60
+"""A run without an end that was written so recently may be running."""
+
+_OWN = re.compile(
+    r"(.*/)?\.[^/]+\.tmp|metrics\.csv\.tmp"  # what a write that was cut short leaves
+    r"|(config\.yaml|run\.json|metrics\.csv|evaluations\.jsonl|samples\.jsonl|steps\.jsonl|train\.log|(loss|confusion|calibration)\.png)"
+    r"|data/(train|validation|test)\.csv"
+    r"|report(\.html|\.md|-.*\.png)"
+    r"|(scores|comparison)(\.json|\.png)|judgements\.jsonl"
+    r"|data/(train|validation|test)\.json"
+    r"|nonfinite_step_\d+\.txt"
+    r"|checkpoints/(best|last|step-\d+)\.ckpt(\.sha256)?(\.damaged)?"
+    r"|adapter/(adapter_model\.safetensors|adapter_config\.json|gptpl\.json)"
+    r"|tensorboard/(.*/)?(events\.out\.tfevents\..*|hparams\.yaml)"
+)
+"""The files of a run, by their paths in its folder."""
+
+_OWN_OF_SWEEP = re.compile(
+    r"results\.csv|multirun\.yaml|sweep\.yaml|sweep\.db(-journal)?|\.[^/]+\.tmp"
+    r"|report(\.html|\.md|-.*\.png)"
+    r"|output/\d+\.(log|stop)|\.workers/[^/]+\.lock|\.slurm/.*"
+)
+"""The files of a sweep's folder that are no trial's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What it means to remove a run, a sweep, or what an interrupted removal left of one of them."""
+
+    path: Path
+    runs: Sequence[Path]
+    use: DiskUse
+    checkpoints_only: bool
+    """Whether only the checkpoints go that are not `best.ckpt`."""
+    bytes: int
+    """What goes."""
+
+    @property
+    def half_done(self) -> bool:
+        """Whether an earlier removal was interrupted."""
+        return not self.path.is_dir()
+
+    @property
+    def kind(self) -> str:
+        """How the run ended, or what else it is."""
+        if self.half_done:
+            return "half removed"
+        if not is_run(self.path):
+            return f"sweep of {count_text(len(self.runs), 'run')}"
+        return _state(self.path)
+
+    @property
+    def foreign(self) -> list[str]:
+        """The files that would go and that gptpl did not write."""
+        return [] if self.half_done or self.checkpoints_only else foreign_files(self.path, self.use)
+
+    def remove(self) -> None:
+        """Does it."""
+        if not self.checkpoints_only:
+            remove_folder(self.path)
+            return
+        for run in self.runs:
+            remove_checkpoints(run, disk_use(run))
+
+
+def plan_removal(paths: Sequence[Path], *, checkpoints_only: bool = False) -> list[Removal]:
+    """What removing these folders means, each once, none that lies in another one of them.
+
+    Raises InputError for a link, for what is neither a run nor a sweep, and for a run in training.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise InputError(f"{path} is a link to {path.readlink()}: give the folder itself")
+    full = list(dict.fromkeys(path.resolve() for path in paths))
+    for path in full:
+        _check_removable(path, checkpoints_only=checkpoints_only)
+    outer = [path for path in full if not any(other in path.parents for other in full)]
+    removals = [_removal(path, checkpoints_only=checkpoints_only) for path in outer]
+    for run in (run for each in removals for run in each.runs):
+        if is_locked(run):
+            raise InputError(f"a process is training in {near(run)}: stop it first")
+    return removals
+
+
+def _removal(path: Path, *, checkpoints_only: bool) -> Removal:
+    half_done = not path.is_dir()
+    runs = [] if half_done else [path] if is_run(path) else trials(path)
+    use = disk_use(rest_of(path) if half_done else path)
+    needless = sum(sum(needless_checkpoints(disk_use(run)).values()) for run in runs)
+    size = needless if checkpoints_only else use.total
+    return Removal(path=path, runs=runs, use=use, checkpoints_only=checkpoints_only, bytes=size)
+
+
+def _check_removable(path: Path, *, checkpoints_only: bool) -> None:
+    if Path.cwd().is_relative_to(path):
+        raise InputError(f"{path} is the folder that you are in, or around it: change to another one first")
+    if not path.exists() and rest_of(path).is_dir() and not checkpoints_only:
+        return
+    if not path.is_dir():
+        raise InputError(f"{near(path)} is no folder: give one that gptpl runs list shows")
+    if is_gptpls(path):
+        return
+    if is_run(path):
+        raise InputError(
+            f"{near(path)} is no run of gptpl's ({CONFIG_FILE} is another program's, or damaged like"
+            f" {RUN_FILE}), so it is left alone: remove it yourself"
+        )
+    inside = len(find_runs(path))
+    if inside:
+        raise InputError(
+            f"{near(path)} is no run but holds {count_text(inside, 'run')}: give those to remove, as in"
+            f" {near(path)}/*"
+        )
+    raise InputError(
+        f"{near(path)} is neither a run (it has no {CONFIG_FILE}) nor a sweep, so it is left alone:"
+        " give a folder that gptpl runs list shows"
+    )
+
+
+def warnings(removals: Sequence[Removal]) -> Iterator[str]:
+    """What one may not want to lose, a line each."""
+    for each in removals:
+        for run in each.runs:
+            yield from _warnings_of_run(run, checkpoints_only=each.checkpoints_only)
+        if each.foreign:
+            yield f"{near(each.path)} holds files that gptpl did not write: {some(each.foreign)}"
+    checkpoints_only = any(each.checkpoints_only for each in removals)
+    for record, place in dependents([each.path for each in removals], _other_runs(removals)):
+        if not (checkpoints_only and place.name == BEST):
+            yield (
+                f"{near(record.path)} began with {near(place)}: it keeps its own weights, but could not be"
+                " started anew"
+            )
+
+
+def _warnings_of_run(run: Path, *, checkpoints_only: bool) -> Iterator[str]:
+    use = disk_use(run)
+    ago = time.time() - use.newest
+    if _state(run) in ("unfinished", "damaged") and ago < JUST_NOW_SECONDS:
+        yield f"{near(run)} was written {max(ago, 0):.0f} seconds ago: it may be running"
+    if checkpoints_only and f"{CHECKPOINT_FOLDER}/{BEST}" not in use.files:
+        yield f"{near(run)} has no {BEST}: none of its weights would be left"
+
+
+def _other_runs(removals: Sequence[Removal]) -> Iterator[Path]:
+    """Those below runs/ and those beside a folder that goes: not all of a disk."""
+    if DEFAULT_FOLDER.is_dir():
+        yield from find_runs(DEFAULT_FOLDER)
+    for parent in {each.path.parent for each in removals}:
+        yield from (child for child in parent.iterdir() if is_run(child))
+
+
+def _state(run: Path) -> str:
+    record = _readable(run)
+    return record.state if record else "damaged"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first ten."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def is_gptpls(folder: Path) -> bool:
+    """Whether a folder is a run or a sweep of gptpl's by more than its files' names.
+
+    Many programs write a `config.yaml`.
+    """
+    if is_sweep(folder):
+        return True
+    of_config = _keys(folder / CONFIG_FILE, parse_yaml) >= {"run_dir", "model", "trainer"}
+    return is_run(folder) and (of_config or _keys(folder / RUN_FILE, json.loads) >= {"command", "versions"})
+
+
+def _keys(path: Path, parse: Callable[[str], Any]) -> set[str]:
+    try:
+        return set(read_mapping(path, parse))
+    except RunError:
+        return set()
+
+
+def foreign_files(folder: Path, use: DiskUse) -> list[str]:
+    """The files of a run's or a sweep's folder that gptpl did not write, as far as names tell."""
+    runs = [] if is_run(folder) else [run.name for run in trials(folder)]
+    return [name for name in use.files if not _is_own(name, runs, of_run=is_run(folder))]
+
+
+def _is_own(name: str, trial_names: list[str], *, of_run: bool) -> bool:
+    first, _, rest = name.partition("/")
+    if of_run or first in trial_names:
+        return _OWN.fullmatch(name if of_run else rest) is not None
+    return _OWN_OF_SWEEP.fullmatch(name) is not None
 
 
 def rest_of(folder: Path) -> Path:
@@ -80,6 +292,5 @@ def _readable(run: Path) -> RunRecord | None:
 
 
 def _first_weights(record: RunRecord) -> Path | None:
-    start = record.record.get("start")
-    place = (start.get("checkpoint") or start.get("path")) if isinstance(start, Mapping) else None
+    place = record.entry("start", "checkpoint") or record.entry("start", "path")
     return Path(place) if isinstance(place, str) else None

@@ -1,10 +1,14 @@
-"""Settings of runs on one level, and which of them differ."""
+"""Settings of runs on one level, and in what runs differ: settings, and what they depend on beside them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-LEFT_OUT = ("callbacks", "logger", "run_dir", "resume")
-"""Settings that say where a run writes and what it shows, not what it learns."""
+if TYPE_CHECKING:
+    from gptpl.records.run_record import RunRecord
+
+NOT_COMPARED = ("choices", "notes", "resume", "run_dir", "tags", "trust")
+LEFT_OUT = ("callbacks", "logger", *NOT_COMPARED)
+"""Settings that say where a run writes, what it shows and how it is found, not what it learns."""
 
 Setting = bool | int | float | str
 
@@ -15,7 +19,8 @@ def flat_settings(
     """A nested configuration as one level: `{"model": {"n_layers": 2}}` becomes `{"model.n_layers": 2}`.
 
     Left out are Hydra's own keys (`_partial_`) and, at the top, `left_out`; a class (`_target_`) becomes its
-    last name.
+    last name. A part's setting that repeats one of the part around it, such as `data.corpus.path` with the
+    value of `data.path`, is left out.
     """
     flat: dict[str, Setting] = {}
     for key, value in config.items():
@@ -28,7 +33,14 @@ def flat_settings(
             flat |= flat_settings(value, f"{name}.", left_out=left_out)
         else:
             flat[name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+    return flat if prefix else {name: value for name, value in flat.items() if not _repeats(flat, name)}
+
+
+def _repeats(flat: Mapping[str, Setting], name: str) -> bool:
+    """Whether an outer part has a setting of the same last name and value, as an interpolation makes it."""
+    *parts, last = name.split(".")
+    outer = (".".join([*parts[:depth], last]) for depth in range(1, len(parts)))
+    return any(repr(flat.get(each)) == repr(flat[name]) for each in outer)
 
 
 def differing(settings: Sequence[Mapping[str, Setting]]) -> list[str]:
@@ -38,3 +50,53 @@ def differing(settings: Sequence[Mapping[str, Setting]]) -> list[str]:
     """
     names = list(dict.fromkeys(name for each in settings for name in each))
     return [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
+
+
+BESIDE = ("data", "tokenizer", "parameters", "start", "versions", "git_commit", "hardware")
+"""Entries of `run.json` that say what a run depends on beside its settings."""
+
+_SAID_ELSEWHERE = ("start.crop_", "start.parent.")
+"""What is a setting, too, and what follows from where the first weights lie."""
+
+Differences = Mapping[str, Sequence[Setting | None]]
+"""The values of what differs, in the order of the runs; None where a run has no such entry."""
+
+
+def differing_settings(runs: Sequence["RunRecord"]) -> Differences:
+    """The settings in which runs differ.
+
+    A path in a run's own folder is the same in all, as `RUN/loss.png`; `run_dir` and `resume` do not count.
+    """
+    return _differences([_settings(run) for run in runs])
+
+
+def differing_beside(runs: Sequence["RunRecord"]) -> Differences:
+    """What differs beside settings: the data's hash, versions, git commit, first weights, hardware, ...
+
+    The steps at which a run was resumed are among it: `resumed` is `10, 20`.
+    """
+    return _differences([_beside(run) for run in runs])
+
+
+def _differences(values: Sequence[Mapping[str, Setting]]) -> Differences:
+    return {name: [each.get(name) for each in values] for name in differing(values)}
+
+
+def _settings(run: "RunRecord") -> dict[str, Setting]:
+    own = str(run.config.get("run_dir") or run.path)
+    settings = flat_settings(run.config, left_out=NOT_COMPARED)
+    return {
+        name: f"RUN{value.removeprefix(own)}" if isinstance(value, str) and _is_in(value, own) else value
+        for name, value in settings.items()
+    }
+
+
+def _is_in(value: str, folder: str) -> bool:
+    return value == folder or value.startswith(f"{folder}/")
+
+
+def _beside(run: "RunRecord") -> dict[str, Setting]:
+    steps = ", ".join(str(each.get("step")) for each in run.record.get("resumed", []))
+    entries = flat_settings({name: run.record[name] for name in BESIDE if name in run.record})
+    entries = {name: value for name, value in entries.items() if not name.startswith(_SAID_ELSEWHERE)}
+    return entries | ({"resumed": steps} if steps else {})

@@ -114,7 +114,16 @@ def slurm(*, folder: str, n_jobs: int, cluster: str | None = None, **parameters:
         n_jobs: jobs in the queue or running at a time.
         cluster: None: SLURM; "local": processes here, to try it out.
         parameters: those of `submitit.AutoExecutor.update_parameters`; None: SLURM's own.
+
+    Raises InputError without submitit or SLURM, and for several tasks, each of which would start the trial.
     """
+    for name in ("tasks_per_node", "nodes"):
+        if (tasks := parameters.get(name)) not in (None, 1):
+            raise InputError(
+                f"hydra.launcher.{name}={tasks} would start each trial {tasks} times in one folder: leave it"
+                " out, and give gpus_per_node or cpus_per_task and trainer.devices, for a trial starts the"
+                " processes of its devices itself"
+            )
     try:
         import submitit
     except ImportError as error:

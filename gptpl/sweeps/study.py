@@ -23,6 +23,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from gptpl.records.run_record import LOSS, Mode
 from gptpl.records.sweep_folder import STUDY_FILE, WORKERS
 from gptpl.sweeps.jobs import is_alive
 from gptpl.sweeps.space import SearchSpace, combinations, drawn, overrides
@@ -49,14 +50,18 @@ class Search:
     Attributes:
         sampler: grid: every combination; random; tpe: Optuna's tree-structured Parzen estimator.
         n_trials: how many are drawn; None: as many as the grid has.
-        pruner: which trials to stop early by their validation loss.
+        pruner: which trials to stop early by their metric.
         seed: of what is drawn.
+        metric: of an evaluation, by whose best value trials are compared.
+        mode: whether its lowest or its highest value is the best.
     """
 
     sampler: Sampler
     n_trials: int | None
     pruner: Pruner
     seed: int
+    metric: str = LOSS
+    mode: Mode = "min"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +72,8 @@ class TrialResult:
     overrides: tuple[str, ...]
     state: State
     error: str
-    loss: float
-    """The lowest validation loss of a finished one, else NaN."""
+    value: float
+    """The best of the sweep's metric of a finished one, else NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,7 @@ class SweepStudy:
                     study_name=NAME,
                     storage=_storage(folder),
                     load_if_exists=True,
-                    direction="minimize",
+                    direction="minimize" if search.mode == "min" else "maximize",
                     pruner=_pruner(search.pruner),
                 )
                 if search.sampler == "grid":
@@ -160,20 +165,25 @@ class SweepStudy:
         """The trial has been started; `process` is what `gptpl.sweeps.jobs.is_alive` knows it by."""
         claim.trial.set_user_attr(_PROCESS, process)
 
-    def report(self, claim: Claim, losses: list[float]) -> None:
-        """Tells the study a trial's validation losses, one an evaluation, but for those that it knows."""
+    @property
+    def search(self) -> Search:
+        """How trials are chosen and compared."""
+        return self._search
+
+    def report(self, claim: Claim, values: list[float]) -> None:
+        """Tells the study a trial's values of the metric, one an evaluation, but for those that it knows."""
         known = self._study._storage.get_trial(claim.trial._trial_id).intermediate_values
-        for number, loss in enumerate(losses, start=1):
-            if number not in known and math.isfinite(loss):
-                claim.trial.report(loss, number)
+        for number, value in enumerate(values, start=1):
+            if number not in known and math.isfinite(value):
+                claim.trial.report(value, number)
 
     def hopeless(self, claim: Claim) -> bool:
-        """Whether the pruner would stop a trial with the losses that have been reported."""
+        """Whether the pruner would stop a trial with the values that have been reported."""
         return claim.trial.should_prune()
 
-    def finish(self, claim: Claim, loss: float) -> None:
+    def finish(self, claim: Claim, value: float) -> None:
         """The trial has run to its end."""
-        self._study.tell(claim.trial, loss)
+        self._study.tell(claim.trial, value)
 
     def prune(self, claim: Claim) -> None:
         """The trial was stopped because others are better."""
@@ -209,9 +219,9 @@ class SweepStudy:
             error = "" if working else str(trial.user_attrs.get(_INTERRUPTED) or "its worker has ended")
         else:
             state = _STATES[trial.state]
-        loss = trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.nan
+        value = trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.nan
         return TrialResult(
-            folder=_folder(trial), overrides=overrides(given), state=state, error=error, loss=loss
+            folder=_folder(trial), overrides=overrides(given), state=state, error=error, value=value
         )
 
     # --- inside ---------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from typing import Any
 
 from gptpl.files.folder_lock import is_locked
 from gptpl.records.removal import remove_folder
-from gptpl.records.run_record import METRICS_FILE, RunError, read_run
+from gptpl.records.run_record import EVALUATIONS_FILE, METRICS_FILE, RunError, read_run
 from gptpl.records.sweep_folder import OUTPUT
 from gptpl.sweeps.jobs import Command, Job, Launcher
-from gptpl.sweeps.outcome import BEGINS, Outcome, outcome, validation_losses
+from gptpl.sweeps.outcomes import BEGINS, Outcome, measured_values, outcome
 from gptpl.sweeps.study import STORAGE_ERRORS, Claim, SweepStudy, storage_error
 
 PROGRAM = (sys.executable, "-m", "gptpl", "train")
@@ -39,10 +39,11 @@ class RunningTrial:
     job: Job
     started_seconds: float = field(default_factory=time.monotonic)
     pruned: bool = False
-    losses: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    """Of the sweep's metric, one an evaluation."""
     step: int = 0
-    read_version: tuple[int, int, int] | None = None
-    """Number, time and size of the metrics that `losses` and `step` were read from."""
+    read_version: list[tuple[int, int, int]] = field(default_factory=list)
+    """Number, time and size of the files that `values` and `step` were read from."""
 
 
 class Watcher:
@@ -59,6 +60,9 @@ class Watcher:
 
     def ended(self, trial: RunningTrial, result: Outcome) -> None:
         """A trial has ended, and that is written down."""
+
+    def close(self) -> None:
+        """The work has ended."""
 
 
 class Worker:
@@ -160,7 +164,8 @@ class Worker:
         checkpoints = run_dir / "checkpoints"
         # A copy of the folder may have lost the link to the newest, which resuming does not need.
         if (checkpoints / "last.ckpt").exists() or any(checkpoints.glob("step-*.ckpt")):
-            return [f"resume={run_dir}"]
+            flags = [each for each in self._train if each.startswith("--config-dir")]
+            return [*flags, f"resume={run_dir}"]
         remove_folder(run_dir)  # of a run that ended before its first checkpoint
         return [*self._train, *claim.overrides, f"run_dir={run_dir}"]
 
@@ -170,8 +175,8 @@ class Worker:
             self._read(trial)
             if status is not None:
                 self._running.remove(trial)
-                self._end(trial, outcome(status, trial.run_dir, trial.output))
-            elif not trial.pruned and trial.losses and self._study.hopeless(trial.claim):
+                self._end(trial, outcome(status, trial.run_dir, trial.output, self._study.search))
+            elif not trial.pruned and trial.values and self._study.hopeless(trial.claim):
                 trial.pruned = True
                 trial.job.stop()
         self._watcher.moved(self._running)
@@ -179,21 +184,24 @@ class Worker:
     def _read(self, trial: RunningTrial) -> None:
         """How far a trial is; a file that is just being written is read the next time."""
         try:
-            written = (trial.run_dir / METRICS_FILE).stat()
-            version = (written.st_ino, written.st_mtime_ns, written.st_size)
+            version = [
+                (written.st_ino, written.st_mtime_ns, written.st_size)
+                for name in (EVALUATIONS_FILE, METRICS_FILE)
+                if (trial.run_dir / name).exists() and (written := (trial.run_dir / name).stat())
+            ]
             if version == trial.read_version:
                 return
             run = read_run(trial.run_dir)
         except (FileNotFoundError, RunError):
             return
         trial.read_version = version
-        trial.losses = validation_losses(run)
-        self._study.report(trial.claim, trial.losses)
-        trial.step = int(run.rows[-1]["step"]) if run.rows else 0
+        trial.values = measured_values(run, self._study.search.metric)
+        self._study.report(trial.claim, trial.values)
+        trial.step = run.steps
 
     def _end(self, trial: RunningTrial, result: Outcome) -> None:
         if result.kind == "finished":
-            self._study.finish(trial.claim, result.loss)
+            self._study.finish(trial.claim, result.value)
         elif result.kind == "failed":
             self._study.fail(trial.claim, result.error)
         elif trial.pruned:

@@ -28,7 +28,7 @@ from gptpl.training.state_digest import digest
 from gptpl.training.tuning import ALL, TuneLowRank, low_rank_scale
 from gptpl.weights.adapter import Adapter, read_adapter, write_adapter
 from gptpl.weights.model_files import RECORD_FILE, read_record, record_of, recorded_config
-from gptpl.weights.published import checked_size, hub_name
+from gptpl.weights.published import cached_bytes, checked_size, hub_name
 from gptpl.weights.sources import DTYPES
 from gptpl.weights.starting import FileWeights, PublishedWeights, StartingWeights
 
@@ -134,6 +134,8 @@ def _base_weights(
     """The weights that the adapter was trained beside, and no others."""
     try:
         starting = base or base_of(record["lineage"]["start"], folder)
+        if base is None:
+            _check_here(starting, config)
         starting.check(config, tokenizer_from_state(record["tokenizer"]).state())
         net, _ = starting.make_model(config)
     except InputError as error:
@@ -142,7 +144,7 @@ def _base_weights(
         fact = str(error).rpartition(": ")[0]
         raise InputError(
             f"{folder} is an adapter, and the weights that it belongs to cannot be used ({fact}): say where"
-            " they are, init=run init.checkpoint=RUN, or init=state_dict init.path=FOLDER"
+            " they are, init=gpt2_hf, init=run init.checkpoint=RUN, or init=state_dict init.path=FOLDER"
         ) from error
     wanted = record["base"]
     net.to(DTYPES[wanted["dtype"]])
@@ -157,12 +159,27 @@ def _base_weights(
     return dict(weights)
 
 
+def _check_here(starting: StartingWeights, config: GPTConfig) -> None:
+    """Raises InputError for weights that would have to be fetched: only the user's word is asked for that."""
+    if isinstance(starting, PublishedWeights) and starting.path is None:
+        size = starting.size_for(config)
+        if not cached_bytes(size, starting.source)[1]:
+            raise InputError(f"GPT-2 {size.name} is not in the cache: give init={starting.name}")
+
+
 def base_of(start: Mapping[str, Any], path: Path) -> StartingWeights:
     """The weights that a run began with, from what it recorded of them.
 
     Raises InputError where no file holds them.
     """
     kind = start.get("init")
+    needed = {"run": "checkpoint", "state_dict": "path", "gpt2_hf": "size", "gpt2_openai": "size"}.get(
+        str(kind)
+    )
+    if needed is not None and not isinstance(start.get(needed), str):
+        raise InputError(
+            f"{path} does not say where its first weights are ({needed} is missing): export it anew"
+        )
     crops: dict[str, Any] = {
         name: bool(start[name]) for name in ("crop_context", "crop_vocabulary") if name in start
     }
@@ -172,7 +189,7 @@ def base_of(start: Mapping[str, Any], path: Path) -> StartingWeights:
         return FileWeights(path=start["path"], **crops)
     if kind in ("gpt2_hf", "gpt2_openai"):
         source = kind.removeprefix("gpt2_")
-        return PublishedWeights(source=source, size=start["size"], path=start["path"], **crops)
+        return PublishedWeights(source=source, size=start["size"], path=start.get("path"), **crops)
     raise InputError(
         f"{path} began with {start.get('init')} weights, which no file holds for an adapter to belong to:"
         " convert it to a whole model, format=gptpl or format=hf"

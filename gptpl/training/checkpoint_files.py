@@ -1,18 +1,16 @@
 """The folder of a run's checkpoints: which to keep, which is the newest, and which can be trusted."""
 
 import os
-import pickle
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from gptpl.errors import InputError
 from gptpl.files.durable import sync_folder
 from gptpl.files.hashes import record_file
+from gptpl.files.plain import read_plain
 from gptpl.training.checkpoint_io import verify
 
 LAST = "last.ckpt"
@@ -107,9 +105,34 @@ class CheckpointFolder:
         if not damaged:
             return None
         others = f", and {len(damaged) - 1} more cannot be used either" if len(damaged) > 1 else ""
-        raise InputError(
-            f"checkpoint {damaged[0].path} {damaged[0].reason}{others}: restore one, or start a new run"
-        )
+        whole = whole_beside(damaged[0].path)
+        new = f"start a new run from init=run init.checkpoint={whole}" if whole else "start a new run"
+        raise InputError(f"checkpoint {damaged[0].path} {damaged[0].reason}{others}: restore one, or {new}")
+
+
+def whole_beside(path: Path) -> Path | None:
+    """Another checkpoint of the folder that is whole, by its SHA-256: the best, else the newest."""
+    folder = CheckpointFolder(path.parent, keep=1)
+    others = [path.parent / "best.ckpt", *(folder.path(step) for step in reversed(folder.steps()))]
+    for other in others:
+        if other.is_file() and other.resolve() != path.resolve():
+            with suppress(FileNotFoundError):
+                if verify(other) is None:
+                    return other
+    return None
+
+
+@contextmanager
+def whole_one_named(path: Path) -> Iterator[None]:
+    """Where a checkpoint turns out to be no good, the error names one beside it that is."""
+    try:
+        yield
+    except InputError as error:
+        fact, found, _ = str(error).rpartition("use another ")
+        whole = whole_beside(path) if found else None
+        if whole is None:
+            raise
+        raise InputError(f"{fact}use {whole}, which is whole") from error
 
 
 def set_aside(damaged: Sequence[Damaged]) -> None:
@@ -130,11 +153,9 @@ def _checked(path: Path) -> tuple[str | None, bool]:
 
 def _unreadable(path: Path) -> str | None:
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        return "is no plain checkpoint of tensors and data (it may hold code): it was not loaded"
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError):
-        return "is damaged or cut short"
+        read_plain(path)
+    except InputError as error:
+        return str(error).removeprefix(f"{path} ").rpartition(": ")[0]
     return None
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from io import FileIO
@@ -60,7 +61,12 @@ def verify(path: Path) -> str | None:
 
     Raises FileNotFoundError where no SHA-256 is recorded.
     """
-    record = _text(record_file(path))
+    try:
+        record = _text(record_file(path))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return f"cannot be checked ({record_file(path).name} beside it: {error.strerror})"
     try:
         if path.stat().st_size == 0:
             return "is empty"
@@ -70,6 +76,8 @@ def verify(path: Path) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     recorded = [line.split()[0] for line in record.splitlines() if line.split()]
+    if not any(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in recorded):
+        return f"cannot be checked ({record_file(path).name} beside it holds no SHA-256)"
     return None if actual in recorded else "is damaged (its SHA-256 is not the recorded one)"
 
 

@@ -4,17 +4,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptpl.data.labelled.datamodule import LabelledDataModule
 from gptpl.data.labelled.encoded import LabelledBatch
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier
 from gptpl.model.classifier import Pooling
+from gptpl.model.protocol import class_path
 from gptpl.training.classification_metrics import (
     Numbers,
     Scores,
@@ -25,7 +26,7 @@ from gptpl.training.classification_metrics import (
 )
 from gptpl.training.classifier_checkpoint import task_state
 from gptpl.training.loss import IGNORED_TARGET
-from gptpl.training.task import Sums
+from gptpl.training.task import Better, Sums, Task
 from gptpl.training.training_module import TrainingModule
 
 
@@ -54,11 +55,19 @@ class ClassificationModule(TrainingModule):
     padded = True
     data_class = LabelledDataModule
     loss_unit = "nats per text"
+    metrics: ClassVar[Mapping[str, Better]] = {
+        **Task.metrics,
+        "val/accuracy": "max",
+        "val/f1": "max",
+        "val/calibration_error": "min",
+        "eval/train_accuracy": "max",
+    }
+    use = ("classify", "text='See you at six'")
     net: GPTClassifier
 
     def __init__(
         self,
-        net: GPTBackbone,
+        net: nn.Module,
         *,
         labels: Sequence[str],
         class_weights: Sequence[float] | None = None,
@@ -74,6 +83,11 @@ class ClassificationModule(TrainingModule):
                 "task.pooling=last_position reads the padding, which must be the same in every batch: set"
                 " data.padding=longest"
             )
+        if not isinstance(net, GPTBackbone):
+            raise InputError(
+                f"task=classify puts its head on gptpl's GPT-2, this model is a {class_path(net)}:"
+                " use a model of conf/model, or a task of your own"
+            )
         super().__init__(GPTClassifier.on(net, classifier), **run)
         self.labels = tuple(labels)
         self.max_length = max_length
@@ -82,6 +96,11 @@ class ClassificationModule(TrainingModule):
         self.register_buffer("class_weights", weights, persistent=False)
         self.evaluated: dict[str, dict[str, Numbers]] = {}
         """The last evaluation's totals on the CPU, by split: `confusion` (C, C), `calibration` (3, K)."""
+
+    @classmethod
+    def default_tune(cls, *, pretrained: bool) -> str:
+        """A body of random weights, left as it is, has nothing to classify by."""
+        return "last_block" if pretrained else "all"
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, C) of tokens (B, T), lengths (B,)."""

@@ -2,6 +2,7 @@
 
 # B batch, C classes, K bins of confidence
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,3 +93,17 @@ def scores(confusion: Numbers, calibration: Numbers) -> Scores:
         macro_f1=float(np.nanmean(f1)),
         calibration_error=float(np.abs(confidence - right).sum() / count.sum()),
     )
+
+
+def accuracy_text(confusion: Numbers, labels: Sequence[str]) -> str:
+    """The accuracy in words, beside that of always answering with the most frequent class.
+
+    Of a confusion matrix (C, C), which must not be empty. A lead below two standard errors is hardly one.
+    """
+    count = confusion.sum()
+    accuracy, most = np.diag(confusion).sum() / count, int(confusion.sum(axis=1).argmax())
+    always = confusion[most].sum() / count
+    verdict = ""
+    if accuracy == always or accuracy < always + 2 * np.sqrt(always * (1 - always) / count):
+        verdict = " (hardly better)" if accuracy > always else " (no better)"
+    return f"accuracy {100 * accuracy:.2f} %, always {labels[most]!r} would be {100 * always:.2f} %{verdict}"

@@ -19,6 +19,7 @@ from gptpl.training.checkpoint import (
     read_checkpoint,
     task_of,
 )
+from gptpl.training.checkpoint_checks import check_classifier_task
 from gptpl.training.foreign_checkpoint import foreign_lineage, tokenizer_of
 from gptpl.training.lineage import lineage_of
 from gptpl.weights.hugging_face_classifier import open_classifier
@@ -98,13 +99,19 @@ def classifier_of(checkpoint: dict[str, Any], path: Path, *, device: str = "cpu"
             f" init=run init.checkpoint={path}"
         )
     state = header["task"]
+    check_classifier_task(state, path)
     weights = net_weights(checkpoint)
     classifier = ClassifierConfig(
         n_classes=len(state["labels"]), pooling=state["pooling"], head_bias=state["head_bias"]
     )
+    config = model_config(header, path)
+
+    def make(config: GPTConfig) -> GPTClassifier:
+        return GPTClassifier(config, classifier)
+
+    check_weights(config, weights, path, make=make)
     with torch.device("meta"):
-        net = GPTClassifier(model_config(header, path), classifier)
-    check_weights(net, weights, path)
+        net = make(config)
     net = net.to_empty(device=device)
     net.load_state_dict(weights)
     return LoadedClassifier(
@@ -139,13 +146,14 @@ def load_foreign_classifier(path: Path, *, device: str = "cpu") -> LoadedClassif
         net = make(config)
     net = net.to_empty(device=device)
     load_tensors(net, files.tensors, files.table)
-    recorded = files.record.get("task", {})
+    recorded = files.record.get("task")
+    length = recorded.get("max_length") if isinstance(recorded, dict) else None
     return LoadedClassifier(
         path=path,
         net=net.eval(),
         tokenizer=tokenizer,
         labels=found.labels,
-        max_length=recorded.get("max_length", config.context_length),
+        max_length=length if isinstance(length, int) and length > 0 else config.context_length,
         padded_to=None,
         run_config={},
         step=files.record.get("lineage", {}).get("step", 0),

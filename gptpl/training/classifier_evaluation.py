@@ -30,6 +30,8 @@ class ClassifierEvaluation:
     """(C, C), true classes in rows."""
     calibration: Numbers
     """(3, K), see `calibration_sums`."""
+    data: str = ""
+    """What was classified, in words."""
 
 
 def evaluate_classifier(net: GPTClassifier, batches: Iterable[LabelledBatch]) -> ClassifierEvaluation:

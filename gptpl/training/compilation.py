@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from torch import nn
+
 from gptpl.errors import InputError
-from gptpl.model import GPTBackbone
+from gptpl.model.protocol import blocks_of
 
 WORTHWHILE_STEPS = 1_000
 """Steps below which compiling, about a minute, costs more than it saves."""
@@ -50,13 +52,15 @@ def choose_compile(*, wanted: str, device_type: str, total_steps: int) -> Compil
     return CompileChoice(True, f"{total_steps} steps pay for it")
 
 
-def compile_blocks(net: GPTBackbone) -> None:
+def compile_blocks(net: nn.Module) -> None:
     """Compiles the model's blocks in place, so that its parameters keep their names in checkpoints.
+
+    A model without `blocks` is compiled as a whole.
 
     All blocks share the code that is compiled for the first one: the model's depth costs no more time, and
     torch keeps the code on disk for the next start.
     """
-    for block in net.blocks:
+    for block in blocks_of(net) or [net]:
         block.compile()
 
 

@@ -1,11 +1,11 @@
-"""What a loss curve says, in words: learning, overfitting, underfitting, unstable, or too short to tell."""
+"""What a loss curve says, in words: learning, overfitting, underfitting, unstable, and so on."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["learning", "overfitting", "underfitting", "unstable", "too short"]
+Kind = Literal["learning", "overfitting", "underfitting", "unchanged", "unstable", "too short"]
 
 MIN_POINTS = 3
 """Fewer evaluations than this have no course to judge."""
@@ -55,8 +55,20 @@ class Verdict:
     message: str
 
 
-def curve_verdict(points: Sequence[LossPoint], *, uniform_loss: float | None = None) -> Verdict:
+def curve_verdict(
+    points: Sequence[LossPoint],
+    *,
+    uniform_loss: float | None = None,
+    whole_model: bool = True,
+    caveat: str = "",
+) -> Verdict:
     """Judge a run by its evaluations, in any order.
+
+    Args:
+        points: the evaluations.
+        uniform_loss: ln V, the loss of guessing evenly among V tokens, where it is known.
+        whole_model: whether all of the model trains: if not, a larger one is no advice.
+        caveat: a sentence on the data without which the losses would mislead; it comes first.
 
     The first rule that holds decides:
 
@@ -65,22 +77,26 @@ def curve_verdict(points: Sequence[LossPoint], *, uniform_loss: float | None = N
     3. unstable: the training loss jumps up (`JUMP_NATS`, `JUMP_SHARE`);
     4. overfitting: since the validation loss reached its lowest level the training loss went on falling,
        while the validation loss rose again, or stood still during a large part of the training loss's fall;
-    5. underfitting: the training loss hardly moved or, where `uniform_loss` (ln V, the loss of guessing
-       evenly among V tokens) is given, ends no better than guessing;
-    6. learning: what remains.
+    5. unchanged: the training loss hardly moved, and was better than guessing before the first step, as of
+       weights that had been trained before;
+    6. underfitting: the training loss hardly moved, or ends no better than guessing;
+    7. learning: what remains.
 
     Only the training loss counts for a jump: a validation loss that climbs while the training loss falls is
     overfitting, however fast it climbs.
     """
     points = sorted(points, key=lambda point: point.step)
-    return (
+    more = "a larger model" if whole_model else "training more of the model (tune=all)"
+    verdict = (
         _not_finite(points)
         or _too_short(points)
         or _jump(points)
         or _overfitting(points)
-        or _underfitting(points, uniform_loss)
+        or _unchanged(points, uniform_loss, "" if whole_model else f" or {more}")
+        or _underfitting(points, uniform_loss, more)
         or _learning(points)
     )
+    return replace(verdict, message=f"{caveat} {verdict.message}") if caveat else verdict
 
 
 def _not_finite(points: Sequence[LossPoint]) -> Verdict | None:
@@ -139,19 +155,35 @@ def _overfitting(points: Sequence[LossPoint]) -> Verdict | None:
     return Verdict(kind="overfitting", message=message)
 
 
-def _underfitting(points: Sequence[LossPoint], uniform_loss: float | None) -> Verdict | None:
-    first, last = points[0], points[-1]
-    hardly_moved = first.train_loss - last.train_loss < HARDLY_MOVED_SHARE * abs(first.train_loss)
+def _unchanged(points: Sequence[LossPoint], uniform_loss: float | None, more: str) -> Verdict | None:
+    first = points[0]
+    if uniform_loss is None or first.step or first.train_loss > GUESSING_SHARE * uniform_loss:
+        return None
+    if not _hardly_moved(points):
+        return None
+    message = (
+        f"Unchanged: the losses end where the weights began ({_courses(points)}): these may know such text"
+        f" already; if not, try more steps, a higher learning rate{more}."
+    )
+    return Verdict(kind="unchanged", message=message)
+
+
+def _underfitting(points: Sequence[LossPoint], uniform_loss: float | None, more: str) -> Verdict | None:
     guess = ""
-    if uniform_loss is not None and last.train_loss > GUESSING_SHARE * uniform_loss:
+    if uniform_loss is not None and points[-1].train_loss > GUESSING_SHARE * uniform_loss:
         guess = f", while guessing alone gives {_nats(uniform_loss)}"
-    if not hardly_moved and not guess:
+    if not _hardly_moved(points) and not guess:
         return None
     message = (
         f"Underfitting: both losses stay high ({_courses(points)}){guess}; "
-        "try more steps, a higher learning rate or a larger model."
+        f"try more steps, a higher learning rate or {more}."
     )
     return Verdict(kind="underfitting", message=message)
+
+
+def _hardly_moved(points: Sequence[LossPoint]) -> bool:
+    first, last = points[0], points[-1]
+    return first.train_loss - last.train_loss < HARDLY_MOVED_SHARE * abs(first.train_loss)
 
 
 def _learning(points: Sequence[LossPoint]) -> Verdict:

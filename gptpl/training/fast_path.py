@@ -2,16 +2,17 @@
 
 import ctypes
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from gptpl.errors import InputError
-from gptpl.model import GPTBackbone
 from gptpl.model.attention import MultiHeadAttention
 from gptpl.model.causal_attention import Kernel, chosen_kernel
+from gptpl.model.protocol import class_path, has_fused_head
 from gptpl.training.compilation import CompileChoice, choose_compile, compile_blocks
-from gptpl.training.head_loss import Head
+from gptpl.training.head_loss import Head, check_fused_head
 from gptpl.training.precision import product_dtype
 
 ATTENTION = ("auto", "blocked", "sdpa")
@@ -25,36 +26,59 @@ class FastPath:
 
     Attributes:
         compile: whether the blocks are compiled, and why.
-        attention: the kernel, see `gptpl.model.causal_attention`.
+        attention: the kernel, see `gptpl.model.causal_attention`; None: the model has none of its layers.
         head: "fused" is `gptpl.training.head_loss`; "plain" makes all logits, then the loss.
         recompute: whether a block's activations are made anew in the backward pass instead of kept.
         keep_freed_memory: see `keep_freed_memory`.
         remark: what there is to say of the attention kernel.
+        asked: the names of those that were asked for, not chosen here.
     """
 
     compile: CompileChoice
-    attention: Kernel
+    attention: Kernel | None
     head: Head
     recompute: bool
     keep_freed_memory: bool
     remark: str = ""
+    asked: frozenset[str] = frozenset()
 
-    def apply(self, net: GPTBackbone) -> None:
-        """Sets the model up for it, in place: its parameters keep their names."""
+    def fitted_to(self, net: nn.Module) -> "FastPath":
+        """What of it this model can do. Raises InputError for what was asked for and it cannot."""
+        head, attention = self.head, self.attention
+        if head == "fused" and not has_fused_head(net):
+            if "head" in self.asked:
+                check_fused_head(net)
+            head = "plain"
+        if not any(isinstance(module, MultiHeadAttention) for module in net.modules()):
+            if "attention" in self.asked:
+                raise InputError(
+                    f"trainer.attention={attention} is a kernel of gptpl's MultiHeadAttention,"
+                    f" {class_path(net)} has none: leave trainer.attention=auto"
+                )
+            attention = None
+        if self.recompute and not hasattr(net, "recompute_blocks"):
+            raise InputError(
+                f"trainer.recompute_activations=true needs a model with a flag recompute_blocks,"
+                f" {class_path(net)} has none: leave it false"
+            )
+        return replace(self, head=head, attention=attention)
+
+    def apply(self, net: nn.Module) -> None:
+        """Sets up a model that it is fitted to, in place: its parameters keep their names."""
         for module in net.modules():
-            if isinstance(module, MultiHeadAttention):
+            if isinstance(module, MultiHeadAttention) and self.attention is not None:
                 module.kernel = self.attention
-        net.recompute_blocks = self.recompute
+        if hasattr(net, "recompute_blocks"):
+            net.recompute_blocks = self.recompute  # type: ignore[assignment]  # mypy: a parameter or a module
         if self.compile.compiled:
             compile_blocks(net)
 
     def __str__(self) -> str:
         compiled = "on" if self.compile.compiled else "off"
-        parts = [
-            f"compile {compiled} ({self.compile.reason})",
-            f"attention {self.attention}{self.remark and f' ({self.remark})'}",
-            f"head {self.head}",
-        ]
+        parts = [f"compile {compiled} ({self.compile.reason})"]
+        if self.attention is not None:
+            parts.append(f"attention {self.attention}{self.remark and f' ({self.remark})'}")
+        parts.append(f"head {self.head}")
         if self.recompute:
             parts.append("activations recomputed")
         if self.keep_freed_memory:
@@ -66,7 +90,7 @@ def choose_fast_path(
     *,
     device_type: str,
     precision: str,
-    drop_rate: float,
+    drop_rate: float = 0.0,
     total_steps: int,
     compile: str = "auto",
     attention: str = "auto",
@@ -108,12 +132,14 @@ def choose_fast_path(
     if keep_freed_memory and not can_keep_freed_memory():
         raise InputError("trainer.keep_freed_memory=true needs glibc's malloc: leave it null")
     kernel = chosen_kernel(device_type, dtype, drop_rate) if attention == "auto" else _kernel(attention)
+    asked = {"attention": attention, "head": head}
     no_flash = device_type == "cpu" and kernel == "sdpa" and drop_rate
     return FastPath(
         compile=choose_compile(wanted=compile, device_type=device_type, total_steps=total_steps),
         attention=kernel,
         remark="dropout keeps it from flash attention on a CPU" if no_flash else "",
         head="plain" if head == "plain" or half else "fused",
+        asked=frozenset(name for name, value in asked.items() if value != "auto"),
         recompute=recompute,
         keep_freed_memory=(device_type == "cpu" and can_keep_freed_memory())
         if keep_freed_memory is None

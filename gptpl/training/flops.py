@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,6 +39,7 @@ PEAKS = {
 }
 
 _MEASURED_ROWS = 2048
+_GPT2_SMALL_DIM = 768
 
 
 def training_flops_per_token(config: GPTConfig, max_length: int) -> int:
@@ -52,6 +54,13 @@ def training_flops_per_token(config: GPTConfig, max_length: int) -> int:
     block = (3 + 1 + 2 * EXPANSION) * D * D  # query, key, value; output; feed-forward
     weights = config.n_layers * block + config.vocab_size * D
     return 6 * weights + 12 * config.n_layers * max_length * D
+
+
+def model_flops_per_token(net: nn.Module, T: int) -> int | None:
+    """The model's own `flops_per_token(T)`, or `training_flops_per_token` of a GPT-2; None: not known."""
+    if (own := getattr(net, "flops_per_token", None)) is not None:
+        return int(own(T))
+    return training_flops_per_token(net.config, T) if isinstance(net, GPTModel) else None
 
 
 def counted_flops_per_token(config: GPTConfig, max_length: int, prepare: Prepare) -> int:
@@ -73,18 +82,19 @@ def _counted(config: GPTConfig, T: int, prepare: Prepare) -> int:
     return counter.get_total_flops()
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype, config: GPTConfig) -> float | None:
+def peak_flops(device: torch.device, dtype: torch.dtype, config: object) -> float | None:
     """What the device can do at most, in FLOP/s; None where it is not known.
 
     Of a CUDA device by its name, from `PEAKS`. Of a CPU it is measured, in 0.1 s for GPT-2 small: the rate of
-    the feed-forward network's product, by all threads that torch uses.
+    the feed-forward network's product, by all threads that torch uses; as wide as GPT-2 small's where the
+    model's `config` has no `emb_dim`.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((peak for part, peak in PEAKS.items() if part in name), None)
     if device.type == "cpu":
-        inner = EXPANSION * config.emb_dim
-        return matrix_product_flops(_MEASURED_ROWS, inner, config.emb_dim, dtype)
+        D = getattr(config, "emb_dim", _GPT2_SMALL_DIM)
+        return matrix_product_flops(_MEASURED_ROWS, EXPANSION * D, D, dtype)
     return None
 
 

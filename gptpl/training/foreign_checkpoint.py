@@ -13,6 +13,7 @@ from gptpl.errors import InputError
 from gptpl.model import GPTConfig, empty_model
 from gptpl.training.checkpoint import LoadedCheckpoint
 from gptpl.weights.model_files import ModelFiles, weights_sha256
+from gptpl.weights.requirements import check_memory
 from gptpl.weights.starting import PublishedWeights
 from gptpl.weights.transfer import check_tensors, load_tensors
 
@@ -46,6 +47,7 @@ def load_foreign(
     try:
         check_tensors(config, files.tensors, files.table)
         tokenizer = tokenizer_of(files, config, tokenizer)
+        check_memory(config)
         net = empty_model(config, device=device, dtype=dtype)
         load_tensors(net, files.tensors, files.table)
     except InputError as error:

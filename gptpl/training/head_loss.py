@@ -14,8 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gptpl.model import GPTModel
+from gptpl.errors import InputError
 from gptpl.model.low_rank import LowRankLinear
+from gptpl.model.protocol import body_and_head, class_path, has_fused_head, takes_segments
 from gptpl.training.loss import IGNORED_TARGET, next_token_loss, summed_next_token_loss
 
 Head = Literal["fused", "plain"]
@@ -29,25 +30,71 @@ MULTIPLE = 64
 
 
 def training_loss(
-    net: GPTModel, inputs: Tensor, targets: Tensor, *, head: Head, segments: Tensor | None = None
+    net: nn.Module, inputs: Tensor, targets: Tensor, *, head: Head, segments: Tensor | None = None
 ) -> Tensor:
     """Mean loss of the model's next tokens, float32; inputs and targets (B, T).
 
     `head` "fused" is `head_loss`; "plain" makes all logits, then the loss. `segments` (B, T) as for
-    `GPTBackbone.hidden`.
+    `GPTBackbone.hidden`; None: a row is one text.
     """
+    given = _given(net, inputs, segments)
     if head == "fused":
-        return head_loss(*head_factors(net.out_head, net.hidden(inputs, segments)), targets)
-    return next_token_loss(net(inputs, segments), targets)
+        check_fused_head(net)
+        body, out_head = body_and_head(net)
+        return head_loss(*head_factors(out_head, body(*given)), targets)
+    return next_token_loss(net(*given), targets)
 
 
-def head_factors(head: nn.Linear, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def evaluation_loss(net: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`summed_next_token_loss` of the model, without all logits at once where it has a fused head."""
+    if not has_fused_head(net):
+        return summed_next_token_loss(net(inputs), targets)
+    body, head = body_and_head(net)
+    return summed_head_loss(*head_factors(head, body(inputs)), targets)
+
+
+def evaluation_scores(
+    net: nn.Module, inputs: Tensor, targets: Tensor, segments: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`summed_head_scores` of the model; of one without a fused head from all logits. `segments` as above."""
+    given = _given(net, inputs, segments)
+    if not has_fused_head(net):
+        total, count, correct = _score_sums(net(*given).flatten(0, 1), targets.flatten())
+        return total, count, correct
+    body, head = body_and_head(net)
+    return summed_head_scores(*head_factors(head, body(*given)), targets)
+
+
+def _given(net: nn.Module, inputs: Tensor, segments: Tensor | None) -> tuple[Tensor, ...]:
+    if segments is None:
+        return (inputs,)
+    if not takes_segments(net):
+        raise InputError(
+            f"data.packing=true needs a model whose forward takes segments, {class_path(net)}'s does not:"
+            " use data.packing=false"
+        )
+    return inputs, segments
+
+
+def check_fused_head(net: nn.Module) -> None:
+    """Raises InputError for a model whose head and loss cannot be taken together."""
+    if not has_fused_head(net):
+        raise InputError(
+            f"trainer.head=fused needs a model with hidden() and a linear out_head without bias,"
+            f" {class_path(net)} has none: use trainer.head=plain"
+        )
+
+
+def head_factors(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """What `head_loss` takes for a head without bias: inputs (..., D) and a weight (V, D).
 
     A low-rank head has R more columns, its small matrices': the gradient of the whole weight is then made, as
     if all of it trained.
     """
-    return head.one_product(hidden) if isinstance(head, LowRankLinear) else (hidden, head.weight)
+    if isinstance(head, LowRankLinear):
+        return head.one_product(hidden)
+    assert isinstance(head, nn.Linear)
+    return hidden, head.weight
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -1,22 +1,21 @@
 """The LightningModule of instruction tuning: next tokens of prompts and answers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.model import GPTModel
-from gptpl.training.head_loss import head_factors, summed_head_scores, training_loss
+from gptpl.training.head_loss import evaluation_scores, training_loss
 from gptpl.training.language_model import LanguageModelingModule
 from gptpl.training.loss import perplexity
-from gptpl.training.task import Sums
+from gptpl.training.task import Better, Sums
 
 
 class InstructionModule(LanguageModelingModule):
-    """Trains a `GPTModel` to answer: on batches that are `gptpl.data.instructions.rows.InstructionBatch`es.
+    """Trains a language model to answer, on batches of `gptpl.data.instructions.rows.InstructionBatch`.
 
     Targets of -100 count nowhere. Within a batch every other target counts alike; the micro-batches and ranks
     of a step count alike, however many targets each has. Beside what pretraining logs: `val/token_accuracy`,
@@ -31,8 +30,10 @@ class InstructionModule(LanguageModelingModule):
     task = "instruct"
     padded = True
     data_class = InstructionDataModule
+    metrics: ClassVar[Mapping[str, Better]] = {**LanguageModelingModule.metrics, "val/token_accuracy": "max"}
+    use = ("respond", "instruction='Name a synonym of happy.'")
 
-    def __init__(self, net: GPTModel, *, template: PromptTemplate, **settings: Any) -> None:
+    def __init__(self, net: nn.Module, *, template: PromptTemplate, **settings: Any) -> None:
         super().__init__(net, **settings)
         self.template = template
 
@@ -46,8 +47,8 @@ class InstructionModule(LanguageModelingModule):
 
     def evaluation_sums(self, batch: Any) -> Sums:
         """Sum of the losses, number of targets, and how many of these are the most likely token."""
-        factors = head_factors(self.net.out_head, self.net.hidden(batch.inputs, batch.segments))
-        return {"scores": torch.stack(summed_head_scores(*factors, batch.targets))}
+        scores = evaluation_scores(self.net, batch.inputs, batch.targets, batch.segments)
+        return {"scores": torch.stack(scores)}
 
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """Means over all targets."""

@@ -11,30 +11,33 @@ from torch import Tensor
 
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.training_data import TrainingData
-from gptpl.model import GPTModel
-from gptpl.training.flops import training_flops_per_token
-from gptpl.training.head_loss import head_factors, summed_head_loss, training_loss
+from gptpl.model.protocol import vocab_size
+from gptpl.training.flops import model_flops_per_token
+from gptpl.training.head_loss import evaluation_loss, training_loss
 from gptpl.training.loss import perplexity
-from gptpl.training.task import Sums
+from gptpl.training.task import Better, Sums, Task
 from gptpl.training.training_module import TrainingModule
 
 Batch = tuple[Tensor, Tensor]
 
 
 class LanguageModelingModule(TrainingModule):
-    """Trains a `GPTModel` on windows of tokens: batches of (inputs, targets), each (B, T) int64.
+    """Trains a language model on windows of tokens: batches of (inputs, targets), each (B, T) int64.
 
+    A `GPTModel`, or any module from tokens to logits, see `gptpl.model.protocol`.
     Targets of -100 count nowhere. Beside what every task logs: `train/perplexity` of a step, `val/perplexity`
     of an evaluation.
     """
 
     task = "pretrain"
     data_class: ClassVar[type[TrainingData]] = TextDataModule
-    net: GPTModel
+    metrics: ClassVar[Mapping[str, Better]] = {**Task.metrics, "val/perplexity": "min"}
+    use = ("generate", "prompt='Every effort moves you'")
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) of tokens (B, T)."""
-        return self.net(tokens)
+        logits: Tensor = self.net(tokens)
+        return logits
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of the next tokens."""
@@ -51,8 +54,7 @@ class LanguageModelingModule(TrainingModule):
     def evaluation_sums(self, batch: Batch) -> Sums:
         """Sum of the losses and number of targets."""
         inputs, targets = batch
-        total, count = summed_head_loss(*head_factors(self.net.out_head, self.net.hidden(inputs)), targets)
-        return {"loss": torch.stack([total, count])}
+        return {"loss": torch.stack(evaluation_loss(self.net, inputs, targets))}
 
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """Means over all targets, and the validation perplexity."""
@@ -68,10 +70,10 @@ class LanguageModelingModule(TrainingModule):
     @property
     def guessing_loss(self) -> float:
         """The natural logarithm of V."""
-        return math.log(self.net.config.vocab_size)
+        return math.log(vocab_size(self.net))
 
     def flops_per_token(self, T: int) -> int | None:
-        """See `training_flops_per_token`, which counts the gradients of all weights."""
+        """What the model says, which counts the gradients of all weights."""
         if not all(parameter.requires_grad for parameter in self.net.parameters()):
             return None
-        return training_flops_per_token(self.net.config, T)
+        return model_flops_per_token(self.net, T)

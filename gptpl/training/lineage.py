@@ -1,10 +1,11 @@
 """Where a model's weights come from: what it was trained on, and what it began with, run before run."""
 
-import csv
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from gptpl.records.run_record import RunError, read_evaluations
 
 LOSSES = ("eval/train_loss", "val/loss")
 RANDOM: Mapping[str, Any] = {"init": "random"}
@@ -14,7 +15,7 @@ def lineage_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The past of a checkpoint, as plain data.
 
     Keys: `step` (optimizer steps), `tokens_seen`, `data` (`corpus` and the text's `sha256`), `losses` (nats
-    per token at the last evaluation before the checkpoint; empty where the run's metrics.csv is not there),
+    per token at the last evaluation before the checkpoint; empty where the run's files are not there),
     and `start`: what its first weights were, for a run with that run's own past as `parent`.
     """
     header = checkpoint["gptpl"]
@@ -40,20 +41,22 @@ def generations(lineage: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _corpus(config: Mapping[str, Any]) -> str:
     """What the run's settings call its text."""
-    corpus = config.get("data", {}).get("corpus", {})
+    data = config.get("data")
+    corpus = data.get("corpus") if isinstance(data, Mapping) else None
+    if not isinstance(corpus, Mapping):
+        return ""
     target = str(corpus.get("_target_", "")).rpartition(".")[2]
     return str(corpus.get("name") or corpus.get("path") or target)
 
 
 def _losses(path: Path, step: int) -> dict[str, float]:
     """The losses that a run logged last at or before a step."""
-    metrics = path.resolve().parent.parent / "metrics.csv"
+    run_dir = path.resolve().parent.parent
     found: dict[str, float] = {}
-    if path.parent.name != "checkpoints" or not metrics.is_file():
+    if path.parent.name != "checkpoints":
         return found
-    with suppress(OSError, UnicodeDecodeError, csv.Error), metrics.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            with suppress(ValueError, KeyError, TypeError):  # a line that is being written, or was edited
-                if int(row["step"]) <= step:
-                    found |= {name: float(row[name]) for name in LOSSES if row.get(name)}
+    with suppress(RunError):  # what the weights began with is worth telling without the losses
+        for each in read_evaluations(run_dir):
+            if each.step <= step:
+                found |= {name: each.metrics[name] for name in LOSSES if name in each.metrics}
     return found

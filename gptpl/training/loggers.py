@@ -1,7 +1,8 @@
-"""Loggers that write where a run's reader looks: `tensorboard/` and `metrics.csv` in the run folder.
+"""What is sent to a run's loggers, and the loggers that write into its folder: `tensorboard/`, `metrics.csv`.
 
-Both can go back to where they stood when a checkpoint was written, so that a resumed run leaves no point
-twice and none out.
+Numbers go by Lightning's own `log_metrics`; texts, pictures, tables and settings by the functions here, which
+know what TensorBoard, Weights & Biases, MLflow and a user's logger offer. Ours can go back to where they
+stood when a checkpoint was written, so that a resumed run leaves no point twice and none out.
 """
 
 import csv
@@ -10,12 +11,15 @@ import logging
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -26,6 +30,142 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
+
+Pixels = npt.NDArray[np.uint8]
+"""(height, width, 3) RGB."""
+
+# --- what is sent ---------------------------------------------------------------------------------------
+
+
+class MediaLogger(Protocol):
+    """What a logger may have beside Lightning's own methods; one that lacks a method is not sent its kind."""
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """A text in Markdown."""
+
+    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
+        """A picture."""
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
+        """Rows of texts, which may hold any character."""
+
+
+@rank_zero_only
+def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None:
+    """Shows a text in Markdown."""
+    for send in _methods(loggers, "log_text"):
+        send(name, text, step)
+
+
+@rank_zero_only
+def log_image(loggers: Iterable[Logger], name: str, pixels: Pixels, step: int) -> None:
+    """Shows a picture."""
+    for send in _methods(loggers, "log_image"):
+        send(name, pixels, step)
+
+
+@rank_zero_only
+def log_table(
+    loggers: Iterable[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int
+) -> None:
+    """Shows rows of texts, which may hold any character."""
+    for send in _methods(loggers, "log_table"):
+        send(name, columns, rows, step)
+
+
+@rank_zero_only
+def log_hyperparameters(
+    loggers: Iterable[Logger], settings: Mapping[str, Any], metrics: Mapping[str, float], step: int
+) -> None:
+    """Shows settings, and what the run has reached with them; no `settings`: they have been shown before."""
+    for logger in loggers:
+        if isinstance(logger, MetricsCSVLogger):
+            continue  # the run's folder has them
+        if settings and isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(dict(settings), dict(metrics), step)
+        else:
+            if settings:
+                logger.log_hyperparams(dict(settings))
+            logger.log_metrics(dict(metrics), step)
+
+
+def _methods(loggers: Iterable[Logger], name: str) -> Iterator[Callable[..., None]]:
+    """The method of each logger that has it."""
+    for logger in loggers:
+        adapters = (adapter(logger) for kind, adapter in _ADAPTERS if isinstance(logger, kind))
+        if method := getattr(next(adapters, logger), name, None):
+            yield method
+
+
+class _TensorBoardMedia:
+    def __init__(self, logger: TensorBoardLogger) -> None:
+        self._writer = logger.experiment
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        self._writer.add_text(name, text, global_step=step)
+
+    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
+        parts = []
+        for row in rows:
+            for column, cell in zip(columns, row, strict=True):
+                parts += [f"**{column}**", _code_block(cell)]
+        self.log_text(name, "\n\n".join(parts), step)
+
+
+def _code_block(text: str) -> str:
+    """The text in Markdown, where no character of it acts as Markdown or HTML.
+
+    Indented rather than fenced: a text can hold a fence, but cannot leave its indentation.
+    """
+    return "\n".join("    " + line for line in (text.splitlines() or [""]))
+
+
+class _WandbMedia:
+    def __init__(self, logger: WandbLogger) -> None:
+        self._logger = logger
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        self._logger.log_text(name, columns=["text"], data=[[text]], step=step)
+
+    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
+        self._logger.log_image(name, [pixels], step)
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
+        self._logger.log_table(name, list(columns), [list(row) for row in rows], step=step)
+
+
+class MLFlowMedia:
+    """Texts and tables as artifacts `<name>/step-<step>.md` and `.csv`, pictures as MLflow's own images."""
+
+    def __init__(self, logger: MLFlowLogger) -> None:
+        self._client, self._run_id = logger.experiment, str(logger.run_id)
+
+    def log_text(self, name: str, text: str, step: int, *, ending: str = "md") -> None:
+        """See `MediaLogger`."""
+        self._client.log_text(self._run_id, text, f"{name}/step-{step:08d}.{ending}")
+
+    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
+        """See `MediaLogger`."""
+        self._client.log_image(self._run_id, pixels, key=name, step=step)
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
+        """See `MediaLogger`."""
+        # MLflow's own log_table needs pandas.
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([columns, *rows])
+        self.log_text(name, text.getvalue(), step, ending="csv")
+
+
+_ADAPTERS: tuple[tuple[type[Logger], Callable[[Any], object]], ...] = (
+    (TensorBoardLogger, _TensorBoardMedia),
+    (WandbLogger, _WandbMedia),
+    (MLFlowLogger, MLFlowMedia),
+)
+
+# --- loggers --------------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -42,7 +182,7 @@ class ResumableLogger(Protocol):
         """Brings everything logged so far to the disk, where it survives a power cut."""
 
     def return_to(self, position: dict[str, Any]) -> None:
-        """Forgets what was written after `position` was taken; an empty one changes nothing.
+        """Forgets what was written after `position` was taken, if that can be; an empty one changes nothing.
 
         To be called before anything is logged. What is missing from before it is a warning.
         """

@@ -1,25 +1,69 @@
-"""Optimizers for a GPT: AdamW on everything, or Muon on the hidden matrices and AdamW on the rest."""
+"""Optimizers: AdamW, Muon on the hidden matrices with AdamW on the rest, and any class like torch's."""
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import LBFGS, AdamW, Optimizer
 
 from gptpl.errors import InputError
 from gptpl.model.low_rank import is_low_rank
+from gptpl.resuming import NEVER
 from gptpl.training.param_groups import Decay, decay_groups
+
+
+def optimizer_of(factory: Callable[..., Optimizer], net: nn.Module) -> Optimizer:
+    """The optimizer of the model's trainable parameters that a class or function makes, its settings bound.
+
+    A first parameter called `net`, `model` or `module` is handed the model, as that of `adamw`. Any other,
+    such as `params` of torch's own classes, is handed trainable parameters: where there is a `weight_decay`,
+    in the groups of `decay_groups`, which spare biases and LayerNorm gains; else as a list.
+
+    Raises InputError for settings that it refuses.
+    """
+    settings = inspect.signature(factory).parameters
+    if next(iter(settings), None) in ("net", "model", "module"):
+        given: Any = net
+    elif "weight_decay" in settings and settings["weight_decay"].default is not inspect.Parameter.empty:
+        given = decay_groups(net, weight_decay=settings["weight_decay"].default)
+    else:
+        given = [p for p in net.parameters() if p.requires_grad]
+    name = getattr(factory.func if isinstance(factory, partial) else factory, "__name__", str(factory))
+    try:
+        optimizer = factory(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"optimizer: {name} refuses its settings: {str(error).splitlines()[0]}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"optimizer: {name} returned {type(optimizer).__name__}, not a torch Optimizer")
+    if isinstance(optimizer, LBFGS):
+        raise InputError(
+            "optimizer: LBFGS computes the loss several times a step, which training with accumulated batches"
+            " cannot: use AdamW or SGD"
+        )
+    return optimizer
+
+
+def peak_lr(factory: Callable[..., Optimizer], net: nn.Module) -> float:
+    """The learning rate that schedules take as their peak: the setting `lr`, else that of the first group."""
+    lr = inspect.signature(factory).parameters.get("lr")
+    if lr is None or lr.default is inspect.Parameter.empty:
+        return float(optimizer_of(factory, net).param_groups[0]["lr"])
+    return float(lr.default)
 
 
 def adamw(
     net: nn.Module,
     *,
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-    decay: Decay,
+    lr: float = 4e-4,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    decay: Annotated[Decay, NEVER] = "matrices",
 ) -> AdamW:
     """torch's fused AdamW (Loshchilov & Hutter 2019) with decay and no-decay groups.
 
@@ -39,13 +83,13 @@ def adamw(
 def muon(
     net: nn.Module,
     *,
-    lr: float,
-    muon_lr: float,
-    momentum: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-    decay: Decay,
+    lr: float = 4e-4,
+    muon_lr: float = 4e-4,
+    momentum: float = 0.95,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    decay: Annotated[Decay, NEVER] = "matrices",
 ) -> "MuonWithAdamW":
     """`torch.optim.Muon` on the matrices inside the blocks, AdamW on embeddings, head, biases and gains.
 

@@ -1,9 +1,13 @@
-"""Which floating-point precision training uses when nobody says."""
+"""Which device is used, and which floating-point precision training has when nobody says."""
 
 import platform
 from dataclasses import dataclass
 
 import torch
+
+from gptpl.errors import InputError
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -12,6 +16,25 @@ class PrecisionChoice:
 
     precision: str
     reason: str
+
+
+def device_type(accelerator: str, *, key: str = "trainer.accelerator") -> str:
+    """One of "cuda", "mps" and "cpu"; raises InputError, naming `key`, if the one asked for is not there."""
+    if accelerator not in ACCELERATORS:
+        raise InputError(f"{key}={accelerator} is unknown: choose one of {', '.join(ACCELERATORS)}")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    instead = f"use {key}=cpu or {key}=auto"
+    if accelerator in ("gpu", "cuda") and not cuda and not (accelerator == "gpu" and mps):
+        raise InputError(
+            f"{key}={accelerator}, but torch {torch.__version__} finds no CUDA device: {instead}"
+        )
+    if accelerator == "mps" and not mps:
+        raise InputError(f"{key}=mps, but there is no Apple GPU here: {instead}")
+    if accelerator == "cpu":
+        return "cpu"
+    if cuda and accelerator != "mps":
+        return "cuda"
+    return "mps" if mps else "cpu"
 
 
 def choose_precision(device_type: str) -> PrecisionChoice:

@@ -2,18 +2,27 @@
 
 # B texts in a batch, C classes
 
-from collections.abc import Iterable, Iterator, Sequence
+import csv
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from gptpl.data.labelled.encoded import encode_texts, padded
 from gptpl.data.tokenizers import TokenIds
+from gptpl.errors import InputError
 from gptpl.model import GPTClassifier, eval_mode
 from gptpl.training.classifier_checkpoint import LoadedClassifier
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -23,15 +32,31 @@ CHUNK_BATCHES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The probabilities of the classes, and how many of a text's tokens were beyond what is read of it."""
+    """The probabilities of a text's classes, and how many of its tokens were beyond what is read of it."""
 
+    text: str
+    labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     lost_tokens: int
+
+    @property
+    def label(self) -> str:
+        """The most likely class."""
+        return self.labels[self.best]
 
     @property
     def best(self) -> int:
         """The number of the most likely class."""
         return self.probabilities.index(max(self.probabilities))
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "label": self.label,
+            "probabilities": dict(zip(self.labels, self.probabilities, strict=True)),
+            "lost_tokens": self.lost_tokens,
+            "text": self.text,
+        }
 
 
 def predictions(
@@ -39,8 +64,10 @@ def predictions(
 ) -> Iterator[Prediction]:
     """What the classifier says of each text, in order; texts are taken up a chunk at a time.
 
-    Raises InputError for a text without tokens.
+    At the end the log says how many texts were longer than what is read of one. Raises InputError for a text
+    without tokens.
     """
+    cut_texts = cut_tokens = 0
     for chunk in _in_parts(texts, batch_size * CHUNK_BATCHES):
         encoded = encode_texts(chunk, loaded.tokenizer)
         read = [tokens[: loaded.max_length] for tokens in encoded]
@@ -50,8 +77,50 @@ def predictions(
             rows = class_probabilities(loaded, [read[i] for i in numbers]).tolist()
             for i, row in zip(numbers, rows, strict=True):
                 found[i] = tuple(row)
-        for tokens, row in zip(encoded, found, strict=True):
-            yield Prediction(probabilities=row, lost_tokens=max(0, len(tokens) - loaded.max_length))
+        for text, tokens, row in zip(chunk, encoded, found, strict=True):
+            lost = max(0, len(tokens) - loaded.max_length)
+            cut_texts, cut_tokens = cut_texts + (lost > 0), cut_tokens + lost
+            yield Prediction(text=text, labels=loaded.labels, probabilities=row, lost_tokens=lost)
+    if cut_texts:
+        log.warning(
+            "%s longer than the %s tokens that the classifier reads: %s tokens at the end were not read",
+            "1 text is" if cut_texts == 1 else f"{cut_texts:,} texts are",
+            *(f"{loaded.max_length:,}", f"{cut_tokens:,}"),
+        )
+
+
+FILE_KINDS = (".csv", ".jsonl")
+
+
+def check_prediction_file(output: Path) -> None:
+    """Raises InputError for a file that predictions cannot be written to."""
+    if output.suffix not in FILE_KINDS:
+        raise InputError(f"output={output} is no {' or '.join(FILE_KINDS)} file: give one")
+    if output.exists():
+        raise InputError(f"output={output} is there already: give another file, or remove it")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"output={output} cannot be made: its folder does not exist, make it first")
+
+
+@contextmanager
+def prediction_file(output: Path, labels: Sequence[str]) -> Iterator[Callable[[Prediction], object]]:
+    """What writes predictions into a CSV or JSON Lines file, which appears when all are in it.
+
+    Raises InputError as `check_prediction_file`.
+    """
+    check_prediction_file(output)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
+            if output.suffix == ".csv":
+                rows = csv.writer(file, lineterminator="\n")
+                rows.writerow(["label", *(f"probability_{label}" for label in labels), "lost_tokens", "text"])
+                yield lambda it: rows.writerow([it.label, *it.probabilities, it.lost_tokens, it.text])
+            else:
+                yield lambda it: file.write(f"{json.dumps(it.record(), ensure_ascii=False)}\n")
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def class_probabilities(loaded: LoadedClassifier, encoded: Sequence[TokenIds]) -> Tensor:

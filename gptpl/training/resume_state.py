@@ -30,8 +30,11 @@ class Position:
         return asdict(self)
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every global random number generator of this process, as plain data and tensors."""
+def random_state(*, accelerators: bool = True) -> dict[str, Any]:
+    """The state of every global random number generator of this process, as plain data and tensors.
+
+    Without `accelerators` theirs are left out, and nothing is done that would start CUDA.
+    """
     bits, keys, where, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 (the global one)
     version, words, spare = random.getstate()
     state: dict[str, Any] = {
@@ -39,9 +42,9 @@ def random_state() -> dict[str, Any]:
         "numpy": [str(bits), np.asarray(keys).tolist(), int(where), int(has_gauss), float(gauss)],
         "python": [version, list(words), spare],
     }
-    if torch.cuda.is_available():
+    if accelerators and torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
+    if accelerators and torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
 

@@ -1,13 +1,22 @@
-"""Learning-rate schedules as pure functions of the optimizer step.
+"""Learning-rate schedules as pure functions of the optimizer step, and torch's schedulers beside them.
 
 A schedule is a frozen dataclass that holds what a user chooses; `factor` turns a step into the number the
 peak learning rate is multiplied with. Being pure, a schedule needs no state in a checkpoint: a resumed run
 asks for the same step and gets the same rate.
+
+A class of `torch.optim.lr_scheduler`, or any that is handed the optimizer as its first argument, is stepped
+after every optimizer step instead, and keeps its own state in checkpoints.
 """
 
+import inspect
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from gptpl.errors import InputError
 
@@ -57,8 +66,8 @@ class Schedule(Protocol):
 class _Decay:
     """Warm-up and a floor, shared by the decaying schedules."""
 
-    warmup_steps: int
-    min_lr: float
+    warmup_steps: int = 10
+    min_lr: float = 1e-6
 
     def __post_init__(self) -> None:
         _check_warmup(self.warmup_steps)
@@ -96,7 +105,7 @@ class LinearSchedule(_Decay):
 class ConstantSchedule:
     """Linear warm-up, then the peak rate to the end."""
 
-    warmup_steps: int
+    warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         _check_warmup(self.warmup_steps)
@@ -118,3 +127,77 @@ def _check_warmup_fits(warmup_steps: int, total_steps: int) -> None:
             f"scheduler.warmup_steps={warmup_steps} leaves nothing of the run's {total_steps} optimizer"
             f" steps: set scheduler.warmup_steps below {total_steps} or train longer"
         )
+
+
+# --- torch's schedulers ---------------------------------------------------------------------------------
+
+
+def takes_optimizer(target: Callable[..., Any]) -> bool:
+    """Whether a class or function makes a scheduler such as torch's: its first parameter is `optimizer`."""
+    return next(iter(inspect.signature(target).parameters), None) == "optimizer"
+
+
+def scheduler_of(
+    factory: Callable[..., LRScheduler], optimizer: Optimizer, *, total_steps: int | None = None
+) -> LRScheduler:
+    """The scheduler that a class or function like torch's makes, its settings bound.
+
+    A `total_steps` that is left out (OneCycleLR has it) is the run's. ReduceLROnPlateau follows `val/loss`,
+    one step an evaluation. Raises InputError for settings that it refuses.
+    """
+    settings, name = inspect.signature(factory).parameters, scheduler_name(factory)
+    horizon = settings.get("total_steps")
+    left_out = horizon is not None and horizon.default in (None, inspect.Parameter.empty)
+    try:
+        scheduler = factory(optimizer, **({"total_steps": total_steps} if left_out and total_steps else {}))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"scheduler: {name} refuses its settings: {str(error).splitlines()[0]}") from error
+    if not isinstance(scheduler, LRScheduler):
+        raise InputError(f"scheduler: {name} returned {type(scheduler).__name__}, not a torch LRScheduler")
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != "min":
+        raise InputError("scheduler: ReduceLROnPlateau follows val/loss, which is better low: leave mode=min")
+    return scheduler
+
+
+def scheduler_name(factory: Callable[..., LRScheduler]) -> str:
+    """The name of the class or function."""
+    return str(getattr(factory.func if isinstance(factory, partial) else factory, "__name__", factory))
+
+
+def as_configured(optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, Any]:
+    """The settings of an optimizer and a scheduler before the first step, as plain data for checkpoints."""
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    state = {k: v for k, v in scheduler.state_dict().items() if _is_plain(v)}
+    return {"groups": groups, "scheduler": state}
+
+
+def apply_changes(
+    optimizer: Optimizer, scheduler: LRScheduler, *, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Gives a restored optimizer and scheduler the settings that are others now than when the run began.
+
+    Both are as restored, `before` and `now` from `as_configured`. Whatever the scheduler has made of the
+    learning rate is kept: a peak of twice the old one doubles the present rate.
+    """
+    for group, old, new in zip(optimizer.param_groups, before["groups"], now["groups"], strict=True):
+        changed = {name: value for name, value in new.items() if name != "lr" and old.get(name) != value}
+        peak = "initial_lr" if "initial_lr" in new else "lr"
+        if old[peak] != new[peak]:
+            changed["lr"] = group["lr"] * new[peak] / old[peak] if old[peak] else new["lr"]
+        group.update(changed)
+    counts = ("last_epoch", "_step_count", "_last_lr")
+    changed = {
+        name: value
+        for name, value in now["scheduler"].items()
+        if name not in counts and before["scheduler"].get(name) != value
+    }
+    if changed:
+        scheduler.load_state_dict(scheduler.state_dict() | changed)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     set_model_state_dict,
@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from gptpl.model import GPTBackbone
+from gptpl.errors import InputError
+from gptpl.model.protocol import blocks_of, body_and_head, class_path
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -83,18 +84,26 @@ def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
-def shard(net: GPTBackbone, mesh: DeviceMesh) -> None:
+def shard(net: nn.Module, mesh: DeviceMesh) -> None:
     """Spreads the parameters over the processes of `mesh`, in place; they keep names and shapes.
 
     A block's are gathered when it is needed and let go after it; embeddings, last LayerNorm and head stay
     from the beginning of the forward pass to the end of the backward pass. Sharding again changes nothing.
+
+    Raises InputError for a model that does not say which its blocks are.
     """
     if isinstance(net, FSDPModule):
         return
-    for block in net.blocks:
+    if not blocks_of(net):
+        raise InputError(
+            f"trainer.strategy=fsdp divides a model block by block, {class_path(net)} has no blocks"
+            " (an nn.ModuleList): use trainer=ddp"
+        )
+    for block in blocks_of(net):
         fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh)
-    register_fsdp_forward_method(net, "hidden")  # after it the head is there for the loss
+    if body_and_head(net)[0] is not net:
+        register_fsdp_forward_method(net, "hidden")  # after it the head is there for the loss
 
 
 def whole(tensor: Tensor) -> Tensor:

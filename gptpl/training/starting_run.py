@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.training.checkpoint import (
     HEADER_KEY,
     check_intact,
+    check_same_description,
     check_same_tokenizer,
+    check_tensors,
     check_writes_text,
     model_config,
     net_weights,
@@ -39,7 +43,7 @@ class RunWeights(LoadedWeights):
         crop_vocabulary: whether rows of the token embedding beyond the model's vocabulary may be left out.
     """
 
-    checkpoint: str | None
+    checkpoint: str | None = None
     crop_context: bool = False
     crop_vocabulary: bool = False
 
@@ -78,6 +82,23 @@ class RunWeights(LoadedWeights):
         checkpoint = read_checkpoint(path)
         check_intact(path)
         load_tensors(net, StateDict(net_weights(checkpoint), str(path)), OURS, crop=self.crop)
+        return self._origin(checkpoint, path)
+
+    def fill(
+        self, net: nn.Module, built_from: Mapping[str, Any], tokenizer: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """See `gptpl.weights.starting.StartingWeights`; the run's model must be the same in every keyword."""
+        path = self.file
+        checkpoint = read_checkpoint(path)
+        check_same_tokenizer(checkpoint[HEADER_KEY], tokenizer)
+        check_same_description(checkpoint[HEADER_KEY], built_from)
+        check_intact(path)
+        weights = net_weights(checkpoint)
+        check_tensors(net, weights, path)
+        net.load_state_dict(weights)
+        return self._origin(checkpoint, path)
+
+    def _origin(self, checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
         log.info("weights: %s, step %d", path, int(checkpoint.get("global_step", 0)))
         return {
             "init": "run",

@@ -2,16 +2,20 @@
 
 # B batch, T time
 
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from gptpl.data.training_data import TrainingData
+from gptpl.errors import InputError
 
 Sums = dict[str, Tensor]
 """Totals of evaluation batches, by name: to be added up over batches and ranks, any shapes."""
+Better = Literal["min", "max"]
+"""Whether a metric is better low or high."""
 EVALUATED = ("train", "val")
 """The splits of the two evaluation loaders, in the order in which the data give them."""
 
@@ -28,6 +32,16 @@ class Task(ABC):
     """Whether its batches are padded: those of the ranks then hold different numbers of tokens."""
     loss_unit: ClassVar[str] = "nats per token"
     """What its losses are in."""
+    metrics: ClassVar[Mapping[str, "Better"]] = {"val/loss": "min", "eval/train_loss": "min"}
+    """What an evaluation logs that may be monitored, and which way is better."""
+    use: ClassVar[tuple[str, str]]
+    """The command that uses its models, and an argument as an example."""
+
+    @classmethod
+    def default_tune(cls, *, pretrained: bool) -> str:
+        """The choice of conf/tune where none was made; `pretrained`: the weights are not random."""
+        del pretrained
+        return "all"
 
     @abstractmethod
     def batch_loss(self, batch: Any) -> Tensor:
@@ -65,3 +79,27 @@ class Task(ABC):
     def task_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the task, as plain data: its name, and what using the model needs."""
         return {"name": self.task}
+
+
+def known_metrics(module: object, callbacks: Iterable[object] = ()) -> dict[str, Better]:
+    """The metrics that may be monitored, with their direction.
+
+    They are the `metrics` of the module or its class, and those of the callbacks that have some.
+    """
+    known: dict[str, Better] = {}
+    for part in (module, *callbacks):
+        known |= getattr(part, "metrics", {})
+    return known
+
+
+def better(monitor: str, known: Mapping[str, Better]) -> Better:
+    """Which way a metric is better. Raises InputError, naming those most like it, for one that is unknown."""
+    if monitor in known:
+        return known[monitor]
+    near = difflib.get_close_matches(monitor, known, n=1, cutoff=0.7)
+    meant = f"did you mean {near[0]}? " if near else ""
+    offer = f"choose one of {', '.join(known)}, or set" if known else "set"
+    raise InputError(
+        f"monitor={monitor} is no metric that the task or a callback declares: {meant}{offer} mode for one"
+        " of your own"
+    )

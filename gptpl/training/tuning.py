@@ -3,11 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from torch import nn
 
 from gptpl.errors import InputError
 from gptpl.model import GPTBackbone, GPTClassifier
 from gptpl.model.low_rank import add_low_rank
+from gptpl.model.protocol import class_path
+from gptpl.resuming import NEXT_STEP
 
 ALL: Mapping[str, Any] = {"name": "all"}
 """The `state()` of a training of all weights, and of checkpoints that say nothing of it."""
@@ -24,18 +28,18 @@ class Tuning(ABC):
     """The choice of conf/tune."""
 
     @abstractmethod
-    def apply(self, net: GPTBackbone) -> None:
+    def apply(self, net: nn.Module) -> None:
         """Sets the model up, in place. Raises InputError for a model that cannot be trained so."""
 
     @abstractmethod
-    def parts(self, net: GPTBackbone) -> str:
+    def parts(self, net: nn.Module) -> str:
         """What of the model trains, in words."""
 
     def state(self) -> dict[str, Any]:
         """Plain data for checkpoints, from which their weights are understood."""
         return {"name": self.name}
 
-    def report(self, net: GPTBackbone) -> str:
+    def report(self, net: nn.Module) -> str:
         """A line that says what trains, and how much that is; after `apply`."""
         trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
         total = sum(p.numel() for p in net.parameters())
@@ -51,10 +55,10 @@ class TuneAll(Tuning):
 
     name = "all"
 
-    def apply(self, net: GPTBackbone) -> None:
+    def apply(self, net: nn.Module) -> None:
         """See `Tuning`."""
 
-    def parts(self, net: GPTBackbone) -> str:
+    def parts(self, net: nn.Module) -> str:
         """See `Tuning`."""
         return "every parameter"
 
@@ -65,8 +69,9 @@ class TuneHead(Tuning):
 
     name = "head"
 
-    def apply(self, net: GPTBackbone) -> None:
+    def apply(self, net: nn.Module) -> None:
         """See `Tuning`."""
+        net = _gpt2(net, self.name)
         if _is_tied(net):
             raise InputError(
                 "tune=head would train the token embedding, which the head is tied to: give tune=last_block"
@@ -75,7 +80,7 @@ class TuneHead(Tuning):
         net.requires_grad_(False)
         net.out_head.requires_grad_(True)
 
-    def parts(self, net: GPTBackbone) -> str:
+    def parts(self, net: nn.Module) -> str:
         """See `Tuning`."""
         return "the head"
 
@@ -89,16 +94,17 @@ class TuneLastBlock(Tuning):
 
     name = "last_block"
 
-    def apply(self, net: GPTBackbone) -> None:
+    def apply(self, net: nn.Module) -> None:
         """See `Tuning`."""
+        net = _gpt2(net, self.name)
         net.requires_grad_(False)
         trained = [net.blocks[-1], net.final_norm, *([] if _is_tied(net) else [net.out_head])]
         for layer in trained:
             layer.requires_grad_(True)
 
-    def parts(self, net: GPTBackbone) -> str:
+    def parts(self, net: nn.Module) -> str:
         """See `Tuning`."""
-        if _is_tied(net):
+        if _is_tied(_gpt2(net, self.name)):
             return (
                 "the last block and the final LayerNorm; not the head, which is tied to the token embedding"
             )
@@ -119,14 +125,14 @@ class TuneLowRank(Tuning):
     """
 
     name = "lora"
-    rank: int
-    alpha: float
-    dropout: float
-    targets: Sequence[str]
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: Annotated[float, NEXT_STEP] = 0.0
+    targets: Sequence[str] = ("qkv", "out_proj", "up_proj", "down_proj")
 
-    def apply(self, net: GPTBackbone) -> None:
+    def apply(self, net: nn.Module) -> None:
         """See `Tuning`."""
-        classifier = isinstance(net, GPTClassifier)
+        net, classifier = _gpt2(net, self.name), isinstance(net, GPTClassifier)
         if classifier and "out_head" in self.targets:
             raise InputError(
                 "tune.targets has out_head, a classifier's new head, all of which trains: leave it out"
@@ -138,7 +144,7 @@ class TuneLowRank(Tuning):
         if classifier:
             net.out_head.requires_grad_(True)
 
-    def parts(self, net: GPTBackbone) -> str:
+    def parts(self, net: nn.Module) -> str:
         """See `Tuning`."""
         head = " and the whole head, which is new" if isinstance(net, GPTClassifier) else ""
         return f"matrices of rank {self.rank} beside {', '.join(self.targets)}{head}"
@@ -157,6 +163,15 @@ class TuneLowRank(Tuning):
 def low_rank_scale(state: Mapping[str, Any]) -> float | None:
     """By what the low-rank matrices of a checkpoint are scaled, from its `state()`; None: it has none."""
     return float(state["alpha"]) / int(state["rank"]) if state["name"] == TuneLowRank.name else None
+
+
+def _gpt2(net: nn.Module, name: str) -> GPTBackbone:
+    """The model, whose parts are known by their names. Raises InputError for one of another kind."""
+    if isinstance(net, GPTBackbone):
+        return net
+    raise InputError(
+        f"tune={name} needs the layers of gptpl's GPT-2, this model is a {class_path(net)}: use tune=all"
+    )
 
 
 def _is_tied(net: GPTBackbone) -> bool:

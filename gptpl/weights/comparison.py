@@ -3,23 +3,24 @@
 # T time, V vocabulary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.model import GPTClassifier, GPTModel, eval_mode
+from gptpl.model import GPTClassifier, eval_mode
+from gptpl.model.protocol import context_length, device_of, vocab_size
 
 _PROMPT_TOKENS = 64
 TOLERANCE = 1e-5
 """Largest difference of two logits, relative to the largest logit: the weights must be the same bits."""
 
 
-def prompt_logits(net: GPTModel) -> Tensor:
+def prompt_logits(net: nn.Module) -> Tensor:
     """Logits (1, T, V) in fp32 of a fixed prompt: tokens spread over the vocabulary, T at most 64."""
-    config = net.config
-    T = min(_PROMPT_TOKENS, config.context_length)
-    tokens = (torch.arange(T, device=net.device) * 7919 + 1) % config.vocab_size  # 7919: a prime
+    T = min(_PROMPT_TOKENS, context_length(net))
+    tokens = (torch.arange(T, device=device_of(net)) * 7919 + 1) % vocab_size(net)  # 7919: a prime
     with torch.inference_mode(), eval_mode(net):
-        return net(tokens[None]).float().cpu()
+        logits: Tensor = net(tokens[None])
+    return logits.float().cpu()
 
 
 def prompt_class_logits(net: GPTClassifier, *, pad_id: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,9 +104,13 @@ class TensorFlowCheckpoint:
                 name: tuple(shape) for name, shape in self._reader.get_variable_to_shape_map().items()
             }
             self._dtypes = self._reader.get_variable_to_dtype_map()
+            claimed = sum(math.prod(self._shapes[name]) * self._dtypes[name].size for name in self._shapes)
         except (tf.errors.OpError, ValueError, RuntimeError) as error:
             raise self._damaged(error) from error
         self._errors = tf.errors.OpError
+        held = prefix.with_name(f"{prefix.name}.data-00000-of-00001").stat().st_size
+        if claimed > held:
+            raise self._damaged(ValueError(f"its index has {claimed:,} bytes of numbers, its data {held:,}"))
 
     @property
     def where(self) -> str:

@@ -1,4 +1,6 @@
-"""Whether weights fit the model that is asked for: said before anything is fetched or loaded."""
+"""Whether weights fit the model, and the model the machine: said before anything is fetched or loaded."""
+
+import psutil
 
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
@@ -39,6 +41,17 @@ def check_fits(
         if crop is not None and field in left and shorter[field][1]:
             remedy += f", or init.{option}=true to leave out the rest of their {field.replace('_', ' ')}"
     raise InputError(f"{name} do not fit the model: {facts}: {remedy}")
+
+
+def check_memory(config: GPTConfig) -> None:
+    """Raises InputError for a model that this machine has no memory for, before any is taken."""
+    needed = 4 * config.n_parameters
+    there = psutil.virtual_memory().total + psutil.swap_memory().total
+    if needed > there:
+        raise InputError(
+            f"a model of {config.n_parameters:,} parameters takes {needed / 1e9:,.0f} GB in float32, this"
+            f" machine has {there / 1e9:,.0f} GB of memory: give smaller sizes, such as model.emb_dim"
+        )
 
 
 def _spelt(value: object) -> str:

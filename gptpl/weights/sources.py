@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
+from gptpl.files.plain import check_sharing
 from gptpl.weights.tables import Shape
 
 
@@ -104,6 +105,7 @@ class StateDict:
         for name, tensor in tensors.items():
             if not isinstance(tensor, Tensor):
                 raise InputError(f"{where} holds {name!r}, which is no tensor: give a state dict of a model")
+        check_sharing(tensors.values(), where)
         self._tensors = tensors
         self._where = where
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel, empty_model
+from gptpl.model.protocol import class_path
 from gptpl.weights.formats import open_model
 from gptpl.weights.model_files import ModelFiles, weights_sha256
 from gptpl.weights.published import SIZES, Size, checked_size, checked_source, fetch, fetched_sha256
-from gptpl.weights.requirements import check_fits
+from gptpl.weights.requirements import check_fits, check_memory
 from gptpl.weights.transfer import Crop, load_tensors
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,23 @@ class StartingWeights(ABC):
         Raises InputError for files that are damaged or cannot be had.
         """
 
+    def fill(
+        self, net: nn.Module, built_from: Mapping[str, Any], tokenizer: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Gives these weights to a model that is no `GPTModel`; returns where they come from.
+
+        Args:
+            net: the model, with the weights that its class draws.
+            built_from: its `_target_` and keywords.
+            tokenizer: the `state` of its tokenizer.
+
+        Raises InputError for weights of another model, as most are.
+        """
+        raise InputError(
+            f"init= names weights of GPT-2, this model is a {class_path(net)}: use init=random, or init=run"
+            " with a run of the same model"
+        )
+
 
 class RandomWeights(StartingWeights):
     """Weights drawn as `GPTConfig.init` says, from torch's global generator."""
@@ -44,7 +64,14 @@ class RandomWeights(StartingWeights):
 
     def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
         """A model as its constructor makes it."""
+        check_memory(config)
         return GPTModel(config), {"init": "random"}
+
+    def fill(
+        self, net: nn.Module, built_from: Mapping[str, Any], tokenizer: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Leaves the weights as they were drawn."""
+        return {"init": "random"}
 
 
 class LoadedWeights(StartingWeights):
@@ -56,6 +83,7 @@ class LoadedWeights(StartingWeights):
 
     def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
         """See `StartingWeights`."""
+        check_memory(config)
         net = empty_model(config)
         return net, self.load_into(net)
 
@@ -161,7 +189,7 @@ class FileWeights(LoadedWeights):
         crop_vocabulary: whether rows of the token embedding beyond the model's vocabulary may be left out.
     """
 
-    path: str | None
+    path: str | None = None
     crop_context: bool = False
     crop_vocabulary: bool = False
 

@@ -60,13 +60,13 @@ def check_tensors(
 
     Raises InputError for names and shapes that are not those of the configuration.
     """
-    last = config.n_layers - 1
-    names = {name.format(i=last) for row in table.rows if "{i}" in row.ours for name in row.theirs}
-    if not names & source.shapes().keys():  # before a million blocks are made
-        raise InputError(
-            f"{source.where} has no tensor of block {last}, the last of n_layers={config.n_layers}: restore"
-            " what describes it, or fetch it anew"
-        )
+    names = [name for row in table.rows if "{i}" in row.ours for name in row.theirs]
+    for block in reversed(range(config.n_layers)):  # before thousands of blocks are made
+        if source.shapes().keys().isdisjoint(name.format(i=block) for name in names):
+            raise InputError(
+                f"{source.where} has no tensor of block {block} of n_layers={config.n_layers}: restore what"
+                " describes it, or fetch it anew"
+            )
     with torch.device("meta"):
         _Plan(make(config), source, table, Crop())
 
@@ -251,7 +251,8 @@ def _stand_in(net: GPTBackbone, table: Table, row: Row) -> Tensor | None:
     if row.ours == HEAD:
         return net.tok_emb.weight if table.head in (Head.ALWAYS, Head.TWIN) else None
     assert row.ours.endswith(QKV_BIAS)
-    return torch.zeros(3 * net.config.emb_dim) if table.qkv_bias else None
+    kind = net.tok_emb.weight.dtype
+    return torch.zeros(3 * net.config.emb_dim, dtype=kind) if table.qkv_bias else None
 
 
 def _written_masks(net: GPTBackbone, table: Table) -> Iterator[tuple[str, Tensor]]:

@@ -133,7 +133,7 @@ def test_a_step_is_saved_before_its_evaluation(pretraining, folder):
         module=pretraining.module(total_steps=6),
     )
     assert saved == [["last.ckpt", "step-00000006.ckpt"]]
-    lowest = content(folder / "last.ckpt")["callbacks"]["Hyperparameters"]["lowest"]["hp/val_loss"]
+    lowest = content(folder / "last.ckpt")["callbacks"]["Hyperparameters"]["best"]["best_val/loss"]
     evaluated = pretraining.column("val/loss")
     assert lowest == pytest.approx(min(evaluated[0], evaluated[3]), rel=1e-6)
 
@@ -199,6 +199,7 @@ def test_broken_off_it_saves_only_what_is_whole(world_size, updating, saved, mon
         world_size=world_size,
         is_global_zero=True,
         global_step=0,
+        fast_dev_run=False,
         save_checkpoint=lambda path, weights_only: saves.append(path),
     )
     module: Any = SimpleNamespace(updating=updating, position=SimpleNamespace(step=4))

@@ -48,17 +48,18 @@ def test_the_tab_shows_settings_and_the_lowest_losses(pretraining):
     fit(pretraining)
     tab = Tab(pretraining.folder / "tensorboard")
     assert tab.settings() == {"model.n_layers": 1.0, "seed": 1.0, "name": "None"}
-    for name, source in (("hp/val_loss", "val/loss"), ("hp/val_perplexity", "val/perplexity")):
-        measured = pretraining.column(source)
-        lowest = {step: min(v for s, v in measured.items() if s <= step) for step in measured}
-        assert tab.course(name) == pytest.approx(lowest, rel=1e-6)
+    measured = pretraining.column("val/loss")
+    lowest = {step: min(v for s, v in measured.items() if s <= step) for step in measured}
+    assert tab.course("best_val/loss") == pytest.approx(lowest, rel=1e-6)
+    assert [name for name in tab.events.Tags()["scalars"] if "perplexity" in name and "best" in name] == []
+    assert "best_val/loss" not in (pretraining.folder / "metrics.csv").read_text()
     assert min(measured.values()) < measured[0]
 
 
 def test_of_several_runs_tensorboard_shows_all_settings_those_that_differ_first(tmp_path):
     for name, settings in (("a", {"lr": 0.1, "a": 1}), ("b", {"lr": 0.2, "a": 1, "momentum": 0.9})):
         logger = RunTensorBoardLogger(save_dir=str(tmp_path / name))
-        logger.log_hyperparams(settings, {"hp/val_loss": 3.0}, step=1)
+        logger.log_hyperparams(settings, {"best_val/loss": 3.0}, step=1)
     runs = EventMultiplexer()
     runs.AddRunsFromDirectory(str(tmp_path))
     runs.Reload()
@@ -67,7 +68,7 @@ def test_of_several_runs_tensorboard_shows_all_settings_those_that_differ_first(
     data = tab.hparams_metadata(request, "")
     experiment = tab.experiment_from_metadata(request, "", True, data, [])
     assert [info.name for info in experiment.hparam_infos] == ["lr", "a", "momentum"]
-    assert [info.name.tag for info in experiment.metric_infos] == ["hp/val_loss"]
+    assert [info.name.tag for info in experiment.metric_infos] == ["best_val/loss"]
 
 
 def test_a_loss_that_rises_again_does_not_change_the_lowest(pretraining):
@@ -76,7 +77,7 @@ def test_a_loss_that_rises_again_does_not_change_the_lowest(pretraining):
     fit(pretraining)
     first = pretraining.column("val/loss")[0]
     assert max(pretraining.column("val/loss").values()) > first
-    shown = Tab(pretraining.folder / "tensorboard").course("hp/val_loss")
+    shown = Tab(pretraining.folder / "tensorboard").course("best_val/loss")
     assert list(shown.values()) == pytest.approx([first] * len(shown), rel=1e-6)
 
 
@@ -99,14 +100,20 @@ def evaluate():
     """Tells a callback of an evaluation with this loss."""
     logger = Recorder()
 
-    def on(callback: Hyperparameters, loss: float, step: int, fn: TrainerFn = TrainerFn.FITTING) -> Recorder:
+    def on(
+        callback: Hyperparameters,
+        loss: float,
+        step: int,
+        fn: TrainerFn = TrainerFn.FITTING,
+        metrics: Any = {"val/loss": "min", "val/perplexity": "min"},  # noqa: B006
+    ) -> Recorder:
         trainer: Any = SimpleNamespace(
             state=SimpleNamespace(fn=fn),
-            callback_metrics={"val/loss": torch.tensor(loss)},
+            callback_metrics={"val/loss": torch.tensor(loss), "val/f1": torch.tensor(1 - loss / 10)},
             loggers=[logger],
             global_step=step,
         )
-        module: Any = SimpleNamespace(run_config={})
+        module: Any = SimpleNamespace(run_config={"seed": 1}, metrics=metrics)
         callback.on_validation_end(trainer, module)
         return logger
 
@@ -118,9 +125,9 @@ def test_settings_are_told_once_and_then_numbers(evaluate):
     for step, loss in ((0, 5.0), (3, 4.0), (6, 4.5)):
         logger = evaluate(callback, loss, step)
     assert logger.told == [
-        ("settings", {"hp/val_loss": 5.0}, 0),
-        ("metrics", {"hp/val_loss": 4.0}, 3),
-        ("metrics", {"hp/val_loss": 4.0}, 6),
+        ("settings", {"best_val/loss": 5.0}, 0),
+        ("metrics", {"best_val/loss": 4.0}, 3),
+        ("metrics", {"best_val/loss": 4.0}, 6),
     ]
 
 
@@ -128,7 +135,7 @@ def test_a_loss_that_is_no_number_is_not_the_lowest(evaluate):
     callback = Hyperparameters()
     for step, loss in enumerate((3.0, float("nan"), 4.0, float("inf"))):
         logger = evaluate(callback, loss, step)
-    assert [metrics["hp/val_loss"] for _, metrics, _ in logger.told] == [3.0] * 4
+    assert [metrics["best_val/loss"] for _, metrics, _ in logger.told] == [3.0] * 4
 
 
 def test_a_run_that_starts_with_no_number_is_shown_all_the_same(evaluate):
@@ -136,7 +143,7 @@ def test_a_run_that_starts_with_no_number_is_shown_all_the_same(evaluate):
     evaluate(callback, float("nan"), 0)
     logger = evaluate(callback, 4.0, 3)
     assert logger.told[0][0] == "settings"
-    assert logger.told[1] == ("metrics", {"hp/val_loss": 4.0}, 3)
+    assert logger.told[1] == ("metrics", {"best_val/loss": 4.0}, 3)
 
 
 def test_a_resumed_run_remembers_the_lowest(evaluate):
@@ -144,7 +151,20 @@ def test_a_resumed_run_remembers_the_lowest(evaluate):
     evaluate(first, 3.0, 3)
     second = Hyperparameters()
     second.load_state_dict(first.state_dict())
-    assert evaluate(second, 4.0, 6).told[-1] == ("settings", {"hp/val_loss": 3.0}, 6)
+    assert evaluate(second, 4.0, 6).told[-1] == ("settings", {"best_val/loss": 3.0}, 6)
+
+
+def test_a_metric_that_is_to_be_high_is_shown_at_its_highest(evaluate):
+    callback = Hyperparameters()
+    for step, loss in enumerate((3.0, 2.0, 4.0)):
+        logger = evaluate(callback, loss, step, metrics={"val/loss": "min", "val/f1": "max", "val/x": "max"})
+    assert logger.told[-1] == ("metrics", {"best_val/loss": 2.0, "best_val/f1": pytest.approx(0.8)}, 2)
+
+
+def test_a_run_of_before_goes_on_with_its_lowest_loss(evaluate):
+    callback = Hyperparameters()
+    callback.load_state_dict({"lowest": {"hp/val_loss": 3.0, "hp/val_perplexity": 20.0}})
+    assert evaluate(callback, 4.0, 6).told[-1] == ("settings", {"best_val/loss": 3.0}, 6)
 
 
 def test_validating_a_finished_model_is_no_part_of_the_run(evaluate):

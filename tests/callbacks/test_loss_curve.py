@@ -15,7 +15,8 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gptpl.callbacks.loss_curve import LossCurve
-from gptpl.callbacks.loss_figure import figure_pixels, loss_figure, write_png
+from gptpl.callbacks.loss_figure import loss_figure
+from gptpl.files.figures import figure_pixels, write_png
 from gptpl.training.curve_verdict import LossPoint
 
 Logged = Callable[[], list[str]]
@@ -65,6 +66,26 @@ def test_end_of_training_draws_and_judges(training: Any, tmp_path: Path, logged:
     shown = tmp_path / "shown.png"
     shown.write_bytes(image.encoded_image_string)
     assert np.array_equal(imread(shown), imread(path)[..., :3])
+
+
+def test_the_verdict_knows_what_trains_and_what_the_data_lack(
+    training: Any, tmp_path: Path, logged: Logged
+) -> None:
+    class Data(L.LightningDataModule):
+        caveat = "All are cut."
+
+        def train_dataloader(self) -> Any:
+            return training.loader(4, 1)
+
+        def val_dataloader(self) -> Any:
+            return [training.loader(1, 1), training.loader(1, 2)]
+
+    module = training.module(lr=0.0)
+    module.net.tok_emb.requires_grad_(False)
+    training.trainer(LossCurve(path=tmp_path / "loss.png")).fit(module, datamodule=Data())
+    (line,) = logged()
+    assert line.startswith("All are cut. Underfitting: ")
+    assert line.endswith("training more of the model (tune=all).")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -1,10 +1,17 @@
 """The progress bar on a terminal, its lines elsewhere, and the arithmetic behind both."""
 
+import fcntl
 import io
 import logging
 import os
+import pty
 import re
+import struct
+import sys
+import termios
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +20,16 @@ import lightning as L
 import pytest
 from tqdm import tqdm
 
-from gptpl.callbacks.pace import Pace
-from gptpl.callbacks.progress import ProgressBar
-from gptpl.callbacks.progress_display import LogLines, TerminalBar, open_display
-from gptpl.callbacks.progress_text import clock_text, evaluation_text, training_text
+from gptpl.callbacks.progress import (
+    Display,
+    Pace,
+    ProgressBar,
+    TerminalBar,
+    evaluation_text,
+    open_display,
+    training_text,
+)
+from gptpl.cli.console import Console
 from gptpl.errors import InputError
 
 Logged = Callable[[], list[str]]
@@ -48,9 +61,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     """A terminal that shows both outputs and what the root logger gets, as in the commands."""
     screen = Terminal()
     # pytest puts its own sys.stderr in place again before the test; the display's view of it can be kept.
-    streams = SimpleNamespace(stdout=screen, stderr=screen)
-    monkeypatch.setattr("gptpl.callbacks.progress_display.sys", streams)
-    monkeypatch.setattr("gptpl.callbacks.progress_display.REDRAW_SECONDS", 0.0)
+    streams = SimpleNamespace(stdout=screen, stderr=screen, modules={})
+    monkeypatch.setattr("gptpl.callbacks.progress.sys", streams)
+    monkeypatch.setattr("gptpl.callbacks.progress.REDRAW_SECONDS", 0.0)
     handler = logging.StreamHandler(screen)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     handler.addFilter(lambda record: record.name.startswith(("gptpl", "test")))
@@ -68,7 +81,7 @@ def test_one_bar_over_the_whole_training(training: Any, terminal: Terminal) -> N
     training.fit(ProgressBar())
     bars = [line for line in terminal.screen() if line.startswith("step")]
     assert len(bars) == 1
-    assert re.fullmatch(r"step 8/8 \|#+\| \(epoch 2\) loss \d\.\d\d ppl \d+ tok/s 310 took \d:\d\d", bars[0])
+    assert re.fullmatch(r"step 8/8 \|#+\| \(epoch 2\) loss \d\.\d\d ppl \d+ tok/s 310 took \d\.\d s", bars[0])
     drawn = re.findall(r"step (\d)/8", terminal.getvalue())
     assert drawn == sorted(drawn), "the bar went back"
     assert set(drawn) == set("012345678")
@@ -79,7 +92,7 @@ def test_bar_shows_the_loss_of_its_own_step_and_the_time_left(training: Any, ter
     training.fit(ProgressBar(), module=module)
     shown = dict(re.findall(r"step (\d)/8[^\r]*loss (\d\.\d\d)", terminal.getvalue()))
     assert shown == {str(step): f"{loss:.2f}" for step, loss in enumerate(module.train_losses, start=1)}
-    left = re.findall(r"step (\d)/8[^\r]* time left 0:00", terminal.getvalue())
+    left = re.findall(r"step (\d)/8[^\r]* time left 0\.\d s", terminal.getvalue())
     assert list(dict.fromkeys(left)) == list("234567"), "the first step gives no pace"
 
 
@@ -94,6 +107,71 @@ def test_evaluations_are_lines_above_the_bar(training: Any, terminal: Terminal) 
             line,
         )
     assert re.findall(r"step 2/8[^\r]* evaluating (\d/\d)", terminal.getvalue())[:2] == ["1/2", "2/2"]
+
+
+class RealTerminal:
+    """A terminal of 90 columns, as the system has it, and the lines that stand on its screen.
+
+    An emulation of what bars need: carriage return, line feed, cursor up, and a line that is full wraps only
+    when one more character comes.
+    """
+
+    columns = 90
+
+    def __init__(self) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, self.columns, 0, 0))
+        self.stream = os.fdopen(slave, "w", buffering=1, encoding="utf-8")
+        self._output = bytearray()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # EIO: the other end is closed
+            while data := os.read(self._master, 4096):
+                self._output += data
+
+    def screen(self) -> list[str]:
+        self.stream.close()
+        self._reader.join()
+        os.close(self._master)
+        cells: dict[int, dict[int, str]] = {}
+        row = column = 0
+        for part in re.findall(r"\x1b\[\w|.|\n", self._output.decode(), re.DOTALL | re.ASCII):
+            if part in ("\r", "\n"):
+                row, column = (row, 0) if part == "\r" else (row + 1, column)
+            elif part == "\x1b[A":
+                row -= 1
+            else:
+                assert len(part) == 1, f"{part!r} is not emulated"
+                row, column = (row + 1, 0) if column == self.columns else (row, column)
+                cells.setdefault(row, {})[column] = part
+                column += 1
+        lines = [cells.get(row, {}) for row in range(max(cells) + 1)]
+        return ["".join(line.get(c, " ") for c in range(self.columns)).rstrip() for line in lines]
+
+
+def test_no_line_of_a_real_terminal_mixes_bar_and_log(
+    training: Any, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Warn(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            logging.getLogger("test").warning("warned at %d", trainer.global_step)
+
+    terminal = RealTerminal()
+    monkeypatch.setattr("gptpl.callbacks.progress.REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    with Console():
+        training.fit(ProgressBar(), Warn())
+    assert sys.stderr is terminal.stream, "the bar did not give the stream back"
+    monkeypatch.undo()
+    *lines, bar = terminal.screen()
+    assert len(logged()) == 5
+    assert [line for line in lines if "warned" not in line] == logged()
+    assert [line for line in lines if "warned" in line] == [
+        f"warning: warned at {step}" for step in range(1, 9)
+    ]
+    assert re.fullmatch(r"step 8/8 \|█+\| \(epoch 2\) loss \d\.\d\d ppl \d+ tok/s 310 took \d\.\d s", bar)
 
 
 class Chatty(L.Callback):
@@ -149,6 +227,40 @@ def test_validate_test_and_predict_alone(
         assert [line.strip() for line in logged()] == ["batch 3/3", "batch 4/4", "batch 5/5"]
 
 
+# --- in a notebook ------------------------------------------------------------------------------------
+
+
+def test_a_notebook_shows_one_line_that_is_replaced(
+    training: Any, logged: Logged, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[str]] = []
+
+    class Handle:
+        def update(self, data: dict[str, str], *, raw: bool) -> None:
+            assert raw
+            shown[-1].append(data["text/plain"])
+
+    def display(data: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
+        assert raw
+        assert display_id
+        shown.append([])
+        return Handle()
+
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel="one"), display=display)
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    monkeypatch.setitem(sys.modules, "IPython.display", kernel)
+    monkeypatch.setattr("gptpl.callbacks.progress.REDRAW_SECONDS", 0.0)
+    training.fit(ProgressBar())
+    (lines,) = shown
+    assert re.fullmatch(
+        r"step 8/8 \|█{24}\| \(epoch 2\) loss \d\.\d\d ppl \d+ tok/s 310 took \d\.\d s", lines[-1]
+    )
+    drawn = [line.split("/")[0] for line in lines]
+    assert drawn == sorted(drawn)
+    assert not re.search(r"step|\r", "".join(capsys.readouterr()))
+    assert len(logged()) == 5, "lines instead of a bar"
+
+
 # --- without a terminal -------------------------------------------------------------------------------
 
 
@@ -156,7 +268,7 @@ def test_lines_without_a_terminal(
     training: Any, logged: Logged, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter(range(10**6))
-    monkeypatch.setattr("gptpl.callbacks.progress_display.time.monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("gptpl.callbacks.progress.time.monotonic", lambda: float(next(now)))
     training.fit(ProgressBar(log_every_seconds=6))
     text = "".join(capsys.readouterr())
     assert not re.search(r"[\r\x1b\b]|step \d/", text)
@@ -166,7 +278,7 @@ def test_lines_without_a_terminal(
         line for line in lines if re.match(r"step \d/8 \(epoch [12]\) loss \d\.\d\d ppl \d+ tok/s 310", line)
     ]
     assert 2 < len(steps) < 8
-    assert any(re.search(r" time left \d+:\d\d$", line) for line in steps)
+    assert any(re.search(r" time left \d+\.\d s$", line) for line in steps)
     assert steps[-1].startswith("step 8/8 ")
     assert " took " in steps[-1]
 
@@ -184,8 +296,8 @@ def test_other_processes_are_silent(training: Any, logged: Logged, monkeypatch: 
 
 def test_lines_come_when_they_are_due(monkeypatch: pytest.MonkeyPatch, logged: Logged) -> None:
     now = 100.0
-    monkeypatch.setattr("gptpl.callbacks.progress_display.time.monotonic", lambda: now)
-    lines = LogLines("step", total=None, every_seconds=15)
+    monkeypatch.setattr("gptpl.callbacks.progress.time.monotonic", lambda: now)
+    lines = Display("step", total=None, every_seconds=15)
     assert not lines.due()
     now = 115.0
     assert lines.due()
@@ -213,12 +325,10 @@ def test_bar_lets_every_logger_of_the_terminal_write_above_it(terminal: Terminal
 
 def test_terminal_without_a_width_gets_lines(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
     monkeypatch.setattr(terminal, "fileno", lambda: 2)
-    kinds: dict[int, type] = {0: LogLines, 80: TerminalBar}
+    kinds: dict[int, type] = {0: Display, 80: TerminalBar}
     for columns, kind in kinds.items():
         size = os.terminal_size((columns, 24))
-        monkeypatch.setattr(
-            "gptpl.callbacks.progress_display.os.get_terminal_size", lambda fd, size=size: size
-        )
+        monkeypatch.setattr("gptpl.callbacks.progress.os.get_terminal_size", lambda fd, size=size: size)
         display = open_display("step", total=1, log_every_seconds=1)
         assert isinstance(display, kind)
         display.close()
@@ -240,13 +350,6 @@ def test_evaluation_text() -> None:
     full = evaluation_text(train_loss=4.069, val_loss=6.226, val_perplexity=505.7)
     assert full == "train loss 4.07, val loss 6.23 (val perplexity 506)"
     assert evaluation_text(train_loss=None, val_loss=6.226, val_perplexity=None) == "val loss 6.23"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (80, "1:20"), (3599, "59:59"), (3661, "1:01:01")]
-)
-def test_clock_text(seconds: float, text: str) -> None:
-    assert clock_text(seconds) == text
 
 
 def test_pace_leaves_out_the_first_step() -> None:

@@ -83,7 +83,7 @@ def test_the_share_of_well_formed_answers_is_logged_when_due(tune, pretraining, 
     good = iter([True, False, True, True, False, False])
 
     def answers(self: Answerer, prompts: list[str]) -> list[Answer]:
-        return [Answer(text="x", well_formed=next(good)) for _ in prompts]
+        return [Answer(text="x", well_formed=next(good), finish="length") for _ in prompts]
 
     monkeypatch.setattr(Answerer, "answers", answers)
     path = tmp_path / "samples.jsonl"

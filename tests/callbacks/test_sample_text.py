@@ -303,14 +303,14 @@ def test_a_new_run_replaces_the_lines_of_an_old_one(training: Any, tmp_path: Pat
 
 
 def test_text_survives_the_cut_back_at_a_resume(tmp_path: Path) -> None:
-    from gptpl.callbacks.sample_file import SampleFile
+    from gptpl.callbacks.record_file import RecordFile
 
     path = tmp_path / "samples.jsonl"
     strange = {"step": 1, "prompt": "p", "strategy": {}, "continuation": "é\u2028\x85\r\n\0 \ufffd 日本"}
-    file = SampleFile(path)
+    file = RecordFile(path)
     file.start(step=0)
     file.append([strange, {**strange, "step": 2}])
-    file = SampleFile(path)
+    file = RecordFile(path)
     file.start(step=1)
     assert records(path) == [strange]
     assert strange in file

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import lightning as L
 import pytest
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
-from gptpl.callbacks.stopping import SIGNALS, RunStopped, StopAtBoundary, duration
+from gptpl.callbacks.stopping import SIGNALS, RunStopped, StopAtBoundary, duration, interrupts
 from gptpl.errors import InputError
 
 
@@ -73,6 +74,74 @@ def test_a_second_ctrl_c_interrupts_at_once(pretraining, folder):
         pretraining.fit(last, StopAtBoundary(), InStep(5, twice))
     assert (folder / "last.ckpt").resolve() == folder / "step-00000004.ckpt"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+
+
+def test_an_interrupt_is_a_keyboard_interrupt_and_leaves_ctrl_c_working(pretraining, folder):
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), interrupts():
+        pretraining.fit(LastCheckpoint(dirpath=str(folder)), StopAtBoundary(), InStep(5, twice))
+    assert (folder / "last.ckpt").resolve() == folder / "step-00000004.ckpt"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_of_the_preparations_leaves_ctrl_c_working(pretraining):
+    class Setup(L.Callback):
+        def setup(self, *args: Any, **settings: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), interrupts():
+        pretraining.fit(StopAtBoundary(), Setup())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), ValueError("another"), RunStopped("Ctrl-C", step=1, status=130)]
+)
+def test_other_ends_are_not_taken_for_an_interrupt(error):
+    with pytest.raises(type(error)) as raised, interrupts():
+        raise error
+    assert raised.value is error
+
+
+def in_thread(act: Any) -> BaseException | None:
+    """What it raised in a thread that is not the main one, where no handler of signals can be set."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(act).exception()
+
+
+def test_a_fit_in_another_thread_is_stopped_by_asking(pretraining, folder):
+    stopping = StopAtBoundary()
+
+    def fit() -> None:
+        with interrupts():
+            pretraining.fit(LastCheckpoint(dirpath=str(folder)), stopping, InStep(5, stopping.stop))
+
+    error = in_thread(fit)
+    assert str(error) == "stopped by stop() after step 5"
+    assert (folder / "last.ckpt").resolve() == folder / "step-00000005.ckpt"
+
+
+def test_an_interrupt_in_another_thread_is_a_keyboard_interrupt(pretraining):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def fit() -> None:
+        with interrupts():
+            pretraining.fit(StopAtBoundary(), InStep(5, interrupt))
+
+    assert isinstance(in_thread(fit), KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("ask", ["signal", "stop"])
+def test_a_stop_ends_one_fit_and_not_the_next(pretraining, ask):
+    stopping = StopAtBoundary()
+    act = stopping.stop if ask == "stop" else lambda: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(RunStopped, match="after step 5"):
+        pretraining.fit(stopping, InStep(5, act))
+    assert pretraining.fit(stopping).global_step == 20
 
 
 def test_a_signal_of_another_kind_after_ctrl_c_still_waits_for_the_step(pretraining, folder):

@@ -55,7 +55,7 @@ def download(server, tmp_path, monkeypatch) -> Callable[..., tuple[str, ...]]:
 
 
 def test_a_download_that_works_is_trained_on(download, gptpl, monkeypatch):
-    monkeypatch.setattr("gptpl.cli.train.fit", lambda run, run_log, arguments: {})
+    monkeypatch.setattr("gptpl.runs.fit._fit", lambda run: {})
     outcome = gptpl(*download("the-verdict.txt"))
     assert outcome.status == 0, outcome.err
     assert "data: the_verdict, 1 document" in outcome.err

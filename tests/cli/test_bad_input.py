@@ -30,8 +30,8 @@ SMALL = (
         ("data.batch_size=-1", "1 or more"),
         ("data.batch_size=100000", "lower data.batch_size"),
         ("data.batch_size=auto", "data.global_batch_size=N"),
-        ("data.batch_size=many", "a whole number, or auto"),
-        ("data.batch_size=1.5", "a whole number, or auto"),
+        ("data.batch_size=many", "a valid integer, or auto"),
+        ("data.batch_size=1.5", "a valid integer, or auto"),
         ("data.global_batch_size=13", "data.batch_size=auto"),
         ("data.global_batch_size=0", "data.batch_size=auto"),
         ("data.max_length=65", "data.max_length=64"),
@@ -54,7 +54,7 @@ SMALL = (
         ("trainer.accelerator=tpu", "auto, cpu, gpu"),
         ("optimizer.lr=-1", "positive"),
         ("optimizer.lr=0", "positive"),
-        ("optimizer.decay=some", "matrices or all"),
+        ("optimizer.decay=some", "one of matrices, all"),
         ("scheduler.warmup_steps=-1", "0 or more"),
         ("scheduler.warmup_steps=100000", "train longer"),
         ("scheduler.min_lr=1", "optimizer.lr"),
@@ -157,7 +157,7 @@ def test_a_run_folder_that_is_a_file_or_below_one(refused, tmp_path):
 
 def test_a_run_folder_without_permission(refused, tmp_path, monkeypatch):
     # Not by permission bits: they do not hold back root.
-    monkeypatch.setattr("os.access", lambda path, mode, **rest: Path(path) != tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode, **rest: Path(path) != tmp_path / "run")
     line = refused(*SMALL, "run_dir=run")
     assert f"run_dir={tmp_path / 'run'} cannot be written" in line
 

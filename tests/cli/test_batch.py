@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from gptpl.cli import batch
+from gptpl.runs import data as batch
 
 TRAIN = (
     "train",

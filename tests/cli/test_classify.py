@@ -107,7 +107,8 @@ def test_a_resumed_run_ends_as_the_unbroken_one(trained: Any, gptpl: Any, tmp_pa
 def test_a_run_is_not_resumed_with_other_texts(run: Path, refused: Any, tmp_path: Path) -> None:
     text = (tmp_path / "texts.csv").read_text()
     (tmp_path / "texts.csv").write_text(text.replace("good", "bad", 1))
-    assert "holds another text" in refused("train", "resume=run", "trainer.max_steps=14")
+    line = refused("train", "resume=run", "trainer.max_steps=14", "data.path=texts.csv")
+    assert "data.path=texts.csv holds another text" in line
 
 
 def test_a_sweep_runs_as_it_is(trained: Any, gptpl: Any, tmp_path: Path) -> None:
@@ -277,13 +278,17 @@ def test_one_line_for_each_mistake(
         (None, ["data.padding=all"], "data.padding=all is unknown"),
         (None, ["data.truncate=false", "data.max_length=5"], "texts are longer than 5 tokens"),
         (None, ["task.pooling=last_position"], "set data.padding=longest"),
-        (None, ["task.pooling=first"], "pooling='first' is unknown"),
+        (
+            None,
+            ["task.pooling=first"],
+            "task.pooling=first is unknown: choose one of last_token, last_position",
+        ),
         (None, ["callbacks=[classify,sample_text]"], "callbacks.sample_text needs a model that writes text"),
         (None, ["data.balans=none"], "data.balans"),
         (
             None,
             ["callbacks.early_stopping.monitor=val/perplexity"],
-            "val/perplexity is no metric of this task",
+            "monitor=val/perplexity is no metric that the task or a callback declares",
         ),
         (None, ["data.max_length=64"], "data.max_length=64 is longer than model.context_length=32"),
     ],

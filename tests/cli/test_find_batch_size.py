@@ -5,8 +5,8 @@ import csv
 import pytest
 from matplotlib.image import imread
 
-from gptpl.cli import find_batch_size, settled_memory, short_training
-from gptpl.cli.find_batch_size import Measured, suggestion
+from gptpl.runs import finders, trial
+from gptpl.runs.finders import Measured, suggestion
 
 FIND = ("find-batch-size", "trainer=cpu", "trainer.precision=32-true", "experiment=quick", "model.n_layers=1")
 ONCE = "find.timed_steps=1"
@@ -18,7 +18,7 @@ def rows(path):
 
 
 def test_sizes_up_to_the_most_that_is_asked_for_are_measured(gptpl, monkeypatch, tmp_path):
-    monkeypatch.setattr(find_batch_size, "GAIN", 0.0)  # speed is not what is tested
+    monkeypatch.setattr(finders, "GAIN", 0.0)  # speed is not what is tested
     outcome = gptpl(*FIND, ONCE, "find.max_batch_size=6", "find.output=out")
     assert outcome.status == 0, outcome.err
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {
@@ -35,18 +35,16 @@ def test_sizes_up_to_the_most_that_is_asked_for_are_measured(gptpl, monkeypatch,
 
 def test_a_size_that_does_not_fit_is_never_tried(gptpl, monkeypatch, tmp_path):
     tried = []
-    real = short_training.train_a_little
+    real = trial.train_a_little
 
     def note(settled, *args, **options):
         tried.append(settled.datamodule.batch_size)
         real(settled, *args, **options)
 
-    monkeypatch.setattr(find_batch_size, "GAIN", 0.0)
-    monkeypatch.setattr(find_batch_size, "train_a_little", note)
-    monkeypatch.setattr(
-        settled_memory, "step_memory", lambda *args, batch_size, **more: Needed(100 * batch_size)
-    )
-    monkeypatch.setattr(settled_memory, "free_memory", lambda device: 600)  # of which 480 are used
+    monkeypatch.setattr(finders, "GAIN", 0.0)
+    monkeypatch.setattr(finders, "train_a_little", note)
+    monkeypatch.setattr(trial, "step_memory", lambda *args, batch_size, **more: Needed(100 * batch_size))
+    monkeypatch.setattr(trial, "free_memory", lambda device: 600)  # of which 480 are used
     outcome = gptpl(*FIND, ONCE)
     assert outcome.status == 0, outcome.err
     assert tried == [1, 2, 4]
@@ -59,7 +57,7 @@ class Needed:
 
 
 def test_not_one_window_fits(refused, monkeypatch):
-    monkeypatch.setattr(settled_memory, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(trial, "free_memory", lambda device: 1000)
     assert "data.batch_size=1: a step needs about" in refused(*FIND)
 
 
@@ -88,7 +86,10 @@ def test_the_smallest_of_nearly_the_same_speed_is_suggested():
     [
         (("find.max_batch_size=0",), "find.max_batch_size=0 cannot be: give a whole number of 1 or more"),
         (("data.batch_size=4",), "data.batch_size is what gptpl find-batch-size tries out: leave it out"),
-        (("find.steps=4",), "find.steps is no key of gptpl find-batch-size: did you mean find.timed_steps?"),
+        (
+            ("find.steps=4",),
+            "find.steps is no setting of gptpl find-batch-size: did you mean find.timed_steps?",
+        ),
         (("-m",), "-m sweeps over settings of gptpl train"),
         (("data.train_ratio=0.9999",), "too short for one window"),
     ],

@@ -82,11 +82,11 @@ def test_a_loss_that_is_no_number_ends_the_ramp(gptpl, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (("find.min_lr=1", "find.max_lr=0.1"), "find.min_lr=1 is not below find.max_lr=0.1"),
-        (("find.min_lr=0",), "find.min_lr=0 cannot be: give a positive number"),
-        (("find.max_lr=much",), "find.max_lr=much cannot be: give a positive number"),
-        (("find.steps=5",), "find.steps=5 cannot be: give a whole number of 10 or more"),
-        (("find.minlr=1e-3",), "find.minlr is no key of gptpl find-lr: did you mean find.min_lr?"),
+        (("find.min_lr=1", "find.max_lr=0.1"), "find.min_lr=1 must be positive and below find.max_lr=0.1"),
+        (("find.min_lr=0",), "find.min_lr=0 must be positive and below find.max_lr=1"),
+        (("find.max_lr=much",), "find.max_lr=much cannot be taken: it should be a valid number"),
+        (("find.steps=5",), "find.steps=5 cannot be: give 10 or more"),
+        (("find.minlr=1e-3",), "find.minlr is no setting of gptpl find-lr: did you mean find.min_lr?"),
         (("find.output=/proc/no",), "find.output=/proc/no cannot be written"),
         (("resume=runs/x",), "resume=runs/x is for gptpl train"),
     ],

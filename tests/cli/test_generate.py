@@ -164,7 +164,7 @@ def test_text_can_be_piped_where_the_terminal_knows_no_unicode(quick):
     [
         (("temperature=-1",), ["temperature=-1"]),
         (("temperature=nan",), ["temperature=nan"]),
-        (("temperature=warm",), ["temperature=warm", "Float"]),
+        (("temperature=warm",), ["temperature=warm", "a valid number"]),
         (("top_k=0",), ["top_k=0"]),
         (("max_new_tokens=-1",), ["max_new_tokens=-1"]),
         (("max_new_tokens=1.5",), ["max_new_tokens=1.5"]),
@@ -190,6 +190,7 @@ def test_text_can_be_piped_where_the_terminal_knows_no_unicode(quick):
         (("prompt=x", "prompt_file=y"), ["prompt=", "prompt_file=y"]),
         (("prompt_file=nowhere.txt",), ["prompt_file=nowhere.txt", "No such file"]),
         (("--json", "-i"), ["--json", "-i"]),
+        (("--prompt", "x"), ["--prompt is no flag", "did you mean prompt="]),
     ],
 )
 def test_wrong_settings_are_refused(given, words, refused, quick):
@@ -335,18 +336,21 @@ def test_statistics_and_memorisation_are_reported(gptpl, quick):
     assert outcome.status == 0, outcome.err
     lines = outcome.err.splitlines()
     assert "statistics of 3 texts, 90 tokens" in lines
-    assert "in the training text of tale word for word:" in lines
+    assert any(re.fullmatch(r"in the training text of [\d,]+ tokens word for word:", line) for line in lines)
     assert re.search(r"  text 3: \d+ tokens in a row \('.+'\), \d+% of its 4-grams", outcome.err)
 
 
-@pytest.mark.parametrize("target", ["os.system", "gptpl.data.corpora.reading.os.system", None])
-def test_a_checkpoint_does_not_decide_what_code_reads_its_text(target, refused, quick, tmp_path):
+@pytest.mark.parametrize("filename", ["../x", "x"])
+def test_a_checkpoint_does_not_decide_what_is_read_for_memorisation(filename, refused, quick, tmp_path):
     checkpoint = torch.load(quick.run.path / "checkpoints/last.ckpt", weights_only=True)
-    checkpoint["gptpl"]["config"]["data"]["corpus"] = {"_target_": target, "command": "touch owned"}
+    url = "http://127.0.0.1:9/story.txt"
+    corpus = {"_target_": "gptpl.data.corpora.Downloaded", "url": url, "filename": filename, "sha256": None}
+    checkpoint["gptpl"]["config"]["data"]["corpus"] = corpus
+    checkpoint["gptpl"]["data_sha256"] = "0" * 64
     torch.save(checkpoint, tmp_path / "changed.ckpt")
     line = refused("generate", "checkpoint=changed.ckpt", "memorisation=true", "max_new_tokens=0")
-    assert "names no corpus of gptpl's own" in line
-    assert not (tmp_path / "owned").exists()
+    assert "is not in this machine's cache of encoded texts: name it, training_text=FILE" in line
+    assert url not in line
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(refused, quick, tmp_path):

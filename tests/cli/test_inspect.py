@@ -39,6 +39,8 @@ def test_the_page_holds_the_text_and_the_losses_of_the_model(text, gptpl, quick,
     assert all(len(row[5]) == 5 for row in rows)  # type: ignore[arg-type]
     assert outcome.out.splitlines() == [
         f"tokens      {len(ids)}",
+        "scored      every token once, from all before it, in a long text the last 32 to 64 tokens"
+        " (gptpl evaluate lays sequences end to end: less context)",
         f"loss        {losses.mean():.4f} nats per token",
         f"perplexity  {losses.mean().exp():.2f}",
         "page        surprisal.html",

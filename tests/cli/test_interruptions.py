@@ -206,7 +206,7 @@ def test_rolling_back_gives_up_when_no_step_is_good(tmp_path, gptpl, nan_at):
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("on_nonfinite=ignore", "on_nonfinite=ignore is unknown: choose stop or rollback"),
+        ("on_nonfinite=ignore", "on_nonfinite=ignore is unknown: choose one of stop, rollback"),
         ("skip_steps=[0]", "skip_steps=[0]: optimizer steps are counted from 1"),
     ],
 )
@@ -271,7 +271,7 @@ def test_code_in_place_of_a_checkpoint_is_not_run(run, gptpl, tmp_path):
     newest.with_name(f"{newest.name}.sha256").unlink()
     outcome = gptpl("train", "resume=run", "trainer.stop_at_step=5")
     assert outcome.status == 0, outcome.err
-    assert "it may hold code" in outcome.err
+    assert "hold code), it was not loaded" in outcome.err
     assert not (tmp_path / "ran").exists()
 
 
@@ -316,7 +316,7 @@ def test_a_full_disk_ends_the_run_with_a_line_and_the_checkpoint_before(tmp_path
         outcome = gptpl(*TRAIN, "run_dir=disk/run", "trainer.max_epochs=1", "logger=csv", *small)
         assert outcome.status == 1
         assert "No space left on device" in outcome.err.splitlines()[-1]
-        assert "make room or check the permissions" in outcome.err.splitlines()[-1]
+        assert "make room there" in outcome.err.splitlines()[-1]
         run = disk / "run"
         step = last_step(run)
         assert step >= 1

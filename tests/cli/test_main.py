@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -9,8 +10,9 @@ import warnings
 import pytest
 
 import gptpl as package
-from gptpl.cli.configs import choices, default_choices
-from gptpl.cli.main import COMMANDS, main
+from gptpl.cli.help import commands
+from gptpl.cli.main import main
+from gptpl.config.groups import choices, default_choices
 
 
 def test_help_lists_the_commands(gptpl):
@@ -20,25 +22,28 @@ def test_help_lists_the_commands(gptpl):
         assert all(f"\n  {command} " in outcome.out for command in ("train", "generate", "evaluate"))
 
 
-WITHOUT_CONFIG = (
-    *("plan", "find-lr", "find-batch-size", "report", "verify-resume"),
-    *("runs list", "runs show", "runs diff", "runs rm", "weights list"),
-)
-
-
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in WITHOUT_CONFIG])
+@pytest.mark.parametrize("command", commands())
 def test_help_of_a_command_shows_groups_defaults_and_examples(command, gptpl):
     outcome = gptpl(*command.split(), "--help")
     assert (outcome.status, outcome.err) == (0, "")
     examples = outcome.out.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
     assert len(examples) >= 3
     assert all(f"gptpl {command}" in line and "  # " in line for line in examples)
-    for group, default in default_choices(command.replace(" ", "_")).items():
+    root = command.replace(" ", "_").replace("-", "_")
+    for group, default in default_choices(root).items() if "\ngroups" in outcome.out else ():
         section = outcome.out.partition(f"\n  {group}\n")[2]
         lines = section.splitlines()[: len(choices(group))]
         assert [line[5:].split()[0] for line in lines] == choices(group)
         assert [line[5:].split()[0] for line in lines if line[3] == "*"] == [default] * (default != "null")
         assert all(len(line.split(maxsplit=2 if line[3] == "*" else 1)[-1]) > 20 for line in lines)
+
+
+def test_help_shows_the_choices_of_a_folder_of_the_users(gptpl, tmp_path):
+    (tmp_path / "conf/callbacks").mkdir(parents=True)
+    (tmp_path / "conf/callbacks/mine.yaml").write_text("# Counts batches: choose it to see them.\nmine: {}\n")
+    out = gptpl("train", "--config-dir", "conf", "--help").out
+    assert re.search(r"\n     mine +Counts batches: choose it to see them\.\n", out)
+    assert "Counts batches" not in gptpl("train", "--help").out
 
 
 def test_help_of_train_names_settings_and_groups(gptpl):
@@ -101,7 +106,8 @@ def test_an_unknown_command_is_refused(refused):
         refused("tran")
         == "'tran' is no command of gptpl: choose one of train, sweep, plan, find-lr, find-batch-size,"
         " verify-resume, generate, respond, classify, inspect, evaluate, judge, report, runs list, runs show,"
-        " runs diff, runs rm, weights fetch, weights list, weights convert: did you mean train?"
+        " runs diff, runs tag, runs note, runs rm, weights fetch, weights list, weights convert: did you mean"
+        " train?"
     )
 
 
@@ -132,7 +138,7 @@ def test_what_is_nobodys_mistake_has_a_status_of_its_own(error, status, words, g
     def fit(*given: object) -> None:
         raise error
 
-    monkeypatch.setattr("gptpl.cli.train.fit", fit)
+    monkeypatch.setattr("gptpl.runs.fit._fit", fit)
     outcome = gptpl("train", "experiment=quick", "trainer=cpu")
     assert outcome.status == status
     assert words in outcome.err.splitlines()[-1]
@@ -152,7 +158,7 @@ def test_an_error_of_the_program_is_not_hidden(gptpl, monkeypatch):
     def fit(*given: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("gptpl.cli.train.fit", fit)
+    monkeypatch.setattr("gptpl.runs.fit._fit", fit)
     with pytest.raises(ValueError, match="a bug"):
         gptpl("train", "experiment=quick", "trainer=cpu")
 

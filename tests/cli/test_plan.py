@@ -6,9 +6,9 @@ import sys
 import pytest
 from matplotlib.image import imread
 
-from gptpl.cli import plan as command_module
-from gptpl.cli import settled_memory
-from gptpl.cli.plan_figure import rate_curves
+from gptpl.runs import plan as plan_module
+from gptpl.runs import trial
+from gptpl.runs.plan_report import rate_curves
 
 QUICK = ("trainer=cpu", "trainer.precision=32-true", "scheduler.warmup_steps=1", "experiment=quick")
 RUN = ("trainer.max_steps=8", "eval_every_n_steps=4")
@@ -39,8 +39,8 @@ def test_the_four_sizes_are_the_published_ones_and_need_no_memory(
     planned, monkeypatch, model, parameters, gigabytes
 ):
     """On a machine with 100 MB free, where weights would be refused if they were asked for."""
-    monkeypatch.setattr(settled_memory, "free_memory", lambda device: 10**8)
-    monkeypatch.setattr(command_module, "trial_module", lambda *args: pytest.fail("weights were made"))
+    monkeypatch.setattr(trial, "free_memory", lambda device: 10**8)
+    monkeypatch.setattr(plan_module, "trial_module", lambda *args: pytest.fail("weights were made"))
     plan = planned(f"model={model}", "data.max_length=128", "plan.timed_steps=3")
     assert plan["parameters"]["tied"] == plan["parameters"]["total"] == parameters
     assert sum(plan["parameters"]["parts"].values()) == parameters
@@ -170,14 +170,16 @@ def test_steps_are_timed_and_nothing_is_left_but_the_picture(gptpl, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (("plan.outptu=a.png",), "plan.outptu is no key of gptpl plan: did you mean plan.output?"),
-        (("plan.timed_steps=-1",), "plan.timed_steps=-1 cannot be: give a whole number of 0 or more"),
+        (("plan.outptu=a.png",), "plan.outptu is no setting of gptpl plan: did you mean plan.output?"),
+        (("plan.timed_steps=-1",), "plan.timed_steps=-1 cannot be: give 0 or more"),
         (("plan.output=a.jpg",), "plan.output=a.jpg is no picture: give a name that ends in .png"),
         (("plan.output=/proc/no/a.png",), "plan.output=/proc/no/a.png cannot be written"),
-        (("resume=runs/x",), "resume=runs/x is for gptpl train: gptpl plan looks at a run from its start"),
+        (
+            ("resume=runs/x",),
+            "resume=runs/x is for gptpl train and gptpl.resume: here a run is looked at from its start",
+        ),
         (("-m", "seed=1,2"), "-m sweeps over settings of gptpl train: run gptpl plan once for each value"),
-        (("--cfg", "job"), "--cfg is no flag of gptpl plan: see gptpl plan --help"),
-        (("modle=tiny",), "modle is no key of gptpl train: did you mean model?"),
+        (("modle=tiny",), "modle is no key of gptpl plan: did you mean model?"),
         (("experiment=quick", "data.train_ratio=0.9999"), "too short for one window of data.max_length=64"),
     ],
 )

@@ -1,17 +1,26 @@
 """What a user writes is what Hydra and OmegaConf hand to the command."""
 
+import re
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gptpl.cli.quoting import flags_first, quoted, readable_by_hydra, without_interpolation
+from gptpl.cli.arguments import parse
+from gptpl.config.groups import is_group
+from gptpl.config.overrides import quoted, readable, without_interpolation
 from gptpl.errors import InputError
 
 # What an argument of a process can hold: no NUL, and no half of a surrogate pair.
 ARGUMENTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 AWKWARD = st.text(st.sampled_from("a \\'\"${},:=[]()\n"))
+
+
+def readable_by_hydra(override: str) -> str:
+    [found] = readable([override], is_group=is_group)
+    return found
 
 
 def value_behind(override: str) -> object:
@@ -25,7 +34,8 @@ def value_behind(override: str) -> object:
 @example("${oc.env:HOME}")
 @example("\\'")
 def test_a_prompt_is_text_to_the_last_character(text):
-    if text != "???":  # how OmegaConf says "missing"; `gptpl generate` knows
+    # "null" is no text here, and "???" how OmegaConf says "missing".
+    if text not in ("???", "null"):
         assert value_behind(readable_by_hydra(f"prompt={text}")) == text
 
 
@@ -40,7 +50,7 @@ def test_text_without_interpolation_stands_for_itself(text):
     assert OmegaConf.create({"key": without_interpolation(text)})["key"] == text
 
 
-@pytest.mark.parametrize("key", ["checkpoint", "data.path", "resume", "run_dir"])
+@pytest.mark.parametrize("key", ["checkpoint", "data.path", "data.train_path", "resume", "run_dir"])
 @pytest.mark.parametrize(
     "path", ["a, b.txt", "it's.txt", "x=y/(1) [2].txt", "{a}", "C:\\texts\\", "**/*.txt", "~/a"]
 )
@@ -52,17 +62,12 @@ def test_a_path_may_hold_any_character(key, path):
 @pytest.mark.parametrize(
     "override",
     [
-        "data.path=null",
-        "data.path='a, b'",
-        'data.path="a"',
         "resume=",
         "data.path",
-        "optimizer.lr=1e-4,4e-4",
         "model=tiny",
         "callbacks=[default,early_stopping]",
         "~callbacks.sample_text",
         "+callbacks.mine._target_=a.B",
-        "+logger.mine._target_=a.B",
         "name=a b",
     ],
 )
@@ -76,20 +81,46 @@ def test_interpolation_works_in_paths():
     assert OmegaConf.create({"name": "a", "path": parsed.value()})["path"] == "a, part 1.txt"
 
 
-@pytest.mark.parametrize("override", ["+seed=1", "++seed=1", "+model.foo=1"])
-def test_a_plus_cannot_smuggle_in_unknown_keys(override):
-    assert readable_by_hydra(override) == override.lstrip("+")
+@pytest.mark.parametrize("key", ["template", "data.response_marker", "prompt"])
+def test_null_is_no_text(key):
+    assert value_behind(f"{key}=null") is None
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=1", "trainer.limit_val_batches=2", "data.mine=x"])
+def test_a_setting_of_a_class_is_added_where_no_yaml_has_it(override):
+    assert readable_by_hydra(override) == f"++{override}"
+
+
+@pytest.mark.parametrize("override", ["+seed=1", "++model.foo=1", "~callbacks.sample_text", "model=tiny"])
+def test_signs_and_choices_are_left_alone(override):
+    assert readable_by_hydra(override) == override
 
 
 def test_flags_may_stand_anywhere():
-    assert flags_first(["seed=1,2", "-m", "name=x"]) == ["-m", "seed=1,2", "name=x"]
-    assert flags_first(["seed=1", "--cfg", "job", "--resolve"]) == ["--cfg", "job", "--resolve", "seed=1"]
-    assert flags_first(["--cfg=job", "seed=1"]) == ["--cfg", "job", "seed=1"]
+    given = parse("train", ["seed=1,2", "-m", "name=x"], sweeps=True)
+    assert (given.multirun, given.overrides) == (True, ["seed=1,2", "name=x"])
+    given = parse("train", ["seed=1", "--cfg", "job", "--resolve", "~callbacks.sample_text"])
+    assert (given.cfg, given.resolve) == ("job", True)
+    assert given.overrides == ["seed=1", "~callbacks.sample_text"]
+    assert parse("train", ["--cfg=job", "seed=1"]).cfg == "job"
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--cgf", "job"], ["--cfg"], ["--cfg", "jobs"], ["-x"], ["--config-dir"]]
+    ("arguments", "said"),
+    [
+        (["--cgf", "job"], "--cgf is no flag of gptpl train: did you mean --cfg"),
+        (["--cfg"], "--cfg: expected one argument"),
+        (["--cfg", "jobs"], "invalid choice: 'jobs'"),
+        (["-x"], "-x is no flag of gptpl train: its flags are"),
+        (["--config-dir"], "--config-dir: expected one argument"),
+        (["--config-dir", "missing"], None),
+        (["--checkpoint", "X"], "did you mean checkpoint=VALUE?"),
+        (["--hydra-help"], "see gptpl train --help"),
+    ],
 )
-def test_wrong_flags_are_refused(arguments):
-    with pytest.raises(InputError, match=arguments[0]):
-        flags_first(arguments)
+def test_wrong_flags_are_refused(arguments, said):
+    if said is None:
+        assert str(parse("train", arguments).config_dir).endswith("missing")
+        return
+    with pytest.raises(InputError, match=re.escape(said)):
+        parse("train", arguments)

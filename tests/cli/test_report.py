@@ -71,10 +71,10 @@ def test_trials_that_failed_before_they_began_are_rows(gptpl, runs):
     [
         ([], "no run is given"),
         (["nowhere"], "nowhere does not exist"),
-        (["outptu=x", "."], "outptu=x does not exist"),
+        (["outptu=x", "."], "outptu is no key of gptpl report: did you mean output?"),
         (["empty"], "empty holds no run"),
         (["a file"], "a file is a file"),
-        (["--wide"], "--wide is no option"),
+        (["--wide"], "--wide is no flag of gptpl report, which has no flags: leave it out"),
         (["empty", "output="], "output= is no folder"),
     ],
 )
@@ -98,4 +98,4 @@ def test_an_output_that_is_a_file_is_refused(gptpl, runs):
 def test_help_needs_no_run(gptpl):
     outcome = gptpl("report", "--help")
     assert outcome.status == 0
-    assert "gptpl report RUN_OR_SWEEP... [output=FOLDER]" in outcome.out
+    assert "gptpl report RUN_OR_FOLDER... [output=FOLDER]" in outcome.out

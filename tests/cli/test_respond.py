@@ -219,7 +219,7 @@ def test_a_model_that_was_not_tuned_needs_a_template(gptpl, refused, quick):
     ],
 )
 def test_wrong_settings_are_refused(given, said, refused, tuned, monkeypatch):
-    monkeypatch.setattr("gptpl.cli.respond.piped_text", lambda key: None)
+    monkeypatch.setattr("gptpl.cli.commands.respond.piped_text", lambda key: None)
     assert said in refused("respond", f"checkpoint={tuned}", *given)
 
 
@@ -285,4 +285,5 @@ def test_generate_takes_a_tuned_model_for_a_language_model_but_has_no_text_of_it
     given = ("generate", f"checkpoint={tuned}", "prompt=Say", "max_new_tokens=2")
     assert gptpl(*given).status == 0
     line = refused(*given, "memorisation=true")
-    assert line.startswith("memorisation needs the training text")
+    assert line.startswith(f"the text that {tuned / 'checkpoints/last.ckpt'} was trained on")
+    assert "name it, training_text=FILE" in line

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.cli.build import Run
-from gptpl.cli.console import RunLog
+from gptpl.runs.build import Run
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -149,7 +148,7 @@ def test_an_end_before_the_step_reached_is_refused(run_dir, refused):
 def test_another_text_is_refused_even_where_it_is_too_short(words, tmp_path, refused):
     shutil.copytree(words.folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "my text, 1.txt").write_text("The old pilot sang.")
-    line = refused("train", "resume=run", "trainer.max_steps=9")
+    line = refused("train", "resume=run", "trainer.max_steps=9", "data.path=my text, 1.txt")
     assert line.startswith("data.path=my text, 1.txt holds another text ")
     assert "restore the text, or start a new run" in line
 
@@ -159,8 +158,9 @@ def test_the_same_text_may_lie_elsewhere(words, tmp_path, gptpl):
     (tmp_path / "my text, 1.txt").rename(tmp_path / "moved.txt")
     outcome = gptpl("train", "resume=run", "trainer.max_steps=4", "data.path=moved.txt")
     assert outcome.status == 0, outcome.err
-    assert "  data.path: my text, 1.txt -> moved.txt (from now on)\n" in outcome.err
-    assert outcome.run.config["data"]["corpus"]["path"] == "moved.txt"
+    before = words.folder / "my text, 1.txt"
+    assert f"  data.path: {before} -> moved.txt (from now on)\n" in outcome.err
+    assert outcome.run.config["data"]["corpus"]["path"] == str(tmp_path / "moved.txt")
 
 
 @pytest.fixture
@@ -168,11 +168,11 @@ def resumed_settings(run_dir, gptpl, monkeypatch) -> Callable[..., dict[str, Any
     """What a run resumed with some overrides would be trained with."""
     seen: list[dict[str, Any]] = []
 
-    def fit(run: Run, run_log: RunLog, arguments: list[str]) -> dict[str, float]:
+    def fit(run: Run) -> dict[str, float]:
         seen.append(run.config)
         return {}
 
-    monkeypatch.setattr("gptpl.cli.train.fit", fit)
+    monkeypatch.setattr("gptpl.runs.fit._fit", fit)
 
     def settings(*overrides: str) -> dict[str, Any]:
         outcome = gptpl("train", "resume=moved", "trainer.max_steps=16", *overrides)
@@ -205,7 +205,7 @@ def test_callbacks_may_leave_and_come(resumed_settings, run_dir):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("trainer.max_steps=many", ["trainer.max_steps=many", "Integer"]),
+        ("trainer.max_steps=many", ["trainer.max_steps=many", "integer"]),
         ("trainer.max_step=9", ["trainer.max_step ", "did you mean trainer.max_steps?"]),
         ("trainer.max_steps=0", ["trainer.max_steps=0"]),
         ("+callbacks.sample_text.sed=1", ["sed"]),

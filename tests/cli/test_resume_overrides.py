@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from gptpl.cli.hydra_app import run_under_hydra
-from gptpl.cli.resume import Resumption, resume_plan
-from gptpl.cli.resume_overrides import with_choices_of_run
+from gptpl.config.compose import compose, plain
 from gptpl.errors import InputError
+from gptpl.runs.resume import Resumption, resume_plan
 
 Plan = Callable[..., Resumption]
 QUICK = ("experiment=quick", "trainer=cpu", "trainer.max_steps=20", "seed=7")
@@ -21,15 +20,9 @@ QUICK = ("experiment=quick", "trainer=cpu", "trainer.max_steps=20", "seed=7")
 
 def write_run(folder: Path, *overrides: str, **header: Any) -> None:
     """A run of 8 steps that was started with the overrides."""
-    composed: list[Any] = []
-
-    def task(cfg: DictConfig) -> None:
-        cfg.run_dir = str(folder)
-        cfg.name = "quick"
-        composed.append(OmegaConf.to_container(cfg, resolve=True))
-
-    run_under_hydra("train", list(overrides), task)
-    [config] = composed
+    cfg = compose(*overrides)
+    cfg.run_dir, cfg.name = str(folder), "quick"
+    config: Any = plain(cfg)
     config["model"]["vocab_size"] = config["model"]["vocab_size"] or 100
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -59,10 +52,7 @@ def plan(folder: Path) -> Plan:
     def make(*overrides: str) -> Resumption:
         if not folder.exists():
             write_run(folder, *QUICK)
-        plans: list[Resumption] = []
-        arguments = with_choices_of_run([*overrides, f"resume={folder}"])
-        run_under_hydra("train", arguments, lambda cfg: plans.append(resume_plan(cfg)))
-        return plans[0]
+        return resume_plan(folder, overrides)
 
     return make
 
@@ -107,6 +97,7 @@ def test_a_run_of_an_earlier_gptpl_gets_the_defaults_of_what_it_had_no_setting_f
     assert config(resumption) == whole
     assert resumption.changes == []
     assert [change.key for change in plan("trainer.attention=sdpa").changes] == ["trainer.attention"]
+    assert "data.global_batch_size cannot change" in refusal(plan, "data.global_batch_size=16")
 
 
 @pytest.mark.parametrize(
@@ -228,8 +219,9 @@ def test_callbacks_come_and_go(plan):
         "callbacks.loss_curve",
         "logger.csv",
     }
-    mine = plan("+callbacks.mine={_target_: a.B}")
-    assert [(change.key, change.new) for change in mine.changes] == [("callbacks.mine", {"_target_": "a.B"})]
+    node = {"_target_": "lightning.pytorch.callbacks.Timer"}
+    mine = plan(f"+callbacks.mine={{_target_: {node['_target_']}}}")
+    assert [(change.key, change.new) for change in mine.changes] == [("callbacks.mine", node)]
     json.dumps([change.new for change in (*gone.changes, *mine.changes)])  # for the run's record
 
 
@@ -268,10 +260,9 @@ def test_a_setting_that_the_run_has_no_place_for_is_refused(plan, folder):
 def test_a_moved_run_has_no_changes(plan, folder):
     plan()
     moved = folder.rename(folder.with_name("moved"))
-    resumptions: list[Resumption] = []
-    run_under_hydra("train", [f"resume={moved}"], lambda cfg: resumptions.append(resume_plan(cfg)))
-    assert resumptions[0].changes == []
-    assert resumptions[0].config.callbacks.loss_curve.path == str(moved / "loss.png")
+    resumption = resume_plan(moved)
+    assert resumption.changes == []
+    assert resumption.config.callbacks.loss_curve.path == str(moved / "loss.png")
 
 
 @pytest.mark.parametrize(
@@ -406,9 +397,9 @@ def test_a_damaged_checkpoint_is_named_with_what_is_used_instead(plan, folder, c
 def test_the_report(plan, caplog):
     resumption = plan("optimizer.lr=0.001", "trainer.max_steps=40", "trainer.compile=off")
     resumption = dataclasses.replace(resumption, header=resumption.header | {"world_size": 2})
-    with caplog.at_level("INFO", logger="gptpl.cli.resume"):
+    with caplog.at_level("INFO", logger="gptpl.runs.resume"):
         resumption.report(1, lambda step: 1.0, 0.1, 40)
-    inexact = ", from step 9 (no longer bit-identical with the unbroken run)"
+    inexact = ", from step 9 (no longer bit-identical with the uninterrupted run)"
     assert [record.getMessage() for record in caplog.records if record.levelname == "INFO"] == [
         f"resuming at step 8 from {resumption.checkpoint}",
         "  optimizer.lr: 0.003 -> 0.001, from step 9",
@@ -418,15 +409,3 @@ def test_the_report(plan, caplog):
         "learning rate: held at or below 0.0001 (the schedule for the new horizon would raise it to 0.001;"
         " give optimizer.lr=... to let it)",
     ]
-
-
-def test_arguments_without_a_run_are_left_alone(tmp_path):
-    for arguments in (["model=tiny"], ["resume=null"], [f"resume={tmp_path}", "model=tiny"], ["resume="]):
-        assert with_choices_of_run(arguments) == arguments
-
-
-def test_a_group_that_is_given_is_not_added(folder):
-    write_run(folder, *QUICK, "optimizer=muon")
-    arguments = ["--debug", "optimizer=adamw", f"resume={folder}"]
-    assert with_choices_of_run(arguments) == [f"resume={folder}", "--debug", "optimizer=adamw"]
-    assert with_choices_of_run([f"resume={folder}"]) == ["optimizer=muon", f"resume={folder}"]

@@ -5,7 +5,7 @@ from functools import partial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.cli.resume_rate import lr_ceiling, words_if_held
+from gptpl.runs.resume_rules import lr_ceiling, words_if_held
 from gptpl.training.schedules import CosineSchedule, LinearSchedule
 
 PEAK_LR = 1e-2

@@ -1,64 +1,49 @@
 """Which settings may change when a run is resumed: the contract, key by key."""
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
-from gptpl.cli.known_keys import known_keys
-from gptpl.cli.resume_rules import (
-    FATAL,
-    FATAL_SETTINGS,
-    FREE,
-    FREE_SETTINGS,
-    INEXACT_SETTINGS,
-    RESCHEDULABLE,
-    RESCHEDULABLE_SETTINGS,
-    Change,
-    changes_between,
-    check_changes,
-    kind_of,
-)
+from gptpl.config.check import resume_of
+from gptpl.config.compose import compose, plain
 from gptpl.errors import InputError
+from gptpl.resuming import FREE, INEXACT, NEVER, NEXT_STEP
+from gptpl.runs.resume_rules import Change, changes_between, check_changes
 
 RUN = Path("runs/tale")
-EVERY_KEY = known_keys("train")
-SETTINGS = [key for key in EVERY_KEY if not any(other.startswith(f"{key}.") for other in EVERY_KEY)]
-"""What holds a value: neither a group nor a part of one."""
 
 
-@pytest.mark.parametrize("key", SETTINGS)
-def test_every_setting_is_in_one_class_by_design(key):
-    lists = (FREE_SETTINGS, INEXACT_SETTINGS, RESCHEDULABLE_SETTINGS, FATAL_SETTINGS)
-    assert [any(fnmatchcase(key, pattern) for pattern in patterns) for patterns in lists].count(True) == 1
-
-
-@pytest.mark.parametrize(
-    "patterns", [FREE_SETTINGS, INEXACT_SETTINGS, RESCHEDULABLE_SETTINGS, FATAL_SETTINGS]
-)
-def test_no_list_names_a_setting_that_there_is_none_of(patterns):
-    assert [p for p in patterns if not any(fnmatchcase(key, p) for key in SETTINGS)] == []
-
-
-CLASSES = {
-    FREE: """name resume trainer.max_time trainer.log_every_n_steps trainer.accelerator trainer.devices
-        trainer.num_nodes trainer.strategy trainer.precision trainer.compile deterministic data.num_workers
+KINDS = {
+    FREE: """name resume tags trainer.max_time trainer.log_every_n_steps trainer.profiler data.num_workers
         data.pin_memory data.persistent_workers data.path data.corpus.path callbacks.sample_text.prompts
-        callbacks.mine.path logger.csv.save_dir data.batch_size""",
-    RESCHEDULABLE: """optimizer.lr optimizer.muon_lr optimizer.weight_decay optimizer.betas optimizer.eps
+        callbacks.mine.path logger.csv.save_dir""",
+    INEXACT: """trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy trainer.precision
+        trainer.compile deterministic data.batch_size""",
+    NEXT_STEP: """optimizer.lr optimizer.muon_lr optimizer.weight_decay optimizer.betas optimizer.eps
         optimizer.momentum scheduler._target_ scheduler.warmup_steps scheduler.min_lr trainer.max_epochs
         trainer.max_steps trainer.gradient_clip_val eval_every_n_steps eval_train_batches eval_val_batches
-        model.drop_rate on_nonfinite skip_steps""",
-    FATAL: """seed run_dir experiment task._target_ tokenizer._target_ tokenizer.vocab_size model.emb_dim
+        model.drop_rate on_nonfinite skip_steps tune.dropout""",
+    NEVER: """seed run_dir experiment task._target_ tokenizer._target_ tokenizer.vocab_size model.emb_dim
         model.n_layers model.init model.tie_weights data.max_length data.stride data.train_ratio data.pattern
-        data.corpus._target_ data.corpus.sha256 optimizer._target_ optimizer.decay
-        trainer.accumulate_grad_batches trainer.something_new something_new data.corpus.something_new""",
+        data.corpus._target_ data.corpus.pattern optimizer._target_ optimizer.decay tune.rank
+        trainer.accumulate_grad_batches trainer.limit_train_batches trainer.something_new something_new
+        data.corpus.something_new""",
 }
 
 
-@pytest.mark.parametrize(("kind", "keys"), CLASSES.items())
-def test_the_classes(kind, keys):
-    assert {key: kind_of(key) for key in keys.split()} == dict.fromkeys(keys.split(), kind)
+@pytest.mark.parametrize(("kind", "keys"), KINDS.items())
+def test_the_class_of_a_setting_says_what_may_become_of_it(kind, keys):
+    settings = plain(compose("experiment=quick", "data=text_file", "optimizer=muon", "tune=lora"))
+    assert {key: resume_of(key, settings) for key in keys.split()} == dict.fromkeys(keys.split(), kind)
+
+
+def test_a_class_of_the_users_says_it_too():
+    settings = {
+        "optimizer": {"_target_": "torch.optim.SGD", "lr": 1},
+        "model": {"_target_": "torch.nn.Linear"},
+    }
+    assert resume_of("optimizer.lr", settings) == NEXT_STEP
+    assert resume_of("model.in_features", settings) == NEVER
 
 
 def test_only_what_differs_is_a_change():
@@ -73,8 +58,8 @@ def test_only_what_differs_is_a_change():
     new = {"seed": True, "optimizer": {"lr": 1, "betas": [0.9, 0.9]}, "callbacks": {"a": None, "c": {"z": 3}}}
     found = {change.key: (change.old, change.new, change.kind) for change in changes_between(old, new)}
     assert found == {
-        "seed": (1, True, FATAL),
-        "optimizer.betas": ([0.9, 0.999], [0.9, 0.9], RESCHEDULABLE),
+        "seed": (1, True, NEVER),
+        "optimizer.betas": ([0.9, 0.999], [0.9, 0.9], NEXT_STEP),
         "callbacks.a": ({"x": 1}, None, FREE),
         "callbacks.b": ({"y": 2}, None, FREE),
         "callbacks.c": (None, {"z": 3}, FREE),
@@ -86,12 +71,14 @@ def test_what_is_not_there_is_the_same_as_null():
 
 
 def line(key, old, new):
-    [change] = changes_between({key: old}, {key: new})
+    group, _, name = key.rpartition(".")
+    before, after = ({group: {name: value}} if group else {name: value} for value in (old, new))
+    [change] = changes_between(before, after)
     return change.line(50)
 
 
 def test_a_change_says_from_when_it_counts():
-    inexact = ", from step 51 (no longer bit-identical with the unbroken run)"
+    inexact = ", from step 51 (no longer bit-identical with the uninterrupted run)"
     assert line("optimizer.lr", 0.003, 0.001) == "  optimizer.lr: 0.003 -> 0.001, from step 51"
     assert (
         line("trainer.precision", "32-true", "16-mixed")
@@ -108,7 +95,7 @@ def test_a_change_says_from_when_it_counts():
 
 
 def refusal(key: str, old: object, new: object, given: dict[str, str]) -> str:
-    change = Change(key=key, old=old, new=new, kind=kind_of(key), notice=False)
+    change = Change(key=key, old=old, new=new, kind=NEVER)
     with pytest.raises(InputError) as caught:
         check_changes([change], given, RUN)
     return str(caught.value)

@@ -63,8 +63,10 @@ def test_list_puts_trials_under_their_sweep(gptpl, copy, tmp_path):
 
 def test_list_sorts_by_loss_and_by_size(gptpl, copy):
     for name, loss in (("a", "4.5"), ("b", "nan"), ("c", "4.25")):
-        metrics = copy(f"runs/{name}") / "metrics.csv"
-        metrics.write_text(f"step,val/loss\n8,{loss}\n")
+        evaluation = {"step": 8, "tokens_seen": 1, "metrics": {"val/loss": float(loss)}}
+        folder = copy(f"runs/{name}")
+        (folder / "evaluations.jsonl").write_text(json.dumps(evaluation) + "\n")
+        (folder / "metrics.csv").write_text(f"step,val/loss\n8,{loss}\n")
     with (gptpl("runs", "list").folder / "runs/b/train.log").open("a") as log:
         log.write("x" * 5000)
     by_loss = gptpl("runs", "list", "sort=loss").out
@@ -227,9 +229,9 @@ def test_diff_shows_what_differs_side_by_side(gptpl, copy, quick):
     ]
     assert parts[0] == [
         ["settings", "a", "b", "c"],
-        ["deterministic", "false", "true", "false"],
         ["optimizer.lr", "0.003", "0.5", "0.003"],
         ["trainer.max_time", "null", "null", "00:01:00:00"],
+        ["deterministic", "false", "true", "false"],
     ]
     mine = re.sub("^([0-9a-f]{12})[0-9a-f]{28}", r"\1", str(quick.run.record["git_commit"]))
     assert parts[1] == [["beside them", "a", "b", "c"], ["git_commit", mine, "f" * 12, mine]]
@@ -256,6 +258,58 @@ def test_diff_writes_long_values_below_one_another(gptpl, copy):
     assert f"\ncallbacks.sample_text.prompts\n  a  ['Every effort moves you']\n  b  {long}\n" in out
 
 
+# ------------------------------------------------------------------------------------- names, tags, notes
+
+
+def test_runs_have_names_tags_and_notes(gptpl, refused, copy):
+    copy("runs/quick/2026-01-01_10-00-00", {"tags": ["baseline"]}, started="2026-01-01T10:00:00+00:00")
+    copy("runs/quick/2026-02-01_10-00-00", started="2026-02-01T10:00:00+00:00")
+    older, newer = "runs/quick/2026-01-01_10-00-00", "runs/quick/2026-02-01_10-00-00"
+    assert gptpl("runs", "show", "latest").out.startswith(f"{newer}\n")
+    assert gptpl("runs", "tag", "quick/latest", "+good", "+baseline").out == f"{newer}: good, baseline\n"
+    assert gptpl("runs", "tag", "2026-01", "+old", "-baseline").out == f"{older}: old\n"
+    assert gptpl("runs", "note", "latest", "the learning\nrate").out == f"{newer}: the learning rate\n"
+    assert gptpl("runs", "note", "2026-01").out == f"{older}: no note\n"
+    shown = gptpl("runs", "show", "latest").out
+    assert "\ntags        good, baseline\nnotes       the learning rate\n" in shown
+    head, *rows = gptpl("runs", "list").out.splitlines()
+    assert (head.split()[-1], rows[0].split()[-2:], rows[1].split()[-1]) == (
+        "tags",
+        ["good,", "baseline"],
+        "old",
+    )
+    assert first_words(gptpl("runs", "list", "tag=good", "tag=baseline").out)[1:-1] == [newer]
+    assert gptpl("runs", "list", "tag=none").out == "no runs in runs with tag=none\n"
+    [entry] = map(json.loads, gptpl("runs", "list", "tag=old", "--json").out.splitlines())
+    assert (entry["run"], entry["tags"], entry["notes"]) == (older, ["old"], "")
+    assert "could be any of 2 runs" in refused("runs", "show", "quick")
+    assert "optimizer" not in gptpl("runs", "diff", "2026-01", "latest").out
+    assert gptpl("runs", "rm", "quick/2026-01", "--yes").out.startswith(f"{older}  finished")
+    assert "2026-01 is no run" in refused("runs", "rm", "2026-01", "--yes")
+
+
+def test_nothing_that_is_shown_acts_on_the_terminal(gptpl, copy, tmp_path):
+    name, settings = "runs/a\x1b[31m\u202e", {"seed": 7, "data.note": "\x1b[2J"}
+    copy("runs/a", settings, command="gptpl train \x1b]0;x\x07", tags=["\x9bx"], **UNFINISHED)
+    (tmp_path / "runs/a").rename(tmp_path / name)
+    folder = copy("runs/b")
+    (folder / "samples.jsonl").write_text('{"step": 1, "prompt": "\\u001b[2J", "continuation": "\\r\\n"}\n')
+    (folder / "notes\x1b[2J.txt").touch()
+    (copy("runs/c\x1b") / "config.yaml").write_text("{")
+    for words in (
+        "list",
+        f"show {name}",
+        "show runs/b",
+        f"diff {name} runs/b",
+        f"rm {name} -y",
+        "show runs/c\x1b",
+    ):
+        outcome = gptpl("runs", *words.split())
+        assert outcome.status == (2 if "runs/c" in words else 0), outcome.err
+        shown = outcome.out + outcome.err
+        assert all(letter.isprintable() or letter == "\n" for letter in shown), shown
+
+
 # ------------------------------------------------------------------------------------------- bad input
 
 
@@ -268,10 +322,12 @@ def test_diff_writes_long_values_below_one_another(gptpl, copy):
         (("list", "--jsn"), "--jsn is no flag of gptpl runs list: did you mean --json?"),
         (("show",), "gptpl runs show takes one run, not 0"),
         (("show", "a", "b"), "gptpl runs show takes one run, not 2"),
-        (("show", "nope"), "nope is no run folder (it has no config.yaml)"),
+        (("show", "nope"), "nope does not exist, and there are no runs in runs: give a run's folder"),
         (("show", "a", "lr=1"), "lr is no key of gptpl runs show, which has no keys: leave it out"),
         (("diff", "a"), "gptpl runs diff compares two runs or more, not 1"),
-        (("diff", "nope", "a"), "nope is no run folder"),
+        (("diff", "nope", "a"), "nope does not exist"),
+        (("tag", "+good"), "gptpl runs tag takes one run, not 0, and +TAG or -TAG"),
+        (("note",), "gptpl runs note takes a run and a text"),
         (("rm",), "gptpl runs rm takes runs"),
         (
             ("rm", "a", "--force"),
@@ -293,7 +349,7 @@ def test_a_folder_with_a_sign_of_equality_is_a_folder(gptpl, copy):
 
 def test_help_of_each_command(gptpl):
     assert "runs rm" in gptpl("runs").out
-    for name in ("list", "show", "diff", "rm"):
+    for name in ("list", "show", "diff", "tag", "note", "rm"):
         outcome = gptpl("runs", name, "--help")
         assert outcome.out.startswith(f"gptpl runs {name}: ")
         assert f"usage: gptpl runs {name} " in outcome.out

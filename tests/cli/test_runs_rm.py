@@ -157,7 +157,7 @@ def test_rm_leaves_alone_what_is_no_run(refused, copy, tmp_path, monkeypatch):
         "link": f"link is a link to {folder}: give the folder itself",
         "project": "project is no run of gptpl's",
         "other": "other is neither a run (it has no config.yaml) nor a sweep",
-        "nope": "nope is no folder",
+        "nope": "nope is no run (gptpl runs list shows all in runs; latest is the newest)",
         "runs/a/config.yaml": "runs/a/config.yaml is no folder",
         ".": "is the folder that you are in, or around it",
         "..": "is the folder that you are in, or around it",

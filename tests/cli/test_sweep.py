@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
-from gptpl.cli.sweep_arguments import parse
-from gptpl.cli.text_table import table
 from gptpl.sweeps.space import Choices, Interval
 from gptpl.sweeps.study import Search, SweepStudy
+from gptpl.sweeps.sweep import sort_overrides
+from gptpl.text import table
 
 pytestmark = pytest.mark.usefixtures("fake_train")
 
@@ -115,12 +115,12 @@ def test_any_seed_of_the_search_draws(gptpl, tmp_path):
 def test_a_folder_of_own_configs_and_own_callbacks_can_be_swept(gptpl, tmp_path):
     (tmp_path / "own/model").mkdir(parents=True)
     (tmp_path / "own/model/mine.yaml").write_text("defaults: [tiny, _self_]\nn_layers: 1\n")
-    own = ("-cd", "own", "model=mine,tiny", "+callbacks.mine.n=1,2")
+    own = ("-cd", "own", "model=mine,tiny", "callbacks.sample_text.max_new_tokens=1,2")
     assert gptpl("sweep", "tokenizer=bytes", "hydra.sweep.dir=mine", *own).status == 0
     starts = starts_in(tmp_path / "mine")
     assert len(starts) == 4
-    assert starts[0][:2] == ["-cd", str(tmp_path / "own")]
-    assert {"model=mine", "+callbacks.mine.n=1"} <= set(starts[0])
+    assert starts[0][0] == f"--config-dir={tmp_path / 'own'}"
+    assert {"model=mine", "callbacks.sample_text.max_new_tokens=1"} <= set(starts[0])
 
 
 def test_a_finished_trial_whose_folder_is_gone_keeps_its_loss(gptpl, tmp_path):
@@ -177,9 +177,9 @@ def test_ctrl_c_leaves_a_table_a_report_and_says_what_is_left(gptpl, tmp_path, m
 
 
 def test_arguments_are_sorted_into_the_sweeps_own_the_shared_and_the_swept():
-    given = parse(
+    given = sort_overrides(
         [
-            *("-m", "seed=1", "sweep=tpe", "sweep.n_trials=3", "hydra/launcher=ray", "hydra.sweep.dir=a,b"),
+            *("seed=1", "sweep=tpe", "sweep.n_trials=3", "hydra/launcher=ray", "hydra.sweep.dir=a,b"),
             *(
                 "optimizer.lr=tag(log,interval(1e-5,1e-2))",
                 "model.n_layers=int(interval(1,4))",
@@ -202,6 +202,14 @@ def test_arguments_are_sorted_into_the_sweeps_own_the_shared_and_the_swept():
         "model": Choices(values=("gpt2_large", "gpt2_medium", "gpt2_small", "gpt2_xl")),
         "c": Choices(values=("1", "2", "3")),
     }
+
+
+def test_text_is_text_in_a_sweep_too():
+    given = sort_overrides(
+        ["seed=1,2", "data.response_marker=a, b", "notes=x, y (z)", "data.train_path=a (1).csv"]
+    )
+    assert list(given.swept) == ["seed"]
+    assert given.shared == ["data.response_marker=a, b", "notes=x, y (z)", "data.train_path=a (1).csv"]
 
 
 # --- what is refused ------------------------------------------------------------------------------------
@@ -233,6 +241,9 @@ def test_arguments_are_sorted_into_the_sweeps_own_the_shared_and_the_swept():
         (("seed=1,2", "hydra.launcher.n_jobs=1,2"), ["hydra.launcher.n_jobs=1,2", "one value"]),
         (("seed=1,2", "sweep=tpe,random"), ["sweep=tpe,random", "one value"]),
         (("seed=1,2", "hydra.run.dir=x"), ["hydra.run.dir=x has no meaning in a sweep"]),
+        (("seed=1,2", "hydra/sweeper=optuna"), ["hydra/sweeper=optuna", "sweep=grid"]),
+        (("seed=1,2", "hydra.launcher.n_job=2"), ["did you mean hydra.launcher.n_jobs?"]),
+        (("seed=1,2", "sweep.metric=val/lss"), ["monitor=val/lss", "val/loss"]),
         (("seed=1,2", "sweep=random", "sweep.seed=-1"), ["sweep.seed=-1", "0 or more"]),
         (("seed=1,2", "data=text_file", "data.path=missing.txt"), ["missing.txt"]),
     ],
@@ -287,7 +298,7 @@ def test_trials_of_other_data_are_not_mixed_unless_asked_to(gptpl, refused, tmp_
 
 def test_trials_of_another_version_are_not_mixed(gptpl, refused, monkeypatch):
     gptpl("sweep", *GIVEN, "seed=1,2")
-    monkeypatch.setattr("gptpl.cli.sweep_record.git_commit", lambda: "abc")
+    monkeypatch.setattr("gptpl.sweeps.sweep.git_commit", lambda: "abc")
     assert "git_commit: " in refused("sweep", *GIVEN, "seed=1,2")
 
 

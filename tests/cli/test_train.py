@@ -27,6 +27,7 @@ RUN_FILES = {
     "config.yaml",
     "loss.png",
     "metrics.csv",
+    "evaluations.jsonl",
     "run.json",
     "samples.jsonl",
     "tensorboard/hparams.yaml",
@@ -71,7 +72,7 @@ def test_samples_continue_the_prompt_by_every_strategy(quick):
 def test_tensorboard_has_scalars_text_picture_and_hparams(quick):
     events = EventAccumulator(str(quick.run.path / "tensorboard")).Reload()
     tags = events.Tags()
-    assert {"train/loss", "val/loss", "val/perplexity", "lr", "hp/val_loss"} <= set(tags["scalars"])
+    assert {"train/loss", "val/loss", "val/perplexity", "lr", "best_val/loss"} <= set(tags["scalars"])
     assert "loss" in tags["images"]
     assert any(tag.startswith("sample/") for tag in tags["tensors"])
     assert "_hparams_/session_start_info" in events.summary_metadata
@@ -151,7 +152,12 @@ def test_a_run_in_a_given_folder_with_words_of_the_users_own(words):
     assert {"pilot", "sang", ",", "<|unk|>", "<|endoftext|>"} <= set(vocabulary)
     config = words.run.config
     assert config["model"]["vocab_size"] == len(vocabulary)
-    assert (config["data"]["path"], config["name"]) == ("my text, 1.txt", "text_file")
+    text = str(words.folder / "my text, 1.txt")  # from whatever folder the run is resumed
+    assert (config["data"]["path"], config["data"]["corpus"]["path"], config["name"]) == (
+        text,
+        text,
+        "text_file",
+    )
 
 
 def test_a_folder_with_a_run_in_it_is_refused(quick, refused, tmp_path):

@@ -1,14 +1,14 @@
-"""What `gptpl.cli.trainer` makes of settings where Lightning's own default is another."""
+"""What `gptpl.runs.trainer` makes of settings where Lightning's own default is another."""
 
 from lightning.pytorch.strategies import DDPStrategy
 
-from gptpl.cli.schema import TrainerConf
-from gptpl.cli.trainer import build_trainer
+from gptpl.config.compose import said_by
+from gptpl.runs.trainer import build_trainer
 
 
 def test_ddp_keeps_one_copy_of_the_gradients():
     trainer = build_trainer(
-        TrainerConf(accelerator="cpu", devices=2, strategy="ddp"),
+        said_by("trainer", "ddp", bases=True) | {"accelerator": "cpu", "devices": 2},
         precision="32-true",
         eval_every_n_steps=1,
         deterministic=False,

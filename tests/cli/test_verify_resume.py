@@ -16,69 +16,73 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.cli import verify_resume
-from gptpl.cli.verify_report import compare, report
-from gptpl.cli.verify_resume import parse
 from gptpl.errors import InputError
+from gptpl.runs import verify
+from gptpl.runs.verify_report import compare, report
 from gptpl.training.checkpoint_io import write_checkpoint
 
 # --- what is asked for ----------------------------------------------------------------------------------
 
 
-def test_the_settings_of_its_own_and_those_of_the_run():
-    plan = parse(["experiment=quick", "verify.stops=[7,3,7]", "verify.steps=9", "data.path='a, b.txt'"])
-    assert plan.overrides == ["experiment=quick", "data.path='a, b.txt'"]
-    assert (plan.steps, plan.stops(9), plan.keep) == (9, [3, 7], None)
+def checked(**own: Any) -> verify.Plan:
+    return verify.check(["experiment=quick"], **own)
 
 
-def test_a_plus_before_a_setting_of_its_own_does_not_hand_it_to_the_run():
-    plan = parse(["+verify.steps=5", "+callbacks.mine._target_=my.Callback"])
-    assert (plan.steps, plan.overrides) == (5, ["+callbacks.mine._target_=my.Callback"])
+def test_stops_are_sorted_and_each_is_taken_once():
+    plan = checked(stops=[7, 3, 7], steps=9)
+    assert (plan.steps, plan.stops(9)) == (9, [3, 7])
 
 
 def test_random_stops_are_three_within_the_run_and_the_seeds():
-    drawn = [parse([f"verify.seed={seed}"]).stops(12) for seed in range(50)]
+    drawn = [checked(seed=seed).stops(12) for seed in range(30)]
     assert all(len(set(stops)) == 3 and stops == sorted(stops) for stops in drawn)
     assert {stop for stops in drawn for stop in stops} == set(range(1, 12))
-    assert parse(["verify.seed=7"]).stops(12) == drawn[7]
-    assert parse(["verify.steps=2"]).stops(2) == [1]
+    assert checked(seed=7).stops(12) == drawn[7]
+    assert checked(steps=2).stops(2) == [1]
 
 
 def test_a_run_that_ends_early_is_stopped_before_its_end():
     """Stops that are never reached would verify nothing."""
-    assert parse(["verify.steps=9", "verify.stops=[2,5]"]).stops(6) == [2, 5]
-    assert {stop for seed in range(50) for stop in parse([f"verify.seed={seed}"]).stops(4)} == {1, 2, 3}
+    assert checked(steps=9, stops=[2, 5]).stops(6) == [2, 5]
+    assert {stop for seed in range(30) for stop in checked(seed=seed).stops(4)} == {1, 2, 3}
     with pytest.raises(
         InputError, match=r"^verify\.stops=\[2, 5\] .* ends at step 5, give steps from 1 to 4$"
     ):
-        parse(["verify.stops=[2,5]"]).stops(5)
+        checked(stops=[2, 5]).stops(5)
     with pytest.raises(InputError, match=r"^the run ends at step 1: train 2 steps or more"):
-        parse([]).stops(1)
+        checked().stops(1)
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"steps": 1}, "verify.steps=1 cannot be: give a whole number of 2 or more"),
+        ({"stops": [12]}, r"verify.stops=\[12\] cannot be: give steps from 1 to 11, such as \[1,11\]"),
+        ({"stops": [0]}, r"verify.stops=\[0\] cannot be"),
+        ({"stops": []}, r"verify.stops=\[\] cannot be"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused(own, says):
+    with pytest.raises(InputError, match=f"^{says}"):
+        checked(**own)
 
 
 @pytest.mark.parametrize(
     ("argument", "says"),
     [
-        ("verify.step=4", "verify.step is no key of gptpl verify-resume"),
-        ("verify.steps=1", "verify.steps=1 cannot be: give a whole number of 2 or more"),
-        ("verify.steps=few", "verify.steps=few cannot be"),
-        ("verify.stops=[12]", r"verify.stops=\[12\] cannot be: give steps from 1 to 11, such as \[1,11\]"),
-        ("verify.stops=[0]", r"verify.stops=\[0\] cannot be"),
-        ("verify.stops=[]", r"verify.stops=\[\] cannot be"),
-        ("verify.stops=[1.5]", r"verify.stops=\[1\.5\] cannot be"),
-        ("verify.stops=3", "verify.stops=3 cannot be"),
-        ("verify.seed=-1", "verify.seed=-1 cannot be"),
+        ("verify.step=4", "verify.step"),
+        ("verify.steps=few", "few"),
+        ("verify.stops=[1.5]", "verify.stops"),
+        ("verify.stops=3", "verify.stops"),
+        ("verify.seed=-1", "verify.seed=-1"),
         ("resume=runs/a", "resume is set by verify-resume itself: leave it out"),
         ("run_dir=a", "run_dir is set by verify-resume itself"),
         ("+trainer.stop_at_step=3", "trainer.stop_at_step is set by verify-resume itself"),
-        ("-m", "-m is set by verify-resume itself"),
-        ("~verify.keep", "~verify.keep is no key of gptpl verify-resume"),
-        ("--cfg", "--cfg only shows settings: leave it out"),
+        ("-m", "-m"),
     ],
 )
-def test_what_cannot_be_verified_is_refused(argument, says):
-    with pytest.raises(InputError, match=f"^{says}"):
-        parse(["experiment=quick", argument])
+def test_what_is_no_setting_of_it_is_refused_before_it_trains(refused, argument, says):
+    assert says in refused("verify-resume", "experiment=quick", argument)
 
 
 def test_a_folder_with_something_in_it_is_not_written_to(tmp_path):
@@ -86,7 +90,7 @@ def test_a_folder_with_something_in_it_is_not_written_to(tmp_path):
     with pytest.raises(
         InputError, match=r"^verify\.keep=.* is there already, and not empty: give a new folder"
     ):
-        parse([f"verify.keep={tmp_path}"])
+        verify.verify_resume("experiment=quick", keep=tmp_path)
 
 
 def test_help_names_its_settings(gptpl):
@@ -227,9 +231,9 @@ def test_a_run_is_verified(gptpl, tmp_path, run_folder):
     assert outcome.status == 0, outcome.err
     assert outcome.out.endswith("identical: stopped after step 2 and resumed, the run has the same bits\n")
     assert re.search(
-        r"^part 2/3: stopped, to step 2 \.\.\. \d+ s, about \d+ s left$", outcome.err, re.MULTILINE
+        r"^part 2/3: stopped, to step 2 \.\.\.\n  \d+ s, about \d+ s left$", outcome.err, re.MULTILINE
     )
-    assert "part 3/3: resumed, to step 4 ... " in outcome.err
+    assert "part 3/3: resumed, to step 4 ..." in outcome.err
     names = {path.name for path in kept.iterdir()}
     assert names == {"straight", "stopped", "part_1.log", "part_2.log", "part_3.log"}
     assert "resuming at step 2 " in (kept / "part_3.log").read_text()
@@ -288,17 +292,17 @@ def alive(group: int) -> bool:
 @pytest.mark.slow
 def test_a_run_that_is_resumed_wrongly_is_found(gptpl, monkeypatch):
     """The random state in the checkpoint is another one."""
-    train = verify_resume._train
+    train = verify._train
 
-    def spoilt(overrides: list[str], log: Path) -> bool:
+    def spoilt(overrides: list[str], log: Path, *others: Any) -> bool:
         if overrides[0].startswith("resume="):
             path = (Path(overrides[0].removeprefix("resume=")) / "checkpoints/last.ckpt").resolve()
             checkpoint = torch.load(path, weights_only=True)
             checkpoint["gptpl_resume"]["random"][0]["torch"] = torch.manual_seed(5).get_state()
             write_checkpoint(checkpoint, path)
-        return train(overrides, log)
+        return train(overrides, log, *others)
 
-    monkeypatch.setattr(verify_resume, "_train", spoilt)
+    monkeypatch.setattr(verify, "_train", spoilt)
     outcome = gptpl("verify-resume", *SMALL)
     assert outcome.status == 1
     assert "DIFFERENT: stopped after step 2 and resumed, the run is another one" in outcome.out
@@ -320,8 +324,8 @@ def test_a_misspelt_setting_of_the_run_is_refused_before_it_trains(refused):
 
 
 def test_callbacks_of_ones_own_may_keep_the_checkpoints():
-    own = ("callbacks=none", "+callbacks.mine._target_=my.Callback")
-    verify_resume._check_settings(["experiment=quick", *own])
+    own = ("callbacks=none", "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint")
+    verify.check(["experiment=quick", *own])
 
 
 @pytest.mark.slow

@@ -107,11 +107,13 @@ def test_fetch_list_then_no_network(gptpl, mirror, theirs, tmp_path):
     assert listed[1].split()[:3] == ["124M", "hf", "complete"]
     assert listed[2].split() == ["355M", "hf", "-", "0"]
     nowhere = "init.mirror=http://127.0.0.1:9"
-    assert gptpl("evaluate", "init=gpt2_hf", nowhere, "data.max_length=64").status == 0
+    assert gptpl("evaluate", "init=gpt2_hf", nowhere, "data=tale", "data.max_length=64").status == 0
 
 
 def test_evaluating_gpt2_gives_transformers_loss(gptpl, mirror, theirs):
-    outcome = gptpl("evaluate", "init=gpt2_hf", f"init.mirror={mirror}", "data.max_length=64", "split=all")
+    outcome = gptpl(
+        *("evaluate", "init=gpt2_hf", f"init.mirror={mirror}", "data=tale", "data.max_length=64", "split=all")
+    )
     assert outcome.status == 0, outcome.err
     assert number(outcome.out, "loss") == pytest.approx(plain_loss(theirs[0], tale("all"), 64), abs=1e-4)
 
@@ -525,7 +527,7 @@ def test_cropping_is_for_training(refused, mirror):
 
 def test_the_words_for_the_group_of_commands(gptpl, refused):
     assert "weights convert" in gptpl("weights").out
-    assert "gptpl weights fetch: download GPT-2 ahead of time" in gptpl("weights", "fetch", "--help").out
+    assert "gptpl weights fetch: Download GPT-2 ahead of time" in gptpl("weights", "fetch", "--help").out
     assert "'weights sell' is no command of gptpl" in refused("weights", "sell")
     assert "sizes is no key of gptpl weights fetch: did you mean size?" in refused(
         "weights", "fetch", "sizes=124M"

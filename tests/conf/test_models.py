@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gptpl.cli.configs import choices
+from gptpl.config.groups import choices
 from gptpl.model import GPTConfig, GPTModel, count_parameters
 
 # Parameters, and the size of the fp32 weights in GB.

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -302,3 +303,28 @@ def test_the_running_interpreters_library_is_found() -> None:
 
 def test_a_library_without_sources(tmp_path: Path) -> None:
     assert str(tmp_path) in failure(PythonStdlib(tmp_path))
+
+
+@dataclass
+class Lines(Corpus):
+    """A user's corpus, with a setting that decides what it reads of its file."""
+
+    path: Path
+    last: bool = False
+    name = "lines"
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def read(self, path: Path) -> str:
+        return path.read_text().splitlines()[-1 if self.last else 0]
+
+
+def test_a_setting_that_decides_the_text_is_another_content(tmp_path):
+    """Or the cache would give one setting the text of another."""
+    path = tmp_path / "a.txt"
+    path.write_text("first\nmiddle\nlast")
+    of_first = Lines(path).content_sha256()
+    assert Lines(path, last=True).content_sha256() != of_first
+    path.write_text("first\nanother middle\nlast")
+    assert Lines(path).content_sha256() == of_first  # nothing that it reads has changed

@@ -44,7 +44,9 @@ def make(tmp_path: Path):
 
 
 def on_rank(module: TextDataModule, rank: int, world_size: int) -> TextDataModule:
-    module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+    module.trainer = SimpleNamespace(
+        global_rank=rank, world_size=world_size, overfit_batches=0, limit_train_batches=1.0
+    )  # type: ignore[assignment]
     return module
 
 

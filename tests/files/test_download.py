@@ -375,6 +375,27 @@ def test_an_address_that_is_none(url: str, tmp_path: Path) -> None:
     assert "cannot keep" not in one_line(raised)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/etc/passwd", "a/b", "..", ".", "C:x", r"C:\x", r"..\x", r"a\b", "a:b", "a\0b", "a\x1b[2J"],
+)
+def test_a_file_name_with_a_path_is_refused_before_anything_is_asked(
+    name: str, fetch: Callable[..., Path], server: Server, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    with pytest.raises(InputError, match="is not a plain name: give one without a folder or drive") as raised:
+        fetch(filename=name, cache_dir=folder)
+    assert one_line(raised).isprintable()
+    assert not server.ranges
+    assert sorted(tmp_path.rglob("*")) == []
+
+
+def test_an_address_whose_last_part_is_a_path_in_disguise(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a plain name"):
+        download(f"http://127.0.0.1:{server.server_port}/..%5Cx", sha256=None, cache_dir=tmp_path)
+    assert not server.ranges
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_one_line(fetch: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "story.txt.part").symlink_to("/dev/full")

@@ -13,6 +13,7 @@ from gptpl.errors import InputError
 from gptpl.files.folder_lock import is_locked, locked_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked on Windows")
+fcntl = pytest.importorskip("fcntl")
 
 HOLD = """
 import sys, time
@@ -43,6 +44,28 @@ def test_an_error_inside_unlocks(tmp_path):
     with pytest.raises(ValueError, match="mine"), locked_folder(tmp_path):
         raise ValueError("mine")
     assert not is_locked(tmp_path)
+
+
+def test_a_folder_that_is_made_anew_before_it_is_locked_is_locked_itself(tmp_path, monkeypatch):
+    """As when its last owner, which had made it, removes it at that moment, and a third process makes it."""
+    folder, flock, again = tmp_path / "a", fcntl.flock, [True, False]
+    folder.mkdir()
+
+    def flock_late(descriptor: int, how: int) -> None:
+        if again:
+            folder.rmdir()
+            if again.pop(0):
+                folder.mkdir()
+        flock(descriptor, how)
+
+    monkeypatch.setattr("fcntl.flock", flock_late)
+    with pytest.raises(FileNotFoundError), locked_folder(folder):
+        pass
+    again[:] = [True]
+    folder.mkdir()
+    with locked_folder(folder):
+        monkeypatch.setattr("fcntl.flock", flock)
+        assert is_locked(folder)
 
 
 def test_a_file_system_without_locks_is_said_and_keeps_nobody_out(tmp_path, monkeypatch, caplog):

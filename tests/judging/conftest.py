@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from gptpl.judging.cache import ReplyCache
-from gptpl.judging.client import JudgeClient
-from gptpl.judging.judge import Judge
-from gptpl.judging.protocols import PROTOCOLS, Options
+from gptpl.judging.client import PROTOCOLS, JudgeClient, Options
+from gptpl.judging.judge import Judge, ReplyCache
 from gptpl.judging.responses import Entry
 
 OPTIONS = Options(temperature=0.0, seed=123, num_ctx=None, max_tokens=None, extra={})

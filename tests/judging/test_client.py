@@ -7,8 +7,7 @@ from email.utils import format_datetime
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.judging.client import UnreadableReplyError, api_key, checked_address
-from gptpl.judging.protocols import PROTOCOLS, Options
+from gptpl.judging.client import PROTOCOLS, Options, UnreadableReplyError, api_key, checked_address
 
 BODY = {"messages": [{"role": "user", "content": "Score this."}]}
 

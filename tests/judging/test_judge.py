@@ -8,14 +8,10 @@ import threading
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.judging.cache import ReplyCache, question_key
-from gptpl.judging.comparison import compared
-from gptpl.judging.judge import Verdict
-from gptpl.judging.protocols import Options
+from gptpl.judging.client import Options
+from gptpl.judging.judge import JudgeModel, ReplyCache, Verdict, question_key
 from gptpl.judging.responses import Pair
-from gptpl.judging.scoring import judged
-from gptpl.judging.settings import JudgeModel
-from gptpl.judging.threads import in_threads
+from gptpl.judging.verdicts import compared, in_threads, judged
 
 MESSAGES = [{"role": "user", "content": "Score this."}]
 
@@ -154,7 +150,7 @@ def test_nothing_at_all():
 def test_the_program_ends_though_a_server_keeps_a_thread_waiting():
     program = (
         "import time\n"
-        "from gptpl.judging.threads import in_threads\n"
+        "from gptpl.judging.verdicts import in_threads\n"
         "for _ in in_threads([0, 60], time.sleep, threads=2):\n"
         "    raise SystemExit(7)"
     )
@@ -291,6 +287,11 @@ def test_settings_are_checked_when_they_are_made(changes, words, settings):
     assert words in str(raised.value)
 
 
+def _judged_with(settings, prompt, entry, folder):
+    asked = settings(prompt=prompt)
+    list(judged([entry(0, "a")], asked.connected(folder / "c"), asked))
+
+
 @pytest.mark.parametrize(
     "attack",
     [
@@ -300,9 +301,8 @@ def test_settings_are_checked_when_they_are_made(changes, words, settings):
     ],
 )
 def test_a_template_cannot_leave_its_sandbox(attack, settings, entry, tmp_path):
-    asked = settings(prompt=attack)
-    with pytest.raises(InputError, match=r"judge\.prompt cannot be filled in"):
-        list(judged([entry(0, "a")], asked.connected(tmp_path / "c"), asked))
+    with pytest.raises(InputError, match=r"judge\.prompt(, line 1, uses| cannot be filled in)"):
+        _judged_with(settings, attack, entry, tmp_path)
 
 
 def test_an_answer_is_no_template(settings, judge_server, entry, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptpl.judging.reference_scores import by_name, reference_scores
+from gptpl.judging.measures import by_name, reference_scores
 from gptpl.judging.responses import Entry
 
 

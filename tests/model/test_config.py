@@ -1,12 +1,15 @@
 """GPTConfig refuses every impossible shape with one line that names the value."""
 
 from dataclasses import FrozenInstanceError
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from gptpl.errors import InputError
-from gptpl.model import GPTConfig
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.weights.starting import RandomWeights
 
 BOOK: dict[str, Any] = {
     "vocab_size": 50257,
@@ -50,6 +53,32 @@ def test_impossible_values_are_named(field: str, value: object, message: str) ->
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_layers": 3_000_000, "emb_dim": 12}, "n_layers=3000000 is too many: give 10,000 or fewer"),
+        ({"emb_dim": 12 * 10**8}, "emb_dim=1200000000 makes a model of 207,3"),
+        ({"vocab_size": 10**18}, "bytes in float32, which no memory holds: give smaller sizes"),
+        ({"context_length": 10**30}, "context_length=1000000000000000000000000000000 makes a model of"),
+        ({"n_heads": True}, "n_heads=True is not a size"),
+    ],
+)
+def test_sizes_that_no_memory_holds_are_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        GPTConfig(**{**BOOK, **changes})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("tie_weights", [False, True])
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_the_number_of_parameters_is_that_of_the_model(tie_weights: bool, qkv_bias: bool) -> None:
+    config = GPTConfig(**{**BOOK, "qkv_bias": qkv_bias, "tie_weights": tie_weights})
+    with torch.device("meta"):
+        model = GPTModel(config)
+    assert config.n_parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_a_configuration_cannot_change() -> None:
     config = GPTConfig(**BOOK)
     with pytest.raises(FrozenInstanceError):
@@ -57,6 +86,18 @@ def test_a_configuration_cannot_change() -> None:
 
 
 def test_a_shape_has_no_defaults() -> None:
-    for field in BOOK:
+    for field in BOOK.keys() - {"drop_rate"}:
         with pytest.raises(TypeError, match=field):
             GPTConfig(**{name: value for name, value in BOOK.items() if name != field})
+    assert GPTConfig(**{name: value for name, value in BOOK.items() if name != "drop_rate"}).drop_rate == 0.1
+
+
+def test_a_model_that_the_machine_has_no_memory_for_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPTConfig(**{**BOOK, "n_layers": 1})
+    memory = SimpleNamespace(total=2 * config.n_parameters)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("psutil.swap_memory", lambda: memory)
+    RandomWeights().make_model(config)
+    memory.total -= 1
+    with pytest.raises(InputError, match=r"a model of 84,[\d,]+ parameters takes 0 GB in float32"):
+        RandomWeights().make_model(config)

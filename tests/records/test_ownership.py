@@ -3,7 +3,7 @@
 import pytest
 
 from gptpl.records.disk import disk_use
-from gptpl.records.ownership import foreign_files, is_gptpls
+from gptpl.records.removal import foreign_files, is_gptpls
 from gptpl.records.sweep_folder import is_sweep, trials
 
 FOREIGN = ["notes.txt", "checkpoints/mine.pt", "tensorboard/profile.json", "paper/figure.png", "config.yml"]

@@ -59,6 +59,39 @@ def test_settings_evaluations_and_samples_are_those_of_the_files(folder):
     assert [sample["continuation"] for sample in run.samples()] == ["b\u2028c"]
 
 
+def test_evaluations_need_no_metrics_csv_and_their_best_is_by_any_metric(folder):
+    """Three lines and a torn one; the one before the first step is no merit."""
+    measured = [(0, 9.0, 0.99), (3, 4.0, 0.5), (6, 5.0, 0.75)]
+    lines = [
+        json.dumps({"step": step, "tokens_seen": 10 * step, "metrics": {"val/loss": loss, "val/f1": f1}})
+        for step, loss, f1 in measured
+    ]
+    (folder / "evaluations.jsonl").write_text("\n".join([*lines, '{"step": 9, "tok']))
+    (folder / "metrics.csv").unlink()
+    run = read_run(folder)
+    assert [(each.step, each.tokens_seen, each.val_loss) for each in run.evaluations] == [
+        (0, 0, 9.0),
+        (3, 30, 4.0),
+        (6, 60, 5.0),
+    ]
+    best = {mode: run.best_by("val/f1", mode) for mode in ("min", "max")}
+    assert {mode: each.step for mode, each in best.items() if each} == {"min": 3, "max": 6}
+    assert run.best_by("val/accuracy", "max") is None
+    assert run.metric("val/f1") == 0.75
+    assert (run.steps, run.tokens_seen) == (6, 60)
+
+
+def test_a_run_of_before_that_was_resumed_has_the_evaluations_of_both_files(folder):
+    line = {"step": 5, "tokens_seen": 500, "metrics": {"val/loss": 4.6}}
+    (folder / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    assert [(each.step, each.val_loss) for each in read_run(folder).evaluations] == [
+        (0, 5.6),
+        (2, 4.5),
+        (5, 4.6),
+        (6, 4.7),
+    ]
+
+
 @pytest.mark.parametrize(
     ("record", "state"),
     [
@@ -97,6 +130,8 @@ def test_a_run_that_has_just_begun_has_no_losses(folder):
         ("metrics.csv", "stop,val/loss\n1,3.0\n"),
         ("metrics.csv", "step,val/loss\n1,3.0,4.0\n"),
         ("metrics.csv", 'step,val/loss\n1,"3.0\n'),
+        ("evaluations.jsonl", '{"step": 1}\n'),
+        ("evaluations.jsonl", '{"st\n{"step": 1, "tokens_seen": 1, "metrics": {}}\n'),
     ],
 )
 def test_a_damaged_file_is_named(folder, name, text):

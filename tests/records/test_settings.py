@@ -26,6 +26,25 @@ def test_what_says_only_where_a_run_writes_is_left_out():
     assert flat_settings(config) == {"seed": 1, "data.run_dir": "kept"}
 
 
+def test_a_setting_that_an_inner_part_repeats_is_there_once():
+    config = {
+        "data": {
+            "path": "a.txt",
+            "size": 1,
+            "corpus": {"path": "a.txt", "size": 2, "deep": {"path": "a.txt"}},
+        },
+        "path": "a.txt",
+        "model": {"path": "b.txt"},
+    }
+    assert flat_settings(config) == {
+        "data.path": "a.txt",
+        "data.size": 1,
+        "data.corpus.size": 2,
+        "path": "a.txt",
+        "model.path": "b.txt",
+    }
+
+
 def test_a_class_is_its_last_name():
     config = {"scheduler": {"_target_": "gptpl.training.schedules.CosineSchedule", "_partial_": True}}
     assert flat_settings(config) == {"scheduler": "CosineSchedule"}

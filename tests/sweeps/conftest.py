@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gptpl.sweeps.jobs import Launcher, Processes
-from gptpl.sweeps.outcome import Outcome
+from gptpl.sweeps.outcomes import Outcome
 from gptpl.sweeps.space import Choices, SearchSpace
 from gptpl.sweeps.study import Search, SweepStudy, TrialResult
 from gptpl.sweeps.worker import RunningTrial, Watcher, Worker

@@ -1,17 +1,20 @@
 """Trials that finish, fail, are killed, pruned and interrupted, and what a second start does about them."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import locked_folder
-from gptpl.sweeps import executors, worker
+from gptpl.records import run_record
+from gptpl.sweeps import executors, outcomes, worker
 from gptpl.sweeps.jobs import Processes
 from gptpl.sweeps.study import Search, SweepStudy
 
@@ -24,8 +27,8 @@ def numbers(count):
     return tuple(str(number) for number in range(count))
 
 
-def search(sampler, n_trials, pruner="none"):
-    return Search(sampler=sampler, n_trials=n_trials, pruner=pruner, seed=0)
+def search(sampler, n_trials, pruner="none", **metric):
+    return Search(sampler=sampler, n_trials=n_trials, pruner=pruner, seed=0, **metric)
 
 
 # --- trials that end in different ways ------------------------------------------------------------------
@@ -59,11 +62,55 @@ def test_failed_trials_are_tried_again_when_that_is_asked_for(sweep):
     assert states(results) == {"0": "finished", "1": "failed", "2": "finished"}
 
 
-@pytest.mark.parametrize("name", ["nan", "none"])
-def test_a_trial_without_a_loss_that_is_a_number_has_failed(sweep, name):
+@pytest.mark.parametrize(("name", "measured"), [("nan", "train/loss, val/loss"), ("none", "nothing")])
+def test_a_trial_without_a_loss_that_is_a_number_has_failed(sweep, name, measured):
     results = sweep(seed=("1",), shared=(f"name={name}",)).work()
     assert results["0"].state == "failed"
-    assert results["0"].error == "no validation loss that is a number: see its metrics.csv"
+    assert results["0"].error == f"no val/loss that is a number: it measured {measured}"
+
+
+def test_trials_need_no_metrics_csv(sweep):
+    """As with logger=tensorboard; 9 to what the seed says in four evaluations."""
+    three = sweep(seed=("1", "5"), shared=("record=own",))
+    assert [each.value for each in three.work().values()] == [1.0, 5.0]
+
+
+def test_trials_are_compared_by_any_metric_and_its_highest(sweep):
+    given = search("grid", None, metric="val/f1", mode="max")
+    three = sweep(given, seed=("5", "1", "9.5"), shared=("record=own",))
+    results = three.work()
+    assert [each.value for each in results.values()] == pytest.approx([0.5, 0.9, 1 - 9.125 / 10])
+    found = outcomes.rows(three.folder, list(results.values()), given)
+    assert [row.result.folder for row in found] == ["1", "0", "2"]
+    assert outcomes.header(given)[3:5] == ["best_val/f1", "val/f1"]
+    assert [row.cells()[3:5] for row in found] == [["0.9000"] * 2, ["0.5000"] * 2, ["0.0875", "0.0500"]]
+
+
+def test_a_metric_that_no_trial_measures_is_named_with_those_that_it_does(sweep):
+    given = search("grid", None, metric="val/f2", mode="max")
+    results = sweep(given, seed=("1",), shared=("record=own",)).work()
+    assert results["0"].error == "no val/f2 that is a number: it measured val/f1, val/loss"
+
+
+def test_the_run_of_a_trial_that_has_ended_is_read_once(sweep, monkeypatch):
+    """Of n trials that end one by one each is read a fixed number of times, not n."""
+    six = sweep(seed=numbers(6), shared=("name=1:fail",))
+    results = list(six.work().values())
+    read: list[str] = []
+
+    def read_run(folder):
+        read.append(folder.name)
+        return original(folder)
+
+    original = run_record.read_run
+    monkeypatch.setattr("gptpl.sweeps.outcomes.read_run", read_run)
+    known: dict[str, outcomes.Row] = {}
+    waiting = [replace(each, state="waiting", value=math.nan) for each in results]
+    for ended in range(1, 7):
+        now = results[:ended] + waiting[ended:]
+        known = {row.result.folder: row for row in outcomes.rows(six.folder, now, six.search, known)}
+    assert [read.count(name) for name in numbers(6)] == [1] * 6
+    assert [each.best for each in known.values()] == pytest.approx([0, 2, 3, 4, 5, math.nan], nan_ok=True)
 
 
 def test_a_trial_that_was_killed_before_it_saved_begins_anew(sweep):
@@ -103,7 +150,7 @@ def test_a_trial_whose_newest_checkpoint_lost_its_link_is_resumed(sweep):
 def test_the_loss_of_a_trial_is_one_that_it_has_learned(sweep):
     """The stand-in begins at 9 and gets to 20: it is worse than when it began, and that is what counts."""
     results = sweep(seed=("20",)).work()
-    assert results["0"].loss == 9 + (20 - 9) / 4
+    assert results["0"].value == 9 + (20 - 9) / 4
 
 
 def test_a_trial_whose_process_has_not_locked_its_folder_yet_is_left_alone(sweep):
@@ -256,9 +303,16 @@ def test_a_second_signal_ends_trials_that_do_not_listen(sweep, new_seen):
 # --- pruning --------------------------------------------------------------------------------------------
 
 
-def test_a_trial_that_falls_behind_is_stopped_and_counts_as_pruned(sweep):
+@pytest.mark.parametrize(
+    ("shared", "metric"),
+    [
+        (("name=8:slow",), {}),
+        (("name=8:slow", "record=own"), {"metric": "val/f1", "mode": "max"}),
+    ],
+)
+def test_a_trial_that_falls_behind_is_stopped_and_counts_as_pruned(sweep, shared, metric):
     """`MedianPruner` begins after five trials: the sixth, far worse than they, is stopped and not resumed."""
-    six = sweep(search("grid", None, "median"), seed=(*numbers(5), "8"), shared=("name=8:slow",))
+    six = sweep(search("grid", None, "median", **metric), seed=(*numbers(5), "8"), shared=shared)
     results = six.work()
     assert states(results) == {**dict.fromkeys(numbers(5), "finished"), "5": "pruned"}
     assert (six.folder / "5/checkpoints/last.ckpt").exists()
@@ -309,6 +363,14 @@ def test_more_trials_than_gpus_are_refused(monkeypatch):
 
 
 # --- other pools ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tasks_per_node", "nodes"])
+def test_a_slurm_job_of_several_tasks_is_refused(name, tmp_path):
+    """submitit runs the trial in each of them, and its result is then that of none."""
+    words = rf"hydra\.launcher\.{name}=4 would start each trial 4 times in one folder.*trainer\.devices"
+    with pytest.raises(InputError, match=words):
+        executors.slurm(folder=str(tmp_path), n_jobs=1, cluster="local", **{name: 4})
 
 
 @pytest.fixture(params=["joblib", "slurm"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTModel
+from gptpl.model.protocol import gpt_model
 from gptpl.training.adapter import adapter_checkpoint, export_adapter
 from gptpl.training.checkpoint import (
     HEADER_KEY,
@@ -55,7 +56,7 @@ class Runs:
         self, *, task: str = "pretrain", dtype: torch.dtype = torch.float32, start: Any = None
     ) -> tuple[GPTBackbone, Path]:
         """The model as the training had it, in evaluation mode, and its checkpoint."""
-        net: GPTBackbone = load_model(self.base).net
+        net: GPTBackbone = gpt_model(load_model(self.base).net, "")
         if task == "classify":
             net = GPTClassifier.on(net, ClassifierConfig(n_classes=3))
         LORA.apply(net)
@@ -90,7 +91,8 @@ def test_a_model_loads_merged_and_computes_what_was_trained(runs):
     assert list(loaded.net.state_dict()) == list(load_model(runs.base).net.state_dict())
     torch.testing.assert_close(loaded.net(TOKENS), net(TOKENS), atol=1e-5, rtol=0)
     assert (loaded.net(TOKENS) - load_model(runs.base).net(TOKENS)).abs().max() > 0.05
-    started, origin = RunWeights(checkpoint=str(path)).make_model(loaded.net.config)
+    config = gpt_model(loaded.net, "").config
+    started, origin = RunWeights(checkpoint=str(path)).make_model(config)
     same(started.state_dict(), loaded.net.state_dict())
     assert origin["parent"]["start"]["checkpoint"] == str(runs.base)
 
@@ -154,7 +156,7 @@ def test_a_base_that_has_moved_is_asked_for_and_can_be_given(untied):
     export_adapter(path, folder)
     hf = untied.folder / "hf"
     hf.mkdir()
-    FORMATS["book"].write(load_model(untied.base).net, hf, dtype=None, eot_id=256)
+    FORMATS["book"].write(gpt_model(load_model(untied.base).net, ""), hf, dtype=None, eot_id=256)
     moved = untied.base.rename(untied.base.with_name("elsewhere.ckpt"))
     with pytest.raises(
         InputError, match=r"is an adapter, and the weights .* cannot be used \(.*last\.ckpt.*\)"
@@ -169,7 +171,7 @@ def test_another_base_is_refused(untied, pretraining):
     _, path = untied.low_rank()
     folder = untied.folder / "adapter"
     export_adapter(path, folder)
-    net = load_model(untied.base).net
+    net = gpt_model(load_model(untied.base).net, "")
     with torch.no_grad():
         net.final_norm.weight[3] += 1e-6
     shutil.rmtree(untied.base.parent)
@@ -227,3 +229,17 @@ def test_checkpoints_from_before_there_was_a_choice_are_whole(untied):
     checkpoint = read_checkpoint(untied.base)
     assert "tune" not in checkpoint[HEADER_KEY]
     assert net_weights(checkpoint).keys() == load_model(untied.base).net.state_dict().keys()
+
+
+def test_an_adapter_fetches_no_base_on_its_own(untied, tmp_path, monkeypatch):
+    """Who made the folder does not decide what this machine downloads."""
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("gptpl.weights.starting.fetch", lambda *args, **kwargs: pytest.fail("it fetched"))
+    _, path = untied.low_rank()
+    folder = untied.folder / "adapter"
+    export_adapter(path, folder)
+    record = json.loads((folder / "gptpl.json").read_text())
+    record["lineage"]["start"] = {"init": "gpt2_hf", "size": "124M", "path": None, "crop_context": True}
+    (folder / "gptpl.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"cannot be used \(GPT-2 124M is not in the cache\).*init=gpt2_hf"):
+        adapter_checkpoint(folder)

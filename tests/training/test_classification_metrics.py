@@ -13,7 +13,13 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-from gptpl.training.classification_metrics import Scores, calibration_sums, confusion_sums, scores
+from gptpl.training.classification_metrics import (
+    Scores,
+    accuracy_text,
+    calibration_sums,
+    confusion_sums,
+    scores,
+)
 
 
 def examples(C: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -79,3 +85,18 @@ def test_a_prediction_is_in_the_bin_of_its_confidence() -> None:
     for confidence, place in ((0.55, 5), (0.72, 7), (0.91, 9)):
         logits = torch.tensor([[0.0, math.log(confidence / (1 - confidence))]])
         assert calibration_sums(logits, torch.tensor([0]), bins=10)[0].nonzero().item() == place
+
+
+@pytest.mark.parametrize(
+    ("confusion", "text"),
+    [
+        ([[90, 0], [9, 1]], "accuracy 91.00 %, always 'ham' would be 90.00 % (hardly better)"),
+        ([[90, 0], [10, 0]], "accuracy 90.00 %, always 'ham' would be 90.00 % (no better)"),
+        ([[80, 10], [10, 0]], "accuracy 80.00 %, always 'ham' would be 90.00 % (no better)"),
+        ([[90, 0], [0, 10]], "accuracy 100.00 %, always 'ham' would be 90.00 %"),
+        ([[10, 0], [20, 70]], "accuracy 80.00 %, always 'spam' would be 90.00 % (no better)"),
+        ([[5, 0], [0, 0]], "accuracy 100.00 %, always 'ham' would be 100.00 % (no better)"),
+    ],
+)
+def test_the_accuracy_is_compared_with_the_most_frequent_class(confusion: list[list[int]], text: str) -> None:
+    assert accuracy_text(np.array(confusion, dtype=np.float64), ["ham", "spam"]) == text

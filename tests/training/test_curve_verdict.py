@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -112,6 +113,37 @@ def test_losses_near_guessing_are_underfitting_although_they_fell() -> None:
     assert "guessing alone gives 10.82" in verdict.message
 
 
+def test_trained_weights_that_hardly_move_are_unchanged_and_no_larger_model_is_asked_for() -> None:
+    flat = [2.50, 2.49, 2.50, 2.48]
+    for whole_model, advice in ((True, "learning rate."), (False, "training more of the model (tune=all).")):
+        verdict = curve_verdict(curve(flat, flat), uniform_loss=10.82, whole_model=whole_model)
+        assert verdict.kind == "unchanged"
+        assert "(train 2.50 -> 2.48, val 2.50 -> 2.48)" in verdict.message
+        assert verdict.message.endswith(advice)
+
+
+def test_a_high_start_and_a_first_evaluation_after_steps_are_no_trained_weights() -> None:
+    flat = [10.8, 10.8, 10.8]
+    assert curve_verdict(curve(flat, flat), uniform_loss=10.82).kind == "underfitting"
+    later = [replace(point, step=point.step + 5) for point in curve([2.5] * 3, [2.5] * 3)]
+    assert curve_verdict(later, uniform_loss=10.82).kind == "underfitting"
+
+
+def test_a_part_of_a_model_that_underfits_is_not_told_to_be_larger() -> None:
+    flat = [0.69, 0.69, 0.69]
+    whole = curve_verdict(curve(flat, flat), uniform_loss=math.log(2))
+    part = curve_verdict(curve(flat, flat), uniform_loss=math.log(2), whole_model=False)
+    assert whole.kind == part.kind == "underfitting"
+    assert whole.message.endswith("a higher learning rate or a larger model.")
+    assert part.message.endswith("a higher learning rate or training more of the model (tune=all).")
+
+
+def test_a_caveat_comes_first() -> None:
+    verdict = curve_verdict(published(), caveat="All are cut.")
+    assert verdict.kind == "overfitting"
+    assert verdict.message.startswith("All are cut. Overfitting from step 40: ")
+
+
 def test_spike_is_unstable() -> None:
     falls = [10, 8, 6, 5, 4.5, 7.5, 5, 4, 3.5]
     verdict = curve_verdict(curve(falls, falls))
@@ -155,7 +187,7 @@ def test_every_input_has_a_verdict_of_one_line(
 ) -> None:
     points = [LossPoint(step=s, epoch=s / 2, tokens_seen=s, train_loss=a, val_loss=b) for s, a, b in rows]
     verdict = curve_verdict(points, uniform_loss=uniform)
-    assert verdict.kind in ("learning", "overfitting", "underfitting", "unstable", "too short")
+    assert verdict.kind in ("learning", "overfitting", "underfitting", "unchanged", "unstable", "too short")
     assert verdict.message
     assert "\n" not in verdict.message
     assert len(verdict.message) < 250

@@ -14,6 +14,7 @@ RUN_FILES = {
     "checkpoints/step-00000006.ckpt",
     "checkpoints/step-00000006.ckpt.sha256",
     "config.yaml",
+    "evaluations.jsonl",
     "loss.png",
     "metrics.csv",
     "run.json",

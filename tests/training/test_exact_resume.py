@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gptpl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from gptpl.callbacks.early_stopping import EarlyStopping
+from gptpl.callbacks.evaluations import RecordEvaluations
 from gptpl.callbacks.learning_rate import LearningRate
 from gptpl.callbacks.loss_curve import LossCurve
 from gptpl.callbacks.sample_text import SampleText
@@ -23,7 +24,7 @@ from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
 from gptpl.data.datamodule import TextDataModule
 from gptpl.training.checkpoint import read_checkpoint
 from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
-from gptpl.training.optimizers import muon
+from gptpl.training.optimizers import muon, optimizer_of
 from gptpl.training.state_digest import state_digest
 
 STEPS = 12
@@ -55,6 +56,11 @@ MUON = partial(
 )
 
 
+ONE_CYCLE = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2)  # moves AdamW's betas, too
+PLATEAU = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, factor=0.5, patience=0, threshold=1.0)
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)
+
+
 class Crash(L.Callback):
     """Fails in one place of the work between two steps or within one."""
 
@@ -70,26 +76,45 @@ class Crash(L.Callback):
 class Study:
     """Runs with dropout, accumulation, evaluations and samples in mid-epoch, each in a folder of its own."""
 
-    def __init__(self, pretraining: Any, folder: Path, *, workers: int = 0, optimizer: Any = None) -> None:
+    def __init__(
+        self,
+        pretraining: Any,
+        folder: Path,
+        *,
+        workers: int = 0,
+        optimizer: Any = None,
+        scheduler: Any = None,
+    ) -> None:
         self.pretraining = pretraining
         self.folder = folder
         self.workers = workers
         self.optimizer = optimizer
+        self.scheduler = scheduler
         self.resumed = 0
 
     def run(
-        self, name: str, *, stop: int | None = None, resume: bool = False, crash: L.Callback | None = None
+        self,
+        name: str,
+        *,
+        stop: int | None = None,
+        resume: bool = False,
+        crash: L.Callback | None = None,
+        **options: Any,
     ) -> Path:
         """One process's part of a run: to its end, to the step to stop at, or to a crash."""
         run = self.folder / name
         # Another process would not have the random state of this one.
         self.resumed += 1
         module = self.pretraining.module(
-            self.pretraining.net(drop_rate=0.2), total_steps=STEPS, make_optimizer=self.optimizer
+            self.pretraining.net(drop_rate=0.2),
+            total_steps=STEPS,
+            make_optimizer=self.optimizer,
+            make_scheduler=self.scheduler,
         )
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(1 if not resume else 1000 + self.resumed)
         callbacks = [
+            RecordEvaluations(),
             LastCheckpoint(dirpath=str(run / "checkpoints"), keep=99),
             StopAtBoundary(stop_at_step=stop),
             OtherDraws(),
@@ -110,6 +135,8 @@ class Study:
                 resume=(run / "checkpoints/last.ckpt").resolve() if resume else None,
                 accumulate_grad_batches=2,
                 logger=loggers,
+                default_root_dir=run,
+                **options,
             )
         except (RunStopped, ZeroDivisionError):
             assert stop or crash
@@ -126,6 +153,7 @@ def outcome(run: Path) -> dict[str, Any]:
         "points": next(s for name, s in checkpoint["callbacks"].items() if "LossCurve" in name),
         "steps": [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()],
         "samples": (run / "samples.jsonl").read_text(),
+        "evaluations": (run / "evaluations.jsonl").read_text(),
         "csv": (run / "metrics.csv").read_text(),
         "tensorboard": tensorboard(run / "tensorboard"),
     }
@@ -150,6 +178,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {},
     "muon": {"optimizer": MUON},
     "two workers": {"workers": 2},
+    "torch's SGD, one cycle": {"optimizer": partial(optimizer_of, SGD), "scheduler": ONE_CYCLE},
+    "plateau": {"scheduler": PLATEAU},
 }
 
 
@@ -185,6 +215,11 @@ def test_the_unbroken_run_has_all_that_an_interruption_could_spoil(study, unbrok
     assert [step for step, _ in steps["val/loss"]] == [0, 3, 6, 9, 12]
     assert [len(record["batches"]) for record in unbroken["steps"]] == [2] * 7 + [1] + [2] * 4
     assert [json.loads(line)["step"] for line in unbroken["samples"].splitlines()] == [4, 8, 12]
+    evaluations = [json.loads(line) for line in unbroken["evaluations"].splitlines()]
+    assert [record["metrics"]["val/loss"] for record in evaluations] == pytest.approx(
+        [loss for _, loss in steps["val/loss"]], rel=1e-6
+    )
+    assert [record["tokens_seen"] for record in evaluations] == [0, 384, 768, 1088, 1472]
     assert unbroken["best"][0] in (3, 6, 9, 12)
     # The early stopping counts evaluations, and one too many or too few would show.
     checkpoint = read_checkpoint((study.folder / "unbroken/checkpoints/last.ckpt").resolve())
@@ -192,6 +227,7 @@ def test_the_unbroken_run_has_all_that_an_interruption_could_spoil(study, unbrok
     assert state["wait_count"] == 2
 
 
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "plateau"], indirect=True)
 @pytest.mark.parametrize("stop", range(1, STEPS + 1))
 def test_stopped_after_any_step_it_ends_with_the_same_bits(study, unbroken, stop):
     name = f"stopped at {stop}"
@@ -210,6 +246,19 @@ def test_stopped_after_every_step_it_ends_with_the_same_bits(study, unbroken):
     shutil.rmtree(run)
 
 
+@one_variant
+@pytest.mark.parametrize(
+    "limit", [{"limit_train_batches": 5}, {"limit_train_batches": 0.3}, {"overfit_batches": 4}]
+)
+def test_epochs_that_the_trainer_cuts_short_resume_too(study, limit):
+    """Three steps of 5 batches, or two of 4; stopped in an epoch and at its end."""
+    whole = outcome(study.run(f"whole, {limit}", **limit))
+    for stop in (2, 3):
+        name = f"{limit} stopped at {stop}"
+        study.run(name, stop=stop, **limit)
+        assert differences(whole, outcome(study.run(name, resume=True, **limit))) == []
+
+
 CRASHES = [
     ("on_validation_start", 6),  # the evaluation of step 6
     ("on_validation_batch_end", 6),
@@ -225,7 +274,7 @@ CRASHES = [
 ]
 
 
-@one_variant
+@pytest.mark.parametrize("variant", ["adamw", "plateau"], indirect=True)
 @pytest.mark.parametrize(("hook", "step"), CRASHES)
 def test_after_an_error_anywhere_it_ends_with_the_same_bits(study, unbroken, hook, step):
     name = f"crashed in {hook} at {step}"

@@ -41,7 +41,7 @@ def log_evaluation(logger: Logger, step: int) -> None:
         logger.save()
     if step % 3 == 0 and isinstance(logger, RunTensorBoardLogger):
         if step == 3:
-            logger.log_hyperparams({"lr": 0.1}, {"hp/val_loss": 0.5}, step=step)
+            logger.log_hyperparams({"lr": 0.1}, {"best_val/loss": 0.5}, step=step)
         logger.experiment.add_text("sample", f"step {step}", global_step=step)
         logger.experiment.add_image("loss", np.full((3, 4, 4), step, dtype=np.uint8), step)
 

@@ -4,6 +4,7 @@
 
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.training.optimizers import MuonWithAdamW, adamw, muon
+from gptpl.training.optimizers import MuonWithAdamW, adamw, muon, optimizer_of, peak_lr
 
 ADAMW: dict[str, Any] = {
     "lr": 1e-2,
@@ -288,3 +289,65 @@ def test_muon_is_refused_where_there_is_nothing_for_it():
 def test_another_optimizers_state_is_refused():
     with pytest.raises(InputError, match="not Muon with AdamW"):
         muon(net_of(), **MUON).load_state_dict(adamw(net_of(), **ADAMW).state_dict())
+
+
+# --- any class like torch's -----------------------------------------------------------------------------
+
+
+def with_decay_by_hand(kind: Any, **settings: Any) -> Callable[[nn.Module], Optimizer]:
+    return lambda net: kind(groups_by_hand(list(net.named_parameters())), **settings)
+
+
+@pytest.mark.parametrize(
+    ("factory", "by_hand"),
+    [
+        (
+            partial(torch.optim.SGD, lr=0.1, weight_decay=0.1),
+            with_decay_by_hand(torch.optim.SGD, lr=0.1),
+        ),
+        (partial(torch.optim.NAdam, weight_decay=0.1), with_decay_by_hand(torch.optim.NAdam)),
+        (torch.optim.Rprop, lambda net: torch.optim.Rprop(net.parameters())),
+        (partial(adamw, **ADAMW), lambda net: adamw(net, **ADAMW)),
+        (adamw, lambda net: adamw(net, lr=4e-4, weight_decay=0.1, betas=(0.9, 0.999), eps=1e-8)),
+    ],
+)
+def test_torchs_classes_decay_as_ours(factory: Any, by_hand: Any) -> None:
+    ours, theirs = net_of(), net_of()
+    run(ours, optimizer_of(factory, ours), range(4))
+    run(theirs, by_hand(theirs), range(4))
+    assert_same_weights(ours, theirs, 0.0)
+
+
+def test_frozen_parameters_are_not_handed_over() -> None:
+    net = net_of()
+    net.requires_grad_(False)
+    net.out_head.requires_grad_(True)
+    for factory in (torch.optim.SGD, torch.optim.Rprop):
+        groups = optimizer_of(factory, net).param_groups
+        assert [p.shape for group in groups for p in group["params"]] == [net.out_head.weight.shape]
+
+
+def test_the_peak_of_the_learning_rate() -> None:
+    assert peak_lr(partial(torch.optim.SGD, lr=0.25), net_of()) == 0.25
+    assert peak_lr(partial(muon, lr=1e-2, muon_lr=3e-2), net_of()) == 1e-2
+    assert peak_lr(lambda params, **settings: torch.optim.SGD(params, lr=0.5), net_of()) == 0.5
+
+
+def takes_two(params: Any, other: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (partial(torch.optim.SGD, lr=-1.0), r"SGD refuses its settings: Invalid learning rate: -1\.0$"),
+        (partial(torch.optim.SGD, nesterov=True), "SGD refuses its settings: Nesterov momentum requires"),
+        (takes_two, "takes_two refuses its settings: .* missing 1 required positional argument: 'other'"),
+        (list, r"optimizer: list returned list, not a torch Optimizer$"),
+        (torch.optim.LBFGS, "LBFGS computes the loss several times a step"),
+        (partial(adamw, lr=-1.0), r"^optimizer\.lr=-1\.0"),
+    ],
+)
+def test_what_a_class_refuses_is_one_line(factory: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        optimizer_of(factory, net_of())
+    assert "\n" not in str(caught.value)

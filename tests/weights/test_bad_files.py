@@ -217,9 +217,12 @@ def test_an_hparams_json_that_disagrees_with_the_tensors(openai, read, hparams, 
 @pytest.mark.parametrize(
     ("hparams", "words"),
     [
-        ({"n_layer": 10**9}, "has no tensor of block 999999999, the last of n_layers=1000000000"),
-        ({"n_ctx": 10**15}, "'model/wpe' as (24, 32), the model wants (1000000000000000, 32)"),
-        ({"n_vocab": 10**15}, "'model/wte' as (61, 32), the model wants (1000000000000000, 32)"),
+        ({"n_layer": 10**9}, "n_layers=1000000000 is too many"),
+        ({"n_layer": 9999}, "has no tensor of block 9998 of n_layers=9999"),
+        ({"n_ctx": 10**15}, "context_length=1000000000000000 makes a model of 32,000,000,000,0"),
+        ({"n_embd": 10**9}, "emb_dim=1000000000 makes a model of 36,000,000,"),
+        ({"n_ctx": 10**12}, "'model/wpe' as (24, 32), the model wants (1000000000000, 32)"),
+        ({"n_vocab": 10**12}, "'model/wte' as (61, 32), the model wants (1000000000000, 32)"),
     ],
 )
 def test_a_description_that_no_memory_could_hold(openai, hparams, words):

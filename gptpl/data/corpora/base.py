@@ -27,11 +27,24 @@ class Corpus(ABC):
             yield self.read(path)
 
     def content_sha256(self) -> str:
-        """Hash of the files' bytes, their order and the kind of corpus, which decides how they are read.
+        """Hash of the kind of corpus and of all that decides its text: the files' bytes in their order.
 
+        Of a class that reads them in its own way, and may have settings for it, the documents themselves.
         Raises InputError when a file cannot be read.
         """
-        digest = hashlib.sha256(f"{type(self).__module__}.{type(self).__qualname__}".encode())
+        own = type(self)
+        if own.read is Corpus.read and own.documents is Corpus.documents:
+            return self.files_sha256()
+        digest = self._digest()
+        for text in self.documents():
+            data = text.encode()
+            digest.update(len(data).to_bytes(8))
+            digest.update(data)
+        return digest.hexdigest()
+
+    def files_sha256(self) -> str:
+        """Hash of the kind of corpus, the files' bytes and their order. Raises InputError as above."""
+        digest = self._digest()
         for path in self.files():
             try:
                 with path.open("rb") as file:
@@ -39,3 +52,6 @@ class Corpus(ABC):
             except OSError as error:
                 raise unreadable(path, error) from error
         return digest.hexdigest()
+
+    def _digest(self) -> "hashlib._Hash":
+        return hashlib.sha256(f"{type(self).__module__}.{type(self).__qualname__}".encode())

@@ -1,9 +1,11 @@
 """The user's own file of entries, one a line or in a list."""
 
 from pathlib import Path
+from typing import Annotated
 
 from gptpl.data.corpora.base import Corpus
 from gptpl.errors import InputError
+from gptpl.resuming import FREE
 
 
 class InstructionFile(Corpus):
@@ -15,7 +17,7 @@ class InstructionFile(Corpus):
 
     name = "instruction_file"
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: Annotated[str | Path | None, FREE] = None) -> None:
         self._path = path
 
     def files(self) -> list[Path]:

@@ -2,10 +2,12 @@
 
 import glob
 from pathlib import Path
+from typing import Annotated
 
 from gptpl.data.corpora.base import Corpus
 from gptpl.data.corpora.reading import unreadable
 from gptpl.errors import InputError
+from gptpl.resuming import FREE
 
 
 class TextFiles(Corpus):
@@ -22,7 +24,7 @@ class TextFiles(Corpus):
 
     name = "text_file"
 
-    def __init__(self, path: str | Path | None = None, pattern: str = "**/*.txt") -> None:
+    def __init__(self, path: Annotated[str | Path | None, FREE] = None, pattern: str = "**/*.txt") -> None:
         self._path = path
         self._pattern = pattern
 

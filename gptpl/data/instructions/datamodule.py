@@ -40,7 +40,13 @@ class InstructionDataModule(TrainingData):
         mask_instruction: whether only the answers are learned.
         too_long: what becomes of an example longer than `max_length`, see `make_rows`.
         packing: whether short examples share a row; they are packed once, and the rows are shuffled.
-        loaders: arguments of `TrainingData`.
+        batch_size: as in `TrainingData`, like the six below.
+        seed: decides the order.
+        num_workers: processes that prepare batches.
+        pin_memory: page-locked memory.
+        persistent_workers: workers that stay.
+        eval_train_batches: training batches of an evaluation.
+        eval_val_batches: validation batches of an evaluation.
 
     Raises InputError as `TrainingData`, `PromptTemplate`, `read_entries`, `split_entries` and `make_rows`.
     """
@@ -64,9 +70,23 @@ class InstructionDataModule(TrainingData):
         mask_instruction: bool = False,
         too_long: TooLong = "truncate",
         packing: bool = False,
-        **loaders: Any,
+        batch_size: int = 8,
+        seed: int = 123,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+        persistent_workers: bool = True,
+        eval_train_batches: int | None = 5,
+        eval_val_batches: int | None = 5,
     ) -> None:
-        super().__init__(**loaders)
+        super().__init__(
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=persistent_workers,
+            eval_train_batches=eval_train_batches,
+            eval_val_batches=eval_val_batches,
+        )
         if max_length < 2:
             raise InputError(
                 f"data.max_length={max_length} has no room for prompt and answer: give 2 or more"
@@ -186,6 +206,19 @@ class InstructionDataModule(TrainingData):
             max_length=self.max_length,
             batch_size=self.batch_size * world_size,
             packing=self.packing,
+        )
+
+    @property
+    def caveat(self) -> str:
+        """Where most examples lose their end: the model hardly sees where an answer ends."""
+        rows = self.rows("train")
+        cut, all_of = rows.truncated, len(rows.rows)
+        if 2 * cut <= all_of:
+            return ""
+        which = "All" if cut == all_of else f"{cut:,} of"
+        return (
+            f"{which} {all_of:,} training examples lost their end, so that the model cannot learn to end an"
+            f" answer: raise data.max_length={self.max_length}."
         )
 
     def module_settings(self) -> dict[str, Any]:

@@ -1,24 +1,24 @@
 """How an instruction becomes a prompt, and where the answer begins."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
-
-import jinja2
-from jinja2 import meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gptpl.data.corpora.reading import read_utf8
 from gptpl.data.instructions.entries import Entry
 from gptpl.errors import InputError
+from gptpl.files.template import SafeTemplate
 
 FIELDS = ("instruction", "input")
 RESPONSE_MARKER = "\n\n### Response:\n"
 """Alpaca's; also of a user's own template that gives none."""
 
-# A template may come with a checkpoint from anywhere: the sandbox keeps it from everything but its texts.
-_JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+
+@lru_cache(maxsize=16)
+def _filler(name: str, source: str) -> SafeTemplate:
+    return SafeTemplate(source, name=f"data.template={name}", fields=FIELDS, needed=["instruction"])
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class PromptTemplate:
         source: Jinja, with `instruction` and, if wanted, `input`, which may be empty.
         response_marker: what stands after the prompt; the answer follows it.
 
-    Raises InputError for what is no Jinja, for an unknown field, for a template without `instruction`, and
-    for an empty marker.
+    Raises InputError as `SafeTemplate`, and for an empty marker.
     """
 
     name: str
@@ -39,48 +38,34 @@ class PromptTemplate:
     response_marker: str = RESPONSE_MARKER
 
     def __post_init__(self) -> None:
-        try:
-            used = meta.find_undeclared_variables(_JINJA.parse(self.source))
-        except jinja2.TemplateSyntaxError as error:
-            raise InputError(
-                f"data.template={self.name}, line {error.lineno}, is no Jinja template ({error.message}):"
-                " mend it, or choose alpaca or phi3"
-            ) from error
-        for field in sorted(used - set(FIELDS)):
-            raise InputError(
-                f"data.template={self.name} uses {field!r}, which no entry has: use {{{{ instruction }}}} and"
-                " {{ input }}"
-            )
-        if "instruction" not in used:
-            raise InputError(
-                f"data.template={self.name} leaves the instruction out: write {{{{ instruction }}}} where it"
-                " belongs"
-            )
+        _filler(self.name, self.source)
         if not self.response_marker.strip():
             raise InputError(
                 f"data.response_marker={self.response_marker!r} is empty: give what stands before the answer,"
                 " such as '### Response:'"
             )
 
-    @cached_property
-    def _template(self) -> jinja2.Template:
-        return _JINJA.from_string(self.source)
-
     def prompt(self, instruction: str, input: str = "") -> str:
         """What is given to the model: the prompt and the marker; the answer is to follow."""
-        try:
-            text = self._template.render(instruction=instruction, input=input)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise InputError(f"data.template={self.name} cannot be filled in ({error}): mend it") from error
-        return text + self.response_marker
+        filled = _filler(self.name, self.source).filled({"instruction": instruction, "input": input})
+        return filled + self.response_marker
 
     def whole(self, entry: Entry) -> str:
         """What is learned: prompt, marker and answer."""
         return self.prompt(entry.instruction, entry.input) + entry.output
 
     def state(self) -> dict[str, Any]:
-        """Plain data for a checkpoint; `PromptTemplate(**state)` is the same template."""
+        """Plain data for a checkpoint; `from_state` makes the same template of it."""
         return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The template of a checkpoint. Raises InputError as the class, and for what is no `state`."""
+        names = ("name", "source", "response_marker")
+        if not isinstance(state, Mapping) or not all(isinstance(state.get(name), str) for name in names):
+            raise InputError("the stored template is damaged: use another checkpoint, or give template=")
+        name, source, marker = (state[name] for name in names)
+        return cls("".join(filter(str.isprintable, name))[:200], source, marker)
 
     @classmethod
     def named(cls, template: str, response_marker: str | None = None) -> Self:

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 from gptpl.data.labelled.examples import Example
 from gptpl.data.labelled.table import Table
 from gptpl.errors import InputError
-from gptpl.files.download import cache_dir, download
+from gptpl.files.download import cache_dir, download, file_name
 from gptpl.files.hashes import record_file, sha256_of
 from gptpl.files.whole import write_atomically
+from gptpl.resuming import FREE
 
 _MOST_BYTES = 1 << 24
 """So much is read of a file in an archive: an archive can say that it holds terabytes."""
@@ -66,14 +69,14 @@ class LabelledFiles(LabelledCorpus):
     def __init__(
         self,
         *,
-        path: str | None = None,
-        train_path: str | None = None,
-        val_path: str | None = None,
-        test_path: str | None = None,
-        text_column: str = "text",
-        label_column: str = "label",
-        format: str | None = None,
-        columns: Sequence[str] | None = None,
+        path: Annotated[str | None, FREE] = None,
+        train_path: Annotated[str | None, FREE] = None,
+        val_path: Annotated[str | None, FREE] = None,
+        test_path: Annotated[str | None, FREE] = None,
+        text_column: Annotated[str, FREE] = "text",
+        label_column: Annotated[str, FREE] = "label",
+        format: Annotated[str | None, FREE] = None,
+        columns: Annotated[Sequence[str] | None, FREE] = None,
         name: str = "labelled",
     ) -> None:
         if text_column == label_column:
@@ -118,7 +121,9 @@ class SmsSpam(LabelledCorpus):
     text_column = "text"
     label_column = "label"
 
-    def __init__(self, *, path: str | None = None, url: str, member: str, sha256: str) -> None:
+    def __init__(
+        self, *, path: Annotated[str | None, FREE] = None, url: str, member: str, sha256: str
+    ) -> None:
         self._path, self._url, self._member, self._sha256 = path, url, member, sha256
 
     def tables(self) -> dict[str, Table]:
@@ -128,7 +133,7 @@ class SmsSpam(LabelledCorpus):
         return {WHOLE: Table(path=path, format="tsv", columns=(self.label_column, self.text_column))}
 
     def _extracted(self) -> Path:
-        path = cache_dir() / self._member
+        path = cache_dir() / file_name(PurePosixPath(self._member).name)
         if path.is_file() and sha256_of(path) == self._sha256:
             return path
         # Nobody publishes a hash of the archive; the file in it has one.
@@ -136,7 +141,8 @@ class SmsSpam(LabelledCorpus):
         try:
             with zipfile.ZipFile(archive) as opened, opened.open(self._member) as member:
                 content = member.read(_MOST_BYTES)
-        except (zipfile.BadZipFile, KeyError) as error:
+        # Damaged, without the member, encrypted or packed in an unknown way, or with wrong bytes in it.
+        except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, ValueError, zlib.error) as error:
             raise self._useless(archive, f"is no archive with {self._member} in it") from error
         if (actual := hashlib.sha256(content).hexdigest()) != self._sha256:
             raise self._useless(archive, f"holds {self._member} with SHA-256 {actual}, not {self._sha256}")

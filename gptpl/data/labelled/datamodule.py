@@ -45,7 +45,13 @@ class LabelledDataModule(TrainingData):
             longest of the training split, which the other splits' texts are cut to.
         split_seed: decides which examples are drawn, and the splits: not `seed`, so that runs with several
             seeds have the same test.
-        loaders: arguments of `TrainingData`.
+        batch_size: as in `TrainingData`, like the six below.
+        seed: decides the order.
+        num_workers: processes that prepare batches.
+        pin_memory: page-locked memory.
+        persistent_workers: workers that stay.
+        eval_train_batches: training batches of an evaluation.
+        eval_val_batches: validation batches of an evaluation.
 
     Raises InputError for a setting that cannot be, when made, and for texts that cannot be used, when loaded.
     """
@@ -64,9 +70,23 @@ class LabelledDataModule(TrainingData):
         truncate: bool = True,
         padding: Padding = "batch",
         split_seed: int = 123,
-        **loaders: Any,
+        batch_size: int = 8,
+        seed: int = 123,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+        persistent_workers: bool = True,
+        eval_train_batches: int | None = 5,
+        eval_val_batches: int | None = 5,
     ) -> None:
-        super().__init__(**loaders)
+        super().__init__(
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=persistent_workers,
+            eval_train_batches=eval_train_batches,
+            eval_val_batches=eval_val_batches,
+        )
         if padding not in get_args(Padding):
             raise InputError(f"data.padding={padding} is unknown: choose batch or longest")
         check_at_least(0, "data.split_seed", split_seed)

@@ -28,7 +28,7 @@ def tokenizer_from_state(state: Mapping[str, Any]) -> Tokenizer:
         raise InputError(f"the stored tokenizer {name!r} is unknown: this gptpl has {', '.join(_KINDS)}")
     tokenizer = _KINDS[name].from_state(state)
     for key, value in tokenizer.state().items():
-        if state[key] != value:
+        if type(state[key]) is not type(value) or state[key] != value:
             raise InputError(
                 f"the stored tokenizer {name!r} has {key} {state[key]!r}, its vocabulary gives {value!r}: "
                 "the checkpoint is damaged or was changed; use the original file"

@@ -102,6 +102,22 @@ def test_packing_and_order_depend_on_the_seed_alone_and_epochs_differ(make):
     assert len(rows[0]) == len(rows[1]) > 4
 
 
+def test_examples_that_lose_their_end_are_a_caveat(make):
+    def caveat(lengths: list[int], **changes: Any) -> str:
+        entries = [
+            {"instruction": f"Say {n}.", "input": "", "output": "x" * m} for n, m in enumerate(lengths)
+        ]
+        return make(entries, max_length=40, train_share=0.5, test_share=0.25, **changes).caveat
+
+    assert caveat([99] * 8).startswith(
+        "All 4 training examples lost their end, so that the model cannot learn"
+    )
+    assert caveat([99] * 8).endswith("raise data.max_length=40.")
+    assert caveat([99, 99, 99, 9] * 2).startswith("3 of 4 training examples lost their end, ")
+    assert caveat([99, 99, 9, 9] * 2) == ""
+    assert caveat([9, 99, 99, 99] * 2, too_long="drop") == ""
+
+
 def test_workers_make_the_same_batches(make):
     alone, worked = (list(make(num_workers=n, packing=True).train_dataloader()) for n in (0, 1))
     for ours, theirs in zip(alone, worked, strict=True):

@@ -46,7 +46,7 @@ def test_a_users_own_from_a_file_and_as_text(tmp_path):
 def test_its_state_is_plain_data_that_makes_it_again(tmp_path):
     template = PromptTemplate.named("{{ instruction }}?", "\n> ")
     torch.save(template.state(), tmp_path / "state.pt")
-    again = PromptTemplate(**torch.load(tmp_path / "state.pt", weights_only=True))
+    again = PromptTemplate.from_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again == template
     assert again.whole(PLAIN) == "Name a colour.?\n> Red."
 
@@ -55,9 +55,9 @@ def test_its_state_is_plain_data_that_makes_it_again(tmp_path):
     ("template", "marker", "said"),
     [
         ("alpacca", None, "data.template=alpacca is neither alpaca nor phi3 nor a file"),
-        ("{{ instruction", None, r"data.template=own, line 1, is no Jinja template \("),
-        ("{{ input }}", None, "data.template=own leaves the instruction out"),
-        ("{{ instruction }}{{ answer }}", None, "data.template=own uses 'answer', which no entry has"),
+        ("{{ instruction", None, r"data.template=own is no Jinja template \(line 1: "),
+        ("{{ input }}", None, r"data.template=own leaves \{\{ instruction \}\} out"),
+        ("{{ instruction }}{{ answer }}", None, r"data.template=own uses \{\{ answer \}\}: the fields are"),
         ("alpaca", " \n", r"data.response_marker=' \\n' is empty"),
     ],
 )
@@ -77,5 +77,5 @@ def test_bad_templates(template, marker, said):
     ],
 )
 def test_a_template_reaches_nothing_but_its_texts(source):
-    with pytest.raises(InputError, match=r"^data.template=own cannot be filled in \([^\n]*\): mend it$"):
+    with pytest.raises(InputError, match=r"^data.template=own[^\n]*$"):
         PromptTemplate.named(source).prompt("Name a colour.")

@@ -53,6 +53,20 @@ def archive(**members: bytes) -> bytes:
     return stream.getvalue()
 
 
+def damaged(content: bytes) -> bytes:
+    """Wrong bytes where the packed member is."""
+    return content[:60] + bytes(20) + content[80:]
+
+
+def encrypted(content: bytes) -> bytes:
+    """With the flag that says so."""
+    directory = content.index(b"PK\x01\x02")
+    flagged = bytearray(content)
+    flagged[6] |= 1
+    flagged[directory + 8] |= 1
+    return bytes(flagged)
+
+
 def spam(url: str, **changes: Any) -> SmsSpam:
     settings = {"url": url, "member": "Messages", "sha256": hashlib.sha256(MESSAGES).hexdigest()}
     return SmsSpam(**(settings | changes))
@@ -72,6 +86,9 @@ def test_the_archive_is_fetched_once_and_its_one_file_read(served: Any) -> None:
         (b"<html>Sorry</html>", "is no archive with Messages in it: try again later"),
         (archive(readme=b"x"), "is no archive with Messages in it"),
         (archive(Messages=b"ham\tother\n"), "holds Messages with SHA-256"),
+        (archive(Messages=bytes(1 << 25)), "holds Messages with SHA-256"),  # 32 MiB, of which 16 are read
+        (damaged(archive(Messages=MESSAGES * 50)), "is no archive with Messages in it"),
+        (encrypted(archive(Messages=MESSAGES)), "is no archive with Messages in it"),
     ],
 )
 def test_a_wrong_archive_is_not_kept(served: Any, content: bytes, said: str) -> None:
@@ -81,6 +98,14 @@ def test_a_wrong_archive_is_not_kept(served: Any, content: bytes, said: str) -> 
         spam(url).examples()
     state["content"] = archive(Messages=MESSAGES)
     assert spam(url).examples() == {"all": READ}
+
+
+def test_a_member_in_a_folder_is_kept_by_its_name_alone(served: Any, tmp_path: Path) -> None:
+    url, state = served
+    state["content"] = archive(**{"../Messages": MESSAGES})
+    assert spam(url, member="../Messages").examples() == {"all": READ}
+    assert (tmp_path / "cache/Messages").read_bytes() == MESSAGES
+    assert not (tmp_path / "Messages").exists()
 
 
 def test_a_copy_at_hand_needs_no_network(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""JSON Lines files of a run: appended while it goes on, and cut back when it resumes."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptpl.files.durable import sync_folder
+
+Record = dict[str, Any]
+
+
+class RecordFile:
+    """A JSON Lines file of records that each hold at least `step`; samples also `prompt` and `strategy`.
+
+    Its file is read and written only by the methods called, never at construction.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._keys: set[str] = set()
+
+    def start(self, *, step: int) -> None:
+        """Prepare for a run that stands at `step`: what was written beyond it never happened.
+
+        A last line that an interrupted write left torn is dropped as well. The file is replaced in one move:
+        it is whole at every moment.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        # Not splitlines(): a text may hold characters, such as U+2028, that it takes for line ends.
+        lines = text.split("\n")
+        records = [record for record in map(_parsed, lines) if record is not None and record["step"] <= step]
+        self._keys = {_key(record) for record in records}
+        kept = _as_lines(records)
+        if kept != text:
+            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+            _write(temporary, kept, mode="w")
+            temporary.replace(self.path)
+            sync_folder(self.path.parent)
+
+    def __contains__(self, record: Record) -> bool:
+        """Whether a sample of the same step, prompt and strategy is in the file."""
+        return _key(record) in self._keys
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Add the records in one write; they are on disk, also after a power cut, when it returns.
+
+        A checkpoint written later takes them for done.
+        """
+        _write(self.path, _as_lines(records), mode="a")
+        sync_folder(self.path.parent)
+        self._keys.update(map(_key, records))
+
+
+def _write(path: Path, text: str, *, mode: str) -> None:
+    with path.open(mode, encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _as_lines(records: Sequence[Record]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _parsed(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _key(record: Record) -> str:
+    return json.dumps([record["step"], record.get("prompt"), record.get("strategy")], sort_keys=True)

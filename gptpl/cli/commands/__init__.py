@@ -1,0 +1,1 @@
+"""One file a command: read the settings, call the library, print."""

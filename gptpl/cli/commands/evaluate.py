@@ -1,0 +1,114 @@
+"""Loss of a trained model on any data; of a classifier its accuracy, F1 and calibration.
+
+examples:
+  gptpl evaluate checkpoint=RUN                                    # on the run's own validation data
+  gptpl evaluate checkpoint=RUN data=text_file data.path=my.txt split=all  # on a text of yours, all of it
+  gptpl evaluate checkpoint=RUN/checkpoints/best.ckpt data=tale    # a certain checkpoint, on the shipped tale
+  gptpl evaluate checkpoint=CLASSIFIER split=test                  # scores of a classifier on its test texts
+  gptpl evaluate checkpoint=CLASSIFIER data=labelled data.path=my.csv split=all  # and on a file of yours
+  gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all  # GPT-2 itself
+
+Losses are in nats per token. Sequences are laid end to end; gptpl inspect gives tokens more context, and so
+measures a lower loss on the same text. Writes nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from gptpl.cli.console import Console
+from gptpl.cli.model_input import composed, given_model
+from gptpl.config.instantiate import instantiate, locate
+from gptpl.data.labelled.corpora import LabelledCorpus
+from gptpl.errors import InputError
+from gptpl.model.protocol import context_length
+from gptpl.runs.loaded import load
+from gptpl.runs.models import Classifier, LanguageModel
+from gptpl.runs.own_data import make_datamodule
+from gptpl.text import table
+from gptpl.training.classifier_evaluation import ClassifierEvaluation
+
+WHOLE = "all"
+TEMPLATE = ("data.template", "data.response_marker")
+PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
+
+
+def run(arguments: list[str]) -> int:
+    """Prints loss, perplexity and tokens to standard output; returns the exit status."""
+    cfg, _ = composed("evaluate", arguments)
+    if cfg is None:
+        return 0
+    with Console():
+        model = load(**given_model(cfg))
+        data = cfg["data"]
+        if data["batch_size"] == "auto":
+            raise InputError("data.batch_size=auto is for training: give a whole number")
+        if isinstance(model, Classifier):
+            for line in _report(_classified(cfg, model), model.labels):
+                print(line)
+            return 0
+        assert isinstance(model, LanguageModel)
+        if "_target_" in data:
+            datamodule = _datamodule(data, model, arguments)
+            result = model.evaluate(datamodule, split=cfg["split"], progress=PROGRESS)
+        else:
+            result = model.evaluate(split=cfg["split"], progress=PROGRESS, **data)
+        print(f"data        {result.data}")
+        print(f"scored      {result.context}")
+        print(f"tokens      {result.tokens:,}")
+        print(f"loss        {result.loss:.4f} nats per token")
+        print(f"perplexity  {result.perplexity:.2f}")
+    return 0
+
+
+def _datamodule(data: dict[str, Any], model: LanguageModel, arguments: list[str]) -> Any:
+    """The data that were asked for, in the model's tokens, and template unless another was asked for."""
+    if data.get("stride") not in (None, data["max_length"]):
+        raise InputError(
+            f"data.stride={data['stride']} has no meaning here: the sequences lie end to end, leave it out"
+        )
+    asked = any(argument.partition("=")[0].lstrip("+") in TEMPLATE for argument in arguments)
+    template = None if asked or model.template is None else model.template.state()
+    length = context_length(model.net) if data["max_length"] is None else data["max_length"]
+    settings = {**data, "corpus": instantiate(data["corpus"]), "max_length": length}
+    kind = locate(data["_target_"], "data._target_")
+    return make_datamodule(
+        kind, settings, tokenizer=model.tokenizer, template=template, batch_size=data["batch_size"]
+    )
+
+
+def _classified(cfg: dict[str, Any], model: Classifier) -> ClassifierEvaluation:
+    data, split = cfg["data"], cfg["split"]
+    settings = {"batch_size": data["batch_size"], "progress": PROGRESS}
+    if data["max_length"] is not None:
+        raise InputError(
+            f"data.max_length={data['max_length']}: a classifier reads of a text what it read in training,"
+            " leave it out"
+        )
+    if "_target_" not in data:
+        return model.evaluate(split=split, **settings)
+    corpus = instantiate(data["corpus"])
+    if not isinstance(corpus, LabelledCorpus):
+        raise InputError(
+            f"checkpoint={cfg['checkpoint']} is a classifier, and these data have no labels: give"
+            " data=labelled data.path=FILE, or leave data= out for the run's own texts"
+        )
+    if split != WHOLE:
+        raise InputError(f"split={split}: a file that is given is taken whole, give split=all")
+    return model.evaluate(corpus, **settings)
+
+
+def _report(found: ClassifierEvaluation, labels: Sequence[str]) -> Iterator[str]:
+    """The scores in lines, with a table of the classes and one of what was taken for what."""
+    yield f"data               {found.data}, {found.texts:,} texts of {len(labels)} classes"
+    yield f"loss               {found.loss:.4f} nats per text"
+    yield f"accuracy           {found.scores.accuracy:.2%}"
+    yield f"F1, mean           {found.scores.macro_f1:.4f}"
+    yield f"calibration error  {found.scores.calibration_error:.4f}"
+    yield ""
+    rows = [["true \\ predicted", *labels, "F1"]]
+    for label, counts, f1 in zip(labels, found.confusion, found.scores.f1, strict=True):
+        rows.append([label, *(f"{count:,.0f}" for count in counts), f"{f1:.4f}"])
+    yield from table(rows)

@@ -1,0 +1,39 @@
+"""Find the batch size: speed and memory of every one that fits.
+
+examples:
+  gptpl find-batch-size model=gpt_18m                                              # until memory is full
+  gptpl find-batch-size model=gpt2_small data=python_stdlib find.max_batch_size=8  # no more than 8
+  gptpl find-batch-size experiment=quick trainer.recompute_activations=true        # with less memory
+
+Tries 1, 2, 4, ... sequences, each only if its estimated memory is free. Takes the settings of gptpl train.
+On a CPU the memory is that of the whole process at its peak. Writes batch_size_finder.png and
+batch_size_finder.csv into find.output (older ones are replaced), and nothing else.
+"""
+
+from gptpl.cli.arguments import parse, shown
+from gptpl.cli.console import Console
+from gptpl.cli.outputs import checked_folder
+from gptpl.config.compose import composed
+from gptpl.errors import InputError
+from gptpl.runs.finders import SETTLED_BY_FINDER, find_batch_size
+
+NAME = "batch_size_finder"
+
+
+def run(arguments: list[str]) -> int:
+    """Prints a table and the suggestion, writes plot and numbers; returns the exit status."""
+    given = parse("find-batch-size", arguments)
+    for override in given.overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key in SETTLED_BY_FINDER:
+            raise InputError(f"{key} is what gptpl find-batch-size tries out: leave it out")
+    if shown(given):
+        return 0
+    cfg = composed(given.overrides, given.config_name, config_dir=given.config_dir).cfg
+    own = cfg.find
+    folder = checked_folder("find.output", own.output)
+    with Console():
+        found = find_batch_size(cfg, max_batch_size=own.max_batch_size, timed_steps=own.timed_steps)
+    found.write(folder, NAME)
+    print("\n".join([*found.lines, f"written     {folder / NAME}.png, .csv"]))
+    return 0

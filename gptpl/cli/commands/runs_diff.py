@@ -1,0 +1,96 @@
+"""In which settings runs differ, and what came of it.
+
+usage: gptpl runs diff RUN1 RUN2 [RUN3]...
+
+examples:
+  gptpl runs diff quick/2026-11-21_14-51-09 quick/latest                     # two runs by name
+  gptpl runs diff runs/sweeps/quick_1a2b3c4d/0 runs/sweeps/quick_1a2b3c4d/1  # or by folder
+  gptpl runs diff runs/sweeps/quick_1a2b3c4d/*/                              # all trials of a sweep
+
+Side by side: the settings that differ; other differences (the data's hash, versions, git commit, first
+weights, hardware); the results. Exit status 0 with and without differences.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptpl.cli.arguments import parse_plain as parse
+from gptpl.cli.run_facts import (
+    evaluation_text,
+    memory_text,
+    speed_text,
+    state_text,
+    steps_text,
+    time_text,
+)
+from gptpl.errors import InputError
+from gptpl.records.listing import find_run
+from gptpl.records.run_record import RunRecord, read_run
+from gptpl.records.settings import Differences, Setting, differing_beside, differing_settings
+from gptpl.text import near, one_line, setting_text, table
+
+WIDEST = 40
+"""Characters of a value that still has a column; longer ones are written below one another."""
+
+
+def run(arguments: list[str]) -> int:
+    """Prints the differences and the results; returns the exit status."""
+    paths = parse("runs diff", arguments).paths
+    if len(paths) < 2:
+        raise InputError(
+            f"gptpl runs diff compares two runs or more, not {len(paths)}: give it their folders"
+            " or names (gptpl runs list shows them)"
+        )
+    paths = [find_run(path) for path in paths]
+    runs = [read_run(path) for path in paths]
+    names = _names(paths)
+    settings, beside = differing_settings(runs), differing_beside(runs)
+    lines = _section("settings", names, settings) if settings else ["the same settings"]
+    if beside:
+        lines += ["", *_section("beside them", names, beside)]
+    print("\n".join([*lines, "", *_results(names, runs)]))
+    return 0
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The runs' folders without what all of them begin with."""
+    full = [str(path.resolve()) for path in paths]
+    if len(set(full)) < len(full):
+        return [near(path) for path in paths]
+    names = [os.path.relpath(path, os.path.commonpath(full)) for path in full]
+    return [one_line(near(path) if name == "." else name) for path, name in zip(paths, names, strict=True)]
+
+
+def _section(title: str, names: Sequence[str], differences: Differences) -> list[str]:
+    """A table of what is short, and below it what is long."""
+    texts = {name: [_text(value) for value in values] for name, values in differences.items()}
+    short = {name: row for name, row in texts.items() if max(map(len, row)) <= WIDEST}
+    lines = table([[title, *names], *([name, *row] for name, row in short.items())])
+    width = max(map(len, names))
+    for name in texts.keys() - short.keys():
+        lines += [
+            one_line(name),
+            *(f"  {run:<{width}}  {value}" for run, value in zip(names, texts[name], strict=True)),
+        ]
+    return lines
+
+
+def _text(value: Setting | None) -> str:
+    if isinstance(value, str) and value.startswith(os.sep):
+        return one_line(near(Path(value)))
+    return one_line(setting_text(value, exact=True))
+
+
+def _results(names: Sequence[str], runs: Sequence[RunRecord]) -> list[str]:
+    rows = {
+        "state": [state_text(run) for run in runs],
+        "steps": [steps_text(run) for run in runs],
+        "tokens": [f"{run.tokens_seen:,}" for run in runs],
+        "lowest val loss": [evaluation_text(run.best) for run in runs],
+        "last val loss": [evaluation_text(run.last) for run in runs],
+        "time": [time_text(run) for run in runs],
+        "tokens per second": [speed_text(run) for run in runs],
+        "peak memory": [memory_text(run) for run in runs],
+    }
+    return table([["results", *names], *([name, *row] for name, row in rows.items())])

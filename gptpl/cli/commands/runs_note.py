@@ -1,0 +1,31 @@
+"""Write a note on a run, or read it.
+
+usage: gptpl runs note RUN [TEXT]
+
+examples:
+  gptpl runs note latest 'warm-up too short'  # in place of an earlier note
+  gptpl runs note quick/latest                # print it; gptpl runs show has it, too
+  gptpl runs note latest ''                   # remove it
+
+A new run has that of notes=TEXT.
+"""
+
+from pathlib import Path
+
+from gptpl.errors import InputError
+from gptpl.records.listing import find_run
+from gptpl.records.run_record import read_run, write_run_json
+from gptpl.text import near, one_line
+
+
+def run(arguments: list[str]) -> int:
+    """Writes the note in place of an earlier one, if one is given, and prints it; returns the exit status."""
+    if len(arguments) not in (1, 2):
+        raise InputError("gptpl runs note takes a run and a text, as in gptpl runs note latest 'too slow'")
+    folder = find_run(Path(arguments[0]).expanduser())
+    record = read_run(folder)
+    if len(arguments) == 2:
+        write_run_json(folder, {"notes": arguments[1]})
+        record = read_run(folder)
+    print(one_line(f"{near(folder)}: {record.notes or 'no note'}"))
+    return 0

@@ -1,0 +1,85 @@
+"""Remove runs, or only their checkpoints, after asking.
+
+usage: gptpl runs rm RUN... [--checkpoints] [--yes]
+
+examples:
+  gptpl runs rm quick/2026-11-21_14-51-09         # a run, by name or folder
+  gptpl runs rm runs/sweeps/quick_1a2b3c4d --yes  # a whole sweep, without asking
+  gptpl runs rm RUN --checkpoints                 # keep best.ckpt, and with it the model
+
+flags:
+  --checkpoints   remove what the run needs to be resumed, most of its size; best.ckpt and all else stay
+  --yes, -y       do not ask; needed where there is no terminal
+
+Only folders of runs and sweeps are removed. First it shows their sizes and warns of files that gptpl did
+not write, of other runs that started from these weights, and of a run that may still be running. Links are
+removed, not what they point at. An interrupted removal is completed by the same command.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptpl.cli.arguments import parse_plain as parse
+from gptpl.errors import InputError
+from gptpl.records.listing import DEFAULT_FOLDER, find_run
+from gptpl.records.removal import BEST, Removal, plan_removal, rest_of, some, warnings
+from gptpl.text import bytes_text, count_text, near, one_line, table
+
+
+def run(arguments: list[str]) -> int:
+    """Shows what would go, asks, and removes; returns the exit status."""
+    given = parse("runs rm", arguments, flags=["--yes", "-y", "--checkpoints"])
+    if not given.paths:
+        raise InputError("gptpl runs rm takes runs: give it folders or names that gptpl runs list shows")
+    checkpoints_only = "--checkpoints" in given.flags
+    removals = plan_removal([_meant(path) for path in given.paths], checkpoints_only=checkpoints_only)
+    sure = bool({"--yes", "-y"} & given.flags)
+    if sure:
+        _check_own(removals)
+    elif sys.stdin is None or not sys.stdin.isatty():
+        raise InputError("gptpl runs rm asks first, and there is no terminal to ask on: add --yes to remove")
+    rows = [[near(each.path), each.kind, bytes_text(each.bytes)] for each in removals]
+    notes = [one_line(f"warning: {warning}") for warning in warnings(removals)]
+    print("\n".join([*table(rows, right=[2]), *notes]), flush=True)
+    size = sum(each.bytes for each in removals)
+    if checkpoints_only and not size:
+        print("nothing to remove")
+        return 0
+    if checkpoints_only:
+        print("without these checkpoints they cannot be resumed", flush=True)
+    if not sure and not _agreed(removals, size):
+        print("nothing was removed")
+        return 0
+    for each in removals:
+        each.remove()
+    print(f"removed {bytes_text(size)}")
+    return 0
+
+
+def _meant(path: Path) -> Path:
+    """A folder as given or below `runs/`, so that a sweep can be named, too; else the run of that name."""
+    for folder in (path, DEFAULT_FOLDER / path):
+        if folder.is_symlink() or folder.exists() or rest_of(folder.absolute()).is_dir():
+            return folder
+    return find_run(path)
+
+
+def _check_own(removals: Sequence[Removal]) -> None:
+    """Raises InputError for a folder with files of others, which nobody is asked about."""
+    for each in removals:
+        if each.foreign:
+            raise InputError(
+                f"{near(each.path)} holds files that gptpl did not write ({some(each.foreign)}): move them"
+                " away, or leave out --yes and answer"
+            )
+
+
+def _agreed(removals: Sequence[Removal], size: int) -> bool:
+    runs = count_text(sum(max(len(each.runs), each.half_done) for each in removals), "run")
+    what = f"all checkpoints but {BEST} of {runs}" if removals[0].checkpoints_only else runs
+    print(f"remove {what}, {bytes_text(size)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        print(file=sys.stderr)  # after Ctrl-D
+    return answer.strip().lower() in ("y", "yes")

@@ -1,0 +1,35 @@
+"""Add tags to a run, or remove them.
+
+usage: gptpl runs tag RUN [+TAG]... [-TAG]...
+
+examples:
+  gptpl runs tag latest +good                # then: gptpl runs list tag=good
+  gptpl runs tag quick/latest +paper -draft  # one more, one less
+  gptpl runs tag latest                      # which it has
+
+A new run has those of tags=[a,b]. Prints the run's tags.
+"""
+
+from pathlib import Path
+
+from gptpl.errors import InputError
+from gptpl.records.listing import find_run
+from gptpl.records.run_record import change_tags
+from gptpl.text import near, one_line
+
+
+def run(arguments: list[str]) -> int:
+    """Adds and removes tags, and prints those that the run has then; returns the exit status."""
+    changes = [argument for argument in arguments if argument[:1] in ("+", "-")]
+    names = [argument for argument in arguments if argument[:1] not in ("+", "-")]
+    if len(names) != 1:
+        raise InputError(
+            f"gptpl runs tag takes one run, not {len(names)}, and +TAG or -TAG, as in"
+            " gptpl runs tag latest +good"
+        )
+    folder = find_run(Path(names[0]).expanduser())
+    add = [change[1:] for change in changes if change.startswith("+")]
+    remove = [change[1:] for change in changes if change.startswith("-")]
+    tags = change_tags(folder, add=add, remove=remove)
+    print(one_line(f"{near(folder)}: {', '.join(tags) or 'no tags'}"))
+    return 0

@@ -1,0 +1,60 @@
+"""Train a model, resume a run, or sweep over settings.
+
+examples:
+  gptpl train experiment=quick                                # see in seconds that everything works
+  gptpl train                                                 # the default: 124M parameters, the shipped tale
+  gptpl train model=tiny data=text_file data.path=F           # a small model on your own text
+  gptpl train experiment=debug data=text_file data.path=F     # a few steps, nothing kept, NaNs named
+  gptpl train init=gpt2_hf model=gpt2_small data=text_file data.path=F  # start from GPT-2's weights
+  gptpl train resume=latest trainer.max_epochs=20             # resume the newest run, and train longer
+  gptpl train -m experiment=quick optimizer.lr=1e-3,3e-3      # a sweep: one run for each value, then a table
+  gptpl train --config-dir my_conf 'callbacks=[default,mine]'  # a class of yours, by a YAML of yours
+
+flags:
+  -m, --multirun         sweep over every setting with several values: the same as gptpl sweep
+  --cfg job|hydra|all    print the config instead of training; --resolve fills in ${...}, --package PART
+  --info [defaults|...]  print where the config comes from, as Hydra sees it
+  --config-name NAME, --config-dir FOLDER   a root config, and configs, of your own
+
+Writes runs/NAME/DATE_TIME, or run_dir=FOLDER: config, checkpoints, metrics, samples, log. Ctrl-C finishes
+the step and saves; the log ends with the command that resumes. Exit status: 0 finished, 1 failed, 2 bad
+input; stopped by a signal 128 + its number (130: Ctrl-C).
+"""
+
+import shlex
+
+from gptpl.callbacks.stopping import RunStopped
+from gptpl.cli.arguments import parse, shown
+from gptpl.cli.console import Console
+from gptpl.runs.build import build
+from gptpl.runs.fit import train
+from gptpl.training.non_finite import NonFiniteError
+from gptpl.training.run_log import RunLogFile
+
+EXIT_FAILED = 1
+
+
+def run(arguments: list[str]) -> int:
+    """Returns the exit status: of a run that was stopped from outside, 128 + the signal's number."""
+    given = parse("train", arguments, sweeps=True)
+    if given.multirun:
+        from gptpl.cli.commands import sweep  # which needs Optuna, and one run does not
+
+        return sweep.run(arguments)
+    if shown(given):
+        return 0
+    with Console():
+        made = build(
+            *given.overrides,
+            config_dir=given.config_dir,
+            config_name=given.config_name,
+            log_file=RunLogFile(whole_process=True),
+        )
+        made.command = shlex.join(["gptpl", "train", *arguments])
+        try:
+            train(made)
+        except RunStopped as stop:
+            return stop.status
+        except NonFiniteError:  # which has been reported
+            return EXIT_FAILED
+    return 0

@@ -1,0 +1,47 @@
+"""Check that stopping and resuming changes no bit on this machine.
+
+examples:
+  gptpl verify-resume experiment=quick                                              # 12 steps, 3 random stops
+  gptpl verify-resume experiment=quick verify.steps=80 verify.stops=[5,39,40]       # stops of your choice
+  gptpl verify-resume experiment=quick trainer=ddp trainer.accelerator=cpu trainer.devices=2  # two processes
+
+Trains once without a stop and once with interruptions, each part in a process of its own, and compares: for
+each step the batches and both losses, then the hashes of weights, optimizer, schedule, random states,
+position and callbacks. Takes the settings of gptpl train. Leaves nothing unless verify.keep is set.
+Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input.
+"""
+
+import sys
+
+from gptpl.cli.arguments import parse, shown
+from gptpl.config.compose import composed, plain
+from gptpl.errors import InputError
+from gptpl.runs.verify import SET_HERE, verify_resume
+from gptpl.runs.verify_report import report
+
+EXIT_DIFFERENT = 1
+
+
+def run(arguments: list[str]) -> int:
+    """Trains, compares, prints; returns the exit status."""
+    given = parse("verify-resume", arguments)
+    for override in given.overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key in SET_HERE:
+            raise InputError(f"{key} is set by verify-resume itself: leave it out")
+    if shown(given):
+        return 0
+    cfg = composed(given.overrides, given.config_name, config_dir=given.config_dir).cfg
+    of_runs = [each for each in given.overrides if not each.lstrip("+~").startswith("verify.")]
+    own = plain(cfg.verify)
+    comparison = verify_resume(*of_runs, **own, config_dir=given.config_dir, say=_say)
+    if comparison is None:
+        return EXIT_DIFFERENT
+    print("\n".join(report(comparison)))
+    if own["keep"]:
+        _say(f"both runs: {own['keep']}")
+    return 0 if comparison.same else EXIT_DIFFERENT
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

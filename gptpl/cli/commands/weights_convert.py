@@ -1,0 +1,63 @@
+"""Convert a model to another program's format, or from it.
+
+examples:
+  gptpl weights convert checkpoint=RUN format=hf output=my-model            # for transformers
+  gptpl weights convert checkpoint=RUN format=book output=my-model          # for the book's code
+  gptpl weights convert init=gpt2_hf format=nanogpt output=gpt2             # GPT-2 for nanoGPT
+  gptpl weights convert checkpoint=RUN format=adapter output=my-adapter     # what tune=lora learned, for PEFT
+  gptpl weights convert checkpoint=model.pth model=gpt_124m format=gptpl output=mine  # from the book's file
+
+Writes the folder output=, with a model card, and prints its name. The new files are read again and their
+logits compared before the folder appears.
+"""
+
+from typing import Any
+
+from gptpl.cli.console import Console
+from gptpl.cli.model_input import NOT_SET, composed, given_model
+from gptpl.config.instantiate import instantiate
+from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig
+from gptpl.runs.export import check_export, export
+from gptpl.runs.loaded import load_classifier, load_language_model, names_classifier
+from gptpl.training.checkpoint import LoadedCheckpoint
+from gptpl.training.classifier_checkpoint import LoadedClassifier
+
+
+def run(arguments: list[str]) -> int:
+    """Writes the folder and prints its name; returns the exit status."""
+    cfg, _ = composed("weights convert", arguments)
+    if cfg is None:
+        return 0
+    with Console():
+        for key in ("format", "output"):
+            if cfg[key] == NOT_SET:
+                raise InputError(f"{key} is not set: give {key}=VALUE; see gptpl weights convert --help")
+        check_export(cfg["format"], cfg["output"], dtype=cfg["dtype"])  # before a model is read
+        if cfg["format"] == "adapter" and any(cfg.get(key) for key in ("model", "tokenizer", "init")):
+            raise InputError("format=adapter keeps what the run has: leave model=, tokenizer= and init= out")
+        print(export(_loaded(cfg), cfg["format"], cfg["output"], dtype=cfg["dtype"], verify=cfg["verify"]))
+    return 0
+
+
+def _loaded(cfg: dict[str, Any]) -> LoadedCheckpoint | LoadedClassifier:
+    given = given_model(cfg)
+    if not names_classifier(given["source"]):
+        config, tokenizer = _given_model(cfg)
+        return load_language_model(**given, config=config, tokenizer=tokenizer).loaded
+    if cfg.get("model") or cfg.get("tokenizer"):
+        raise InputError(
+            f"checkpoint={cfg['checkpoint']} says itself which model it is: leave model= and tokenizer= out"
+        )
+    return load_classifier(**given).loaded
+
+
+def _given_model(cfg: dict[str, Any]) -> tuple[GPTConfig | None, Tokenizer | None]:
+    """What the user says of files that do not say it themselves."""
+    node, fields = cfg.get("tokenizer"), cfg.get("model")
+    tokenizer: Tokenizer | None = None if node is None else instantiate({"_target_": node["_target_"]})
+    if fields is None:
+        return None, tokenizer
+    own = fields.get("vocab_size") or (tokenizer or GPT2Tokenizer()).vocab_size
+    return GPTConfig(**{**fields, "vocab_size": own}), tokenizer

@@ -1,0 +1,1 @@
+"""Settings: composed by Hydra, checked against the classes that they are for; only this room knows Hydra."""

@@ -1,0 +1,59 @@
+"""How all pictures look, and how they are written."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:  # matplotlib takes long to import
+    from matplotlib.figure import Figure
+
+SIZE_INCHES = (8.0, 5.0)
+DOTS_PER_INCH = 150
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#999933", "#AA4499")
+"""Six of Okabe and Ito's, two of Tol's muted ones: told apart by colour-blind eyes, on white and on black."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""A sign for each colour, for those who see none."""
+
+GREY = "#8c8c90"
+"""What is not compared by colour."""
+
+
+def figure_pixels(figure: "Figure") -> npt.NDArray[np.uint8]:
+    """The figure as (height, width, 3) RGB."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def figure_png(figure: "Figure") -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def write_png(pixels: npt.NDArray[np.uint8], path: Path) -> None:
+    """Write (height, width, 3) RGB as a PNG file, which appears or is replaced in one move."""
+    from matplotlib.image import imsave
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    imsave(temporary, pixels, format="png", dpi=DOTS_PER_INCH)
+    temporary.replace(path)
+
+
+def marker_of(colour: str) -> str:
+    """The sign of a colour; none for grey."""
+    return dict(zip(COLOURS, MARKERS, strict=True)).get(colour, "")
+
+
+def colour(place: int) -> str:
+    """That of the run at a place of its ranking, 0 being the best."""
+    return COLOURS[place] if place < len(COLOURS) else GREY

@@ -1,0 +1,153 @@
+"""A run's folder, claimed: one process trains in it, from before the slow work until the run ends."""
+
+import os
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gptpl.errors import InputError
+from gptpl.files.folder_lock import locked_folder
+from gptpl.records.disk import CHECKPOINT_FOLDER
+from gptpl.records.listing import DEFAULT_FOLDER
+from gptpl.records.run_record import CONFIG_FILE, METRICS_FILE, RUN_FILE
+
+OF_A_RUN = (CONFIG_FILE, RUN_FILE, METRICS_FILE, CHECKPOINT_FOLDER)
+"""What no folder of a new run may hold."""
+
+_TRIES = 100
+
+
+class RunClaim:
+    """A run's folder for one process alone, until `release`, the end of a `with`, or of the process.
+
+    Whatever ends the process ends the claim, and no file tells of it. A folder that was made for the run and
+    is empty when it is released, as that of a run that was refused, is removed again, with those around it
+    that were made for it. Child processes neither have the claim nor end it: the processes of a run that
+    train on further devices must not ask for one.
+
+    Args:
+        path: the folder, which must be there.
+        made: the folders that were made for it, the outermost first.
+
+    Raises InputError where another run has the folder, FileNotFoundError where it is not there.
+    """
+
+    def __init__(self, path: Path, *, made: Sequence[Path] = ()) -> None:
+        self.path = path
+        lock = ExitStack()
+        lock.enter_context(locked_folder(path))
+        self._end = weakref.finalize(self, _release, lock, made, os.getpid())
+
+    def release(self) -> None:
+        """Gives the folder free; a second time this does nothing."""
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def claim_new_run(run_dir: Path | None, *, name: str, root: Path = DEFAULT_FOLDER) -> RunClaim:
+    """Makes and claims the folder of a new run, at once and before anything slow.
+
+    `run_dir` is the folder that was asked for; None: `<root>/<name>/<date>_<time>`, with a number behind it
+    for the second run that begins in a second.
+
+    Raises InputError for a folder that holds a run or that another run has claimed, for a file, and for what
+    cannot be written.
+    """
+    if run_dir is not None:
+        return _claimed(run_dir.expanduser().absolute())
+    first = root.absolute() / name / _moment()
+    for number in count(1):
+        path = first if number == 1 else first.with_name(f"{first.name}_{number}")
+        made = [] if path.exists() else _make(path)
+        if path in made:
+            try:
+                return RunClaim(path, made=made)
+            except (InputError, FileNotFoundError):
+                continue  # somebody was told its name
+    raise AssertionError("numbers do not end")
+
+
+def claim_resumed_run(run_dir: Path) -> RunClaim:
+    """Claims the folder of a run that goes on. Raises InputError where a process is training in it."""
+    return RunClaim(run_dir)
+
+
+def _claimed(run_dir: Path) -> RunClaim:
+    for _ in range(_TRIES):
+        made = _make(run_dir)
+        try:
+            claim = RunClaim(run_dir, made=made)
+        except FileNotFoundError:
+            continue  # the one that had it has just removed it
+        if held := [name for name in OF_A_RUN if (run_dir / name).exists()]:
+            claim.release()
+            if CONFIG_FILE in held:
+                raise InputError(
+                    f"run_dir={run_dir} holds a run already: continue it with resume={run_dir}, or choose"
+                    " another"
+                )
+            raise InputError(f"run_dir={run_dir} holds what is left of a run ({held[0]}): choose another")
+        if not os.access(run_dir, os.W_OK | os.X_OK):
+            claim.release()
+            raise InputError(f"run_dir={run_dir} cannot be written: choose a folder you may write to")
+        return claim
+    raise InputError(f"run_dir={run_dir} is made and removed by other processes: choose another")
+
+
+def _moment() -> str:
+    return datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _make(path: Path) -> list[Path]:
+    """Makes a folder, where there is none, and those around it; returns those made, outermost first."""
+    made: list[Path] = []
+    for _ in range(_TRIES):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        try:
+            for folder in reversed(missing):
+                try:
+                    folder.mkdir()
+                    made.append(folder)
+                except FileExistsError:
+                    continue  # another process made it; a file is seen below
+        except FileNotFoundError:
+            continue  # another process removed the folder around it, which was empty again
+        except OSError as error:
+            _remove_empty(made)
+            raise InputError(
+                f"run_dir={path} cannot be made ({error.strerror}): choose a folder you may write to"
+            ) from error
+        if path.is_dir():
+            return made
+        if os.path.lexists(path):
+            raise InputError(f"run_dir={path} is a file: give a folder")
+    raise InputError(f"run_dir={path} cannot be made: choose a folder you may write to")
+
+
+def _release(lock: ExitStack, made: Sequence[Path], process: int) -> None:
+    if os.getpid() == process:  # and not a child that began as its copy
+        _remove_empty(made)
+        lock.close()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in reversed(folders):
+        try:
+            folder.rmdir()
+        except OSError:
+            return

@@ -1,0 +1,174 @@
+"""The runs on disk: one by its name, or all of them in a list."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from gptpl.records.disk import DiskUse, disk_use
+from gptpl.records.run_record import (
+    RunError,
+    RunRecord,
+    find_runs,
+    has_tags,
+    is_run,
+    read_run,
+    read_run_json,
+    started,
+)
+from gptpl.records.sweep_folder import is_sweep, trial_order
+from gptpl.text import near, nearest
+
+DEFAULT_FOLDER = Path("runs")
+LATEST = "latest"
+SORTS = ("date", "loss", "size")
+
+_DEPTH = 5
+"""Folders between `runs/` and a run, at most."""
+_SHOWN = 5
+
+
+def find_run(name: str | Path, *, root: Path = DEFAULT_FOLDER, key: str = "") -> Path:
+    """The run that is meant by a folder or by a name; folders are listed, but no metrics are read.
+
+    A path that is there is meant as it is, a run or not, unless it is a folder that only holds runs. Else a
+    name is, below `root`,
+
+    - the path of a run: `quick/2026-11-26_02-14-00`, `sweeps/quick_1a2b/3`;
+    - that of a folder with one run in it: `quick`;
+    - a beginning of its path, or of its last parts, that no other run has: `2026-11-26_02`, `quick/2026`;
+    - `latest`, the run started last of all, or `quick/latest`, of those that `quick` fits.
+
+    `key` is the setting that named the run, for messages. Raises RunError where no run fits, or several do.
+    """
+    given = Path(name).expanduser()
+    shown = f"{key}={name}" if key else str(name)
+    if given.exists():
+        below = [] if given.is_file() or is_run(given) else find_runs(given, depth=_DEPTH)
+        return _only(below, shown, str(name)) if below else given
+    wanted = _below_root(given, root)
+    runs = {run.relative_to(root).as_posix(): run for run in _runs_in(root)} if wanted else {}
+    group = wanted.removesuffix(LATEST).rstrip("/") if Path(wanted).name == LATEST else wanted
+    if fitting := _fitting(group, runs):
+        return _only(fitting, shown, str(name)) if group == wanted else max(fitting, key=_age)
+    if not runs:
+        where = f", and there are no runs in {near(root)}" if wanted else ""
+        raise RunError(f"{shown} does not exist{where}: give a run's folder")
+    names = [*runs, *(run.name for run in runs.values()), *(path.partition("/")[0] for path in runs)]
+    raise RunError(
+        f"{shown} is no run{nearest(group, names)} (gptpl runs list shows all in {near(root)}; {LATEST} is"
+        " the newest)"
+    )
+
+
+def _below_root(given: Path, root: Path) -> str:
+    """What may be a name, without the root that it may begin with; empty for a path to somewhere else."""
+    if given.absolute().is_relative_to(root.absolute()):
+        return given.absolute().relative_to(root.absolute()).as_posix()
+    return "" if given.is_absolute() or ".." in given.parts else given.as_posix()
+
+
+def _runs_in(root: Path) -> list[Path]:
+    return [run for run in find_runs(root, depth=_DEPTH) if run != root] if root.is_dir() else []
+
+
+def _fitting(wanted: str, runs: dict[str, Path]) -> list[Path]:
+    """The runs that fit in the strictest way in which any does; all of them, where nothing is wanted."""
+    if not wanted:
+        return list(runs.values())
+    ends = {path: _ends(path) for path in runs}
+    for fits in (
+        lambda path: path == wanted or path.startswith(f"{wanted}/"),
+        lambda path: wanted in ends[path],
+        lambda path: any(end.startswith(f"{wanted}/") for end in ends[path]),
+        lambda path: any(end.startswith(wanted) for end in ends[path]),
+    ):
+        if found := [run for path, run in runs.items() if fits(path)]:
+            return found
+    return []
+
+
+def _ends(path: str) -> list[str]:
+    """`a/b/c`, `b/c`, `c`."""
+    parts = path.split("/")
+    return ["/".join(parts[first:]) for first in range(len(parts))]
+
+
+def _only(runs: Sequence[Path], shown: str, name: str) -> Path:
+    if len(runs) == 1:
+        return runs[0]
+    newest = sorted(runs, key=_age, reverse=True)
+    names = ", ".join(near(run) for run in newest[:_SHOWN])
+    more = f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else ""
+    raise RunError(
+        f"{shown} could be any of {len(runs)} runs: give one of {names}{more}, or"
+        f" {name.rstrip('/')}/{LATEST} for the first of them"
+    )
+
+
+def _age(run: Path) -> tuple[datetime, tuple[bool, str]]:
+    """Sorts the run that was started last to the end; of one second, by name."""
+    try:
+        record = read_run_json(run)
+    except RunError:
+        record = {}
+    return started(run, record), trial_order(run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A run with its size; `record` is None where `damage` says why it cannot be read."""
+
+    path: Path
+    use: DiskUse
+    record: RunRecord | None
+    sweep: Path | None
+    """The folder of the sweep that it is a trial of."""
+    damage: str = ""
+
+    @property
+    def started_seconds(self) -> float:
+        """Since 1970; of a damaged run, when it was last written."""
+        return self.record.started.timestamp() if self.record else self.use.newest
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest validation loss, infinite where there is none."""
+        return self.record.best.val_loss if self.record and self.record.best else float("inf")
+
+    @property
+    def group(self) -> Path:
+        """The sweep, or itself."""
+        return self.sweep or self.path
+
+
+def list_runs(
+    folders: Sequence[Path] = (DEFAULT_FOLDER,), *, by: str = "date", tags: Collection[str] = ()
+) -> list[Listed]:
+    """All runs below folders that have all of these tags, each once.
+
+    By `loss` the best first, by `size` the largest, by `date` the newest: there a sweep counts as one.
+    """
+    runs = [each for each in _listed(folders) if not tags or (each.record and has_tags(each.record, tags))]
+    if by == "loss":
+        return sorted(runs, key=lambda each: (each.best_loss, -each.started_seconds))
+    if by == "size":
+        return sorted(runs, key=lambda each: -each.use.total)
+    newest: dict[Path, float] = {}
+    for each in runs:
+        newest[each.group] = max(newest.get(each.group, 0.0), each.started_seconds)
+    return sorted(runs, key=lambda each: (-newest[each.group], each.group, trial_order(each.path)))
+
+
+def _listed(folders: Sequence[Path]) -> Iterator[Listed]:
+    paths = [path for folder in folders if folder.is_dir() for path in find_runs(folder)]
+    sweeps: dict[Path, bool] = {}
+    for path in {path.resolve(): path for path in paths}.values():
+        if path.parent not in sweeps:
+            sweeps[path.parent] = is_sweep(path.parent)
+        use, sweep = disk_use(path), path.parent if sweeps[path.parent] else None
+        try:
+            yield Listed(path=path, use=use, record=read_run(path), sweep=sweep)
+        except RunError as error:
+            if use.files:  # otherwise it was removed while we looked
+                yield Listed(path=path, use=use, record=None, sweep=sweep, damage=str(error))

@@ -1,0 +1,536 @@
+"""From a composed config to all that a training run is made of: a `Run`, whose parts may still be changed."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from gptpl.callbacks.sample_responses import SampleResponses
+from gptpl.callbacks.sample_text import SampleText
+from gptpl.callbacks.stopping import CTRL_C, RunStopped, StopAtBoundary
+from gptpl.config.compose import Config, composed, plain
+from gptpl.config.groups import Folder
+from gptpl.config.instantiate import OWN_PACKAGES, instantiate, locate, partial_of
+from gptpl.config.overrides import is_path
+from gptpl.data.stock_data import UNKNOWN
+from gptpl.data.training_data import TrainingData
+from gptpl.errors import InputError
+from gptpl.generation.sampling import check_seed
+from gptpl.model import GPTConfig, GPTModel, count_parameters, parameters_of
+from gptpl.model.protocol import check_language_model
+from gptpl.records.claims import RunClaim, claim_new_run, claim_resumed_run
+from gptpl.records.listing import DEFAULT_FOLDER, find_run
+from gptpl.runs.data import build_datamodule, settle_batch, settle_vocabulary
+from gptpl.runs.folder import is_worker_process, process_run_dir
+from gptpl.runs.parts import (
+    build_tokenizer,
+    check_gpt,
+    is_gpt,
+    model_config,
+    optimizer_factory,
+    task_class,
+    tuning_of,
+)
+from gptpl.runs.resume import Resumption, resume_plan
+from gptpl.runs.trainer import build_trainer, choose, let_module_end
+from gptpl.training.checkpoint import check_same_model
+from gptpl.training.fast_path import FastPath, choose_fast_path, keep_freed_memory
+from gptpl.training.foreign_checkpoint import check_vocabulary
+from gptpl.training.lineage import RANDOM
+from gptpl.training.optimizers import peak_lr
+from gptpl.training.precision import device_type
+from gptpl.training.resume_state import random_state
+from gptpl.training.run_log import RunLogFile
+from gptpl.training.schedules import takes_optimizer
+from gptpl.training.task import better, known_metrics
+from gptpl.training.training_module import TrainingModule, planned_steps
+from gptpl.training.tuning import ALL
+from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything a training run is made of, built and checked before anything is written.
+
+    Attributes:
+        config: every setting, as plain data.
+        run_dir: the folder that the run is going to leave.
+        module, datamodule, trainer: Lightning's; they may be changed before `fit`.
+        resume: what the run goes on from; None: it is new.
+        config_dir: the user's own config folder.
+        trusted: packages of the user's whose classes the run has.
+        command: what started it, for its record.
+        log_file: writes what is logged to the run's train.log.
+        claim: keeps other runs out of the folder; None in the processes of further devices.
+        random: the state of the CPU's random generators, from which `fit` goes on whatever came in between.
+    """
+
+    config: dict[str, Any]
+    run_dir: Path
+    datamodule: TrainingData
+    module: TrainingModule
+    trainer: L.Trainer
+    resume: Resumption | None = None
+    config_dir: Folder | None = None
+    trusted: frozenset[str] = frozenset()
+    command: str = ""
+    log_file: RunLogFile = field(default_factory=RunLogFile)
+    claim: RunClaim | None = None
+    random: Mapping[str, Any] = field(default_factory=partial(random_state, accelerators=False))
+
+    @property
+    def start_step(self) -> int:
+        """Optimizer steps that are behind the run."""
+        return 0 if self.resume is None else self.resume.step
+
+    def fit(self) -> dict[str, float]:
+        """Trains, and leaves the run's folder complete; returns the final metrics.
+
+        Stopped by Ctrl-C it finishes the step, saves, and raises KeyboardInterrupt; a run that has nothing
+        left to do returns at once, with no metrics. Raises NonFiniteError, after writing a report, where loss
+        or gradient is no finite number and `on_nonfinite` is not "rollback".
+        """
+        from gptpl.runs.fit import train  # which needs this module
+
+        try:
+            return train(self)
+        except RunStopped as stop:
+            if stop.reason == CTRL_C:
+                raise KeyboardInterrupt from None
+            raise
+
+    def stop(self) -> None:
+        """Has `fit` finish the step, save and return; from any thread or callback."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StopAtBoundary):
+                callback.stop()
+
+    def close(self) -> None:
+        """Gives the folder free of a run that is not to be trained; `fit` does so itself."""
+        if self.claim is not None:
+            self.claim.release()
+            self.claim = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A run before it has weights: its config with every number decided, and what that is made of."""
+
+    cfg: Config
+    run_dir: Path
+    trainer: L.Trainer
+    datamodule: TrainingData
+    weights: StartingWeights
+    fast_path: FastPath
+    total_steps: int
+
+    @property
+    def config(self) -> GPTConfig:
+        """The model's. Raises InputError for a model of the user's own class."""
+        check_gpt(self.cfg, "what is planned is known of a GPTModel")
+        return model_config(self.cfg, None)
+
+
+def build(
+    *config: Config | str,
+    config_dir: Folder | None = None,
+    config_name: str = "train",
+    log_file: RunLogFile | None = None,
+) -> Run:
+    """The run of a composed config, or of overrides: `build("experiment=quick", "optimizer.lr=1e-3")`.
+
+    Every setting is checked by building what it is for; nothing is written but the cache of encoded text.
+    What is cheap to build comes first: a wrong number need not wait for a large text. With the override
+    `resume=RUN` the run is that one, see `resume`. Raises InputError for whatever is wrong.
+    """
+    if len(config) == 1 and not isinstance(config[0], str):
+        if config[0].get("resume"):
+            raise InputError("resume=... with a composed config: use gptpl.resume(RUN, *overrides)")
+        return _build(config[0].copy(), None, config_dir, log_file)
+    overrides, run = resumed_run([str(each) for each in config])
+    if run is not None:
+        return resume(run, *overrides, config_dir=config_dir, log_file=log_file)
+    found = composed(overrides, config_name, config_dir=config_dir)
+    return _build(found.cfg, None, config_dir, log_file, trusted=found.trusted)
+
+
+def resume(
+    run: str | Path, *overrides: str, config_dir: Folder | None = None, log_file: RunLogFile | None = None
+) -> Run:
+    """A run that goes on from its newest good checkpoint, with the overrides from the next step on.
+
+    Raises InputError as `gptpl.runs.resume.resume_plan`.
+    """
+    plan = resume_plan(find_run(run, key="resume"), overrides, config_dir=config_dir)
+    return _build(plan.config, plan, config_dir, log_file, trusted=plan.trusted)
+
+
+def rolled_back(run: Run, *overrides: str) -> Run:
+    """This run from its newest good checkpoint on."""
+    plan = resume_plan(run.run_dir, overrides, config_dir=run.config_dir, own=True)
+    again = _build(plan.config, plan, run.config_dir, run.log_file, trusted=plan.trusted | run.trusted)
+    again.command = run.command
+    return again
+
+
+def resumed_run(overrides: Sequence[str]) -> tuple[list[str], str | None]:
+    """The overrides without `resume=RUN`, and the run that it names; None: a new run."""
+    pairs = [(text, *text.lstrip("+").partition("=")[::2]) for text in overrides]
+    runs = [value.strip("'\"") for _, key, value in pairs if key == "resume" and value not in ("", "null")]
+    return [text for text, key, _ in pairs if key != "resume"], runs[-1] if runs else None
+
+
+def _build(
+    cfg: Config,
+    plan: Resumption | None,
+    config_dir: Folder | None,
+    log_file: RunLogFile | None,
+    trusted: frozenset[str] = frozenset(),
+) -> Run:
+    claim = None if is_worker_process() else _claim(cfg, plan)
+    try:
+        with RunLogFile() if log_file is None else log_file as kept:
+            settled = settle(cfg, plan)
+            trainer = settled.trainer
+            let_module_end(trainer)
+            module = build_module(settled, resume=plan, weights=settled.weights)
+            _check_samples(trainer, module)
+            fast_path = settled.fast_path.fitted_to(module.net)
+            fast_path.apply(module.net)
+            module.head = fast_path.head
+            _report(settled, module, fast_path)
+            if plan is not None:
+                plan.report(trainer.world_size, module.lr_factor, module.lr_ceiling, settled.total_steps)
+    except BaseException:
+        if claim is not None:
+            claim.release()
+        raise
+    return Run(
+        config=module.run_config,
+        run_dir=settled.run_dir,
+        datamodule=settled.datamodule,
+        module=module,
+        trainer=trainer,
+        resume=plan,
+        config_dir=config_dir,
+        trusted=trusted - OWN_PACKAGES,
+        log_file=kept,
+        claim=claim,
+    )
+
+
+def _claim(cfg: Config, plan: Resumption | None) -> RunClaim:
+    """The run's folder for this process alone, before anything slow; its path goes into the config."""
+    if plan is not None:
+        return claim_resumed_run(plan.run_dir)
+    cfg.name = run_name(cfg)
+    claim = claim_new_run(None if cfg.run_dir is None else Path(cfg.run_dir), name=cfg.name)
+    cfg.run_dir = str(claim.path)
+    return claim
+
+
+def planned_config(overrides: Sequence[str], *, config_dir: Folder | None = None) -> tuple[Config, Config]:
+    """What `build` would train with, and Hydra's own settings; nothing is built, and no folder made."""
+    kept, run = resumed_run(overrides)
+    found = composed(kept, config_dir=config_dir)
+    if run is not None:
+        return resume_plan(find_run(run, key="resume"), kept, config_dir=config_dir).config, found.hydra
+    _settle_run_dir(found.cfg)
+    return found.cfg, found.hydra
+
+
+# --- what a run is before it has weights ----------------------------------------------------------------
+
+
+def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
+    """Everything of a run but its weights, which may take more memory than there is; puts numbers into `cfg`.
+
+    Raises InputError for whatever is known to be wrong by then.
+    """
+    if resume is None and cfg.get("resume"):
+        raise InputError(
+            f"resume={cfg.resume} is for gptpl train and gptpl.resume: here a run is looked at from its start"
+        )
+    run_dir = _settle_run_dir(cfg)
+    _check_numbers(cfg)
+    fast_path = _fast_path(cfg)
+    if fast_path.keep_freed_memory:
+        keep_freed_memory()
+    weights = _starting_weights(cfg, resume)
+    trainer = _trainer(cfg, run_dir)
+    if resume is not None:
+        resume.check_global_batch(trainer.world_size)
+    if cfg.trainer.max_steps is not None:  # a run has no more; how many an epoch has, only the data know
+        check_schedule(cfg, cfg.trainer.max_steps)
+    datamodule = build_datamodule(cfg, resume=resume)
+    settle_vocabulary(cfg, datamodule)
+    settle_batch(cfg, trainer, datamodule, fast_path)
+    total_steps = _total_steps(cfg, trainer, datamodule)
+    if resume is not None:
+        resume.check_horizon(total_steps)
+    if is_gpt(cfg):
+        config = model_config(cfg, None)
+        if resume is not None:
+            check_same_model(resume.header, config, datamodule.tokenizer)
+        else:
+            weights.check(config, datamodule.tokenizer.state())
+    return Settled(
+        cfg=cfg,
+        run_dir=run_dir,
+        trainer=trainer,
+        datamodule=datamodule,
+        weights=weights,
+        fast_path=_fast_path(cfg, total_steps=total_steps),
+        total_steps=total_steps,
+    )
+
+
+def run_name(cfg: Config) -> str:
+    """The folder under `runs/` of a run with these settings."""
+    choices = cfg.get("choices") or {}
+    return str(cfg.name or choices.get("experiment") or choices.get("data") or "run")
+
+
+def _settle_run_dir(cfg: Config) -> Path:
+    """Decides the run's folder and puts its absolute path into the config."""
+    cfg.name = run_name(cfg)
+    run_dir = process_run_dir()
+    if run_dir is None:
+        run_dir = Path(cfg.run_dir or DEFAULT_FOLDER / cfg.name / "<date>_<time>").expanduser()
+    cfg.run_dir = str(run_dir.absolute())
+    return Path(cfg.run_dir)
+
+
+def _check_numbers(cfg: Config) -> None:
+    """The numbers that need no data to be judged."""
+    check_seed(cfg.seed)
+    if any(step < 1 for step in cfg.skip_steps):
+        raise InputError(f"skip_steps={cfg.skip_steps}: optimizer steps are counted from 1")
+    if cfg.trainer.strategy == "fsdp" and str(cfg.optimizer._target_).endswith(".muon"):
+        raise InputError(
+            "optimizer=muon needs whole matrices, which trainer.strategy=fsdp divides:"
+            " use optimizer=adamw, or trainer=ddp"
+        )
+    if cfg.trainer.strategy == "fsdp" and (tune := tuning_of(cfg)).state() != ALL:
+        raise InputError(
+            f"tune={tune.name} freezes weights, which trainer.strategy=fsdp cannot divide apart from the"
+            " others: use trainer=ddp, or tune=all"
+        )
+    if is_gpt(cfg):
+        model_config(cfg, None)
+
+
+def _fast_path(cfg: Config, *, total_steps: int = 0) -> FastPath:
+    conf = cfg.trainer
+    return choose_fast_path(
+        device_type=device_type(conf.accelerator),
+        precision=choose(conf).precision,
+        drop_rate=cfg.model.get("drop_rate", 0.0),
+        total_steps=total_steps,
+        compile=conf.compile,
+        attention=conf.attention,
+        head=conf.head,
+        recompute=conf.recompute_activations,
+        keep_freed_memory=conf.keep_freed_memory,
+    )
+
+
+def _starting_weights(cfg: Config, resume: Resumption | None) -> StartingWeights:
+    """What a new run begins with, checked as far as is known without the text."""
+    if resume is not None:
+        return RandomWeights()  # the checkpoint has them
+    weights: StartingWeights = instantiate(cfg.init)
+    if not is_gpt(cfg):
+        return weights  # what a class of the user's is, only its object says
+    if cfg.tokenizer.get("vocab_size") is not None:
+        tokenizer = build_tokenizer(cfg.tokenizer)
+        weights.check(model_config(cfg, cfg.tokenizer.vocab_size), tokenizer.state())
+        if isinstance(weights, FileWeights | PublishedWeights) and weights.path and tokenizer.name == "gpt2":
+            check_vocabulary(Path(weights.path).expanduser())
+    return weights
+
+
+def _trainer(cfg: Config, run_dir: Path) -> L.Trainer:
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    known = known_metrics(task_class(cfg), callbacks)
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and known:
+            better(monitor, known)
+    return build_trainer(
+        cfg.trainer,
+        precision=choose(cfg.trainer).precision,
+        eval_every_n_steps=cfg.eval_every_n_steps,
+        deterministic=cfg.deterministic,
+        callbacks=callbacks,
+        logger=[instantiate(node) for node in cfg.logger.values() if node is not None] or False,
+        default_root_dir=str(run_dir),
+        enable_checkpointing=any(
+            isinstance(callback, L.pytorch.callbacks.Checkpoint) for callback in callbacks
+        ),
+        enable_progress_bar=any(
+            isinstance(callback, L.pytorch.callbacks.ProgressBar) for callback in callbacks
+        ),
+    )
+
+
+def _total_steps(cfg: Config, trainer: L.Trainer, datamodule: TrainingData) -> int:
+    """Of the whole run: until the first of `max_epochs` and `max_steps`."""
+    batches = datamodule.steps_per_epoch(world_size=trainer.world_size)
+    if batches == UNKNOWN and trainer.max_steps == -1:
+        raise InputError(f"{datamodule.name} does not say how many batches it has: give trainer.max_steps")
+    return planned_steps(trainer, batches)
+
+
+# --- the module -----------------------------------------------------------------------------------------
+
+
+def build_module(
+    settled: Settled, *, weights: StartingWeights, resume: Resumption | None = None
+) -> TrainingModule:
+    """The module of `cfg.task` with a model of these weights, drawn from `cfg.seed`.
+
+    A run that is resumed has its weights in the checkpoint. Raises InputError for an optimizer or a schedule
+    that cannot be, and for weights that cannot be had.
+    """
+    cfg, datamodule = settled.cfg, settled.datamodule
+    # The seed is set right before the weights are drawn, so that they depend on nothing else.
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    net, start = _model(settled, weights, resume)
+    make_optimizer, tune = optimizer_factory(cfg), tuning_of(cfg)
+    # Made here, and below, only to be refused here, not in the middle of the set-up, if a number is wrong.
+    make_optimizer(net)
+    given: dict[str, Any] = {
+        "tokenizer": datamodule.tokenizer,
+        "make_optimizer": make_optimizer,
+        "total_steps": settled.total_steps,
+        "run_config": _recorded(cfg),
+        "eval_every_n_steps": cfg.eval_every_n_steps,
+        "skip_steps": tuple(cfg.skip_steps),
+        "data_sha256": datamodule.content_sha256(),
+        "global_batch": datamodule.batch_size * settled.trainer.world_size,
+        "start": start,
+        "tune": tune.state(),
+        **_schedule(cfg, settled.total_steps, resume),
+        **datamodule.module_settings(),
+    }
+    if not is_gpt(cfg):
+        given["model_config"] = plain(cfg.model)
+    module: TrainingModule = partial_of(cfg.task)(net, **given)
+    tune.apply(module.net)
+    make_optimizer(module.net)
+    return module
+
+
+def _model(
+    settled: Settled, weights: StartingWeights, resume: Resumption | None
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The model, and what its weights began as."""
+    start = RANDOM if resume is None else resume.header.get("start", RANDOM)
+    if not is_gpt(settled.cfg):
+        net = instantiate(settled.cfg.model)
+        data = settled.datamodule
+        check_language_model(net, tokens=data.tokenizer.vocab_size, max_length=data.max_length)
+        if resume is None:
+            return net, weights.fill(net, plain(settled.cfg.model), data.tokenizer.state())
+        check_same_model(resume.header, plain(settled.cfg.model), data.tokenizer)
+        return net, start
+    return weights.make_model(settled.config) if resume is None else (GPTModel(settled.config), start)
+
+
+def _recorded(cfg: Config) -> dict[str, Any]:
+    """Every setting as plain data, with paths that are right from any folder."""
+    settings = plain(cfg)
+
+    def absolute(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {name: absolute(each, name) for name, each in value.items()}
+        if isinstance(value, str) and is_path(key) and value and "://" not in value:
+            return str(Path(value).expanduser().absolute())
+        return value
+
+    return settings | {name: absolute(settings[name], name) for name in ("data", "init")}
+
+
+def schedule(cfg: Config, total_steps: int) -> Callable[[int], float] | None:
+    """The learning rate's factor of a step; None: a scheduler such as torch's decides it as it goes.
+
+    Raises InputError for a schedule that does not fit the run.
+    """
+    if takes_optimizer(locate(str(cfg.scheduler._target_), "scheduler._target_")):
+        return None
+    lr_factor = partial(instantiate(cfg.scheduler).factor, peak_lr=peak_rate(cfg), total_steps=total_steps)
+    lr_factor(0)
+    return lr_factor
+
+
+def peak_rate(cfg: Config) -> float:
+    """The learning rate that a schedule takes as its peak."""
+    with torch.random.fork_rng(devices=[]):  # which draws nothing of the run's
+        return peak_lr(partial_of(cfg.optimizer), nn.Linear(1, 1))
+
+
+def check_schedule(cfg: Config, most_steps: int) -> None:
+    """Raises InputError where warm-up alone takes all the steps that the run may have."""
+    schedule(cfg, most_steps)
+
+
+def _schedule(cfg: Config, total_steps: int, resume: Resumption | None) -> dict[str, Any]:
+    """What the module is told of the learning rate; a resumed run may be held at or below a ceiling."""
+    lr_factor = schedule(cfg, total_steps)
+    if lr_factor is None:
+        return {"make_scheduler": partial_of(cfg.scheduler)}
+    if resume is None:
+        return {"lr_factor": lr_factor}
+    # Neither schedule nor peak are other ones, or the rate was asked for and there is no ceiling.
+    old_factor = partial(
+        instantiate(cfg.scheduler).factor, peak_lr=peak_rate(cfg), total_steps=resume.header["total_steps"]
+    )
+    return {"lr_factor": lr_factor, "lr_ceiling": resume.lr_ceiling(old_factor, total_steps)}
+
+
+def _check_samples(trainer: L.Trainer, module: TrainingModule) -> None:
+    """Refuses prompts and strategies that this model cannot sample, before the run has a folder."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SampleText | SampleResponses):
+            callback.check_against(module)
+
+
+def _report(settled: Settled, module: TrainingModule, fast_path: FastPath) -> None:
+    cfg, trainer, datamodule = settled.cfg, settled.trainer, settled.datamodule
+    parameters = parameters_of(module.net)
+    if is_gpt(cfg):
+        config = settled.config
+        count = count_parameters(config)
+        head = "tied" if config.tie_weights else "untied"
+        log.info(
+            "model: %s parameters with its %s head (tied %s, untied %s), %.1f MB in fp32",
+            f"{count.total:,}", head, f"{count.tied:,}", f"{count.untied:,}", count.fp32_bytes / 1e6,
+        )  # fmt: skip
+        if config.tie_weights and config.init == "torch" and dict(module.start) == {"init": "random"}:
+            log.warning(
+                "model.init=torch draws the embeddings from N(0, 1), and the tied head takes them over: the"
+                " first loss is far above ln(vocab_size) = %.1f; model.init=gpt2 is made for a tied head",
+                math.log(config.vocab_size),
+            )
+    else:
+        log.info("model: %s, %s parameters", cfg.model._target_, f"{parameters:,}")
+    if module.tune != ALL:
+        log.info("%s", tuning_of(cfg).report(module.net))
+    for line in datamodule.report(parameters=parameters, world_size=trainer.world_size):
+        log.info("%s", line)
+    device, chosen = device_type(cfg.trainer.accelerator), choose(cfg.trainer)
+    log.info(
+        "device: %d x %s, precision %s (%s), %s",
+        trainer.world_size, device, chosen.precision, chosen.reason, fast_path,
+    )  # fmt: skip
+    log.info("plan: %d optimizer steps", module.total_steps)

@@ -1,0 +1,349 @@
+"""Finders: learning rates at which training falls fastest, and speed and memory by batch size."""
+
+# Not Lightning's `Tuner.lr_find`: it gives all parameter groups one rate, where Muon and AdamW have two; its
+# slope is per unit of the rate, not of its logarithm, which favours the smallest rates; and it writes a
+# checkpoint of the whole model into the run's folder to undo what need not be undone. Nor
+# `Tuner.scale_batch_size`: it doubles until a step runs out of memory, which on a CPU ends the process, and
+# it measures no speed. Here the estimate is asked before a size is tried.
+
+import csv
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from gptpl.callbacks.loss_of_steps import LossOfSteps, SeenEnough
+from gptpl.callbacks.step_timer import StepTimer
+from gptpl.config.compose import Config, as_config
+from gptpl.config.groups import Folder
+from gptpl.errors import InputError
+from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES, figure_pixels, write_png
+from gptpl.runs.build import Settled, settle
+from gptpl.runs.parts import check_gpt, is_gpt
+from gptpl.runs.plan import peak_rates
+from gptpl.runs.trial import (
+    check_fits,
+    check_one_device,
+    step_memory_of,
+    train_a_little,
+    trial_module,
+    usable_memory,
+)
+from gptpl.training.non_finite import NonFiniteError
+from gptpl.training.peak_memory import forget_peak, peak_memory_bytes
+from gptpl.training.precision import device_type
+from gptpl.training.rate_range import RangeResult, ramp_rate, range_result
+from gptpl.weights.starting import RandomWeights
+
+if TYPE_CHECKING:  # matplotlib takes long to import
+    from matplotlib.figure import Figure
+
+TABLE_ROWS = 12
+MOST_WINDOWS = 1024
+GAIN = 1.03
+"""A size that is not faster by this factor than every smaller one has no gain; two such end the search."""
+GOOD_ENOUGH = 0.95
+"""Of the best speed: the smallest batch that reaches it is suggested."""
+SETTLED_BY_FINDER = ("data.batch_size", "data.global_batch_size", "trainer.accumulate_grad_batches")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a batch size was measured to take; the fields are the columns of the CSV."""
+
+    batch_size: int
+    tokens_per_second: float
+    step_seconds: float
+    peak_bytes: int
+    estimated_step_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a finder found.
+
+    Attributes:
+        table: the rows, under their names, of the CSV file.
+        lines: for a person, with the suggestion.
+        figure: the picture.
+        suggested: the learning rate or the batch size; None: there is none.
+    """
+
+    table: list[Sequence[Any]]
+    lines: list[str]
+    figure: "Figure"
+    suggested: float | int | None
+
+    def write(self, folder: Path, name: str) -> None:
+        """Writes `<name>.png` and `<name>.csv`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.csv"
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(self.table)
+        temporary.replace(path)
+        write_png(figure_pixels(self.figure), folder / f"{name}.png")
+
+
+# --- learning rates -------------------------------------------------------------------------------------
+
+
+def find_lr(
+    *config: Config | str,
+    min_lr: float = 1e-6,
+    max_lr: float = 1.0,
+    steps: int = 100,
+    config_dir: Folder | None = None,
+) -> Finding:
+    """The learning-rate range test (Smith 2017) on a run's own model, text and optimizer.
+
+    Args:
+        config: a composed config, or overrides of `gptpl train`.
+        min_lr: `optimizer.lr` of the first step.
+        max_lr: and of the last, unless the loss diverges before.
+        steps: optimizer steps, 10 or more; the rate grows by the same factor in each.
+        config_dir: the user's own config folder.
+    """
+    if not 0 < min_lr < max_lr:
+        raise InputError(f"find.min_lr={min_lr:g} must be positive and below find.max_lr={max_lr:g}")
+    if steps < 10:
+        raise InputError(f"find.steps={steps} cannot be: give 10 or more")
+    settled = settle(as_config(config, config_dir))
+    check_one_device(settled, "find-lr")
+    if is_gpt(settled.cfg):  # of another model nobody knows what it takes
+        check_fits(settled)
+    rates = [ramp_rate(step, min_lr=min_lr, max_lr=max_lr, steps=steps) for step in range(steps)]
+    losses = ramp_losses(settled, rates)
+    done = rates[: len(losses)]
+    result = range_result(done, losses, steps=steps)
+    rows = zip(done, losses, result.smoothed, strict=True)
+    return Finding(
+        table=[("step", "lr", "loss", "smoothed_loss"), *((step, *row) for step, row in enumerate(rows, 1))],
+        lines=_lr_lines(settled, done, losses, result),
+        figure=rate_range_figure(done, losses, result),
+        suggested=result.suggested,
+    )
+
+
+def ramp_losses(settled: Settled, rates: list[float]) -> list[float]:
+    """The loss of each step, before its update with that rate; ends where it diverges or is no number.
+
+    The rates are `optimizer.lr`'s; all groups' rates grow together.
+    """
+    module = trial_module(settled, settled.weights)
+    peak = float(settled.cfg.optimizer.lr)
+    module.make_scheduler = None  # the rates are the test's
+    module.lr_factor = lambda step: rates[min(step, len(rates) - 1)] / peak
+    with tqdm(total=len(rates), unit="step", desc="raising the rate", disable=None) as bar:
+        kept = LossOfSteps(len(rates), partial(bar.update, 1))
+        try:
+            train_a_little(settled, module, steps=len(rates) + 1, callbacks=[kept])  # it ends before
+        except SeenEnough:
+            pass
+        except NonFiniteError:  # which stops a run before the weights are touched
+            kept.losses.append(math.nan)
+    return kept.losses
+
+
+def _lr_lines(settled: Settled, rates: list[float], losses: list[float], result: RangeResult) -> list[str]:
+    lines = ["  lr        loss   smoothed"]
+    every = max(1, math.ceil(len(rates) / TABLE_ROWS))
+    shown = sorted({*range(0, len(rates), every), len(rates) - 1})
+    for i in shown:
+        lines.append(f"  {rates[i]:<8.2g} {losses[i]:>6.3f}   {result.smoothed[i]:>6.3f}")
+    if result.diverges is None:
+        lines.append(f"diverges    not up to {rates[-1]:.2g}")
+    else:
+        lines.append(f"diverges    at {result.diverges:.2g}")
+    if result.suggested is None:
+        lines.append("suggestion  none: the loss never falls; try other rates, or more find.steps")
+    else:
+        scale = result.suggested / float(settled.cfg.optimizer.lr)
+        overrides = " ".join(
+            f"optimizer.{_setting(name)}={rate * scale:.2g}" for name, rate in peak_rates(settled).items()
+        )
+        lines.append(f"suggestion  {overrides}  (where the loss falls fastest)")
+    return lines
+
+
+def _setting(name: str) -> str:
+    """The setting of a group's rate: `lr` is that of "lr", `muon_lr` of "lr/muon"."""
+    _, _, part = name.partition("/")
+    return f"{part}_lr" if part else "lr"
+
+
+# --- batch sizes ----------------------------------------------------------------------------------------
+
+
+def find_batch_size(
+    *config: Config | str,
+    max_batch_size: int | None = None,
+    timed_steps: int = 3,
+    config_dir: Folder | None = None,
+) -> Finding:
+    """Speed and memory of a run's training step by batch size: 1, 2, 4, ..., as far as they fit.
+
+    Args:
+        config: a composed config, or overrides of `gptpl train`.
+        max_batch_size: the largest to try; None: until memory, text or the gain in speed ends.
+        timed_steps: of each size, after one to warm up.
+        config_dir: the user's own config folder.
+    """
+    for name, value in (("max_batch_size", max_batch_size), ("timed_steps", timed_steps)):
+        if value is not None and value < 1:
+            raise InputError(f"find.{name}={value} cannot be: give a whole number of 1 or more")
+    cfg = as_config(config, config_dir)
+    check_gpt(cfg, "what a batch takes of memory is known of a GPTModel")
+    if "global_batch_size" not in cfg.data:
+        raise InputError(f"{cfg.data._target_} makes its own batches: time its sizes by training with each")
+    cfg.data.batch_size, cfg.data.global_batch_size, cfg.trainer.accumulate_grad_batches = 1, None, 1
+    settled = settle(cfg)
+    check_one_device(settled, "find-batch-size")
+    check_fits(settled)
+    measured, ended = measure(settled, _sizes(settled, max_batch_size), timed_steps)
+    best = suggestion(measured)
+    return Finding(
+        table=[[field.name for field in fields(Measured)], *map(astuple, measured)],
+        lines=list(_size_lines(measured, best, ended)),
+        figure=batch_size_figure(
+            [m.batch_size for m in measured],
+            [m.tokens_per_second for m in measured],
+            [m.peak_bytes for m in measured],
+            best.batch_size,
+        ),
+        suggested=best.batch_size,
+    )
+
+
+def measure(settled: Settled, sizes: list[int], steps: int) -> tuple[list[Measured], str]:
+    """Every size in turn, and why there are no more."""
+    # Asked once: what a size has taken from the system is there for the next one.
+    usable = usable_memory(settled)
+    module = trial_module(settled, RandomWeights())
+    module.make_scheduler = None
+    module.lr_factor = lambda step: 0.0  # a step as any other, but the loss cannot diverge
+    measured: list[Measured] = []
+    without_gain = 0
+    with tqdm(sizes, unit="size", disable=None) as bar:
+        for size in bar:
+            bar.set_description(f"batch size {size}")
+            needed = step_memory_of(settled, size).peak
+            if usable is not None and needed > usable:
+                return measured, (
+                    f"{size:,} windows would need about {needed / 1e9:.1f} GB for a step,"
+                    f" which may take {usable / 1e9:.1f} GB of what is free"
+                )
+            best = max((m.tokens_per_second for m in measured), default=0.0)
+            settled.datamodule.batch_size = size
+            forget_peak(_device(settled))
+            timer = StepTimer()
+            train_a_little(settled, module, steps=steps + 1, callbacks=[timer])
+            measured.append(_measured(settled, size, timer, needed))
+            without_gain = 0 if measured[-1].tokens_per_second > GAIN * best else without_gain + 1
+            if without_gain == 2:
+                return measured, "the last two sizes were not faster"
+    return measured, f"{sizes[-1]:,} windows are the most that were to be tried, or that the text has"
+
+
+def suggestion(measured: list[Measured]) -> Measured:
+    """The smallest batch that is nearly as fast as the fastest: memory is better left for something else."""
+    best = max(m.tokens_per_second for m in measured)
+    return next(m for m in measured if m.tokens_per_second >= GOOD_ENOUGH * best)
+
+
+def _measured(settled: Settled, size: int, timer: StepTimer, needed: int) -> Measured:
+    seconds = statistics.median(timer.batch_seconds[1:])  # the first warms up
+    return Measured(
+        batch_size=size,
+        tokens_per_second=size * settled.datamodule.max_length / seconds,
+        step_seconds=seconds,
+        peak_bytes=peak_memory_bytes(_device(settled)),
+        estimated_step_bytes=needed,
+    )
+
+
+def _device(settled: Settled) -> torch.device:
+    return torch.device(device_type(settled.cfg.trainer.accelerator))
+
+
+def _sizes(settled: Settled, most: int | None) -> list[int]:
+    """1, 2, 4 and so on, up to what is asked for or the text has; the most asked for is one of them."""
+    limit = min(most or MOST_WINDOWS, len(settled.datamodule.examples("train")))
+    powers = [2**i for i in range(limit.bit_length())]
+    return powers if most is None or powers[-1] == limit else [*powers, limit]
+
+
+def _size_lines(measured: list[Measured], suggested: Measured, ended: str) -> Iterator[str]:
+    yield "  batch   tokens/s   s a step   peak memory"
+    for m in measured:
+        yield (
+            f"  {m.batch_size:>5,} {m.tokens_per_second:>10,.0f} {m.step_seconds:>10.3g}"
+            f" {m.peak_bytes / 1e9:>10.2f} GB"
+        )
+    yield f"ended       {ended}"
+    yield (
+        f"suggestion  data.batch_size={suggested.batch_size}"
+        f"  (the smallest with {GOOD_ENOUGH:.0%} of the best speed)"
+    )
+
+
+# --- pictures -------------------------------------------------------------------------------------------
+
+
+def rate_range_figure(rates: Sequence[float], losses: Sequence[float], result: RangeResult) -> "Figure":
+    """The loss against the rate, its suggestion and where it diverges marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss of each step")
+    axes.plot(rates, result.smoothed, color="tab:blue", label="smoothed")
+    for rate, colour, name in (
+        (result.suggested, "tab:green", "falls fastest"),
+        (result.diverges, "tab:red", "diverges"),
+    ):
+        if rate is not None:
+            axes.axvline(rate, color=colour, linestyle="--", label=f"{name}: {rate:.2g}")
+    axes.set_xscale("log")
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if finite:  # a loss that explodes would flatten the rest
+        low, first = min(finite), finite[0]
+        top = min(max(finite), first + (first - low) + 0.2 * abs(first))
+        axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low)) if top > low else None
+    axes.set_xlabel("Learning rate (optimizer.lr)")
+    axes.set_ylabel("Training loss (nats per token)")
+    axes.grid(visible=True, alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle("Learning-rate range test", fontweight="bold")
+    return figure
+
+
+def batch_size_figure(
+    sizes: Sequence[int], tokens_per_second: Sequence[float], peak_bytes: Sequence[float], suggested: int
+) -> "Figure":
+    """Speed and peak memory against the batch size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    speed, memory = figure.subplots(2, 1, sharex=True)
+    speed.plot(sizes, tokens_per_second, color="tab:blue", marker="o")
+    speed.set_ylabel("Tokens per second")
+    memory.plot(sizes, [number / 1e9 for number in peak_bytes], color="tab:orange", marker="o")
+    memory.set_ylabel("Peak memory (GB)")
+    memory.set_xlabel("Windows in a batch (data.batch_size)")
+    memory.set_xscale("log", base=2)
+    memory.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    memory.minorticks_off()
+    for axes in (speed, memory):
+        axes.set_ylim(bottom=0, top=1.1 * axes.get_ylim()[1])
+        axes.grid(visible=True, alpha=0.3)
+        axes.axvline(suggested, color="tab:green", linestyle="--", label=f"suggested: {suggested:,}")
+    speed.legend(loc="lower left")
+    figure.suptitle("Speed and memory by batch size", fontweight="bold")
+    return figure

@@ -1,0 +1,307 @@
+"""Trains a run and leaves its folder complete: what it was made of, how it ended, and how to go on."""
+
+import logging
+import math
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from gptpl.callbacks.exact_resume import return_loggers
+from gptpl.callbacks.stopping import RunStopped, interrupts
+from gptpl.errors import InputError
+from gptpl.files.whole import write_atomically
+from gptpl.model import parameters_of
+from gptpl.records.claims import RunClaim
+from gptpl.records.run_record import read_run_json, write_config
+from gptpl.resuming import NEXT_STEP
+from gptpl.runs.build import Run, rolled_back
+from gptpl.runs.folder import (
+    PROCESS_RUN_DIR,
+    environment_record,
+    is_worker_process,
+    write_run_record,
+)
+from gptpl.training.adapter import export_adapter, has_base
+from gptpl.training.checkpoint_files import LAST, set_aside
+from gptpl.training.non_finite import NonFiniteError
+from gptpl.training.peak_memory import peak_memory_bytes
+from gptpl.training.resume_state import set_random_state
+from gptpl.training.tuning import TuneLowRank
+
+log = logging.getLogger(__name__)
+
+ROLLBACK = "rollback"
+MOST_IN_A_ROW = 3
+"""Skipped steps in a row after which the weights, and not the batches, are to blame."""
+ADAPTER_FOLDER = "adapter"
+
+
+def train(run: Run) -> dict[str, float]:
+    """Trains a run to its end, past steps that are not finite if it is to; returns the final metrics.
+
+    A run that has finished, and of which nothing more was asked, is left alone. Raises RunStopped where it
+    was stopped from outside, NonFiniteError after writing a report, and what ended the training otherwise.
+    """
+    rolls_back = run.config["on_nonfinite"] == ROLLBACK
+    if rolls_back and run.trainer.world_size > 1:
+        raise InputError(
+            f"on_nonfinite={ROLLBACK} restarts the training within one process, this run has"
+            f" {run.trainer.world_size}: use on_nonfinite=stop, which says how to skip the step"
+        )
+    if _nothing_left(run):
+        return {}
+    while True:
+        try:
+            return _fit_in_folder(run)
+        except NonFiniteError as error:
+            _write_report(run, error)
+            if not rolls_back:
+                log.error("%s", _remedy(run, error))
+                raise
+            run = _rolled_back(run, error)
+
+
+def _nothing_left(run: Run) -> bool:
+    """Whether a run that is to be resumed has finished, and nothing was given that would make it go on."""
+    if run.resume is None or not run.resume.finished:
+        return False
+    total = run.module.total_steps
+    if run.start_step < total and any(change.kind == NEXT_STEP for change in run.resume.changes):
+        return False
+    log.info(
+        "nothing left to do: %s finished at step %d of %d; to go on, give a larger trainer.max_epochs or"
+        " trainer.max_steps", run.run_dir, run.start_step, total,
+    )  # fmt: skip
+    return True
+
+
+# --- one session of training ----------------------------------------------------------------------------
+
+
+def _fit_in_folder(run: Run) -> dict[str, float]:
+    if is_worker_process():
+        return _fit(run)
+    with run.claim or RunClaim(run.run_dir):
+        run.claim = None  # it ends with this session
+        return _fit(run)
+
+
+def _fit(run: Run) -> dict[str, float]:
+    with run.log_file:
+        if not is_worker_process():
+            run.log_file.open(run.run_dir)
+            _write_start(run)
+            log.info("run folder: %s", run.run_dir)
+            if run.resume is not None and run.trainer.is_global_zero:
+                set_aside(run.resume.damaged)
+                return_loggers(run.trainer, run.resume.state)
+        started_seconds = time.monotonic()
+        L.seed_everything(run.config["seed"], workers=True, verbose=False)
+        set_random_state(run.random)
+        checkpoint = None if run.resume is None else run.resume.checkpoint
+        try:
+            with _known_to_other_processes(run.run_dir), interrupts():
+                run.trainer.fit(
+                    run.module, datamodule=run.datamodule, ckpt_path=checkpoint, weights_only=True
+                )
+        except RunStopped as stop:
+            return _stopped(run, stop, started_seconds)
+        except KeyboardInterrupt:
+            _say_how_to_go_on(run)
+            raise
+        except NonFiniteError as error:  # which cannot just go on: see `train`
+            _record_failure(run, error, started_seconds)
+            raise
+        except Exception as error:
+            _record_failure(run, error, started_seconds)
+            _say_how_to_go_on(run)
+            raise
+        metrics = _final_metrics(run.trainer)
+        if run.trainer.is_global_zero:
+            write_run_record(
+                run.run_dir,
+                finished=datetime.now(UTC).isoformat(timespec="seconds"),
+                steps=run.trainer.global_step,
+                tokens_seen=run.module.tokens_seen,
+                metrics=metrics,
+                **_cost(run, started_seconds),
+            )
+            _leave_adapter(run)
+            log.info("done: %s", run.run_dir)
+        return metrics
+
+
+@contextmanager
+def _known_to_other_processes(run_dir: Path) -> Iterator[None]:
+    """Tells processes that Lightning starts for further devices the folder of the run."""
+    previous = os.environ.get(PROCESS_RUN_DIR)
+    os.environ[PROCESS_RUN_DIR] = str(run_dir)
+    try:
+        yield
+    finally:
+        os.environ.pop(PROCESS_RUN_DIR, None)
+        if previous is not None:
+            os.environ[PROCESS_RUN_DIR] = previous
+
+
+def _stopped(run: Run, stop: RunStopped, started_seconds: float) -> dict[str, float]:
+    """Says where the run stands; raises the stop again if it was not the settings that asked for it."""
+    if is_worker_process():
+        return {}  # Lightning would kill the first process for a status other than 0
+    log.info("%s", stop)
+    stopped = {"reason": stop.reason, "step": stop.step}
+    write_run_record(run.run_dir, stopped=stopped, **_cost(run, started_seconds))
+    _say_how_to_go_on(run)
+    if stop.status:
+        raise stop
+    return _final_metrics(run.trainer)
+
+
+def _final_metrics(trainer: L.Trainer) -> dict[str, float]:
+    """The last value of every metric that is a number."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        metrics |= getattr(callback, "final_metrics", {})
+    for callback in trainer.checkpoint_callbacks:
+        score = getattr(callback, "best_model_score", None)
+        if score is not None:
+            metrics[f"best_{callback.monitor}"] = float(score)  # type: ignore[attr-defined]
+    return {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
+
+
+# --- what the folder tells ------------------------------------------------------------------------------
+
+
+def _write_start(run: Run) -> None:
+    """The settings, and what the run depends on beside them; a resumed run adds how it was resumed."""
+    write_config(run.run_dir, run.config)
+    run.datamodule.write_record(run.run_dir)
+    planned, environment = run.module.total_steps, environment_record(run.command)
+    if run.resume is None:
+        write_run_record(
+            run.run_dir,
+            **environment,
+            **_data_record(run),
+            planned_steps=planned,
+            choices=run.config.get("choices"),
+        )
+    else:
+        earlier = read_run_json(run.run_dir).get("resumed", [])
+        changes = {change.key: change.new for change in run.resume.changes}
+        now = {"step": run.start_step, "changes": changes, **environment}
+        ended = ("finished", "stopped", "failed", "steps", "tokens_seen", "metrics")
+        write_run_record(run.run_dir, remove=ended, resumed=[*earlier, now], planned_steps=planned)
+
+
+def _data_record(run: Run) -> dict[str, Any]:
+    tokenizer = run.datamodule.tokenizer
+    return {
+        "data": {"name": run.datamodule.name, "sha256": run.datamodule.content_sha256()},
+        "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+        "parameters": parameters_of(run.module.net),
+        "use": getattr(run.module, "use", None),
+        "start": dict(run.module.start),
+    }
+
+
+def _cost(run: Run, started_seconds: float) -> dict[str, Any]:
+    """The time of training, with that of earlier sessions as far as they wrote it, and the peak of memory."""
+    before = 0.0 if run.resume is None else read_run_json(run.run_dir).get("seconds", 0.0)
+    return {
+        "seconds": round(before + time.monotonic() - started_seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(run.trainer.strategy.root_device),
+    }
+
+
+def _record_failure(run: Run, error: Exception, started_seconds: float) -> None:
+    """Leaves in `run.json` what ended the run, where that can be written at all."""
+    if is_worker_process():
+        return
+    lines = str(error).strip().splitlines() or [""]
+    with suppress(OSError):  # of a full disk, say, which is then what the run failed of
+        write_run_record(
+            run.run_dir,
+            failed={"error": f"{type(error).__name__}: {lines[0]}", "step": run.trainer.global_step},
+            **_cost(run, started_seconds),
+        )
+
+
+def _say_how_to_go_on(run: Run) -> None:
+    """The command that resumes the run, where it has saved anything."""
+    if is_worker_process() or not (run.run_dir / "checkpoints" / LAST).exists():
+        return
+    log.info("to go on: %s", resume_command(run))
+
+
+def resume_command(run: Run, *more: str) -> str:
+    """The command that resumes the run, from any folder."""
+    folder = ["--config-dir", str(Path(run.config_dir).expanduser().absolute())] if run.config_dir else []
+    return shlex.join(["gptpl", "train", *folder, f"resume={run.run_dir}", *more])
+
+
+def _leave_adapter(run: Run) -> None:
+    """Writes the adapter of a LoRA run's best weights, or its last where no best were kept."""
+    if run.module.tune["name"] != TuneLowRank.name:
+        return
+    if not has_base(run.module.start):
+        log.info("no adapter: the run began with random weights, which no file holds")
+        return
+    for name in ("best.ckpt", LAST):
+        path = run.run_dir / "checkpoints" / name
+        if path.is_file():
+            export_adapter(path, run.run_dir / ADAPTER_FOLDER)
+            log.info("adapter: %s, of %s", run.run_dir / ADAPTER_FOLDER, name)
+            return
+    log.info("no adapter: the run kept no checkpoint")
+
+
+# --- steps that are not finite --------------------------------------------------------------------------
+
+
+def _write_report(run: Run, error: NonFiniteError) -> None:
+    """`nonfinite_step_51.txt` in the run's folder, its beginning and the remedies in the log."""
+    if is_worker_process():
+        return
+    path = run.run_dir / f"nonfinite_step_{error.step}.txt"
+    last = run.run_dir / "checkpoints" / LAST
+    good = f"last good checkpoint: {last.resolve() if last.exists() else 'none yet'}"
+    write_atomically(path, "\n".join([good, *error.report, ""]))
+    log.error("%s: %s", error, error.report[0])
+    log.error("%s", good)
+    log.error("the batch and the norms of every parameter and gradient: %s", path)
+
+
+def _remedy(run: Run, error: NonFiniteError) -> str:
+    """How to go on without the step."""
+    skipped = sorted({*run.config["skip_steps"], error.step})
+    return (
+        "lower optimizer.lr, or leave the step out:"
+        f" {resume_command(run, f'skip_steps={skipped}')} (on_nonfinite={ROLLBACK} does it by itself)"
+    )
+
+
+def _rolled_back(run: Run, error: NonFiniteError) -> Run:
+    """The run from its last good checkpoint on, without the step that failed.
+
+    Raises the error again where that has been tried too often.
+    """
+    skipped = sorted({*run.config["skip_steps"], error.step})
+    row = range(error.step - MOST_IN_A_ROW, error.step)
+    if set(row) <= set(run.config["skip_steps"]):
+        log.error(
+            "steps %d to %d were not finite either: the weights are the reason, not a batch;"
+            " resume from an earlier checkpoint with a lower optimizer.lr", row[0], row[-1],
+        )  # fmt: skip
+        raise error
+    again = rolled_back(run, f"skip_steps={skipped}")
+    log.warning(
+        "rolled back to step %d; step %d leaves the weights as they are", again.start_step, error.step
+    )
+    return again

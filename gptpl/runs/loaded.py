@@ -1,0 +1,207 @@
+"""`gptpl.load`: the model of a run, a checkpoint, an adapter or another program's files.
+
+`gptpl.load("runs/tale/2026-11-26_10-00-00").generate("Every effort moves you", temperature=0.8)`
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptpl.config.instantiate import check_trusted, instantiate
+from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.tokenizers import Tokenizer
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig
+from gptpl.records.listing import find_run
+from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
+from gptpl.training.adapter import adapter_checkpoint
+from gptpl.training.checkpoint import Build, load_model, model_of, read_checkpoint
+from gptpl.training.checkpoint_files import checkpoint_file
+from gptpl.training.classifier_checkpoint import (
+    TASK,
+    classifier_of,
+    is_classifier_checkpoint,
+    load_foreign_classifier,
+)
+from gptpl.training.classifier_checkpoint import load_classifier as load_classifier_file
+from gptpl.training.foreign_checkpoint import load_foreign, load_published
+from gptpl.training.precision import device_type
+from gptpl.training.starting_run import RunWeights
+from gptpl.weights.adapter import is_adapter
+from gptpl.weights.formats import is_foreign, open_model
+from gptpl.weights.hugging_face_classifier import is_classifier
+from gptpl.weights.model_files import read_record
+from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
+
+log = logging.getLogger(__name__)
+
+BEST = "checkpoints/best.ckpt"
+PRECISIONS = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
+Source = str | Path | StartingWeights
+
+
+def load(
+    source: Source,
+    *,
+    base: Source | None = None,
+    device: str = "auto",
+    precision: str = "32-true",
+    trust: Sequence[str] = (),
+) -> Any:
+    """The model of a run, checkpoint or exported folder: a LanguageModel, InstructionModel or Classifier.
+
+    `load_language_model` and `load_classifier` are the same for one kind only, with its type.
+
+    Args:
+        source: a run folder (of a classifier's run its best weights, else the last), a `.ckpt` file, an
+            adapter folder, a folder or file of another program's format, or starting weights such as
+            `PublishedWeights(source="hf", size="124M")`.
+        base: the weights that an adapter belongs to; None: where they were when it was trained.
+        device: auto, cpu, cuda or mps.
+        precision: 32-true, or bf16-true for half the memory (language models only).
+        trust: packages of yours whose classes the run may use, beside gptpl's own.
+
+    Raises InputError for files that are missing or damaged, and for a device that is not there.
+    """
+    if names_classifier(source):
+        if precision != "32-true":
+            raise InputError(f"precision={precision}: a classifier is read in 32-true, leave it out")
+        return load_classifier(source, base=base, device=device, trust=trust)
+    return load_language_model(source, base=base, device=device, precision=precision, trust=trust)
+
+
+def load_language_model(
+    source: Source,
+    *,
+    base: Source | None = None,
+    device: str = "auto",
+    precision: str = "32-true",
+    trust: Sequence[str] = (),
+    config: GPTConfig | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> LanguageModel:
+    """As `load`, refusing a classifier; an `InstructionModel` where it was tuned to follow instructions.
+
+    `config` and `tokenizer` are for files of other programs that say neither.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision} is unknown: choose one of {', '.join(PRECISIONS)}")
+    place, dtype = device_type(device, key="device"), PRECISIONS[precision]
+    weights = source if isinstance(source, StartingWeights) else None
+    path = find_run(source, key="checkpoint") if isinstance(source, str | Path) else None
+    if weights is not None:
+        _check_whole(weights, of_base=False)
+    if isinstance(weights, RunWeights):
+        path = weights.file
+    _check_base(path, base)
+    if isinstance(weights, PublishedWeights):
+        loaded = load_published(weights, device=place, dtype=dtype)
+    elif isinstance(weights, FileWeights) or (path is not None and is_foreign(path)):
+        files = weights.open() if isinstance(weights, FileWeights) else open_model(_not_none(path))
+        loaded = load_foreign(files, config=config, tokenizer=tokenizer, device=place, dtype=dtype)
+    elif path is None:
+        raise InputError(f"{type(weights).__name__} holds no whole model: give a run folder, or a file")
+    else:
+        if config is not None or tokenizer is not None:
+            raise InputError(
+                f"checkpoint={path} says itself which model it is: leave model= and tokenizer= out"
+            )
+        if is_adapter(path):
+            loaded = model_of(adapter_checkpoint(path, base=_base(base)), path, device=place)
+        else:
+            loaded = load_model(path, device=place, build=_builder(path, trust))
+        loaded.net.to(dtype)
+    log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
+    if "template" in loaded.task:
+        template = PromptTemplate.from_state(loaded.task["template"])
+        return InstructionModel(loaded=loaded, trust=tuple(trust), template=template)
+    return LanguageModel(loaded=loaded, trust=tuple(trust))
+
+
+def load_classifier(
+    source: Source, *, base: Source | None = None, device: str = "auto", trust: Sequence[str] = ()
+) -> Classifier:
+    """As `load`, refusing a language model."""
+    place = device_type(device, key="device")
+    if isinstance(source, StartingWeights):
+        raise InputError("the weights of a language model are no classifier: give a run of task=classify")
+    path = find_run(source, key="checkpoint")
+    _check_base(path, base)
+    if is_adapter(path):
+        loaded = classifier_of(adapter_checkpoint(path, base=_base(base)), path, device=place)
+    elif is_foreign(path):
+        if not is_classifier(path):
+            raise InputError(
+                f"checkpoint={path} is a language model, no classifier: train one with gptpl train"
+                f" task=classify init=state_dict init.path={path}"
+            )
+        loaded = load_foreign_classifier(path, device=place)
+    else:
+        best = path / BEST
+        loaded = load_classifier_file(best if best.is_file() else checkpoint_file(str(path)), device=place)
+    log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
+    return Classifier(loaded=loaded, trust=tuple(trust))
+
+
+def names_classifier(source: Source) -> bool:
+    """Whether a source is a classifier; False also for what cannot be read, which loading it will say."""
+    if isinstance(source, StartingWeights):
+        return False
+    try:
+        path = find_run(source, key="checkpoint")
+        if is_adapter(path):
+            return bool(read_record(path).get("task", {}).get("name") == TASK)
+        if is_foreign(path):
+            return is_classifier(path)
+        return is_classifier_checkpoint(read_checkpoint(checkpoint_file(str(path))))
+    except InputError:
+        return False
+
+
+def _builder(path: Path, trust: Sequence[str]) -> Build:
+    """Builds a model of the user's own class, from a package that is trusted by name."""
+
+    def build(node: Mapping[str, Any]) -> nn.Module:
+        check_trusted({"model": node}, f"checkpoint={path}", frozenset(trust))
+        net: nn.Module = instantiate(node)
+        return net
+
+    return build
+
+
+def _check_base(path: Path | None, base: Source | None) -> None:
+    if base is not None and (path is None or not is_adapter(path)):
+        raise InputError("base is for an adapter, and the model given has all its weights: leave it out")
+
+
+def _base(base: Source | None) -> StartingWeights | None:
+    """The weights that an adapter is added to."""
+    if isinstance(base, str | Path):
+        path = Path(base).expanduser()
+        return FileWeights(path=str(path)) if is_foreign(path) else RunWeights(checkpoint=str(path))
+    if base is not None:
+        _check_whole(base, of_base=True)
+    return base
+
+
+def _check_whole(weights: StartingWeights, *, of_base: bool) -> None:
+    """Raises InputError for weights that mean nothing without a model to be trained.
+
+    An adapter's base is a model as it was trained, with what it left out.
+    """
+    if isinstance(weights, RandomWeights):
+        raise InputError("init=random has nothing to say yet: give checkpoint=RUN_FOLDER or init=gpt2_hf")
+    for option in ("crop_context", "crop_vocabulary"):
+        if getattr(weights, option, False) and not of_base:
+            raise InputError(
+                f"init.{option}=true is for training: the weights are used whole here, leave it out"
+            )
+
+
+def _not_none(path: Path | None) -> Path:
+    assert path is not None
+    return path

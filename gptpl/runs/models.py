@@ -1,0 +1,486 @@
+"""What a trained model can do: continue text, answer instructions, classify, be evaluated."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gptpl.data.instructions.entries import PlacedRecord, read_records
+from gptpl.data.instructions.split import SPLITS, SplitName
+from gptpl.data.instructions.split_files import split_file
+from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.labelled.table import Table
+from gptpl.data.tokenizers import Tokenizer
+from gptpl.errors import InputError
+from gptpl.generation import Completion, Piece, SamplingRules, complete, search_text, stream_text
+from gptpl.generation.memorisation import Memorisation, TrainingText, memorisation
+from gptpl.generation.sampling import seeded_generator
+from gptpl.generation.statistics import TextStatistics, text_statistics
+from gptpl.generation.surprisal import surprisals
+from gptpl.generation.surprisal_page import InspectedText
+from gptpl.model import GPTClassifier
+from gptpl.model.protocol import device_of, vocab_size
+from gptpl.runs.evaluation_data import LabelledData, TextData, labelled_data, language_data, training_tokens
+from gptpl.runs.own_data import run_dir_of
+from gptpl.training.answers import Answer, Answerer, answer_all, answer_generator
+from gptpl.training.checkpoint import LoadedCheckpoint
+from gptpl.training.classifier_checkpoint import LoadedClassifier
+from gptpl.training.classifier_evaluation import ClassifierEvaluation, evaluate_classifier
+from gptpl.training.evaluation import Evaluation, evaluate
+from gptpl.training.prediction import Prediction, prediction_file, predictions
+from gptpl.training.training_text import training_corpus
+
+log = logging.getLogger(__name__)
+
+CHAT: Mapping[str, Any] = {"temperature": 0.7, "top_k": 40}
+"""How text is sampled where nothing else is said: `sampling=chat` of the command."""
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+"""Wraps batches to show how far the work is, such as `tqdm.tqdm`."""
+
+
+def _silent(batches: Iterable[Any]) -> Iterable[Any]:
+    return batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A trained model, in evaluation mode, with its tokenizer and its past.
+
+    Attributes:
+        loaded: what its files hold.
+        trust: packages of the user's whose classes its run may use, beside gptpl's own.
+    """
+
+    loaded: LoadedCheckpoint | LoadedClassifier
+    trust: tuple[str, ...] = ()
+
+    @property
+    def net(self) -> nn.Module:
+        """The model itself."""
+        return self.loaded.net
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns text into the model's tokens."""
+        return self.loaded.tokenizer
+
+    @property
+    def path(self) -> Path:
+        """The file or folder of the weights."""
+        return self.loaded.path
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that the weights were trained for; 0 where another program trained them."""
+        return self.loaded.step
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What it was trained on and began with; see `gptpl.training.lineage.lineage_of`."""
+        return self.loaded.lineage
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The folder of its run; None: the weights lie elsewhere."""
+        return run_dir_of(self.path)
+
+
+# --- what continues text --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(Model):
+    """A model that continues text.
+
+    Where a method takes `**rules`, they are fields of `gptpl.generation.SamplingRules` (temperature, top_k,
+    top_p, min_p, ...); what is left out is as in `CHAT`. `seed` makes a text reproducible, None is another
+    one each time.
+    """
+
+    loaded: LoadedCheckpoint
+    template: PromptTemplate | None = None
+    """How it is asked, where it was tuned to follow instructions."""
+
+    @property
+    def net(self) -> nn.Module:
+        """Token ids (B, T) to logits (B, T, V)."""
+        return self.loaded.net
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """What it was trained for, by its `name`."""
+        return self.loaded.task
+
+    def generate(self, prompt: str, **settings: Any) -> str:
+        """What follows the prompt; settings as for `complete`, for one text."""
+        return self.complete([prompt], **settings)[0].text
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 50,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        **rules: Any,
+    ) -> Iterator[str]:
+        """The text of `generate` bit by bit, as it is made."""
+        pieces = self.pieces([prompt], max_new_tokens=max_new_tokens, stop=stop, seed=seed, **rules)
+        return (piece.text for piece in pieces)
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 50,
+        num_samples: int = 1,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        num_beams: int | None = None,
+        alternatives: int | None = None,
+        **rules: Any,
+    ) -> list[Completion]:
+        """`num_samples` continuations of every prompt, made together, in the order of prompts and samples.
+
+        Args:
+            prompts: an empty one starts from end-of-text.
+            max_new_tokens: a text has no more.
+            num_samples: continuations of each prompt.
+            stop: texts that end a continuation.
+            seed: makes the texts reproducible.
+            num_beams: search for the likeliest texts instead of sampling: the best `num_samples` of them.
+            alternatives: give every token's log-probability and that many likelier ones, as `details`.
+            rules: see `LanguageModel`.
+
+        Raises InputError for a number out of range, and for a rule that is none.
+        """
+        if isinstance(prompts, str):
+            raise InputError("prompts is one text: give a list of texts, or use generate")
+        chosen = self.rules(**rules)
+        if num_beams is None:
+            return complete(
+                self.net, self.tokenizer, prompts,
+                rules=chosen, max_new_tokens=max_new_tokens, num_samples=num_samples,
+                stop=stop, generator=seeded_generator(seed, device_of(self.net)), alternatives=alternatives,
+            )  # fmt: skip
+        if num_samples > num_beams:
+            raise InputError(f"num_samples={num_samples} exceeds num_beams={num_beams}: raise num_beams")
+        if stop or alternatives is not None:
+            raise InputError("num_beams knows no stop, alternatives or statistics: leave one of them out")
+        found = []
+        for number, prompt in enumerate(prompts):
+            beams = search_text(
+                self.net, self.tokenizer, prompt, num_beams=num_beams, max_new_tokens=max_new_tokens
+            )
+            found += [dataclasses.replace(beam, prompt=number) for beam in beams[:num_samples]]
+        return found
+
+    def pieces(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 50,
+        num_samples: int = 1,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        alternatives: int | None = None,
+        **rules: Any,
+    ) -> Iterator[Piece]:
+        """The completions of `complete` piece by piece, all of them growing at the same time."""
+        return stream_text(
+            self.net, self.tokenizer, prompts,
+            rules=self.rules(**rules), max_new_tokens=max_new_tokens, num_samples=num_samples,
+            stop=stop, generator=seeded_generator(seed, device_of(self.net)), alternatives=alternatives,
+        )  # fmt: skip
+
+    def rules(self, **rules: Any) -> SamplingRules:
+        """How tokens are chosen: `CHAT` with these rules in its place, for the model's vocabulary."""
+        return SamplingRules.of({**CHAT, **rules}).within(vocab_size(self.net))
+
+    def evaluate(
+        self,
+        data: TextData = None,
+        *,
+        split: str | None = None,
+        max_length: int | None = None,
+        batch_size: int | None = None,
+        progress: Progress = _silent,
+    ) -> Evaluation:
+        """Loss and perplexity.
+
+        Args:
+            data: None: the data of the model's own run, which must be what it was trained on; a path: that
+                text file, folder or glob (for a model that follows instructions also a JSON or JSON Lines
+                file); a corpus; a datamodule with the model's tokenizer.
+            split: train, val, test (of examples) or all (of a text); None: val, of a path or corpus all.
+            max_length: tokens of a sequence; None: the own run's, of a path or corpus the model's context.
+            batch_size: sequences at a time; None: 8.
+            progress: wraps the batches, such as `tqdm.tqdm`.
+
+        Raises InputError for data that cannot be had, are not the run's own any more, or have no such split.
+        """
+        given = language_data(self, data, split=split, max_length=max_length, batch_size=batch_size)
+        found = evaluate(self.net, progress(given.batches))
+        return dataclasses.replace(found, data=given.name, context=given.context)
+
+    def inspect(self, text: str, *, alternatives: int = 5, progress: Progress = _silent) -> InspectedText:
+        """How surprised the model is by each token, from all the text before it that the model can read."""
+        ids = [int(token) for token in self.tokenizer.encode(text)]
+        if not ids:
+            raise InputError(f"text={text!r} holds no token: give at least one word")
+        found = surprisals(self.net, ids, eot_id=self.tokenizer.eot_id, alternatives=alternatives)
+        return InspectedText(tokens=list(progress(found)), tokenizer=self.tokenizer)
+
+    def statistics(self, completions: Sequence[Completion]) -> TextStatistics:
+        """How varied, repetitive and likely texts are; `complete` them with `alternatives=0` or more."""
+        if any(each.details is None for each in completions):
+            raise InputError("statistics need each token's probability: complete(..., alternatives=0)")
+        return text_statistics(
+            [each.tokens for each in completions],
+            [[token.log_probability for token in each.details or ()] for each in completions],
+        )
+
+    def memorisation(self, completions: Sequence[Completion], data: TextData = None) -> list[Memorisation]:
+        """What each has word for word from a text: `data` as for `evaluate`, None is the own training text.
+
+        Raises InputError where there is no such text.
+        """
+        training = self.training_text(data)
+        return [memorisation(each.tokens, training) for each in completions]
+
+    def training_text(self, data: TextData = None) -> TrainingText:
+        """A text to look for memorised parts in; None: what the model was trained on, if it is at hand."""
+        if data is None:
+            return TrainingText(training_corpus(self.loaded).train)
+        return TrainingText(training_tokens(self, data))
+
+    def with_template(self, template: str | None, response_marker: str | None = None) -> "InstructionModel":
+        """The model asked in a template: "alpaca", "phi3", a file or a Jinja text; None: its own.
+
+        `response_marker` None is the template's. Raises InputError where there is none at all.
+        """
+        own = self.template
+        if template is None and own is None:
+            raise InputError(
+                f"checkpoint={self.path} was not tuned to follow instructions (task={self.task['name']}):"
+                " give template=alpaca to ask it all the same"
+            )
+        if template is None:
+            assert own is not None
+            marker = own.response_marker if response_marker is None else response_marker
+            asked = PromptTemplate(own.name, own.source, marker)
+        else:
+            asked = PromptTemplate.named(template, response_marker)
+            if own is not None and asked.state() != own.state():
+                log.warning("the model was tuned with template=%s, not %s", own.name, asked.name)
+        return InstructionModel(loaded=self.loaded, trust=self.trust, template=asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionModel(LanguageModel):
+    """A language model that answers instructions; where nothing else is said, with the likeliest tokens."""
+
+    template: PromptTemplate
+
+    def respond(
+        self,
+        instruction: str,
+        input: str = "",
+        *,
+        max_new_tokens: int = 256,
+        seed: int | None = None,
+        **rules: Any,
+    ) -> str:
+        """The answer. Raises InputError for a prompt that leaves no room in the model's context."""
+        return self.answer(instruction, input, max_new_tokens=max_new_tokens, seed=seed, **rules).text
+
+    def answer(
+        self,
+        instruction: str,
+        input: str = "",
+        *,
+        max_new_tokens: int = 256,
+        seed: int | None = None,
+        **rules: Any,
+    ) -> Answer:
+        """As `respond`, with what ended it and whether it is well-formed."""
+        answerer = self.answerer(max_new_tokens=max_new_tokens, **rules)
+        prompt = answerer.prompt(instruction, input, place="the instruction")
+        [answer] = answerer.answers([prompt], answer_generator(seed, device_of(self.net)))
+        return answer
+
+    def stream_response(
+        self,
+        instruction: str,
+        input: str = "",
+        *,
+        max_new_tokens: int = 256,
+        seed: int | None = None,
+        **rules: Any,
+    ) -> Iterator[str]:
+        """The answer of `respond` bit by bit, white space at its end included."""
+        answerer = self.answerer(max_new_tokens=max_new_tokens, **rules)
+        prompt = answerer.prompt(instruction, input, place="the instruction")
+        texts = (piece.text for piece in answerer.stream(prompt, answer_generator(seed, device_of(self.net))))
+        return _without_space_before(texts)
+
+    def respond_all(
+        self,
+        records: Sequence[Mapping[str, Any]] | str | Path,
+        *,
+        output: str | Path,
+        instruction_column: str = "instruction",
+        input_column: str | None = "input",
+        skip_too_long: bool = False,
+        max_new_tokens: int = 256,
+        batch_size: int = 8,
+        seed: int | None = None,
+        progress: Progress = _silent,
+        **rules: Any,
+    ) -> list[dict[str, Any]]:
+        """Answers many instructions into a JSON file, and returns what is in it.
+
+        Every record is there as it was, and has `instruction`, `input`, `model_response` and `well_formed`.
+        Interrupted and called again in the same way, it resumes after the last batch.
+
+        Args:
+            records: mappings, or a JSON or JSON Lines file of them, or "train", "val" or "test": that split
+                of the model's own run.
+            output: the file of the answers.
+            instruction_column: key of the instruction.
+            input_column: key of the input; None: there is none.
+            skip_too_long: leave out a record whose prompt fills the model's context, instead of refusing all.
+            max_new_tokens: an answer has no more.
+            batch_size: records answered at a time.
+            seed: makes drawn answers reproducible.
+            progress: wraps the batches.
+            rules: see `LanguageModel`.
+
+        Raises InputError for records or an output that cannot be used.
+        """
+        return answer_all(
+            self.answerer(max_new_tokens=max_new_tokens, **rules), self._placed(records),
+            output=Path(output).expanduser(), instruction_column=instruction_column,
+            input_column=input_column, skip_too_long=skip_too_long, batch_size=batch_size,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+
+    def answerer(self, *, max_new_tokens: int = 256, **rules: Any) -> Answerer:
+        """What asks the model and judges the form of its answers."""
+        return Answerer(
+            net=self.net,
+            tokenizer=self.tokenizer,
+            template=self.template,
+            rules=SamplingRules.of(rules).within(vocab_size(self.net)),
+            max_new_tokens=max_new_tokens,
+        )
+
+    def _placed(self, records: Sequence[Mapping[str, Any]] | str | Path) -> list[PlacedRecord]:
+        if isinstance(records, str) and records in SPLITS:
+            return read_records(self.split_file(records))
+        if isinstance(records, str | Path):
+            return read_records(Path(records).expanduser())
+        return [PlacedRecord(place=f"record {i}", fields=fields) for i, fields in enumerate(records, 1)]
+
+    def split_file(self, split: SplitName) -> Path:
+        """The file of a split of the model's own run. Raises InputError where there is none."""
+        found = None if self.run_dir is None else split_file(self.run_dir, split)
+        if found is None or not found.is_file():
+            raise InputError(
+                f"split={split}: {self.path} lies in no run of task=instruct, or one without that split: give"
+                " file=FILE instead"
+            )
+        return found
+
+
+def _without_space_before(texts: Iterator[str]) -> Iterator[str]:
+    begun = False
+    for text in texts:
+        text = text if begun else text.lstrip()
+        begun = begun or bool(text)
+        yield text
+
+
+# --- what classifies ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Model):
+    """A model that says to which class a text belongs."""
+
+    loaded: LoadedClassifier
+
+    @property
+    def net(self) -> GPTClassifier:
+        """Token ids (B, T) and their lengths (B,) to logits (B, C)."""
+        return self.loaded.net
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """What it was trained for, by its `name`."""
+        return self.loaded.task_state
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the logits."""
+        return self.loaded.labels
+
+    def classify(self, texts: str | Iterable[str], *, batch_size: int = 16) -> list[Prediction]:
+        """What it says of each text, in order; of a single text a list of one."""
+        return list(self.predictions([texts] if isinstance(texts, str) else texts, batch_size=batch_size))
+
+    def predictions(self, texts: Iterable[str], *, batch_size: int = 16) -> Iterator[Prediction]:
+        """As `classify`, one by one: never more than a few texts are in memory."""
+        return predictions(self.loaded, texts, batch_size=batch_size)
+
+    def classify_file(
+        self,
+        file: str | Path,
+        *,
+        output: str | Path,
+        text_column: str = "text",
+        format: str | None = None,
+        columns: Sequence[str] | None = None,
+        batch_size: int = 16,
+        progress: Progress = _silent,
+    ) -> Path:
+        """Classifies every text of a file into a `.csv` or `.jsonl` file, which is returned.
+
+        The file is CSV, TSV, JSON Lines, or a text on each line, and may be larger than the memory; `format`
+        and `columns` as for `gptpl.data.labelled.table.Table`. Raises InputError for a file that cannot be
+        read, and for an output that is there already.
+        """
+        path = Path(output).expanduser()
+        with prediction_file(path, self.labels) as write:
+            table = Table(path=Path(file).expanduser(), format=format, columns=columns, keys="")
+            texts = (row.text for row in table.rows(text_column))
+            for prediction in progress(self.predictions(texts, batch_size=batch_size)):
+                write(prediction)
+        return path
+
+    def evaluate(
+        self,
+        data: LabelledData = None,
+        *,
+        split: str = "test",
+        batch_size: int = 8,
+        progress: Progress = _silent,
+    ) -> ClassifierEvaluation:
+        """Accuracy, F1, confusion and calibration.
+
+        Args:
+            data: None: the texts of the model's own run; a CSV, TSV or JSONL file with the columns text and
+                label, or a corpus, which are taken whole; a datamodule.
+            split: train, val or test, of the own texts and of a datamodule.
+            batch_size: texts at a time.
+            progress: wraps the batches, such as `tqdm.tqdm`.
+
+        Raises InputError for texts that cannot be had, and for a label that the model does not know.
+        """
+        given = labelled_data(self, data, split=split, batch_size=batch_size)
+        found = evaluate_classifier(self.net, progress(given.batches))
+        return dataclasses.replace(found, data=given.name)

@@ -1,0 +1,139 @@
+"""The contract of `resume=`: which settings may change when a run is resumed, and which make it another run.
+
+What may become of a setting stands on the class that takes it: see `gptpl.resuming`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptpl.config.check import resume_of
+from gptpl.errors import InputError
+from gptpl.resuming import FREE, INEXACT, NEVER, Resume
+
+ABSENT: Any = object()
+"""In place of the value of a setting that there is none of."""
+NO_LONGER_EXACT = " (no longer bit-identical with the uninterrupted run)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A setting that differs from the one the checkpoint was made with; None stands for null and for none."""
+
+    key: str
+    old: Any
+    new: Any
+    kind: Resume
+
+    @property
+    def notice(self) -> bool:
+        """Whether the run is from here on no longer bit-identical with the one that was never stopped."""
+        return self.kind == INEXACT
+
+    def line(self, step: int) -> str:
+        """In words, for a run that `step` optimizer steps are behind."""
+        key, old, new = self.key, spelt(self.old), spelt(self.new)
+        if key.endswith("._target_"):  # a class: the last of its names says enough
+            key, old, new = key.removesuffix("._target_"), old.rpartition(".")[2], new.rpartition(".")[2]
+        when = " (from now on)" if self.kind == FREE else f", from step {step + 1}"
+        return f"  {key}: {old} -> {new}{when}{NO_LONGER_EXACT if self.notice else ''}"
+
+
+def changes_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Every setting of two configurations of plain data that is not the same in both."""
+    found = []
+    for key, before, after in _differences(old, new, ""):
+        kind = resume_of(key, new if after is not ABSENT else old)
+        before, after = (None if value is ABSENT else value for value in (before, after))
+        found.append(Change(key=key, old=before, new=after, kind=kind))
+    return found
+
+
+def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in dict.fromkeys((*old, *new)):
+            inner = f"{key}.{name}" if key else str(name)
+            yield from _differences(old.get(name, ABSENT), new.get(name, ABSENT), inner)
+        return
+    before, after = (None if value is ABSENT else value for value in (old, new))
+    # Python holds True and 1 for the same.
+    if before != after or isinstance(before, bool) != isinstance(after, bool):
+        yield key, old, new
+
+
+def check_changes(changes: list[Change], given: Mapping[str, str], run_dir: Path) -> None:
+    """Raises InputError for the first change that would make it another run.
+
+    `given` are the overrides of the command line by key; a change that none of them asked for was made in the
+    run's config.yaml.
+    """
+    fatal = [(change, _asked_by(change, given)) for change in changes if change.kind == NEVER]
+    # First what was asked for: another setting may have followed it.
+    for change, override in sorted(fatal, key=lambda pair: pair[1] is None):
+        if override is None:
+            raise InputError(
+                f"{change.key}={spelt(change.old)} made the checkpoint, but {run_dir / 'config.yaml'} has"
+                f" {spelt(change.new)}: restore it there, or start a new run"
+            )
+        raise InputError(
+            f"{change.key} cannot change when a run is resumed: it was {spelt(change.old)}, asked for is"
+            f" {spelt(change.new)}; leave {override} out, or start a new run with it"
+        )
+
+
+def _asked_by(change: Change, given: Mapping[str, str]) -> str | None:
+    """The override that asked for a change, or for a larger part of the settings that has it."""
+    parts = change.key.split(".")
+    keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((given[key] for key in keys if key in given), None)
+
+
+def spelt(value: Any) -> str:
+    """A setting's value in a line of text, nearly as one would give it."""
+    if isinstance(value, Mapping):
+        return "{...}"
+    if isinstance(value, list):
+        return f"[{', '.join(spelt(item) for item in value)}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
+
+
+# --- the learning rate ----------------------------------------------------------------------------------
+
+Factor = Callable[[int], float]
+"""The multiple of the peak learning rate for the update after so many finished ones."""
+
+
+def lr_ceiling(
+    old_factor: Factor, *, step: int, old_total_steps: int, total_steps: int, ceiling: float | None
+) -> float | None:
+    """The multiple of the peak learning rate that a resumed run stays at or below; None: there is no limit.
+
+    Args:
+        old_factor: the schedule for the old horizon.
+        step: finished optimizer steps.
+        old_total_steps: the old horizon.
+        total_steps: the new one. As long as it is the old one, the schedule goes on as it was.
+        ceiling: what the run was held at before.
+    """
+    if total_steps == old_total_steps:
+        return ceiling
+    # The highest that was still to come; of a plan without a step left, its last one.
+    left = range(step, old_total_steps) or (old_total_steps - 1,)
+    highest = max(old_factor(later) for later in left)
+    return highest if ceiling is None else min(highest, ceiling)
+
+
+def words_if_held(
+    factor: Factor, ceiling: float | None, *, step: int, total_steps: int, peak_lr: float
+) -> str | None:
+    """What to say where a ceiling cuts off some of the updates after `step`; `peak_lr` is `optimizer.lr`."""
+    highest = max((factor(later) for later in range(step, total_steps)), default=0.0)
+    if ceiling is None or highest <= ceiling:
+        return None
+    return (
+        f"learning rate: held at or below {ceiling * peak_lr:.2g} (the schedule for the new horizon would"
+        f" raise it to {highest * peak_lr:.2g}; give optimizer.lr=... to let it)"
+    )

@@ -1,0 +1,148 @@
+"""What a run's training step takes of memory, and a few real steps that leave nothing behind."""
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+
+from gptpl.callbacks.stopping import RunStopped, interrupts
+from gptpl.errors import InputError
+from gptpl.runs.build import Settled, build_module
+from gptpl.runs.parts import optimizer_factory, preparation
+from gptpl.runs.trainer import build_trainer, choose, let_module_end
+from gptpl.training.batch_size import USABLE, free_memory, largest_batch_size
+from gptpl.training.precision import device_type, product_dtype
+from gptpl.training.step_memory import StepMemory, optimizer_state_bytes, step_memory
+from gptpl.training.training_module import TrainingModule
+from gptpl.weights.starting import StartingWeights
+
+
+def step_memory_of(settled: Settled, batch_size: int | None = None) -> StepMemory:
+    """Of the run's training step, with its own batch or another one (which then is a whole step)."""
+    own = batch_size is None
+    return step_memory(
+        settled.config,
+        settled.fast_path,
+        batch_size=settled.datamodule.batch_size if batch_size is None else batch_size,
+        max_length=settled.datamodule.max_length,
+        low=_products_are_low(settled),
+        accumulates=own and settled.cfg.trainer.accumulate_grad_batches > 1,
+        **_of_weights(settled),
+    )
+
+
+def _of_weights(settled: Settled) -> dict[str, Any]:
+    size, prepare = _weight_bytes(settled), preparation(settled.cfg)
+    make_optimizer = optimizer_factory(settled.cfg)
+    state = optimizer_state_bytes(settled.config, make_optimizer, weight_bytes=size, prepare=prepare)
+    return {"optimizer_bytes": state, "weight_bytes": size, "prepare": prepare}
+
+
+def largest_batch_of(settled: Settled, windows: int) -> int | None:
+    """The largest power of two of up to so many windows that fits; 0: none; None: not known."""
+    usable = usable_memory(settled)
+    if usable is None:
+        return None
+    try:
+        return largest_batch_size(
+            settled.config,
+            settled.fast_path,
+            max_length=settled.datamodule.max_length,
+            windows=2 ** (windows.bit_length() - 1),
+            low=_products_are_low(settled),
+            free=round(usable / USABLE),
+            **_of_weights(settled),
+        )
+    except InputError:  # not even one window
+        return 0
+
+
+def check_fits(settled: Settled) -> None:
+    """Raises InputError where the run's training step needs more memory than is free."""
+    needed, usable = step_memory_of(settled).peak, usable_memory(settled)
+    if usable is not None and needed > usable:
+        raise InputError(
+            f"data.batch_size={settled.datamodule.batch_size}: a step needs about {needed / 1e9:.1f} GB and"
+            f" may take {usable / 1e9:.1f} GB of what is free: lower data.batch_size, or give"
+            " trainer.recompute_activations=true"
+        )
+
+
+def usable_memory(settled: Settled) -> int | None:
+    """Bytes of the device that a training step may take; None where the device does not tell."""
+    kind = device_type(settled.cfg.trainer.accelerator)
+    return None if kind == "mps" else int(USABLE * free_memory(kind))
+
+
+def _products_are_low(settled: Settled) -> bool:
+    """Whether matrix products are bf16."""
+    return product_dtype(choose(settled.cfg.trainer).precision) == torch.bfloat16
+
+
+def _weight_bytes(settled: Settled) -> int:
+    """Bytes of one weight in the run's precision."""
+    return 2 if choose(settled.cfg.trainer).precision in ("bf16-true", "16-true") else 4
+
+
+# --- a few steps ----------------------------------------------------------------------------------------
+
+
+def trial_module(settled: Settled, weights: StartingWeights) -> TrainingModule:
+    """The run's module as `gptpl train` would make it, with these weights."""
+    module = build_module(settled, weights=weights)
+    fast_path = settled.fast_path.fitted_to(module.net)
+    fast_path.apply(module.net)
+    module.head = fast_path.head
+    return module
+
+
+def train_a_little(
+    settled: Settled,
+    module: TrainingModule,
+    *,
+    steps: int,
+    callbacks: Sequence[L.Callback],
+    evaluates: bool = False,
+    accumulate: int | None = None,
+) -> None:
+    """Trains the module for so many optimizer steps, on one device, by the run's own settings.
+
+    No loggers, checkpoints or samples; `evaluates`: with the evaluation before the first step. Raises
+    KeyboardInterrupt where it is stopped from outside, and what the callbacks raise.
+    """
+    conf = settled.cfg.trainer.copy()
+    conf.max_time, conf.stop_at_step = None, steps
+    if accumulate is not None:
+        conf.accumulate_grad_batches = accumulate
+    module.total_steps = max(module.total_steps, steps + 1)  # it would evaluate at the end
+    with tempfile.TemporaryDirectory(prefix="gptpl-trial-") as folder:
+        trainer = build_trainer(
+            conf,
+            precision=choose(conf).precision,
+            eval_every_n_steps=settled.cfg.eval_every_n_steps,
+            deterministic=settled.cfg.deterministic,
+            callbacks=callbacks,
+            logger=False,
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            **({} if evaluates else {"limit_val_batches": 0}),
+        )
+        let_module_end(trainer)
+        try:
+            with interrupts():
+                trainer.fit(module, datamodule=settled.datamodule)
+        except RunStopped as stop:
+            if stop.status:  # a signal
+                raise KeyboardInterrupt from None
+
+
+def check_one_device(settled: Settled, command: str) -> None:
+    """Raises InputError for a run of several processes."""
+    if settled.trainer.world_size > 1:
+        raise InputError(
+            f"gptpl {command} measures one device, this run has {settled.trainer.world_size}:"
+            " add trainer.devices=1 trainer.num_nodes=1"
+        )

@@ -1,0 +1,167 @@
+"""What came of trials: of a process that has ended, and of all of a sweep, as its table `results.csv`.
+
+Read from exit status, what a process printed, and its run's own record: a trial needs no logger.
+"""
+
+import csv
+import io
+import math
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gptpl.files.whole import write_atomically
+from gptpl.records.run_record import LOSS, RunError, RunRecord, read_run
+from gptpl.records.sweep_folder import RESULTS_FILE
+from gptpl.sweeps.study import Search, TrialResult
+
+_SHELL_BASE = 128
+"""A command that a signal ended, or that stopped for one, exits with this and the signal's number."""
+_LAST_BYTES = 8192
+BEGINS = "\n=== "
+"""What a trial printed begins with this, after what earlier tries of it printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ended. `value` is the best of the sweep's metric, NaN unless it has finished."""
+
+    kind: Literal["finished", "failed", "interrupted"]
+    value: float = math.nan
+    error: str = ""
+
+
+def outcome(status: int, run_dir: Path, output: Path, search: Search) -> Outcome:
+    """Judges a process that has ended.
+
+    Args:
+        status: as `subprocess` gives it: negative for the signal that killed it.
+        run_dir: the trial's run; there may be none.
+        output: the file that holds what the process printed.
+        search: says by which metric trials are compared.
+    """
+    if number := _signal(status):
+        return Outcome(kind="interrupted", error=_signal_text(number))
+    if status:
+        return Outcome(kind="failed", error=_last_error(output) or f"exit status {status}")
+    try:
+        run = read_run(run_dir)
+    except RunError as error:
+        return Outcome(kind="failed", error=str(error))
+    if run.state not in ("finished", "stopped"):  # stopped by its own settings, such as trainer.max_time
+        return Outcome(kind="failed", error=f"it ended with status 0, but its run is {run.state}")
+    best = run.best_by(search.metric, search.mode)
+    if best is None:
+        measured = ", ".join(sorted({name for each in run.evaluations for name in each.metrics})) or "nothing"
+        return Outcome(kind="failed", error=f"no {search.metric} that is a number: it measured {measured}")
+    return Outcome(kind="finished", value=best.metrics[search.metric])
+
+
+def measured_values(run: RunRecord, metric: str) -> list[float]:
+    """Of a trial that may still be running, without that of the model which has learned nothing yet."""
+    return [each.metrics.get(metric, math.nan) for each in run.evaluations if each.step > 0]
+
+
+def _signal(status: int) -> int:
+    """The signal that ended a process, 0 for none."""
+    number = -status if status < 0 else status - _SHELL_BASE
+    return number if number in signal.valid_signals() else 0
+
+
+def _signal_text(number: int) -> str:
+    name = signal.Signals(number).name
+    why = " (the system does so when memory runs out)" if name == "SIGKILL" else ""
+    return f"killed by {name}{why}" if name == "SIGKILL" else f"stopped by {name}"
+
+
+def _last_error(output: Path) -> str:
+    """The last line that names an error, or else the last line."""
+    if not output.is_file():
+        return ""
+    with output.open("rb") as file:
+        file.seek(max(0, output.stat().st_size - _LAST_BYTES))
+        text = file.read().decode("utf-8", errors="replace").rpartition(BEGINS)[2]
+    lines = text.splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
+    for mark in ("gptpl: error: ", "error: "):
+        named = [line for line in lines if line.startswith(mark)]
+        if named:
+            # The first of several lines says what is wrong, the later ones what to do.
+            return (named[-1] if mark.startswith("gptpl") else named[0]).removeprefix(mark)
+    return lines[-1] if lines else ""
+
+
+# --- all trials -----------------------------------------------------------------------------------------
+
+_AT_REST = ("finished", "pruned", "failed", "interrupted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A trial with the best and the last value of the sweep's metric; NaN where there is none."""
+
+    result: TrialResult
+    best: float
+    last: float
+    error: str
+
+    def cells(self) -> list[str]:
+        """In the order of `header`."""
+        values = ["" if math.isnan(value) else f"{value:.4f}" for value in (self.best, self.last)]
+        return [self.result.folder, " ".join(self.result.overrides), self.result.state, *values, self.error]
+
+
+def header(search: Search) -> list[str]:
+    """The columns of the table."""
+    name = "val_loss" if search.metric == LOSS else search.metric
+    return ["trial", "overrides", "state", f"best_{name}", name, "error"]
+
+
+def rows(
+    folder: Path, results: Sequence[TrialResult], search: Search, known: Mapping[str, Row] | None = None
+) -> list[Row]:
+    """The trials of the sweep in a folder with what their runs measured, the best first.
+
+    `known` are rows by their trial's folder, as found before: where a trial has ended, and its result is the
+    same, its run is not read again.
+    """
+    found = []
+    for result in results:
+        before = (known or {}).get(result.folder)
+        same = before is not None and before.result == result and result.state in _AT_REST
+        found.append(before if before is not None and same else _row(folder, result, search))
+    sign = 1 if search.mode == "min" else -1
+
+    def rank(row: Row) -> tuple[bool, bool, float]:
+        """Trials that have ended well first, then those with a value."""
+        missing = math.isnan(row.best)
+        return row.result.state != "finished", missing, 0.0 if missing else sign * row.best
+
+    return sorted(found, key=rank)
+
+
+def _row(folder: Path, result: TrialResult, search: Search) -> Row:
+    best, last, error = result.value, math.nan, result.error
+    if result.state == "waiting":
+        return Row(result=result, best=best, last=last, error=error)
+    try:
+        run = read_run(folder / result.folder)
+    except RunError as damage:  # its row says at least how it ended
+        error = str(damage) if result.state == "finished" else error
+    else:
+        if (found := run.best_by(search.metric, search.mode)) is not None:
+            best = found.metrics[search.metric]
+        if run.last is not None:
+            last = run.last.metrics.get(search.metric, math.nan)
+    return Row(result=result, best=best, last=last, error=error)
+
+
+def write_results(folder: Path, table: Sequence[Row], search: Search) -> Path:
+    """Writes the file, in one move; returns its path."""
+    path = folder / RESULTS_FILE
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header(search), *(row.cells() for row in table)])
+    write_atomically(path, text.getvalue())
+    return path

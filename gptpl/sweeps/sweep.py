@@ -1,0 +1,464 @@
+"""A sweep: trials of several settings, each a run of its own, and a table. The same sweep again goes on."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from tqdm import tqdm
+
+from gptpl.config.check import check_launcher
+from gptpl.config.compose import Glob, IntervalSweep, Override, composed, plain
+from gptpl.config.groups import Folder, choices, is_group
+from gptpl.config.instantiate import instantiate, locate
+from gptpl.config.overrides import is_path, parsed, readable
+from gptpl.errors import InputError
+from gptpl.files.whole import write_atomically
+from gptpl.records.run_record import LOSS
+from gptpl.records.sweep_folder import RESULTS_FILE, SWEEP_FILE
+from gptpl.runs.build import run_name
+from gptpl.runs.folder import git_commit, package_version
+from gptpl.runs.parts import task_class
+from gptpl.sweeps.jobs import Launcher
+from gptpl.sweeps.outcomes import Row, header, rows, write_results
+from gptpl.sweeps.space import (
+    Choices,
+    Dimension,
+    Interval,
+    SearchSpace,
+    check,
+    combinations,
+    one_at_a_time,
+    written,
+)
+from gptpl.sweeps.space import overrides as overrides_of
+from gptpl.sweeps.study import Pruner, Sampler, Search, SweepStudy
+from gptpl.sweeps.worker import Watcher, Worker
+from gptpl.training.task import Better, better, known_metrics
+
+EXIT_FAILED = 1
+_SIGNAL_BASE = 128
+OWN_KEYS = ("sweep", "hydra/launcher")
+OWN_PREFIXES = ("sweep.", "hydra.launcher.", "hydra.sweep.")
+_SET_BY_THE_SWEEP = {
+    "run_dir": "each trial has a folder of its own in the sweep's: give hydra.sweep.dir, or leave -m out",
+    "resume": "it continues one run, which no sweep can: leave -m out",
+}
+_PACKAGES = ("gptpl", "torch", "lightning")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """What came of a sweep.
+
+    Attributes:
+        folder: the sweep's; its trials are runs like any other, `folder / "0"`, ...
+        trials: a row for each, the best first.
+        search: how they were chosen, and by which metric they are ranked.
+        total: trials of the whole sweep.
+        stopped_by: the signal that ended the work before its time.
+    """
+
+    folder: Path
+    trials: Sequence[Row]
+    search: Search
+    total: int
+    stopped_by: int | None
+
+    @property
+    def table(self) -> Path:
+        """The ranking as a CSV file."""
+        return self.folder / RESULTS_FILE
+
+    @property
+    def best(self) -> Row | None:
+        """The best trial that has finished."""
+        return next((row for row in self.trials if row.result.state == "finished"), None)
+
+    def rows(self) -> list[list[str]]:
+        """The ranking as texts, its header first."""
+        return [list(header(self.search)), *(list(row.cells()) for row in self.trials)]
+
+    def status(self, say: Say = lambda line: None) -> int:
+        """The exit status, having said what to do about trials that have not finished."""
+        states = [row.result.state for row in self.trials]
+        left = self.total - sum(states.count(each) for each in ("finished", "pruned", "failed", "running"))
+        if left:
+            say(f"trials left: {left}; the same command goes on with them")
+        if "running" in states:
+            say(f"trials that another process is running: {states.count('running')}")
+        if "failed" in states:
+            say(f"trials failed: {states.count('failed')}; sweep.retry_failed=true tries them again")
+        if self.stopped_by is not None:
+            return _SIGNAL_BASE + self.stopped_by
+        return 0 if set(states) <= {"finished", "pruned"} and not left else EXIT_FAILED
+
+
+def sweep(
+    *overrides: str,
+    config_dir: Folder | None = None,
+    config_name: str = "train",
+    watch: Callable[[Path, SweepStudy, int], Watcher] = lambda folder, study, n_jobs: Watcher(),
+    say: Say = lambda line: None,
+) -> SweepResult:
+    """Runs the trials that are left: `sweep("experiment=quick", "optimizer.lr=1e-4,4e-4", "sweep=grid")`.
+
+    Args:
+        overrides: those of `gptpl train`, of which some have several values, and those of the sweep itself:
+            `sweep=tpe`, `sweep.n_trials=20`, `hydra/launcher=slurm`, `hydra.launcher.n_jobs=2`,
+            `hydra.sweep.dir=FOLDER`.
+        config_dir: the user's own config folder.
+        config_name: the root config of the trials: one in the user's folder that extends `train`.
+        watch: makes what is told of the trials, from the folder, the study and the trials at a time.
+        say: is told what else a person wants to know.
+
+    Raises InputError for what no sweep can be, before the first trial starts.
+    """
+    given = sort_overrides(overrides, config_dir)
+    settings = _settings(given.own, config_dir)
+    space = _space(settings, given)
+    name, data, metrics = _check_trials(given.shared, space, config_dir, config_name)
+    search = _directed(settings.search, metrics)
+    flags = [] if config_dir is None else [f"--config-dir={Path(config_dir).expanduser().absolute()}"]
+    flags += [] if config_name == "train" else [f"--config-name={config_name}"]
+    shared = [*flags, *given.shared]
+    record = sweep_record(shared, space, search, data)
+    folder = settings.folder or Path("runs/sweeps") / f"{name}_{record.short_hash}"
+    folder = folder.absolute()
+    launcher: Launcher = instantiate(settings.launcher, **_needs_folder(settings.launcher, folder))
+    try:
+        settle(folder, record, overrides, mix=settings.mix)
+        with SweepStudy(folder, space, search) as study:
+            if settings.retry_failed:
+                say(f"failed trials tried again: {study.retry_failed()}")
+            say(f"sweep folder: {folder}")
+            watcher = watch(folder, study, launcher.n_jobs)
+            worker = Worker(folder, study, launcher, shared, watcher=watcher)
+            try:
+                worker.work()
+            finally:
+                watcher.close()
+            found = rows(folder, study.results(), study.search)
+            write_results(folder, found, study.search)
+            return SweepResult(
+                folder=folder,
+                trials=found,
+                search=study.search,
+                total=study.total(),
+                stopped_by=worker.stopped_by,
+            )
+    finally:
+        launcher.close()
+
+
+# --- what is asked for ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """Overrides of a sweep, sorted.
+
+    Attributes:
+        own: of the sweep's own settings.
+        shared: that every trial has, as they were given.
+        swept: the settings with several values.
+    """
+
+    own: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
+    swept: dict[str, Dimension] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """The sweep's own settings, composed. `folder` is None where the sweep's name and hash put it."""
+
+    search: dict[str, Any]
+    params: dict[str, str]
+    retry_failed: bool
+    mix: bool
+    folder: Path | None
+    launcher: Any
+
+
+def sort_overrides(overrides: Sequence[str], config_dir: Folder | None = None) -> _Given:
+    """Sorts the overrides. Raises InputError for those that no sweep can have."""
+    found = _Given()
+    seen: set[str] = set()
+    for override in overrides:
+        written_key = override.partition("=")[0]
+        key = written_key.lstrip("+~")
+        if key in seen:
+            raise InputError(f"{key} is given twice: leave one out")
+        seen.add(key)
+        if key in _SET_BY_THE_SWEEP:
+            raise InputError(f"{override} in a sweep: {_SET_BY_THE_SWEEP[key]}")
+        if key in OWN_KEYS or key.startswith(OWN_PREFIXES):
+            if key != "hydra.sweep.dir" and _dimension_of(override, config_dir) is not None:
+                raise InputError(f"{override} is a setting of the sweep, which has one value of it: give one")
+            found.own.append(override)
+        elif key == "hydra/sweeper" or key.startswith("hydra.sweeper"):
+            raise InputError(
+                f"{override}: sweeps are gptpl's own, choose one of sweep={', '.join(choices('sweep'))}"
+            )
+        elif key.startswith("hydra") and not key.startswith("hydra.searchpath"):
+            raise InputError(f"{override} has no meaning in a sweep: leave it out")
+        elif (dimension := _dimension_of(override, config_dir)) is not None:
+            found.swept[written_key] = dimension
+        else:
+            found.shared.append(override)
+    return found
+
+
+def _dimension_of(text: str, config_dir: Folder | None) -> Dimension | None:
+    """The values of an override that has several; None where it has one."""
+    key, _, value = text.lstrip("+~").partition("=")
+    if is_path(key) and "," in value and not Path(value).expanduser().exists():
+        override = parsed(text)  # several paths
+    else:
+        [written_for_hydra] = readable([text], is_group=lambda key: is_group(key, config_dir))
+        override = parsed(written_for_hydra)
+    return _dimension(override, override.value(), config_dir) if override.is_sweep_override() else None
+
+
+def _dimension(override: Override, value: Any, config_dir: Folder | None) -> Dimension:
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None
+        assert value.end is not None
+        whole = isinstance(value.start, int) and isinstance(value.end, int)
+        return Interval(low=value.start, high=value.end, log="log" in value.tags, whole=whole)
+    if getattr(value, "shuffle", False):
+        raise InputError(
+            f"{override.input_line}: the same command must find the same trials, so leave out shuffle, or"
+            " draw from the values with sweep=random"
+        )
+    if isinstance(value, Glob):
+        offered = choices(override.key_or_group, config_dir)
+        if not offered:
+            raise InputError(
+                f"{override.input_line}: {override.key_or_group} is no config group, whose choices glob could"
+                " find: give a list of values"
+            )
+        found = tuple(value.filter(offered))
+        if not found:
+            raise InputError(
+                f"{override.input_line} fits no choice of {override.key_or_group}: {', '.join(offered)}"
+            )
+        return Choices(values=found)
+    return Choices(values=tuple(override.sweep_string_iterator()))
+
+
+def _settings(own: list[str], config_dir: Folder | None) -> _Settings:
+    found = composed(own, "sweep", config_dir=config_dir)
+    conf, hydra = found.cfg.sweep, found.hydra
+    _check_choice("sweep.sampler", conf.sampler, get_args(Sampler))
+    _check_choice("sweep.pruner", conf.pruner, get_args(Pruner))
+    if conf.seed < 0:
+        raise InputError(f"sweep.seed={conf.seed} must be 0 or more")
+    if conf.sampler != "grid" and (conf.n_trials is None or conf.n_trials < 1):
+        raise InputError(f"sweep.n_trials={conf.n_trials} draws nothing: give 1 or more")
+    launcher = plain(hydra.launcher)
+    if not str(launcher.get("_target_")).startswith("gptpl."):
+        raise InputError(
+            f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} starts no trials of gptpl: choose"
+            f" one of {', '.join(choices('hydra/launcher'))}"
+        )
+    return _Settings(
+        search={name: conf[name] for name in ("sampler", "n_trials", "pruner", "seed", "metric", "mode")},
+        params={str(key): str(value) for key, value in conf.params.items()},
+        retry_failed=conf.retry_failed,
+        mix=conf.mix,
+        folder=Path(hydra.sweep.dir).expanduser() if hydra.sweep.dir else None,
+        launcher=check_launcher(launcher),
+    )
+
+
+def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f"{key}={value} is unknown: choose one of {', '.join(known)}")
+
+
+def _space(settings: _Settings, given: _Given) -> SearchSpace:
+    """What is swept: the search's own settings, then those of the command line, which win."""
+    space = {}
+    shared = {override.lstrip("+~").partition("=")[0] for override in given.shared}
+    for key, text in settings.params.items():
+        dimension = _dimension_of(f"{key}={text}", None)
+        if dimension is None:
+            raise InputError(f"sweep.params has {key}={text}, which is one value: give several")
+        if key not in shared:  # a value given for it takes it out of the search
+            space[key] = dimension
+    space |= given.swept
+    if not space:
+        raise InputError(
+            "nothing to sweep over: give a setting several values, such as optimizer.lr=1e-4,4e-4, or a"
+            " search, such as sweep=learning_rate"
+        )
+    check(space)
+    if settings.search["sampler"] == "grid":
+        there = len(combinations(space))
+        if settings.search["n_trials"] not in (None, there):
+            raise InputError(
+                f"sweep.n_trials={settings.search['n_trials']}, but the grid has {there} combinations: leave"
+                " it out, or draw from them with sweep=random"
+            )
+    return space
+
+
+def _check_trials(
+    shared: Sequence[str], space: SearchSpace, config_dir: Folder | None, config_name: str
+) -> tuple[str, dict[str, str], dict[str, Better]]:
+    """Composes trials with each of the values, so that a misspelt one is refused before the first starts.
+
+    Returns the name of the sweep, the hash of each text that its trials will read, by its settings, and the
+    metrics of its task.
+    """
+    names: list[str] = []
+    data: dict[str, str] = {}
+    metrics: dict[str, Better] = {}
+    for values in tqdm(one_at_a_time(space), desc="checking values", leave=False, disable=None, delay=2):
+        cfg = composed([*shared, *overrides_of(values)], config_name, config_dir=config_dir).cfg
+        names.append(run_name(cfg))
+        callbacks = [locate(str(node._target_), "callbacks") for node in cfg.callbacks.values() if node]
+        metrics |= known_metrics(task_class(cfg), callbacks)
+        corpus = plain(cfg).get("data", {}).get("corpus")
+        key = json.dumps(corpus, sort_keys=True)
+        if corpus is not None and key not in data:
+            data[key] = instantiate(corpus).content_sha256()
+    return names[0], data, metrics
+
+
+def _directed(search: Mapping[str, Any], metrics: Mapping[str, Better]) -> Search:
+    """The search with the direction of its metric. Raises InputError for a metric that no evaluation has."""
+    mode = search["mode"] or better(str(search["metric"]), metrics)
+    return Search(**{**search, "mode": mode})
+
+
+def _needs_folder(launcher: Any, folder: Path) -> dict[str, str]:
+    """submitit's own files lie in the sweep's folder."""
+    return {"folder": str(folder / ".slurm")} if launcher["_target_"].endswith(".slurm") else {}
+
+
+# --- sweep.yaml: what a sweep is, so that its folder takes no trials of another one ---------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRecord:
+    """What makes two sweeps the same, and what their trials depend on beside it.
+
+    Attributes:
+        identity: the settings that are shared and swept, and how values are drawn.
+        versions: of packages, and of gptpl's source.
+        data: hashes of the texts, by their settings.
+    """
+
+    identity: dict[str, Any]
+    versions: dict[str, Any]
+    data: dict[str, str]
+
+    @property
+    def short_hash(self) -> str:
+        """Eight hexadecimal digits that stand for the identity."""
+        text = json.dumps(self.identity, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def sweep_record(
+    shared: Sequence[str], space: SearchSpace, search: Search, data: Mapping[str, str]
+) -> SweepRecord:
+    """Of the sweep that is asked for. How many trials it has may change later, and is no part of it."""
+    drawn = {} if search.sampler == "grid" else {"seed": search.seed}
+    return SweepRecord(
+        identity={
+            "shared": sorted(shared),
+            "swept": written(space),
+            "sampler": search.sampler,
+            "pruner": search.pruner,
+            **drawn,
+            **({} if search.metric == LOSS else {"metric": search.metric, "mode": search.mode}),
+        },
+        versions={name: package_version(name) for name in _PACKAGES} | {"git_commit": git_commit()},
+        data=dict(data),
+    )
+
+
+def settle(folder: Path, record: SweepRecord, arguments: Sequence[str], *, mix: bool) -> None:
+    """Makes the folder the sweep's, or checks that it is: the same search, the same code, the same texts.
+
+    Raises InputError where it is another's; of code and texts not with `mix`.
+    """
+    path = folder / SWEEP_FILE
+    if not path.exists():
+        if folder.exists() and (
+            not folder.is_dir() or any(not each.name.startswith(".") for each in folder.iterdir())
+        ):
+            raise InputError(f"hydra.sweep.dir={folder} is there already and no sweep's: give a new folder")
+        _write(path, record, arguments)
+        return
+    before = _read(path)
+    if differences := _differences(before.identity, record.identity):
+        raise InputError(
+            f"{folder} holds another sweep ({'; '.join(differences)}): give another hydra.sweep.dir, or"
+            " the settings that it has"
+        )
+    changed = _differences(before.versions, record.versions) + _differences(before.data, record.data)
+    if changed and not mix:
+        raise InputError(
+            f"the trials in {folder} were made with other code or data ({'; '.join(changed)}): give another"
+            " hydra.sweep.dir, or sweep.mix=true to go on all the same"
+        )
+
+
+def _write(path: Path, record: SweepRecord, arguments: Sequence[str]) -> None:
+    content = {
+        "command": shlex.join(["gptpl", "train", *arguments]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **record.identity,
+        "versions": record.versions,
+        "data": record.data,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"hydra.sweep.dir={path.parent} cannot be made ({error.strerror}):"
+            " choose a folder you may write to"
+        ) from error
+    write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _read(path: Path) -> SweepRecord:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        identity = {
+            name: value
+            for name, value in content.items()
+            if name not in ("command", "started", "versions", "data")
+        }
+        return SweepRecord(identity=identity, versions=dict(content["versions"]), data=dict(content["data"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is damaged: restore it, or give another hydra.sweep.dir") from error
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Such as "sampler: grid there, tpe here"."""
+    found = []
+    for name in [*before, *(name for name in now if name not in before)]:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new)
+        elif old != new:
+            found.append(f"{name}: {_text(old)} there, {_text(new)} here")
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

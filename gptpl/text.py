@@ -1,0 +1,112 @@
+"""Values as people read them: numbers, sizes, durations, settings, names, tables; fit for a terminal.
+
+What comes from disk may hold any character: it is printed through `one_line`, `printable` or `table`.
+"""
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+NONE = "-"
+"""What stands where there is no value."""
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD for what cannot be seen: escapes, marks that turn the direction of writing."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+def one_line(text: str) -> str:
+    """The printable text with every run of white space as one space."""
+    return printable(" ".join(text.split()))
+
+
+def shortened(text: str, length: int) -> str:
+    """One line of up to `length` characters, an ellipsis for what was cut."""
+    line = one_line(text)
+    return line if len(line) <= length else line[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+    """Rows of equal length as printable lines, columns aligned, those numbered in `right` by the right."""
+    rows = [[printable(cell.replace("\n", " ").replace("\t", " ")) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def bytes_text(size: float) -> str:
+    """A size in the largest unit of 1000 that gives at least 1: `512 B`, `1.5 MB`."""
+    if size < 1000:
+        return f"{round(size)} B"
+    value = float(size)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.95 or unit == "TB":
+            break
+    return f"{value:.1f} {unit}"
+
+
+def count_text(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def loss_text(loss: float | None) -> str:
+    """A loss with four decimals."""
+    return NONE if loss is None or math.isnan(loss) else f"{loss:.4f}"
+
+
+def duration_text(seconds: float) -> str:
+    """`4.2 s`, `45 s`, then minutes and hours as a clock has them: `12:03`, `3:12:03`."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return NONE
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def time_text(moment: datetime) -> str:
+    """Date and time of day."""
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def setting_text(value: bool | int | float | str | None, *, exact: bool = False) -> str:
+    """A setting as YAML spells it, hashes cut to 12 digits and, unless `exact`, floats to 4."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool) or value == "None":
+        return "null" if value == "None" else str(value).lower()
+    if isinstance(value, float) and not exact:
+        return f"{value:.4g}"
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b", r"\1", str(value))
+
+
+def near(path: Path) -> str:
+    """A path as one would type it here: relative, where it lies below the folder that one is in."""
+    full = Path(os.path.abspath(path))  # noqa: PTH100 - not resolved: a link keeps its name
+    here = Path.cwd()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
+
+
+def nearest(word: str, candidates: Iterable[str], *, likeness: float = 0.5, prefix: str = "") -> str:
+    """A question for the candidate most like the word; empty where none has the likeness, of 0 to 1.
+
+    `prefix` is said before the candidate.
+    """
+    others = [candidate for candidate in candidates if not word.startswith(f"{candidate}.")]
+    found = difflib.get_close_matches(word, others, n=1, cutoff=likeness)
+    return f": did you mean {prefix}{found[0]}?" if found else ""

@@ -1,0 +1,180 @@
+"""Loggers of Weights & Biases and of MLflow for runs that are resumed; both work without a network.
+
+Neither can forget a point: what was logged after the checkpoint that a run resumes from is there twice.
+"""
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from gptpl.errors import InputError
+from gptpl.training.loggers import MLFlowMedia, Pixels
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+
+class RunWandbLogger(WandbLogger):
+    """Lightning's W&B logger; a resumed run continues the run of W&B that it was, and each run has its own.
+
+    Args:
+        save_dir: W&B writes to the folder `wandb` in it.
+        project: of W&B.
+        name: of the run; None: W&B makes one up.
+        offline: write to `save_dir` alone, for `wandb sync`; else to a W&B server.
+        settings: of `lightning.pytorch.loggers.WandbLogger` and `wandb.init`.
+
+    Raises InputError where the package is missing.
+    """
+
+    def __init__(
+        self, *, save_dir: str, project: str, name: str | None = None, offline: bool = True, **settings: Any
+    ) -> None:
+        _check_installed("wandb", "wandb")
+        self._given = {"project": project, "name": name, "offline": offline, "save_dir": save_dir, **settings}
+        super().__init__(**self._given)
+
+    def position(self) -> dict[str, Any]:
+        """See `ResumableLogger`: W&B's id of the run."""
+        return {"id": self.version} if self.version else {}
+
+    def sync(self) -> None:
+        """See `ResumableLogger`; W&B writes in a process of its own."""
+
+    def return_to(self, position: dict[str, Any]) -> None:
+        """See `ResumableLogger`: the same run of W&B is opened when something is logged."""
+        if "id" in position:
+            super().__init__(**(self._given | {"id": position["id"]}))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Closes the run of W&B, in which Lightning would log the next run of this process, too."""
+        super().finalize(status)
+        if self._experiment is not None:
+            position = self.position()
+            self.experiment.finish(exit_code=0 if status == "success" else 1)
+            self.return_to(position)
+
+
+class RunMLFlowLogger(Logger):
+    """Lightning's MLflow logger, opened when something is logged; a resumed run continues its MLflow run.
+
+    Args:
+        save_dir: where `mlflow.db` and the folder `mlflow` of artifacts go, without a `tracking_uri`.
+        experiment_name: the name of MLflow's experiment.
+        run_name: of the run; None: MLflow makes one up.
+        tracking_uri: of an MLflow server or database; None: `MLFLOW_TRACKING_URI`, or else a database of
+            the run's own.
+
+    Raises InputError where the package is missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        save_dir: str,
+        experiment_name: str,
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+    ) -> None:
+        _check_installed("mlflow", "mlflow")
+        super().__init__()
+        self._save_dir = save_dir
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self._given: dict[str, Any] = {
+            "experiment_name": experiment_name,
+            "run_name": run_name,
+            "tracking_uri": uri or f"sqlite:///{Path(save_dir, 'mlflow.db').absolute()}",
+            "artifact_location": None if uri else Path(save_dir, "mlflow").absolute().as_uri(),
+        }
+        self._run_id: str | None = None
+        self._opened: MLFlowLogger | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the experiment."""
+        return str(self._given["experiment_name"])
+
+    @property
+    def version(self) -> str:
+        """MLflow's id of the run; empty before anything is logged."""
+        return self._run_id or ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return self._save_dir
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "MlflowClient":
+        """MLflow's client."""
+        return self._logger().experiment
+
+    def _logger(self) -> MLFlowLogger:
+        # Not when this is made: it would make the database, and on every rank.
+        if self._opened is None:
+            self._opened = MLFlowLogger(**self._given, run_id=self._run_id)
+            self._run_id = self._opened.run_id
+        return self._opened
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds a point to each metric's curve."""
+        self._logger().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Sets MLflow's parameters, which cannot change: what a resumed run has changed becomes a tag."""
+        logger = self._logger()
+        given = vars(params) if isinstance(params, Namespace) else params
+        before = logger.experiment.get_run(self._run_id).data.params
+        logger.log_hyperparams({name: value for name, value in given.items() if name not in before})
+        for name, value in given.items():
+            if before.get(name, str(value)[:250]) != str(value)[:250]:  # as much as Lightning lets through
+                logger.experiment.set_tag(self._run_id, f"resumed.{name}", str(value))
+
+    @rank_zero_only
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """See `MediaLogger`."""
+        MLFlowMedia(self._logger()).log_text(name, text, step)
+
+    @rank_zero_only
+    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
+        """See `MediaLogger`."""
+        MLFlowMedia(self._logger()).log_image(name, pixels, step)
+
+    @rank_zero_only
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
+        """See `MediaLogger`."""
+        MLFlowMedia(self._logger()).log_table(name, columns, rows, step)
+
+    def position(self) -> dict[str, Any]:
+        """See `ResumableLogger`: MLflow's id of the run."""
+        return {"id": self._run_id} if self._run_id else {}
+
+    def sync(self) -> None:
+        """See `ResumableLogger`; every point is in the database when it has been logged."""
+
+    def return_to(self, position: dict[str, Any]) -> None:
+        """See `ResumableLogger`: the same MLflow run is opened when something is logged."""
+        self._run_id = position.get("id")
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Tells MLflow how the run ended."""
+        if self._opened is not None:
+            self._opened.finalize(status)
+
+
+def _check_installed(package: str, extra: str) -> None:
+    if find_spec(package) is None:
+        raise InputError(f"logger={extra} needs the package {package}: pip install 'gptpl[{extra}]'")

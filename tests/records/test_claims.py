@@ -1,0 +1,197 @@
+"""Folders claimed for runs, by processes that race for them."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gptpl.errors import InputError
+from gptpl.files.folder_lock import is_locked
+from gptpl.records.claims import RunClaim, claim_new_run, claim_resumed_run
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked on Windows")
+
+BEGIN = """
+import sys, time
+from pathlib import Path
+from gptpl.errors import InputError
+from gptpl.records import claims
+go = Path(sys.argv[1])
+print("ready", flush=True)
+while not go.exists():
+    time.sleep(0.001)
+"""
+
+
+def race(tmp_path: Path, code: str, *, processes: int) -> list[str]:
+    """Runs the code in processes that begin it at the same moment; returns what each printed."""
+    go = tmp_path / "go"
+    started = [
+        subprocess.Popen([sys.executable, "-c", BEGIN + code, go], stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    go.touch()
+    outputs = [process.communicate(timeout=60)[0].strip() for process in started]
+    assert [process.returncode for process in started] == [0] * processes
+    return outputs
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path):
+    code = """
+claims._moment = lambda: "2026-11-26_02-14-00"
+claim = claims.claim_new_run(None, name="quick", root=go.parent / "runs")
+(claim.path / "config.yaml").write_text("")
+print(claim.path.name)
+"""
+    names = race(tmp_path, code, processes=4)
+    first = "2026-11-26_02-14-00"
+    assert sorted(names) == [first, f"{first}_2", f"{first}_3", f"{first}_4"]
+    assert sorted(path.name for path in (tmp_path / "runs/quick").iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_of_two_runs_with_one_folder_one_is_refused(tmp_path, there):
+    if there:
+        (tmp_path / "a/b").mkdir(parents=True)
+    code = """
+try:
+    with claims.claim_new_run(go.parent / "a/b", name="x") as claim:
+        time.sleep(2)  # encoding the text
+        (claim.path / "config.yaml").write_text("")
+    print("trained")
+except InputError as error:
+    print(error)
+"""
+    outputs = race(tmp_path, code, processes=3)
+    assert outputs.count("trained") == 1
+    assert sum(f"another process is training in {tmp_path}/a/b" in output for output in outputs) == 2
+    assert list((tmp_path / "a/b").iterdir()) == [tmp_path / "a/b/config.yaml"]
+
+
+def test_nobody_shares_a_folder_that_comes_and_goes(tmp_path):
+    """Each release removes what it made, up to the folder that was there before, while others claim it."""
+    code = """
+had = 0
+for _ in range(60):
+    try:
+        with claims.claim_new_run(go.parent / "new/a/b", name="x") as claim:
+            (claim.path / "mine").touch(exist_ok=False)
+            (claim.path / "mine").unlink()
+            had += 1
+    except InputError as error:
+        assert "another process is training" in str(error), error
+print(had)
+"""
+    outputs = race(tmp_path, code, processes=2)
+    assert all(int(output) > 0 for output in outputs)
+    with claim_new_run(tmp_path / "new/a/b", name="x"):
+        pass
+
+
+def test_a_run_that_was_refused_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="warmup"), claim_new_run(tmp_path / "a/b", name="x"):
+        raise InputError("warmup_steps=10 leaves nothing")
+    with claim_new_run(None, name="quick", root=tmp_path / "runs") as claim:
+        assert claim.path.parent == tmp_path / "runs/quick"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_stays_and_so_do_files(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with claim_new_run(tmp_path / "mine", name="x"):
+        pass
+    with claim_new_run(tmp_path / "new", name="x") as claim:
+        (claim.path / "train.log").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "new"}
+
+
+def test_a_claim_ends_with_its_last_reference(tmp_path):
+    claim = claim_new_run(tmp_path / "a", name="x")
+    assert is_locked(claim.path)
+    del claim
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_ends_with_its_process_however_it_does(tmp_path):
+    code = """
+claim = claims.claim_new_run(go.parent / "a", name="x")
+print("claimed", flush=True)
+time.sleep(60)
+"""
+    (tmp_path / "go").touch()
+    other = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + code, tmp_path / "go"], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert [other.stdout.readline() for _ in range(2)] == ["ready\n", "claimed\n"]
+    with pytest.raises(InputError, match="another process is training"):
+        claim_new_run(tmp_path / "a", name="x")
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    with claim_new_run(tmp_path / "a", name="x") as claim:
+        assert claim.path.is_dir()
+
+
+def test_a_child_neither_ends_the_claim_nor_outlives_it(tmp_path):
+    (tmp_path / "a").mkdir()
+    claim = claim_new_run(tmp_path / "a", name="x")
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=claim.release)
+    child.start()
+    child.join()
+    assert is_locked(claim.path)
+    assert claim.path.is_dir()
+    child = context.Process(target=time.sleep, args=(60,))  # as a loader's process does
+    child.start()
+    claim.release()
+    claim_new_run(tmp_path / "a", name="x").release()
+    child.kill()
+    child.join()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "metrics.csv", "checkpoints/step-1.ckpt"])
+def test_a_folder_with_a_run_is_refused(tmp_path, name):
+    (tmp_path / "a" / name).parent.mkdir(parents=True)
+    (tmp_path / "a" / name).touch()
+    with pytest.raises(InputError, match=r"run_dir=.*/a holds .* a?\w* ?run.*choose another"):
+        claim_new_run(tmp_path / "a", name="x")
+    assert not is_locked(tmp_path / "a")
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for name, words in {
+        "file": "is a file: give a folder",
+        "nowhere": "is a file: give a folder",
+        "file/a": r"cannot be made \(Not a directory\)",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            claim_new_run(tmp_path / name, name="x")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the system's own user may do all")
+def test_a_folder_without_permission_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match=r"cannot be made \(Permission denied\)"):
+        claim_new_run(tmp_path / "a/b", name="x")
+
+
+def test_a_resumed_run_is_claimed_as_it_is(tmp_path, make_run):
+    run = make_run(tmp_path / "a")
+    before = sorted(run.rglob("*"))
+    with claim_resumed_run(run):
+        assert is_locked(run)
+        with pytest.raises(InputError, match="another process is training"):
+            RunClaim(run)
+    assert sorted(run.rglob("*")) == before
