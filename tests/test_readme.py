@@ -1,0 +1,116 @@
+"""What README.md shows: its Python and a stranger's classes run, and its commands' settings exist."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gptpl
+from gptpl.cli.help import commands
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+FILES = {
+    match[1]: text
+    for language, text in BLOCKS
+    if language in ("python", "yaml") and (match := re.match(r"# ([\w/]+\.\w+)", text))
+}
+LINES = [
+    line.split("  #")[0].strip()
+    for language, text in BLOCKS
+    if not language
+    for line in text.replace("\\\n", "").splitlines()
+]
+COMMANDS = [shlex.split(line)[1:] for line in LINES if line.startswith("gptpl ")]
+OWN = [words for words in COMMANDS if "my_conf" in words or "trust=[mine]" in words]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a short text."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("The sea kept its hour, and so did she. " * 60)
+    (tmp_path / "poems").mkdir()
+    (tmp_path / "poems/1.txt").write_text("Every effort moves you, and the sea. " * 60)
+    return tmp_path
+
+
+def run_python(code: str) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    finished = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.mark.slow
+def test_the_library_in_a_script(folder: Path) -> None:
+    [code] = [text for text in PYTHON if "gptpl.build(" in text]
+    assert code.count('"experiment=quick"') == 3
+    small = '"experiment=quick", "data=text_file", "data.path=my.txt", "trainer.accelerator=cpu"'
+    out = run_python(code.replace('"experiment=quick"', small))
+    assert "parameters" in out
+    assert len(list((folder / "runs").rglob("run.json"))) == 3
+    assert (folder / "report/report.html").is_file()
+
+
+def test_the_stock_trainer(folder: Path) -> None:
+    [code] = [text for text in PYTHON if "L.Trainer(" in text]
+    short = code.replace("max_steps=100", "max_steps=3, accelerator='cpu'")
+    assert short != code
+    assert run_python(short + "print(trainer.global_step)").splitlines()[-1] == "3"
+
+
+@pytest.mark.slow
+def test_classes_of_ones_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    assert len(FILES) == 6
+    assert [words[0] for words in OWN] == ["train", "train", "generate"]
+    short = {"resume=latest": ["trainer.max_epochs=2"], "model=gru": ["trainer.max_epochs=1"]}
+    for words in OWN:
+        more = [each for key, added in short.items() if key in words for each in added]
+        kept = [word for word in words if word.partition("=")[0] not in {a.partition("=")[0] for a in more}]
+        own = ["trainer=cpu"] if "model=gru" in words else []
+        finished = subprocess.run(
+            [sys.executable, "-m", "gptpl", *kept, *more, *own], capture_output=True, text=True
+        )
+        assert finished.returncode == 0, finished.stderr
+    [metrics] = folder.glob("runs/poems/*/metrics.csv")
+    assert "embedding_norm" in metrics.read_text().splitlines()[0]
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(gptpl.InputError, match=r"did you mean model\.width"):
+        gptpl.compose("model=gru", "model.wdth=3", config_dir=folder / "my_conf")
+
+
+def test_the_commands_are_commands() -> None:
+    for words in COMMANDS:
+        assert {words[0], " ".join(words[:2])} & {*commands(), "completion"}, words
+
+
+COMPOSED = {"train": "train", "plan": "plan", "find-lr": "find_lr", "find-batch-size": "find_batch_size"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        words
+        for words in COMMANDS
+        if words[0] in COMPOSED and words not in OWN and not any(w.startswith("resume=") for w in words)
+    ],
+    ids=" ".join,
+)
+def test_their_settings_exist(words: list[str]) -> None:
+    swept = "-m" in words
+    of_sweep = ("sweep", "hydra/launcher", "hydra.launcher.")
+    overrides = [word for word in words[1:] if "=" in word and not (swept and word.startswith(of_sweep))]
+    one_value = [re.sub(r"(?<==)([^\[,(]+),.*", r"\1", word) if swept else word for word in overrides]
+    one_value = [word for word in one_value if "tag(" not in word]
+    gptpl.compose(*one_value, config_name=COMPOSED[words[0]])
