@@ -1,6 +1,5 @@
 # B windows in a batch, T tokens in a window
 
-import logging
 import random
 from collections import Counter
 from pathlib import Path
@@ -248,7 +247,6 @@ class Recorder(L.LightningModule):
 
 
 def quiet_trainer(**arguments: Any) -> L.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return L.Trainer(
         accelerator="cpu",
         logger=False,
