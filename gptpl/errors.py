@@ -3,6 +3,8 @@
 import errno
 import os
 
+from gptpl import text
+
 
 class InputError(ValueError):
     """A mistake in what the user gave.
@@ -15,13 +17,12 @@ class InputError(ValueError):
 _MOST_CHARACTERS = 2_000
 
 
-def one_line(text: str) -> str:
+def one_line(message: str) -> str:
     """A message as a terminal may be given it: one line, no control characters, and not without end.
 
     Messages quote names out of files that anybody may have made.
     """
-    words = " ".join(text.split())
-    shown = "".join(character if character.isprintable() else "\ufffd" for character in words)
+    shown = text.one_line(message)
     return shown if len(shown) <= _MOST_CHARACTERS else f"{shown[:_MOST_CHARACTERS]} ..."
 
 

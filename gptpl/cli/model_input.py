@@ -18,7 +18,6 @@ from gptpl.config.overrides import quoted, without_interpolation
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.records.listing import find_run
-from gptpl.runs.loaded import Source
 from gptpl.weights.adapter import is_adapter
 
 log = logging.getLogger(__name__)
@@ -78,12 +77,6 @@ def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "device": cfg.get("device", "cpu"),
         "trust": cfg.get("trust", ()),
     }
-
-
-def given_source(cfg: Mapping[str, Any]) -> Source:
-    """The same without its base and device."""
-    source: Source = given_model(cfg)["source"]
-    return source
 
 
 def replace_unknown_letters() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from gptpl.config.groups import Folder, choices, config_file, default_choices, is_global, members_of
@@ -22,7 +22,6 @@ from gptpl.errors import InputError
 from gptpl.resuming import FREE, INEXACT, NEVER, NEXT_STEP, Resume
 from gptpl.text import nearest
 
-MISSING = "???"
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -145,17 +144,17 @@ def check(
     these keys is right already: it is a run's own. `written` is the config before its interpolations were
     filled in.
     """
+    groups = default_choices(root, config_dir)
     raw = OmegaConf.to_container(cfg if written is None else written, resolve=False)
     context = Context(
         root=root,
         extended_by=extended_by,
         config_dir=config_dir,
-        given=frozenset(each.key_or_group for each in overrides) - set(default_choices(root, config_dir)),
+        given=frozenset(each.key_or_group for each in overrides) - set(groups),
         used=frozenset(_references(raw)),
         only=only,
         choices=cfg.get("choices") or {},
     )
-    groups = default_choices(root, config_dir)
     own = {name: kind for (of, name), kind in NODES.items() if of == root}
     _check_values(
         cfg, "", signature_of(ROOTS[root]).parameters, context, known={*groups, *own, "choices"}, open=False

@@ -1,6 +1,5 @@
 """From overrides to a checked config: Hydra's composition, without its command line and its global state."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +29,6 @@ from gptpl.config.overrides import parsed, readable
 from gptpl.errors import InputError
 
 __all__ = ["Glob", "IntervalSweep", "Override"]  # of Hydra's grammar, for the rooms without Hydra
-
-log = logging.getLogger(__name__)
 
 Config = DictConfig
 """A composed config: `cfg.optimizer.lr`, `cfg["data"]`."""

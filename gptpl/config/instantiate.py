@@ -182,9 +182,6 @@ def check_paths_inside(
             f"{source} has a link to outside of the run's folder, {_shown(link.relative_to(run_dir))}:"
             " replace it by what it leads to"
         )
-    files = [file for folder in folders(config_dir) for file in sorted(folder.rglob("*.yaml"))]
-    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    known = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
     for key, value in _strings(settings, ""):
         parts = key.split(".")
         names = [part for part in parts if not part.isdigit()]
@@ -193,7 +190,7 @@ def check_paths_inside(
         if any(".".join(parts[:end]) in given for end in range(2, len(parts) + 1)):
             continue
         if "://" in value:
-            if value not in known:
+            if not _stands_in_a_yaml(value, config_dir):
                 raise InputError(
                     f"{source} has {key}={_shown(value)}, an address: give {key}=ADDRESS on the command"
                     " line if it is to be used"
@@ -220,6 +217,13 @@ _READING = ("data", "tokenizer")
 """Those of them that write to a cache alone."""
 _TEXTS = ("prompts", "_target_")
 """Settings that are no paths, whatever they look like."""
+
+
+def _stands_in_a_yaml(value: str, config_dir: Folder | None) -> bool:
+    """Whether a YAML of gptpl's or of the user's has the text, other than in a comment."""
+    files = (file for folder in folders(config_dir) for file in folder.rglob("*.yaml"))
+    lines = (line for file in files for line in file.read_text(encoding="utf-8").splitlines())
+    return any(value in line for line in lines if not line.lstrip().startswith("#"))
 
 
 def _is_folder(name: str) -> bool:

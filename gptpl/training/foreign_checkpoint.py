@@ -1,6 +1,5 @@
 """A model of another program as if it were a checkpoint: rebuilt, with its tokenizer and its past."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from gptpl.weights.model_files import ModelFiles, weights_sha256
 from gptpl.weights.requirements import check_memory
 from gptpl.weights.starting import PublishedWeights
 from gptpl.weights.transfer import check_tensors, load_tensors
-
-log = logging.getLogger(__name__)
 
 
 def load_foreign(

@@ -2,7 +2,6 @@
 
 # B batch, T time
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
+from gptpl.text import nearest
 
 Sums = dict[str, Tensor]
 """Totals of evaluation batches, by name: to be added up over batches and ranks, any shapes."""
@@ -96,10 +96,9 @@ def better(monitor: str, known: Mapping[str, Better]) -> Better:
     """Which way a metric is better. Raises InputError, naming those most like it, for one that is unknown."""
     if monitor in known:
         return known[monitor]
-    near = difflib.get_close_matches(monitor, known, n=1, cutoff=0.7)
-    meant = f"did you mean {near[0]}? " if near else ""
+    meant = nearest(monitor, known, likeness=0.7) or ":"
     offer = f"choose one of {', '.join(known)}, or set" if known else "set"
     raise InputError(
-        f"monitor={monitor} is no metric that the task or a callback declares: {meant}{offer} mode for one"
+        f"monitor={monitor} is no metric that the task or a callback declares{meant} {offer} mode for one"
         " of your own"
     )
