@@ -18,7 +18,7 @@ import torch
 
 from gptpl.errors import InputError
 from gptpl.runs import verify
-from gptpl.runs.verify_report import compare, report
+from gptpl.runs.verify import compare, report
 from gptpl.training.checkpoint_io import write_checkpoint
 
 # --- what is asked for ----------------------------------------------------------------------------------

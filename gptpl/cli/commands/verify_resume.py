@@ -16,8 +16,7 @@ import sys
 from gptpl.cli.arguments import parse, shown
 from gptpl.config.compose import composed, plain
 from gptpl.errors import InputError
-from gptpl.runs.verify import SET_HERE, verify_resume
-from gptpl.runs.verify_report import report
+from gptpl.runs.verify import SET_HERE, report, verify_resume
 
 EXIT_DIFFERENT = 1
 
