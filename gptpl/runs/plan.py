@@ -1,8 +1,10 @@
 """What a run will be and cost: in numbers of its settings and its text alone, and the time of a few steps."""
 
+import math
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +19,15 @@ from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.data.datamodule import TextDataModule
+from gptpl.data.report import TOKENS_PER_PARAMETER
 from gptpl.errors import InputError
-from gptpl.files.figures import figure_pixels, write_png
+from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES, figure_pixels, write_png
 from gptpl.model import GPTModel, ParameterCount, count_parameters
 from gptpl.runs.build import Settled, peak_rate, schedule, settle
 from gptpl.runs.parts import is_gpt, optimizer_factory, preparation, trained_part
 from gptpl.runs.trainer import choose
 from gptpl.runs.trial import largest_batch_of, step_memory_of, train_a_little, trial_module, usable_memory
+from gptpl.text import duration_text
 from gptpl.training.flops import counted_flops_per_token, peak_flops
 from gptpl.training.non_finite import NonFiniteError
 from gptpl.training.precision import device_type, product_dtype
@@ -47,13 +51,26 @@ HELD_SHARE = 0.2
 """Of a step's memory on a CPU: what malloc holds between blocks in use (experiments/plan_memory)."""
 LATER_BYTES = 65_000_000
 """What a run loads after its data: loggers, figures, torch's own buffers (measured there)."""
+MOST_POINTS = 2000
+"""Of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPlan:
+class Timing:
+    """What a few real steps took, after one to warm up."""
+
+    steps: int
+    step_seconds: float
+    """Of an optimizer step."""
+    evaluation_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
     """A run that has not begun.
 
     Attributes:
+        about: the data, in words.
         parameters: of the model.
         trained: what of them trains, in a line; None: all.
         memory: of a training step on one device.
@@ -61,26 +78,24 @@ class RunPlan:
         held_bytes: what the allocator holds between blocks in use.
         usable_bytes: of the device's free memory, for a step; None where the device does not tell.
         largest_batch: windows, a power of two, that fit at a time; 0: none; None: not known.
-        device: such as "cpu".
+        device, precision: as Lightning calls them.
         devices: processes of the run.
-        precision: Lightning's name of it.
         batch_size: windows at a time on one device.
         accumulate: batches of each device in an optimizer step.
         max_length: tokens in a window.
-        train_windows: to train on.
-        val_windows: to validate on.
-        units: what they are called.
+        train_windows, val_windows, units: how many there are to train on and to validate on, of what.
         padded: whether they may be shorter than `max_length`.
-        steps_per_epoch: optimizer steps.
-        steps: of the whole run.
+        steps_per_epoch, steps: optimizer steps of an epoch, and of the whole run.
         tokens: of the whole run, each counted as often as it is seen, without padding.
         train_tokens: in the training text.
         flops: of the whole run's training steps.
         evaluations: before, during and after.
         rates: peak learning rate of each group, by the name it is logged under.
         rate_factor: the multiple of the peak for the update after so many finished ones.
+        timing: of a few steps, or why there is none.
     """
 
+    about: str
     parameters: ParameterCount
     trained: str | None
     memory: StepMemory
@@ -106,6 +121,14 @@ class RunPlan:
     evaluations: int
     rates: dict[str, float]
     rate_factor: Callable[[int], float]
+    timing: Timing | str = ""
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of what the process holds."""
+        names = ("weights", "gradients", "optimizer", "activations", "head")
+        step = {name: getattr(self.memory, name) for name in names}
+        return step | {"held": self.held_bytes, "process": self.process_bytes}
 
     @property
     def total_bytes(self) -> int:
@@ -122,46 +145,145 @@ class RunPlan:
         """Of all devices."""
         return self.batch_size * self.max_length * self.accumulate * self.devices
 
+    def run_seconds(self, timing: Timing) -> float:
+        """Of the whole run: its steps and its evaluations."""
+        return self.steps * timing.step_seconds + self.evaluations * timing.evaluation_seconds
 
-def plan_of(settled: Settled) -> RunPlan:
-    """The numbers of a settled run."""
+    def lines(self) -> list[str]:
+        """For a person, a topic a paragraph."""
+        topics = {
+            "parameters": _parameter_lines(self),
+            "memory": _memory_lines(self),
+            "data": [self.about, *_step_lines(self)],
+            "rate": [_rate_line(self)],
+            "time": _time_lines(self),
+        }
+        return [
+            f"{label if number == 0 else '':<11} {line}".rstrip()
+            for label, lines in topics.items()
+            for number, line in enumerate(lines)
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """For a program: bytes, seconds, steps and tokens as numbers."""
+        timed = self.timing if isinstance(self.timing, Timing) else None
+        return {
+            "parameters": {**asdict(self.parameters), "parts": dict(self.parameters.parts)},
+            "memory_bytes": {
+                **self.parts, "peak_of_step": self.memory.peak, "total": self.total_bytes,
+                "usable": self.usable_bytes,
+            },
+            **{name: value for name, value in vars(self).items() if name not in _SAID_OTHERWISE},
+            "fits": self.fits,
+            "tokens_per_step": self.tokens_per_step,
+            "tokens_per_parameter": self.tokens / self.parameters.total,
+            "compute_optimal_tokens": TOKENS_PER_PARAMETER * self.parameters.total,
+            "learning_rate": {
+                name: {"peak": rate, "first": rate * self.rate_factor(0),
+                       "last": rate * self.rate_factor(self.steps - 1)}
+                for name, rate in self.rates.items()
+            },
+            "timing": None if timed is None else {
+                **asdict(timed),
+                "tokens_per_second": self.tokens_per_step / timed.step_seconds,
+                "run_seconds": self.run_seconds(timed),
+            },
+            "not_timed": self.timing if timed is None else None,
+        }  # fmt: skip
+
+    def figure(self) -> "Figure":
+        """Every group's learning rate against the optimizer steps, with epochs above."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+        axes = figure.subplots()
+        updates, curves = rate_curves(self.rates, self.rate_factor, self.steps)
+        for name, values in curves.items():
+            line = "--" if name != "lr" and values == curves.get("lr") else "-"  # one would hide the other
+            axes.plot(updates, values, label=name, linestyle=line, marker="." if self.steps < 40 else "")
+        axes.set_xlabel("Optimizer steps")
+        axes.set_ylabel("Learning rate")
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.02)
+        axes.grid(visible=True, alpha=0.3)
+        axes.yaxis.set_major_formatter(lambda rate, _position: f"{rate:g}")
+
+        def to_epochs(updates: Any) -> Any:
+            return updates / self.steps_per_epoch
+
+        def to_updates(epochs: Any) -> Any:
+            return epochs * self.steps_per_epoch
+
+        top = axes.secondary_xaxis("top", functions=(to_epochs, to_updates))
+        top.set_xlabel("Epochs")
+        if len(curves) > 1:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        figure.suptitle("Learning rate of the run", fontweight="bold")
+        return figure
+
+    def draw(self, path: Path) -> None:
+        """Writes `figure` as a PNG."""
+        write_png(figure_pixels(self.figure()), path)
+
+
+_SAID_OTHERWISE = (
+    *("about", "parameters", "memory", "rate_factor", "rates", "timing"),
+    *("process_bytes", "held_bytes", "usable_bytes"),
+)
+
+
+def plan(*config: Config | str, timed_steps: int | None = None, config_dir: Folder | None = None) -> Plan:
+    """What a run will be and cost; no weights are made but for the timed steps.
+
+    Args:
+        config: a composed config, or overrides of `gptpl train`.
+        timed_steps: real steps to time; 0: none; None: 3, where they take a minute at most.
+        config_dir: the user's own config folder.
+    """
+    if timed_steps is not None and timed_steps < 0:
+        raise InputError(f"plan.timed_steps={timed_steps} cannot be: give 0 or more")
+    settled = settle(as_config(config, config_dir))
+    found = _numbers(settled)
+    return replace(found, timing=_timed(settled, found, timed_steps))
+
+
+# --- numbers --------------------------------------------------------------------------------------------
+
+
+def _numbers(settled: Settled) -> Plan:
     cfg, data, world_size = settled.cfg, settled.datamodule, settled.trainer.world_size
     device = device_type(cfg.trainer.accelerator)
     process_bytes = psutil.Process().memory_info().rss + LATER_BYTES if device == "cpu" else 0
-    parameters = count_parameters(settled.config)
     memory = step_memory_of(settled)
-    factor = schedule(cfg, settled.total_steps) or _stepped(cfg, settled.total_steps)
+    accumulate, examples = cfg.trainer.accumulate_grad_batches, len(data.examples("train"))
     windows = _batches(settled) * data.batch_size * world_size
-    return RunPlan(
-        parameters=parameters,
+    return Plan(
+        about=f"{data.name}, {data.tokenizer.name} tokenizer: {data.train_tokens:,} training tokens",
+        parameters=count_parameters(settled.config),
         trained=trained_part(cfg, settled.config),
         memory=memory,
         process_bytes=process_bytes,
         held_bytes=round(HELD_SHARE * memory.peak) if device == "cpu" else 0,
         usable_bytes=usable_memory(settled),
-        largest_batch=largest_batch_of(
-            settled, min(MOST_WINDOWS, max(1, len(data.examples("train")) // world_size))
-        ),
+        largest_batch=largest_batch_of(settled, min(MOST_WINDOWS, max(1, examples // world_size))),
         device=device,
         devices=world_size,
         precision=choose(cfg.trainer).precision,
         batch_size=data.batch_size,
-        accumulate=cfg.trainer.accumulate_grad_batches,
+        accumulate=accumulate,
         max_length=data.max_length,
-        train_windows=len(data.examples("train")),
+        train_windows=examples,
         val_windows=len(data.examples("val")),
         units=data.units,
         padded=not isinstance(data, TextDataModule),
-        steps_per_epoch=data.steps_per_epoch(
-            world_size=world_size, accumulate=cfg.trainer.accumulate_grad_batches
-        ),
+        steps_per_epoch=data.steps_per_epoch(world_size=world_size, accumulate=accumulate),
         steps=settled.total_steps,
         tokens=_tokens_of(settled, windows),
         train_tokens=data.train_tokens,
         flops=windows * data.max_length * flops_per_token(settled),
         evaluations=1 + -(-settled.total_steps // cfg.eval_every_n_steps),
         rates=peak_rates(settled),
-        rate_factor=factor,
+        rate_factor=schedule(cfg, settled.total_steps) or _stepped(cfg, settled.total_steps),
     )
 
 
@@ -214,84 +336,10 @@ def peak_rates(settled: Settled) -> dict[str, float]:
     return {f"lr/{g['name']}" if "name" in g else "lr": float(g["lr"]) for g in groups}
 
 
-# --- with the time of a few steps -----------------------------------------------------------------------
+# --- the time of a few steps ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """What a few real steps took.
-
-    Attributes:
-        steps: that were timed, after one to warm up.
-        step_seconds: of an optimizer step.
-        evaluation_seconds: of an evaluation.
-    """
-
-    steps: int
-    step_seconds: float
-    evaluation_seconds: float
-
-    def run_seconds(self, plan: RunPlan) -> float:
-        """Of the whole run: its steps and its evaluations."""
-        return plan.steps * self.step_seconds + plan.evaluations * self.evaluation_seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What `gptpl plan` says.
-
-    Attributes:
-        run: the numbers.
-        timing: of a few steps, or why there is none.
-        about: the data, in words.
-    """
-
-    run: RunPlan
-    timing: Timing | str
-    about: str
-
-    def lines(self) -> list[str]:
-        """For a person, a topic a paragraph."""
-        from gptpl.runs.plan_report import plan_lines
-
-        return list(plan_lines(self.run, self.timing, self.about))
-
-    def record(self) -> dict[str, Any]:
-        """For a program: bytes, seconds, steps and tokens as numbers."""
-        from gptpl.runs.plan_report import plan_record
-
-        return plan_record(self.run, self.timing)
-
-    def figure(self) -> "Figure":
-        """The learning rate over the run."""
-        from gptpl.runs.plan_report import rate_figure
-
-        run = self.run
-        return rate_figure(run.rates, run.rate_factor, steps=run.steps, steps_per_epoch=run.steps_per_epoch)
-
-    def draw(self, path: Path) -> None:
-        """Writes `figure` as a PNG."""
-        write_png(figure_pixels(self.figure()), path)
-
-
-def plan(*config: Config | str, timed_steps: int | None = None, config_dir: Folder | None = None) -> Plan:
-    """What a run will be and cost; no weights are made but for the timed steps.
-
-    Args:
-        config: a composed config, or overrides of `gptpl train`.
-        timed_steps: real steps to time; 0: none; None: 3, where they take a minute at most.
-        config_dir: the user's own config folder.
-    """
-    if timed_steps is not None and timed_steps < 0:
-        raise InputError(f"plan.timed_steps={timed_steps} cannot be: give 0 or more")
-    settled = settle(as_config(config, config_dir))
-    numbers = plan_of(settled)
-    data = settled.datamodule
-    about = f"{data.name}, {data.tokenizer.name} tokenizer: {numbers.train_tokens:,} training tokens"
-    return Plan(run=numbers, timing=_timed(settled, numbers, timed_steps), about=about)
-
-
-def _timed(settled: Settled, plan: RunPlan, steps: int | None) -> Timing | str:
+def _timed(settled: Settled, plan: Plan, steps: int | None) -> Timing | str:
     """The time of a few real steps, or why they were not made."""
     if steps == 0:
         return "plan.timed_steps=0"
@@ -322,7 +370,7 @@ def _timed(settled: Settled, plan: RunPlan, steps: int | None) -> Timing | str:
     )
 
 
-def _guessed_seconds(settled: Settled, plan: RunPlan, steps: int) -> float:
+def _guessed_seconds(settled: Settled, plan: Plan, steps: int) -> float:
     """Of so many steps and an evaluation; 0 where the device's rate is not known."""
     dtype = product_dtype(choose(settled.cfg.trainer).precision)
     peak = peak_flops(torch.device(plan.device), dtype, settled.config)
@@ -332,3 +380,135 @@ def _guessed_seconds(settled: Settled, plan: RunPlan, steps: int) -> float:
     evaluated = batches * plan.batch_size * plan.max_length * FORWARD_SHARE
     flops = flops_per_token(settled)
     return (steps * plan.tokens_per_step + evaluated) * flops / (REACHED_SHARE * peak)
+
+
+# --- in lines -------------------------------------------------------------------------------------------
+
+_MEANINGS = {
+    "weights": "",
+    "gradients": "",
+    "optimizer": "what it keeps from step to step",
+    "activations": "what the blocks keep for the backward pass",
+    "head": "logits, copies of the head's matrix",
+    "held": "held by the allocator between what is in use",
+    "process": "Python, torch, Lightning, the text",
+}
+
+
+def _parameter_lines(plan: Plan) -> list[str]:
+    count = plan.parameters
+    head = f"untied head; tied it would be {count.tied:,}"
+    if count.total == count.tied:
+        head = f"tied head; untied it would be {count.untied:,}"
+    lines = [f"{count.total:,} with {'its' if count.total == count.tied else 'an'} {head}"]
+    for name, number in count.parts.items():
+        lines.append(f"  {name:<19} {number:>13,} {number / count.total:>5.0%}")
+    return lines if plan.trained is None else [*lines, plan.trained]
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    each = " each" if plan.devices > 1 else ""
+    lines = [
+        f"{_size(plan.total_bytes)} at most, on {plan.devices} x {plan.device}{each}: {plan.precision},"
+        f" {plan.batch_size:,} x {plan.max_length:,} tokens at a time"
+    ]
+    for name, number in plan.parts.items():
+        if number or name not in ("held", "process"):
+            lines.append(f"  {name:<11} {_size(number):>9}  {_MEANINGS[name]}".rstrip())
+    if not plan.memory.gradients_stay:
+        lines.append("  gradients come while activations and head go: the larger of the two counts")
+    lines.append(_fit_line(plan))
+    return lines
+
+
+def _fit_line(plan: Plan) -> str:
+    if plan.usable_bytes is None or plan.largest_batch is None:
+        return f"whether it fits is not known: {plan.device} does not tell its free memory"
+    fits = "it fits" if plan.fits else "IT DOES NOT FIT"
+    if plan.largest_batch:
+        largest = f"of powers of two {plan.largest_batch:,} x {plan.max_length:,} is the largest that fits"
+    else:
+        largest = f"not even 1 x {plan.max_length:,} does"
+    return f"{fits}: a step may take {_size(plan.usable_bytes)} of what is free; {largest}"
+
+
+def _step_lines(plan: Plan) -> list[str]:
+    times = f" x {plan.accumulate} batches" if plan.accumulate > 1 else ""
+    devices = f" x {plan.devices} devices" if plan.devices > 1 else ""
+    ratio = plan.tokens / plan.parameters.total
+    padded = plan.padded and "; memory, operations and time are those of full rows, at most"
+    return [
+        f"{plan.train_windows:,} training {plan.units} of {'up to ' if padded else ''}{plan.max_length:,},"
+        f" {plan.val_windows:,} of validation{padded or ''}",
+        f"{plan.steps:,} steps, {plan.steps_per_epoch:,} an epoch, of {plan.tokens_per_step:,} tokens"
+        f" ({plan.batch_size:,} x {plan.max_length:,}{times}{devices})",
+        f"{plan.tokens:,} tokens in all:"
+        f" {_significant(plan.tokens / max(1, plan.train_tokens))} times the text",
+        f"{_significant(ratio)} tokens for each parameter; about {TOKENS_PER_PARAMETER} of new text are"
+        f" compute-optimal: {_count(TOKENS_PER_PARAMETER * plan.parameters.total)} tokens",
+        f"{plan.flops:.2e} floating-point operations",
+    ]
+
+
+def _rate_line(plan: Plan) -> str:
+    factors = [plan.rate_factor(step) for step in (0, plan.steps - 1)]
+    lines = [
+        f"{name} {factors[0] * rate:.3g} at first, {rate:g} at most, {factors[1] * rate:.3g} at last"
+        for name, rate in plan.rates.items()
+    ]
+    return "; ".join(lines)
+
+
+def _time_lines(plan: Plan) -> list[str]:
+    timing = plan.timing
+    if isinstance(timing, str):
+        return [f"not known: {timing}"]
+    seconds = plan.run_seconds(timing)
+    end = datetime.now().astimezone() + timedelta(seconds=seconds)
+    return [
+        f"about {duration_text(seconds)}: begun now, it ends on {end:%a %d %b at %H:%M}, samples and"
+        " checkpoints not counted",
+        f"a step {timing.step_seconds:.3g} s ({plan.tokens_per_step / timing.step_seconds:,.0f} tokens/s;"
+        f" {timing.steps} timed), each of {plan.evaluations:,} evaluations {timing.evaluation_seconds:.3g} s",
+    ]
+
+
+def _size(number: float) -> str:
+    """Such as "512 kB", "71 MB", "3.09 GB"."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if number >= size:
+            return f"{number / size:.{2 if unit == 'GB' else 0}f} {unit}"
+    return f"{number / 1e3:.0f} kB"
+
+
+def _count(number: float) -> str:
+    """Such as "3.2 billion"."""
+    for size, word in ((1e9, " billion"), (1e6, " million")):
+        if number >= size:
+            return f"{number / size:.3g}{word}"
+    return f"{number:,.0f}"
+
+
+def _significant(number: float) -> str:
+    """Two digits that count, without an exponent: 0.00057, 3.6, 120."""
+    digits = 0 if number >= 10 else 1 - math.floor(math.log10(number))
+    return f"{number:,.{digits}f}"
+
+
+# --- the picture's numbers ------------------------------------------------------------------------------
+
+
+def rate_curves(
+    rates: Mapping[str, float], factor: Callable[[int], float], steps: int
+) -> tuple[list[int], dict[str, list[float]]]:
+    """Updates, counted from 1 as in the logs, and their rates by name of the group.
+
+    All of a short run, of a long one evenly spaced ones.
+    """
+    drawn: Sequence[int] = range(steps)
+    if steps > MOST_POINTS:
+        drawn = sorted({round(i * (steps - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)})
+    factors = [factor(step) for step in drawn]
+    return [step + 1 for step in drawn], {
+        name: [peak * share for share in factors] for name, peak in rates.items()
+    }

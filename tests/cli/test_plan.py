@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from gptpl.runs import plan as plan_module
 from gptpl.runs import trial
-from gptpl.runs.plan_report import rate_curves
+from gptpl.runs.plan import rate_curves
 
 QUICK = ("trainer=cpu", "trainer.precision=32-true", "scheduler.warmup_steps=1", "experiment=quick")
 RUN = ("trainer.max_steps=8", "eval_every_n_steps=4")
