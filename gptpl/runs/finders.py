@@ -7,9 +7,10 @@
 # it measures no speed. Here the estimate is asked before a size is tried.
 
 import csv
+import io
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.errors import InputError
 from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES, figure_pixels, write_png
+from gptpl.files.whole import write_atomically
 from gptpl.runs.build import Settled, settle
 from gptpl.runs.parts import check_gpt, is_gpt
 from gptpl.runs.plan import peak_rates
@@ -70,8 +72,7 @@ class Finding:
 
     Attributes:
         table: the rows, under their names, of the CSV file.
-        lines: for a person, with the suggestion.
-        figure: the picture.
+        lines: for a person.
         suggested: the learning rate or the batch size; None: there is none.
     """
 
@@ -83,11 +84,9 @@ class Finding:
     def write(self, folder: Path, name: str) -> None:
         """Writes `<name>.png` and `<name>.csv`."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}.csv"
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(self.table)
-        temporary.replace(path)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(self.table)
+        write_atomically(folder / f"{name}.csv", text.getvalue())
         write_png(figure_pixels(self.figure), folder / f"{name}.png")
 
 
@@ -118,23 +117,23 @@ def find_lr(
     check_one_device(settled, "find-lr")
     if is_gpt(settled.cfg):  # of another model nobody knows what it takes
         check_fits(settled)
-    rates = [ramp_rate(step, min_lr=min_lr, max_lr=max_lr, steps=steps) for step in range(steps)]
-    losses = ramp_losses(settled, rates)
-    done = rates[: len(losses)]
-    result = range_result(done, losses, steps=steps)
-    rows = zip(done, losses, result.smoothed, strict=True)
+    ramp = [ramp_rate(step, min_lr=min_lr, max_lr=max_lr, steps=steps) for step in range(steps)]
+    losses = _ramp_losses(settled, ramp)
+    rates = ramp[: len(losses)]
+    result = range_result(rates, losses, steps=steps)
+    rows = zip(rates, losses, result.smoothed, strict=True)
     return Finding(
         table=[("step", "lr", "loss", "smoothed_loss"), *((step, *row) for step, row in enumerate(rows, 1))],
-        lines=_lr_lines(settled, done, losses, result),
-        figure=rate_range_figure(done, losses, result),
+        lines=_lr_lines(settled, rates, losses, result),
+        figure=_lr_figure(rates, losses, result),
         suggested=result.suggested,
     )
 
 
-def ramp_losses(settled: Settled, rates: list[float]) -> list[float]:
-    """The loss of each step, before its update with that rate; ends where it diverges or is no number.
+def _ramp_losses(settled: Settled, rates: list[float]) -> list[float]:
+    """The loss of each step, before its update with that `optimizer.lr`; all groups' rates grow together.
 
-    The rates are `optimizer.lr`'s; all groups' rates grow together.
+    Ends where it diverges or is no number.
     """
     module = trial_module(settled, settled.weights)
     peak = float(settled.cfg.optimizer.lr)
@@ -154,28 +153,46 @@ def ramp_losses(settled: Settled, rates: list[float]) -> list[float]:
 def _lr_lines(settled: Settled, rates: list[float], losses: list[float], result: RangeResult) -> list[str]:
     lines = ["  lr        loss   smoothed"]
     every = max(1, math.ceil(len(rates) / TABLE_ROWS))
-    shown = sorted({*range(0, len(rates), every), len(rates) - 1})
-    for i in shown:
+    for i in sorted({*range(0, len(rates), every), len(rates) - 1}):
         lines.append(f"  {rates[i]:<8.2g} {losses[i]:>6.3f}   {result.smoothed[i]:>6.3f}")
-    if result.diverges is None:
-        lines.append(f"diverges    not up to {rates[-1]:.2g}")
-    else:
-        lines.append(f"diverges    at {result.diverges:.2g}")
+    where = f"not up to {rates[-1]:.2g}" if result.diverges is None else f"at {result.diverges:.2g}"
+    lines.append(f"diverges    {where}")
     if result.suggested is None:
-        lines.append("suggestion  none: the loss never falls; try other rates, or more find.steps")
-    else:
-        scale = result.suggested / float(settled.cfg.optimizer.lr)
-        overrides = " ".join(
-            f"optimizer.{_setting(name)}={rate * scale:.2g}" for name, rate in peak_rates(settled).items()
-        )
-        lines.append(f"suggestion  {overrides}  (where the loss falls fastest)")
-    return lines
+        return [*lines, "suggestion  none: the loss never falls; try other rates, or more find.steps"]
+    scale = result.suggested / float(settled.cfg.optimizer.lr)
+    overrides = []
+    for name, rate in peak_rates(settled).items():
+        group = name.partition("/")[2]  # "lr/muon" has its rate from `muon_lr`
+        overrides.append(f"optimizer.{f'{group}_lr' if group else 'lr'}={rate * scale:.2g}")
+    return [*lines, f"suggestion  {' '.join(overrides)}  (where the loss falls fastest)"]
 
 
-def _setting(name: str) -> str:
-    """The setting of a group's rate: `lr` is that of "lr", `muon_lr` of "lr/muon"."""
-    _, _, part = name.partition("/")
-    return f"{part}_lr" if part else "lr"
+def _lr_figure(rates: Sequence[float], losses: Sequence[float], result: RangeResult) -> "Figure":
+    """The loss against the rate, its suggestion and where it diverges marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss of each step")
+    axes.plot(rates, result.smoothed, color="tab:blue", label="smoothed")
+    for rate, colour, name in (
+        (result.suggested, "tab:green", "falls fastest"),
+        (result.diverges, "tab:red", "diverges"),
+    ):
+        if rate is not None:
+            axes.axvline(rate, color=colour, linestyle="--", label=f"{name}: {rate:.2g}")
+    axes.set_xscale("log")
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if finite:  # a loss that explodes would flatten the rest
+        low, first = min(finite), finite[0]
+        top = min(max(finite), first + (first - low) + 0.2 * abs(first))
+        axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low)) if top > low else None
+    axes.set_xlabel("Learning rate (optimizer.lr)")
+    axes.set_ylabel("Training loss (nats per token)")
+    axes.grid(visible=True, alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle("Learning-rate range test", fontweight="bold")
+    return figure
 
 
 # --- batch sizes ----------------------------------------------------------------------------------------
@@ -206,23 +223,23 @@ def find_batch_size(
     settled = settle(cfg)
     check_one_device(settled, "find-batch-size")
     check_fits(settled)
-    measured, ended = measure(settled, _sizes(settled, max_batch_size), timed_steps)
+    limit = min(max_batch_size or MOST_WINDOWS, len(settled.datamodule.examples("train")))
+    sizes = [2**i for i in range(limit.bit_length())]
+    if max_batch_size is not None and sizes[-1] != limit:  # the most that is asked for is one of them
+        sizes.append(limit)
+    measured, ended = _measure(settled, sizes, timed_steps)
     best = suggestion(measured)
     return Finding(
         table=[[field.name for field in fields(Measured)], *map(astuple, measured)],
-        lines=list(_size_lines(measured, best, ended)),
-        figure=batch_size_figure(
-            [m.batch_size for m in measured],
-            [m.tokens_per_second for m in measured],
-            [m.peak_bytes for m in measured],
-            best.batch_size,
-        ),
+        lines=_size_lines(measured, best, ended),
+        figure=_size_figure(measured, best),
         suggested=best.batch_size,
     )
 
 
-def measure(settled: Settled, sizes: list[int], steps: int) -> tuple[list[Measured], str]:
+def _measure(settled: Settled, sizes: list[int], steps: int) -> tuple[list[Measured], str]:
     """Every size in turn, and why there are no more."""
+    device = torch.device(device_type(settled.cfg.trainer.accelerator))
     # Asked once: what a size has taken from the system is there for the next one.
     usable = usable_memory(settled)
     module = trial_module(settled, RandomWeights())
@@ -241,11 +258,21 @@ def measure(settled: Settled, sizes: list[int], steps: int) -> tuple[list[Measur
                 )
             best = max((m.tokens_per_second for m in measured), default=0.0)
             settled.datamodule.batch_size = size
-            forget_peak(_device(settled))
+            forget_peak(device)
             timer = StepTimer()
             train_a_little(settled, module, steps=steps + 1, callbacks=[timer])
-            measured.append(_measured(settled, size, timer, needed))
-            without_gain = 0 if measured[-1].tokens_per_second > GAIN * best else without_gain + 1
+            seconds = statistics.median(timer.batch_seconds[1:])  # the first warms up
+            speed = size * settled.datamodule.max_length / seconds
+            measured.append(
+                Measured(
+                    batch_size=size,
+                    tokens_per_second=speed,
+                    step_seconds=seconds,
+                    peak_bytes=peak_memory_bytes(device),
+                    estimated_step_bytes=needed,
+                )
+            )
+            without_gain = 0 if speed > GAIN * best else without_gain + 1
             if without_gain == 2:
                 return measured, "the last two sizes were not faster"
     return measured, f"{sizes[-1]:,} windows are the most that were to be tried, or that the text has"
@@ -257,93 +284,41 @@ def suggestion(measured: list[Measured]) -> Measured:
     return next(m for m in measured if m.tokens_per_second >= GOOD_ENOUGH * best)
 
 
-def _measured(settled: Settled, size: int, timer: StepTimer, needed: int) -> Measured:
-    seconds = statistics.median(timer.batch_seconds[1:])  # the first warms up
-    return Measured(
-        batch_size=size,
-        tokens_per_second=size * settled.datamodule.max_length / seconds,
-        step_seconds=seconds,
-        peak_bytes=peak_memory_bytes(_device(settled)),
-        estimated_step_bytes=needed,
-    )
+def _size_lines(measured: list[Measured], suggested: Measured, ended: str) -> list[str]:
+    rows = [
+        f"  {m.batch_size:>5,} {m.tokens_per_second:>10,.0f} {m.step_seconds:>10.3g}"
+        f" {m.peak_bytes / 1e9:>10.2f} GB"
+        for m in measured
+    ]
+    share = f"the smallest with {GOOD_ENOUGH:.0%} of the best speed"
+    return [
+        "  batch   tokens/s   s a step   peak memory",
+        *rows,
+        f"ended       {ended}",
+        f"suggestion  data.batch_size={suggested.batch_size}  ({share})",
+    ]
 
 
-def _device(settled: Settled) -> torch.device:
-    return torch.device(device_type(settled.cfg.trainer.accelerator))
-
-
-def _sizes(settled: Settled, most: int | None) -> list[int]:
-    """1, 2, 4 and so on, up to what is asked for or the text has; the most asked for is one of them."""
-    limit = min(most or MOST_WINDOWS, len(settled.datamodule.examples("train")))
-    powers = [2**i for i in range(limit.bit_length())]
-    return powers if most is None or powers[-1] == limit else [*powers, limit]
-
-
-def _size_lines(measured: list[Measured], suggested: Measured, ended: str) -> Iterator[str]:
-    yield "  batch   tokens/s   s a step   peak memory"
-    for m in measured:
-        yield (
-            f"  {m.batch_size:>5,} {m.tokens_per_second:>10,.0f} {m.step_seconds:>10.3g}"
-            f" {m.peak_bytes / 1e9:>10.2f} GB"
-        )
-    yield f"ended       {ended}"
-    yield (
-        f"suggestion  data.batch_size={suggested.batch_size}"
-        f"  (the smallest with {GOOD_ENOUGH:.0%} of the best speed)"
-    )
-
-
-# --- pictures -------------------------------------------------------------------------------------------
-
-
-def rate_range_figure(rates: Sequence[float], losses: Sequence[float], result: RangeResult) -> "Figure":
-    """The loss against the rate, its suggestion and where it diverges marked."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
-    axes = figure.subplots()
-    axes.plot(rates, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss of each step")
-    axes.plot(rates, result.smoothed, color="tab:blue", label="smoothed")
-    for rate, colour, name in (
-        (result.suggested, "tab:green", "falls fastest"),
-        (result.diverges, "tab:red", "diverges"),
-    ):
-        if rate is not None:
-            axes.axvline(rate, color=colour, linestyle="--", label=f"{name}: {rate:.2g}")
-    axes.set_xscale("log")
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    if finite:  # a loss that explodes would flatten the rest
-        low, first = min(finite), finite[0]
-        top = min(max(finite), first + (first - low) + 0.2 * abs(first))
-        axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low)) if top > low else None
-    axes.set_xlabel("Learning rate (optimizer.lr)")
-    axes.set_ylabel("Training loss (nats per token)")
-    axes.grid(visible=True, alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle("Learning-rate range test", fontweight="bold")
-    return figure
-
-
-def batch_size_figure(
-    sizes: Sequence[int], tokens_per_second: Sequence[float], peak_bytes: Sequence[float], suggested: int
-) -> "Figure":
+def _size_figure(measured: list[Measured], suggested: Measured) -> "Figure":
     """Speed and peak memory against the batch size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
     speed, memory = figure.subplots(2, 1, sharex=True)
-    speed.plot(sizes, tokens_per_second, color="tab:blue", marker="o")
+    sizes = [m.batch_size for m in measured]
+    speed.plot(sizes, [m.tokens_per_second for m in measured], color="tab:blue", marker="o")
     speed.set_ylabel("Tokens per second")
-    memory.plot(sizes, [number / 1e9 for number in peak_bytes], color="tab:orange", marker="o")
+    memory.plot(sizes, [m.peak_bytes / 1e9 for m in measured], color="tab:orange", marker="o")
     memory.set_ylabel("Peak memory (GB)")
     memory.set_xlabel("Windows in a batch (data.batch_size)")
     memory.set_xscale("log", base=2)
     memory.set_xticks(sizes, [f"{size:,}" for size in sizes])
     memory.minorticks_off()
+    best = suggested.batch_size
     for axes in (speed, memory):
         axes.set_ylim(bottom=0, top=1.1 * axes.get_ylim()[1])
         axes.grid(visible=True, alpha=0.3)
-        axes.axvline(suggested, color="tab:green", linestyle="--", label=f"suggested: {suggested:,}")
+        axes.axvline(best, color="tab:green", linestyle="--", label=f"suggested: {best:,}")
     speed.legend(loc="lower left")
     figure.suptitle("Speed and memory by batch size", fontweight="bold")
     return figure

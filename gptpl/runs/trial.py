@@ -26,18 +26,25 @@ def step_memory_of(settled: Settled, batch_size: int | None = None) -> StepMemor
         settled.config,
         settled.fast_path,
         batch_size=settled.datamodule.batch_size if batch_size is None else batch_size,
-        max_length=settled.datamodule.max_length,
-        low=_products_are_low(settled),
         accumulates=own and settled.cfg.trainer.accumulate_grad_batches > 1,
-        **_of_weights(settled),
+        **_known(settled),
     )
 
 
-def _of_weights(settled: Settled) -> dict[str, Any]:
-    size, prepare = _weight_bytes(settled), preparation(settled.cfg)
+def _known(settled: Settled) -> dict[str, Any]:
+    """What the memory of a step depends on beside its batch."""
+    precision, prepare = choose(settled.cfg.trainer).precision, preparation(settled.cfg)
+    size = 2 if precision in ("bf16-true", "16-true") else 4
     make_optimizer = optimizer_factory(settled.cfg)
-    state = optimizer_state_bytes(settled.config, make_optimizer, weight_bytes=size, prepare=prepare)
-    return {"optimizer_bytes": state, "weight_bytes": size, "prepare": prepare}
+    return {
+        "max_length": settled.datamodule.max_length,
+        "low": product_dtype(precision) == torch.bfloat16,
+        "optimizer_bytes": optimizer_state_bytes(
+            settled.config, make_optimizer, weight_bytes=size, prepare=prepare
+        ),
+        "weight_bytes": size,
+        "prepare": prepare,
+    }
 
 
 def largest_batch_of(settled: Settled, windows: int) -> int | None:
@@ -49,11 +56,9 @@ def largest_batch_of(settled: Settled, windows: int) -> int | None:
         return largest_batch_size(
             settled.config,
             settled.fast_path,
-            max_length=settled.datamodule.max_length,
             windows=2 ** (windows.bit_length() - 1),
-            low=_products_are_low(settled),
             free=round(usable / USABLE),
-            **_of_weights(settled),
+            **_known(settled),
         )
     except InputError:  # not even one window
         return 0
@@ -76,16 +81,6 @@ def usable_memory(settled: Settled) -> int | None:
     return None if kind == "mps" else int(USABLE * free_memory(kind))
 
 
-def _products_are_low(settled: Settled) -> bool:
-    """Whether matrix products are bf16."""
-    return product_dtype(choose(settled.cfg.trainer).precision) == torch.bfloat16
-
-
-def _weight_bytes(settled: Settled) -> int:
-    """Bytes of one weight in the run's precision."""
-    return 2 if choose(settled.cfg.trainer).precision in ("bf16-true", "16-true") else 4
-
-
 # --- a few steps ----------------------------------------------------------------------------------------
 
 
@@ -105,7 +100,6 @@ def train_a_little(
     steps: int,
     callbacks: Sequence[L.Callback],
     evaluates: bool = False,
-    accumulate: int | None = None,
 ) -> None:
     """Trains the module for so many optimizer steps, on one device, by the run's own settings.
 
@@ -114,8 +108,6 @@ def train_a_little(
     """
     conf = settled.cfg.trainer.copy()
     conf.max_time, conf.stop_at_step = None, steps
-    if accumulate is not None:
-        conf.accumulate_grad_batches = accumulate
     module.total_steps = max(module.total_steps, steps + 1)  # it would evaluate at the end
     with tempfile.TemporaryDirectory(prefix="gptpl-trial-") as folder:
         trainer = build_trainer(
