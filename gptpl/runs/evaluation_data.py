@@ -1,7 +1,7 @@
 """What a model is evaluated on: its own data, a file, a corpus or a datamodule, as batches with a name."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import lightning as L
 import numpy as np
 
+from gptpl.config.check import settings_of
+from gptpl.config.instantiate import check_paths_inside, check_trusted, instantiate, locate
 from gptpl.data.corpora import Corpus, TextFiles
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.instructions.datamodule import InstructionDataModule
@@ -20,14 +22,16 @@ from gptpl.data.instructions.split_files import split_file
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.labelled.corpora import LabelledCorpus, LabelledFiles
 from gptpl.data.labelled.datamodule import LabelledDataModule
-from gptpl.data.labelled.encoded import LabelledBatch, LabelledTexts, class_numbers, encode_texts, truncated
+from gptpl.data.labelled.encoded import LabelledTexts, class_numbers, encode_texts, truncated
 from gptpl.data.labelled.examples import SPLITS, Example
 from gptpl.data.labelled.splits_file import read_split
+from gptpl.data.stock_data import StockData
+from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import Split, TrainingData
 from gptpl.errors import InputError
 from gptpl.model.protocol import context_length
-from gptpl.runs.own_data import REMEDY, own_data
-from gptpl.training.classifier_checkpoint import LoadedClassifier
+from gptpl.records.run_record import CONFIG_FILE, is_run, parse_yaml, read_mapping
+from gptpl.weights.adapter import FORMAT as ADAPTER
 
 if TYPE_CHECKING:
     from gptpl.runs.models import Classifier, LanguageModel
@@ -36,6 +40,8 @@ log = logging.getLogger(__name__)
 
 TextSplit = Literal["train", "val", "all"]
 DEFAULT_BATCH_SIZE = 8
+REMEDY = "give the data to evaluate on, data=..."
+"""What helps where a model's own data cannot be had."""
 TextData = str | Path | Corpus | L.LightningDataModule | None
 """What a language model is evaluated on; a path is a file, folder or glob, None the run's own data."""
 LabelledData = str | Path | LabelledCorpus | LabelledDataModule | None
@@ -46,8 +52,8 @@ class EvaluationData:
     """Batches, what reports call them, and in words from which context each token is predicted."""
 
     name: str
-    context: str
     batches: Iterable[Any]
+    context: str = "in its example"
 
 
 def language_data(
@@ -66,7 +72,7 @@ def language_data(
     ):
         return _entries(model, Path(data).expanduser(), split, max_length, _batch_size(batch_size))
     whole = isinstance(data, str | Path | Corpus)
-    datamodule = datamodule_of(model, data, max_length=max_length, batch_size=batch_size)
+    datamodule = _datamodule_of(model, data, max_length=max_length, batch_size=batch_size)
     split = split or ("all" if whole else "val")
     T = getattr(datamodule, "max_length", 0)
     _check_length(T, context_length(model.net))
@@ -77,7 +83,8 @@ def language_data(
     if isinstance(datamodule, TextDataModule):
         return EvaluationData(
             name=f"{data if isinstance(data, str | Path) else datamodule.name}, split {split}",
-            context=_end_to_end(T),
+            context=f"every token once, in sequences of {T:,} tokens laid end to end: the first of each have"
+            " little context (gptpl inspect gives every token more)",
             batches=datamodule.evaluation_dataloader(cast(TextSplit, split)),
         )
     split = cast(Split, split)
@@ -85,27 +92,20 @@ def language_data(
         return _instructions(model, datamodule, split)
     if isinstance(datamodule, TrainingData):
         return EvaluationData(
-            name=f"{datamodule.name}, split {split}",
-            context="in its example",
-            batches=datamodule.split_dataloader(split),
+            name=f"{datamodule.name}, split {split}", batches=datamodule.split_dataloader(split)
         )
     if split != "val":
         raise InputError(f"{type(datamodule).__name__} has only a validation split: leave split={split} out")
     datamodule.setup("validate")
-    return EvaluationData(
-        name=f"{type(datamodule).__name__}, split val",
-        context="in its example",
-        batches=datamodule.val_dataloader(),
-    )
+    return EvaluationData(name=f"{type(datamodule).__name__}, split val", batches=datamodule.val_dataloader())
 
 
-def datamodule_of(
+def _datamodule_of(
     model: "LanguageModel", data: TextData, *, max_length: int | None = None, batch_size: int | None = None
 ) -> L.LightningDataModule:
-    """The data as a datamodule."""
     context = context_length(model.net)
     if data is None:
-        return own_datamodule(model, max_length=max_length, batch_size=batch_size)
+        return _own_data(model, max_length, _batch_size(batch_size))
     if isinstance(data, str | Path | Corpus):
         _check_length(max_length or context, context)
         return TextDataModule(
@@ -127,28 +127,9 @@ def datamodule_of(
     return data
 
 
-def own_datamodule(
-    model: "LanguageModel", *, max_length: int | None = None, batch_size: int | None = None
-) -> L.LightningDataModule:
-    """The data of the model's own run. Raises InputError where the model lies in none, and as `own_data`."""
-    if model.run_dir is None:
-        raise InputError(
-            f"{model.path} lies in no run folder, which would say what it was trained on: {REMEDY}"
-        )
-    return own_data(
-        model.run_dir,
-        tokenizer=model.tokenizer,
-        sha256=str(model.lineage.get("data", {}).get("sha256", "")),
-        template=model.task.get("template"),
-        max_length=max_length,
-        batch_size=_batch_size(batch_size),
-        trust=model.trust,
-    )
-
-
 def training_tokens(model: "LanguageModel", data: TextData) -> np.ndarray[Any, Any]:
     """The tokens of a text: of the own data and of a datamodule the training part, else the whole."""
-    datamodule = datamodule_of(model, data)
+    datamodule = _datamodule_of(model, data)
     if not isinstance(datamodule, TextDataModule):
         raise InputError(f"memorisation needs a training text, and {type(datamodule).__name__} has none")
     _check_tokenizer(model, datamodule)
@@ -159,13 +140,6 @@ def training_tokens(model: "LanguageModel", data: TextData) -> np.ndarray[Any, A
 
 def _batch_size(given: int | None) -> int:
     return DEFAULT_BATCH_SIZE if given is None else given
-
-
-def _end_to_end(T: int) -> str:
-    return (
-        f"every token once, in sequences of {T:,} tokens laid end to end: the first of each have little"
-        " context (gptpl inspect gives every token more)"
-    )
 
 
 def _check_tokenizer(model: "LanguageModel", datamodule: L.LightningDataModule) -> None:
@@ -182,6 +156,89 @@ def _check_length(length: int, context_length: int) -> None:
             f"data.max_length={length} is longer than the model's context of {context_length} tokens:"
             f" leave it out, or give at most {context_length}"
         )
+
+
+# --- the data of the model's own run --------------------------------------------------------------------
+
+
+def run_dir_of(path: Path) -> Path | None:
+    """The run folder of a checkpoint or adapter; None: it lies elsewhere, and nothing it names counts."""
+    run_dir = path.parent if path.name == ADAPTER else path.parent.parent
+    own = path.name == ADAPTER or path.parent.name == "checkpoints"
+    return run_dir if own and is_run(run_dir) else None
+
+
+def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -> L.LightningDataModule:
+    """What the run's `config.yaml` describes.
+
+    Raises InputError where the data are gone, changed, or read by a class that is not trusted, and where the
+    model lies in no run.
+    """
+    run_dir = model.run_dir
+    if run_dir is None:
+        raise InputError(
+            f"{model.path} lies in no run folder, which would say what it was trained on: {REMEDY}"
+        )
+    where = run_dir / CONFIG_FILE
+    config = read_mapping(where, parse_yaml)
+    node = config.get("data")
+    if not isinstance(node, dict):
+        raise InputError(f"{where} names no data: {REMEDY}")
+    check_trusted({"data": node}, str(where), frozenset(model.trust))
+    check_paths_inside({"data": node}, run_dir, source=str(where))
+    kind = locate(str(node.get("_target_")), f"{where}: data._target_")
+    if isinstance(corpus := node.get("corpus"), dict):
+        node = {**node, "corpus": instantiate(corpus)}
+    datamodule = make_datamodule(
+        kind,
+        node if max_length is None else {**node, "max_length": max_length},
+        tokenizer=model.tokenizer,
+        template=model.task.get("template"),
+        batch_size=batch_size,
+    )
+    if not isinstance(datamodule, TrainingData):
+        datamodule = StockData(datamodule, tokenizer=model.tokenizer, seed=int(config.get("seed", 0)))
+        datamodule.load()
+        datamodule.setup()
+    wanted, found = str(model.lineage.get("data", {}).get("sha256", "")), datamodule.content_sha256()
+    if wanted and found != wanted:
+        raise InputError(
+            f"the data of {run_dir} are not what its model was trained on (SHA-256 {found[:12] or 'unknown'},"
+            f" not {wanted[:12]}): restore them, or {REMEDY}"
+        )
+    return datamodule
+
+
+def make_datamodule(
+    kind: type[L.LightningDataModule],
+    settings: Mapping[str, Any],
+    *,
+    tokenizer: Tokenizer,
+    template: Mapping[str, Any] | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> L.LightningDataModule:
+    """A datamodule for evaluation from the settings of a run's data; those that the class lacks are left out.
+
+    `template` None is the settings'. Raises InputError for settings that do not fit the class.
+    """
+    given = {**settings, "tokenizer": tokenizer, "batch_size": batch_size}
+    own = None if template is None else PromptTemplate.from_state(template)
+    if issubclass(kind, TextDataModule):
+        given["stride"] = given.get("max_length")
+    if issubclass(kind, InstructionDataModule):
+        given["packing"] = False
+        if own is not None:  # nothing is read for it, should the settings name a file
+            given |= {"template": own.source, "response_marker": own.response_marker}
+    known = settings_of(kind, "data").parameters.keys() - {"_target_", "global_batch_size"}
+    try:
+        datamodule = kind(**{name: value for name, value in given.items() if name in known})
+    except TypeError as error:
+        raise InputError(
+            f"the settings of the data do not fit {kind.__name__} ({error}): {REMEDY}"
+        ) from error
+    if isinstance(datamodule, InstructionDataModule) and own is not None:
+        datamodule.template = own
+    return datamodule
 
 
 # --- instructions ---------------------------------------------------------------------------------------
@@ -230,10 +287,7 @@ def _entries(
     for line in length_lines({"test": rows}, T):
         log.warning(line.strip())
     examples = InstructionExamples(rows.rows, eot_id=model.tokenizer.eot_id)
-    batches = [
-        examples.__getitems__(range(i, min(i + batch_size, len(examples))))
-        for i in range(0, len(examples), batch_size)
-    ]
+    batches = _Batches(examples, range(len(examples)), batch_size)
     return _of_examples(str(path), model.template, masked, batches)
 
 
@@ -264,8 +318,18 @@ def labelled_data(model: "Classifier", data: LabelledData, *, split: str, batch_
                 f"line {example.line} has the label {example.label!r}, which the classifier does not know"
                 f" (it has {known}): rename or remove it"
             )
-    texts = _encoded(examples, model.loaded)
-    return EvaluationData(name=name, context="", batches=_Batches(texts, batch_size))
+    loaded = model.loaded
+    encoded = encode_texts([example.text for example in examples], loaded.tokenizer)
+    kept, cut = truncated(encoded, loaded.max_length)
+    if cut.texts:
+        log.warning(
+            "%s of %s texts are longer than %s tokens: %s tokens at their ends were not read",
+            f"{cut.texts:,}", f"{len(examples):,}", f"{loaded.max_length:,}", f"{cut.tokens:,}",
+        )  # fmt: skip
+    numbers = class_numbers(examples, loaded.labels)
+    texts = LabelledTexts(kept, numbers, pad_id=loaded.pad_id, padded_to=loaded.padded_to)
+    by_length = sorted(range(len(texts)), key=lambda i: texts.lengths[i])  # for little padding
+    return EvaluationData(name=name, batches=_Batches(texts, by_length, batch_size))
 
 
 def _examples(model: "Classifier", data: LabelledData, split: str) -> tuple[str, Sequence[Example]]:
@@ -285,29 +349,17 @@ def _examples(model: "Classifier", data: LabelledData, split: str) -> tuple[str,
     return f"split {split}", read_split(model.run_dir, cast(Split, split))
 
 
-def _encoded(examples: Sequence[Example], loaded: LoadedClassifier) -> LabelledTexts:
-    encoded = encode_texts([example.text for example in examples], loaded.tokenizer)
-    kept, cut = truncated(encoded, loaded.max_length)
-    if cut.texts:
-        log.warning(
-            "%s of %s texts are longer than %s tokens: %s tokens at their ends were not read",
-            f"{cut.texts:,}", f"{len(examples):,}", f"{loaded.max_length:,}", f"{cut.tokens:,}",
-        )  # fmt: skip
-    numbers = class_numbers(examples, loaded.labels)
-    return LabelledTexts(kept, numbers, pad_id=loaded.pad_id, padded_to=loaded.padded_to)
-
-
 @dataclass(frozen=True)
 class _Batches:
-    """Texts by length, for little padding."""
+    """Examples of a data set that gives many at a time, in an order."""
 
-    texts: LabelledTexts
+    examples: InstructionExamples | LabelledTexts
+    order: Sequence[int]
     size: int
 
     def __len__(self) -> int:
-        return -(-len(self.texts) // self.size)
+        return -(-len(self.order) // self.size)
 
-    def __iter__(self) -> Iterator[LabelledBatch]:
-        order = sorted(range(len(self.texts)), key=lambda i: self.texts.lengths[i])
-        for start in range(0, len(order), self.size):
-            yield self.texts.__getitems__(order[start : start + self.size])
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self.order), self.size):
+            yield self.examples.__getitems__(self.order[start : start + self.size])

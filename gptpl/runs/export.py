@@ -188,7 +188,7 @@ def _write_classifier(
         raise InputError(f"dtype={dtype}: a classifier is written in float32, leave dtype out")
     config, tokenizer = loaded.net.config, loaded.tokenizer
     write_classifier(loaded.net, folder, labels=loaded.labels, pad_id=loaded.pad_id)
-    record = record_of(folder, config, tokenizer.state(), loaded.lineage) | {"task": loaded.task_state}
+    record = record_of(folder, config, tokenizer.state(), loaded.lineage) | {"task": loaded.task}
     _write_record(folder, record)
     write_tokenizer(tokenizer, folder, context_length=config.context_length)
     if verify:

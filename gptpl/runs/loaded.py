@@ -1,10 +1,8 @@
-"""`gptpl.load`: the model of a run, a checkpoint, an adapter or another program's files.
-
-`gptpl.load("runs/tale/2026-11-26_10-00-00").generate("Every effort moves you", temperature=0.8)`
-"""
+"""`gptpl.load`: the model of a run, a checkpoint, an adapter or another program's files."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,6 @@ from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights,
 
 log = logging.getLogger(__name__)
 
-BEST = "checkpoints/best.ckpt"
 PRECISIONS = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 Source = str | Path | StartingWeights
 
@@ -53,6 +50,8 @@ def load(
     trust: Sequence[str] = (),
 ) -> Any:
     """The model of a run, checkpoint or exported folder: a LanguageModel, InstructionModel or Classifier.
+
+    `gptpl.load("runs/tale/2026-11-26_10-00-00").generate("Every effort moves you", temperature=0.8)`
 
     `load_language_model` and `load_classifier` are the same for one kind only, with its type.
 
@@ -91,20 +90,21 @@ def load_language_model(
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision} is unknown: choose one of {', '.join(PRECISIONS)}")
     place, dtype = device_type(device, key="device"), PRECISIONS[precision]
-    weights = source if isinstance(source, StartingWeights) else None
-    path = find_run(source, key="checkpoint") if isinstance(source, str | Path) else None
-    if weights is not None:
-        _check_whole(weights, of_base=False)
-    if isinstance(weights, RunWeights):
-        path = weights.file
+    if isinstance(source, str | Path):
+        path: Path | None = find_run(source, key="checkpoint")
+    else:
+        _check_whole(source, of_base=False)
+        path = source.file if isinstance(source, RunWeights) else None
     _check_base(path, base)
-    if isinstance(weights, PublishedWeights):
-        loaded = load_published(weights, device=place, dtype=dtype)
-    elif isinstance(weights, FileWeights) or (path is not None and is_foreign(path)):
-        files = weights.open() if isinstance(weights, FileWeights) else open_model(_not_none(path))
-        loaded = load_foreign(files, config=config, tokenizer=tokenizer, device=place, dtype=dtype)
+    foreign = partial(load_foreign, config=config, tokenizer=tokenizer, device=place, dtype=dtype)
+    if isinstance(source, PublishedWeights):
+        loaded = load_published(source, device=place, dtype=dtype)
+    elif isinstance(source, FileWeights):
+        loaded = foreign(source.open())
     elif path is None:
-        raise InputError(f"{type(weights).__name__} holds no whole model: give a run folder, or a file")
+        raise InputError(f"{type(source).__name__} holds no whole model: give a run folder, or a file")
+    elif is_foreign(path):
+        loaded = foreign(open_model(path))
     else:
         if config is not None or tokenizer is not None:
             raise InputError(
@@ -116,10 +116,10 @@ def load_language_model(
             loaded = load_model(path, device=place, build=_builder(path, trust))
         loaded.net.to(dtype)
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
-    if "template" in loaded.task:
-        template = PromptTemplate.from_state(loaded.task["template"])
-        return InstructionModel(loaded=loaded, trust=tuple(trust), template=template)
-    return LanguageModel(loaded=loaded, trust=tuple(trust))
+    if "template" not in loaded.task:
+        return LanguageModel(loaded=loaded, trust=tuple(trust))
+    template = PromptTemplate.from_state(loaded.task["template"])
+    return InstructionModel(loaded=loaded, trust=tuple(trust), template=template)
 
 
 def load_classifier(
@@ -141,7 +141,7 @@ def load_classifier(
             )
         loaded = load_foreign_classifier(path, device=place)
     else:
-        best = path / BEST
+        best = path / "checkpoints/best.ckpt"
         loaded = load_classifier_file(best if best.is_file() else checkpoint_file(str(path)), device=place)
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
     return Classifier(loaded=loaded, trust=tuple(trust))
@@ -189,10 +189,7 @@ def _base(base: Source | None) -> StartingWeights | None:
 
 
 def _check_whole(weights: StartingWeights, *, of_base: bool) -> None:
-    """Raises InputError for weights that mean nothing without a model to be trained.
-
-    An adapter's base is a model as it was trained, with what it left out.
-    """
+    """Refuses weights that mean nothing without a model to be trained; an adapter's base was trained."""
     if isinstance(weights, RandomWeights):
         raise InputError("init=random has nothing to say yet: give checkpoint=RUN_FOLDER or init=gpt2_hf")
     for option in ("crop_context", "crop_vocabulary"):
@@ -200,8 +197,3 @@ def _check_whole(weights: StartingWeights, *, of_base: bool) -> None:
             raise InputError(
                 f"init.{option}=true is for training: the weights are used whole here, leave it out"
             )
-
-
-def _not_none(path: Path | None) -> Path:
-    assert path is not None
-    return path

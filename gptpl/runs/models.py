@@ -22,10 +22,15 @@ from gptpl.generation.sampling import seeded_generator
 from gptpl.generation.statistics import TextStatistics, text_statistics
 from gptpl.generation.surprisal import surprisals
 from gptpl.generation.surprisal_page import InspectedText
-from gptpl.model import GPTClassifier
 from gptpl.model.protocol import device_of, vocab_size
-from gptpl.runs.evaluation_data import LabelledData, TextData, labelled_data, language_data, training_tokens
-from gptpl.runs.own_data import run_dir_of
+from gptpl.runs.evaluation_data import (
+    LabelledData,
+    TextData,
+    labelled_data,
+    language_data,
+    run_dir_of,
+    training_tokens,
+)
 from gptpl.training.answers import Answer, Answerer, answer_all, answer_generator
 from gptpl.training.checkpoint import LoadedCheckpoint
 from gptpl.training.classifier_checkpoint import LoadedClassifier
@@ -60,7 +65,7 @@ class Model:
 
     @property
     def net(self) -> nn.Module:
-        """The model itself."""
+        """Token ids (B, T) to logits (B, T, V); a classifier's, with lengths (B,), to logits (B, C)."""
         return self.loaded.net
 
     @property
@@ -77,6 +82,11 @@ class Model:
     def step(self) -> int:
         """Optimizer steps that the weights were trained for; 0 where another program trained them."""
         return self.loaded.step
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """What it was trained for, by its `name`."""
+        return self.loaded.task
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -98,22 +108,12 @@ class LanguageModel(Model):
 
     Where a method takes `**rules`, they are fields of `gptpl.generation.SamplingRules` (temperature, top_k,
     top_p, min_p, ...); what is left out is as in `CHAT`. `seed` makes a text reproducible, None is another
-    one each time.
+    one each time. A text has no more than `max_new_tokens`.
     """
 
     loaded: LoadedCheckpoint
     template: PromptTemplate | None = None
     """How it is asked, where it was tuned to follow instructions."""
-
-    @property
-    def net(self) -> nn.Module:
-        """Token ids (B, T) to logits (B, T, V)."""
-        return self.loaded.net
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """What it was trained for, by its `name`."""
-        return self.loaded.task
 
     def generate(self, prompt: str, **settings: Any) -> str:
         """What follows the prompt; settings as for `complete`, for one text."""
@@ -146,15 +146,9 @@ class LanguageModel(Model):
     ) -> list[Completion]:
         """`num_samples` continuations of every prompt, made together, in the order of prompts and samples.
 
-        Args:
-            prompts: an empty one starts from end-of-text.
-            max_new_tokens: a text has no more.
-            num_samples: continuations of each prompt.
-            stop: texts that end a continuation.
-            seed: makes the texts reproducible.
-            num_beams: search for the likeliest texts instead of sampling: the best `num_samples` of them.
-            alternatives: give every token's log-probability and that many likelier ones, as `details`.
-            rules: see `LanguageModel`.
+        An empty prompt starts from end-of-text; `stop` are texts that end a continuation. With `num_beams`
+        the likeliest texts are searched for instead of sampled: the best `num_samples` of them. With
+        `alternatives` every token has its log-probability and that many likelier ones, as `details`.
 
         Raises InputError for a number out of range, and for a rule that is none.
         """
@@ -162,22 +156,21 @@ class LanguageModel(Model):
             raise InputError("prompts is one text: give a list of texts, or use generate")
         chosen = self.rules(**rules)
         if num_beams is None:
+            generator = seeded_generator(seed, device_of(self.net))
             return complete(
-                self.net, self.tokenizer, prompts,
-                rules=chosen, max_new_tokens=max_new_tokens, num_samples=num_samples,
-                stop=stop, generator=seeded_generator(seed, device_of(self.net)), alternatives=alternatives,
+                self.net, self.tokenizer, prompts, rules=chosen, max_new_tokens=max_new_tokens,
+                num_samples=num_samples, stop=stop, generator=generator, alternatives=alternatives,
             )  # fmt: skip
         if num_samples > num_beams:
             raise InputError(f"num_samples={num_samples} exceeds num_beams={num_beams}: raise num_beams")
         if stop or alternatives is not None:
             raise InputError("num_beams knows no stop, alternatives or statistics: leave one of them out")
-        found = []
-        for number, prompt in enumerate(prompts):
-            beams = search_text(
-                self.net, self.tokenizer, prompt, num_beams=num_beams, max_new_tokens=max_new_tokens
-            )
-            found += [dataclasses.replace(beam, prompt=number) for beam in beams[:num_samples]]
-        return found
+        limits = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+        return [
+            dataclasses.replace(beam, prompt=number)
+            for number, prompt in enumerate(prompts)
+            for beam in search_text(self.net, self.tokenizer, prompt, **limits)[:num_samples]
+        ]
 
     def pieces(
         self,
@@ -191,10 +184,10 @@ class LanguageModel(Model):
         **rules: Any,
     ) -> Iterator[Piece]:
         """The completions of `complete` piece by piece, all of them growing at the same time."""
+        generator = seeded_generator(seed, device_of(self.net))
         return stream_text(
-            self.net, self.tokenizer, prompts,
-            rules=self.rules(**rules), max_new_tokens=max_new_tokens, num_samples=num_samples,
-            stop=stop, generator=seeded_generator(seed, device_of(self.net)), alternatives=alternatives,
+            self.net, self.tokenizer, prompts, rules=self.rules(**rules), max_new_tokens=max_new_tokens,
+            num_samples=num_samples, stop=stop, generator=generator, alternatives=alternatives,
         )  # fmt: skip
 
     def rules(self, **rules: Any) -> SamplingRules:
@@ -212,14 +205,11 @@ class LanguageModel(Model):
     ) -> Evaluation:
         """Loss and perplexity.
 
-        Args:
-            data: None: the data of the model's own run, which must be what it was trained on; a path: that
-                text file, folder or glob (for a model that follows instructions also a JSON or JSON Lines
-                file); a corpus; a datamodule with the model's tokenizer.
-            split: train, val, test (of examples) or all (of a text); None: val, of a path or corpus all.
-            max_length: tokens of a sequence; None: the own run's, of a path or corpus the model's context.
-            batch_size: sequences at a time; None: 8.
-            progress: wraps the batches, such as `tqdm.tqdm`.
+        `data` is None: the data of the model's own run, which must be what it was trained on; a path: that
+        text file, folder or glob (for a model that follows instructions also a JSON or JSON Lines file); a
+        corpus; a datamodule with the model's tokenizer. `split` is train, val, test (of examples) or all (of
+        a text); None: val, of a path or corpus all. Sequences have `max_length` tokens; None: as in the own
+        run, of a path or corpus the model's context.
 
         Raises InputError for data that cannot be had, are not the run's own any more, or have no such split.
         """
@@ -245,18 +235,17 @@ class LanguageModel(Model):
         )
 
     def memorisation(self, completions: Sequence[Completion], data: TextData = None) -> list[Memorisation]:
-        """What each has word for word from a text: `data` as for `evaluate`, None is the own training text.
-
-        Raises InputError where there is no such text.
-        """
+        """What each has word for word from the text of `training_text`."""
         training = self.training_text(data)
         return [memorisation(each.tokens, training) for each in completions]
 
     def training_text(self, data: TextData = None) -> TrainingText:
-        """A text to look for memorised parts in; None: what the model was trained on, if it is at hand."""
-        if data is None:
-            return TrainingText(training_corpus(self.loaded).train)
-        return TrainingText(training_tokens(self, data))
+        """A text to look for memorised parts in: `data` as for `evaluate`, None is the own training text.
+
+        Raises InputError where there is no such text.
+        """
+        own = data is None
+        return TrainingText(training_corpus(self.loaded).train if own else training_tokens(self, data))
 
     def with_template(self, template: str | None, response_marker: str | None = None) -> "InstructionModel":
         """The model asked in a template: "alpaca", "phi3", a file or a Jinja text; None: its own.
@@ -264,19 +253,18 @@ class LanguageModel(Model):
         `response_marker` None is the template's. Raises InputError where there is none at all.
         """
         own = self.template
-        if template is None and own is None:
+        if template is not None:
+            asked = PromptTemplate.named(template, response_marker)
+            if own is not None and asked.state() != own.state():
+                log.warning("the model was tuned with template=%s, not %s", own.name, asked.name)
+        elif own is not None:
+            marker = own.response_marker if response_marker is None else response_marker
+            asked = PromptTemplate(own.name, own.source, marker)
+        else:
             raise InputError(
                 f"checkpoint={self.path} was not tuned to follow instructions (task={self.task['name']}):"
                 " give template=alpaca to ask it all the same"
             )
-        if template is None:
-            assert own is not None
-            marker = own.response_marker if response_marker is None else response_marker
-            asked = PromptTemplate(own.name, own.source, marker)
-        else:
-            asked = PromptTemplate.named(template, response_marker)
-            if own is not None and asked.state() != own.state():
-                log.warning("the model was tuned with template=%s, not %s", own.name, asked.name)
         return InstructionModel(loaded=self.loaded, trust=self.trust, template=asked)
 
 
@@ -286,17 +274,9 @@ class InstructionModel(LanguageModel):
 
     template: PromptTemplate
 
-    def respond(
-        self,
-        instruction: str,
-        input: str = "",
-        *,
-        max_new_tokens: int = 256,
-        seed: int | None = None,
-        **rules: Any,
-    ) -> str:
-        """The answer. Raises InputError for a prompt that leaves no room in the model's context."""
-        return self.answer(instruction, input, max_new_tokens=max_new_tokens, seed=seed, **rules).text
+    def respond(self, instruction: str, input: str = "", **settings: Any) -> str:
+        """The text of `answer`, with the same settings."""
+        return self.answer(instruction, input, **settings).text
 
     def answer(
         self,
@@ -307,7 +287,10 @@ class InstructionModel(LanguageModel):
         seed: int | None = None,
         **rules: Any,
     ) -> Answer:
-        """As `respond`, with what ended it and whether it is well-formed."""
+        """The answer, with what ended it and whether it is well-formed.
+
+        Raises InputError for a prompt that leaves no room in the model's context.
+        """
         answerer = self.answerer(max_new_tokens=max_new_tokens, **rules)
         prompt = answerer.prompt(instruction, input, place="the instruction")
         [answer] = answerer.answers([prompt], answer_generator(seed, device_of(self.net)))
@@ -347,23 +330,21 @@ class InstructionModel(LanguageModel):
         Every record is there as it was, and has `instruction`, `input`, `model_response` and `well_formed`.
         Interrupted and called again in the same way, it resumes after the last batch.
 
-        Args:
-            records: mappings, or a JSON or JSON Lines file of them, or "train", "val" or "test": that split
-                of the model's own run.
-            output: the file of the answers.
-            instruction_column: key of the instruction.
-            input_column: key of the input; None: there is none.
-            skip_too_long: leave out a record whose prompt fills the model's context, instead of refusing all.
-            max_new_tokens: an answer has no more.
-            batch_size: records answered at a time.
-            seed: makes drawn answers reproducible.
-            progress: wraps the batches.
-            rules: see `LanguageModel`.
+        `records` are mappings, or a JSON or JSON Lines file of them, or "train", "val" or "test": that split
+        of the model's own run. With `skip_too_long`, one whose prompt fills the model's context is left out,
+        instead of refusing all.
 
         Raises InputError for records or an output that cannot be used.
         """
+        if isinstance(records, str) and records in SPLITS:
+            records = self.split_file(records)
+        placed = (
+            read_records(Path(records).expanduser())
+            if isinstance(records, str | Path)
+            else [PlacedRecord(place=f"record {i}", fields=fields) for i, fields in enumerate(records, 1)]
+        )
         return answer_all(
-            self.answerer(max_new_tokens=max_new_tokens, **rules), self._placed(records),
+            self.answerer(max_new_tokens=max_new_tokens, **rules), placed,
             output=Path(output).expanduser(), instruction_column=instruction_column,
             input_column=input_column, skip_too_long=skip_too_long, batch_size=batch_size,
             seed=seed, progress=progress,
@@ -378,13 +359,6 @@ class InstructionModel(LanguageModel):
             rules=SamplingRules.of(rules).within(vocab_size(self.net)),
             max_new_tokens=max_new_tokens,
         )
-
-    def _placed(self, records: Sequence[Mapping[str, Any]] | str | Path) -> list[PlacedRecord]:
-        if isinstance(records, str) and records in SPLITS:
-            return read_records(self.split_file(records))
-        if isinstance(records, str | Path):
-            return read_records(Path(records).expanduser())
-        return [PlacedRecord(place=f"record {i}", fields=fields) for i, fields in enumerate(records, 1)]
 
     def split_file(self, split: SplitName) -> Path:
         """The file of a split of the model's own run. Raises InputError where there is none."""
@@ -413,16 +387,6 @@ class Classifier(Model):
     """A model that says to which class a text belongs."""
 
     loaded: LoadedClassifier
-
-    @property
-    def net(self) -> GPTClassifier:
-        """Token ids (B, T) and their lengths (B,) to logits (B, C)."""
-        return self.loaded.net
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """What it was trained for, by its `name`."""
-        return self.loaded.task_state
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -472,15 +436,12 @@ class Classifier(Model):
     ) -> ClassifierEvaluation:
         """Accuracy, F1, confusion and calibration.
 
-        Args:
-            data: None: the texts of the model's own run; a CSV, TSV or JSONL file with the columns text and
-                label, or a corpus, which are taken whole; a datamodule.
-            split: train, val or test, of the own texts and of a datamodule.
-            batch_size: texts at a time.
-            progress: wraps the batches, such as `tqdm.tqdm`.
+        `data` is None: the texts of the model's own run; a CSV, TSV or JSONL file with the columns text and
+        label, or a corpus, which are taken whole; a datamodule. `split` is train, val or test, of the own
+        texts and of a datamodule.
 
         Raises InputError for texts that cannot be had, and for a label that the model does not know.
         """
         given = labelled_data(self, data, split=split, batch_size=batch_size)
-        found = evaluate_classifier(self.net, progress(given.batches))
+        found = evaluate_classifier(self.loaded.net, progress(given.batches))
         return dataclasses.replace(found, data=given.name)

@@ -51,7 +51,7 @@ class LoadedClassifier:
         return self.tokenizer.eot_id
 
     @property
-    def task_state(self) -> dict[str, Any]:
+    def task(self) -> dict[str, Any]:
         """What a checkpoint says of the task."""
         return task_state(self.net.classifier, self.labels, self.max_length, self.padded_to)
 

@@ -24,9 +24,9 @@ from gptpl.config.instantiate import instantiate, locate
 from gptpl.data.labelled.corpora import LabelledCorpus
 from gptpl.errors import InputError
 from gptpl.model.protocol import context_length
+from gptpl.runs.evaluation_data import make_datamodule
 from gptpl.runs.loaded import load
 from gptpl.runs.models import Classifier, LanguageModel
-from gptpl.runs.own_data import make_datamodule
 from gptpl.text import table
 from gptpl.training.classifier_evaluation import ClassifierEvaluation
 
