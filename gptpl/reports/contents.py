@@ -1,26 +1,27 @@
 """What a report says, before it is written as HTML, Markdown or lines of a terminal."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gptpl.files.figures import COLOURS
 from gptpl.records.run_record import RunRecord
-from gptpl.reports.curves import curves_picture
-from gptpl.reports.drawing import Picture
-from gptpl.reports.finding import Failure
-from gptpl.reports.ranking import BY_LOSS, NO_CELLS, Criterion, Entry, Group, groups, measures
-from gptpl.reports.settings import (
-    MOST_AXES,
-    Axis,
-    Importance,
-    axes,
-    importance,
-    importance_picture,
-    parallel_picture,
+from gptpl.reports.pictures import MOST_AXES, Picture, curves_picture, importance_picture, parallel_picture
+from gptpl.reports.ranking import (
+    BY_LOSS,
+    COLUMNS,
+    Criterion,
+    Entry,
+    Failure,
+    Group,
+    digits,
+    groups,
+    measures,
+    whole,
 )
-from gptpl.reports.texts import digits, whole
+from gptpl.reports.settings import Importance, axes, importance
 from gptpl.text import NONE, setting_text
 
 FEWEST_LINES = 3
@@ -31,29 +32,28 @@ WINDOW_SETTINGS = ("data.max_length", "data.stride", "eval_val_batches", "data.b
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """The runs of one group.
-
-    Attributes:
-        group: the ranking.
-        columns: headings of the table after rank and run.
-        rows: each entry with its texts in these columns.
-        notes: what to know when reading the table.
-        curves: None without any evaluations.
-        importance: what settings matter, or why that cannot be said.
-        importance_bars: None without shares.
-        parallel: parallel coordinates; None for too few runs or settings.
-        parallel_note: what is not drawn.
-    """
+    """The runs of one group; `notes` are what to know when reading the table."""
 
     group: Group
     columns: Sequence[str]
+    """Headings of the table after rank and run."""
     rows: Sequence[tuple[Entry, Sequence[str]]]
+    """Each entry with its texts in these columns."""
     notes: Sequence[str]
     curves: Picture | None
+    """None without any evaluations."""
     importance: Importance
     importance_bars: Picture | None
+    """None without shares."""
     parallel: Picture | None
+    """None for too few runs or settings."""
     parallel_note: str
+    """What is not drawn."""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All that there are."""
+        return [each for each in (self.curves, self.parallel, self.importance_bars) if each is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,36 +78,24 @@ def contents(
 ) -> Contents:
     """Ranks, measures and draws."""
     found = groups(records, failures, by)
-    sections = [_section(group, suffix=f"-{place}" if place else "") for place, group in enumerate(found)]
-    return Contents(
-        title=title,
-        facts=_facts(found, problems),
-        notes=_notes(found),
-        sections=sections,
-        samples=shared_prompts([entry for group in found for entry in group.entries]),
-        problems=problems,
-    )
-
-
-def _facts(found: Sequence[Group], problems: Sequence[str]) -> dict[str, str]:
     entries = [entry for group in found for entry in group.entries]
-    states: dict[str, int] = {}
-    for entry in entries:
-        states[entry.state] = states.get(entry.state, 0) + 1
-    facts = {"runs": f"{len(entries) + len(problems):,}"} | {name: str(n) for name, n in states.items()}
-    return facts | ({"damaged": str(len(problems))} if problems else {})
-
-
-def _notes(found: Sequence[Group]) -> list[str]:
+    states = Counter(entry.state for entry in entries) | Counter(damaged=len(problems))
     notes = []
-    if not any(entry.state == "finished" for group in found for entry in group.entries):
+    if not states["finished"]:
         notes.append("No run has finished: what follows is all there is.")
     if sum(bool(group.ranked) for group in found) > 1:
         notes.append(
             "These runs differ in their text, its split or the tokenizer. Losses in nats per token cannot be"
             " compared between them: each group has a ranking of its own."
         )
-    return notes
+    return Contents(
+        title=title,
+        facts={"runs": f"{states.total():,}"} | {name: str(n) for name, n in states.items()},
+        notes=notes,
+        sections=[_section(group, suffix=f"-{place}" if place else "") for place, group in enumerate(found)],
+        samples=shared_prompts(entries),
+        problems=problems,
+    )
 
 
 def _section(group: Group, *, suffix: str) -> Section:
@@ -119,48 +107,48 @@ def _section(group: Group, *, suffix: str) -> Section:
     order = [axis for axis, _ in weighed.shares]
     drawn = [*order, *(axis for axis in varied if axis not in order)]
     columns, rows = _table(group)
-    parallel = None
+    parallel = bars = None
     if drawn and len(runs) >= FEWEST_LINES:
         colours = [entry.colour for entry in finished]
         parallel = parallel_picture(
             drawn, values, colours, title=group.by.title, name=f"report-settings{suffix}"
         )
+    if weighed.shares:
+        bars = importance_picture(weighed.shares, name=f"report-importance{suffix}")
+    parallel_notes = [
+        f"{axis.name} stands for {', '.join(axis.together)} too, which change with it."
+        for axis in drawn[:MOST_AXES]
+        if axis.together
+    ]
+    if left := [axis.name for axis in drawn[MOST_AXES:]]:
+        parallel_notes.append(f"Not drawn: {', '.join(left)}.")
+    names = [axis.name for axis in drawn] or group.settings
     return Section(
         group=group,
         columns=columns,
         rows=rows,
         notes=_table_notes(group),
-        curves=curves_picture(
-            group, [axis.name for axis in drawn] or group.settings, name=f"report-curves{suffix}"
-        ),
+        curves=curves_picture(group, names, name=f"report-curves{suffix}"),
         importance=weighed,
-        importance_bars=importance_picture(weighed.shares, name=f"report-importance{suffix}")
-        if weighed.shares
-        else None,
+        importance_bars=bars,
         parallel=parallel,
-        parallel_note=_parallel_note(drawn),
+        parallel_note=" ".join(parallel_notes),
     )
 
 
 def _table(group: Group) -> tuple[list[str], list[tuple[Entry, list[str]]]]:
     """What it is ranked by, loss, how it ended, settings that differ, what it cost, and what went wrong."""
-    measured = {id(entry): measures(entry.run).cells() if entry.run else NO_CELLS for entry in group.entries}
-    costs = list(NO_CELLS)[2:]
+    by_value = group.by != BY_LOSS
     trials = any(entry.overrides for entry in group.entries)
     errors = any(entry.error for entry in group.entries)
-    columns = ["validation loss", "perplexity", "state", *group.settings, *costs]
+    columns = [group.by.title] * by_value + [*COLUMNS[:2], "state", *group.settings, *COLUMNS[2:]]
     columns += ["overrides"] * trials + ["error"] * errors
-    ranked_by_loss = group.by == BY_LOSS
-    columns = columns if ranked_by_loss else [group.by.title, *columns]
     rows = []
     for entry in group.entries:
-        cells = measured[id(entry)]
-        settings = [setting_text(value) for value in group.differing_settings(entry).values()]
-        row = [cells["validation loss"], cells["perplexity"], entry.state, *settings]
-        row = row if ranked_by_loss else [digits(entry.value), *row]
-        row += [cells[name] for name in costs]
-        row += [entry.overrides or NONE] * trials + [entry.error] * errors
-        rows.append((entry, row))
+        loss, perplexity, *costs = measures(entry.run)
+        settings = map(setting_text, group.differing_settings(entry).values())
+        row = [digits(entry.value)] * by_value + [loss, perplexity, entry.state, *settings, *costs]
+        rows.append((entry, row + [entry.overrides or NONE] * trials + [entry.error] * errors))
     return columns, rows
 
 
@@ -186,22 +174,9 @@ def _table_notes(group: Group) -> list[str]:
     return notes
 
 
-def _parallel_note(drawn: Sequence[Axis]) -> str:
-    parts = [
-        f"{axis.name} stands for {', '.join(axis.together)} too, which change with it."
-        for axis in drawn[:MOST_AXES]
-        if axis.together
-    ]
-    left = [axis.name for axis in drawn[MOST_AXES:]]
-    if left:
-        parts.append(f"Not drawn: {', '.join(left)}.")
-    return " ".join(parts)
-
-
 # --- the same prompt ------------------------------------------------------------------------------------
 
 MOST_TEXTS = len(COLOURS)
-LEFT_OUT = "Left out: {} of lower rank."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,32 +193,28 @@ class SharedPrompt:
 
 def shared_prompts(entries: Sequence[Entry]) -> list[SharedPrompt]:
     """The prompts and strategies that two runs or more have, or all of a single run, in the runs' order."""
-    runs = [entry for entry in entries if entry.run is not None]
-    found: dict[str, list[tuple[Entry, Mapping[str, Any]]]] = {}
-    for entry in runs:
-        for key, sample in _last_samples(entry).items():
-            found.setdefault(key, []).append((entry, sample))
-    needed = min(2, len(runs))
-    return [_shared(made) for made in found.values() if len(made) >= needed]
-
-
-def _last_samples(entry: Entry) -> dict[str, Mapping[str, Any]]:
-    samples = entry.run.samples() if entry.run is not None else []
-    return {
-        json.dumps([sample["prompt"], sample.get("strategy")], sort_keys=True): sample
-        for sample in samples
-        if isinstance(sample.get("prompt"), str) and isinstance(sample.get("continuation"), str)
-    }
-
-
-def _shared(made: Sequence[tuple[Entry, Mapping[str, Any]]]) -> SharedPrompt:
-    first = made[0][1]
-    return SharedPrompt(
-        prompt=first["prompt"],
-        strategy=_strategy_text(first.get("strategy")),
-        texts=[(entry, _when(sample), sample["continuation"]) for entry, sample in made[:MOST_TEXTS]],
-        left_out=max(len(made) - MOST_TEXTS, 0),
-    )
+    runs = [(entry, entry.run.samples()) for entry in entries if entry.run is not None]
+    found: dict[str, dict[str, tuple[Entry, Mapping[str, Any]]]] = {}
+    for entry, samples in runs:
+        for sample in samples:
+            if isinstance(sample.get("prompt"), str) and isinstance(sample.get("continuation"), str):
+                key = json.dumps([sample["prompt"], sample.get("strategy")], sort_keys=True)
+                found.setdefault(key, {})[entry.name] = entry, sample  # the last one stays
+    shared = []
+    for made in found.values():
+        if len(made) >= min(2, len(runs)):
+            [(_, first), *_] = made.values()
+            shared.append(
+                SharedPrompt(
+                    prompt=first["prompt"],
+                    strategy=_strategy_text(first.get("strategy")),
+                    texts=[(entry, _when(sample), sample["continuation"]) for entry, sample in made.values()][
+                        :MOST_TEXTS
+                    ],
+                    left_out=max(len(made) - MOST_TEXTS, 0),
+                )
+            )
+    return shared
 
 
 def _when(sample: Mapping[str, Any]) -> str:
@@ -254,12 +225,10 @@ def _when(sample: Mapping[str, Any]) -> str:
 def _strategy_text(strategy: Any) -> str:
     if not isinstance(strategy, dict):
         return ""
-    if strategy.get("temperature") == 0 and not any(
-        value for name, value in strategy.items() if name != "temperature"
-    ):
+    if strategy.get("temperature") == 0 and not any({**strategy, "temperature": 0}.values()):
         return "greedy"
-    given = {name: value for name, value in strategy.items() if value is not None}
     return ", ".join(
         f"{name} {setting_text(value if isinstance(value, bool | int | float) else str(value))}"
-        for name, value in given.items()
+        for name, value in strategy.items()
+        if value is not None
     )

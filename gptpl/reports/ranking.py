@@ -1,37 +1,123 @@
-"""Runs whose losses can be compared, ranked, and what each reached and cost."""
+"""The runs and failed trials in folders, ranked where their losses can be compared, with what each cost."""
 
+import csv
 import math
+import os
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from gptpl.errors import InputError
 from gptpl.files.figures import GREY, colour
-from gptpl.records.run_record import LOSS, Mode, RunRecord
+from gptpl.records.run_record import LOSS, Mode, RunError, RunRecord, find_runs, is_run, read_run
 from gptpl.records.settings import Setting, differing
-from gptpl.reports.finding import Failure
-from gptpl.reports.texts import digits, gigabytes, whole
+from gptpl.records.sweep_folder import RESULTS_FILE
 from gptpl.text import NONE, duration_text
+
+# --- what folders hold ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A trial that failed.
+
+    `folder` is where its run is or would be. Where a run with the same folder is reported, it is the one row,
+    and has this error if it has none of its own; elsewhere the failure is a row without losses.
+    """
+
+    folder: Path
+    overrides: str
+    state: str = "failed"
+    error: str = ""
+
+
+def find(folders: Sequence[Path]) -> tuple[list[RunRecord], list[Failure], list[str]]:
+    """All runs and failed trials in folders or below, each once, and what could not be read.
+
+    Raises InputError for a folder that has neither.
+    """
+    records: dict[Path, RunRecord | None] = {}
+    failed: dict[Path, Failure] = {}
+    problems = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is a file: give a run's folder, or one with runs in it")
+        runs, failures = find_runs(folder), []
+        try:
+            failures = find_failures(folder)
+        except RunError as error:
+            problems.append(str(error))
+        if not runs and not failures:
+            raise InputError(f"{folder} holds no run: give a run's folder, or one with runs in it")
+        for path in runs:
+            if path.resolve() not in records:
+                records[path.resolve()] = None
+                try:
+                    records[path.resolve()] = read_run(path)
+                except RunError as error:
+                    problems.append(str(error))
+        for failure in failures:
+            failed.setdefault(failure.folder.resolve(), failure)
+    return [run for run in records.values() if run is not None], list(failed.values()), problems
+
+
+def find_failures(folder: Path) -> list[Failure]:
+    """The trials with an error, and those without a run, of all sweeps in a folder or below it.
+
+    Raises RunError where a sweep's table is damaged.
+    """
+    failures = []
+    for path, below, files in os.walk(folder):
+        if is_run(Path(path)):
+            below.clear()
+            continue
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if RESULTS_FILE in files:
+            failures += _failures_of(Path(path))
+    return failures
+
+
+def _failures_of(sweep: Path) -> list[Failure]:
+    path = sweep / RESULTS_FILE
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (ValueError, csv.Error) as error:
+        raise RunError(f"{path} is damaged: restore it, or remove it") from error
+    if not rows or not {"trial", "overrides", "error"} <= rows[0].keys():
+        return []  # a table of the same name that is not a sweep's
+    failures = []
+    for row in rows:
+        trial = _trial_folder(sweep, row["trial"] or "")
+        error_text = row["error"] or ("" if is_run(trial) else f"it has no run in {trial}")
+        if error_text:
+            state = row.get("state") or "failed"
+            overrides = row["overrides"] or ""
+            failures.append(Failure(folder=trial, overrides=overrides, state=state, error=error_text))
+    return failures
+
+
+def _trial_folder(sweep: Path, trial: str) -> Path:
+    """The trial's own folder, which may be named by its number with something before it, as `trial-003`."""
+    own = sweep / trial
+    if own.is_dir() or not trial.isdecimal():
+        return own
+    ending = re.compile(rf"\D*0*{int(trial)}")
+    named = [child for child in sweep.iterdir() if child.is_dir() and ending.fullmatch(child.name)]
+    return named[0] if len(named) == 1 else own
+
+
+# --- ranking --------------------------------------------------------------------------------------------
 
 ORDER = ("init", "model", "task", "optimizer", "scheduler", "data", "tokenizer", "seed", "trainer")
 """Settings of these parts come first, in this order: what is learned before how long and how watched."""
 SPLIT_SETTINGS = (
-    "train_ratio",
-    "train_share",
-    "val_share",
-    "test_share",
-    "shuffle",
-    "split_seed",
-    "stratified",
-    "balance",
-    "duplicates",
-    "mask_instruction",
-    "too_long",
+    *("train_ratio", "train_share", "val_share", "test_share", "shuffle", "split_seed", "stratified"),
+    *("balance", "duplicates", "mask_instruction", "too_long"),
 )
 """Of `data`: with another one, other tokens are validated with."""
-NOT_SETTINGS = ("name",)
-"""Labels, by which nothing is learnt otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +138,7 @@ class Criterion:
         return 1 if self.mode == "min" else -1
 
     def best(self, run: RunRecord) -> float:
-        """The run's best value after the first step; NaN where none was measured."""
+        """The run's best value after the first step; NaN where no finite one was measured."""
         found = run.best_by(self.metric, self.mode)
         return math.nan if found is None else found.metrics[self.metric]
 
@@ -62,43 +148,32 @@ BY_LOSS = Criterion()
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A run, or a trial that left none.
+    """A run, or a trial that left none."""
 
-    Attributes:
-        label: its rank, with its group's letter where there are several groups; empty without a value.
-        name: its folder, as short as it can be among the others.
-        run: None for a trial that left no run.
-        value: best of the metric that runs are ranked by; NaN where there is none.
-        colour: of its curve; grey beyond the best ones and without a value.
-        state: how it ended.
-        error: what went wrong, if that is known.
-        overrides: of a trial that left no run, by which it differs from the others.
-    """
-
-    label: str
+    label: str = ""
+    """Its rank, with its group's letter where there are several groups; empty without a value."""
     name: str
-    run: RunRecord | None
-    value: float
-    colour: str
+    """Its folder, as short as it can be among the others."""
+    run: RunRecord | None = None
+    value: float = math.nan
+    """The best of the metric that runs are ranked by."""
+    colour: str = GREY
+    """That of its curve; grey beyond the best ones and without a value."""
     state: str
     error: str
     overrides: str = ""
+    """Of a trial that left no run, by which it differs from the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Entries with the same text, split and tokenizer, the best first, those without a value last.
-
-    Attributes:
-        title: text and tokenizer; empty where all entries are of one group.
-        entries: the ranking.
-        settings: names of those that differ between the runs of the group.
-        by: what the ranking is by.
-    """
+    """Entries with the same text, split and tokenizer, the best first, those without a value last."""
 
     title: str
+    """Text and tokenizer; empty where all entries are of one group."""
     entries: Sequence[Entry]
     settings: Sequence[str]
+    """Names of those that differ between the runs of the group."""
     by: Criterion
 
     @property
@@ -123,89 +198,55 @@ def groups(records: Sequence[RunRecord], failures: Sequence[Failure], by: Criter
     What has no value and does not tell its data either, is with the others where those are of one group.
     """
     names = _names([*(run.path for run in records), *(failure.folder for failure in failures)])
-    errors = {failure.folder.absolute(): failure for failure in failures}
+    failed = {failure.folder.absolute(): failure for failure in failures}
+    values = {run.path: by.best(run) for run in records}
+
+    def entry(run: RunRecord, label: str, place: int) -> Entry:
+        failure, value = failed.get(run.path.absolute()), values[run.path]
+        return Entry(
+            label=label if math.isfinite(value) else "",
+            name=names[run.path],
+            run=run,
+            value=value,
+            colour=colour(place) if math.isfinite(value) else GREY,
+            state="failed" if failure is not None and run.state == "unfinished" else run.state,
+            error=_error(run) or (failure.error if failure is not None else ""),
+        )
+
+    def group(title: str, letter: str, runs: Sequence[RunRecord], left: Sequence[Failure] = ()) -> Group:
+        ranks = {run.path: by.sign * values[run.path] for run in runs}
+        order = sorted(
+            runs,
+            key=lambda run: (
+                ranks[run.path] if math.isfinite(ranks[run.path]) else math.inf,
+                run.path.as_posix(),
+            ),
+        )
+        entries = [entry(run, f"{letter}{place + 1}", place) for place, run in enumerate(order)]
+        entries += [
+            Entry(name=names[each.folder], state=each.state, error=each.error, overrides=each.overrides)
+            for each in left
+        ]
+        return Group(title=title, entries=entries, settings=_settings(order), by=by)
+
     by_data: dict[str, list[RunRecord]] = {}
     for run in records:
         by_data.setdefault(_data_key(run), []).append(run)
     unknown = by_data.pop("", [])
-    kinds = sorted(by_data.values(), key=lambda runs: -len(runs))
+    kinds = sorted(by_data.values(), key=len, reverse=True)
     known = {run.path.absolute() for run in records}
     left = [failure for failure in failures if failure.folder.absolute() not in known]
-    if len(kinds) <= 1 and not (kinds and any(math.isfinite(by.best(run)) for run in unknown)):
-        everything = [*(kinds[0] if kinds else []), *unknown]
-        one = _group("", "", everything, left, names=names, errors=errors, by=by)
+    if len(kinds) <= 1 and not (kinds and any(math.isfinite(values[run.path]) for run in unknown)):
+        one = group("", "", [*(kinds[0] if kinds else []), *unknown], left)
         return [one] if one.entries else []
     letters = [chr(ord("A") + place) if place < 26 else f"Z{place}-" for place in range(len(kinds))]
     made = [
-        _group(f"Group {letter}: {_data_title(runs[0])}", letter, runs, [], names=names, errors=errors, by=by)
+        group(f"Group {letter}: {_data_title(runs[0])}", letter, runs)
         for letter, runs in zip(letters, kinds, strict=True)
     ]
     if unknown or left:
-        made.append(
-            _group(
-                "Data not known: this order may mean nothing",
-                "?",
-                unknown,
-                left,
-                names=names,
-                errors=errors,
-                by=by,
-            )
-        )
+        made.append(group("Data not known: this order may mean nothing", "?", unknown, left))
     return made
-
-
-def _group(
-    title: str,
-    letter: str,
-    runs: Sequence[RunRecord],
-    left: Sequence[Failure],
-    *,
-    names: dict[Path, str],
-    errors: dict[Path, Failure],
-    by: Criterion,
-) -> Group:
-    values = {run.path: by.best(run) for run in runs}
-
-    def rank(run: RunRecord) -> tuple[bool, float, str]:
-        value = values[run.path]
-        missing = math.isnan(value)
-        return missing, 0.0 if missing else by.sign * value, run.path.as_posix()
-
-    order = sorted(runs, key=rank)
-    entries = [
-        _entry(run, values[run.path], place, letter, names[run.path], errors.get(run.path.absolute()))
-        for place, run in enumerate(order)
-    ]
-    entries += [
-        Entry(
-            label="",
-            name=names[failure.folder],
-            run=None,
-            value=math.nan,
-            colour=GREY,
-            state=failure.state,
-            error=failure.error,
-            overrides=failure.overrides,
-        )
-        for failure in left
-    ]
-    return Group(title=title, entries=entries, settings=_settings(order), by=by)
-
-
-def _entry(
-    run: RunRecord, value: float, place: int, letter: str, name: str, failure: Failure | None
-) -> Entry:
-    ranked = math.isfinite(value)
-    return Entry(
-        label=f"{letter}{place + 1}" if ranked else "",
-        name=name,
-        run=run,
-        value=value,
-        colour=colour(place) if ranked else GREY,
-        state="failed" if failure is not None and run.state == "unfinished" else run.state,
-        error=_error(run) or (failure.error if failure is not None else ""),
-    )
 
 
 def _settings(runs: Sequence[RunRecord]) -> list[str]:
@@ -216,45 +257,38 @@ def _settings(runs: Sequence[RunRecord]) -> list[str]:
         return ORDER.index(first) if first in ORDER else len(ORDER)
 
     names = differing([run.settings for run in runs])
-    return sorted((name for name in names if name not in NOT_SETTINGS), key=part)
-
-
-def _part(run: RunRecord, name: str) -> dict[str, Any]:
-    part = run.record.get(name)
-    return part if isinstance(part, dict) else {}
+    return sorted((name for name in names if name != "name"), key=part)
 
 
 def _data_key(run: RunRecord) -> str:
     """The same for runs that validate with the same tokens; empty where the run does not tell."""
-    data, tokenizer = _part(run, "data").get("sha256"), _part(run, "tokenizer").get("sha256")
+    data, tokenizer = run.entry("data", "sha256"), run.entry("tokenizer", "sha256")
     return repr((data, tokenizer, _split_settings(run))) if data or tokenizer else ""
 
 
-def _split_settings(run: RunRecord) -> dict[str, Any]:
+def _split_settings(run: RunRecord) -> dict[str, Setting]:
     """What decides, beside the text, which tokens are validated with; as far as the run's data have it."""
-    found = {name: run.settings.get(f"data.{name}") for name in SPLIT_SETTINGS}
-    return {name: value for name, value in found.items() if value is not None}
+    settings = run.settings
+    return {name: settings[f"data.{name}"] for name in SPLIT_SETTINGS if f"data.{name}" in settings}
 
 
 def _data_title(run: RunRecord) -> str:
-    data, tokenizer = _part(run, "data"), _part(run, "tokenizer")
-    sha = str(data.get("sha256", "?"))[:8]
-    settings = _split_settings(run) or {"train_ratio": "?"}
-    split = "".join(f", {name} {value}" for name, value in settings.items())
-    tokens = tokenizer.get("vocab_size", "?")
+    def of(part: str, name: str) -> str:
+        return str(run.entry(part, name) or "?")
+
+    split = "".join(
+        f", {name} {value}" for name, value in (_split_settings(run) or {"train_ratio": "?"}).items()
+    )
     return (
-        f"text {data.get('name', '?')} ({sha}), tokenizer {tokenizer.get('name', '?')} of {tokens} tokens"
-        f"{split}"
+        f"text {of('data', 'name')} ({of('data', 'sha256')[:8]}), tokenizer {of('tokenizer', 'name')} of"
+        f" {of('tokenizer', 'vocab_size')} tokens{split}"
     )
 
 
 def _error(run: RunRecord) -> str:
-    for state, key in (("failed", "error"), ("stopped", "reason")):
-        if run.state == state:
-            part = _part(run, state)
-            at = f" (after step {part['step']})" if "step" in part else ""
-            return f"{part.get(key, '')}{at}".strip()
-    return ""
+    text = run.entry(run.state, "error" if run.state == "failed" else "reason")
+    step = run.entry(run.state, "step")
+    return f"{text or ''}{'' if step is None else f' (after step {step})'}".strip()
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
@@ -270,84 +304,51 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
 
 # --- what a run reached and cost ------------------------------------------------------------------------
 
-
-@dataclass(frozen=True, kw_only=True)
-class Measures:
-    """Of one run.
-
-    Attributes:
-        loss: best validation loss, nats per token.
-        last_loss: the last validation loss.
-        tokens: seen in training.
-        seconds: of training; of a resumed run without the parts that were killed.
-        resumed: whether it was resumed.
-        tokens_per_second: the median over the logged steps.
-        peak_memory_bytes: of the process or the CUDA device.
-        parameters: of the model.
-    """
-
-    loss: float
-    last_loss: float
-    tokens: float
-    seconds: float
-    resumed: bool
-    tokens_per_second: float
-    peak_memory_bytes: float
-    parameters: float
-
-    @property
-    def perplexity(self) -> float:
-        """Of the best validation loss."""
-        return math.exp(self.loss) if self.loss < 700 else math.nan
-
-    def cells(self) -> dict[str, str]:
-        """Column -> text."""
-        return {
-            "validation loss": digits(self.loss),
-            "perplexity": digits(self.perplexity),
-            "last loss": digits(self.last_loss),
-            "tokens": whole(self.tokens),
-            "time": duration_text(self.seconds)
-            + ("*" if self.resumed and math.isfinite(self.seconds) else ""),
-            "tokens/s": digits(self.tokens_per_second),
-            "peak memory": gigabytes(self.peak_memory_bytes),
-            "parameters": whole(self.parameters),
-        }
-
-
-NO_CELLS = dict.fromkeys(
-    (
-        "validation loss",
-        "perplexity",
-        "last loss",
-        "tokens",
-        "time",
-        "tokens/s",
-        "peak memory",
-        "parameters",
-    ),
-    NONE,
+COLUMNS = (
+    *("validation loss", "perplexity", "last loss", "tokens", "time", "tokens/s", "peak memory"),
+    "parameters",
 )
-"""The columns, for what left no run."""
 
 
-def measures(run: RunRecord) -> Measures:
-    """Reads them from the run's files."""
+def measures(run: RunRecord | None) -> list[str]:
+    """The texts of COLUMNS, read from a run's files. The time of a resumed run has a star."""
+    if run is None:
+        return [NONE] * len(COLUMNS)
+    loss = BY_LOSS.best(run)
     speeds = [row["train/tokens_per_second"] for row in run.rows if "train/tokens_per_second" in row]
-    tokens = [row["train/tokens_seen"] for row in run.rows if "train/tokens_seen" in row]
-    seen = max([*tokens, *(each.tokens_seen for each in run.evaluations)], default=math.nan)
-    return Measures(
-        loss=BY_LOSS.best(run),
-        last_loss=math.nan if run.last is None else run.last.val_loss,
-        tokens=_recorded(run, "tokens_seen") if "tokens_seen" in run.record else seen,
-        seconds=_recorded(run, "seconds"),
-        resumed=bool(run.record.get("resumed")),
-        tokens_per_second=statistics.median(speeds) if speeds else math.nan,
-        peak_memory_bytes=_recorded(run, "peak_memory_bytes"),
-        parameters=_recorded(run, "parameters"),
-    )
+    logged = [row["train/tokens_seen"] for row in run.rows if "train/tokens_seen" in row]
+    seen = max([*logged, *(each.tokens_seen for each in run.evaluations)], default=math.nan)
+    seconds = run.record.get("seconds", math.nan)
+    return [
+        digits(loss),
+        digits(math.exp(loss) if loss < 700 else math.nan),
+        digits(math.nan if run.last is None else run.last.val_loss),
+        whole(run.record.get("tokens_seen", seen)),
+        duration_text(seconds) + ("*" if run.record.get("resumed") and math.isfinite(seconds) else ""),
+        digits(statistics.median(speeds) if speeds else math.nan),
+        gigabytes(run.record.get("peak_memory_bytes", math.nan)),
+        whole(run.record.get("parameters", math.nan)),
+    ]
 
 
-def _recorded(run: RunRecord, name: str) -> float:
-    value = run.record.get(name)
-    return float(value) if isinstance(value, int | float) else math.nan
+def digits(value: float, count: int = 4) -> str:
+    """So many significant digits, thousands separated: 3.026, 20.61, 12,350."""
+    if not math.isfinite(value):
+        return NONE
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e15:
+        return f"{value:.{count - 1}e}"
+    places = count - 1 - math.floor(math.log10(abs(value)))
+    rounded = round(value, places)
+    return f"{rounded:,.{max(places, 0)}f}" if abs(value) >= 1e-4 else f"{value:.{count}g}"
+
+
+def whole(value: float) -> str:
+    """A count: 15,360."""
+    return f"{round(value):,}" if math.isfinite(value) else NONE
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in units of 10^9."""
+    return f"{digits(size / 1e9, 3)} GB" if math.isfinite(size) else NONE

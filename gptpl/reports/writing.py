@@ -1,24 +1,21 @@
 """A report as one HTML document, as Markdown with its pictures, and as lines of a terminal."""
 
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from string import Template
+
+import jinja2
 
 from gptpl.errors import InputError
 from gptpl.files.whole import write_atomically
+from gptpl.records.listing import find_run
 from gptpl.records.run_record import RunError, RunRecord, has_tags, parse_yaml, read_mapping
 from gptpl.records.sweep_folder import SWEEP_FILE
-from gptpl.reports.contents import LEFT_OUT, Contents, Section, SharedPrompt, contents
-from gptpl.reports.drawing import Picture
-from gptpl.reports.finding import Failure, find
-from gptpl.reports.ranking import BY_LOSS, Criterion, Entry
-from gptpl.reports.texts import for_html, for_markdown, markdown_block
-from gptpl.text import one_line, shortened
-
-PAGE_FILE, MARKDOWN_FILE = "report.html", "report.md"
+from gptpl.reports.contents import Contents, Section, contents
+from gptpl.reports.ranking import BY_LOSS, Criterion, Failure, find
+from gptpl.text import one_line, printable, shortened, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,74 +32,33 @@ class Written:
         return self.contents.problems
 
 
-def write_report_of(
-    folders: Sequence[Path],
-    output: Path | None = None,
-    *,
-    by: Criterion | None = None,
-    tags: Sequence[str] = (),
+def report(
+    *runs: str | Path, output: str | Path | None = None, by: Criterion | None = None, tags: Sequence[str] = ()
 ) -> Written:
-    """Compares all runs in folders or below them, failed trials of sweeps included.
+    """Compares runs, failed trials of sweeps included, as a web page and as Markdown.
 
     Args:
-        folders: of runs, or with runs in them.
-        output: where the report goes; None: a single folder itself, or for several the present one.
+        runs: runs by folder or name (`quick/latest`), or folders with runs in them.
+        output: folder of the files; None: that of a single run, or else the present one.
         by: what runs are ranked by; None: what the folders' sweeps say, or else the validation loss.
-        tags: only runs that have all of these.
+        tags: only the runs that have all of these.
 
-    Raises InputError for a folder without runs, and where `output` is a file.
+    Raises InputError where there is no run, and where `output` is a file.
     """
-    if not folders:
+    if not runs:
         raise InputError("no run is given: give a run's folder, or one with runs in it")
-    if output is None:
-        output = folders[0] if len(folders) == 1 else Path()
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output={output} is a file: give a folder")
-    found = find(folders)
-    records = [record for record in found.records if has_tags(record, tags)]
+    folders = [path if (path := Path(run).expanduser()).is_dir() else find_run(run) for run in runs]
+    alone = folders[0].resolve() if len(folders) == 1 else None
+    folder = Path(output).expanduser() if output is not None else folders[0] if alone else Path()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output={folder} is a file: give a folder")
+    records, failures, problems = find(folders)
+    records = [record for record in records if has_tags(record, tags)]
     if tags and not records:
         raise InputError(f"no run has tag={','.join(tags)}: give others, see gptpl runs list")
-    path = folders[0].resolve()
-    title = f"{path.parent.name}/{path.name}"
-    return write_report(
-        records,
-        found.failures,
-        output,
-        title if len(folders) == 1 else f"{len(folders)} folders of runs compared",
-        problems=found.problems,
-        by=by or _criterion(folders),
-    )
-
-
-def write_report(
-    records: Sequence[RunRecord],
-    failures: Sequence[Failure],
-    folder: Path,
-    title: str,
-    *,
-    problems: Sequence[str] = (),
-    by: Criterion = BY_LOSS,
-) -> Written:
-    """Compares runs in `report.html`, and in `report.md` with its pictures `report-*.png`.
-
-    Args:
-        records: runs in any state, as `read_run` reads them; also none at all.
-        failures: what sweeps tell of failed trials, with or without a run, as `find_failures` finds it.
-        folder: where the files go; made where it is not there. Each file appears or is replaced in one move.
-        title: heading.
-        problems: what could not be read, a line each.
-        by: what runs are ranked by.
-    """
-    report = contents(records, failures, title=title, problems=problems, by=by)
-    folder.mkdir(parents=True, exist_ok=True)
-    for section in report.sections:
-        for picture in (section.curves, section.parallel, section.importance_bars):
-            if picture is not None:
-                write_atomically(folder / f"{picture.name}.png", picture.png)
-    page, markdown = folder / PAGE_FILE, folder / MARKDOWN_FILE
-    write_atomically(markdown, as_markdown(report))
-    write_atomically(page, as_html(report))
-    return Written(page=page, markdown=markdown, contents=report)
+    title = f"{alone.parent.name}/{alone.name}" if alone else f"{len(folders)} folders of runs compared"
+    by = by or _criterion(folders)
+    return write_report(records, failures, folder, title, problems=problems, by=by)
 
 
 def _criterion(folders: Sequence[Path]) -> Criterion:
@@ -120,172 +76,64 @@ def _criterion(folders: Sequence[Path]) -> Criterion:
     return said.pop() if len(said) == 1 else BY_LOSS
 
 
-# --- HTML: no network, no script, no other file ---------------------------------------------------------
+def write_report(
+    records: Sequence[RunRecord],
+    failures: Sequence[Failure],
+    folder: Path,
+    title: str,
+    *,
+    problems: Sequence[str] = (),
+    by: Criterion = BY_LOSS,
+) -> Written:
+    """Compares runs in `report.html`, and in `report.md` with its pictures `report-*.png`.
 
-LONG_COLUMNS = ("overrides", "error")
-LONG = 24
-"""Longer texts are wrapped."""
-
-
-BLANK = '<div class="faint">(nothing but white space)</div>'
-
-
-def as_html(report: Contents) -> str:
-    """The document. Whatever characters come from the runs, they are shown and never act as HTML."""
-    page = resources.files("gptpl.reports").joinpath("page.html").read_text(encoding="utf-8")
-    return Template(page).substitute(
-        title=for_html(report.title),
-        facts="".join(
-            f"<div><dt>{for_html(name)}</dt><dd>{for_html(value)}</dd></div>"
-            for name, value in report.facts.items()
-        ),
-        body="\n".join(_page_body(report)),
-    )
-
-
-def _page_body(report: Contents) -> Iterator[str]:
-    yield from (f'<p class="note">{for_html(note)}</p>' for note in report.notes)
-    if report.problems:
-        items = "".join(f"<li>{for_html(problem)}</li>" for problem in report.problems)
-        yield f'<h2>Runs that could not be read</h2><ul class="errors">{items}</ul>'
+    The runs may be in any state, or none at all; `problems` is what could not be read. The folder is made
+    where it is not there; each file appears or is replaced in one move.
+    """
+    report = contents(records, failures, title=title, problems=problems, by=by)
+    folder.mkdir(parents=True, exist_ok=True)
     for section in report.sections:
-        yield from _page_section(section)
-    if report.samples:
-        yield "<h2>The same prompt, continued by each run</h2>"
-    yield from map(_page_prompt, report.samples)
+        for picture in section.pictures:
+            write_atomically(folder / f"{picture.name}.png", picture.png)
+    page, markdown = folder / "report.html", folder / "report.md"
+    write_atomically(markdown, _filled("report.md", report, as_markdown))
+    write_atomically(page, _filled("report.html", report, printable, autoescape=True))
+    return Written(page=page, markdown=markdown, contents=report)
 
 
-def _page_section(section: Section) -> Iterator[str]:
-    yield f"<h2>{for_html(section.group.title or 'Ranking')}</h2>"
-    yield _page_table(section)
-    yield from (f'<p class="faint">{for_html(note)}</p>' for note in section.notes)
-    if section.curves is not None:
-        yield "<h3>Learning curves</h3>" + _figure(section.curves)
-    if section.parallel is not None:
-        yield "<h3>Settings and losses</h3>" + _figure(section.parallel)
-        if section.parallel_note:
-            yield f'<p class="faint">{for_html(section.parallel_note)}</p>'
-    if len(section.group.runs) > 1:
-        yield "<h3>Importance of the settings</h3>"
-        if section.importance_bars is not None:
-            yield _figure(section.importance_bars)
-        yield f'<p class="faint">{for_html(section.importance.note)}</p>'
+# --- HTML and Markdown: the page needs no network, no script, no other file ----------------------------
 
 
-def _page_table(section: Section) -> str:
-    """The columns of words, which are long, are rows of their own below those that have any."""
-    kept = [place for place, name in enumerate(section.columns) if name not in LONG_COLUMNS]
-    heads = "".join(f"<th>{_breakable(name)}</th>" for name in ("run", *(section.columns[i] for i in kept)))
-    rows = []
-    for entry, cells in section.rows:
-        texts = "".join(_cell(cells[i]) for i in kept)
-        rows.append(f'<tr><th scope="row">{_who(entry)}</th>{texts}</tr>')
-        said = ": ".join(for_html(text) for text in (entry.overrides, entry.error) if text)
-        if said:
-            rows.append(f'<tr class="said"><td colspan="{len(kept) + 1}"><div>{said}</div></td></tr>')
-    body = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="wide"><table>{body}</table></div>'
+def _filled(name: str, report: Contents, shown: Callable[[str], str], *, autoescape: bool = False) -> str:
+    """A template, in which every value that is not marked as `safe` passes through `shown`.
 
-
-def _cell(text: str) -> str:
-    long = ' class="long"' if len(text) > LONG else ""
-    return f"<td{long}>{for_html(text)}</td>"
-
-
-def _breakable(name: str) -> str:
-    return for_html(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
-
-
-def _who(entry: Entry) -> str:
-    """Colour, rank and name."""
-    swatch = f'<i class="swatch" style="background:{entry.colour}"></i>' if entry.label else ""
-    return f"{swatch}<b>{for_html(entry.label)}</b> {for_html(entry.name)}"
-
-
-def _figure(picture: Picture) -> str:
-    parts = [
-        f'<div class="{shape}-figure" role="img" aria-label="{for_html(picture.alt)}">{svg}</div>'
-        for shape, svg in (("wide", picture.wide), ("narrow", picture.narrow))
-    ]
-    return f"<figure>{''.join(parts)}</figure>"
-
-
-def _page_prompt(shared: SharedPrompt) -> str:
-    cards = "".join(
-        f'<div class="card"><div>{_who(entry)} <span class="faint">{for_html(when)}</span></div>'
-        f'<pre><span class="faint">{for_html(shared.prompt)}</span>{for_html(text)}</pre>'
-        f"{'' if text.strip() else BLANK}</div>"
-        for entry, when, text in shared.texts
+    Whatever characters come from the runs, they are shown and never act.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gptpl.reports", "."),
+        undefined=jinja2.StrictUndefined,
+        autoescape=autoescape,
+        finalize=lambda value: value if hasattr(value, "__html__") else shown(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    rest = f'<p class="faint">{LEFT_OUT.format(shared.left_out)}</p>' if shared.left_out else ""
-    return f'<h3>{for_html(shared.strategy or "sampled")}</h3><div class="cards">{cards}</div>{rest}'
+    environment.filters |= {"printable": printable, "markdown": as_markdown, "block": _block}
+    return environment.get_template(name).render(report=report)
 
 
-# --- Markdown -------------------------------------------------------------------------------------------
+def as_markdown(text: str) -> str:
+    """The text on one line of Markdown, also in a cell of a table: none of it acts."""
+    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", escaped)
 
 
-def as_markdown(report: Contents) -> str:
-    """The text; a blank line between any two parts."""
-    return "\n\n".join(_parts(report)) + "\n"
+def _block(text: str) -> str:
+    """A block of code in Markdown.
 
-
-def _parts(report: Contents) -> Iterator[str]:
-    yield f"# {for_markdown(report.title)}"
-    yield ", ".join(f"{name}: {for_markdown(value)}" for name, value in report.facts.items())
-    yield from (f"**{for_markdown(note)}**" for note in report.notes)
-    if report.problems:
-        yield "## Runs that could not be read"
-        yield "\n".join(f"- {for_markdown(problem)}" for problem in report.problems)
-    for section in report.sections:
-        yield from _section(section)
-    if report.samples:
-        yield "## The same prompt, continued by each run"
-    for shared in report.samples:
-        yield from _prompt(shared)
-
-
-def _section(section: Section) -> Iterator[str]:
-    yield f"## {for_markdown(section.group.title or 'Ranking')}"
-    yield _table(section)
-    yield from map(for_markdown, section.notes)
-    if section.curves is not None:
-        yield "### Learning curves"
-        yield _image(section.curves)
-    if section.parallel is not None:
-        yield "### Settings and losses"
-        yield _image(section.parallel)
-        if section.parallel_note:
-            yield for_markdown(section.parallel_note)
-    if len(section.group.runs) > 1:
-        yield "### Importance of the settings"
-        if section.importance_bars is not None:
-            yield _image(section.importance_bars)
-        yield for_markdown(section.importance.note)
-
-
-def _table(section: Section) -> str:
-    rows = [["#", "run", *section.columns]]
-    rows += [[entry.label, entry.name, *cells] for entry, cells in section.rows]
-    lines = ["| " + " | ".join(map(for_markdown, row)) + " |" for row in rows]
-    lines.insert(1, "|" + " --- |" * len(rows[0]))
-    return "\n".join(lines)
-
-
-def _image(picture: Picture) -> str:
-    return f"![{for_markdown(picture.alt)}]({picture.name}.png)"
-
-
-def _prompt(shared: SharedPrompt) -> Iterator[str]:
-    how = f" ({for_markdown(shared.strategy)})" if shared.strategy else ""
-    yield f"### Prompt{how}"
-    yield markdown_block(shared.prompt)
-    for entry, when, text in shared.texts:
-        yield f"**{for_markdown(' '.join(filter(None, (entry.label, entry.name))))}**" + (
-            f", {when}" if when else ""
-        )
-        yield markdown_block(text)
-    if shared.left_out:
-        yield LEFT_OUT.format(shared.left_out)
+    Indented rather than fenced: a text can hold a fence, but cannot leave its indentation.
+    """
+    return "\n".join("    " + line for line in (printable(text).split("\n") or [""]))
 
 
 # --- terminal -------------------------------------------------------------------------------------------
@@ -303,27 +151,20 @@ def terminal_lines(report: Contents) -> list[str]:
     lines += [one_line(note) for note in report.notes]
     for section in report.sections:
         lines += ["", one_line(section.group.title)] if section.group.title else []
-        lines += [shortened_line(line, width) for line in _terminal_table(section)]
+        for line in _terminal_table(section):
+            lines.append(line if len(line) <= width else line[: width - 1] + "\N{HORIZONTAL ELLIPSIS}")
         if len(section.rows) > MOST_ROWS:
             lines.append(f"... and {len(section.rows) - MOST_ROWS} more in the report")
     return lines
-
-
-def shortened_line(line: str, width: int) -> str:
-    """The line with its spaces, cut where it would wrap."""
-    return line if len(line) <= width else line[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _terminal_table(section: Section) -> list[str]:
     names = list(section.columns)
     first = list(dict.fromkeys([0, *(names.index(name) for name in FIRST)]))  # 0: what they are ranked by
     kept = [*first, *(i for i, name in enumerate(names) if i and name not in (*FIRST, *NOT_IN_TERMINAL))]
-    rows = [["#", "run", *(section.columns[place].rpartition(".")[2] for place in kept)]]
+    rows = [["#", "run", *(names[place].rpartition(".")[2] for place in kept)]]
     for entry, cells in section.rows[:MOST_ROWS]:
         rows.append(
             [entry.label, shortened(entry.name, 30), *(shortened(cells[place], 40) for place in kept)]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    return table(rows)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gptpl.reports.texts import digits, gigabytes, whole
+from gptpl.reports.ranking import digits, gigabytes, whole
 
 
 @pytest.mark.parametrize(

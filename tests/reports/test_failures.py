@@ -3,7 +3,7 @@
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.reports.finding import find_failures
+from gptpl.reports.ranking import find_failures
 
 HEADER = "trial,overrides,state,best_val_loss,val_loss,error\n"
 

@@ -72,7 +72,7 @@ def test_settings_that_change_together_are_one_axis(memory_run):
     found = axes(["optimizer.width", "optimizer.heads", "optimizer.lr"], runs)
     assert [(axis.name, axis.together) for axis in found] == [
         ("optimizer.width", ["optimizer.heads"]),
-        ("optimizer.lr", []),
+        ("optimizer.lr", ()),
     ]
     assert found[0].title == "optimizer.width (+1)"
 

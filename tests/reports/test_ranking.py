@@ -4,8 +4,7 @@ import math
 from pathlib import Path
 
 from gptpl.files.figures import COLOURS, GREY
-from gptpl.reports.finding import Failure
-from gptpl.reports.ranking import groups
+from gptpl.reports.ranking import Failure, groups
 
 
 def test_the_lowest_validation_loss_comes_first_and_no_loss_last(make_run):

@@ -10,7 +10,8 @@ import pytest
 
 from gptpl.errors import InputError
 from gptpl.files.figures import COLOURS
-from gptpl.reports import Criterion, Failure, write_report, write_report_of
+from gptpl.reports import Criterion, Failure, write_report
+from gptpl.reports import report as report_on
 
 VOID = {"meta", "br", "wbr", "img", "hr", "input", "link"}
 EVIL = "<script>alert(1)</script> | `x` $y$ ![a](http://evil.example/x.png) \x1b[31m \u202e &amp;"
@@ -240,13 +241,13 @@ def test_folders_are_reported_with_what_was_written_and_found(make_run, tmp_path
     make_run("runs/b", [5.5, 2.0], csv=False)
     make_run("runs/c", [5.5, 2.5])
     (tmp_path / "runs/c/run.json").write_text("{")
-    written = write_report_of([tmp_path / "runs", tmp_path / "runs/a"], tmp_path / "out")
+    written = report_on(tmp_path / "runs", tmp_path / "runs/a", output=tmp_path / "out")
     assert written.page == tmp_path / "out/report.html"
     assert [entry.name for entry, _ in written.contents.sections[0].rows] == ["b", "a"]
     assert (tmp_path / "out/report-curves.png").exists()
     [problem] = written.problems
     assert "c/run.json is damaged" in problem
-    alone = write_report_of([tmp_path / "runs/a"])
+    alone = report_on(tmp_path / "runs/a")
     assert alone.page == tmp_path / "runs/a/report.html"
 
 
@@ -256,7 +257,7 @@ def test_folders_are_reported_with_what_was_written_and_found(make_run, tmp_path
 )
 def test_folders_without_runs_are_refused(folders, output, words, tmp_path):
     with pytest.raises(InputError, match=words):
-        write_report_of([tmp_path / name for name in folders], output)
+        report_on(*(tmp_path / name for name in folders), output=output)
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -267,7 +268,7 @@ def test_runs_are_ranked_by_any_metric_as_asked_or_as_their_sweep_says(make_run,
     by = Criterion(metric="val/f1", mode="max") if given else None
     if not given:
         (tmp_path / "s/sweep.yaml").write_text("metric: val/f1\nmode: max\n")
-    written = write_report_of([tmp_path / "s"], by=by)
+    written = report_on(tmp_path / "s", by=by)
     [section] = written.contents.sections
     assert [(entry.label, entry.name) for entry, _ in section.rows] == [("1", "c"), ("2", "a"), ("3", "b")]
     assert [entry.value for entry, _ in section.rows] == pytest.approx([0.4, 0.3, 0.2])

@@ -17,7 +17,7 @@ input; stopped by a signal 128 + its number.
 from gptpl.cli.arguments import parse
 from gptpl.cli.sweep_progress import Progress, say
 from gptpl.errors import InputError
-from gptpl.reports import Criterion, write_report_of
+from gptpl.reports import Criterion, report
 from gptpl.sweeps.sweep import sweep
 from gptpl.text import table
 
@@ -39,5 +39,5 @@ def run(arguments: list[str]) -> int:
     print(f"\ntable   {result.table}")
     if result.trials:
         by = Criterion(metric=result.search.metric, mode=result.search.mode)
-        print(f"report  {write_report_of([result.folder], by=by).page}")
+        print(f"report  {report(result.folder, by=by).page}")
     return result.status(say)
