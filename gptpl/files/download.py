@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from gptpl.errors import InputError
-from gptpl.files.durable import sync_folder
-from gptpl.files.hashes import record_file, recorded_sha256, sha256_of
+from gptpl.files.durable import record_file, recorded_sha256, sha256_of, sync_folder
 
 if TYPE_CHECKING:
     import requests

@@ -1,7 +1,35 @@
-"""Making a rename last."""
+"""Files that are there whole or not at all, the hashes beside them, and results kept as they come."""
 
+import hashlib
+import json
 import os
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from gptpl.errors import InputError
+
+
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
+    """Writes beside the file and renames; text as UTF-8, its line ends as they are.
+
+    A reader sees the file as it was or as it is; where several processes write it, the last one's content
+    stays. If `durable`, it also survives a power cut.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -13,3 +41,98 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def share(folder: Path) -> None:
+    """Gives a folder that was made for its owner alone, and its files, the permissions of new ones."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, read in parts."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_file(path: Path) -> Path:
+    """Where the hash of a file stands, in the form that `sha256sum --check` reads."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def recorded_sha256(path: Path) -> str | None:
+    """The hash that is recorded beside a file; None: there is none."""
+    try:
+        words = record_file(path).read_text(encoding="ascii", errors="replace").split()
+    except FileNotFoundError:
+        return None
+    return words[0] if words else None
+
+
+class PartialResults:
+    """A list of JSON values that come one by one, and become `output` when it is complete.
+
+    Until then the values stand in `<output>.partial`, JSON Lines, after a line that says what they are made
+    with; what has been added is on disk, also after a power cut. A last line that was torn is made anew.
+
+    Args:
+        output: the file to be; its folder must be there.
+        settings: what the values depend on, as plain data.
+
+    Raises InputError where `output` is there already, for a `.partial` of other settings, naming the first
+    that differs, and for one that is something else.
+    """
+
+    def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
+        self.output = output
+        self.path = output.with_name(output.name + ".partial")
+        if output.exists():
+            raise InputError(f"output={output} is there already: remove it, or give another output=")
+        if not output.parent.is_dir():
+            raise InputError(f"output={output} lies in no folder that there is: make {output.parent} first")
+        settings = json.loads(json.dumps(settings))  # as they will be read
+        self.values: list[Any] = []
+        if self.path.exists():
+            self.values = self._found(settings)
+        else:
+            write_atomically(self.path, _line({"settings": settings}), durable=True)
+
+    def _found(self, wanted: Mapping[str, Any]) -> list[Any]:
+        """What is there already; the file is cut behind the last whole line."""
+        whole = self.path.read_bytes().rpartition(b"\n")[0]
+        try:
+            header, *values = map(json.loads, whole.decode("utf-8").split("\n"))
+            settings = header["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.path} is damaged: remove it, and the work begins anew") from error
+        for name in sorted(settings.keys() | wanted.keys()):
+            if settings.get(name) != wanted.get(name):
+                texts = (json.dumps(each.get(name), ensure_ascii=False) for each in (settings, wanted))
+                old, new = (text if len(text) <= 40 else text[:37] + "..." for text in texts)
+                raise InputError(
+                    f"{self.path} was begun with another {name} ({old}, not {new}): remove it, or give"
+                    " another output="
+                )
+        os.truncate(self.path, len(whole) + 1)
+        return values
+
+    def add(self, values: Sequence[Any]) -> None:
+        """Appends values; they are on disk when it returns."""
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(map(_line, values)))
+            file.flush()
+            os.fsync(file.fileno())
+        self.values += values
+
+    def finish(self) -> None:
+        """Writes all values into the output, a JSON list, and removes the partial file."""
+        text = json.dumps(self.values, ensure_ascii=False, indent=4) + "\n"
+        write_atomically(self.output, text, durable=True)
+        self.path.unlink()
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptpl import __version__
 from gptpl.errors import InputError
+from gptpl.files.durable import sha256_of, write_atomically
 from gptpl.files.figures import figure_png
-from gptpl.files.hashes import sha256_of
-from gptpl.files.whole import write_atomically
 from gptpl.judging.figures import comparison_figure, scores_figure
 from gptpl.judging.judge import Judge, JudgeModel, NoJudge, Verdict
 from gptpl.judging.measures import (

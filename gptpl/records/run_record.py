@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from gptpl.errors import InputError
-from gptpl.files.whole import write_atomically
+from gptpl.files.durable import write_atomically
 from gptpl.records.settings import Setting, flat_settings
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from gptpl.errors import InputError
-from gptpl.files.whole import write_atomically
+from gptpl.files.durable import write_atomically
 from gptpl.records.listing import find_run
 from gptpl.records.run_record import RunError, RunRecord, has_tags, parse_yaml, read_mapping
 from gptpl.records.sweep_folder import SWEEP_FILE

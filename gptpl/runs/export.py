@@ -22,7 +22,7 @@ from gptpl.data.tokenizers import GPT2Tokenizer
 from gptpl.data.tokenizers.gpt2 import vocabulary_files
 from gptpl.data.tokenizers.hugging_face import write_tokenizer
 from gptpl.errors import InputError
-from gptpl.files.sharing import share
+from gptpl.files.durable import share
 from gptpl.model import GPTModel, count_parameters, empty_model
 from gptpl.model.low_rank import TARGETS
 from gptpl.model.protocol import gpt_model
@@ -44,12 +44,17 @@ from gptpl.training.lineage import LOSSES, generations
 from gptpl.training.loss import perplexity
 from gptpl.weights.adapter import FORMAT as ADAPTER
 from gptpl.weights.adapter import is_adapter
-from gptpl.weights.comparison import compare_logits, prompt_class_logits, prompt_logits
-from gptpl.weights.formats import FORMATS, is_foreign, open_model
-from gptpl.weights.hugging_face_classifier import write_classifier
-from gptpl.weights.model_files import RECORD_FILE, read_json, record_of
+from gptpl.weights.formats import (
+    FORMATS,
+    compare_logits,
+    is_foreign,
+    open_model,
+    prompt_class_logits,
+    prompt_logits,
+)
+from gptpl.weights.hugging_face import write_classifier
+from gptpl.weights.model_files import DTYPES, RECORD_FILE, read_json, record_of, write_json
 from gptpl.weights.published import checked_size
-from gptpl.weights.sources import DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +147,9 @@ def _write_model(
     if format == OWN:
         write_model(loaded, folder / EXPORTED)
     else:
-        FORMATS[format].write(net, folder, dtype=None, eot_id=tokenizer.eot_id)
-        _write_record(folder, record_of(folder, net.config, tokenizer.state(), loaded.lineage))
+        FORMATS[format].write(net, folder, eot_id=tokenizer.eot_id)
+        record = record_of(folder, net.config, tokenizer.state(), loaded.lineage)
+        write_json(folder / RECORD_FILE, record)
     if format == "hf":
         write_tokenizer(tokenizer, folder, context_length=net.config.context_length)
     if format == "openai-tf" and isinstance(tokenizer, GPT2Tokenizer):
@@ -171,10 +177,6 @@ def _cast(net: GPTModel, dtype: str) -> GPTModel:
     return copy.eval()
 
 
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
 # ------------------------------------------------------------------------------------------------ classifiers
 
 
@@ -189,7 +191,7 @@ def _write_classifier(
     config, tokenizer = loaded.net.config, loaded.tokenizer
     write_classifier(loaded.net, folder, labels=loaded.labels, pad_id=loaded.pad_id)
     record = record_of(folder, config, tokenizer.state(), loaded.lineage) | {"task": loaded.task}
-    _write_record(folder, record)
+    write_json(folder / RECORD_FILE, record)
     write_tokenizer(tokenizer, folder, context_length=config.context_length)
     if verify:
         again = load_foreign_classifier(folder, device=str(loaded.net.device))

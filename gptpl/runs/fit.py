@@ -16,7 +16,7 @@ import lightning as L
 from gptpl.callbacks.exact_resume import return_loggers
 from gptpl.callbacks.stopping import RunStopped, interrupts
 from gptpl.errors import InputError
-from gptpl.files.whole import write_atomically
+from gptpl.files.durable import write_atomically
 from gptpl.model import parameters_of
 from gptpl.records.claims import RunClaim
 from gptpl.records.run_record import read_run_json, write_config

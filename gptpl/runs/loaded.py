@@ -31,7 +31,7 @@ from gptpl.training.precision import device_type
 from gptpl.training.starting_run import RunWeights
 from gptpl.weights.adapter import is_adapter
 from gptpl.weights.formats import is_foreign, open_model
-from gptpl.weights.hugging_face_classifier import is_classifier
+from gptpl.weights.hugging_face import is_classifier
 from gptpl.weights.model_files import read_record
 from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
 

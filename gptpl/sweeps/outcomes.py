@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gptpl.files.whole import write_atomically
+from gptpl.files.durable import write_atomically
 from gptpl.records.run_record import LOSS, RunError, RunRecord, read_run
 from gptpl.records.sweep_folder import RESULTS_FILE
 from gptpl.sweeps.study import Search, TrialResult

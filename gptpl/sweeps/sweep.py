@@ -18,7 +18,7 @@ from gptpl.config.groups import Folder, choices, is_group
 from gptpl.config.instantiate import instantiate, locate
 from gptpl.config.overrides import is_path, parsed, readable
 from gptpl.errors import InputError
-from gptpl.files.whole import write_atomically
+from gptpl.files.durable import write_atomically
 from gptpl.records.run_record import LOSS
 from gptpl.records.sweep_folder import RESULTS_FILE, SWEEP_FILE
 from gptpl.runs.build import run_name

@@ -1,6 +1,5 @@
 """What a run learned by LoRA as a small adapter, and an adapter with its base as a checkpoint."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from gptpl.data.tokenizers import tokenizer_from_state
 from gptpl.errors import InputError
-from gptpl.files.sharing import share
+from gptpl.files.durable import share
 from gptpl.model import GPTConfig
 from gptpl.model.low_rank import is_low_rank, merged_weights
 from gptpl.training.checkpoint import (
@@ -27,9 +26,15 @@ from gptpl.training.starting_run import RunWeights
 from gptpl.training.state_digest import digest
 from gptpl.training.tuning import ALL, TuneLowRank, low_rank_scale
 from gptpl.weights.adapter import Adapter, read_adapter, write_adapter
-from gptpl.weights.model_files import RECORD_FILE, read_record, record_of, recorded_config
+from gptpl.weights.model_files import (
+    DTYPES,
+    RECORD_FILE,
+    read_record,
+    record_of,
+    recorded_config,
+    write_json,
+)
 from gptpl.weights.published import cached_bytes, checked_size, hub_name
-from gptpl.weights.sources import DTYPES
 from gptpl.weights.starting import FileWeights, PublishedWeights, StartingWeights
 
 CLASSIFY = "classify"
@@ -72,7 +77,7 @@ def export_adapter(path: Path, folder: Path) -> None:
         write_adapter(adapter, config, made, base=_name(lineage["start"]))
         record = record_of(made, config, header["tokenizer"], lineage)
         record |= {"base": about_base, "tune": dict(tune), "task": task, "config": header["config"]}
-        (made / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(made / RECORD_FILE, record)
         share(made)
         for file in made.iterdir():  # a record of other matrices is noticed: it has their hash
             file.replace(folder / file.name)

@@ -17,7 +17,7 @@ from gptpl.data.instructions.entries import PlacedRecord
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
-from gptpl.files.partial_results import PartialResults
+from gptpl.files.durable import PartialResults
 from gptpl.generation import Completion, Piece, SamplingRules, complete, stream_text
 from gptpl.generation.sampling import check_seed, is_greedy
 from gptpl.generation.text import Finish

@@ -28,7 +28,7 @@ from gptpl.training.checkpoint_io import verify
 from gptpl.training.lineage import RANDOM, lineage_of
 from gptpl.training.resume_state import RESUME_KEY
 from gptpl.training.tuning import ALL, low_rank_scale
-from gptpl.weights.requirements import check_memory
+from gptpl.weights.transfer import check_memory
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)

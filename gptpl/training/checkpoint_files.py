@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptpl.errors import InputError
-from gptpl.files.durable import sync_folder
-from gptpl.files.hashes import record_file
+from gptpl.files.durable import record_file, sync_folder
 from gptpl.files.plain import read_plain
 from gptpl.training.checkpoint_io import verify
 

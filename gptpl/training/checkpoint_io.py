@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from gptpl.files.durable import sync_folder
-from gptpl.files.hashes import record_file, sha256_of
+from gptpl.files.durable import record_file, sha256_of, sync_folder
 
 log = logging.getLogger(__name__)
 

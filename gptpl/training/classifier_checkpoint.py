@@ -22,7 +22,7 @@ from gptpl.training.checkpoint import (
 from gptpl.training.checkpoint_checks import check_classifier_task
 from gptpl.training.foreign_checkpoint import foreign_lineage, tokenizer_of
 from gptpl.training.lineage import lineage_of
-from gptpl.weights.hugging_face_classifier import open_classifier
+from gptpl.weights.hugging_face import open_classifier
 from gptpl.weights.transfer import check_tensors, load_tensors
 
 TASK = "classify"
@@ -132,10 +132,10 @@ def load_foreign_classifier(path: Path, *, device: str = "cpu") -> LoadedClassif
 
     Raises InputError for files that are not whole, and for one whose tokenizer gptpl does not know.
     """
-    found = open_classifier(path)
-    files, config = found.files, found.files.config
+    files, labels = open_classifier(path)
+    config = files.config
     assert config is not None
-    classifier = ClassifierConfig(n_classes=len(found.labels), head_bias=False)
+    classifier = ClassifierConfig(n_classes=len(labels), head_bias=False)
 
     def make(config: GPTConfig) -> GPTClassifier:
         return GPTClassifier(config, classifier)
@@ -152,7 +152,7 @@ def load_foreign_classifier(path: Path, *, device: str = "cpu") -> LoadedClassif
         path=path,
         net=net.eval(),
         tokenizer=tokenizer,
-        labels=found.labels,
+        labels=labels,
         max_length=length if isinstance(length, int) and length > 0 else config.context_length,
         padded_to=None,
         run_config={},

@@ -12,9 +12,8 @@ from gptpl.errors import InputError
 from gptpl.model import GPTConfig, empty_model
 from gptpl.training.checkpoint import LoadedCheckpoint
 from gptpl.weights.model_files import ModelFiles, weights_sha256
-from gptpl.weights.requirements import check_memory
 from gptpl.weights.starting import PublishedWeights
-from gptpl.weights.transfer import check_tensors, load_tensors
+from gptpl.weights.transfer import check_memory, check_tensors, load_tensors
 
 
 def load_foreign(

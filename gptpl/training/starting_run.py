@@ -24,33 +24,22 @@ from gptpl.training.checkpoint import (
 from gptpl.training.checkpoint_files import checkpoint_file
 from gptpl.training.lineage import lineage_of
 from gptpl.weights.adapter import is_adapter
-from gptpl.weights.requirements import check_fits
-from gptpl.weights.sources import StateDict
-from gptpl.weights.starting import LoadedWeights
-from gptpl.weights.state_dicts import OURS
-from gptpl.weights.transfer import Crop, load_tensors
+from gptpl.weights.model_files import state_dict_source
+from gptpl.weights.starting import CroppedWeights
+from gptpl.weights.torch_files import OURS
+from gptpl.weights.transfer import check_fits, load_tensors
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunWeights(LoadedWeights):
+class RunWeights(CroppedWeights):
     """The weights of a checkpoint that gptpl wrote; optimizer, schedule and position begin anew.
 
-    Args:
-        checkpoint: a run's folder (its last checkpoint) or a `.ckpt` file.
-        crop_context: whether the model's context may be shorter than the checkpoint's.
-        crop_vocabulary: whether rows of the token embedding beyond the model's vocabulary may be left out.
+    `checkpoint` is a run's folder (its last checkpoint) or a `.ckpt` file.
     """
 
     checkpoint: str | None = None
-    crop_context: bool = False
-    crop_vocabulary: bool = False
-
-    @property
-    def crop(self) -> Crop:
-        """What may be left out."""
-        return Crop(context=self.crop_context, vocabulary=self.crop_vocabulary)
 
     @property
     def file(self) -> Path:
@@ -81,7 +70,8 @@ class RunWeights(LoadedWeights):
         path = self.file
         checkpoint = read_checkpoint(path)
         check_intact(path)
-        load_tensors(net, StateDict(net_weights(checkpoint), str(path)), OURS, crop=self.crop)
+        source = state_dict_source(net_weights(checkpoint), str(path))
+        load_tensors(net, source, OURS, crop=self.crop)
         return self._origin(checkpoint, path)
 
     def fill(

@@ -2,7 +2,6 @@
 
 # R rank, I inputs, O outputs
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,16 +14,14 @@ from gptpl.errors import InputError
 from gptpl.model import GPTConfig
 from gptpl.model.feed_forward import EXPANSION
 from gptpl.model.low_rank import TARGETS, is_low_rank
-from gptpl.weights.head_bias import bias_as_shift
-from gptpl.weights.hugging_face import PREFIX, TABLE, with_prefix
-from gptpl.weights.model_files import read_json, required, writing
-from gptpl.weights.sources import DTYPES, safetensors_of
+from gptpl.weights.hugging_face import bias_as_shift, table, write_tensors
+from gptpl.weights.model_files import DTYPES, read_json, required, safetensors_of, write_json
 
 log = logging.getLogger(__name__)
 
 FORMAT = "adapter"
-CONFIG_FILE = "adapter_config.json"
-STEM = "adapter_model"
+_CONFIG_FILE = "adapter_config.json"
+_STEM = "adapter_model"
 _MODEL = "base_model.model."
 """What PEFT has before every name of the model's."""
 _HEADS = {"out_head.weight": f"{_MODEL}score.weight", "out_head.bias": f"{_MODEL}score.bias"}
@@ -73,7 +70,7 @@ class Adapter:
 
 def is_adapter(path: Path) -> bool:
     """Whether this is an adapter's folder."""
-    return (path / CONFIG_FILE).is_file()
+    return (path / _CONFIG_FILE).is_file()
 
 
 def write_adapter(adapter: Adapter, config: GPTConfig, folder: Path, *, base: str) -> None:
@@ -81,16 +78,28 @@ def write_adapter(adapter: Adapter, config: GPTConfig, folder: Path, *, base: st
 
     PEFT opens them on the base model that gptpl exported as `hf`; `base` is what is said there of it.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     names, for_peft = _names(config), _for_peft(adapter)
     held = {names[name]: tensor for name, tensor in adapter.tensors.items()} | for_peft
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in held.items()}
-    with writing(folder, SafetensorError):
-        save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
-        content = json.dumps(_their_config(adapter, names, base, saves_norm=bool(for_peft)), indent=2)
-        (folder / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
+    write_tensors(tensors, folder / f"{_STEM}.safetensors")
+    # PEFT tells layers by the ends of their names, and c_proj is the name of two.
+    layers = {names[name].removeprefix(_MODEL) for name in adapter.tensors if is_low_rank(name)}
+    targets = {".".join(layer.partition(".lora_")[0].split(".")[-2:]) for layer in layers}
+    classes = "out_head.weight" in adapter.tensors
+    their_config = {
+        **_FIXED,
+        "task_type": "SEQ_CLS" if classes else "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": sorted(targets),
+        "fan_in_fan_out": True,  # the weights of transformers' Conv1D are (in, out)
+        "init_lora_weights": True,
+        "modules_to_save": ["score", *(["ln_f"] if for_peft else [])] if classes else None,
+    }
+    write_json(folder / _CONFIG_FILE, their_config)
 
 
 def _for_peft(adapter: Adapter) -> dict[str, Tensor]:
@@ -115,35 +124,32 @@ def read_adapter(folder: Path, config: GPTConfig) -> Adapter:
 
     Raises InputError for files that are not whole, another kind of adapter, and tensors that do not fit.
     """
-    path = folder / CONFIG_FILE
+    path = folder / _CONFIG_FILE
     said = read_json(path)
-    for name, wanted in _FIXED.items():
-        if said.get(name, wanted) != wanted:
+    for fixed, value in _FIXED.items():
+        if said.get(fixed, value) != value:
             raise InputError(
-                f"{path} says {name}={said[name]}, gptpl adds plain LoRA: merge the adapter with PEFT, and"
+                f"{path} says {fixed}={said[fixed]}, gptpl adds plain LoRA: merge the adapter with PEFT, and"
                 " use the merged model"
             )
-    numbers = required(said, {"rank": "r", "alpha": "lora_alpha"}, path)
-    rank, alpha = numbers["rank"], numbers["alpha"]
+    rank, alpha = required(said, ("r", "lora_alpha"), path)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise InputError(f"{path} says r={rank}: restore the file")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise InputError(f"{path} says lora_alpha={alpha}: restore the file")
-    return Adapter(tensors=_read(folder, config, rank), rank=rank, alpha=float(alpha))
-
-
-def _read(folder: Path, config: GPTConfig, rank: int) -> dict[str, Tensor]:
-    source = safetensors_of(folder, STEM)
+    source = safetensors_of(folder, _STEM)
     ours = {theirs: name for name, theirs in _names(config).items()}
-    sizes = _sizes(config)
+    D = config.emb_dim  # outputs and inputs of each kind of layer:
+    shapes = ((3 * D, D), (D, D), (EXPANSION * D, D), (D, EXPANSION * D), (config.vocab_size, D))
+    sizes = dict(zip(TARGETS, shapes, strict=True))
     tensors: dict[str, Tensor] = {}
-    for theirs, shape in source.shapes().items():
-        if theirs in _FINAL_NORM.values() and _HEADS["out_head.bias"] in source.shapes():
+    for theirs, shape in source.shapes.items():
+        if theirs in _FINAL_NORM.values() and _HEADS["out_head.bias"] in source.shapes:
             continue  # of PEFT's own use, the base has its own
         name = ours.get(theirs)
-        if name is None or source.dtype(theirs) not in DTYPES:
+        if name is None or source.dtypes[theirs] not in DTYPES:
             raise InputError(
-                f"{source.where} holds {theirs!r} as {source.dtype(theirs)}, which gptpl has no place for:"
+                f"{source.where} holds {theirs!r} as {source.dtypes[theirs]}, which gptpl has no place for:"
                 " use an adapter of a GPT-2 with as many layers"
             )
         if is_low_rank(name):
@@ -156,55 +162,19 @@ def _read(folder: Path, config: GPTConfig, rank: int) -> dict[str, Tensor]:
                     " with its own base"
                 )
         tensors[name] = source.read(theirs)
-    for name in tensors:
-        twin = name.replace("lora_A", "lora_B") if "lora_A" in name else name.replace("lora_B", "lora_A")
+    for each in tensors:
+        twin = each.replace("lora_A", "lora_B") if "lora_A" in each else each.replace("lora_B", "lora_A")
         if twin not in tensors:
-            raise InputError(f"{source.where} holds {name} without {twin}: fetch it anew")
-    return tensors
+            raise InputError(f"{source.where} holds {each} without {twin}: fetch it anew")
+    return Adapter(tensors=tensors, rank=rank, alpha=float(alpha))
 
 
 def _names(config: GPTConfig) -> dict[str, str]:
     """PEFT's name of everything of ours that an adapter may hold."""
     names = dict(_HEADS)
-    for layer, theirs in _layers(config).items():
-        names |= {f"{layer}.{matrix}": f"{_MODEL}{theirs}.{matrix}.weight" for matrix in ("lora_A", "lora_B")}
+    for row in table().expanded(config.n_layers):
+        layer, _, kind = row.ours.rpartition(".")
+        if kind == "weight" and layer.rpartition(".")[2] in TARGETS:
+            theirs = _MODEL + row.theirs[0].removesuffix(".weight")
+            names |= {f"{layer}.{matrix}": f"{theirs}.{matrix}.weight" for matrix in ("lora_A", "lora_B")}
     return names
-
-
-def _layers(config: GPTConfig) -> dict[str, str]:
-    """transformers' name of each of our linear layers."""
-    return {
-        row.ours.removesuffix(".weight"): row.theirs[0].removesuffix(".weight")
-        for row in with_prefix(TABLE, PREFIX).expanded(config.n_layers)
-        if row.ours.endswith(".weight") and row.ours.split(".")[-2] in TARGETS
-    }
-
-
-def _sizes(config: GPTConfig) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of each kind of layer."""
-    D, V = config.emb_dim, config.vocab_size
-    inner = EXPANSION * D
-    shapes = ((3 * D, D), (D, D), (inner, D), (D, inner), (V, D))
-    return dict(zip(TARGETS, shapes, strict=True))
-
-
-def _their_config(
-    adapter: Adapter, names: Mapping[str, str], base: str, *, saves_norm: bool
-) -> dict[str, Any]:
-    """PEFT tells layers by the ends of their names, and c_proj is the name of two."""
-    classes = "out_head.weight" in adapter.tensors
-    layers = {names[name].removeprefix(_MODEL) for name in adapter.tensors if is_low_rank(name)}
-    targets = {".".join(layer.partition(".lora_")[0].split(".")[-2:]) for layer in layers}
-    return {
-        **_FIXED,
-        "task_type": "SEQ_CLS" if classes else "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "inference_mode": True,
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": adapter.dropout,
-        "target_modules": sorted(targets),
-        "fan_in_fan_out": True,  # the weights of transformers' Conv1D are (in, out)
-        "init_lora_weights": True,
-        "modules_to_save": ["score", *(["ln_f"] if saves_norm else [])] if classes else None,
-    }

@@ -1,4 +1,6 @@
-"""The formats of other programs: which one is at a path, and how each is written."""
+"""The formats of other programs: which one is at a path, how each is written, and whether it came back."""
+
+# B batch, C classes, T time, V vocabulary
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,20 +8,21 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.model import GPTModel
-from gptpl.weights import book, hugging_face, nanogpt, openai_tensorflow
-from gptpl.weights.model_files import ModelFiles
-from gptpl.weights.sources import DTYPES
-from gptpl.weights.state_dicts import open_state_dict
+from gptpl.model import GPTClassifier, GPTModel, eval_mode
+from gptpl.model.protocol import context_length, device_of, vocab_size
+from gptpl.weights import hugging_face, openai_tensorflow, torch_files
+from gptpl.weights.model_files import DTYPES, ModelFiles
+from gptpl.weights.torch_files import BOOK_FILE, NANOGPT_FILE, open_state_dict
 
 
 class Writer(Protocol):
     """Writes a model's files into a folder that is there."""
 
-    def __call__(self, net: GPTModel, folder: Path, *, dtype: torch.dtype | None, eot_id: int) -> None:
-        """`dtype` None: the model's own. Raises InputError for a model that the format cannot hold."""
+    def __call__(self, net: GPTModel, folder: Path, *, eot_id: int) -> None:
+        """Raises InputError for a model that the format cannot hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ FORMATS: Mapping[str, Format] = {
         ),
     ),
     "book": Format(
-        write=book.write_files,
+        write=torch_files.write_book,
         reader=(
             "import torch\n\n"
             "# GPTModel of chapter 4, built with the configuration in gptpl.json\n"
@@ -60,7 +63,7 @@ FORMATS: Mapping[str, Format] = {
         ),
     ),
     "nanogpt": Format(
-        write=nanogpt.write_files,
+        write=torch_files.write_nanogpt,
         reader='# in nanoGPT\npython sample.py --out_dir="{folder}"',
     ),
 }
@@ -80,14 +83,14 @@ def open_model(path: Path) -> ModelFiles:
     for module in (hugging_face, openai_tensorflow):
         if module.recognises(path):
             return module.open_files(path)
-    for name in (book.FILE, nanogpt.FILE):
+    for name in (BOOK_FILE, NANOGPT_FILE):
         if (path / name).is_file():
             return open_state_dict(path / name)
     if (path / "model.ckpt").is_file() or (path / "checkpoints").is_dir():
         raise InputError(f"{path} is gptpl's own: use init=run init.checkpoint={path}")
     raise InputError(
         f"{path} holds no model that gptpl knows: give a folder with config.json and model.safetensors"
-        f" (Hugging Face), hparams.json and model.ckpt.* (OpenAI), {book.FILE} (the book) or {nanogpt.FILE}"
+        f" (Hugging Face), hparams.json and model.ckpt.* (OpenAI), {BOOK_FILE} (the book) or {NANOGPT_FILE}"
         " (nanoGPT)"
     )
 
@@ -96,5 +99,52 @@ def is_foreign(path: Path) -> bool:
     """Whether a path that commands are given is one that only `open_model` can read."""
     if path.is_dir():
         has_theirs = hugging_face.recognises(path) or openai_tensorflow.recognises(path)
-        return has_theirs or any((path / name).is_file() for name in (book.FILE, nanogpt.FILE))
+        return has_theirs or any((path / name).is_file() for name in (BOOK_FILE, NANOGPT_FILE))
     return path.suffix in (".pth", ".pt", ".bin", ".safetensors")
+
+
+# ------------------------------------------------------------- whether a model says the same after an export
+
+_PROMPT_TOKENS = 64
+_TOLERANCE = 1e-5
+"""Largest difference of two logits, relative to the largest logit: the weights must be the same bits."""
+
+
+def prompt_logits(net: nn.Module) -> Tensor:
+    """Logits (1, T, V) in fp32 of a fixed prompt: tokens spread over the vocabulary, T at most 64."""
+    tokens = _prompt(net)
+    with torch.inference_mode(), eval_mode(net):
+        logits: Tensor = net(tokens[None])
+    return logits.float().cpu()
+
+
+def prompt_class_logits(net: GPTClassifier, *, pad_id: int) -> Tensor:
+    """Logits (B, C) in fp32 of fixed prompts of 1 to T tokens, padded, T at most 64."""
+    tokens = _prompt(net)
+    T = len(tokens)
+    lengths = torch.tensor(sorted({1, max(1, T // 2), T}), device=net.device)  # (B,)
+    rows = torch.where(torch.arange(T, device=net.device) < lengths[:, None], tokens, pad_id)  # (B, T)
+    with torch.inference_mode(), eval_mode(net):
+        return net(rows, lengths).float().cpu()
+
+
+def _prompt(net: nn.Module) -> Tensor:
+    T = min(_PROMPT_TOKENS, context_length(net))
+    return (torch.arange(T, device=device_of(net)) * 7919 + 1) % vocab_size(net)  # 7919: a prime
+
+
+def compare_logits(before: Tensor, after: Tensor, *, name: str) -> float:
+    """Their largest absolute difference. Raises InputError where the two models are not the same."""
+    if before.shape != after.shape:
+        raise InputError(
+            f"format={name} came back with another shape ({tuple(after.shape)}, not {tuple(before.shape)}):"
+            " nothing was written; this is a mistake in gptpl"
+        )
+    difference = (before - after).abs().max().item()
+    allowed = _TOLERANCE * max(1.0, before.abs().max().item())
+    if not difference <= allowed:
+        raise InputError(
+            f"format={name} came back with logits that differ by {difference:.3g} (allowed {allowed:.3g}):"
+            " nothing was written; this is a mistake in gptpl"
+        )
+    return difference

@@ -1,7 +1,9 @@
-"""Hugging Face's GPT-2: `config.json` and `model.safetensors`, as transformers reads them."""
+"""Hugging Face's GPT-2, language models and classifiers: `config.json` and `model.safetensors`."""
 
-import json
-from collections.abc import Mapping
+# C classes, D model
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,53 +12,29 @@ from torch import Tensor
 
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain
-from gptpl.model import GPTConfig, GPTModel
+from gptpl.model import GPTClassifier, GPTConfig, GPTModel
 from gptpl.weights.model_files import (
     ModelFiles,
-    config_with_record,
+    TensorSource,
     described_config,
     read_json,
-    read_record,
-    required,
+    safetensors_of,
+    sizes_of,
+    state_dict_source,
+    with_record,
+    write_json,
     writing,
 )
-from gptpl.weights.sources import StateDict, TensorSource, safetensors_of
-from gptpl.weights.tables import HEAD, Head, Layout, Row, Table, both
+from gptpl.weights.tables import Head, Layout, Table, gpt2_rows
 from gptpl.weights.transfer import export_tensors
 
 CONFIG_FILE = "config.json"
-OLD_FILE = "pytorch_model.bin"
 PREFIX = "transformer."
-SCORE = "score.weight"
+_OLD_FILE = "pytorch_model.bin"
+_SCORE = "score.weight"
 """The head of their classifiers."""
-
-# Their linear layers are `Conv1D`, whose weight is (in, out).
-TABLE = Table(
-    format="hf",
-    rows=(
-        Row("tok_emb.weight", ("wte.weight",)),
-        Row("pos_emb.weight", ("wpe.weight",)),
-        *both("blocks.{i}.norm1", "h.{i}.ln_1"),
-        *both("blocks.{i}.attn.qkv", "h.{i}.attn.c_attn", Layout.TRANSPOSED),
-        *both("blocks.{i}.attn.out_proj", "h.{i}.attn.c_proj", Layout.TRANSPOSED),
-        *both("blocks.{i}.norm2", "h.{i}.ln_2"),
-        *both("blocks.{i}.ff.up_proj", "h.{i}.mlp.c_fc", Layout.TRANSPOSED),
-        *both("blocks.{i}.ff.down_proj", "h.{i}.mlp.c_proj", Layout.TRANSPOSED),
-        *both("final_norm", "ln_f"),
-        Row(HEAD, ("lm_head.weight",)),
-    ),
-    head=Head.UNTIED,
-    mask="h.{i}.attn.bias",  # in files that older versions of transformers wrote, OpenAI's among them
-    ignored=("h.{i}.attn.masked_bias",),
-)
-
-_NAMES = {
-    "vocab_size": "vocab_size",
-    "context_length": "n_positions",
-    "emb_dim": "n_embd",
-    "n_heads": "n_head",
-    "n_layers": "n_layer",
-}
+_CLASSIFIER = "GPT2ForSequenceClassification"
+_SIZES = ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")
 _FIXED: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -68,65 +46,61 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
 """What a GPT-2 can have otherwise, and `GPTModel` cannot."""
 
 
-def with_prefix(table: Table, prefix: str) -> Table:
-    """The table where every name but the head's begins with a prefix."""
-    return table.renamed(lambda name: name if name == "lm_head.weight" else prefix + name)
+def table(prefix: str = PREFIX, *, head: str = "lm_head.weight") -> Table:
+    """Their tensors; every name but the head's may begin with a prefix.
+
+    Their linear layers are `Conv1D`, whose weight is (in, out).
+    """
+    return Table(
+        format="hf",
+        rows=gpt2_rows(Layout.TRANSPOSED, prefix=prefix, head=head),
+        head=Head.UNTIED,
+        # In files that older versions of transformers wrote, OpenAI's among them.
+        masks=(f"{prefix}h.{{i}}.attn.bias",),
+        ignored=(f"{prefix}h.{{i}}.attn.masked_bias",),
+    )
 
 
 def recognises(path: Path) -> bool:
     """Whether this is a folder with Hugging Face's files."""
-    has_weights = any(path.glob("*.safetensors*")) or (path / OLD_FILE).is_file()
+    has_weights = any(path.glob("*.safetensors*")) or (path / _OLD_FILE).is_file()
     return (path / CONFIG_FILE).is_file() and has_weights
 
 
 def open_files(path: Path) -> ModelFiles:
     """The model of a folder. Raises InputError for one that is no GPT-2, or not whole."""
-    record = read_record(path)
-    said = described(read_json(path / CONFIG_FILE), path / CONFIG_FILE)
-    tensors = tensors_of(path)
-    prefixed = any(name.startswith(PREFIX) for name in tensors.shapes())
-    if SCORE in tensors.shapes():
+    said, tensors = _described(path / CONFIG_FILE), _tensors_of(path)
+    if _SCORE in tensors.shapes:
         raise InputError(
             f"{path} holds a classifier, no language model: use gptpl classify checkpoint={path}"
         )
-    return ModelFiles(
-        path=path,
-        table=with_prefix(TABLE, PREFIX) if prefixed else TABLE,
-        tensors=tensors,
-        config=config_with_record(said, record, where=path / CONFIG_FILE),
-        record=record,
-    )
+    prefixed = any(name.startswith(PREFIX) for name in tensors.shapes)
+    return with_record(path, table(PREFIX if prefixed else ""), tensors, said, path / CONFIG_FILE)
 
 
-def tensors_of(path: Path) -> TensorSource:
+def _tensors_of(path: Path) -> TensorSource:
     """Those of the safetensors; of `pytorch_model.bin` in a folder from before there were any."""
     if any(path.glob("*.safetensors*")):
         return safetensors_of(path)
-    content = read_plain(path / OLD_FILE)
+    content = read_plain(path / _OLD_FILE)
     if not isinstance(content, dict):
-        raise InputError(f"{path / OLD_FILE} holds no state dict: fetch it anew")
-    return StateDict(content, str(path / OLD_FILE))
+        raise InputError(f"{path / _OLD_FILE} holds no state dict: fetch it anew")
+    return state_dict_source(content, str(path / _OLD_FILE))
 
 
-def described(content: Mapping[str, Any], path: Path) -> GPTConfig:
+def _described(path: Path) -> GPTConfig:
     """The model of a `config.json`. Raises InputError for one that is no GPT-2, or another than gptpl has."""
+    content = read_json(path)
     for name, allowed in _FIXED.items():
         if content.get(name, allowed[0]) not in allowed:
             raise InputError(
                 f"{path} says {name}={content[name]}, gptpl's model has {allowed[0]}: use another model"
             )
-    fields = required(content, _NAMES, path)
     tied = content.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
         raise InputError(f"{path} says tie_word_embeddings={tied!r}: give true or false")
-    config = described_config(
-        path,
-        fields,
-        drop_rate=content.get("resid_pdrop", 0.1),
-        qkv_bias=True,
-        tie_weights=tied,
-        init="gpt2",
-    )
+    drop_rate = content.get("resid_pdrop", 0.1)
+    config = described_config(content, _SIZES, path, drop_rate=drop_rate, qkv_bias=True, tie_weights=tied)
     if content.get("n_inner") not in (None, 4 * config.emb_dim):
         raise InputError(
             f"{path} says n_inner={content['n_inner']}, gptpl has {4 * config.emb_dim}: use another model"
@@ -134,37 +108,36 @@ def described(content: Mapping[str, Any], path: Path) -> GPTConfig:
     return config
 
 
-def write_files(net: GPTModel, folder: Path, *, dtype: torch.dtype | None, eot_id: int) -> None:
+def write_files(net: GPTModel, folder: Path, *, eot_id: int) -> None:
     """`config.json`, `generation_config.json` and `model.safetensors`."""
-    table = with_prefix(TABLE, PREFIX)
-    stored = write_tensors(export_tensors(net, table, dtype=dtype), folder)
-    write_json(folder / CONFIG_FILE, their_config(net.config, stored, eot_id))
+    tensors = export_tensors(net, table())
+    write_tensors(tensors, folder / "model.safetensors")
+    write_json(folder / CONFIG_FILE, _their_config(net.config, tensors, eot_id, "GPT2LMHeadModel"))
     write_json(
         folder / "generation_config.json",
         {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id},
     )
 
 
-def write_tensors(tensors: dict[str, Tensor], folder: Path) -> str:
-    """`model.safetensors`; returns the name of their data type."""
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with writing(folder, SafetensorError):
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    with writing(path.parent, SafetensorError):
+        save_file(tensors, path, metadata={"format": "pt"})
 
 
-def their_config(config: GPTConfig, dtype: str, eot_id: int) -> dict[str, Any]:
+def _their_config(
+    config: GPTConfig, tensors: Mapping[str, Tensor], eot_id: int, architecture: str
+) -> dict[str, Any]:
     """The content of `config.json`."""
-    ours = {theirs: getattr(config, name) for name, theirs in _NAMES.items()}
-    fixed = {name: allowed[0] for name, allowed in _FIXED.items()}
-    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.drop_rate)
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     return {
-        "architectures": ["GPT2LMHeadModel"],
-        **fixed,
-        **ours,
-        **drops,
+        "architectures": [architecture],
+        **{name: allowed[0] for name, allowed in _FIXED.items()},
+        **sizes_of(config, _SIZES),
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.drop_rate),
         "n_inner": None,
         "tie_word_embeddings": config.tie_weights,
         "bos_token_id": eot_id,
@@ -174,6 +147,82 @@ def their_config(config: GPTConfig, dtype: str, eot_id: int) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file that people can read."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+# ------------------------------------------------------------------------------------------------ classifiers
+
+
+def is_classifier(path: Path) -> bool:
+    """Whether this is a folder with a classifier of theirs."""
+    if not (path.is_dir() and recognises(path)):
+        return False
+    architectures = read_json(path / CONFIG_FILE).get("architectures")
+    return isinstance(architectures, list) and _CLASSIFIER in architectures
+
+
+def open_classifier(path: Path) -> tuple[ModelFiles, tuple[str, ...]]:
+    """The files of a classifier, and the names of its classes in order.
+
+    Raises InputError for one that gptpl's cannot be, or that is not whole.
+    """
+    where = path / CONFIG_FILE
+    content = read_json(where)
+    if content.get("problem_type") not in (None, "single_label_classification"):
+        raise InputError(
+            f"{where} says problem_type={content['problem_type']}, gptpl chooses one class of several: use"
+            " another model"
+        )
+    names = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # what transformers assumes
+    wanted = [str(number) for number in range(len(names))] if isinstance(names, dict) else []
+    if len(wanted) < 2 or sorted(names, key=str) != sorted(wanted):
+        raise InputError(f"{where} has id2label={names!r}, no names of two classes or more: give 0, 1, ...")
+    files = with_record(path, table(head=_SCORE), _tensors_of(path), _described(where), where)
+    return files, tuple(str(names[number]) for number in wanted)
+
+
+def write_classifier(net: GPTClassifier, folder: Path, *, labels: Sequence[str], pad_id: int) -> None:
+    """`config.json` and `model.safetensors`; the logits there are those here.
+
+    transformers reads the logits at the last token that is not `pad_id`: a text that ends with that very
+    token is read one token earlier.
+
+    Raises InputError for a classifier that reads the last position, padding or not, and for a bias of the
+    head that the final LayerNorm cannot take over.
+    """
+    if net.classifier.pooling != "last_token":
+        raise InputError(
+            "format=hf reads a classifier's logits at the last real token, and this one was trained with"
+            f" task.pooling={net.classifier.pooling}: train it with task.pooling=last_token"
+        )
+    bias = net.out_head.bias
+    plain = GPTClassifier.on(net, replace(net.classifier, head_bias=False))  # the same layers, not copied
+    plain.out_head.weight = net.out_head.weight
+    tensors = export_tensors(plain, table(head=_SCORE))
+    if bias is not None:
+        if (shift := bias_as_shift(plain.out_head.weight, bias)) is None:
+            raise InputError(
+                f"format=hf has no bias in a classifier's head, and that of these {len(bias)} classes does"
+                " not fit elsewhere: train it with task.head_bias=false"
+            )
+        norm = tensors[f"{PREFIX}ln_f.bias"]
+        tensors[f"{PREFIX}ln_f.bias"] = (norm.double() + shift).to(norm.dtype)
+    write_tensors(tensors, folder / "model.safetensors")
+    more = {
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "num_labels": len(labels),
+        "pad_token_id": pad_id,
+        "problem_type": "single_label_classification",
+    }
+    write_json(folder / CONFIG_FILE, _their_config(net.config, tensors, pad_id, _CLASSIFIER) | more)
+
+
+def bias_as_shift(weight: Tensor, bias: Tensor) -> Tensor | None:
+    """The smallest shift d (D,) float64 of the hidden states with W d = b, for W (C, D) and b (C,).
+
+    A shift of the final LayerNorm's bias, which nothing but the head reads, does what the head's bias did;
+    transformers' classifiers have none. None where there is no such shift: rows of W that depend on one
+    another, more classes than D.
+    """
+    W, b = weight.detach().cpu().double(), bias.detach().cpu().double()
+    shift = torch.linalg.pinv(W) @ b
+    left = (W @ shift - b).abs().max()
+    return shift if left <= 1e-6 * b.abs().max().clamp(min=1.0) else None  # rounding in fp32

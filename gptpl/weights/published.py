@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir, download
-from gptpl.files.hashes import record_file, recorded_sha256
+from gptpl.files.durable import record_file, recorded_sha256
 from gptpl.model import GPTConfig, count_parameters
 
 
@@ -24,8 +24,8 @@ class RemoteFile:
 
     name: str
     path: str
-    size: int | None = None
-    sha256: str | None = None
+    size: int | None
+    sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,58 +63,47 @@ SIZES: Mapping[str, Size] = {
         Size(name="1558M", emb_dim=1600, n_heads=25, n_layers=48, choice="gpt2_xl"),
     )
 }
-
+_HUB: Mapping[str, tuple[str, str]] = {
+    "124M": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+    "355M": ("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
+    "774M": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
+    "1558M": ("openai-community/gpt2-xl", "15ea56dee5df4983c59b2538573817e1667135e2"),
+}
+"""Names on the Hugging Face hub, and the revisions that are fetched."""
+_VOCABULARY = ("encoder.json", "vocab.bpe")
+_ALL = "of all sizes"
+_SHA256: Mapping[tuple[str, str], str] = {
+    (_ALL, "encoder.json"): "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    (_ALL, "vocab.bpe"): "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    ("124M", "config.json"): "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4",
+    ("124M", "model.safetensors"): "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+    ("1558M", "config.json"): "be48115d52314bc27327e160bf10197760db02ea689d10adb24db4102edf7a8a",
+    ("1558M", "model.safetensors"): "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
+}
+"""What the hub publishes of its files; OpenAI publishes no hashes."""
+_BYTES: Mapping[tuple[str, str], int] = {
+    (_ALL, "encoder.json"): 1_042_301,
+    (_ALL, "vocab.bpe"): 456_318,
+    ("124M", "model.safetensors"): 548_105_171,
+    ("124M", "checkpoint"): 77,
+    ("124M", "hparams.json"): 90,
+    ("124M", "model.ckpt.data-00000-of-00001"): 497_759_232,
+    ("124M", "model.ckpt.index"): 5_215,
+    ("124M", "model.ckpt.meta"): 471_155,
+    ("355M", "checkpoint"): 77,
+    ("355M", "hparams.json"): 91,
+    ("355M", "model.ckpt.data-00000-of-00001"): 1_419_292_672,
+    ("355M", "model.ckpt.index"): 10_399,
+    ("355M", "model.ckpt.meta"): 926_519,
+}
+"""OpenAI's are in the tests of the book's repository."""
+_WEIGHTS_FILES = ("model.safetensors", "model.ckpt.data-00000-of-00001")
 SERVERS: Mapping[str, str] = {
     "hf": "https://huggingface.co",
     "openai": "https://openaipublic.blob.core.windows.net",
 }
 MIRROR = "GPTPL_MIRROR"
 """Environment variable: an address in place of a source's server, with the same paths behind it."""
-
-# The revisions of the Hugging Face hub that are pinned, and what is published of their model.safetensors.
-_HUB: Mapping[str, tuple[str, str, int | None, str | None]] = {
-    "124M": (
-        "gpt2",
-        "607a30d783dfa663caf39e06633721c8d4cfcd7e",
-        548_105_171,
-        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
-    ),
-    "355M": ("gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da", None, None),
-    "774M": ("gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519", None, None),
-    "1558M": (
-        "gpt2-xl",
-        "15ea56dee5df4983c59b2538573817e1667135e2",
-        None,
-        "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
-    ),
-}
-_HUB_CONFIG_SHA256 = {
-    "124M": "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4",
-    "1558M": "be48115d52314bc27327e160bf10197760db02ea689d10adb24db4102edf7a8a",
-}
-_VOCABULARY = {
-    "encoder.json": (1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
-    "vocab.bpe": (456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
-}
-# OpenAI publishes no hashes; the sizes of two models are in the tests of the book's repository.
-_OPENAI_BYTES: Mapping[str, Mapping[str, int]] = {
-    "124M": {
-        "checkpoint": 77,
-        "hparams.json": 90,
-        "model.ckpt.data-00000-of-00001": 497_759_232,
-        "model.ckpt.index": 5_215,
-        "model.ckpt.meta": 471_155,
-    },
-    "355M": {
-        "checkpoint": 77,
-        "hparams.json": 91,
-        "model.ckpt.data-00000-of-00001": 1_419_292_672,
-        "model.ckpt.index": 10_399,
-        "model.ckpt.meta": 926_519,
-    },
-}
-_OPENAI_FILES = tuple(_OPENAI_BYTES["124M"])
-_WEIGHTS_FILES = ("model.safetensors", "model.ckpt.data-00000-of-00001")
 
 
 def checked_size(size: str) -> Size:
@@ -133,32 +122,25 @@ def checked_source(source: str) -> str:
 
 def hub_name(size: Size) -> str:
     """What the Hugging Face hub calls it."""
-    return f"openai-community/{_HUB[size.name][0]}"
+    return _HUB[size.name][0]
 
 
 def files_of(size: Size, source: str) -> list[RemoteFile]:
     """What a source's checkpoint of a size is made of; the largest file comes last."""
     if source == "hf":
-        _, revision, length, sha256 = _HUB[size.name]
-        folder = f"{hub_name(size)}/resolve/{revision}"
-        return [
-            RemoteFile(
-                name="config.json", path=f"{folder}/config.json", sha256=_HUB_CONFIG_SHA256.get(size.name)
-            ),
-            RemoteFile(
-                name="model.safetensors", path=f"{folder}/model.safetensors", size=length, sha256=sha256
-            ),
-        ]
-    folder = f"gpt-2/models/{size.name}"
-    lengths = _OPENAI_BYTES.get(size.name, {})
-    files = [
-        RemoteFile(name=name, path=f"{folder}/{name}", size=length, sha256=sha256)
-        for name, (length, sha256) in _VOCABULARY.items()
-    ]
-    files += [
-        RemoteFile(name=name, path=f"{folder}/{name}", size=lengths.get(name)) for name in _OPENAI_FILES
-    ]
-    return sorted(files, key=lambda file: ".data-" in file.name)
+        folder = "/resolve/".join(_HUB[size.name])
+        names = ["config.json", "model.safetensors"]
+    else:
+        folder = f"gpt-2/models/{size.name}"
+        names = [*_VOCABULARY, "checkpoint", "hparams.json", "model.ckpt.index", "model.ckpt.meta"]
+        names.append("model.ckpt.data-00000-of-00001")
+    found = []
+    for name in names:
+        key = (_ALL if name in _VOCABULARY else size.name, name)
+        found.append(
+            RemoteFile(name=name, path=f"{folder}/{name}", size=_BYTES.get(key), sha256=_SHA256.get(key))
+        )
+    return found
 
 
 def weights_folder(size: Size, source: str) -> Path:
@@ -168,12 +150,10 @@ def weights_folder(size: Size, source: str) -> Path:
 
 def cached_bytes(size: Size, source: str) -> tuple[int, bool]:
     """How many bytes of a checkpoint are in the cache, parts of files included; whether all its files are."""
-    folder = weights_folder(size, source)
-    names = [file.name for file in files_of(size, source)]
-    paths = [folder / name for name in names] + [folder / f"{name}.part" for name in names]
-    there = [path for path in paths if path.is_file()]
-    complete = all((folder / name).is_file() for name in names)
-    return sum(path.stat().st_size for path in there), complete
+    paths = [weights_folder(size, source) / file.name for file in files_of(size, source)]
+    parts = [path.with_name(f"{path.name}.part") for path in paths]
+    there = sum(path.stat().st_size for path in paths + parts if path.is_file())
+    return there, all(path.is_file() for path in paths)
 
 
 def fetch(size: Size, source: str, *, mirror: str | None = None) -> Path:
@@ -186,16 +166,21 @@ def fetch(size: Size, source: str, *, mirror: str | None = None) -> Path:
     server = (mirror or os.environ.get(MIRROR) or SERVERS[source]).rstrip("/")
     folder = weights_folder(size, source)
     for file in files_of(size, source):
+        address = f"{server}/{file.path}"
         try:
-            download(
-                f"{server}/{file.path}",
-                sha256=file.sha256,
-                size=file.size,
-                filename=file.name,
-                cache_dir=folder,
-            )
+            download(address, sha256=file.sha256, size=file.size, filename=file.name, cache_dir=folder)
         except InputError as error:
-            raise InputError(f"{error}. {_elsewhere(size, source, folder)}") from error
+            cached = [
+                f"{other} from {origin}"
+                for origin in SERVERS
+                for other in SIZES
+                if cached_bytes(SIZES[other], origin)[1]
+            ]
+            raise InputError(
+                f"{error}. In the cache are: {', '.join(cached) or 'no weights'}. To fetch them elsewhere:"
+                f" gptpl weights fetch size={size.name} source={source} on a machine with a network, then"
+                f" copy its folder to {folder} (another server: {MIRROR}=ADDRESS)"
+            ) from error
         if file.sha256 is None:
             _check_plausible(folder / file.name, size)
     return folder
@@ -208,9 +193,9 @@ def _check_plausible(path: Path, size: Size) -> None:
     """
     with path.open("rb") as file:
         is_page = file.read(100).lstrip().startswith(b"<")
+    length = path.stat().st_size
     least = 4 * count_parameters(size.config).total if path.name in _WEIGHTS_FILES else 1
-    if is_page or path.stat().st_size < least:
-        length = path.stat().st_size
+    if is_page or length < least:
         path.unlink()
         record_file(path).unlink(missing_ok=True)
         what = "a web page" if is_page else f"{length:,} bytes, fewer than the weights have"
@@ -225,17 +210,3 @@ def fetched_sha256(size: Size, source: str) -> dict[str, str]:
     pinned = file.sha256 or recorded_sha256(weights_folder(size, source) / file.name)
     assert pinned is not None, "fetched files have a hash"
     return {file.name: pinned}
-
-
-def _elsewhere(size: Size, source: str, folder: Path) -> str:
-    cached = [
-        f"{other} from {origin}"
-        for origin in SERVERS
-        for other in SIZES
-        if cached_bytes(SIZES[other], origin)[1]
-    ]
-    return (
-        f"In the cache are: {', '.join(cached) or 'no weights'}. To fetch them elsewhere: gptpl weights fetch"
-        f" size={size.name} source={source} on a machine with a network, then copy its folder to {folder}"
-        f" (another server: {MIRROR}=ADDRESS)"
-    )

@@ -15,8 +15,7 @@ from gptpl.model.protocol import class_path
 from gptpl.weights.formats import open_model
 from gptpl.weights.model_files import ModelFiles, weights_sha256
 from gptpl.weights.published import SIZES, Size, checked_size, checked_source, fetch, fetched_sha256
-from gptpl.weights.requirements import check_fits, check_memory
-from gptpl.weights.transfer import Crop, load_tensors
+from gptpl.weights.transfer import Crop, check_fits, check_memory, load_tensors
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +42,8 @@ class StartingWeights(ABC):
     ) -> dict[str, Any]:
         """Gives these weights to a model that is no `GPTModel`; returns where they come from.
 
-        Args:
-            net: the model, with the weights that its class draws.
-            built_from: its `_target_` and keywords.
-            tokenizer: the `state` of its tokenizer.
-
-        Raises InputError for weights of another model, as most are.
+        `net` has the weights that its class draws, `built_from` is its `_target_` and keywords, `tokenizer`
+        the `state` of its tokenizer. Raises InputError for weights of another model, as most are.
         """
         raise InputError(
             f"init= names weights of GPT-2, this model is a {class_path(net)}: use init=random, or init=run"
@@ -63,7 +58,7 @@ class RandomWeights(StartingWeights):
         """Random weights fit every model."""
 
     def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
-        """A model as its constructor makes it."""
+        """See `StartingWeights`."""
         check_memory(config)
         return GPTModel(config), {"init": "random"}
 
@@ -137,7 +132,11 @@ class PublishedWeights(LoadedWeights):
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
         """See `StartingWeights`."""
         size = self.size_for(config)
-        _check_tokenizer(f"init={self.name}", tokenizer)
+        if tokenizer.get("name") != "gpt2":
+            raise InputError(
+                f"init={self.name} has weights for GPT-2's tokens, this run has"
+                f" tokenizer={tokenizer.get('name')}: set tokenizer=gpt2"
+            )
         check_fits(
             config,
             size.config,
@@ -169,27 +168,24 @@ class PublishedWeights(LoadedWeights):
 
     def origin(self, size: Size, files: ModelFiles) -> dict[str, Any]:
         """What is recorded of weights that were loaded."""
-        hashes = weights_sha256(files.path) if self.path else fetched_sha256(size, self.source)
         return {
             "init": self.name,
             "size": size.name,
             "path": self.path,
             "crop_context": self.crop_context,
-            "sha256": hashes,
+            "sha256": weights_sha256(files.path) if self.path else fetched_sha256(size, self.source),
         }
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileWeights(LoadedWeights):
-    """Weights in another program's file or folder: the book's `model.pth`, nanoGPT's, an export of gptpl.
+class CroppedWeights(LoadedWeights):
+    """Weights of which the model may take a part.
 
     Args:
-        path: the file or folder.
         crop_context: whether the model's context may be shorter than the weights'.
         crop_vocabulary: whether rows of the token embedding beyond the model's vocabulary may be left out.
     """
 
-    path: str | None = None
     crop_context: bool = False
     crop_vocabulary: bool = False
 
@@ -197,6 +193,13 @@ class FileWeights(LoadedWeights):
     def crop(self) -> Crop:
         """What may be left out."""
         return Crop(context=self.crop_context, vocabulary=self.crop_vocabulary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileWeights(CroppedWeights):
+    """Weights in another program's file or folder: the book's `model.pth`, nanoGPT's, an export of gptpl."""
+
+    path: str | None = None
 
     def open(self) -> ModelFiles:
         """The files. Raises InputError where no path is given."""
@@ -207,8 +210,16 @@ class FileWeights(LoadedWeights):
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
         """See `StartingWeights`; what the files do not say cannot be checked."""
         files = self.open()
-        if recorded := files.record.get("tokenizer"):
-            _check_same_tokenizer(f"init.path={self.path}", recorded, tokenizer)
+        stored = files.record.get("tokenizer")
+        if stored and stored.get("sha256") != tokenizer.get("sha256"):
+            remedy = "use the text whose vocabulary it is"
+            if stored.get("name") != tokenizer.get("name"):
+                remedy = f"set tokenizer={stored.get('name')}"
+            raise InputError(
+                f"init.path={self.path} has weights for the tokens of a {stored.get('name')} tokenizer"
+                f" ({str(stored.get('sha256'))[:12]}), this run has tokenizer={tokenizer.get('name')}"
+                f" ({str(tokenizer.get('sha256'))[:12]}): {remedy}"
+            )
         if files.config is not None:
             check_fits(config, files.config, name=f"init.path={self.path}: the weights", crop=self.crop)
 
@@ -226,25 +237,3 @@ class FileWeights(LoadedWeights):
             "sha256": weights_sha256(files.path),
         }
         return lineage | ({"parent": files.record["lineage"]} if "lineage" in files.record else {})
-
-
-def _check_tokenizer(name: str, tokenizer: Mapping[str, Any]) -> None:
-    if tokenizer.get("name") != "gpt2":
-        raise InputError(
-            f"{name} has weights for GPT-2's tokens, this run has tokenizer={tokenizer.get('name')}: set"
-            " tokenizer=gpt2"
-        )
-
-
-def _check_same_tokenizer(name: str, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    if stored.get("sha256") == own.get("sha256"):
-        return
-    if stored.get("name") != own.get("name"):
-        remedy = f"set tokenizer={stored.get('name')}"
-    else:
-        remedy = "use the text whose vocabulary it is"
-    raise InputError(
-        f"{name} has weights for the tokens of a {stored.get('name')} tokenizer"
-        f" ({str(stored.get('sha256'))[:12]}), this run has tokenizer={own.get('name')}"
-        f" ({str(own.get('sha256'))[:12]}): {remedy}"
-    )

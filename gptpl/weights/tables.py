@@ -1,7 +1,7 @@
 """Which of a format's tensors is which of ours: one row a tensor, one table a format."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 
 from torch import Tensor
@@ -11,8 +11,6 @@ TOKENS = "tok_emb.weight"
 POSITIONS = "pos_emb.weight"
 QKV_BIAS = "attn.qkv.bias"
 
-Shape = tuple[int, ...]
-
 
 class Layout(Enum):
     """How a format keeps a tensor whose axes here are (out, in), or which has one axis only."""
@@ -20,12 +18,6 @@ class Layout(Enum):
     SAME = "as here"
     TRANSPOSED = "(in, out)"
     ONE_TRANSPOSED = "(1, in, out)"
-
-    def shape(self, ours: Shape) -> Shape:
-        """The shape there of a tensor of this shape here."""
-        if self is Layout.SAME:
-            return ours
-        return ours[::-1] if self is Layout.TRANSPOSED else (1, *ours[::-1])
 
     def from_theirs(self, tensor: Tensor) -> Tensor:
         """A view in our layout."""
@@ -70,9 +62,9 @@ class Table:
         rows: every tensor, in the order of ours.
         head: see `Head`.
         qkv_bias: whether query, key and value always have a bias there; where ours have none it is zeros.
-        mask: name of a buffer of each block that holds the causal mask, upper triangle of ones ("upper"), or
-            lower ("lower"); it is checked, and never loaded.
-        writes_mask: whether the format's own program insists on that buffer.
+        masks: names of buffers of each block that hold the causal mask, upper triangle of ones ("upper"), or
+            lower ("lower"); they are checked, and never loaded.
+        writes_masks: whether the format's own program insists on them.
         ignored: names of constants of each block that the weights do not depend on.
         bias_free: whether a model there may have no biases at all; they are zeros here.
     """
@@ -81,43 +73,45 @@ class Table:
     rows: tuple[Row, ...]
     head: Head
     qkv_bias: bool = True
-    mask: str | None = None
+    masks: tuple[str, ...] = ()
     mask_of_ones: str = "lower"
-    writes_mask: bool = False
+    writes_masks: bool = False
     ignored: tuple[str, ...] = ()
     bias_free: bool = False
 
     def expanded(self, n_layers: int) -> Iterator[Row]:
         """The rows of a model with so many blocks."""
         for row in self.rows:
-            if "{i}" not in row.ours:
-                yield row
-                continue
-            for i in range(n_layers):
+            for i in range(n_layers if "{i}" in row.ours else 1):
                 theirs = tuple(name.format(i=i) for name in row.theirs)
                 yield Row(row.ours.format(i=i), theirs, row.layout)
 
-    def masks(self, n_layers: int) -> list[str]:
-        """Names of the causal masks of all blocks."""
-        return [] if self.mask is None else [self.mask.format(i=i) for i in range(n_layers)]
 
-    def constants(self, n_layers: int) -> set[str]:
-        """Names of what is left unread."""
-        return {name.format(i=i) for name in self.ignored for i in range(n_layers)}
-
-    def renamed(self, rename: Callable[[str], str]) -> "Table":
-        """The same table under other names of theirs."""
-        return replace(
-            self,
-            rows=tuple(Row(row.ours, tuple(map(rename, row.theirs)), row.layout) for row in self.rows),
-            mask=None if self.mask is None else rename(self.mask),
-            ignored=tuple(map(rename, self.ignored)),
-        )
+def of_blocks(names: Iterable[str], n_layers: int) -> list[str]:
+    """Names with `{i}`, for every block."""
+    return [name.format(i=i) for name in names for i in range(n_layers)]
 
 
-def both(ours: str, theirs: str, layout: Layout = Layout.SAME) -> tuple[Row, Row]:
-    """The rows of a layer's weight and bias, which have the same names on both sides."""
+def both(ours: str, theirs: str, weight: str, bias: str, layout: Layout = Layout.SAME) -> tuple[Row, Row]:
+    """The rows of a layer's weight and bias, whose names there end otherwise."""
+    return Row(f"{ours}.weight", (theirs + weight,), layout), Row(f"{ours}.bias", (theirs + bias,))
+
+
+def gpt2_rows(linear: Layout, *, prefix: str = "", head: str = "lm_head.weight") -> tuple[Row, ...]:
+    """The rows of transformers and of nanoGPT, which have the same names."""
+
+    def layer(ours: str, theirs: str, layout: Layout = Layout.SAME) -> tuple[Row, Row]:
+        return both(ours, prefix + theirs, ".weight", ".bias", layout)
+
     return (
-        Row(f"{ours}.weight", (f"{theirs}.weight",), layout),
-        Row(f"{ours}.bias", (f"{theirs}.bias",)),
+        Row(TOKENS, (f"{prefix}wte.weight",)),
+        Row(POSITIONS, (f"{prefix}wpe.weight",)),
+        *layer("blocks.{i}.norm1", "h.{i}.ln_1"),
+        *layer("blocks.{i}.attn.qkv", "h.{i}.attn.c_attn", linear),
+        *layer("blocks.{i}.attn.out_proj", "h.{i}.attn.c_proj", linear),
+        *layer("blocks.{i}.norm2", "h.{i}.ln_2"),
+        *layer("blocks.{i}.ff.up_proj", "h.{i}.mlp.c_fc", linear),
+        *layer("blocks.{i}.ff.down_proj", "h.{i}.mlp.c_proj", linear),
+        *layer("final_norm", "ln_f"),
+        Row(HEAD, (head,)),
     )

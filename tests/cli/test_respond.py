@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptpl.files.partial_results import PartialResults
+from gptpl.files.durable import PartialResults
 from gptpl.training.checkpoint import load_model
 
 MARKER = "\n> "

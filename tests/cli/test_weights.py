@@ -57,9 +57,10 @@ def mirror(theirs: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: 
     """The address of a server with those files as GPT-2 "124M", and an empty cache."""
     size = published.Size(name="124M", emb_dim=16, n_heads=2, n_layers=2, choice="gpt2_small")
     monkeypatch.setitem(published.SIZES, "124M", size)
-    hub = ("gpt2", HUB.rpartition("/")[2], None, None)
+    hub = ("openai-community/gpt2", HUB.rpartition("/")[2])
     monkeypatch.setitem(published._HUB, "124M", hub)
-    monkeypatch.delitem(published._HUB_CONFIG_SHA256, "124M")
+    monkeypatch.setattr(published, "_SHA256", {})
+    monkeypatch.setattr(published, "_BYTES", {})
     monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "*")
     handler = partial(Quiet, directory=str(theirs[1]))
@@ -498,11 +499,11 @@ def test_bad_settings_leave_nothing_behind(refused, quick, tmp_path, arguments, 
 def test_an_export_that_does_not_come_back_the_same_is_not_kept(refused, gptpl, quick, monkeypatch):
     right = FORMATS["book"]
 
-    def write(net: GPTModel, folder: Path, *, dtype: Any, eot_id: int) -> None:
+    def write(net: GPTModel, folder: Path, *, eot_id: int) -> None:
         changed = copy.deepcopy(net)
         with torch.no_grad():
             changed.get_parameter("blocks.1.ff.up_proj.weight")[3, 4] += 0.5
-        right.write(changed, folder, dtype=dtype, eot_id=eot_id)
+        right.write(changed, folder, eot_id=eot_id)
 
     monkeypatch.setitem(FORMATS, "book", replace(right, write=write))
     arguments = ("weights", "convert", f"checkpoint={quick.run.path}", "format=book", "output=x")

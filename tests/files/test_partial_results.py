@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.files.partial_results import PartialResults
+from gptpl.files.durable import PartialResults
 
 SETTINGS = {"model": "abc", "rules": {"temperature": 0.0}}
 

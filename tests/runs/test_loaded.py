@@ -25,7 +25,7 @@ from gptpl.data.corpora import TextFiles
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.tokenizers import WordsTokenizer
 from gptpl.errors import InputError
-from gptpl.files.partial_results import PartialResults
+from gptpl.files.durable import PartialResults
 from gptpl.runs.loaded import load
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
 from gptpl.training.checkpoint import load_model

@@ -14,7 +14,7 @@ import torch
 
 from gptpl.data.tokenizers import BytesTokenizer, WordsTokenizer
 from gptpl.errors import InputError
-from gptpl.files.hashes import record_file
+from gptpl.files.durable import record_file
 from gptpl.generation import SamplingRules, complete
 from gptpl.model import ClassifierConfig, GPTClassifier
 from gptpl.training.checkpoint import (

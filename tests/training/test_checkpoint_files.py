@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gptpl.errors import InputError
-from gptpl.files.hashes import record_file
+from gptpl.files.durable import record_file
 from gptpl.training.checkpoint_files import CheckpointFolder, Damaged, set_aside
 from gptpl.training.checkpoint_io import verify, write_checkpoint
 

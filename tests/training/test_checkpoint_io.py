@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.files.hashes import record_file
+from gptpl.files.durable import record_file
 from gptpl.training.checkpoint_files import CheckpointFolder
 from gptpl.training.checkpoint_io import DurableCheckpointIO, verify, write_checkpoint
 

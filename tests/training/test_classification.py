@@ -25,7 +25,7 @@ from gptpl.training.classifier_checkpoint import load_classifier, load_foreign_c
 from gptpl.training.classifier_evaluation import evaluate_classifier
 from gptpl.training.prediction import class_logits, predictions
 from gptpl.training.tuning import TuneLastBlock
-from gptpl.weights.hugging_face_classifier import write_classifier
+from gptpl.weights.hugging_face import write_classifier
 
 STEPS = 20
 LR = 1e-2

@@ -33,7 +33,7 @@ def base(config: Callable[..., GPTConfig], tmp_path: Path) -> Callable[..., tupl
         net = GPTModel(config(drop_rate=0.0, **changes)).eval()
         folder = tmp_path / "base"
         folder.mkdir()
-        FORMATS["hf"].write(net, folder, dtype=None, eot_id=60)
+        FORMATS["hf"].write(net, folder, eot_id=60)
         return net, folder
 
     return make

@@ -337,7 +337,7 @@ for name in sys.argv[2:]:
     folder = Path(sys.argv[1], name)
     folder.mkdir()
     try:
-        FORMATS[name].write(net, folder, dtype=None, eot_id=0)
+        FORMATS[name].write(net, folder, eot_id=0)
     except InputError as error:
         print(name, error)
 """

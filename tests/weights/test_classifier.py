@@ -14,8 +14,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTClassifier, GPTConfig
 from gptpl.weights.formats import open_model
-from gptpl.weights.head_bias import bias_as_shift
-from gptpl.weights.hugging_face_classifier import is_classifier, open_classifier, write_classifier
+from gptpl.weights.hugging_face import bias_as_shift, is_classifier, open_classifier, write_classifier
 from gptpl.weights.transfer import load_tensors
 
 PAD = 96
@@ -69,11 +68,11 @@ def test_a_classifier_of_transformers_is_read(tmp_path: Path) -> None:
     theirs = GPT2ForSequenceClassification(config).eval()
     theirs.save_pretrained(tmp_path)
     assert is_classifier(tmp_path)
-    found = open_classifier(tmp_path)
-    assert found.labels == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
-    assert found.files.config is not None
-    net = GPTClassifier(found.files.config, ClassifierConfig(n_classes=4, head_bias=False)).eval()
-    load_tensors(net, found.files.tensors, found.files.table)
+    files, labels = open_classifier(tmp_path)
+    assert labels == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
+    assert files.config is not None
+    net = GPTClassifier(files.config, ClassifierConfig(n_classes=4, head_bias=False)).eval()
+    load_tensors(net, files.tensors, files.table)
     tokens, lengths = batch()
     torch.testing.assert_close(net(tokens, lengths), theirs(tokens).logits, atol=1e-5, rtol=0)
 

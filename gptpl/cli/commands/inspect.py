@@ -18,7 +18,7 @@ from tqdm import tqdm
 from gptpl.cli.console import Console
 from gptpl.cli.model_input import composed, given_model, given_text, piped_text
 from gptpl.errors import InputError
-from gptpl.files.whole import write_atomically
+from gptpl.files.durable import write_atomically
 from gptpl.model.protocol import context_length
 from gptpl.runs.loaded import load_language_model
 

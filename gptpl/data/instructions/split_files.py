@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from gptpl.data.instructions.split import InstructionSplits, SplitName
-from gptpl.files.whole import write_atomically
+from gptpl.files.durable import write_atomically
 
 FOLDER = "data"
 FILES: dict[SplitName, str] = {"train": "train.json", "val": "validation.json", "test": "test.json"}

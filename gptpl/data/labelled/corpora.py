@@ -13,8 +13,7 @@ from gptpl.data.labelled.examples import Example
 from gptpl.data.labelled.table import Table
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir, download, file_name
-from gptpl.files.hashes import record_file, sha256_of
-from gptpl.files.whole import write_atomically
+from gptpl.files.durable import record_file, sha256_of, write_atomically
 from gptpl.resuming import FREE
 
 _MOST_BYTES = 1 << 24

@@ -9,7 +9,7 @@ from gptpl.data.labelled.examples import Example, Splits
 from gptpl.data.labelled.table import Table
 from gptpl.data.training_data import Split
 from gptpl.errors import InputError
-from gptpl.files.whole import write_atomically
+from gptpl.files.durable import write_atomically
 
 FOLDER = "data"
 FILES: Mapping[Split, str] = {"train": "train.csv", "val": "validation.csv", "test": "test.csv"}
