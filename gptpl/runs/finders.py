@@ -24,8 +24,8 @@ from gptpl.callbacks.step_timer import StepTimer
 from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.errors import InputError
+from gptpl.files.durable import write_atomically
 from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES, figure_pixels, write_png
-from gptpl.files.whole import write_atomically
 from gptpl.runs.build import Settled, settle
 from gptpl.runs.parts import check_gpt, is_gpt
 from gptpl.runs.plan import peak_rates
