@@ -8,7 +8,7 @@ import lightning as L
 
 from gptpl.callbacks.checkpoints import BestCheckpoint
 from gptpl.data.labelled.datamodule import LabelledDataModule
-from gptpl.data.training_data import Split
+from gptpl.data.splits import Split
 from gptpl.training.checkpoint import read_checkpoint
 from gptpl.training.classification import ClassificationModule, named_scores
 from gptpl.training.classification_metrics import accuracy_text

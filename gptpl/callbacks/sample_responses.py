@@ -12,7 +12,7 @@ from gptpl.callbacks.sample_views import show_samples
 from gptpl.callbacks.samples import Samples
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.entries import Entry
-from gptpl.data.scored_windows import evenly_spaced
+from gptpl.data.sampler import evenly_spaced
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.text import one_line

@@ -1,31 +1,102 @@
-"""Batches of a text for Lightning: training in shuffled order, evaluation always on the same windows."""
+"""A text as windows of tokens: batches for training and evaluation, and a report before it is trained on."""
 
-# B windows in a rank's batch, T tokens in a window, R ranks
+# B windows in a rank's batch, T tokens in a window
 
+import mmap
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from gptpl.data.corpora import Corpus
-from gptpl.data.encoded_corpus import EncodedCorpus
-from gptpl.data.encoding import encode_corpus
-from gptpl.data.report import data_report
-from gptpl.data.scored_windows import PADDING, Indices, ScoredWindows
-from gptpl.data.split import check_train_ratio
-from gptpl.data.token_file import Tokens
+from gptpl.data.encoding import check_train_ratio, encode_corpus
+from gptpl.data.sampler import PADDING
+from gptpl.data.splits import Split
+from gptpl.data.token_cache import CorpusStats, EncodedCorpus, Tokens
 from gptpl.data.tokenizers import Tokenizer
-from gptpl.data.training_data import BatchedExamples, Batches, Split, TrainingData
-from gptpl.data.windows import TokenWindows, check_window_sizes
+from gptpl.data.training_data import IGNORED, Batches, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
 from gptpl.resuming import FREE
+from gptpl.text import count_text, table
+
+# Hoffmann et al. 2022 (Chinchilla): at a given compute, loss is lowest near 20 tokens a parameter.
+TOKENS_PER_PARAMETER = 20
+MANY_DUPLICATES = 0.01
+
+
+class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
+    """The windows of T = `max_length` tokens that begin every `stride` tokens; the tokens are not copied.
+
+    A batch is (inputs, targets), two int64 tensors (B, T), targets one token later. Past the end of the
+    tokens, and in the whole row of the number PADDING, inputs are 0 and targets IGNORED.
+
+    Args:
+        tokens: 1-D.
+        max_length: T.
+        stride: tokens from the start of one window to the start of the next.
+        split: what an error message calls these tokens.
+        to_the_end: whether the last windows may be shorter than T, as long as they have a target.
+
+    Raises InputError when not even one whole window fits, where they must be whole.
+    """
+
+    def __init__(
+        self, tokens: Tokens, *, max_length: int, stride: int, split: str = "text", to_the_end: bool = False
+    ) -> None:
+        if len(tokens) <= max_length and not to_the_end:
+            raise InputError(
+                f"the {split} split has {len(tokens):,} tokens, too short for one window of "
+                f"data.max_length={max_length} ({max_length + 1:,} tokens are needed): "
+                "lower data.max_length, give more text, or change data.train_ratio"
+            )
+        self.max_length = max_length
+        self.tokens = tokens
+        self._starts = range(0, len(tokens) - (1 if to_the_end else max_length), stride)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, each (T,)."""
+        inputs, targets = self.__getitems__([index])
+        return inputs[0], targets[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a batch, each (B, T); torch's DataLoader finds this by its name."""
+        starts = np.array([PADDING if index == PADDING else self._starts[index] for index in indices])[
+            :, None
+        ]
+        places = starts + np.arange(self.max_length + 1)  # (B, T+1)
+        known = (starts != PADDING) & (places < len(self.tokens))
+        tokens = np.asarray(self.tokens)[np.where(known, places, 0)].astype(np.int64)
+        windows = np.where(known, tokens, IGNORED)
+        inputs, targets = windows[:, :-1].clip(min=0), windows[:, 1:].copy()  # IGNORED is no token: 0 is
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Sends a worker the place of a memory-mapped token file, not its hundreds of megabytes."""
+        tokens, state = self.tokens, dict(self.__dict__)
+        # Of a slice the base is no mmap, and the offset that of the whole.
+        base: object = tokens.base
+        if isinstance(tokens, np.memmap) and isinstance(base, mmap.mmap):
+            state["tokens"] = None
+            state["mapped"] = (str(tokens.filename), tokens.dtype.str, "r", tokens.offset, tokens.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Opens the token file again, in the worker."""
+        self.__dict__.update(state)
+        if (mapped := self.__dict__.pop("mapped", None)) is not None:
+            self.tokens = np.memmap(*mapped)
 
 
 class TextDataModule(TrainingData):
-    """One corpus as batches of (inputs, targets), two int64 tensors (B, T), targets one token later.
-
-    `load()` gives the tokenizer and the counts before there is a model.
+    """One corpus as batches of `TokenWindows`; `load()` gives tokenizer and counts before there is a model.
 
     Args:
         corpus: the text.
@@ -34,16 +105,14 @@ class TextDataModule(TrainingData):
         stride: tokens from the start of a training or validation window to the start of the next; None: T.
         batch_size: B, windows in a batch of one rank.
         train_ratio: share of the characters to train on, between 0 and 1.
-        seed: decides, with the epoch, the order of the training windows.
-        num_workers: as in `TrainingData`, like the four below.
-        pin_memory: page-locked memory.
-        persistent_workers: workers that stay.
-        eval_train_batches: training batches of an evaluation.
-        eval_val_batches: validation batches of an evaluation.
         cache_dir: where encoded corpora are kept; None: the project's cache folder.
+        loading: as in `TrainingData`.
 
     Raises InputError for a number out of range, when made, and for a text too short for it, when loaded.
     """
+
+    units = "windows"
+    too_few_remedy = "lower data.batch_size, data.stride or data.max_length, or give more text"
 
     def __init__(
         self,
@@ -54,34 +123,19 @@ class TextDataModule(TrainingData):
         stride: int | None = None,
         batch_size: int = 2,
         train_ratio: float = 0.9,
-        seed: int = 123,
-        num_workers: Annotated[int, FREE] = 0,
-        pin_memory: Annotated[bool | None, FREE] = None,
-        persistent_workers: Annotated[bool, FREE] = True,
-        eval_train_batches: int | None = 5,
-        eval_val_batches: int | None = 5,
         cache_dir: Annotated[Path | str | None, FREE] = None,
+        **loading: Unpack[Loading],
     ) -> None:
-        stride = max_length if stride is None else stride
+        super().__init__(batch_size=batch_size, **loading)
         check_train_ratio(train_ratio)
-        check_window_sizes(max_length=max_length, stride=stride)
-        super().__init__(
-            batch_size=batch_size,
-            seed=seed,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=persistent_workers,
-            eval_train_batches=eval_train_batches,
-            eval_val_batches=eval_val_batches,
-        )
+        check_at_least(1, "data.max_length", max_length)
+        check_at_least(1, "data.stride", stride)
         self.corpus = corpus
         self.max_length = max_length
-        self.stride = stride
+        self.stride = max_length if stride is None else stride
         self.train_ratio = train_ratio
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._given_tokenizer = tokenizer
-
-    # --- the text -------------------------------------------------------------------------------------
 
     @cached_property
     def encoded(self) -> EncodedCorpus:
@@ -114,29 +168,6 @@ class TextDataModule(TrainingData):
         encoded = self.__dict__.get("encoded")
         return self.corpus.content_sha256() if encoded is None else encoded.stats.content_sha256
 
-    def report(self, *, parameters: int, world_size: int) -> list[str]:
-        """See `data_report`."""
-        return data_report(
-            self.encoded,
-            name=self.name,
-            max_length=self.max_length,
-            stride=self.stride,
-            batch_size=self.batch_size * world_size,
-            parameters=parameters,
-        )
-
-    @property
-    def units(self) -> str:
-        """How messages call several examples."""
-        return "windows"
-
-    @property
-    def too_few_remedy(self) -> str:
-        """What helps where the training windows do not fill a batch."""
-        return "lower data.batch_size, data.stride or data.max_length, or give more text"
-
-    # --- windows --------------------------------------------------------------------------------------
-
     @cached_property
     def train_windows(self) -> TokenWindows:
         """The windows to train on."""
@@ -156,12 +187,6 @@ class TextDataModule(TrainingData):
             raise InputError("a text is split in two, training and validation: give split=train or split=val")
         return self.train_windows if split == "train" else self.val_windows
 
-    def scored(self, split: Split, numbers: Indices) -> BatchedExamples:
-        """Windows by their numbers; a row of PADDING has no target."""
-        windows = self.examples(split)
-        starts = np.where(numbers == PADDING, PADDING, numbers * windows.stride)
-        return ScoredWindows(windows.tokens, starts, max_length=self.max_length)
-
     def evaluation_dataloader(self, split: Literal["train", "val", "all"]) -> Batches:
         """Batches in which every token but the first of the split is the target of exactly one position.
 
@@ -174,5 +199,56 @@ class TextDataModule(TrainingData):
         tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if len(tokens) < 2:
             raise InputError(f"the {split} split has {len(tokens)} tokens, none to score: give more text")
-        starts = self._share(np.arange(0, len(tokens) - 1, self.max_length, dtype=np.int64))
-        return self._in_order(ScoredWindows(tokens, starts, max_length=self.max_length))
+        windows = TokenWindows(tokens, max_length=self.max_length, stride=self.max_length, to_the_end=True)
+        return self._in_order(windows, np.arange(len(windows)))
+
+    def report(self, *, parameters: int, world_size: int) -> list[str]:
+        """Counts of both splits, and what they mean. Raises InputError where a split has no window."""
+        stats, batch_size = self.encoded.stats, self.batch_size * world_size
+        train, val = len(self.train_windows), len(self.val_windows)
+        rows = [
+            ("documents", stats.train_documents, stats.val_documents),
+            ("characters", stats.train_characters, stats.val_characters),
+            ("tokens", stats.train_tokens, stats.val_tokens),
+            (f"windows of {self.max_length:,} tokens, one every {self.stride:,}", train, val),
+            # training drops the last short batch
+            (f"batches of {batch_size:,} windows", train // batch_size, -(-val // batch_size)),
+        ]
+        cells = [("", "training", "validation"), *((label, f"{a:,}", f"{b:,}") for label, a, b in rows)]
+        lines = [*table(cells, right=(1, 2)), _size(stats.train_tokens, parameters), _duplicates(stats)]
+        title = (
+            f"data: {self.name}, {count_text(stats.documents, 'document')}, "
+            f"{self.tokenizer.name} tokenizer ({self.tokenizer.vocab_size:,} tokens)"
+        )
+        return [title, *(f"  {line}" for line in lines)]
+
+
+def _size(train_tokens: int, parameters: int) -> str:
+    """The tokens per parameter, turned round where a newcomer would have to count zeros."""
+    ratio = train_tokens / parameters
+    if ratio < 1:
+        every = f"{parameters / max(1, train_tokens):,.0f}"
+        return (
+            f"1 training token for every {every} parameters: "
+            "the model can learn the text by heart, so watch the validation loss"
+        )
+    if ratio < TOKENS_PER_PARAMETER:
+        meaning = f"about {TOKENS_PER_PARAMETER} use the model's size well"
+    else:
+        meaning = "enough for this size of model"
+    return f"{ratio:,.1f} training tokens for every parameter: {meaning}"
+
+
+def _duplicates(stats: CorpusStats) -> str:
+    """How much of the validation text training has seen, and whether that matters."""
+    if not stats.compared_blocks:
+        return "the validation text is too short to look for duplicates of the training text"
+    share = stats.duplicate_blocks / stats.compared_blocks
+    if share > MANY_DUPLICATES:
+        meaning = "the validation loss is too good by what the model remembers of them"
+    else:
+        meaning = "the validation loss is a fair test"
+    return (
+        f"{stats.duplicate_blocks:,} of {stats.compared_blocks:,} blocks of 32 validation tokens "
+        f"also stand word for word in the training text ({share:.1%}): {meaning}"
+    )

@@ -1,22 +1,34 @@
-"""From a corpus to token arrays, once: the result is kept in the cache and opened from there."""
+"""From a corpus to token arrays, once: the result is kept in the cache and opened from there.
+
+Both splits are compared, for a model that has read validation text during training is not tested by it.
+"""
 
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptpl.data.corpora import Corpus
-from gptpl.data.duplicates import count_duplicates
-from gptpl.data.encoded_corpus import CorpusStats, EncodedCorpus
-from gptpl.data.split import PARTS, Part, check_train_ratio, split_documents, training_characters
-from gptpl.data.token_cache import DAMAGE, CacheUnwritableError, DraftEntry, open_entry, read_entry
-from gptpl.data.token_file import Tokens, token_dtype
+from gptpl.data.token_cache import (
+    DAMAGE,
+    PARTS,
+    CacheUnwritableError,
+    CorpusStats,
+    DraftEntry,
+    EncodedCorpus,
+    Part,
+    Tokens,
+    open_entry,
+    read_entry,
+    token_dtype,
+)
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir as default_cache_dir
@@ -25,6 +37,8 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # raise it when the same text would be encoded, or stored, in another way
 BATCH_CHARACTERS = 1 << 22  # text given to the tokenizer at a time; a document is never cut for it
+BLOCK_TOKENS = 32
+CHUNK_TOKENS = 1 << 20  # training tokens hashed at a time: about 8 MB an array
 
 
 def encode_corpus(
@@ -41,13 +55,10 @@ def encode_corpus(
     stay in memory; both are logged. Raises InputError for a ratio outside (0, 1), and what the corpus and the
     tokenizer raise.
     """
-    check_train_ratio(train_ratio)
     content_sha256 = corpus.content_sha256()
     vocabulary = _vocabulary_sha256(tokenizer)
-    key = _cache_key(content_sha256, tokenizer.name, vocabulary, train_ratio)
-    entry = _folder(cache_dir) / key
-    fitted = tokenizer if vocabulary else None
-    if (cached := read_entry(entry, fitted)) is not None:
+    entry = _entry(cache_dir, content_sha256, tokenizer.name, vocabulary, train_ratio)
+    if (cached := read_entry(entry, tokenizer if vocabulary else None)) is not None:
         return cached
     log.info("encoding the corpus %s with the %s tokenizer", corpus.name, tokenizer.name)
     source = _survey(corpus, tokenizer, train_ratio, content_sha256)
@@ -72,7 +83,7 @@ def cached_corpus(
     Nothing is written or removed: who asks may have the hash from anybody.
     """
     for vocabulary in (tokenizer.sha256, None):  # None: the text has given it
-        entry = _folder(cache_dir) / _cache_key(content_sha256, tokenizer.name, vocabulary, train_ratio)
+        entry = _entry(cache_dir, content_sha256, tokenizer.name, vocabulary, train_ratio)
         with suppress(*DAMAGE):
             found = open_entry(entry)
             if found.tokenizer.sha256 == tokenizer.sha256:
@@ -85,8 +96,32 @@ def encode_in_memory(corpus: Corpus, tokenizer: Tokenizer, *, train_ratio: float
     return _encode_in_memory(_survey(corpus, tokenizer, train_ratio, corpus.content_sha256()))
 
 
-def _folder(cache_dir: Path | None) -> Path:
-    return (cache_dir or default_cache_dir()) / "encoded"
+def check_train_ratio(train_ratio: float) -> None:
+    """Raise InputError unless `train_ratio` lies strictly between 0 and 1."""
+    if not 0 < train_ratio < 1:
+        raise InputError(
+            f"data.train_ratio={train_ratio} leaves nothing for one of the two splits: "
+            "give the share of the text to train on, between 0 and 1, such as 0.9"
+        )
+
+
+def _vocabulary_sha256(tokenizer: Tokenizer) -> str | None:
+    """The hash of the vocabulary; None when there is none yet, and the content will decide it."""
+    try:
+        return tokenizer.sha256
+    except InputError:  # how a tokenizer says that it has not been fitted
+        return None
+
+
+def _entry(
+    cache_dir: Path | None, content_sha256: str, tokenizer: str, vocabulary: str | None, train_ratio: float
+) -> Path:
+    identity = [FORMAT_VERSION, content_sha256, tokenizer, vocabulary, train_ratio]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return (cache_dir or default_cache_dir()) / "encoded" / key
+
+
+# --- encoding -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,20 +136,8 @@ class _Source:
     train_characters: int
 
 
-def _vocabulary_sha256(tokenizer: Tokenizer) -> str | None:
-    """Return the hash of the vocabulary; None when there is none yet, and the content will decide it."""
-    try:
-        return tokenizer.sha256
-    except InputError:  # how a tokenizer says that it has not been fitted
-        return None
-
-
-def _cache_key(content_sha256: str, tokenizer: str, vocabulary: str | None, train_ratio: float) -> str:
-    identity = [FORMAT_VERSION, content_sha256, tokenizer, vocabulary, train_ratio]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-
 def _survey(corpus: Corpus, tokenizer: Tokenizer, train_ratio: float, content_sha256: str) -> _Source:
+    check_train_ratio(train_ratio)
     lengths = [len(document) for document in corpus.documents()]
     characters = sum(lengths)
     return _Source(
@@ -123,7 +146,7 @@ def _survey(corpus: Corpus, tokenizer: Tokenizer, train_ratio: float, content_sh
         content_sha256=content_sha256,
         documents=len(lengths),
         characters=characters,
-        train_characters=training_characters(characters, train_ratio=train_ratio),
+        train_characters=int(train_ratio * characters),  # rounded down, as in the book
     )
 
 
@@ -144,7 +167,7 @@ def _encode_in_memory(source: _Source) -> EncodedCorpus:
 
 
 def _encode(source: _Source, append: Callable[[Part, Tokens], None]) -> Counter[Part]:
-    """Give the tokens of both splits to `append`, in order; return the number of documents in each."""
+    """Gives the tokens of both splits to `append`, in order; returns the number of documents in each."""
     end_of_text = np.array([source.tokenizer.eot_id], dtype=np.uint32)
     documents: Counter[Part] = Counter()
     for batch in _batches(source):
@@ -157,7 +180,7 @@ def _encode(source: _Source, append: Callable[[Part, Tokens], None]) -> Counter[
 
 
 def _batches(source: _Source) -> Iterator[list[tuple[Part, str]]]:
-    """Group the pieces of the corpus into batches of BATCH_CHARACTERS or a little more."""
+    """The pieces of the corpus in batches of BATCH_CHARACTERS or a little more."""
     batch: list[tuple[Part, str]] = []
     waiting = 0
     for piece in split_documents(source.corpus.documents(), train_characters=source.train_characters):
@@ -170,8 +193,24 @@ def _batches(source: _Source) -> Iterator[list[tuple[Part, str]]]:
         yield batch
 
 
+def split_documents(documents: Iterable[str], *, train_characters: int) -> Iterator[tuple[Part, str]]:
+    """Yield every document, in order, with the part it belongs to; the one the cut falls into comes as two.
+
+    The first `train_characters` characters of the documents, counted without anything between them, are
+    the training text. No piece is empty, so that a cut between two documents leaves no stray separator.
+    """
+    left = train_characters
+    for document in documents:
+        head, tail = document[:left], document[left:]
+        left -= len(head)
+        if head:
+            yield "train", head
+        if tail:
+            yield "val", tail
+
+
 def _stats(source: _Source, documents: Counter[Part], train: Tokens, val: Tokens) -> CorpusStats:
-    duplicates = count_duplicates(train, val)
+    duplicated, compared = count_duplicates(train, val)
     return CorpusStats(
         documents=source.documents,
         train_documents=documents["train"],
@@ -180,7 +219,66 @@ def _stats(source: _Source, documents: Counter[Part], train: Tokens, val: Tokens
         val_characters=source.characters - source.train_characters,
         train_tokens=len(train),
         val_tokens=len(val),
-        duplicate_blocks=duplicates.duplicated,
-        compared_blocks=duplicates.blocks,
+        duplicate_blocks=duplicated,
+        compared_blocks=compared,
         content_sha256=source.content_sha256,
     )
+
+
+# --- validation text that stands in the training text, too ----------------------------------------------
+
+# Odd, so that a multiplication loses no bit modulo 2^64.
+_BASE = 0x9E3779B97F4A7C15
+_SPREAD = 0xBF58476D1CE4E5B9
+_MODULUS_MASK = (1 << 64) - 1
+
+
+def count_duplicates(
+    train: Tokens, val: Tokens, *, block_tokens: int = BLOCK_TOKENS, chunk_tokens: int = CHUNK_TOKENS
+) -> tuple[int, int]:
+    """How many non-overlapping validation blocks occur verbatim, at any offset, in training; and of how many.
+
+    `block_tokens` must be a power of two. A last, shorter block is not counted, nor is anything found in a
+    training split shorter than a block. Blocks are compared by a rolling polynomial hash modulo 2^64, so that
+    the work is linear in the tokens and the memory bounded; two different ones share a hash with a chance of
+    about 2^-64.
+    """
+    if block_tokens < 1 or block_tokens & (block_tokens - 1):
+        raise ValueError(f"block_tokens={block_tokens} is not a power of two")
+    hashes, inverse = np.unique(_block_hashes(val, block_tokens), return_inverse=True)
+    if not len(hashes):
+        return 0, 0
+    # Most training positions match nothing: a table of the top bits dismisses them without a binary search.
+    shift = np.uint64(64 - min(26, len(hashes).bit_length() + 5))
+    table = np.zeros(1 << (64 - int(shift)), dtype=bool)
+    table[hashes >> shift] = True
+    seen = np.zeros(len(hashes), dtype=bool)
+    for start in range(0, max(0, len(train) - block_tokens + 1), chunk_tokens):
+        rolled = _rolling_hashes(train[start : start + chunk_tokens + block_tokens - 1], block_tokens)
+        candidates = rolled[table[rolled >> shift]]
+        places = np.searchsorted(hashes, candidates).clip(max=len(hashes) - 1)
+        seen[places[hashes[places] == candidates]] = True
+    return int(seen[inverse].sum()), len(inverse)
+
+
+def _token_hashes(tokens: Tokens) -> NDArray[np.uint64]:
+    return tokens.astype(np.uint64) * np.uint64(_SPREAD)
+
+
+def _block_hashes(tokens: Tokens, size: int) -> NDArray[np.uint64]:
+    """Of every non-overlapping block, by Horner's rule: h = t0 b^(size-1) + ... + t(size-1)."""
+    blocks = np.asarray(tokens[: len(tokens) // size * size]).reshape(-1, size)
+    hashes = np.zeros(len(blocks), dtype=np.uint64)
+    for column in range(size):
+        hashes = hashes * np.uint64(_BASE) + _token_hashes(blocks[:, column])
+    return hashes
+
+
+def _rolling_hashes(tokens: Tokens, size: int) -> NDArray[np.uint64]:
+    """Of the `size` tokens from every position on, doubling: h_2k[i] = h_k[i] b^k + h_k[i + k]."""
+    hashes = _token_hashes(np.asarray(tokens))
+    power, width = _BASE, 1
+    while width < size:
+        hashes = hashes[:-width] * np.uint64(power) + hashes[width:]
+        power, width = power * power & _MODULUS_MASK, 2 * width
+    return hashes

@@ -10,8 +10,9 @@ import lightning as L
 import numpy as np
 import torch
 
+from gptpl.data.splits import Split
 from gptpl.data.tokenizers import Tokenizer
-from gptpl.data.training_data import BatchedExamples, Batches, Split, TrainingData
+from gptpl.data.training_data import BatchedExamples, Batches, TrainingData
 from gptpl.errors import InputError
 
 UNKNOWN = sys.maxsize

@@ -1,4 +1,4 @@
-"""Encoded corpora on disk: one folder an entry, complete or not there at all.
+"""Encoded corpora, in memory and on disk: there one folder an entry, complete or not there at all.
 
 An entry holds `train.npy`, `val.npy` and `stats.json` (counts, and the tokenizer's state). It is written in a
 folder of its own beside its final place and renamed when everything is on the disk, so that neither an
@@ -12,25 +12,98 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.lib import format as npy_format
+from numpy.typing import NDArray
 
-from gptpl.data.encoded_corpus import CorpusStats, EncodedCorpus
-from gptpl.data.split import PARTS, Part
-from gptpl.data.token_file import TokenFileWriter, Tokens, open_tokens, token_dtype
 from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.files.durable import sync_folder
 
 log = logging.getLogger(__name__)
 
-
+Tokens = NDArray[np.unsignedinteger]
+Part = Literal["train", "val"]
+PARTS: tuple[Part, ...] = get_args(Part)
 DAMAGE = (OSError, ValueError, KeyError, TypeError)
 """What reading an entry raises that is not there, or not whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusStats:
+    """Counts of a corpus and of its two splits.
+
+    A document that the cut falls into counts in both splits. Characters are those of the documents, tokens
+    include the end-of-text tokens between documents. Of `compared_blocks` blocks of 32 validation tokens,
+    `duplicate_blocks` stand word for word in the training split.
+    """
+
+    documents: int
+    train_documents: int
+    val_documents: int
+    train_characters: int
+    val_characters: int
+    train_tokens: int
+    val_tokens: int
+    duplicate_blocks: int
+    compared_blocks: int
+    content_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedCorpus:
+    """Both splits as 1-D arrays of `token_dtype`, often memory-mapped, and the tokenizer that made them."""
+
+    train: Tokens
+    val: Tokens
+    tokenizer: Tokenizer
+    stats: CorpusStats
+
+
+def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """The smallest type that holds every token: two bytes up to 65,536 tokens, else four."""
+    return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.uint32)
+
+
+class TokenFileWriter:
+    """Appends tokens to a new .npy file whose final length nobody knows yet.
+
+    A context manager; leaving it writes the length into the header and the file to the disk (fsync). Raises
+    OSError, also when `path` exists already.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
+        self._dtype = dtype
+        self._tokens = 0
+        self._file = path.open("xb")
+        self._write_header()
+        self._header_bytes = self._file.tell()
+
+    def append(self, tokens: Tokens) -> None:
+        """Write 1-D `tokens` behind the others."""
+        self._file.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
+        self._tokens += len(tokens)
+
+    def _write_header(self) -> None:
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._tokens,)}
+        npy_format.write_array_header_1_0(self._file, header)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
+        """Complete the file, or after an error only close it."""
+        with self._file:
+            if kind is None:
+                self._file.seek(0)
+                self._write_header()  # NumPy leaves room in the first header for a longer length
+                assert self._file.tell() == self._header_bytes, "the .npy header has grown into the tokens"
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
 
 class CacheUnwritableError(Exception):
@@ -39,7 +112,7 @@ class CacheUnwritableError(Exception):
 
 @contextmanager
 def _told_apart() -> Iterator[None]:
-    """Turn an OSError of the cache into its own exception: one of the corpus means something else."""
+    """Turns an OSError of the cache into its own exception: one of the corpus means something else."""
     try:
         yield
     except OSError as error:
@@ -80,11 +153,9 @@ class DraftEntry:
 
     @_told_apart()
     def commit(self, stats: CorpusStats, tokenizer: Tokenizer) -> None:
-        """Complete the entry and put it in its place, unless another process has just done so."""
-        self._files.close()
-        description = {"stats": asdict(stats), "tokenizer": tokenizer.state()}
+        """Put the entry, whose token files are complete, in its place, unless another process has done so."""
         with (self._folder / "stats.json").open("w", encoding="utf-8") as file:
-            json.dump(description, file)
+            json.dump({"stats": asdict(stats), "tokenizer": tokenizer.state()}, file)
             file.flush()
             os.fsync(file.fileno())
         sync_folder(self._folder)
@@ -102,7 +173,6 @@ class DraftEntry:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove what has not been committed."""
         try:
             self._files.__exit__(kind, error, trace)
         finally:
@@ -120,10 +190,16 @@ def read_entry(entry: Path, tokenizer: Tokenizer | None) -> EncodedCorpus | None
     """
     try:
         return open_entry(entry, tokenizer) if entry.is_dir() else None
-    except DAMAGE as error:
-        log.warning("the cached tokens in %s are damaged (%s): they are made again", entry, error)
-        _remove(entry)
-        return None
+    except DAMAGE as damage:
+        log.warning("the cached tokens in %s are damaged (%s): they are made again", entry, damage)
+    doomed = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.damaged")
+    try:
+        entry.rename(doomed)  # in one step: another process sees it whole or not at all
+    except OSError as error:
+        log.warning("cannot remove %s: %s", entry, error)
+    else:
+        shutil.rmtree(doomed, ignore_errors=True)
+    return None
 
 
 def open_entry(entry: Path, tokenizer: Tokenizer | None = None) -> EncodedCorpus:
@@ -132,17 +208,12 @@ def open_entry(entry: Path, tokenizer: Tokenizer | None = None) -> EncodedCorpus
     stats = CorpusStats(**description["stats"])
     fitted = tokenizer or tokenizer_from_state(description["tokenizer"])
     dtype = token_dtype(fitted.vocab_size)
-    train = open_tokens(entry / "train.npy", dtype=dtype, length=stats.train_tokens)
-    val = open_tokens(entry / "val.npy", dtype=dtype, length=stats.val_tokens)
+
+    def opened(part: Part, length: int) -> Tokens:
+        tokens: Tokens = npy_format.open_memmap(entry / f"{part}.npy", mode="r")
+        if tokens.dtype != dtype or tokens.shape != (length,):
+            raise ValueError(f"{part}.npy holds {tokens.dtype} {tokens.shape}, not {dtype} ({length},)")
+        return tokens
+
+    train, val = opened("train", stats.train_tokens), opened("val", stats.val_tokens)
     return EncodedCorpus(train=train, val=val, tokenizer=fitted, stats=stats)
-
-
-def _remove(entry: Path) -> None:
-    """Remove an entry in one step: another process sees it whole or not at all."""
-    doomed = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.damaged")
-    try:
-        entry.rename(doomed)
-    except OSError as error:
-        log.warning("cannot remove %s: %s", entry, error)
-    else:
-        shutil.rmtree(doomed, ignore_errors=True)

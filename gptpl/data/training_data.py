@@ -1,35 +1,31 @@
-"""What the LightningDataModules of all tasks share: loaders that can go on within an epoch, on every rank."""
+"""What the data of all tasks share: batches, and loaders that can begin within an epoch, on every rank."""
 
 # B examples in a rank's batch, R ranks
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol, TypedDict
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from gptpl.data.sampler import EpochSampler, InOrder
-from gptpl.data.scored_windows import Indices, evenly_spaced, rank_share
+from gptpl.data.sampler import EpochSampler, Indices, InOrder, evenly_spaced, rank_share
+from gptpl.data.splits import Split
 from gptpl.data.tokenizers import Tokenizer
-from gptpl.data.windows import identity
 from gptpl.errors import InputError
 from gptpl.resuming import FREE
 
 Batches = DataLoader[Any]
-Split = Literal["train", "val", "test"]
+IGNORED = -100
+"""The target that torch's cross-entropy leaves out."""
 
 
 class BatchedExamples(Protocol):
     """Examples of a split, which make batches of themselves; torch's DataLoader finds that by its name."""
 
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def __getitem__(self, index: int) -> Any:
-        """One of them."""
+    def __len__(self) -> int: ...
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
         """A batch of them. PADDING in place of a number makes a row that counts nowhere."""
@@ -44,10 +40,6 @@ class Chosen:
 
     def __len__(self) -> int:
         return len(self._numbers)
-
-    def __getitem__(self, index: int) -> Any:
-        """One of them."""
-        return self._examples[self._numbers[index]]
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
         """A batch of them."""
@@ -67,6 +59,17 @@ class PositionedLoader(Batches):
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Takes nothing over."""
+
+
+class Loading(TypedDict, total=False):
+    """The settings that every kind of data hands on to `TrainingData`."""
+
+    seed: int
+    num_workers: int
+    pin_memory: bool | None
+    persistent_workers: bool
+    eval_train_batches: int | None
+    eval_val_batches: int | None
 
 
 class TrainingData(L.LightningDataModule, ABC):
@@ -92,6 +95,10 @@ class TrainingData(L.LightningDataModule, ABC):
 
     max_length: int
     """Tokens of the longest row of a batch."""
+    units: str = "examples"
+    """How messages call several examples."""
+    too_few_remedy: str = "lower data.batch_size, or give more examples"
+    """What helps where the training examples do not fill a batch."""
 
     def __init__(
         self,
@@ -163,16 +170,6 @@ class TrainingData(L.LightningDataModule, ABC):
 
     def write_record(self, run_dir: Path) -> None:
         """Leave in a run's folder what somebody may want to look at, or the run's model to be tested on."""
-
-    @property
-    def units(self) -> str:
-        """How messages call several examples."""
-        return "examples"
-
-    @property
-    def too_few_remedy(self) -> str:
-        """What helps where the training examples do not fill a batch."""
-        return "lower data.batch_size, or give more examples"
 
     # --- Lightning's hooks ----------------------------------------------------------------------------
 
@@ -249,27 +246,20 @@ class TrainingData(L.LightningDataModule, ABC):
         """All examples of a split in order, the last, short batch included."""
         return self._evaluation_loader(split, None)
 
-    def scored(self, split: Split, numbers: Indices) -> BatchedExamples:
-        """The examples of a split with these numbers, PADDING among them, for evaluation."""
-        return Chosen(self.examples(split), numbers)
-
     def _evaluation_loader(self, split: Split, batches: int | None) -> Batches:
-        """Return a loader of `batches` global batches (None: all), their examples evenly spaced."""
-        available = len(self.examples(split))
+        """A loader of `batches` global batches (None: all), their examples evenly spaced."""
+        examples = self.examples(split)
+        available = len(examples)
         wanted = available if batches is None else batches * self.batch_size * self._rank_and_world_size()[1]
-        share = self._share(evenly_spaced(available, wanted))
-        return self._in_order(self.scored(split, share))
+        return self._in_order(examples, evenly_spaced(available, wanted))
 
-    def _share(self, numbers: Indices) -> Indices:
-        """This rank's part."""
+    def _in_order(self, examples: BatchedExamples, numbers: Indices) -> Batches:
+        """Batches of this rank's share of the examples with these numbers."""
         rank, world_size = self._rank_and_world_size()
-        return rank_share(numbers, batch_size=self.batch_size, rank=rank, world_size=world_size)
-
-    def _in_order(self, examples: BatchedExamples) -> Batches:
-        """Batches of what is this rank's share already."""
+        share = rank_share(numbers, batch_size=self.batch_size, rank=rank, world_size=world_size)
         # An EpochSampler, so that Lightning does not divide it once more.
-        in_order = InOrder(len(examples), batch_size=1, seed=self.seed, shuffle=False)
-        return self._loader(examples, in_order)
+        in_order = InOrder(len(share), batch_size=1, seed=self.seed, shuffle=False)
+        return self._loader(Chosen(examples, share), in_order)
 
     # --- both -----------------------------------------------------------------------------------------
 
@@ -282,11 +272,16 @@ class TrainingData(L.LightningDataModule, ABC):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=num_workers,
-            collate_fn=identity,
+            collate_fn=_identity,
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
             persistent_workers=self.persistent_workers and num_workers > 0,
             generator=torch.Generator().manual_seed(self.seed),  # else every pass draws from the global one
         )
+
+
+def _identity(batch: Any) -> Any:
+    """Collates nothing: `__getitems__` made a batch. A named function, for workers to unpickle."""
+    return batch
 
 
 def check_at_least(least: int, name: str, value: int | None) -> None:

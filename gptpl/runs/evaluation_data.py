@@ -13,21 +13,24 @@ from gptpl.config.check import settings_of
 from gptpl.config.instantiate import check_paths_inside, check_trusted, instantiate, locate
 from gptpl.data.corpora import Corpus, TextFiles
 from gptpl.data.datamodule import TextDataModule
-from gptpl.data.instructions.datamodule import InstructionDataModule
+from gptpl.data.instructions.datamodule import InstructionDataModule, length_lines
 from gptpl.data.instructions.entries import Entry, read_entries
-from gptpl.data.instructions.examples import InstructionExamples
-from gptpl.data.instructions.report import length_lines
-from gptpl.data.instructions.rows import make_rows
-from gptpl.data.instructions.split_files import split_file
+from gptpl.data.instructions.rows import InstructionExamples, make_rows
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.labelled.corpora import LabelledCorpus, LabelledFiles
-from gptpl.data.labelled.datamodule import LabelledDataModule
-from gptpl.data.labelled.encoded import LabelledTexts, class_numbers, encode_texts, truncated
-from gptpl.data.labelled.examples import SPLITS, Example
-from gptpl.data.labelled.splits_file import read_split
+from gptpl.data.labelled.datamodule import (
+    LabelledDataModule,
+    LabelledTexts,
+    class_numbers,
+    encode_texts,
+    truncated,
+)
+from gptpl.data.labelled.splits import read_split
+from gptpl.data.labelled.table import Example
+from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.data.stock_data import StockData
 from gptpl.data.tokenizers import Tokenizer
-from gptpl.data.training_data import Split, TrainingData
+from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.model.protocol import context_length
 from gptpl.records.run_record import CONFIG_FILE, is_run, parse_yaml, read_mapping
@@ -249,9 +252,9 @@ def _instructions(model: "LanguageModel", datamodule: InstructionDataModule, spl
     if own is not None and own.state() != used.state():
         log.warning("the model was tuned with template=%s, not %s", own.name, used.name)
     for line in length_lines({split: datamodule.rows(split)}, datamodule.max_length):
-        log.warning(line.strip())
+        log.warning(line)
     if split != "train" and model.run_dir is not None:
-        _warn_of_known(datamodule.splits.of(split), split_file(model.run_dir, "train"))
+        _warn_of_known(datamodule.splits.of(split), split_file(model.run_dir, "train", ".json"))
     return _of_examples(
         f"{datamodule.name}, split {split}",
         used,
@@ -285,7 +288,7 @@ def _entries(
         max_length=T, mask_instruction=masked, too_long="truncate",
     )  # fmt: skip
     for line in length_lines({"test": rows}, T):
-        log.warning(line.strip())
+        log.warning(line)
     examples = InstructionExamples(rows.rows, eot_id=model.tokenizer.eot_id)
     batches = _Batches(examples, range(len(examples)), batch_size)
     return _of_examples(str(path), model.template, masked, batches)
@@ -320,11 +323,11 @@ def labelled_data(model: "Classifier", data: LabelledData, *, split: str, batch_
             )
     loaded = model.loaded
     encoded = encode_texts([example.text for example in examples], loaded.tokenizer)
-    kept, cut = truncated(encoded, loaded.max_length)
-    if cut.texts:
+    kept, lost = truncated(encoded, loaded.max_length)
+    if lost:
         log.warning(
             "%s of %s texts are longer than %s tokens: %s tokens at their ends were not read",
-            f"{cut.texts:,}", f"{len(examples):,}", f"{loaded.max_length:,}", f"{cut.tokens:,}",
+            f"{len(lost):,}", f"{len(examples):,}", f"{loaded.max_length:,}", f"{sum(lost):,}",
         )  # fmt: skip
     numbers = class_numbers(examples, loaded.labels)
     texts = LabelledTexts(kept, numbers, pad_id=loaded.pad_id, padded_to=loaded.padded_to)

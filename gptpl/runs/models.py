@@ -5,15 +5,14 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from gptpl.data.instructions.entries import PlacedRecord, read_records
-from gptpl.data.instructions.split import SPLITS, SplitName
-from gptpl.data.instructions.split_files import split_file
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.labelled.table import Table
+from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.generation import Completion, Piece, SamplingRules, complete, search_text, stream_text
@@ -337,7 +336,7 @@ class InstructionModel(LanguageModel):
         Raises InputError for records or an output that cannot be used.
         """
         if isinstance(records, str) and records in SPLITS:
-            records = self.split_file(records)
+            records = self.split_file(cast(Split, records))
         placed = (
             read_records(Path(records).expanduser())
             if isinstance(records, str | Path)
@@ -360,9 +359,9 @@ class InstructionModel(LanguageModel):
             max_new_tokens=max_new_tokens,
         )
 
-    def split_file(self, split: SplitName) -> Path:
+    def split_file(self, split: Split) -> Path:
         """The file of a split of the model's own run. Raises InputError where there is none."""
-        found = None if self.run_dir is None else split_file(self.run_dir, split)
+        found = None if self.run_dir is None else split_file(self.run_dir, split, ".json")
         if found is None or not found.is_file():
             raise InputError(
                 f"split={split}: {self.path} lies in no run of task=instruct, or one without that split: give"

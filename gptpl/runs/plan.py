@@ -18,8 +18,7 @@ from gptpl.callbacks.step_timer import StepTimer
 from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate, partial_of
-from gptpl.data.datamodule import TextDataModule
-from gptpl.data.report import TOKENS_PER_PARAMETER
+from gptpl.data.datamodule import TOKENS_PER_PARAMETER, TextDataModule
 from gptpl.errors import InputError
 from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES, figure_pixels, write_png
 from gptpl.model import GPTModel, ParameterCount, count_parameters

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptpl.data.labelled.datamodule import LabelledDataModule
-from gptpl.data.labelled.encoded import LabelledBatch
+from gptpl.data.labelled.datamodule import LabelledBatch, LabelledDataModule
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier
 from gptpl.model.classifier import Pooling

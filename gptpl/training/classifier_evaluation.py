@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gptpl.data.labelled.encoded import LabelledBatch
+from gptpl.data.labelled.datamodule import LabelledBatch
 from gptpl.model import GPTClassifier, eval_mode
 from gptpl.training.classification_metrics import (
     Numbers,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gptpl.data.labelled.encoded import encode_texts, padded
+from gptpl.data.labelled.datamodule import encode_texts, padded
 from gptpl.data.tokenizers import TokenIds
 from gptpl.errors import InputError
 from gptpl.model import GPTClassifier, eval_mode

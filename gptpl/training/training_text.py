@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gptpl.data.corpora import Corpus, PythonStdlib, Tale
-from gptpl.data.encoded_corpus import EncodedCorpus
 from gptpl.data.encoding import cached_corpus, encode_corpus, encode_in_memory
+from gptpl.data.token_cache import EncodedCorpus
 from gptpl.errors import InputError
 from gptpl.training.checkpoint import LoadedCheckpoint
 

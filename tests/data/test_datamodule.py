@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from gptpl.data.corpora import TextFiles
 from gptpl.data.datamodule import TextDataModule
-from gptpl.data.scored_windows import IGNORED
 from gptpl.data.tokenizers import BytesTokenizer, WordsTokenizer
+from gptpl.data.training_data import IGNORED
 from gptpl.errors import InputError
 
 Batch = tuple[Tensor, Tensor]

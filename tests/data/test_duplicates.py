@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.duplicates import BLOCK_TOKENS, DuplicateBlocks, count_duplicates
+from gptpl.data.encoding import BLOCK_TOKENS, count_duplicates
 
 
 def brute_force(train: list[int], val: list[int], size: int) -> tuple[int, int]:
@@ -24,7 +24,7 @@ def test_counts_what_a_search_through_all_positions_finds(
     train: list[int], val: list[int], size: int, chunk: int
 ):
     counted = count_duplicates(tokens(train), tokens(val), block_tokens=size, chunk_tokens=chunk)
-    assert (counted.duplicated, counted.blocks) == brute_force(train, val, size)
+    assert counted == brute_force(train, val, size)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -37,30 +37,29 @@ def test_blocks_of_32_copied_at_odd_offsets_are_found_and_changed_ones_are_not(s
     val[160:192] = train[0:32]
     val[191] ^= 1  # one token differs
     counted = count_duplicates(train.astype(np.uint16), val.astype(np.uint32), chunk_tokens=100)
-    assert counted == DuplicateBlocks(duplicated=2, blocks=10)
+    assert counted == (2, 10)
 
 
 def test_many_different_blocks_do_not_collide():
     generator = np.random.default_rng(0)
     train = generator.integers(0, 3, 300_000).astype(np.uint16)
     val = generator.integers(0, 3, 64_000).astype(np.uint16)
-    assert count_duplicates(train, val) == DuplicateBlocks(duplicated=0, blocks=2000)
-    assert count_duplicates(train, train[5:64_005]).share == 1.0
+    assert count_duplicates(train, val) == (0, 2000)
+    assert count_duplicates(train, train[5:64_005]) == (2000, 2000)
 
 
 def test_neighbouring_values_and_constant_texts():
     zeros, ones = tokens([0] * 100), tokens([1] * 100)
-    assert count_duplicates(zeros, ones).duplicated == 0
-    assert count_duplicates(zeros, zeros) == DuplicateBlocks(duplicated=3, blocks=3)
+    assert count_duplicates(zeros, ones)[0] == 0
+    assert count_duplicates(zeros, zeros) == (3, 3)
     largest = tokens([2**32 - 1] * 64, np.uint32)
-    assert count_duplicates(largest, largest) == DuplicateBlocks(duplicated=2, blocks=2)
+    assert count_duplicates(largest, largest) == (2, 2)
 
 
 @pytest.mark.parametrize(("train", "val", "blocks"), [(0, 0, 0), (100, 31, 0), (31, 64, 2), (0, 32, 1)])
 def test_splits_shorter_than_a_block_have_no_duplicates(train: int, val: int, blocks: int):
     counted = count_duplicates(tokens([7] * train), tokens([7] * val))
-    assert counted == DuplicateBlocks(duplicated=0, blocks=blocks)
-    assert counted.share == 0.0
+    assert counted == (0, blocks)
 
 
 def test_a_block_of_no_power_of_two_is_refused():

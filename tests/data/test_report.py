@@ -1,11 +1,12 @@
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gptpl.data.encoded_corpus import CorpusStats, EncodedCorpus
-from gptpl.data.report import data_report
+from gptpl.data.datamodule import TextDataModule
+from gptpl.data.token_cache import CorpusStats, EncodedCorpus
 from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.errors import InputError
 
@@ -23,7 +24,9 @@ STATS = CorpusStats(
 )
 
 
-def report(parameters: int = 162_419_712, batch_size: int = 2, **changes: Any) -> list[str]:
+def report(
+    parameters: int = 162_419_712, batch_size: int = 2, world_size: int = 1, **changes: Any
+) -> list[str]:
     stats = dataclasses.replace(STATS, **changes)
     encoded = EncodedCorpus(
         train=np.zeros(stats.train_tokens, np.uint16),
@@ -31,9 +34,12 @@ def report(parameters: int = 162_419_712, batch_size: int = 2, **changes: Any) -
         tokenizer=BytesTokenizer(),
         stats=stats,
     )
-    return data_report(
-        encoded, name="the_verdict", max_length=256, stride=256, batch_size=batch_size, parameters=parameters
+    corpus: Any = SimpleNamespace(name="the_verdict")
+    data = TextDataModule(
+        corpus=corpus, tokenizer=BytesTokenizer(), max_length=256, batch_size=batch_size // world_size
     )
+    data.encoded = encoded
+    return data.report(parameters=parameters, world_size=world_size)
 
 
 def test_the_report_of_the_published_experiment():
@@ -60,7 +66,7 @@ def test_columns_grow_with_the_numbers():
 
 
 def test_training_drops_the_short_batch_and_validation_keeps_it():
-    assert report(batch_size=4)[6].split()[-2:] == ["4", "1"]
+    assert report(batch_size=4, world_size=2)[6].split()[-2:] == ["4", "1"]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from gptpl.data.sampler import EpochSampler
+from gptpl.data.sampler import PADDING, EpochSampler, evenly_spaced, rank_share
 from gptpl.errors import InputError
 
 sizes = st.tuples(st.integers(0, 60), st.integers(1, 5), st.integers(1, 4))  # windows, batch_size, ranks
@@ -98,3 +99,40 @@ def test_a_start_leaves_out_the_batches_before_it_in_its_epoch_alone(batch):
             if epoch != 3:  # in which it begins by itself, as worker processes fetch before Lightning says so
                 later.set_epoch(epoch)
             assert list(later) == list(whole)[4 * left_out :]
+
+
+# --- evaluation -----------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_evenly_spaced_numbers_differ_and_leave_equal_gaps(available: int, wanted: int):
+    numbers = evenly_spaced(available, wanted)
+    assert len(numbers) == min(available, wanted)
+    assert numbers[0] == 0
+    assert numbers[-1] < available
+    gaps = np.diff([*numbers, available])
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_evenly_spaced_over_nothing_is_nothing():
+    assert len(evenly_spaced(0, 5)) == 0
+
+
+@given(st.integers(0, 60), st.integers(1, 5), st.integers(1, 4))
+def test_ranks_share_every_window_in_the_batches_of_one_process(windows: int, batch_size: int, ranks: int):
+    starts = np.arange(windows) * 3
+    shares = [rank_share(starts, batch_size=batch_size, rank=rank, world_size=ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1  # no rank waits for another
+    wide = batch_size * ranks
+    for batch in range(-(-windows // wide)):
+        rows = [share[batch * batch_size : (batch + 1) * batch_size].tolist() for share in shares]
+        assert len({len(row) for row in rows}) == 1
+        present = [start for row in rows for start in row if start != PADDING]
+        assert present == starts[batch * wide : (batch + 1) * wide].tolist()
+    assert sum(start == PADDING for share in shares for start in share) < ranks
+
+
+def test_one_process_gets_no_padding():
+    starts = np.arange(7)
+    assert rank_share(starts, batch_size=4, rank=0, world_size=1).tolist() == starts.tolist()

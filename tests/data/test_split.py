@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.split import check_train_ratio, split_documents, training_characters
+from gptpl.data.encoding import check_train_ratio, split_documents
 from gptpl.errors import InputError
 
 RATIOS = st.floats(0.01, 0.99)
@@ -12,7 +12,7 @@ RATIOS = st.floats(0.01, 0.99)
 
 @given(st.text(), RATIOS)
 def test_one_document_is_cut_as_in_the_book(text: str, ratio: float):
-    cut = training_characters(len(text), train_ratio=ratio)
+    cut = int(ratio * len(text))
     pieces = dict(split_documents([text], train_characters=cut))
     assert pieces.get("train", "") == text[: int(ratio * len(text))]
     assert pieces.get("val", "") == text[int(ratio * len(text)) :]
@@ -21,7 +21,7 @@ def test_one_document_is_cut_as_in_the_book(text: str, ratio: float):
 @given(st.lists(st.text(alphabet="abc\n", max_size=6)), RATIOS)
 def test_several_documents_are_cut_at_a_character_of_all_of_them(documents: list[str], ratio: float):
     whole = "".join(documents)
-    cut = training_characters(len(whole), train_ratio=ratio)
+    cut = int(ratio * len(whole))
     pieces = list(split_documents(documents, train_characters=cut))
     assert "".join(text for part, text in pieces if part == "train") == whole[:cut]
     assert "".join(text for part, text in pieces if part == "val") == whole[cut:]

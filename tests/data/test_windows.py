@@ -1,6 +1,5 @@
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.windows import TokenWindows
+from gptpl.data.datamodule import TokenWindows
+from gptpl.data.sampler import PADDING
+from gptpl.data.training_data import IGNORED
 from gptpl.errors import InputError
 
 
@@ -71,10 +72,19 @@ def test_a_text_too_short_for_a_window_says_what_to_do(length: int):
     TokenWindows(np.zeros(257, dtype=np.uint16), max_length=256, stride=256)
 
 
-@pytest.mark.parametrize("sizes", [{"max_length": 0, "stride": 1}, {"max_length": 4, "stride": -2}])
-def test_sizes_below_1_are_refused(sizes: dict[str, Any]):
-    with pytest.raises(InputError, match=r"data\.(max_length=0|stride=-2) .*1 or more"):
-        TokenWindows(np.zeros(10, dtype=np.uint16), **sizes)
+def test_past_the_end_targets_are_ignored_and_inputs_stay_in_the_vocabulary():
+    tokens = np.array([5, 6, 7, 8], np.uint16)
+    inputs, targets = TokenWindows(tokens, max_length=4, stride=1, to_the_end=True)[1]
+    assert inputs.tolist() == [6, 7, 8, 0]
+    assert targets.tolist() == [7, 8, IGNORED, IGNORED]
+    assert len(TokenWindows(tokens, max_length=3, stride=3, to_the_end=True)) == 1  # none without a target
+
+
+def test_a_padding_row_has_no_target():
+    windows = TokenWindows(np.array([5, 6, 7], np.uint16), max_length=2, stride=2)
+    inputs, targets = windows.__getitems__([PADDING, 0])
+    assert inputs.tolist() == [[0, 0], [5, 6]]
+    assert targets.tolist() == [[IGNORED, IGNORED], [6, 7]]
 
 
 def test_a_worker_gets_the_name_of_the_token_file_and_not_the_tokens(tmp_path: Path):

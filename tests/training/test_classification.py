@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpl.data.labelled.corpora import LabelledFiles
-from gptpl.data.labelled.datamodule import LabelledDataModule
-from gptpl.data.labelled.encoded import LabelledBatch
+from gptpl.data.labelled.datamodule import LabelledBatch, LabelledDataModule
 from gptpl.data.tokenizers import BytesTokenizer, WordsTokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTModel
@@ -122,10 +121,11 @@ def test_a_weight_counts_in_batches_of_one_and_in_micro_batches(pretraining: Any
     of = data(texts, balance="class_weights", padding="longest")
     made = module(pretraining.net(drop_rate=0.0), of).eval()
     examples = of.examples("train")
-    alone = [made.batch_loss(examples[i]) for i in range(8)]
-    for i, loss in enumerate(alone):
-        plain = F.cross_entropy(made(*examples[i][:2]), examples[i].labels)
-        weight = of.module_settings()["class_weights"][int(examples[i].labels)]
+    singles = [examples.__getitems__([i]) for i in range(8)]
+    alone = [made.batch_loss(batch) for batch in singles]
+    for batch, loss in zip(singles, alone, strict=True):
+        plain = F.cross_entropy(made(*batch[:2]), batch.labels)
+        weight = of.module_settings()["class_weights"][int(batch.labels)]
         assert loss.item() == pytest.approx(weight * plain.item(), abs=1e-5)
     together = made.batch_loss(examples.__getitems__(range(8)))
     assert torch.stack(alone).mean().item() == pytest.approx(together.item(), abs=1e-5)
@@ -142,7 +142,7 @@ def test_padding_changes_no_logit(pretraining: Any, texts: Path) -> None:
     wider = F.pad(batch.tokens, (0, 16 - batch.tokens.shape[1]), value=of.tokenizer.eot_id)
     torch.testing.assert_close(net(wider, batch.lengths), together, atol=1e-5, rtol=0)
     for row in range(16):
-        alone = examples[row]
+        alone = examples.__getitems__([row])
         assert alone.tokens.shape == (1, int(batch.lengths[row]))
         torch.testing.assert_close(net(alone.tokens, alone.lengths)[0], together[row], atol=1e-5, rtol=0)
 

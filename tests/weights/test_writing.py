@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer, WordsTokenizer
-from gptpl.data.tokenizers.bytes import BytesTokenizer
+from gptpl.data.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer, WordsTokenizer
 from gptpl.data.tokenizers.hugging_face import is_gpt2_vocabulary, write_tokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel, empty_model

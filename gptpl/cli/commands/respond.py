@@ -31,7 +31,7 @@ from gptpl.cli.model_input import (
     piped_text,
     replace_unknown_letters,
 )
-from gptpl.data.instructions.split import SPLITS
+from gptpl.data.splits import SPLITS
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.generation.sampling import check_seed

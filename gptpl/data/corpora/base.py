@@ -1,11 +1,12 @@
-"""What every corpus promises: a list of files in a stable order, and the text in each."""
+"""What every corpus promises, files in a stable order and the text in each; and reading one file."""
 
+import codecs
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptpl.data.corpora.reading import read_utf8, unreadable
+from gptpl.errors import InputError
 
 
 class Corpus(ABC):
@@ -55,3 +56,64 @@ class Corpus(ABC):
 
     def _digest(self) -> "hashlib._Hash":
         return hashlib.sha256(f"{type(self).__module__}.{type(self).__qualname__}".encode())
+
+
+def read_utf8(path: Path) -> str:
+    r"""Text of a UTF-8 file, without a byte order mark and with every line ending as `\n`.
+
+    Raises InputError, naming the file and the remedy, when it is missing, a folder, unreadable, empty or
+    blank, binary (it holds a zero byte), or not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return not_blank(_decoded(data, path).replace("\r\n", "\n").replace("\r", "\n"), path)
+
+
+def utf8_lines(path: Path) -> Iterator[str]:
+    r"""Each line with its `\n` or `\r\n`, without a byte order mark; the file is never held as a whole.
+
+    Raises InputError, naming the file, the line and the remedy, when it is missing, a folder, unreadable,
+    empty, binary (it holds a zero byte), or not UTF-8.
+    """
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield _decoded(line, path, number)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not number:
+        raise InputError(f"{path} is empty: give a file with texts in it")
+
+
+def _decoded(data: bytes, path: Path, line: int | None = None) -> str:
+    place = f"{path}" if line is None else f"{path}, line {line},"
+    first = line in (None, 1)
+    if first and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path} is UTF-16, not UTF-8: convert it, e.g. iconv -f UTF-16 -t UTF-8")
+    if (offset := data.find(b"\0")) >= 0:
+        raise InputError(
+            f"{place} is binary, not text (zero byte at offset {offset}): give a UTF-8 text file"
+        )
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{place} is not UTF-8 (byte 0x{data[error.start]:02X} at offset {error.start}): "
+            "convert it, e.g. iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
+    return text.removeprefix("\ufeff") if first else text
+
+
+def not_blank(text: str, path: Path) -> str:
+    """The text. Raises InputError when there is nothing but white space in it."""
+    if not text or text.isspace():
+        raise InputError(f"{path} is empty: remove it or choose a file with text in it")
+    return text
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """What to raise for a file that the system does not hand out."""
+    return InputError(f"cannot read {path} ({error.strerror}): check the path and its permissions")

@@ -8,8 +8,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptpl.data.corpora.base import Corpus
-from gptpl.data.corpora.reading import not_blank
+from gptpl.data.corpora.base import Corpus, not_blank
 from gptpl.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -13,4 +13,4 @@ class Tale(Corpus):
 
     def files(self) -> list[Path]:
         """The one file, inside the installed package."""
-        return [Path(str(resources.files("gptpl.data.texts") / "tale.txt"))]
+        return [Path(str(resources.files("gptpl.data") / "texts" / "tale.txt"))]

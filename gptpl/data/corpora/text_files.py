@@ -4,8 +4,7 @@ import glob
 from pathlib import Path
 from typing import Annotated
 
-from gptpl.data.corpora.base import Corpus
-from gptpl.data.corpora.reading import unreadable
+from gptpl.data.corpora.base import Corpus, unreadable
 from gptpl.errors import InputError
 from gptpl.resuming import FREE
 

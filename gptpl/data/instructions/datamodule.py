@@ -2,22 +2,27 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from gptpl.data.corpora import Corpus
-from gptpl.data.instructions.entries import Columns, Entry, read_entries
-from gptpl.data.instructions.examples import InstructionExamples
-from gptpl.data.instructions.packing import pack_rows
-from gptpl.data.instructions.report import instruction_report
-from gptpl.data.instructions.rows import Rows, TooLong, make_rows
-from gptpl.data.instructions.split import SPLITS, Duplicates, InstructionSplits, split_entries
-from gptpl.data.instructions.split_files import write_split_files
+from gptpl.data.instructions.entries import (
+    Columns,
+    Duplicates,
+    InstructionSplits,
+    read_entries,
+    split_entries,
+    write_entries,
+)
+from gptpl.data.instructions.rows import InstructionExamples, Row, Rows, TooLong, make_rows, pack_rows
 from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.splits import SPLITS, Split
 from gptpl.data.tokenizers import Tokenizer
-from gptpl.data.training_data import Split, TrainingData
+from gptpl.data.training_data import IGNORED, Loading, TrainingData
 from gptpl.errors import InputError
+from gptpl.text import count_text, table
 
 
 class InstructionDataModule(TrainingData):
@@ -40,13 +45,8 @@ class InstructionDataModule(TrainingData):
         mask_instruction: whether only the answers are learned.
         too_long: what becomes of an example longer than `max_length`, see `make_rows`.
         packing: whether short examples share a row; they are packed once, and the rows are shuffled.
-        batch_size: as in `TrainingData`, like the six below.
-        seed: decides the order.
-        num_workers: processes that prepare batches.
-        pin_memory: page-locked memory.
-        persistent_workers: workers that stay.
-        eval_train_batches: training batches of an evaluation.
-        eval_val_batches: validation batches of an evaluation.
+        batch_size: B, rows in a batch of one rank.
+        loading: as in `TrainingData`.
 
     Raises InputError as `TrainingData`, `PromptTemplate`, `read_entries`, `split_entries` and `make_rows`.
     """
@@ -71,22 +71,9 @@ class InstructionDataModule(TrainingData):
         too_long: TooLong = "truncate",
         packing: bool = False,
         batch_size: int = 8,
-        seed: int = 123,
-        num_workers: int = 0,
-        pin_memory: bool | None = None,
-        persistent_workers: bool = True,
-        eval_train_batches: int | None = 5,
-        eval_val_batches: int | None = 5,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            seed=seed,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=persistent_workers,
-            eval_train_batches=eval_train_batches,
-            eval_val_batches=eval_val_batches,
-        )
+        super().__init__(batch_size=batch_size, **loading)
         if max_length < 2:
             raise InputError(
                 f"data.max_length={max_length} has no room for prompt and answer: give 2 or more"
@@ -103,6 +90,9 @@ class InstructionDataModule(TrainingData):
         self.mask_instruction = mask_instruction
         self.too_long = too_long
         self.packing = packing
+        self.units = "rows" if packing else "examples"
+        unpacked = "set data.packing=false, " if packing else ""
+        self.too_few_remedy = f"{unpacked}lower data.batch_size, or give more entries"
         self._given_tokenizer = tokenizer
         self._rows: dict[Split, Rows] = {}
         self._examples: dict[Split, InstructionExamples] = {}
@@ -142,25 +132,22 @@ class InstructionDataModule(TrainingData):
 
     def write_record(self, run_dir: Path) -> None:
         """Leaves `data/train.json`, `validation.json` and `test.json` there, as the book keeps them."""
-        write_split_files(run_dir, self.splits)
+        write_entries(run_dir, self.splits)
 
     # --- the examples ---------------------------------------------------------------------------------
 
     def rows(self, split: Split) -> Rows:
         """Every example of a split as a row of its own, and what became of those too long."""
         if split not in self._rows:
-            self._rows[split] = self._made(self.splits.of(split))
+            self._rows[split] = make_rows(
+                self.splits.of(split),
+                self.tokenizer,
+                self.template,
+                max_length=self.max_length,
+                mask_instruction=self.mask_instruction,
+                too_long=self.too_long,
+            )
         return self._rows[split]
-
-    def _made(self, entries: list[Entry]) -> Rows:
-        return make_rows(
-            entries,
-            self.tokenizer,
-            self.template,
-            max_length=self.max_length,
-            mask_instruction=self.mask_instruction,
-            too_long=self.too_long,
-        )
 
     def examples(self, split: Split) -> InstructionExamples:
         """Rows of the split, packed where that is wanted. Raises InputError where there are none."""
@@ -183,29 +170,45 @@ class InstructionDataModule(TrainingData):
         """Tokens of the training examples, as long as their rows are."""
         return sum(map(len, self.rows("train").rows))
 
-    @property
-    def units(self) -> str:
-        """Examples, or rows of them."""
-        return "rows" if self.packing else "examples"
-
-    @property
-    def too_few_remedy(self) -> str:
-        """What helps where the training rows do not fill a batch."""
-        unpacked = "set data.packing=false, " if self.packing else ""
-        return f"{unpacked}lower data.batch_size, or give more entries"
-
     def report(self, *, parameters: int, world_size: int) -> list[str]:
         """Entries, tokens and rows of every split, and what was cut, left out, or stood in two splits."""
         del parameters
-        splits = [split for split in SPLITS if self.splits.of(split)]
-        return instruction_report(
-            self.splits,
-            {split: self.rows(split) for split in splits},
-            {split: self.examples(split).rows for split in splits},
-            name=f"{self.name}, template {self.template.name}, {self.tokenizer.name} tokenizer",
-            max_length=self.max_length,
-            batch_size=self.batch_size * world_size,
-            packing=self.packing,
+        rows = {split: self.rows(split) for split in SPLITS if self.splits.of(split)}
+        packed = {split: self.examples(split).rows for split in rows}
+        numbers = {
+            "entries": [len(self.splits.of(split)) for split in rows],
+            "tokens": [sum(map(len, each.rows)) for each in rows.values()],
+            "tokens learned (targets)": [
+                sum(int((row.targets != IGNORED).sum()) for row in each.rows) for each in rows.values()
+            ],
+        }
+        if self.packing:
+            numbers["rows of packed examples"] = [len(each) for each in packed.values()]
+        cells = [["", *(SPLITS[split] for split in rows)]]
+        cells += [[label, *(f"{number:,}" for number in each)] for label, each in numbers.items()]
+        lines = [*table(cells, right=range(1, len(rows) + 1)), *length_lines(rows, self.max_length)]
+        if self.splits.shared:
+            meaning = {
+                "remove": "removed there (data.duplicates=remove)",
+                "group": "moved there (data.duplicates=group)",
+                "keep": "kept, so that validation and test are a little too easy (data.duplicates=keep)",
+            }[self.duplicates]
+            shared = count_text(self.splits.shared, "example")
+            lines.append(f"{shared} of later splits ask what an earlier one asks, too: {meaning}")
+        if self.packing:
+            lines.append(
+                self._packing_line(rows["train"].rows, packed["train"], self.batch_size * world_size)
+            )
+        title = f"data: {self.name}, template {self.template.name}, {self.tokenizer.name} tokenizer"
+        return [title, *(f"  {line}" for line in lines)]
+
+    def _packing_line(self, rows: Sequence[Row], packed: Sequence[Row], batch_size: int) -> str:
+        tokens, each = sum(map(len, rows)), len(rows) / len(packed)
+        used = tokens / (len(packed) * self.max_length)
+        unpacked = tokens / (len(rows) * max(map(len, rows)))
+        return (
+            f"packed once, for all epochs: {used:.1%} of the row's places are used (padded to the longest of"
+            f" all: {unpacked:.1%}); {each:.1f} examples a row, {each * batch_size:,.0f} in {batch_size} rows"
         )
 
     @property
@@ -224,3 +227,27 @@ class InstructionDataModule(TrainingData):
     def module_settings(self) -> dict[str, Any]:
         """The template, which a checkpoint keeps."""
         return {"template": self.template}
+
+
+def length_lines(rows: Mapping[Split, Rows], max_length: int) -> list[str]:
+    """What was cut or left out of these splits for its length, in lines; none where nothing was."""
+    truncated = sum(each.truncated for each in rows.values())
+    unanswered = sum(each.unanswered for each in rows.values())
+    dropped = sum(each.dropped for each in rows.values()) - unanswered
+    lines = []
+    if truncated:
+        lines.append(
+            f"{count_text(truncated, 'example')} longer than data.max_length={max_length} lost the end, with"
+            " the end-of-text; data.too_long=drop leaves such out"
+        )
+    if unanswered:
+        lines.append(
+            f"{count_text(unanswered, 'example')} left out: within data.max_length={max_length} nothing of"
+            " the answer is left to learn"
+        )
+    if dropped:
+        lines.append(
+            f"{count_text(dropped, 'example')} longer than data.max_length={max_length} left out"
+            " (data.too_long=drop)"
+        )
+    return lines

@@ -1,13 +1,20 @@
-"""Instructions with their answers, read from JSON or JSON Lines."""
+"""Instructions with their answers: read from JSON or JSON Lines, split, and kept in a run's folder."""
 
 import json
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
-from gptpl.data.corpora.reading import read_utf8
+from gptpl.data.corpora.base import read_utf8
+from gptpl.data.splits import SPLITS, Split, homes, split_file
 from gptpl.errors import InputError
+from gptpl.files.durable import write_atomically
+
+Duplicates = Literal["remove", "group", "keep"]
+_PRECEDENCE: tuple[Split, ...] = ("train", "test", "val")
+"""Where a question that several splits hold belongs: to the first of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +29,6 @@ class Entry:
     def question(self) -> tuple[str, str]:
         """Instruction and input, white space aside: what makes two entries ask the same."""
         return " ".join(self.instruction.split()), " ".join(self.input.split())
-
-    def record(self) -> dict[str, str]:
-        """As in the book's files."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +66,14 @@ def read_entries(path: Path, columns: Columns = Columns()) -> list[Entry]:
     Raises InputError, naming the entry or the line: as `read_records`, for a missing key, a value that is no
     text, an empty instruction, and an empty answer.
     """
-    entries = []
-    for record in read_records(path):
-        entry = Entry(
+    return [
+        Entry(
             instruction=record.text(columns.instruction),
             input="" if columns.input is None else record.text(columns.input, may_be_empty=True),
             output=record.text(columns.output),
         )
-        entries.append(entry)
-    return entries
+        for record in read_records(path)
+    ]
 
 
 def read_records(path: Path) -> list[PlacedRecord]:
@@ -141,3 +143,93 @@ def _placed(place: str, value: Any) -> PlacedRecord:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+# --- splits ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionSplits:
+    """The entries of each split, in order; `shared` of them ask what a split of higher precedence asks."""
+
+    train: list[Entry]
+    val: list[Entry]
+    test: list[Entry]
+    shared: int
+
+    def of(self, split: Split) -> list[Entry]:
+        """The entries of one split."""
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+
+def split_entries(
+    entries: Sequence[Entry],
+    *,
+    train_share: float = 0.85,
+    test_share: float = 0.1,
+    shuffle_seed: int | None = None,
+    duplicates: Duplicates = "remove",
+) -> InstructionSplits:
+    """The first entries to train on, the next to test on, the rest to validate on, as the book does.
+
+    Args:
+        entries: all.
+        train_share: of the entries, rounded down.
+        test_share: the same; 0: no test.
+        shuffle_seed: decides the order before the cut; None: that of the file.
+        duplicates: what becomes of an entry whose question (see `Entry.question`) an other split has too;
+            training comes before test, test before validation. "remove": the later split loses it; "group":
+            it joins the others; "keep": it stays, and the later split is a little too easy.
+
+    Raises InputError for shares or entries that leave a split empty, and for an unknown `duplicates`.
+    """
+    # 1e-9: 0.85 + 0.1 + 0.05 is 1.0, but not in every order.
+    if not (0 < train_share < 1 and 0 <= test_share < 1 and train_share + test_share < 1 - 1e-9):
+        raise InputError(
+            f"data.train_share={train_share} and data.test_share={test_share} leave nothing to validate on:"
+            " give shares that add up to less than 1, such as 0.85 and 0.1"
+        )
+    if duplicates not in get_args(Duplicates):
+        raise InputError(
+            f"data.duplicates={duplicates} is unknown: choose one of {', '.join(get_args(Duplicates))}"
+        )
+    order = list(entries)
+    if shuffle_seed is not None:
+        random.Random(shuffle_seed).shuffle(order)
+    # int() of the product, as in the book: its 1,100 entries are 935, 110 and 55.
+    n_train, n_test = int(len(order) * train_share), int(len(order) * test_share)
+    cut: dict[Split, list[Entry]] = {
+        "train": order[:n_train],
+        "test": order[n_train : n_train + n_test],
+        "val": order[n_train + n_test :],
+    }
+    splits: dict[Split, list[Entry]] = {name: [] for name in cut}
+    shared = 0
+    for name, home in homes(
+        {name: [each.question for each in cut[name]] for name in cut}, _PRECEDENCE
+    ).items():
+        for entry, where in zip(cut[name], home, strict=True):
+            shared += where != name
+            if where == name or duplicates != "remove":
+                splits[name if duplicates == "keep" else where].append(entry)
+    for split in ("train", "val"):
+        if not splits[split]:
+            raise InputError(
+                f"{len(order)} entries leave none for {SPLITS[split]}: give more entries, or change"
+                f" data.train_share={train_share}, data.test_share={test_share} or"
+                f" data.duplicates={duplicates}"
+            )
+    return InstructionSplits(**splits, shared=shared)
+
+
+def write_entries(run_dir: Path, splits: InstructionSplits) -> None:
+    """Writes `data/train.json`, `data/validation.json` and, where there is one, `data/test.json`.
+
+    Each is a list of objects with `instruction`, `input` and `output`.
+    """
+    for split in SPLITS:
+        if entries := splits.of(split):
+            path = split_file(run_dir, split, ".json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            records = [asdict(entry) for entry in entries]
+            write_atomically(path, json.dumps(records, ensure_ascii=False, indent=2) + "\n")

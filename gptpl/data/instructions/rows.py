@@ -1,4 +1,4 @@
-"""From texts to rows of tokens with targets, and from rows to batches."""
+"""From texts to rows of tokens with targets, several short ones in a row or not, and from rows to batches."""
 
 # B rows in a batch, T tokens in its longest row, n tokens of one example
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gptpl.data.instructions.entries import Entry
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.scored_windows import IGNORED
+from gptpl.data.sampler import PADDING
 from gptpl.data.tokenizers import Tokenizer
+from gptpl.data.training_data import IGNORED
 from gptpl.errors import InputError
 
 TooLong = Literal["truncate", "drop", "refuse"]
@@ -85,7 +86,8 @@ def make_rows(
 
     Raises InputError for an unknown `too_long`, and with "refuse" for the first longer example.
     """
-    _check_too_long(too_long)
+    if too_long not in get_args(TooLong):
+        raise InputError(f"data.too_long={too_long} is unknown: choose one of {', '.join(get_args(TooLong))}")
     texts = tokenizer.encode_many([template.whole(entry) for entry in entries])
     prompts = tokenizer.encode_many([template.prompt(entry.instruction, entry.input) for entry in entries])
     rows, truncated, unanswered = [], 0, 0
@@ -103,11 +105,6 @@ def make_rows(
         truncated += len(tokens) > max_length
         rows.append(row)
     return Rows(rows=rows, truncated=truncated, dropped=len(entries) - len(rows), unanswered=unanswered)
-
-
-def _check_too_long(too_long: str) -> None:
-    if too_long not in get_args(TooLong):
-        raise InputError(f"data.too_long={too_long} is unknown: choose one of {', '.join(get_args(TooLong))}")
 
 
 def _row(tokens: Ids, masked: int, *, eot_id: int, max_length: int) -> Row:
@@ -134,6 +131,47 @@ def _too_long(entry: Entry, tokens: int, max_length: int) -> InputError:
     )
 
 
+def pack_rows(rows: Sequence[Row], *, max_length: int) -> list[Row]:
+    """The examples in as few rows of at most `max_length` tokens as best fit finds; see `packed_places`.
+
+    A text keeps its targets; its segment is its number in the new row, from 1.
+    """
+    packed = []
+    for places in packed_places([len(row) for row in rows], capacity=max_length):
+        parts = [rows[place] for place in places]
+        numbers = [np.full(len(part), number, dtype=np.int64) for number, part in enumerate(parts, 1)]
+        packed.append(
+            Row(
+                np.concatenate([part.inputs for part in parts]),
+                np.concatenate([part.targets for part in parts]),
+                np.concatenate(numbers),
+            )
+        )
+    return packed
+
+
+def packed_places(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
+    """Which lengths go together: every one, by its place, in one group, and no group above the capacity.
+
+    Best fit decreasing: from the longest to the shortest, each goes where it leaves the least room (Johnson
+    1973: at most 11/9 of the fewest groups possible, and one more). Groups are in the order of their first
+    places, and places ascend within a group: nothing depends on chance. No length may exceed the capacity.
+    """
+    groups: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # groups, by the room that they have left
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        length = lengths[place]
+        room = next((room for room in range(length, capacity + 1) if with_room[room]), None)
+        if room is None:
+            groups.append([])
+            group, room = len(groups) - 1, capacity
+        else:
+            group = with_room[room].pop()
+        groups[group].append(place)
+        with_room[room - length].append(group)
+    return sorted(sorted(group) for group in groups)
+
+
 def collate(rows: Sequence[Row | None], *, eot_id: int, packed: bool = False) -> InstructionBatch:
     """A batch of the rows, as long as the longest of them; None is a row of padding alone.
 
@@ -154,3 +192,26 @@ def collate(rows: Sequence[Row | None], *, eot_id: int, packed: bool = False) ->
         torch.from_numpy(segments) if packed else None,
         int((segments != 0).sum()),
     )
+
+
+class InstructionExamples:
+    """Rows by number, as batches; the number PADDING is a row without a target.
+
+    Args:
+        rows: of the split, packed or not.
+        eot_id: what fills up shorter rows.
+        packed: whether a row may hold several texts, which the batches then say.
+    """
+
+    def __init__(self, rows: Sequence[Row], *, eot_id: int, packed: bool = False) -> None:
+        self.rows = rows
+        self._eot_id = eot_id
+        self._packed = packed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: Sequence[int]) -> InstructionBatch:
+        """A batch of these rows; torch's DataLoader finds this by its name."""
+        chosen = [None if index == PADDING else self.rows[index] for index in indices]
+        return collate(chosen, eot_id=self._eot_id, packed=self._packed)

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from gptpl.data.labelled.examples import Example
-from gptpl.data.labelled.table import Table
+from gptpl.data.labelled.table import Example, Table
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir, download, file_name
 from gptpl.files.durable import record_file, sha256_of, write_atomically
@@ -43,11 +42,8 @@ class LabelledCorpus(ABC):
 
     def examples(self) -> dict[str, list[Example]]:
         """All rows of the tables in order. Raises InputError as `Table.rows` does."""
-        return {name: self._read(table) for name, table in self.tables().items()}
-
-    def _read(self, table: Table) -> list[Example]:
-        rows = table.rows(self.text_column, self.label_column)
-        return [Example(text=row.text, label=str(row.label), line=row.line) for row in rows]
+        columns = self.text_column, self.label_column
+        return {name: list(table.rows(*columns)) for name, table in self.tables().items()}
 
 
 class LabelledFiles(LabelledCorpus):

@@ -1,60 +1,150 @@
-"""Batches of labelled texts for a classifier."""
+"""Labelled texts as tokens, and as padded batches for a classifier."""
 
 # B texts in a batch, T tokens in the longest of them
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
-from gptpl.data.labelled.balancing import inverse_frequency_weights
+import numpy as np
+import torch
+from torch import Tensor
+
 from gptpl.data.labelled.corpora import LabelledCorpus
-from gptpl.data.labelled.encoded import Cut, LabelledTexts, class_numbers, encode_texts, truncated
-from gptpl.data.labelled.examples import SPLITS, label_counts
-from gptpl.data.labelled.prepare import Balance, Preparation, Prepared, Repeats, prepare
-from gptpl.data.labelled.report import labelled_report
-from gptpl.data.labelled.splits_file import write_splits
-from gptpl.data.labelled.splitting import Shares
+from gptpl.data.labelled.splits import (
+    Balance,
+    Preparation,
+    Prepared,
+    Repeats,
+    inverse_frequency_weights,
+    label_counts,
+    prepare,
+    write_splits,
+)
+from gptpl.data.labelled.table import Example
+from gptpl.data.sampler import PADDING
+from gptpl.data.splits import SPLITS, Split
 from gptpl.data.tokenizers import TokenIds, Tokenizer
-from gptpl.data.training_data import Split, TrainingData, check_at_least
+from gptpl.data.training_data import IGNORED, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
+from gptpl.text import table
 
 log = logging.getLogger(__name__)
 
 Padding = Literal["batch", "longest"]
+MOST_CLASSES = 12
+"""So many classes have a line of their own in the report."""
+
+
+class LabelledBatch(NamedTuple):
+    """Texts of a batch: `tokens` (B, T), `lengths` (B,) without the padding, `labels` (B,), all int64.
+
+    A label of -100 is none.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    labels: Tensor
+
+
+def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> list[TokenIds]:
+    """The tokens of each text. Raises InputError for a text that has none."""
+    encoded = tokenizer.encode_many(texts)
+    for text, tokens in zip(texts, encoded, strict=True):
+        if not len(tokens):
+            raise InputError(f"{text[:40]!r} has no tokens: remove this text, or use another tokenizer")
+    return encoded
+
+
+def truncated(encoded: Sequence[TokenIds], max_length: int) -> tuple[list[TokenIds], list[int]]:
+    """The first `max_length` tokens of each text; and of each longer one, how many it has lost."""
+    lost = [len(tokens) - max_length for tokens in encoded if len(tokens) > max_length]
+    return [tokens[:max_length] for tokens in encoded], lost
+
+
+def padded(
+    encoded: Sequence[TokenIds], *, pad_id: int, to_length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, T), `pad_id` behind the shorter texts, and lengths (B,); T is `to_length`, or the longest's.
+
+    No text may be empty or longer than `to_length`.
+    """
+    lengths = np.array([len(tokens) for tokens in encoded], dtype=np.int64)
+    tokens = np.full((len(encoded), to_length or int(lengths.max())), pad_id, dtype=np.int64)
+    for row, one in zip(tokens, encoded, strict=True):
+        row[: len(one)] = one
+    return torch.from_numpy(tokens), torch.from_numpy(lengths)
+
+
+def class_numbers(examples: Sequence[Example], classes: Sequence[str]) -> list[int]:
+    """The number of each example's class. Every label must be one of the classes."""
+    numbers = {label: number for number, label in enumerate(classes)}
+    return [numbers[example.label] for example in examples]
+
+
+class LabelledTexts:
+    """The examples of a split, as batches.
+
+    Args:
+        encoded: tokens of each text, one or more.
+        labels: number of each text's class.
+        pad_id: token behind the shorter texts of a batch.
+        padded_to: tokens that every text is filled up to; None: as many as the longest of its batch has.
+    """
+
+    def __init__(
+        self, encoded: Sequence[TokenIds], labels: Sequence[int], *, pad_id: int, padded_to: int | None = None
+    ) -> None:
+        self._encoded = encoded
+        self.labels = np.array(labels, dtype=np.int64)
+        self._pad_id = pad_id
+        self.padded_to = padded_to
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each text."""
+        return [len(tokens) for tokens in self._encoded]
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitems__(self, indices: Sequence[int]) -> LabelledBatch:
+        """The examples of these numbers as a batch; PADDING is a text of one padding token without label."""
+        nothing = np.array([self._pad_id], dtype=np.uint32)
+        chosen = [nothing if i == PADDING else self._encoded[i] for i in indices]
+        tokens, lengths = padded(chosen, pad_id=self._pad_id, to_length=self.padded_to)
+        labels = [IGNORED if i == PADDING else int(self.labels[i]) for i in indices]
+        return LabelledBatch(tokens, lengths, torch.tensor(labels))
 
 
 class LabelledDataModule(TrainingData):
-    """Labelled texts as batches of `LabelledBatch`: tokens (B, T), lengths (B,), labels (B,), all int64.
+    """Labelled texts as batches of `LabelledBatch`; the labels are numbers of `classes`.
 
-    The labels are numbers of `classes`, which are in alphabetical order. Texts are padded behind their end,
-    with the end-of-text token.
+    Texts are padded behind their end, with the end-of-text token.
 
     Args:
         corpus: the texts and their labels.
         tokenizer: what turns texts into tokens; one without a vocabulary takes it from the training texts.
         max_length: tokens that are read of a text at most.
-        train_share: part of the examples to train on, of a corpus that is one table.
-        val_share: part to validate on; the rest is for the test.
-        stratified: see `Preparation`.
-        balance: see `Preparation`; "class_weights" leaves the examples and weights the loss.
-        duplicates: see `Preparation`.
+        train_share: as in `Preparation`, like the four below.
+        val_share: part to validate on.
+        stratified: every class by itself.
+        balance: "class_weights" leaves the examples and weights the loss.
+        duplicates: what becomes of equal texts.
         truncate: whether a longer text loses its end; else it is refused.
         padding: "batch" fills up to the longest text of the batch; "longest", as the book does, to the
             longest of the training split, which the other splits' texts are cut to.
         split_seed: decides which examples are drawn, and the splits: not `seed`, so that runs with several
             seeds have the same test.
-        batch_size: as in `TrainingData`, like the six below.
-        seed: decides the order.
-        num_workers: processes that prepare batches.
-        pin_memory: page-locked memory.
-        persistent_workers: workers that stay.
-        eval_train_batches: training batches of an evaluation.
-        eval_val_batches: validation batches of an evaluation.
+        batch_size: B, texts in a batch of one rank.
+        loading: as in `TrainingData`.
 
     Raises InputError for a setting that cannot be, when made, and for texts that cannot be used, when loaded.
     """
+
+    units = "texts"
 
     def __init__(
         self,
@@ -71,41 +161,28 @@ class LabelledDataModule(TrainingData):
         padding: Padding = "batch",
         split_seed: int = 123,
         batch_size: int = 8,
-        seed: int = 123,
-        num_workers: int = 0,
-        pin_memory: bool | None = None,
-        persistent_workers: bool = True,
-        eval_train_batches: int | None = 5,
-        eval_val_batches: int | None = 5,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            seed=seed,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=persistent_workers,
-            eval_train_batches=eval_train_batches,
-            eval_val_batches=eval_val_batches,
-        )
+        super().__init__(batch_size=batch_size, **loading)
         if padding not in get_args(Padding):
             raise InputError(f"data.padding={padding} is unknown: choose batch or longest")
         check_at_least(0, "data.split_seed", split_seed)
-        if max_length < 1:
-            raise InputError(f"data.max_length={max_length} reads nothing of a text: give 1 or more")
+        check_at_least(1, "data.max_length", max_length)
         self.corpus = corpus
         self.max_length = max_length
         self.balance = balance
         self.truncate = truncate
         self.padding = padding
         self._how = Preparation(
-            shares=Shares(train=train_share, val=val_share),
+            train_share=train_share,
+            val_share=val_share,
             stratified=stratified,
             balance=balance,
             duplicates=duplicates,
             seed=split_seed,
         )
         self._given_tokenizer = tokenizer
-        self._examples: dict[Split, LabelledTexts] = {}
+        self._lost: list[int] = []
 
     # --- the texts ------------------------------------------------------------------------------------
 
@@ -135,38 +212,35 @@ class LabelledDataModule(TrainingData):
 
     def load(self) -> Mapping[Split, LabelledTexts]:
         """Read, divide and encode the texts; later calls return the same."""
-        if not self._examples:
-            encoded = {
-                split: encode_texts([example.text for example in examples], self.tokenizer)
-                for split, examples in self.prepared.splits.items()
-            }
-            for warning in self.prepared.warnings:
-                log.warning("%s", warning)
-            kept, self.cut = self._cut(encoded)
-            for split, examples in self.prepared.splits.items():
-                self._examples[split] = LabelledTexts(
-                    kept[split],
-                    class_numbers(examples, self.classes),
-                    pad_id=self.tokenizer.eot_id,
-                    padded_to=max(map(len, kept["train"])) if self.padding == "longest" else None,
-                )
-        return self._examples
+        return self._texts
 
-    def _cut(
-        self, encoded: Mapping[Split, list[TokenIds]]
-    ) -> tuple[dict[Split, list[TokenIds]], dict[Split, Cut]]:
-        """The texts without what is beyond the length, by split, and what that was."""
-        limit = self.max_length
+    @cached_property
+    def _texts(self) -> dict[Split, LabelledTexts]:
+        splits, limit = self.prepared.splits, self.max_length
+        encoded = {
+            name: encode_texts([each.text for each in splits[name]], self.tokenizer) for name in splits
+        }
+        for warning in self.prepared.warnings:
+            log.warning("%s", warning)
         if self.padding == "longest":
             limit = min(limit, max(map(len, encoded["train"])))
-        pairs = {split: truncated(texts, limit) for split, texts in encoded.items()}
-        if not self.truncate and (longer := sum(cut.texts for _, cut in pairs.values())):
-            longest = max(len(tokens) for texts in encoded.values() for tokens in texts)
+        pairs = {name: truncated(texts, limit) for name, texts in encoded.items()}
+        self._lost = [lost for _, losses in pairs.values() for lost in losses]
+        if self._lost and not self.truncate:
             raise InputError(
-                f"{longer:,} texts are longer than {limit:,} tokens, the longest has {longest:,}: raise"
-                " data.max_length and model.context_length, or set data.truncate=true to cut their ends off"
+                f"{len(self._lost):,} texts are longer than {limit:,} tokens, the longest has"
+                f" {limit + max(self._lost):,}: raise data.max_length and model.context_length, or set"
+                " data.truncate=true to cut their ends off"
             )
-        return {split: pair[0] for split, pair in pairs.items()}, {s: pair[1] for s, pair in pairs.items()}
+        return {
+            name: LabelledTexts(
+                kept,
+                class_numbers(splits[name], self.classes),
+                pad_id=self.tokenizer.eot_id,
+                padded_to=limit if self.padding == "longest" else None,
+            )
+            for name, (kept, _) in pairs.items()
+        }
 
     @property
     def train_tokens(self) -> int:
@@ -177,7 +251,7 @@ class LabelledDataModule(TrainingData):
         """The texts of a split. Raises InputError where the corpus has none for it."""
         if split not in self.load():
             raise InputError(f"there are no {SPLITS[split]} examples: give data.{split}_path=FILE")
-        return self._examples[split]
+        return self._texts[split]
 
     # --- what others need to know ---------------------------------------------------------------------
 
@@ -186,31 +260,44 @@ class LabelledDataModule(TrainingData):
         weights = None
         if self.balance == "class_weights":
             weights = inverse_frequency_weights(list(label_counts(self.prepared.splits["train"]).values()))
-        examples = self.load()["train"]
+        padded_to = self.load()["train"].padded_to
         return {
             "labels": self.classes,
             "class_weights": weights,
-            "max_length": examples.padded_to or self.max_length,
-            "padded_to": examples.padded_to,
+            "max_length": padded_to or self.max_length,
+            "padded_to": padded_to,
         }
 
     def report(self, *, parameters: int, world_size: int) -> list[str]:
-        """See `labelled_report`."""
+        """A table of the splits, by class, then what was done to the texts."""
         del parameters
-        return labelled_report(
-            self.prepared,
-            {split: examples.lengths for split, examples in self.load().items()},
-            self.cut,
-            name=self.name,
-            tokenizer=self.tokenizer,
-            batch_size=self.batch_size * world_size,
+        lengths = {split: texts.lengths for split, texts in self.load().items()}
+        counts = {split: label_counts(examples) for split, examples in self.prepared.splits.items()}
+        batch_size = self.batch_size * world_size
+        shown, more = self.classes[:MOST_CLASSES], self.classes[MOST_CLASSES:]
+        numbers = [(label, [found.get(label, 0) for found in counts.values()]) for label in shown]
+        if more:
+            left = [sum(found.get(label, 0) for label in more) for found in counts.values()]
+            numbers.append((f"{len(more)} more classes", left))
+        numbers.append(("tokens of the longest text", [max(found) for found in lengths.values()]))
+        batches = [
+            # training drops the last short batch
+            len(found) // batch_size if split == "train" else -(-len(found) // batch_size)
+            for split, found in lengths.items()
+        ]
+        numbers.append((f"batches of {batch_size:,} texts", batches))
+        rows = [["", *(SPLITS[split] for split in counts)]]
+        rows += [[label, *(f"{number:,}" for number in row)] for label, row in numbers]
+        lines = table(rows, right=range(1, len(rows[0])))
+        if self._lost:
+            which = "1 text is" if len(self._lost) == 1 else f"{len(self._lost):,} texts are"
+            lines.append(f"{which} too long and cut: {sum(self._lost):,} tokens at the end are not read")
+        title = (
+            f"data: {self.name}, {sum(map(len, lengths.values())):,} texts of {len(self.classes)} classes,"
+            f" {self.tokenizer.name} tokenizer ({self.tokenizer.vocab_size:,} tokens)"
         )
+        return [title, *(f"  {line}" for line in (*lines, *self.prepared.remarks))]
 
     def write_record(self, run_dir: Path) -> None:
         """The splits, as CSV files in the run's folder."""
         write_splits(run_dir, self.prepared.splits)
-
-    @property
-    def units(self) -> str:
-        """How messages call several examples."""
-        return "texts"

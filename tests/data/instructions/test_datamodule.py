@@ -12,7 +12,7 @@ import pytest
 from gptpl.data.corpora import InstructionFile
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.entries import read_entries
-from gptpl.data.instructions.split_files import split_file
+from gptpl.data.splits import SPLITS, split_file
 from gptpl.data.tokenizers import BytesTokenizer, WordsTokenizer
 from gptpl.errors import InputError
 
@@ -147,8 +147,8 @@ def test_nothing_to_say_is_not_said(make):
 def test_the_splits_are_left_in_the_runs_folder(make, tmp_path):
     data = make()
     data.write_record(tmp_path)
-    for split in ("train", "val", "test"):
-        assert read_entries(split_file(tmp_path, split)) == data.splits.of(split)
+    for split in SPLITS:
+        assert read_entries(split_file(tmp_path, split, ".json")) == data.splits.of(split)
     assert [path.name for path in sorted((tmp_path / "data").iterdir())] == [
         "test.json",
         "train.json",

@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.instructions.packing import pack_rows, packed_places
-from gptpl.data.instructions.rows import Row, collate
+from gptpl.data.instructions.rows import Row, collate, pack_rows, packed_places
 
 
 @given(st.lists(st.integers(1, 20), max_size=60))

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from gptpl.data.instructions.entries import Entry
-from gptpl.data.instructions.examples import InstructionExamples
-from gptpl.data.instructions.rows import Row, collate, make_rows
+from gptpl.data.instructions.rows import InstructionExamples, Row, collate, make_rows
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.tokenizers import BytesTokenizer, GPT2Tokenizer
 from gptpl.errors import InputError
@@ -107,5 +106,5 @@ def test_the_number_minus_one_is_a_row_without_a_target():
     assert batch.inputs.tolist() == [[4], [EOT]]
     assert batch.targets.tolist() == [[EOT], [-100]]
     assert batch.tokens == 1
-    alone = examples[-1]
+    alone = examples.__getitems__([-1])
     assert (alone.inputs.tolist(), alone.targets.tolist(), alone.tokens) == ([[EOT]], [[-100]], 0)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.instructions.entries import Entry
-from gptpl.data.instructions.split import SPLITS, split_entries
+from gptpl.data.instructions.entries import Entry, split_entries
+from gptpl.data.splits import SPLITS
 from gptpl.errors import InputError
 
 

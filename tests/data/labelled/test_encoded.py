@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch import tensor
 
-from gptpl.data.labelled.encoded import Cut, LabelledTexts, encode_texts, truncated
+from gptpl.data.labelled.datamodule import LabelledTexts, encode_texts, truncated
 from gptpl.data.tokenizers import BytesTokenizer, TokenIds, WordsTokenizer
 from gptpl.errors import InputError
 
@@ -21,7 +21,7 @@ def test_a_batch_is_as_long_as_its_longest_text() -> None:
 
 
 def test_or_as_long_as_it_was_said() -> None:
-    batch = LabelledTexts(tokens("abcd", "a"), [1, 0], pad_id=256, padded_to=5)[1]
+    batch = LabelledTexts(tokens("abcd", "a"), [1, 0], pad_id=256, padded_to=5).__getitems__([1])
     assert batch.tokens.tolist() == [[97, 256, 256, 256, 256]]
     assert batch.lengths.tolist() == [1]
 
@@ -34,9 +34,9 @@ def test_a_row_for_nothing_has_no_label() -> None:
 
 
 def test_truncation_keeps_the_beginning_and_says_what_it_took() -> None:
-    kept, cut = truncated(tokens("abcd", "ab", "abc"), 2)
+    kept, lost = truncated(tokens("abcd", "ab", "abc"), 2)
     assert [each.tolist() for each in kept] == [[97, 98]] * 3
-    assert cut == Cut(texts=2, tokens=3)
+    assert lost == [2, 1]
 
 
 def test_a_text_without_tokens_is_refused() -> None:

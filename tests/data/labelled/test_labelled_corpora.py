@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gptpl.data.labelled.corpora import LabelledFiles, SmsSpam
-from gptpl.data.labelled.examples import Example
+from gptpl.data.labelled.table import Example
 from gptpl.errors import InputError
 
 MESSAGES = b'ham\tHello "you\nspam\tWIN, now\n'

@@ -3,19 +3,28 @@
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from gptpl.data.labelled.balancing import inverse_frequency_weights, undersample
-from gptpl.data.labelled.examples import Example, label_counts
-from gptpl.data.labelled.prepare import Balance, Preparation, Prepared, Repeats, prepare
-from gptpl.data.labelled.splits_file import read_split, write_splits
-from gptpl.data.labelled.splitting import Shares
+from gptpl.data.labelled.splits import (
+    Balance,
+    Preparation,
+    Prepared,
+    Repeats,
+    inverse_frequency_weights,
+    label_counts,
+    prepare,
+    read_split,
+    undersample,
+    write_splits,
+)
+from gptpl.data.labelled.table import Example
 from gptpl.errors import InputError
 
-SHARES = Shares(train=0.7, val=0.1)
+SHARES: dict[str, Any] = {"train_share": 0.7, "val_share": 0.1}
 
 
 def examples(labels: str, texts: str | None = None) -> list[Example]:
@@ -26,8 +35,8 @@ def examples(labels: str, texts: str | None = None) -> list[Example]:
     ]
 
 
-def prepared(given: list[Example], **how: object) -> Prepared:
-    return prepare({"all": given}, Preparation(shares=SHARES, **how))  # type: ignore[arg-type]
+def prepared(given: list[Example], **how: Any) -> Prepared:
+    return prepare({"all": given}, Preparation(**SHARES, **how))
 
 
 def test_undersampling_and_split_are_those_of_the_books_pandas_code() -> None:
@@ -106,7 +115,7 @@ def test_stratified_parts_have_the_shares_of_the_classes() -> None:
 
 def test_given_splits_keep_their_examples_but_for_those_that_a_later_split_has() -> None:
     given = {"train": examples("abab", "ABCD"), "val": examples("ab", "DE"), "test": examples("ab", "EF")}
-    found = prepare(given, Preparation(shares=SHARES))
+    found = prepare(given, Preparation(**SHARES))
     assert {name: [e.text for e in part] for name, part in found.splits.items()} == {
         "train": ["A", "B", "C"],
         "val": ["D"],
@@ -117,7 +126,7 @@ def test_given_splits_keep_their_examples_but_for_those_that_a_later_split_has()
 
 def test_training_texts_that_all_stand_in_validation_too_are_said() -> None:
     same = examples("abab")
-    how = Preparation(shares=Shares(train=0.7, val=0.1))
+    how = Preparation(**SHARES)
     with pytest.raises(InputError, match="every training text also stands in a later split: give other"):
         prepare({"train": same, "val": same}, how)
 
@@ -140,11 +149,11 @@ def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"the label 'c' \(line 7\) is in validation and in no training example"
     ):
-        prepare(split, Preparation(shares=SHARES))
+        prepare(split, Preparation(**SHARES))
     with pytest.raises(InputError, match=r"data\.balance=half is unknown: choose"):
-        Preparation(shares=SHARES, balance="half")  # type: ignore[arg-type]
+        Preparation(**SHARES, balance="half")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"data\.val_share=0\.5 leave nothing for the test"):
-        Shares(train=0.5, val=0.5)
+        Preparation(train_share=0.5, val_share=0.5)
 
 
 def test_the_hash_is_that_of_texts_labels_and_splits() -> None:

@@ -19,7 +19,7 @@ def table(folder: Path, name: str, content: str | bytes, **settings: object) -> 
     return Table(path=path, **settings)  # type: ignore[arg-type]
 
 
-def read(table: Table) -> list[tuple[int, str, str | None]]:
+def read(table: Table) -> list[tuple[int, str, str]]:
     return [(row.line, row.text, row.label) for row in table.rows("text", "label")]
 
 
@@ -45,7 +45,7 @@ def test_jsonl_with_numbers_as_labels(tmp_path: Path) -> None:
 
 def test_plain_lines_are_texts(tmp_path: Path) -> None:
     rows = list(table(tmp_path, "a.txt", "one\r\ntwo, three").rows("anything"))
-    assert [(row.line, row.text, row.label) for row in rows] == [(1, "one", None), (2, "two, three", None)]
+    assert [(row.line, row.text, row.label) for row in rows] == [(1, "one", ""), (2, "two, three", "")]
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1), min_size=1))
@@ -89,7 +89,7 @@ WRONG: dict[str, tuple[str, str | bytes, str]] = {
     "Latin-1": (
         "a.csv",
         "text,label\nä,b\n".encode("latin-1"),
-        "line 2, is not UTF-8 (byte 0xE4): convert it",
+        "line 2, is not UTF-8 (byte 0xE4 at offset 0): convert it",
     ),
     "UTF-16": ("a.csv", "text,label\na,b\n".encode("utf-16"), "is UTF-16, not UTF-8: convert it"),
     "binary": ("a.csv", b"text,label\na\0,b\n", "line 2, is binary, not text"),
