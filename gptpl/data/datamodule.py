@@ -72,10 +72,11 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
             :, None
         ]
         places = starts + np.arange(self.max_length + 1)  # (B, T+1)
-        known = (starts != PADDING) & (places < len(self.tokens))
-        tokens = np.asarray(self.tokens)[np.where(known, places, 0)].astype(np.int64)
-        windows = np.where(known, tokens, IGNORED)
-        inputs, targets = windows[:, :-1].clip(min=0), windows[:, 1:].copy()  # IGNORED is no token: 0 is
+        windows = np.asarray(self.tokens)[np.minimum(places, len(self.tokens) - 1)]
+        inputs, targets = windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
+        unknown = (starts == PADDING) | (places >= len(self.tokens))
+        if unknown.any():
+            inputs[unknown[:, :-1]], targets[unknown[:, 1:]] = 0, IGNORED
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def __getstate__(self) -> dict[str, Any]:
