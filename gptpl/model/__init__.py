@@ -3,18 +3,19 @@
 A model of another kind may take its place: `gptpl.model.protocol` says what it has to be, and may be able to.
 """
 
-from gptpl.model.allocation import empty_model
-from gptpl.model.attention import MultiHeadAttention
-from gptpl.model.backbone import GPTBackbone
-from gptpl.model.block import TransformerBlock
-from gptpl.model.cached import CachedGPT
 from gptpl.model.classifier import ClassifierConfig, GPTClassifier
-from gptpl.model.config import GPTConfig
-from gptpl.model.eval_mode import eval_mode
-from gptpl.model.feed_forward import FeedForward
-from gptpl.model.gpt import GPTModel
-from gptpl.model.kv_cache import KVCache
+from gptpl.model.gpt import (
+    FeedForward,
+    GPTBackbone,
+    GPTConfig,
+    GPTModel,
+    MultiHeadAttention,
+    TransformerBlock,
+    empty_model,
+)
+from gptpl.model.inference import CachedGPT, KVCache
 from gptpl.model.parameters import ParameterCount, count_parameters, parameters_of
+from gptpl.model.protocol import eval_mode
 
 __all__ = [
     "CachedGPT",

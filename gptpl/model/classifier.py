@@ -3,32 +3,26 @@
 # B batch, T time, D model, C classes
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.model.backbone import GPTBackbone
-from gptpl.model.config import GPTConfig
+from gptpl.model.gpt import GPTBackbone, GPTConfig
 
 Pooling = Literal["last_token", "last_position"]
-POOLINGS = ("last_token", "last_position")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """What a classifier has beside its backbone.
+    """What a classifier has besides its backbone: a head of `n_classes` logits, 2 or more.
 
-    Attributes:
-        n_classes: C, 2 or more.
-        pooling: where the logits are read: "last_token", the last real token of each row, so that padding
-            changes nothing; or "last_position", the last one of the row, padding or not, as the book does.
-        head_bias: whether the head has a bias (the book's: yes; transformers' GPT2ForSequenceClassification:
-            no).
+    `pooling` says where they are read: "last_token", the last real token of each row, so that padding changes
+    nothing; or "last_position", the last one of the row, padding or not, as the book does. The book's head
+    has a bias, that of transformers' GPT2ForSequenceClassification has none.
 
-    Raises:
-        InputError: for fewer than 2 classes or an unknown pooling.
+    Raises InputError for fewer than 2 classes or an unknown pooling.
     """
 
     n_classes: int
@@ -38,15 +32,13 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         if self.n_classes < 2:
             raise InputError(f"n_classes={self.n_classes} leaves nothing to tell apart: give 2 or more")
-        if self.pooling not in POOLINGS:
-            raise InputError(f"pooling={self.pooling!r} is unknown: choose one of {', '.join(POOLINGS)}")
+        if self.pooling not in get_args(Pooling):
+            choices = ", ".join(get_args(Pooling))
+            raise InputError(f"pooling={self.pooling!r} is unknown: choose one of {choices}")
 
 
 class GPTClassifier(GPTBackbone):
-    """The backbone, and a head that gives the logits of the classes at one position of each row.
-
-    The head is drawn as torch draws a linear layer, after the backbone.
-    """
+    """The backbone, and a head, drawn after it, that gives the classes' logits at one position of a row."""
 
     def __init__(self, config: GPTConfig, classifier: ClassifierConfig) -> None:
         super().__init__(config)
@@ -54,7 +46,7 @@ class GPTClassifier(GPTBackbone):
 
     @classmethod
     def on(cls, net: GPTBackbone, classifier: ClassifierConfig) -> Self:
-        """A classifier that takes over the layers of another model, all but its head; nothing is copied."""
+        """A classifier that shares the layers of another model, all but its head."""
         with torch.device("meta"):
             made = cls(net.config, classifier)
         for name in ("tok_emb", "pos_emb", "drop_emb", "blocks", "final_norm"):

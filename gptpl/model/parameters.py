@@ -6,11 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gptpl.model.backbone import GPTBackbone
-from gptpl.model.config import GPTConfig
-from gptpl.model.gpt import GPTModel
+from gptpl.model.gpt import GPTBackbone, GPTConfig, GPTModel
 
-_FP32_BYTES = 4
+_PARTS = {
+    "tok_emb": "token embedding",
+    "pos_emb": "position embedding",
+    "attn": "attention",
+    "ff": "feed-forward",
+    "norm1": "norms",
+    "norm2": "norms",
+    "final_norm": "norms",
+    "out_head": "head",
+}
+"""The part of the model that a module of this name belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +29,7 @@ class ParameterCount:
         total: as configured; a tied head counts once.
         tied: with the head tied to the token embedding.
         untied: with a head of its own.
-        fp32_bytes: bytes of the `total` weights in fp32 (gradients and optimizer state come on top).
+        fp32_bytes: of the `total` weights in fp32 (gradients and optimizer state come on top).
         parts: the same `total` by part of the model, in the order of the data; a tied head has none.
     """
 
@@ -43,30 +51,11 @@ def count_parameters(config: GPTConfig) -> ParameterCount:
     """Count the parameters of `GPTModel(config)` without allocating them or drawing a random number."""
     with torch.device("meta"):
         model = GPTModel(config)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    head = model.out_head.weight.numel()
-    tied = total if config.tie_weights else total - head
-    return ParameterCount(
-        total=total, tied=tied, untied=tied + head, fp32_bytes=total * _FP32_BYTES, parts=_by_part(model)
-    )
-
-
-_PARTS = {
-    "tok_emb": "token embedding",
-    "pos_emb": "position embedding",
-    "attn": "attention",
-    "ff": "feed-forward",
-    "norm1": "norms",
-    "norm2": "norms",
-    "final_norm": "norms",
-    "out_head": "head",
-}
-"""The part of the model that a module of this name belongs to."""
-
-
-def _by_part(model: GPTModel) -> dict[str, int]:
-    counts = dict.fromkeys(_PARTS.values(), 0)
+    parts = dict.fromkeys(_PARTS.values(), 0)
     for name, parameter in model.named_parameters():  # which gives a tied weight once, as the embedding's
         module = name.split(".")[2] if name.startswith("blocks.") else name.split(".")[0]
-        counts[_PARTS[module]] += parameter.numel()
-    return counts
+        parts[_PARTS[module]] += parameter.numel()
+    total = sum(parts.values())
+    tied = total - parts["head"]
+    untied = tied + model.out_head.weight.numel()
+    return ParameterCount(total=total, tied=tied, untied=untied, fp32_bytes=4 * total, parts=parts)

@@ -22,19 +22,19 @@ inherits no `cached`, and, with a `forward` but no `hidden` of its own, no `hidd
 # B batch, T time, V vocabulary
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.model.eval_mode import eval_mode
 from gptpl.model.gpt import GPTModel
 
 
 class Cached(Protocol):
-    """A model that continues rows from what it keeps of them, in a cache of its own kind; `CachedGPT` is one.
+    """A model that continues rows from what a cache of its own kind holds of them; `CachedGPT` is one.
 
     A cache has `select(rows)`: keep these rows, in this order, some maybe several times.
     """
@@ -76,12 +76,8 @@ def class_path(model: object) -> str:
 def check_language_model(net: nn.Module, *, tokens: int = 1, max_length: int = 1) -> None:
     """Raises InputError for a model that lacks its two numbers or does not map tokens to logits.
 
-    It is asked for the logits of one token, in evaluation mode.
-
-    Args:
-        net: the model.
-        tokens: how many the tokenizer has, which must not be more than the model's.
-        max_length: of the sequences that it will read, which must not be longer than its context.
+    It is asked for the logits of one token, in evaluation mode. Its vocabulary must hold the tokenizer's
+    `tokens`, its context the sequences of `max_length` that it will read.
     """
     V, C = vocab_size(net), context_length(net)
     if tokens > V:
@@ -139,13 +135,28 @@ def cached_form(model: nn.Module | Cached, *, rows: int) -> Cached | None:
 
 
 def gpt_model(net: nn.Module, need: str) -> GPTModel:
-    """The model, for what works with GPT-2 alone.
+    """The model, for what GPT-2 alone can do: `need`, such as "format=hf holds GPT-2 models".
 
-    Raises InputError for another one, which begins with `need`: "format=hf holds GPT-2 models".
+    Raises InputError for another one.
     """
     if type(net) is GPTModel:
         return net
     raise InputError(f"{need}, this model is a {class_path(net)}")
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` in evaluation mode, and give every submodule its flag back at the end, also after an error.
+
+    `model.train()` would not do: it would also wake submodules that were in evaluation mode (frozen ones).
+    """
+    found = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in found:
+            module.training = training
 
 
 def _number(model: nn.Module | Cached, name: str) -> int:

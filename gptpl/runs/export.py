@@ -24,7 +24,7 @@ from gptpl.data.tokenizers.hugging_face import write_tokenizer
 from gptpl.errors import InputError
 from gptpl.files.durable import share
 from gptpl.model import GPTModel, count_parameters, empty_model
-from gptpl.model.low_rank import TARGETS
+from gptpl.model.lora import TARGETS
 from gptpl.model.protocol import gpt_model
 from gptpl.text import one_line
 from gptpl.training.adapter import adapter_checkpoint, export_adapter

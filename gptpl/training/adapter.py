@@ -11,7 +11,7 @@ from gptpl.data.tokenizers import tokenizer_from_state
 from gptpl.errors import InputError
 from gptpl.files.durable import share
 from gptpl.model import GPTConfig
-from gptpl.model.low_rank import is_low_rank, merged_weights
+from gptpl.model.lora import is_low_rank, merged_weights
 from gptpl.training.checkpoint import (
     FORMAT_VERSION,
     HEADER_KEY,

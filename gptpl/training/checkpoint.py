@@ -20,7 +20,7 @@ from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.errors import InputError
 from gptpl.files.plain import check_sharing, read_plain
 from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel, empty_model
-from gptpl.model.low_rank import merged_weights
+from gptpl.model.lora import merged_weights
 from gptpl.model.protocol import check_language_model, class_path
 from gptpl.training.checkpoint_checks import check_entries, check_training_state
 from gptpl.training.checkpoint_files import checkpoint_file, whole_one_named

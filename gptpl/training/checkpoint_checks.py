@@ -13,7 +13,7 @@ import torch
 
 from gptpl.errors import InputError
 from gptpl.files.plain import tensors_in
-from gptpl.model.low_rank import low_rank_layers
+from gptpl.model.lora import low_rank_layers
 
 Kind = type | UnionType
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from gptpl.errors import InputError
-from gptpl.model.attention import MultiHeadAttention
-from gptpl.model.causal_attention import Kernel, chosen_kernel
+from gptpl.model.attention_kernels import Kernel, chosen_kernel
+from gptpl.model.gpt import MultiHeadAttention
 from gptpl.model.protocol import class_path, has_fused_head
 from gptpl.training.compilation import CompileChoice, choose_compile, compile_blocks
 from gptpl.training.head_loss import Head, check_fused_head
@@ -26,7 +26,7 @@ class FastPath:
 
     Attributes:
         compile: whether the blocks are compiled, and why.
-        attention: the kernel, see `gptpl.model.causal_attention`; None: the model has none of its layers.
+        attention: the kernel, see `gptpl.model.gpt.causal_attention`; None: the model has none of its layers.
         head: "fused" is `gptpl.training.head_loss`; "plain" makes all logits, then the loss.
         recompute: whether a block's activations are made anew in the backward pass instead of kept.
         keep_freed_memory: see `keep_freed_memory`.

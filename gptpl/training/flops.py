@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptpl.model import GPTClassifier, GPTConfig, GPTModel
-from gptpl.model.feed_forward import EXPANSION
+from gptpl.model.gpt import EXPANSION
 from gptpl.training.step_memory import Prepare
 
 PEAKS = {

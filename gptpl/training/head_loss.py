@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.model.low_rank import LowRankLinear
+from gptpl.model.lora import LowRankLinear
 from gptpl.model.protocol import body_and_head, class_path, has_fused_head, takes_segments
 from gptpl.training.loss import IGNORED_TARGET, next_token_loss, summed_next_token_loss
 

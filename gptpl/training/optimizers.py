@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import LBFGS, AdamW, Optimizer
 
 from gptpl.errors import InputError
-from gptpl.model.low_rank import is_low_rank
+from gptpl.model.lora import is_low_rank
 from gptpl.resuming import NEVER
 from gptpl.training.param_groups import Decay, decay_groups
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from gptpl.errors import InputError
 from gptpl.model import GPTBackbone, GPTClassifier
-from gptpl.model.low_rank import add_low_rank
+from gptpl.model.lora import add_low_rank
 from gptpl.model.protocol import class_path
 from gptpl.resuming import NEXT_STEP
 
@@ -115,13 +115,13 @@ class TuneLastBlock(Tuning):
 class TuneLowRank(Tuning):
     """Low-rank matrices beside frozen layers (LoRA), and a classifier's head, which is new.
 
-    See `gptpl.model.low_rank`.
+    See `gptpl.model.lora`.
 
     Args:
         rank: of the matrices; 4 to 64 is usual.
         alpha: the matrices' product is scaled by alpha / rank.
         dropout: share of the layers' inputs that the matrices do not see in training.
-        targets: the layers that get matrices, of `gptpl.model.low_rank.TARGETS`.
+        targets: the layers that get matrices, of `gptpl.model.lora.TARGETS`.
     """
 
     name = "lora"

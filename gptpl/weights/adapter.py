@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
-from gptpl.model.feed_forward import EXPANSION
-from gptpl.model.low_rank import TARGETS, is_low_rank
+from gptpl.model.gpt import EXPANSION
+from gptpl.model.lora import TARGETS, is_low_rank
 from gptpl.weights.hugging_face import bias_as_shift, table, write_tensors
 from gptpl.weights.model_files import DTYPES, read_json, required, safetensors_of, write_json
 

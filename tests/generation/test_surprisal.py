@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from gptpl.errors import InputError
 from gptpl.generation.surprisal import surprisals
 from gptpl.model import GPTModel
-from gptpl.model.config import GPTConfig
+from gptpl.model.gpt import GPTConfig
 
 V, C, EOT = 23, 8, 22
 

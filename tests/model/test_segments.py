@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.model.segments import segment_mask, segment_positions
+from gptpl.model.gpt import segment_mask, segment_positions
 
 LENGTHS = [[3, 1, 5], [4, 2], [9]]
 """Of the texts in each row of 10 tokens; what is left is padding."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.model.low_rank import LowRankLinear, add_low_rank
+from gptpl.model.lora import LowRankLinear, add_low_rank
 from gptpl.training import head_loss as module
 from gptpl.training.head_loss import (
     head_factors,

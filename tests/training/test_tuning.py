@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTClassifier, GPTConfig, GPTModel
-from gptpl.model.low_rank import LowRankLinear, add_low_rank
+from gptpl.model.lora import LowRankLinear, add_low_rank
 from gptpl.training.optimizers import adamw, muon
 from gptpl.training.tuning import TuneAll, TuneHead, TuneLastBlock, TuneLowRank, Tuning, low_rank_scale
 

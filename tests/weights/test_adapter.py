@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTClassifier, GPTConfig, GPTModel
-from gptpl.model.low_rank import add_low_rank, is_low_rank
+from gptpl.model.lora import add_low_rank, is_low_rank
 from gptpl.weights.adapter import Adapter, read_adapter, write_adapter
 from gptpl.weights.formats import FORMATS
 

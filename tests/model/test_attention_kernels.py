@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptpl.model import blocked_attention as module
-from gptpl.model.blocked_attention import blocked_attention
-from gptpl.model.causal_attention import Kernel, causal_attention, chosen_kernel
+from gptpl.model import attention_kernels as module
+from gptpl.model.attention_kernels import Kernel, blocked_attention, chosen_kernel
+from gptpl.model.gpt import causal_attention
 
 KERNELS: tuple[Kernel, ...] = ("blocked", "sdpa")
 

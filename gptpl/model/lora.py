@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptpl.errors import InputError
-from gptpl.model.backbone import GPTBackbone
+from gptpl.model.gpt import GPTBackbone
 
 TARGETS = ("qkv", "out_proj", "up_proj", "down_proj", "out_head")
 """The names of the model's linear layers, the last part of a name in the state dict before `weight`."""
-_A, _B = "lora_A", "lora_B"
 
 
 class LowRankLinear(nn.Linear):
@@ -25,18 +24,12 @@ class LowRankLinear(nn.Linear):
 
     It takes over a layer's `weight` (O, I) and `bias`, under the same names, and leaves open whether they
     train. `lora_A` (R, I) is drawn as torch draws a linear layer's weight, `lora_B` (O, R) is zeros: at first
-    it computes what the layer did.
-
-    Args:
-        layer: its parameters are taken over, not copied.
-        rank: R.
-        alpha: the product is scaled by alpha / R, so that R can be changed and the learning rate kept.
-        dropout: share of the inputs of A that are dropped in training.
+    it computes what the layer did. R, the `rank`, can be changed and the learning rate kept. `dropout` is the
+    share of the inputs of A that are dropped in training.
     """
 
     def __init__(self, layer: nn.Linear, *, rank: int, alpha: float, dropout: float) -> None:
-        has_bias = layer.bias is not None
-        super().__init__(layer.in_features, layer.out_features, bias=has_bias, device="meta")
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
         self.scale = alpha / rank
         self.drop_inputs = nn.Dropout(dropout)
@@ -50,15 +43,12 @@ class LowRankLinear(nn.Linear):
         return super().forward(x) + F.linear(self._narrow(x), self.lora_B)
 
     def one_product(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs (..., I + R) and a weight (O, I + R) whose product is `forward(x)` of a layer without bias.
-
-        For whoever does more with the product than to make it.
-        """
+        """Inputs (..., I + R) and a weight (O, I + R) whose product is `forward(x)`, without the bias."""
         return torch.cat([x, self._narrow(x)], dim=-1), torch.cat([self.weight, self.lora_B], dim=1)
 
     def merged(self) -> nn.Linear:
         """A plain layer that computes the same without dropout; its weight is new, its bias this one's."""
-        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         weight = _sum(self.weight.detach(), self.lora_A.detach(), self.lora_B.detach(), self.scale)
         layer.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=self.weight.requires_grad)
         layer.bias = self.bias
@@ -82,56 +72,6 @@ def add_low_rank(
 
     Raises InputError for a rank, a scale, a dropout or a target that cannot be.
     """
-    _check(net, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
-    for name, layer in list(net.named_modules()):
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets:
-            assert not isinstance(layer, LowRankLinear), f"{name} has its matrices already"
-            net.set_submodule(name, LowRankLinear(layer, rank=rank, alpha=alpha, dropout=dropout))
-
-
-def merge_low_rank(net: nn.Module) -> None:
-    """Makes every `LowRankLinear` a plain `nn.Linear` that computes the same, in place."""
-    for name, layer in list(net.named_modules()):
-        if isinstance(layer, LowRankLinear):
-            net.set_submodule(name, layer.merged())
-
-
-def merged_weights(weights: Mapping[str, Tensor], *, scale: float) -> dict[str, Tensor]:
-    """The state dict of a model without low-rank layers that computes what the one of `weights` does.
-
-    Args:
-        weights: a state dict; it may have no low-rank layers.
-        scale: alpha / R.
-
-    Returns:
-        Its merged weights are fp32, whatever type they had: nothing is rounded.
-    """
-    merged = {name: tensor for name, tensor in weights.items() if not is_low_rank(name)}
-    for layer in low_rank_layers(weights):
-        A, B = weights[f"{layer}.{_A}"], weights[f"{layer}.{_B}"]
-        merged[f"{layer}.weight"] = _sum(weights[f"{layer}.weight"], A, B, scale)
-    return merged
-
-
-def low_rank_layers(weights: Mapping[str, Tensor]) -> Iterator[str]:
-    """The names of the layers of a state dict that have low-rank matrices, in its order."""
-    for name in weights:
-        if name.endswith(f".{_A}"):
-            yield name.removesuffix(f".{_A}")
-
-
-def is_low_rank(name: str) -> bool:
-    """Whether a parameter of this name is one of a layer's two small matrices."""
-    return name.endswith((f".{_A}", f".{_B}"))
-
-
-def _sum(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """W + scale B A in fp32, whatever type they have."""
-    product = B.float() @ A.float()  # (O, I)
-    return product.mul_(scale).add_(weight.float())
-
-
-def _check(net: GPTBackbone, *, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
     if not targets:
         raise InputError(f"tune.targets is empty: name layers, of {', '.join(TARGETS)}")
     for target in targets:
@@ -149,3 +89,42 @@ def _check(net: GPTBackbone, *, rank: int, alpha: float, dropout: float, targets
         raise InputError(f"tune.alpha={alpha} is no scale: give a positive number, such as twice tune.rank")
     if not 0 <= dropout < 1:
         raise InputError(f"tune.dropout={dropout} is no share: give 0 or more, and less than 1")
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets:
+            assert not isinstance(layer, LowRankLinear), f"{name} has its matrices already"
+            net.set_submodule(name, LowRankLinear(layer, rank=rank, alpha=alpha, dropout=dropout))
+
+
+def merge_low_rank(net: nn.Module) -> None:
+    """Makes every `LowRankLinear` a plain `nn.Linear` that computes the same, in place."""
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, LowRankLinear):
+            net.set_submodule(name, layer.merged())
+
+
+def merged_weights(weights: Mapping[str, Tensor], *, scale: float) -> dict[str, Tensor]:
+    """The state dict of a model without low-rank layers that computes what the one of `weights` does.
+
+    `scale` is alpha / R. The merged weights are fp32, whatever type they had: nothing is rounded.
+    """
+    merged = {name: tensor for name, tensor in weights.items() if not is_low_rank(name)}
+    for layer in low_rank_layers(weights):
+        A, B = weights[f"{layer}.lora_A"], weights[f"{layer}.lora_B"]
+        merged[f"{layer}.weight"] = _sum(weights[f"{layer}.weight"], A, B, scale)
+    return merged
+
+
+def low_rank_layers(weights: Mapping[str, Tensor]) -> Iterator[str]:
+    """The names of the layers of a state dict that have low-rank matrices, in its order."""
+    return (name.removesuffix(".lora_A") for name in weights if name.endswith(".lora_A"))
+
+
+def is_low_rank(name: str) -> bool:
+    """Whether a parameter of this name is one of a layer's two small matrices."""
+    return name.endswith((".lora_A", ".lora_B"))
+
+
+def _sum(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """W + scale B A in fp32, whatever type they have."""
+    product = B.float() @ A.float()  # (O, I)
+    return product.mul_(scale).add_(weight.float())

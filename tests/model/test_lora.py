@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gptpl.errors import InputError
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
-from gptpl.model.low_rank import TARGETS, LowRankLinear, add_low_rank, merge_low_rank, merged_weights
+from gptpl.model.lora import TARGETS, LowRankLinear, add_low_rank, merge_low_rank, merged_weights
 
 V, C, D, R, ALPHA = 31, 12, 16, 3, 6.0
 BLOCK_LAYERS = ("attn.qkv", "attn.out_proj", "ff.up_proj", "ff.down_proj")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gptpl.errors import InputError
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
-from gptpl.model.packed_linear import can_pack, packed
+from gptpl.model.inference import can_pack, packed
 
 V, C = 31, 16
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12, 13]]
@@ -77,7 +77,7 @@ def test_bf16_stays_bf16_and_close() -> None:
 
 def test_without_packing_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
-    monkeypatch.setattr("gptpl.model.packed_linear.can_pack", lambda weight: False)
+    monkeypatch.setattr("gptpl.model.inference.can_pack", lambda weight: False)
     longer, logits = grown(CachedGPT(model, rows=4), PROMPTS, 5)
     torch.testing.assert_close(logits, whole(model, longer), rtol=1e-4, atol=1e-4)
 

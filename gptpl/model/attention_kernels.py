@@ -1,9 +1,9 @@
-"""Causal attention on a CPU by blocks of ordinary matrix products; forward and backward.
+"""Causal attention on a CPU by blocks of ordinary matrix products, and when it is the faster one.
 
 torch's fused attention is slow there in bf16, where its products reach a third of the rate of oneDNN's, and
 with dropout it is not used at all. Here oneDNN multiplies, a block of the score matrix at a time, small
 enough for the cache; as in FlashAttention (Dao et al. 2022) no score is kept for the backward pass, which
-makes them anew (experiments/benchmarks has the measurement).
+recomputes them (experiments/benchmarks has the measurement).
 
 Scores and weights have the type of the input, as in attention written out by hand; the softmax of bf16 scores
 is computed in fp32.
@@ -12,10 +12,12 @@ is computed in fp32.
 # B rows of the batch, T time, D model, H heads, K head width, N rows x heads taken together, Q queries
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Kernel = Literal["auto", "blocked", "sdpa"]
 
 BLOCK_QUERIES = 256
 BLOCK_SCORES = 2**21
@@ -24,16 +26,21 @@ _LEVELS = 2**16
 """Dropout compares random 16-bit numbers: four of them come with one 64-bit number of torch's generator."""
 
 
+def chosen_kernel(device_type: str, dtype: torch.dtype, dropout_p: float) -> Literal["blocked", "sdpa"]:
+    """What "auto" means: "blocked" on a CPU in bf16 and wherever weights are dropped, else torch's own.
+
+    On a CPU torch's own has no flash attention with dropout: it keeps all weights, twice, for the backward
+    pass, and takes up to 2.7 times as long as "blocked"; in fp32 without dropout it is the faster one.
+    """
+    return "blocked" if device_type == "cpu" and (dtype == torch.bfloat16 or dropout_p) else "sdpa"
+
+
 @torch.library.custom_op("gptpl::blocked_attention", mutates_args=())
 def blocked_attention(qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor | None) -> Tensor:
-    """(B, T, 3 D), query, key and value side by side -> (B, T, D); position t sees 0..t.
+    """(B, T, 3 D) on a CPU, query, key and value side by side -> (B, T, D); position t looks at 0..t.
 
-    Args:
-        qkv: on a CPU.
-        n_heads: H.
-        dropout_p: share of the attention weights to drop, rounded to a multiple of 2**-16; the rest is scaled
-            up to match.
-        seed: int64 scalar, what is dropped depends on nothing else; None where dropout_p is 0.
+    `dropout_p`, the share of the attention weights to drop, is rounded to a multiple of 2**-16; the rest is
+    scaled up to match. What is dropped depends on `seed` alone, an int64 scalar; None where nothing is.
     """
     B, T, width = qkv.shape
     out = qkv.new_empty(B, T, width // 3)
@@ -128,14 +135,12 @@ class _Dropout:
 def _groups(B: int, n_heads: int, T: int) -> Iterator[slice]:
     """Rows of the batch whose scores are made together."""
     rows = max(1, BLOCK_SCORES // (n_heads * min(T, BLOCK_QUERIES) * T))
-    for first in range(0, B, rows):
-        yield slice(first, first + rows)
+    return (slice(first, first + rows) for first in range(0, B, rows))
 
 
 def _query_blocks(T: int) -> Iterator[tuple[int, int]]:
     """Queries whose scores are made together: from the first until before the last, where their keys end."""
-    for first in range(0, T, BLOCK_QUERIES):
-        yield first, min(first + BLOCK_QUERIES, T)
+    return ((first, min(first + BLOCK_QUERIES, T)) for first in range(0, T, BLOCK_QUERIES))
 
 
 def _heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
