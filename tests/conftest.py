@@ -26,7 +26,7 @@ from gptpl.data.datamodule import TextDataModule
 from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.checkpoint_io import DurableCheckpointIO
+from gptpl.training.checkpoint_files import DurableCheckpointIO
 from gptpl.training.language_model import LanguageModelingModule
 from gptpl.training.loggers import MetricsCSVLogger
 from gptpl.training.optimizers import adamw

@@ -185,7 +185,7 @@ class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
 def gptpl_model(size: Size, dropout: float, **choices: Any) -> tuple[Any, Any]:
     """gptpl's GPT-2 and its fast path: chosen by itself for bf16 products, but for `choices`."""
     from gptpl.model import GPTConfig, GPTModel
-    from gptpl.training.fast_path import choose_fast_path, keep_freed_memory
+    from gptpl.training.performance import choose_fast_path, keep_freed_memory
 
     path = choose_fast_path(
         device_type=DEVICE, precision="bf16-mixed", drop_rate=dropout, total_steps=10**6, **choices
@@ -219,7 +219,7 @@ def gptpl_bare(work: Work, turns: Turns) -> None:
 
 def gptpl_step(net: Any, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor) -> float:
     """A step of the bare loop; returns its loss."""
-    from gptpl.training.head_loss import head_loss
+    from gptpl.training.loss import head_loss
 
     with torch.autocast(DEVICE, torch.bfloat16):
         loss = head_loss(net.hidden(inputs), net.out_head.weight, targets)

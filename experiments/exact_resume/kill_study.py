@@ -24,9 +24,8 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.checkpoint_files import CheckpointFolder
-from gptpl.training.checkpoint_io import verify
-from gptpl.training.state_digest import state_digest
+from gptpl.training.checkpoint_files import CheckpointFolder, verify
+from gptpl.training.resume_state import state_digest
 
 SETTINGS = [
     "experiment=quick",

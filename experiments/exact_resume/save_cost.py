@@ -24,7 +24,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.cli.main import main as gptpl
-from gptpl.training.checkpoint_io import DurableCheckpointIO
+from gptpl.training.checkpoint_files import DurableCheckpointIO
 from gptpl.training.language_model import LanguageModelingModule
 
 EVERY_N_STEPS = 50

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from gptpl.generation import SamplingRules, complete
 from gptpl.generation.memorisation import Memorisation, TrainingText, memorisation
 from gptpl.generation.surprisal import surprisals
-from gptpl.training.checkpoint import LoadedCheckpoint, load_model
+from gptpl.training.loading import LoadedCheckpoint, load_model
 from gptpl.training.training_text import training_corpus
 
 HERE = Path(__file__).parent

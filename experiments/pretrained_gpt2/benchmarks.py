@@ -19,9 +19,8 @@ from tqdm import tqdm
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.generation.continuations import ContinuationScore, Pair, score_continuations
-from gptpl.training.checkpoint import LoadedCheckpoint, load_model
 from gptpl.training.checkpoint_files import checkpoint_file
-from gptpl.training.foreign_checkpoint import load_foreign, load_published
+from gptpl.training.loading import LoadedCheckpoint, load_foreign, load_model, load_published
 from gptpl.weights.formats import is_foreign, open_model
 from gptpl.weights.starting import PublishedWeights
 

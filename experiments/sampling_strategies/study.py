@@ -19,8 +19,8 @@ from tqdm import tqdm
 from gptpl.generation import Completion, SamplingRules, complete
 from gptpl.generation.memorisation import TrainingText, memorisation
 from gptpl.generation.statistics import text_statistics
-from gptpl.training.checkpoint import load_model
 from gptpl.training.checkpoint_files import checkpoint_file
+from gptpl.training.loading import load_model
 from gptpl.training.training_text import training_corpus
 
 HERE = Path(__file__).parent

@@ -25,7 +25,7 @@ from gptpl.data.corpora import Tale
 from gptpl.data.tokenizers import GPT2Tokenizer
 from gptpl.model import CachedGPT, count_parameters, empty_model
 from gptpl.model.gpt import draw_gpt2
-from gptpl.training.foreign_checkpoint import load_published
+from gptpl.training.loading import load_published
 from gptpl.weights.published import SIZES
 from gptpl.weights.starting import PublishedWeights
 

@@ -16,9 +16,8 @@ from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, complete
 from gptpl.model import GPTModel
-from gptpl.training.checkpoint import load_model
 from gptpl.training.checkpoint_files import checkpoint_file
-from gptpl.training.foreign_checkpoint import load_foreign, load_published
+from gptpl.training.loading import load_foreign, load_model, load_published
 from gptpl.weights.formats import is_foreign, open_model
 from gptpl.weights.published import checked_size
 from gptpl.weights.starting import PublishedWeights

@@ -11,7 +11,7 @@ from gptpl.callbacks.classification_figures import confusion_figure, reliability
 from gptpl.errors import InputError
 from gptpl.files.figures import figure_pixels, write_png
 from gptpl.training.classification import ClassificationModule
-from gptpl.training.classification_metrics import accuracy_text, scores
+from gptpl.training.evaluation import accuracy_text, scores
 from gptpl.training.loggers import log_image
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from gptpl.data.labelled.datamodule import LabelledDataModule
 from gptpl.data.splits import Split
 from gptpl.training.checkpoint import read_checkpoint
 from gptpl.training.classification import ClassificationModule, named_scores
-from gptpl.training.classification_metrics import accuracy_text
-from gptpl.training.classifier_evaluation import ClassifierEvaluation, evaluate_classifier
+from gptpl.training.evaluation import ClassifierEvaluation, accuracy_text, evaluate_classifier
 from gptpl.training.sharding import FullyShardedStrategy
 
 log = logging.getLogger(__name__)

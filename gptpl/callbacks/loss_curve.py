@@ -11,8 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from gptpl.callbacks.loss_figure import loss_figure
 from gptpl.callbacks.readings import epochs_done, language_module, metric
 from gptpl.files.figures import figure_pixels, write_png
-from gptpl.training.curve_verdict import LossPoint, curve_verdict
 from gptpl.training.loggers import log_image, log_text
+from gptpl.training.loss_curves import LossPoint, curve_verdict
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES
-from gptpl.training.curve_verdict import LossPoint
-from gptpl.training.loss_axes import finite, tokens_text
+from gptpl.training.loss_curves import LossPoint, finite, tokens_text
 
 if TYPE_CHECKING:  # matplotlib takes long to import; only the end of a run needs it
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import lightning as L
 
 from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.readings import metric
-from gptpl.training.rate_range import Divergence
+from gptpl.training.loss_curves import Divergence
 
 
 class SeenEnough(Exception):  # noqa: N818 (nothing is wrong)

@@ -9,7 +9,7 @@ import lightning as L
 from gptpl.callbacks.readings import language_module
 from gptpl.errors import InputError
 from gptpl.training.flops import peak_flops
-from gptpl.training.precision import product_dtype
+from gptpl.training.performance import product_dtype
 
 
 class Throughput(L.Callback):

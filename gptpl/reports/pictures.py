@@ -15,7 +15,7 @@ from gptpl.records.run_record import RunRecord
 from gptpl.reports.ranking import BY_LOSS, Criterion, Entry, Group
 from gptpl.reports.settings import Axis
 from gptpl.text import count_text, one_line, setting_text, shortened
-from gptpl.training.loss_axes import finite, tokens_text
+from gptpl.training.loss_curves import finite, tokens_text
 
 if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.axes import Axes

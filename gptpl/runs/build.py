@@ -40,12 +40,10 @@ from gptpl.runs.parts import (
 )
 from gptpl.runs.resume import Resumption, resume_plan
 from gptpl.runs.trainer import build_trainer, choose, let_module_end
-from gptpl.training.checkpoint import check_same_model
-from gptpl.training.fast_path import FastPath, choose_fast_path, keep_freed_memory
-from gptpl.training.foreign_checkpoint import check_vocabulary
-from gptpl.training.lineage import RANDOM
+from gptpl.training.checkpoint import RANDOM, check_same_model
+from gptpl.training.loading import check_vocabulary
 from gptpl.training.optimizers import peak_lr
-from gptpl.training.precision import device_type
+from gptpl.training.performance import FastPath, choose_fast_path, device_type, keep_freed_memory
 from gptpl.training.resume_state import random_state
 from gptpl.training.run_log import RunLogFile
 from gptpl.training.schedules import takes_optimizer
@@ -280,7 +278,7 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
     if is_gpt(cfg):
         config = model_config(cfg, None)
         if resume is not None:
-            check_same_model(resume.header, config, datamodule.tokenizer)
+            check_same_model(resume.header, config, datamodule.tokenizer.state())
         else:
             weights.check(config, datamodule.tokenizer.state())
     return Settled(
@@ -442,7 +440,7 @@ def _model(
         check_language_model(net, tokens=data.tokenizer.vocab_size, max_length=data.max_length)
         if resume is None:
             return net, weights.fill(net, plain(settled.cfg.model), data.tokenizer.state())
-        check_same_model(resume.header, plain(settled.cfg.model), data.tokenizer)
+        check_same_model(resume.header, plain(settled.cfg.model), data.tokenizer.state())
         return net, start
     return weights.make_model(settled.config) if resume is None else (GPTModel(settled.config), start)
 

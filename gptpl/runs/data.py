@@ -26,12 +26,10 @@ from gptpl.runs.parts import (
 )
 from gptpl.runs.resume import Resumption
 from gptpl.runs.trainer import choose
-from gptpl.training.batch_size import accumulation, free_memory, largest_batch_size
 from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
-from gptpl.training.fast_path import FastPath
-from gptpl.training.precision import device_type, product_dtype
+from gptpl.training.memory import accumulation, free_memory, largest_batch_size, optimizer_state_bytes
+from gptpl.training.performance import FastPath, device_type, product_dtype
 from gptpl.training.starting_run import RunWeights
-from gptpl.training.step_memory import optimizer_state_bytes
 
 log = logging.getLogger(__name__)
 

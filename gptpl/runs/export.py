@@ -29,18 +29,23 @@ from gptpl.model.protocol import gpt_model
 from gptpl.text import one_line
 from gptpl.training.adapter import adapter_checkpoint, export_adapter
 from gptpl.training.checkpoint import (
+    CLASSIFY,
     HEADER_KEY,
-    LoadedCheckpoint,
-    load_model,
+    LOSSES,
+    generations,
     net_weights,
     read_checkpoint,
     task_of,
 )
 from gptpl.training.checkpoint_files import EXPORTED
-from gptpl.training.classifier_checkpoint import TASK, LoadedClassifier, load_foreign_classifier
-from gptpl.training.exported_checkpoint import write_model
-from gptpl.training.foreign_checkpoint import load_foreign
-from gptpl.training.lineage import LOSSES, generations
+from gptpl.training.loading import (
+    LoadedCheckpoint,
+    LoadedClassifier,
+    load_foreign,
+    load_foreign_classifier,
+    load_model,
+    write_model,
+)
 from gptpl.training.loss import perplexity
 from gptpl.weights.adapter import FORMAT as ADAPTER
 from gptpl.weights.adapter import is_adapter
@@ -320,7 +325,7 @@ def _adapter_card(loaded: LoadedCheckpoint | LoadedClassifier, folder: Path, nam
         f" {__version__}. It needs its base: {_code(base)}."
     )
     yield from _past(loaded.lineage)
-    classifies = task["name"] == TASK
+    classifies = task["name"] == CLASSIFY
     yield "## How to use it"
     yield "Its base must be where it was, or be named by `init=`:"
     yield _block(f"gptpl {'classify' if classifies else 'generate'} {_checkpoint(name)}", name)

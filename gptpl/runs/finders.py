@@ -37,10 +37,10 @@ from gptpl.runs.trial import (
     trial_module,
     usable_memory,
 )
-from gptpl.training.non_finite import NonFiniteError
-from gptpl.training.peak_memory import forget_peak, peak_memory_bytes
-from gptpl.training.precision import device_type
-from gptpl.training.rate_range import RangeResult, ramp_rate, range_result
+from gptpl.training.loss_curves import RangeResult, ramp_rate, range_result
+from gptpl.training.memory import forget_peak, peak_memory_bytes
+from gptpl.training.performance import device_type
+from gptpl.training.training_module import NonFiniteError
 from gptpl.weights.starting import RandomWeights
 
 if TYPE_CHECKING:  # matplotlib takes long to import

@@ -30,9 +30,9 @@ from gptpl.runs.folder import (
 )
 from gptpl.training.adapter import export_adapter, has_base
 from gptpl.training.checkpoint_files import LAST, set_aside
-from gptpl.training.non_finite import NonFiniteError
-from gptpl.training.peak_memory import peak_memory_bytes
+from gptpl.training.memory import peak_memory_bytes
 from gptpl.training.resume_state import set_random_state
+from gptpl.training.training_module import NonFiniteError
 from gptpl.training.tuning import TuneLowRank
 
 log = logging.getLogger(__name__)

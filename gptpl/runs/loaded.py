@@ -17,17 +17,20 @@ from gptpl.model import GPTConfig
 from gptpl.records.listing import find_run
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
 from gptpl.training.adapter import adapter_checkpoint
-from gptpl.training.checkpoint import Build, load_model, model_of, read_checkpoint
+from gptpl.training.checkpoint import CLASSIFY, read_checkpoint
 from gptpl.training.checkpoint_files import checkpoint_file
-from gptpl.training.classifier_checkpoint import (
-    TASK,
+from gptpl.training.loading import (
+    Build,
     classifier_of,
     is_classifier_checkpoint,
+    load_foreign,
     load_foreign_classifier,
+    load_model,
+    load_published,
+    model_of,
 )
-from gptpl.training.classifier_checkpoint import load_classifier as load_classifier_file
-from gptpl.training.foreign_checkpoint import load_foreign, load_published
-from gptpl.training.precision import device_type
+from gptpl.training.loading import load_classifier as load_classifier_file
+from gptpl.training.performance import device_type
 from gptpl.training.starting_run import RunWeights
 from gptpl.weights.adapter import is_adapter
 from gptpl.weights.formats import is_foreign, open_model
@@ -154,7 +157,7 @@ def names_classifier(source: Source) -> bool:
     try:
         path = find_run(source, key="checkpoint")
         if is_adapter(path):
-            return bool(read_record(path).get("task", {}).get("name") == TASK)
+            return bool(read_record(path).get("task", {}).get("name") == CLASSIFY)
         if is_foreign(path):
             return is_classifier(path)
         return is_classifier_checkpoint(read_checkpoint(checkpoint_file(str(path))))

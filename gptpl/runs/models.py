@@ -31,11 +31,16 @@ from gptpl.runs.evaluation_data import (
     training_tokens,
 )
 from gptpl.training.answers import Answer, Answerer, answer_all, answer_generator
-from gptpl.training.checkpoint import LoadedCheckpoint
-from gptpl.training.classifier_checkpoint import LoadedClassifier
-from gptpl.training.classifier_evaluation import ClassifierEvaluation, evaluate_classifier
-from gptpl.training.evaluation import Evaluation, evaluate
-from gptpl.training.prediction import Prediction, prediction_file, predictions
+from gptpl.training.evaluation import (
+    ClassifierEvaluation,
+    Evaluation,
+    Prediction,
+    evaluate,
+    evaluate_classifier,
+    prediction_file,
+    predictions,
+)
+from gptpl.training.loading import LoadedCheckpoint, LoadedClassifier
 from gptpl.training.training_text import training_corpus
 
 log = logging.getLogger(__name__)
@@ -89,7 +94,7 @@ class Model:
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """What it was trained on and began with; see `gptpl.training.lineage.lineage_of`."""
+        """What it was trained on and began with; see `gptpl.training.checkpoint.lineage_of`."""
         return self.loaded.lineage
 
     @property

@@ -13,8 +13,8 @@ from gptpl.config.instantiate import instantiate, locate, partial_of
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
+from gptpl.training.memory import Prepare
 from gptpl.training.optimizers import optimizer_of
-from gptpl.training.step_memory import Prepare
 from gptpl.training.tuning import ALL, Tuning
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gptpl.callbacks.step_timer import StepTimer
@@ -28,10 +27,10 @@ from gptpl.runs.trainer import choose
 from gptpl.runs.trial import largest_batch_of, step_memory_of, train_a_little, trial_module, usable_memory
 from gptpl.text import duration_text
 from gptpl.training.flops import counted_flops_per_token, peak_flops
-from gptpl.training.non_finite import NonFiniteError
-from gptpl.training.precision import device_type, product_dtype
+from gptpl.training.memory import ShapesAlone, StepMemory
+from gptpl.training.performance import device_type, product_dtype
 from gptpl.training.schedules import scheduler_of
-from gptpl.training.step_memory import StepMemory
+from gptpl.training.training_module import NonFiniteError
 from gptpl.weights.starting import RandomWeights
 
 if TYPE_CHECKING:  # matplotlib takes long to import
@@ -326,7 +325,7 @@ def flops_per_token(settled: Settled) -> int:
 
 def peak_rates(settled: Settled) -> dict[str, float]:
     """Under the names that `gptpl.callbacks.learning_rate` logs; of a model without memory."""
-    with FakeTensorMode():
+    with ShapesAlone():
         if is_gpt(settled.cfg):  # the groups are those of any depth
             net: nn.Module = preparation(settled.cfg)(GPTModel(replace(settled.config, n_layers=1)))
         else:

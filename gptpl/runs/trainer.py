@@ -13,8 +13,8 @@ from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.stopping import StopAtBoundary
 from gptpl.config.instantiate import partial_of
 from gptpl.errors import InputError
-from gptpl.training.checkpoint_io import DurableCheckpointIO
-from gptpl.training.precision import PrecisionChoice, choose_precision, device_type
+from gptpl.training.checkpoint_files import DurableCheckpointIO
+from gptpl.training.performance import PrecisionChoice, choose_precision, device_type
 from gptpl.training.sharding import FullyShardedStrategy
 
 OWN_SETTINGS = (

@@ -12,9 +12,15 @@ from gptpl.errors import InputError
 from gptpl.runs.build import Settled, build_module
 from gptpl.runs.parts import optimizer_factory, preparation
 from gptpl.runs.trainer import build_trainer, choose, let_module_end
-from gptpl.training.batch_size import USABLE, free_memory, largest_batch_size
-from gptpl.training.precision import device_type, product_dtype
-from gptpl.training.step_memory import StepMemory, optimizer_state_bytes, step_memory
+from gptpl.training.memory import (
+    USABLE,
+    StepMemory,
+    free_memory,
+    largest_batch_size,
+    optimizer_state_bytes,
+    step_memory,
+)
+from gptpl.training.performance import device_type, product_dtype
 from gptpl.training.training_module import TrainingModule
 from gptpl.weights.starting import StartingWeights
 

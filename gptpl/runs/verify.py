@@ -27,8 +27,7 @@ from gptpl.errors import InputError
 from gptpl.text import table
 from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
 from gptpl.training.checkpoint_files import LAST
-from gptpl.training.resume_state import RESUME_KEY
-from gptpl.training.state_digest import state_digest
+from gptpl.training.resume_state import RESUME_KEY, state_digest
 
 DEFAULT_STEPS = 12
 DEFAULT_STOPS = 3

@@ -13,17 +13,19 @@ from gptpl.files.durable import share
 from gptpl.model import GPTConfig
 from gptpl.model.lora import is_low_rank, merged_weights
 from gptpl.training.checkpoint import (
+    CLASSIFY,
     FORMAT_VERSION,
     HEADER_KEY,
     NET_PREFIX,
+    RANDOM,
+    lineage_of,
     model_config,
     read_checkpoint,
     task_of,
     trained_weights,
 )
-from gptpl.training.lineage import RANDOM, lineage_of
+from gptpl.training.resume_state import digest
 from gptpl.training.starting_run import RunWeights
-from gptpl.training.state_digest import digest
 from gptpl.training.tuning import ALL, TuneLowRank, low_rank_scale
 from gptpl.weights.adapter import Adapter, read_adapter, write_adapter
 from gptpl.weights.model_files import (
@@ -37,7 +39,6 @@ from gptpl.weights.model_files import (
 from gptpl.weights.published import cached_bytes, checked_size, hub_name
 from gptpl.weights.starting import FileWeights, PublishedWeights, StartingWeights
 
-CLASSIFY = "classify"
 _HEAD = ("out_head.weight", "out_head.bias")
 
 

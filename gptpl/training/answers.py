@@ -22,7 +22,7 @@ from gptpl.generation import Completion, Piece, SamplingRules, complete, stream_
 from gptpl.generation.sampling import check_seed, is_greedy
 from gptpl.generation.text import Finish
 from gptpl.model.protocol import Cached, cached_form, context_length, device_of
-from gptpl.training.state_digest import digest
+from gptpl.training.resume_state import digest
 
 log = logging.getLogger(__name__)
 

@@ -7,59 +7,42 @@ class than `GPTModel` is described by what it was built from: `_target_`, the cl
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
+from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
-from gptpl.files.plain import check_sharing, read_plain
-from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel, empty_model
-from gptpl.model.lora import merged_weights
-from gptpl.model.protocol import check_language_model, class_path
-from gptpl.training.checkpoint_checks import check_entries, check_training_state
-from gptpl.training.checkpoint_files import checkpoint_file, whole_one_named
-from gptpl.training.checkpoint_io import verify
-from gptpl.training.lineage import RANDOM, lineage_of
+from gptpl.files.plain import read_plain, tensors_in
+from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel
+from gptpl.model.lora import low_rank_layers, merged_weights
+from gptpl.model.protocol import class_path
+from gptpl.records.run_record import RunError, read_evaluations
+from gptpl.training.checkpoint_files import verify, whole_one_named
 from gptpl.training.resume_state import RESUME_KEY
 from gptpl.training.tuning import ALL, low_rank_scale
-from gptpl.weights.transfer import check_memory
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 kept no random states and no position in the data: its models can be used, not trained on."""
 HEADER_KEY = "gptpl"
-PRETRAIN: Mapping[str, Any] = {"name": "pretrain"}
-"""The task of a checkpoint that names none."""
 TARGET = "_target_"
 """Names the class in the description of a model that is no `GPTModel`."""
-Build = Callable[[Mapping[str, Any]], nn.Module]
-"""Builds a model from such a description, of a package that the user trusts."""
 NET_PREFIX = "net."
 """Where a training module keeps the model: the prefix of its names in the checkpoint's `state_dict`."""
+CLASSIFY = "classify"
+"""The task whose models write no text."""
+RANDOM: Mapping[str, Any] = {"init": "random"}
+"""What the weights of a model begin as that was not pretrained."""
+LOSSES = ("eval/train_loss", "val/loss")
 
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedCheckpoint:
-    """A model rebuilt from a file, in evaluation mode, with what is known of its training."""
-
-    path: Path
-    net: nn.Module
-    tokenizer: Tokenizer
-    run_config: dict[str, Any]
-    """The settings that it was trained with; empty where another program trained it."""
-    step: int
-    lineage: dict[str, Any]
-    """See `gptpl.training.lineage`."""
-    task: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(PRETRAIN))
-    """What it was trained for, by its `name`, and what using it needs to know."""
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What a model of another class than `GPTModel` was built from; see `describe`."""
+# --- written --------------------------------------------------------------------------------------------
 
 
 def describe(net: nn.Module, built_from: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -78,14 +61,7 @@ def checkpoint_header(
     run_config: dict[str, Any],
     start: Mapping[str, Any] = RANDOM,
 ) -> dict[str, Any]:
-    """The plain data that a training module adds to a checkpoint.
-
-    Args:
-        model: see `describe`.
-        tokenizer: the model's.
-        run_config: the settings that it was trained with.
-        start: what its weights began as.
-    """
+    """The plain data that every checkpoint holds: `model` as of `describe`, `start` what its weights were."""
     return {
         "format_version": FORMAT_VERSION,
         "model": _plain(model),
@@ -95,8 +71,17 @@ def checkpoint_header(
     }
 
 
+def _plain(model: GPTConfig | Mapping[str, Any]) -> dict[str, Any]:
+    return dataclasses.asdict(model) if isinstance(model, GPTConfig) else dict(model)
+
+
+# --- read -----------------------------------------------------------------------------------------------
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The whole checkpoint as plain data and CPU tensors, mapped from the file rather than copied.
+
+    A file may be damaged, or made by anybody: its entries are of the right kinds, or it is refused.
 
     Raises:
         InputError: no such file, not a checkpoint, cut short, holding code, or not written by gptpl; it
@@ -104,28 +89,106 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     with whole_one_named(path):
         checkpoint: dict[str, Any] = read_plain(path, key="checkpoint")
-        _check_header(checkpoint, path)
+        header = checkpoint.get(HEADER_KEY) if isinstance(checkpoint, dict) else None
+        if not isinstance(header, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+            raise InputError(
+                f"checkpoint={path} was not written by gptpl train: give a checkpoint of one of its runs"
+            )
+        version = header.get("format_version")
+        if version not in READABLE_VERSIONS:
+            raise InputError(
+                f"checkpoint={path} has format version {version}, this gptpl reads up to {FORMAT_VERSION}:"
+                " use the gptpl that wrote it"
+            )
+        _check_entries(checkpoint, header, path)
     return checkpoint
 
 
-def _check_header(checkpoint: Any, path: Path) -> None:
-    header = checkpoint.get(HEADER_KEY) if isinstance(checkpoint, dict) else None
-    if not isinstance(header, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(
-            f"checkpoint={path} was not written by gptpl train: give a checkpoint of one of its runs"
-        )
-    version = header.get("format_version")
-    if version not in READABLE_VERSIONS:
-        raise InputError(
-            f"checkpoint={path} has format version {version}, this gptpl reads up to {FORMAT_VERSION}:"
-            " use the gptpl that wrote it"
-        )
-    check_entries(checkpoint, header, path)
+def check_intact(path: Path) -> None:
+    """Refuses a checkpoint that is not the one whose SHA-256 stands beside it, if one does."""
+    with suppress(FileNotFoundError), whole_one_named(path):
+        if reason := verify(path.resolve()):
+            raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A value's kind, its smallest value if it is a number, and whether it has to be there."""
+
+    kind: type | UnionType
+    least: float | None = None
+    needed: bool = True
+
+
+_TEXT, _COUNT, _STEP = _Entry(str), _Entry(int, 1), _Entry(int, 0)
+_CHECKPOINT = {"state_dict": _Entry(dict), "global_step": _Entry(int, 0, needed=False)}
+_HEADER = {
+    **dict.fromkeys(("model", "tokenizer", "config"), _Entry(dict)),
+    **dict.fromkeys(("start", "lineage", "tune", "task"), _Entry(dict, needed=False)),
+    **dict.fromkeys(("tokens_seen", "global_batch"), _Entry(int, 0, needed=False)),
+    "data_sha256": _Entry(str, needed=False),
+}
+_LINEAGE = {
+    "step": _STEP,
+    "start": _Entry(dict),
+    "tokens_seen": _Entry(int, 0, needed=False),
+    **dict.fromkeys(("data", "losses"), _Entry(dict, needed=False)),
+}
+_LORA = {"rank": _COUNT, "alpha": _Entry(int | float)}
+_CLASSIFIER = {
+    "labels": _Entry(list),
+    "pooling": _TEXT,
+    "head_bias": _Entry(bool),
+    "max_length": _COUNT,
+    "padded_to": _Entry(int | None, 1),
+}
+_RESUMABLE = {
+    "tokens_seen": _STEP,
+    "data_sha256": _TEXT,
+    "world_size": _COUNT,
+    "total_steps": _COUNT,
+    "lr_ceiling": _Entry(int | float | None, needed=False),
+}
+
+
+def _check_entries(checkpoint: Mapping[str, Any], header: Mapping[str, Any], path: Path) -> None:
+    _check(checkpoint, _CHECKPOINT, "", path)
+    if tensors_in(header):
+        raise _damaged("header", "no plain data", path)
+    _check(header, _HEADER, "", path)
+    task, tune = header.get("task"), header.get("tune")
+    if "lineage" in header:
+        _check(header["lineage"], _LINEAGE, "lineage.", path)
+    if task is not None:
+        _check(task, {"name": _TEXT}, "task.", path)
+    if tune is not None:
+        _check(tune, {"name": _TEXT, **(_LORA if tune.get("name") == "lora" else {})}, "tune.", path)
+    weights = checkpoint["state_dict"]
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise _damaged(f"weight {name!r:.80}", "no tensor", path)
+    # Before the small matrices are multiplied: their product may be larger than any file.
+    for layer in low_rank_layers(weights):
+        shapes = [
+            tuple(weights[f"{layer}.{part}"].shape) if f"{layer}.{part}" in weights else ()
+            for part in ("weight", "lora_A", "lora_B")
+        ]
+        (outputs, inputs), first, second = shapes[0] if len(shapes[0]) == 2 else (0, 0), *shapes[1:]
+        if len(second) != 2 or first != (second[1], inputs) or second[0] != outputs:
+            raise _damaged(f"weight {layer!r:.80}", "of another shape than its low-rank matrices", path)
+
+
+def check_classifier_task(task: Mapping[str, Any], path: Path) -> None:
+    """Raises InputError that names the first entry of a classifier's task that is missing or not its kind."""
+    _check(task, _CLASSIFIER, "task.", path)
+    if not all(isinstance(label, str) for label in task["labels"]):
+        raise _damaged("task.labels", "of another kind", path)
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
     """Raises InputError for a checkpoint, as `read_checkpoint` gives it, that training cannot go on from."""
-    if checkpoint[HEADER_KEY]["format_version"] < FORMAT_VERSION:
+    header = checkpoint[HEADER_KEY]
+    if header["format_version"] < FORMAT_VERSION:
         raise InputError(
             f"checkpoint={path} has format version 1, which kept neither random states nor the position in"
             " the data: generate and evaluate can use it, to go on training start a new run"
@@ -134,95 +197,46 @@ def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
         raise InputError(
             f"checkpoint={path} holds a model without the state of its training: resume the run's folder"
         )
-    check_training_state(checkpoint[HEADER_KEY], checkpoint[RESUME_KEY], path)
+    _check(header, _RESUMABLE, "", path)
+    if not isinstance(checkpoint[RESUME_KEY], Mapping):
+        raise _damaged("state of its training", "of another kind", path)
+    _check(checkpoint[RESUME_KEY], {"step": _STEP}, "", path)
 
 
-def _plain(model: GPTConfig | Mapping[str, Any]) -> dict[str, Any]:
-    return dataclasses.asdict(model) if isinstance(model, GPTConfig) else dict(model)
+def _check(found: Mapping[str, Any], entries: Mapping[str, _Entry], place: str, path: Path) -> None:
+    for name, entry in entries.items():
+        if name not in found:
+            if entry.needed:
+                raise InputError(
+                    f"checkpoint={path} holds no {place}{name} (it is damaged): use another checkpoint"
+                )
+            continue
+        value = found[name]
+        if not isinstance(value, entry.kind) or (isinstance(value, bool) and entry.kind is not bool):
+            raise _damaged(f"{place}{name}", "of another kind", path)
+        if entry.least is not None and isinstance(value, int | float) and value < entry.least:
+            raise _damaged(f"{place}{name}", f"below {entry.least}", path)
 
 
-def check_same_model(
-    header: dict[str, Any], model: GPTConfig | Mapping[str, Any], tokenizer: Tokenizer
-) -> None:
-    """Refuses a checkpoint of another model or tokenizer, see `check_same_description`."""
-    check_same_tokenizer(header, tokenizer.state())
-    check_same_description(header, model)
+def _damaged(entry: str, what: str, path: Path) -> InputError:
+    return InputError(f"checkpoint={path} is damaged ({entry} is {what}): use another checkpoint")
 
 
-def check_same_description(header: Mapping[str, Any], model: GPTConfig | Mapping[str, Any]) -> None:
-    """Refuses a checkpoint of a model of another class or shape, naming the first field that differs.
-
-    Fields that only steer training or the first initialisation (`drop_rate`, `init`) may differ.
-    """
-    own, stored = _plain(model), header["model"]
-    if own.get(TARGET) != stored.get(TARGET):
-        ours, theirs = (each.get(TARGET, "gptpl.model.GPTModel") for each in (own, stored))
-        raise InputError(f"the checkpoint holds a {theirs}, this run has a {ours}: give model= as it was")
-    for field in own | (stored if TARGET in own else {}):
-        wanted, got = own.get(field), stored.get(field)
-        if field not in ("drop_rate", "init") and got != wanted:
-            raise InputError(
-                f"the checkpoint has model.{field}={got}, this run wants {wanted}: set model.{field}={got}"
-            )
+# --- the model and its task -----------------------------------------------------------------------------
 
 
-def check_same_tokenizer(header: dict[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint of another tokenizer than the one of this state."""
-    stored = header["tokenizer"]
-    if stored["name"] != own["name"]:
+def task_of(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's model was trained for, by its `name`; pretraining, where it does not say."""
+    return dict(header.get("task", {"name": "pretrain"}))
+
+
+def check_writes_text(header: Mapping[str, Any], path: Path, *, key: str = "checkpoint") -> None:
+    """Raises InputError for the checkpoint of a classifier."""
+    if task_of(header)["name"] == CLASSIFY:
         raise InputError(
-            f"the checkpoint was trained with tokenizer={stored['name']}, this run has {own['name']}:"
-            f" set tokenizer={stored['name']}"
+            f"{key}={path} is a classifier, which writes no text: use gptpl classify, or give the run that it"
+            " began with"
         )
-    if stored["sha256"] != own["sha256"]:
-        raise InputError(
-            f"the checkpoint's {stored['name']} vocabulary ({stored['sha256'][:12]}) differs from this run's"
-            f" ({own['sha256'][:12]}): use the data and tokenizer it was trained with"
-        )
-
-
-def load_model(path: Path | str, *, device: str = "cpu", build: Build | None = None) -> LoadedCheckpoint:
-    """Rebuilds model and tokenizer from a checkpoint file, or from a run folder's last checkpoint.
-
-    A `GPTModel` is made here. The class of another model is never called here: `build` does, if it trusts it.
-
-    Raises:
-        InputError: as `read_checkpoint`, for a model that writes no text, for one of another class without
-            `build`, and where names or shapes of the weights are not the configuration's.
-    """
-    path = checkpoint_file(str(path))
-    checkpoint = read_checkpoint(path)
-    check_intact(path)
-    return model_of(checkpoint, path, device=device, build=build)
-
-
-def model_of(
-    checkpoint: dict[str, Any], path: Path, *, device: str = "cpu", build: Build | None = None
-) -> LoadedCheckpoint:
-    """Model and tokenizer of a checkpoint that was read from `path`. Raises InputError as `load_model`."""
-    header = checkpoint[HEADER_KEY]
-    check_writes_text(header, path)
-    weights = net_weights(checkpoint)
-    other = other_class(header, path)
-    if other is None:
-        config = model_config(header, path)
-        check_weights(config, weights, path)
-        check_memory(config)
-        net: nn.Module = empty_model(config, device=device)
-    else:
-        net = _built(other, header["model"], path, build).to(device)
-        check_tensors(net, weights, path)
-    net.load_state_dict(weights)
-    return LoadedCheckpoint(
-        path=path,
-        net=net.eval(),
-        tokenizer=tokenizer_from_state(header["tokenizer"]),
-        run_config=header["config"],
-        step=int(checkpoint.get("global_step", 0)),
-        lineage=lineage_of(checkpoint, path),
-        task=task_of(header),
-        model={} if other is None else header["model"],
-    )
 
 
 def other_class(header: Mapping[str, Any], path: Path) -> str | None:
@@ -236,60 +250,6 @@ def other_class(header: Mapping[str, Any], path: Path) -> str | None:
     if not isinstance(target, str) or "." not in target or not target.replace(".", "_").isidentifier():
         raise InputError(f"checkpoint={path} names no class of its model (it is damaged): use another one")
     return target
-
-
-def _built(target: str, node: Mapping[str, Any], path: Path, build: Build | None) -> nn.Module:
-    """The model of another class, with weights of its own, drawn without touching the global generator."""
-    if build is None:
-        package = target.partition(".")[0]
-        raise InputError(
-            f"checkpoint={path} holds a {target}, whose code runs only if the package is trusted by name:"
-            f" trust=[{package}]"
-        )
-    with torch.random.fork_rng(devices=[]):
-        net = build(node)
-    check_language_model(net)
-    return net
-
-
-def task_of(header: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's model was trained for."""
-    return dict(header.get("task", PRETRAIN))
-
-
-def check_writes_text(header: Mapping[str, Any], path: Path, *, key: str = "checkpoint") -> None:
-    """Raises InputError for the checkpoint of a classifier."""
-    if task_of(header)["name"] == "classify":
-        raise InputError(
-            f"{key}={path} is a classifier, which writes no text: use gptpl classify, or give the run that it"
-            " began with"
-        )
-
-
-def net_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's own tensors of a checkpoint, by the names that they have in the model.
-
-    Those of a training by LoRA are merged: they are a model's without low-rank layers, in fp32.
-    """
-    weights = trained_weights(checkpoint)
-    scale = low_rank_scale(checkpoint[HEADER_KEY].get("tune", ALL))
-    return weights if scale is None else merged_weights(weights, scale=scale)
-
-
-def trained_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's tensors as the training had them: base and low-rank matrices apart."""
-    return {
-        name.removeprefix(NET_PREFIX): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(NET_PREFIX)
-    }
-
-
-def check_intact(path: Path) -> None:
-    """Refuses a checkpoint that is not the one whose SHA-256 stands beside it, if one does."""
-    with suppress(FileNotFoundError), whole_one_named(path):
-        if reason := verify(path.resolve()):
-            raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
 
 
 def model_config(header: dict[str, Any], path: Path) -> GPTConfig:
@@ -309,30 +269,26 @@ def model_config(header: dict[str, Any], path: Path) -> GPTConfig:
         raise InputError(f"checkpoint={path} describes a model that cannot be: {error}") from error
 
 
-def check_weights(
-    config: GPTConfig,
-    weights: dict[str, torch.Tensor],
-    path: Path,
-    *,
-    make: Callable[[GPTConfig], GPTBackbone] = GPTModel,
-) -> None:
-    """Refuses weights whose names or shapes are not the model's, naming the first that is not.
+def trained_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's tensors as the training had them: base and low-rank matrices apart."""
+    return {
+        name.removeprefix(NET_PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(NET_PREFIX)
+    }
 
-    No memory is taken, and no more blocks are made than there are weights for.
+
+def net_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's own tensors of a checkpoint, by the names that they have in the model.
+
+    Those of a training by LoRA are merged: they are a model's without low-rank layers, in fp32.
     """
-    check_sharing(weights.values(), f"checkpoint={path}")
-    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
-    if len(blocks) != config.n_layers:
-        raise InputError(
-            f"checkpoint={path} holds {len(blocks)} blocks, its own configuration wants n_layers="
-            f"{config.n_layers}: the file is not usable, use another checkpoint"
-        )
-    with torch.device("meta"):
-        net = make(config)
-    check_tensors(net, weights, path)
+    weights = trained_weights(checkpoint)
+    scale = low_rank_scale(checkpoint[HEADER_KEY].get("tune", ALL))
+    return weights if scale is None else merged_weights(weights, scale=scale)
 
 
-def check_tensors(net: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+def check_shapes(net: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Refuses weights whose names or shapes are not this model's, naming the first that is not."""
     wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -342,3 +298,86 @@ def check_tensors(net: nn.Module, weights: dict[str, torch.Tensor], path: Path) 
                 f"checkpoint={path} holds {name!r} as {got.get(name, 'nothing')}, its own configuration wants"
                 f" {wanted.get(name, 'nothing')}: the file is not usable, use another checkpoint"
             )
+
+
+def check_same_model(
+    header: Mapping[str, Any], model: GPTConfig | Mapping[str, Any], tokenizer: Mapping[str, Any]
+) -> None:
+    """Refuses a checkpoint of another tokenizer, by its state, or of another class or shape of model.
+
+    Names the first field that differs. Fields that only steer training or the first initialisation
+    (`drop_rate`, `init`) may.
+    """
+    check_same_tokenizer(header, tokenizer)
+    own, stored = _plain(model), header["model"]
+    if own.get(TARGET) != stored.get(TARGET):
+        ours, theirs = (each.get(TARGET, "gptpl.model.GPTModel") for each in (own, stored))
+        raise InputError(f"the checkpoint holds a {theirs}, this run has a {ours}: give model= as it was")
+    for field in own | (stored if TARGET in own else {}):
+        wanted, got = own.get(field), stored.get(field)
+        if field not in ("drop_rate", "init") and got != wanted:
+            raise InputError(
+                f"the checkpoint has model.{field}={got}, this run wants {wanted}: set model.{field}={got}"
+            )
+
+
+def check_same_tokenizer(header: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of another tokenizer than the one of this state."""
+    stored = header["tokenizer"]
+    if stored["name"] != own["name"]:
+        raise InputError(
+            f"the checkpoint was trained with tokenizer={stored['name']}, this run has {own['name']}:"
+            f" set tokenizer={stored['name']}"
+        )
+    if stored["sha256"] != own["sha256"]:
+        raise InputError(
+            f"the checkpoint's {stored['name']} vocabulary ({stored['sha256'][:12]}) differs from this run's"
+            f" ({own['sha256'][:12]}): use the data and tokenizer it was trained with"
+        )
+
+
+# --- where the weights come from ------------------------------------------------------------------------
+
+
+def lineage_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The past of a checkpoint, as plain data.
+
+    Keys: `step` (optimizer steps), `tokens_seen`, `data` (`corpus` and the text's `sha256`), `losses` (nats
+    per token at the last evaluation before the checkpoint; empty where the run's files are not there),
+    and `start`: what its first weights were, for a run with that run's own past as `parent`.
+    """
+    header = checkpoint[HEADER_KEY]
+    if exported := header.get("lineage"):
+        return dict(exported)
+    step = int(checkpoint.get("global_step", 0))
+    losses: dict[str, float] = {}
+    if path.parent.name == "checkpoints":
+        with suppress(RunError):  # what the weights began with is worth telling without the losses
+            for each in read_evaluations(path.resolve().parent.parent):
+                if each.step <= step:
+                    losses |= {name: each.metrics[name] for name in LOSSES if name in each.metrics}
+    return {
+        "step": step,
+        "tokens_seen": int(header.get("tokens_seen", 0)),
+        "data": {"corpus": _corpus(header["config"]), "sha256": header.get("data_sha256", "")},
+        "losses": losses,
+        "start": header.get("start", RANDOM),
+    }
+
+
+def _corpus(config: Mapping[str, Any]) -> str:
+    """What the run's settings call its text."""
+    data = config.get("data")
+    corpus = data.get("corpus") if isinstance(data, Mapping) else None
+    if not isinstance(corpus, Mapping):
+        return ""
+    target = str(corpus.get("_target_", "")).rpartition(".")[2]
+    return str(corpus.get("name") or corpus.get("path") or target)
+
+
+def generations(lineage: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs of a lineage, the youngest first."""
+    found = [lineage]
+    while isinstance(parent := found[-1].get("start", {}).get("parent"), Mapping):
+        found.append(parent)
+    return found

@@ -15,15 +15,8 @@ from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier
 from gptpl.model.classifier import Pooling
 from gptpl.model.protocol import class_path
-from gptpl.training.classification_metrics import (
-    Numbers,
-    Scores,
-    calibration_sums,
-    classification_loss_sums,
-    confusion_sums,
-    scores,
-)
-from gptpl.training.classifier_checkpoint import task_state
+from gptpl.training.evaluation import Numbers, Scores, classification_sums, scores
+from gptpl.training.loading import classifier_task
 from gptpl.training.loss import IGNORED_TARGET
 from gptpl.training.task import Better, Sums, Task
 from gptpl.training.training_module import TrainingModule
@@ -41,10 +34,10 @@ class ClassificationModule(TrainingModule):
         net: the model that it begins with; its layers are taken over, all but the head.
         labels: names of the C classes.
         class_weights: weight of each class in the loss; None: all are 1.
-        max_length: tokens that are read of a text, kept in every checkpoint.
-        padded_to: tokens that every text is filled up to, kept in every checkpoint; None: it does not matter.
-        pooling: see `ClassifierConfig`.
-        head_bias: see there.
+        max_length: tokens that are read of a text.
+        padded_to: tokens that every text is filled up to; None: it does not matter.
+        pooling: see `ClassifierConfig`, and for `head_bias`.
+        head_bias: whether the head has a bias.
         run: the arguments of `TrainingModule`.
 
     Raises InputError for "last_position" where the texts of every batch are padded as its longest wants.
@@ -92,6 +85,7 @@ class ClassificationModule(TrainingModule):
         self.max_length = max_length
         self.padded_to = padded_to
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
         self.evaluated: dict[str, dict[str, Numbers]] = {}
         """The last evaluation's totals on the CPU, by split: `confusion` (C, C), `calibration` (3, K)."""
@@ -115,7 +109,7 @@ class ClassificationModule(TrainingModule):
         total = F.cross_entropy(
             logits,
             batch.labels,
-            weight=self._class_weights,
+            weight=self.class_weights,
             ignore_index=IGNORED_TARGET,
             reduction="sum",
         )
@@ -132,11 +126,7 @@ class ClassificationModule(TrainingModule):
     def evaluation_sums(self, batch: LabelledBatch) -> Sums:
         """Losses and their weights (2,), confusion (C, C), calibration (3, K)."""
         logits = self.net(batch.tokens, batch.lengths).float()
-        return {
-            "loss": classification_loss_sums(logits, batch.labels, self._class_weights),
-            "confusion": confusion_sums(logits, batch.labels),
-            "calibration": calibration_sums(logits, batch.labels),
-        }
+        return classification_sums(logits, batch.labels, self.class_weights)
 
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """Losses, accuracies, and what else is known of the validation texts."""
@@ -161,12 +151,7 @@ class ClassificationModule(TrainingModule):
 
     def task_state(self) -> dict[str, Any]:
         """What `classify` needs to know."""
-        return task_state(self.net.classifier, self.labels, self.max_length, self.padded_to)
-
-    @property
-    def _class_weights(self) -> Tensor | None:
-        weights = self.class_weights
-        return weights if isinstance(weights, Tensor) else None
+        return classifier_task(self.net.classifier, self.labels, self.max_length, self.padded_to)
 
 
 def named_scores(found: Scores, labels: Sequence[str], group: str) -> dict[str, float]:

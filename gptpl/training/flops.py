@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gptpl.model import GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.gpt import EXPANSION
-from gptpl.training.step_memory import Prepare
+from gptpl.training.memory import Prepare
 
 PEAKS = {
     # Dense bf16 (fp16 where there is no bf16) tensor FLOP/s from NVIDIA's data sheets, without sparsity. The
@@ -68,18 +68,17 @@ def counted_flops_per_token(config: GPTConfig, max_length: int, prepare: Prepare
 
     Of a model with one block and of one with two; the others are like the first. `prepare` see there.
     """
-    one, two = (_counted(replace(config, n_layers=n), max_length, prepare) for n in (1, 2))
+
+    def counted(n_layers: int) -> int:
+        with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            net = prepare(GPTModel(replace(config, n_layers=n_layers)))
+            tokens = torch.zeros(1, max_length, dtype=torch.int64)
+            lengths = (torch.full((1,), max_length),) if isinstance(net, GPTClassifier) else ()
+            net(tokens, *lengths).sum().backward()
+        return counter.get_total_flops()
+
+    one, two = counted(1), counted(2)
     return (one + (config.n_layers - 1) * (two - one)) // max_length
-
-
-def _counted(config: GPTConfig, T: int, prepare: Prepare) -> int:
-    """Of a row of T tokens, forward and backward."""
-    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        net = prepare(GPTModel(config))
-        tokens = torch.zeros(1, T, dtype=torch.int64)
-        logits = net(tokens, torch.full((1,), T)) if isinstance(net, GPTClassifier) else net(tokens)
-        logits.sum().backward()
-    return counter.get_total_flops()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, config: object) -> float | None:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.training.head_loss import evaluation_scores, training_loss
 from gptpl.training.language_model import LanguageModelingModule
-from gptpl.training.loss import perplexity
+from gptpl.training.loss import evaluation_scores, perplexity, training_loss
 from gptpl.training.task import Better, Sums
 
 

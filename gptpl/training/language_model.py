@@ -13,8 +13,7 @@ from gptpl.data.datamodule import TextDataModule
 from gptpl.data.training_data import TrainingData
 from gptpl.model.protocol import vocab_size
 from gptpl.training.flops import model_flops_per_token
-from gptpl.training.head_loss import evaluation_loss, training_loss
-from gptpl.training.loss import perplexity
+from gptpl.training.loss import evaluation_loss, perplexity, training_loss
 from gptpl.training.task import Better, Sums, Task
 from gptpl.training.training_module import TrainingModule
 

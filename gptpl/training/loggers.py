@@ -12,6 +12,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -33,42 +34,29 @@ log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 """(height, width, 3) RGB."""
+Texts = Sequence[str]
+Rows = Sequence[Texts]
 
 # --- what is sent ---------------------------------------------------------------------------------------
 
 
-class MediaLogger(Protocol):
-    """What a logger may have beside Lightning's own methods; one that lacks a method is not sent its kind."""
-
-    def log_text(self, name: str, text: str, step: int) -> None:
-        """A text in Markdown."""
-
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
-        """A picture."""
-
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
-        """Rows of texts, which may hold any character."""
-
-
 @rank_zero_only
 def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None:
-    """Shows a text in Markdown."""
+    """Shows a text in Markdown, on loggers that have a method `log_text` (name, text, step)."""
     for send in _methods(loggers, "log_text"):
         send(name, text, step)
 
 
 @rank_zero_only
 def log_image(loggers: Iterable[Logger], name: str, pixels: Pixels, step: int) -> None:
-    """Shows a picture."""
+    """Shows a picture, on loggers that have a method `log_image` (name, pixels, step)."""
     for send in _methods(loggers, "log_image"):
         send(name, pixels, step)
 
 
 @rank_zero_only
-def log_table(
-    loggers: Iterable[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int
-) -> None:
-    """Shows rows of texts, which may hold any character."""
+def log_table(loggers: Iterable[Logger], name: str, columns: Texts, rows: Rows, step: int) -> None:
+    """Shows rows of texts, which may hold any character, by `log_table` (name, columns, rows, step)."""
     for send in _methods(loggers, "log_table"):
         send(name, columns, rows, step)
 
@@ -90,80 +78,71 @@ def log_hyperparameters(
 
 
 def _methods(loggers: Iterable[Logger], name: str) -> Iterator[Callable[..., None]]:
-    """The method of each logger that has it."""
+    """The method of each logger that has it; of other libraries' loggers the one of `_MEDIA`."""
     for logger in loggers:
-        adapters = (adapter(logger) for kind, adapter in _ADAPTERS if isinstance(logger, kind))
-        if method := getattr(next(adapters, logger), name, None):
+        media = next((media for kind, media in _MEDIA.items() if isinstance(logger, kind)), None)
+        if media is not None:
+            yield partial(media[name], logger)
+        elif method := getattr(logger, name, None):
             yield method
 
 
-class _TensorBoardMedia:
-    def __init__(self, logger: TensorBoardLogger) -> None:
-        self._writer = logger.experiment
-
-    def log_text(self, name: str, text: str, step: int) -> None:
-        self._writer.add_text(name, text, global_step=step)
-
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
-
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
-        parts = []
-        for row in rows:
-            for column, cell in zip(columns, row, strict=True):
-                parts += [f"**{column}**", _code_block(cell)]
-        self.log_text(name, "\n\n".join(parts), step)
+def _tensorboard_text(logger: TensorBoardLogger, name: str, text: str, step: int) -> None:
+    logger.experiment.add_text(name, text, global_step=step)
 
 
-def _code_block(text: str) -> str:
-    """The text in Markdown, where no character of it acts as Markdown or HTML.
-
-    Indented rather than fenced: a text can hold a fence, but cannot leave its indentation.
-    """
-    return "\n".join("    " + line for line in (text.splitlines() or [""]))
+def _tensorboard_image(logger: TensorBoardLogger, name: str, pixels: Pixels, step: int) -> None:
+    logger.experiment.add_image(name, pixels, step, dataformats="HWC")
 
 
-class _WandbMedia:
-    def __init__(self, logger: WandbLogger) -> None:
-        self._logger = logger
-
-    def log_text(self, name: str, text: str, step: int) -> None:
-        self._logger.log_text(name, columns=["text"], data=[[text]], step=step)
-
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
-        self._logger.log_image(name, [pixels], step)
-
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
-        self._logger.log_table(name, list(columns), [list(row) for row in rows], step=step)
+def _tensorboard_table(logger: TensorBoardLogger, name: str, columns: Texts, rows: Rows, step: int) -> None:
+    parts = []
+    for row in rows:
+        for column, cell in zip(columns, row, strict=True):
+            # Indented rather than fenced, so that no character acts as Markdown or HTML: a text can hold a
+            # fence, but cannot leave its indentation.
+            parts += [f"**{column}**", "\n".join(f"    {line}" for line in cell.splitlines() or [""])]
+    _tensorboard_text(logger, name, "\n\n".join(parts), step)
 
 
-class MLFlowMedia:
-    """Texts and tables as artifacts `<name>/step-<step>.md` and `.csv`, pictures as MLflow's own images."""
-
-    def __init__(self, logger: MLFlowLogger) -> None:
-        self._client, self._run_id = logger.experiment, str(logger.run_id)
-
-    def log_text(self, name: str, text: str, step: int, *, ending: str = "md") -> None:
-        """See `MediaLogger`."""
-        self._client.log_text(self._run_id, text, f"{name}/step-{step:08d}.{ending}")
-
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
-        """See `MediaLogger`."""
-        self._client.log_image(self._run_id, pixels, key=name, step=step)
-
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
-        """See `MediaLogger`."""
-        # MLflow's own log_table needs pandas.
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([columns, *rows])
-        self.log_text(name, text.getvalue(), step, ending="csv")
+def _wandb_text(logger: WandbLogger, name: str, text: str, step: int) -> None:
+    logger.log_text(name, columns=["text"], data=[[text]], step=step)
 
 
-_ADAPTERS: tuple[tuple[type[Logger], Callable[[Any], object]], ...] = (
-    (TensorBoardLogger, _TensorBoardMedia),
-    (WandbLogger, _WandbMedia),
-    (MLFlowLogger, MLFlowMedia),
-)
+def _wandb_image(logger: WandbLogger, name: str, pixels: Pixels, step: int) -> None:
+    logger.log_image(name, [pixels], step)
+
+
+def _wandb_table(logger: WandbLogger, name: str, columns: Texts, rows: Rows, step: int) -> None:
+    logger.log_table(name, list(columns), [list(row) for row in rows], step=step)
+
+
+def mlflow_text(logger: Any, name: str, text: str, step: int, *, ending: str = "md") -> None:
+    """A text as the artifact `<name>/step-<step>.md`; `experiment` of the logger is MLflow's client."""
+    logger.experiment.log_text(logger.version, text, f"{name}/step-{step:08d}.{ending}")
+
+
+def mlflow_image(logger: Any, name: str, pixels: Pixels, step: int) -> None:
+    """A picture as MLflow's own image."""
+    logger.experiment.log_image(logger.version, pixels, key=name, step=step)
+
+
+def mlflow_table(logger: Any, name: str, columns: Texts, rows: Rows, step: int) -> None:
+    """Rows of texts as the artifact `<name>/step-<step>.csv`: MLflow's own log_table needs pandas."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *rows])
+    mlflow_text(logger, name, text.getvalue(), step, ending="csv")
+
+
+_MEDIA: Mapping[type[Logger], Mapping[str, Callable[..., None]]] = {
+    TensorBoardLogger: {
+        "log_text": _tensorboard_text,
+        "log_image": _tensorboard_image,
+        "log_table": _tensorboard_table,
+    },
+    WandbLogger: {"log_text": _wandb_text, "log_image": _wandb_image, "log_table": _wandb_table},
+    MLFlowLogger: {"log_text": mlflow_text, "log_image": mlflow_image, "log_table": mlflow_table},
+}
 
 # --- loggers --------------------------------------------------------------------------------------------
 
@@ -214,7 +193,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
         metrics: dict[str, Any] | None = None,
         step: int | None = None,
     ) -> None:
-        """Settings on one level, and the metrics that the HPARAMS tab shows beside them.
+        """Shows settings on one level, and metrics beside them, in the HPARAMS tab.
 
         Lightning adds a summary of the experiment, and TensorBoard takes the first run's for that of all.
         Without one it shows the settings of all runs, those that differ first.
@@ -244,7 +223,8 @@ class RunTensorBoardLogger(TensorBoardLogger):
             self._experiment.flush()
         files = self._event_files().values()
         for path in files:
-            _sync_file(path)
+            with path.open("rb+") as file:  # Windows syncs no file that is open for reading alone
+                os.fsync(file.fileno())
         for folder in {path.parent for path in files}:
             sync_folder(folder)
 
@@ -355,7 +335,11 @@ class MetricsCSVLogger(Logger):
         before, columns = self._loaded(), list(self._columns)
         last = -1 if position["step"] is None else position["step"]
         self._columns = list(position["columns"])
-        self._rows = {step: _only(row, self._columns) for step, row in before.items() if step <= last}
+        self._rows = {
+            step: {name: value for name, value in row.items() if name in self._columns}
+            for step, row in before.items()
+            if step <= last
+        }
         self._last_step = position["step"]
         if position["step"] is not None:
             self._rows[last] = dict(position["row"])
@@ -409,10 +393,6 @@ def _is_rank_zero() -> bool:
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
-def _only(row: dict[str, str | float], columns: list[str]) -> dict[str, str | float]:
-    return {name: value for name, value in row.items() if name in columns}
-
-
 def _check_table(path: Path) -> None:
     """Raises InputError for a file that `MetricsCSVLogger` has not written, or not to its end."""
     try:
@@ -429,9 +409,3 @@ def _check_table(path: Path) -> None:
         raise InputError(
             f"{path} is no whole table of numbers: move it away, and the run goes on without its earlier rows"
         )
-
-
-def _sync_file(path: Path) -> None:
-    """Let what was written survive a power cut."""
-    with path.open("rb+") as file:  # Windows syncs no file that is open for reading alone
-        os.fsync(file.fileno())

@@ -1,26 +1,42 @@
-"""Next-token cross-entropy and perplexity."""
+"""Next-token cross-entropy and perplexity; and the model's head and the loss in one, without all logits.
 
-# B batch, T time, V vocabulary
+At GPT-2's vocabulary the logits are the largest tensor of a training step: for 4 x 1024 tokens 0.8 GB in
+fp32, and as much again for their gradient. `head_loss` makes them for some rows at a time, in the type of the
+matrix product, and turns them into their own gradient where they lie: the forward pass knows the loss, so it
+knows the gradient too, up to a factor.
+"""
+
+# B batch, T time, N positions (B x T), D model, V vocabulary
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from gptpl.errors import InputError
+from gptpl.model.lora import LowRankLinear
+from gptpl.model.protocol import body_and_head, class_path, has_fused_head, takes_segments
+
+Head = Literal["fused", "plain"]
 IGNORED_TARGET = -100
 """Target id of a position that has no next token to predict (torch's default `ignore_index`)."""
+PRODUCT_ROWS = 2048
+"""Positions whose logits are made at a time. Each time the head's gradient, of V x D, is read and written."""
+SOFTMAX_ROWS = 32
+"""Positions whose logits are in fp32 at a time on a CPU: 6 MB of them, which stay in its cache."""
+SOFTMAX_ROWS_ELSEWHERE = 512
+MULTIPLE = 64
+"""The products have this multiple of columns, the vocabulary filled up with zeros: GPT-2's 50,257 is odd."""
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per target token.
+    """Mean cross-entropy in nats per target token, a float32 scalar; nan when every target is ignored.
 
-    Args:
-        logits: (B, T, V), any floating dtype; the softmax is taken in float32.
-        targets: (B, T) int64; positions holding `IGNORED_TARGET` count neither in the sum nor in the mean.
-
-    Returns:
-        A float32 scalar; nan when every target is ignored.
+    Logits are (B, T, V), any floating dtype; the softmax is taken in float32. Targets are (B, T) int64;
+    positions holding `IGNORED_TARGET` count neither in the sum nor in the mean.
     """
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_TARGET)
 
@@ -28,12 +44,8 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def summed_next_token_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies in nats and the number of target tokens, for exact means over many batches.
 
-    Args:
-        logits: (B, T, V).
-        targets: (B, T) int64, `IGNORED_TARGET` is left out.
-
-    Returns:
-        (sum, count), two float64 scalars (float32 on devices without float64).
+    Arguments as for `next_token_loss`. Returns (sum, count), two float64 scalars (float32 on devices without
+    float64).
     """
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     total = F.cross_entropy(
@@ -48,3 +60,219 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+# --- of a model -----------------------------------------------------------------------------------------
+
+
+def training_loss(
+    net: nn.Module, inputs: Tensor, targets: Tensor, *, head: Head, segments: Tensor | None = None
+) -> Tensor:
+    """Mean loss of the model's next tokens, float32; inputs and targets (B, T).
+
+    `head` "fused" is `head_loss`; "plain" makes all logits, then the loss. `segments` (B, T) as for
+    `GPTBackbone.hidden`; None: a row is one text.
+    """
+    given = _given(net, inputs, segments)
+    if head == "fused":
+        check_fused_head(net)
+        body, out_head = body_and_head(net)
+        return head_loss(*head_factors(out_head, body(*given)), targets)
+    return next_token_loss(net(*given), targets)
+
+
+def evaluation_loss(net: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`summed_next_token_loss` of the model, without all logits at once where it has a fused head."""
+    if not has_fused_head(net):
+        return summed_next_token_loss(net(inputs), targets)
+    body, head = body_and_head(net)
+    return summed_head_loss(*head_factors(head, body(inputs)), targets)
+
+
+def evaluation_scores(
+    net: nn.Module, inputs: Tensor, targets: Tensor, segments: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`summed_head_scores` of the model; of one without a fused head from all logits. `segments` as above."""
+    given = _given(net, inputs, segments)
+    if not has_fused_head(net):
+        total, count, correct = _score_sums(net(*given).flatten(0, 1), targets.flatten())
+        return total, count, correct
+    body, head = body_and_head(net)
+    return summed_head_scores(*head_factors(head, body(*given)), targets)
+
+
+def _given(net: nn.Module, inputs: Tensor, segments: Tensor | None) -> tuple[Tensor, ...]:
+    if segments is None:
+        return (inputs,)
+    if not takes_segments(net):
+        raise InputError(
+            f"data.packing=true needs a model whose forward takes segments, {class_path(net)}'s does not:"
+            " use data.packing=false"
+        )
+    return inputs, segments
+
+
+def check_fused_head(net: nn.Module) -> None:
+    """Raises InputError for a model whose head and loss cannot be taken together."""
+    if not has_fused_head(net):
+        raise InputError(
+            f"trainer.head=fused needs a model with hidden() and a linear out_head without bias,"
+            f" {class_path(net)} has none: use trainer.head=plain"
+        )
+
+
+def head_factors(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """What `head_loss` takes for a head without bias: inputs (..., D) and a weight (V, D).
+
+    A low-rank head has R more columns, its small matrices': the gradient of the whole weight is then made, as
+    if all of it trained.
+    """
+    if isinstance(head, LowRankLinear):
+        return head.one_product(hidden)
+    assert isinstance(head, nn.Linear)
+    return hidden, head.weight
+
+
+# --- head and loss in one -------------------------------------------------------------------------------
+
+
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per target token: `next_token_loss(hidden @ weight.T, targets)`.
+
+    The product is computed in autocast's type where autocast is on, else in `hidden`'s; softmax and sums in
+    fp32. Can be differentiated once, by `hidden` and `weight`.
+
+    Args:
+        hidden: (..., D), normalised hidden states; fp32 or bf16. fp16 would lose small gradients, which a
+            loss scale saves only where it comes before them.
+        weight: (V, D), the head's.
+        targets: (...) int64.
+    """
+    dtype = _product_dtype(hidden)
+    if dtype == torch.float16:
+        raise TypeError("head_loss in fp16 would lose small gradients: use next_token_loss")
+    loss: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        hidden.flatten(0, -2), weight, targets.flatten(), dtype
+    )
+    return loss
+
+
+def summed_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`summed_next_token_loss`, without gradients; arguments as for `head_loss`, fp16 included."""
+    total, count = _summed(hidden.flatten(0, -2), weight, targets.flatten(), _loss_sums)
+    return total, count
+
+
+def summed_head_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `summed_head_loss`, with the number of targets that have the highest logit, the lowest id of equals.
+
+    Only positions with a target are looked at.
+    """
+    counted = targets != IGNORED_TARGET
+    total, count, correct = _summed(hidden[counted], weight, targets[counted], _score_sums)
+    return total, count, correct
+
+
+def _loss_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    return torch.stack(summed_next_token_loss(logits[None], targets[None]))
+
+
+def _score_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    sums = _loss_sums(logits, targets)
+    return torch.cat([sums, (logits.argmax(-1) == targets).sum().to(sums.dtype)[None]])
+
+
+def _summed(
+    hidden: Tensor, weight: Tensor, targets: Tensor, sums_of: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Sums over positions (N, D) of what `sums_of` makes of logits (n, V) and targets (n,)."""
+    dtype = _product_dtype(hidden)
+    total = sums_of(weight.new_empty(0, 1), targets[:0])  # zeros
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        low = weight.to(dtype)
+        for rows, aims in _in_parts(PRODUCT_ROWS, hidden.to(dtype), targets):
+            for logits, aim in _in_parts(_softmax_rows(rows), rows @ low.t(), aims):
+                total = total + sums_of(logits, aim)
+    return total
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Of hidden (N, D), weight (V, D), targets (N,); the product's type comes with them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        share = (targets != IGNORED_TARGET).sum().float().reciprocal()  # of a position in the mean
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight: Tensor | None = None
+        total = torch.zeros((), device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            V, D = weight.shape
+            low = weight.new_zeros(-(-V // MULTIPLE) * MULTIPLE, D, dtype=dtype)
+            low[:V] = weight
+            for start in range(0, len(hidden), PRODUCT_ROWS):
+                part = slice(start, start + PRODUCT_ROWS)
+                rows = hidden[part].to(dtype)
+                logits = rows @ low.t()  # (n, V), filled up: with 0, which is also the gradient there
+                total += _to_gradient(logits[:, :V], targets[part], share)
+                if d_hidden is not None:
+                    d_hidden[part] = logits @ low
+                if wants_weight:
+                    d_weight = _accumulated(d_weight, logits, rows)
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.weight_dtype, ctx.vocab_size = weight.dtype, V
+        return total * share
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        factor = grad.view(1)  # of one dimension: only so does a product with bf16 become fp32
+        if d_hidden is not None:
+            d_hidden = (d_hidden * factor).to(d_hidden.dtype)
+        if d_weight is not None:
+            d_weight = (d_weight[: ctx.vocab_size] * factor).to(ctx.weight_dtype)
+        return d_hidden, d_weight, None, None
+
+
+def _accumulated(total: Tensor | None, gradient: Tensor, rows: Tensor) -> Tensor:
+    """`total` and the weight's gradient (V, D) of some rows; more than one part add up in fp32."""
+    if total is None:
+        return gradient.t() @ rows
+    if total.dtype == gradient.dtype == torch.float32:
+        return total.addmm_(gradient.t(), rows)
+    return total.float().add_(gradient.t() @ rows)
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+    """Turns logits (N, V) in place into the gradient of the mean loss; returns the losses' sum in fp32."""
+    total = torch.zeros((), device=logits.device)
+    for part, aims in _in_parts(_softmax_rows(logits), logits, targets):
+        counted = aims != IGNORED_TARGET  # (n,)
+        at_aim = torch.arange(len(aims), device=aims.device), aims.clamp(min=0)
+        x = part.float()  # (n, V); fp32 logits are worked on in place
+        highest = x.amax(-1, keepdim=True)
+        aimed = x[at_aim]
+        x.sub_(highest).exp_()
+        normaliser = x.sum(-1, keepdim=True)
+        losses = (highest + normaliser.log()).squeeze(-1) - aimed  # (n,)
+        total += losses.masked_fill(~counted, 0).sum()
+        weights = share * counted  # 0 for what is left out
+        x.mul_(weights[:, None] / normaliser)
+        x[at_aim] -= weights
+        part.copy_(x)
+    return total
+
+
+def _in_parts(rows: int, left: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both, cut into so many rows at a time."""
+    return zip(torch.split(left, rows), torch.split(right, rows), strict=True)
+
+
+def _softmax_rows(logits: Tensor) -> int:
+    return SOFTMAX_ROWS if logits.device.type == "cpu" else SOFTMAX_ROWS_ELSEWHERE
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

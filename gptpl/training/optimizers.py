@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -12,7 +12,8 @@ from torch.optim import LBFGS, AdamW, Optimizer
 from gptpl.errors import InputError
 from gptpl.model.lora import is_low_rank
 from gptpl.resuming import NEVER
-from gptpl.training.param_groups import Decay, decay_groups
+
+Decay = Literal["matrices", "all"]
 
 
 def optimizer_of(factory: Callable[..., Optimizer], net: nn.Module) -> Optimizer:
@@ -56,6 +57,21 @@ def peak_lr(factory: Callable[..., Optimizer], net: nn.Module) -> float:
     return float(lr.default)
 
 
+def decay_groups(net: nn.Module, *, weight_decay: float, decay: Decay = "matrices") -> list[dict[str, Any]]:
+    """Optimizer parameter groups of what trains: decayed first, then (where there are any) undecayed ones.
+
+    "matrices" decays weights and embeddings (2 dimensions and more) and spares biases and LayerNorm gains, as
+    GPT-3 and nanoGPT do; "all" decays everything, as the book does. A tied weight counts once.
+    """
+    if decay not in ("matrices", "all"):
+        raise InputError(f"optimizer.decay={decay} is unknown: choose matrices or all")
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if decay == "all" or p.dim() >= 2]
+    spared = [p for p in parameters if not (decay == "all" or p.dim() >= 2)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
 def adamw(
     net: nn.Module,
     *,
@@ -65,15 +81,9 @@ def adamw(
     eps: float = 1e-8,
     decay: Annotated[Decay, NEVER] = "matrices",
 ) -> AdamW:
-    """torch's fused AdamW (Loshchilov & Hutter 2019) with decay and no-decay groups.
+    """torch's fused AdamW (Loshchilov & Hutter 2019) with decay and no-decay groups, see `decay_groups`.
 
-    Args:
-        net: the model whose trainable parameters are optimised.
-        lr: peak learning rate; 1e-5 to 1e-3 is usual.
-        weight_decay: decoupled decay, see `decay_groups`.
-        betas: decay rates of the two moment averages.
-        eps: added to the root of the second moment.
-        decay: see `decay_groups`.
+    A peak learning rate `lr` of 1e-5 to 1e-3 and a `weight_decay` of 0.01 to 0.3 are usual.
     """
     _check(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
     groups = decay_groups(net, weight_decay=weight_decay, decay=decay)
@@ -98,17 +108,8 @@ def muon(
     (Liu et al. 2025, "Muon is scalable for LLM training").
 
     The small matrices of LoRA are AdamW's: only their product is a hidden layer's, and to make the update of
-    each orthogonal says nothing of it.
-
-    Args:
-        net: a `GPTModel`, or any module that keeps its hidden matrices under `blocks`.
-        lr: peak learning rate of the AdamW part.
-        muon_lr: peak learning rate of the Muon part.
-        momentum: Muon's momentum.
-        weight_decay: decoupled decay of both parts.
-        betas: AdamW's.
-        eps: AdamW's.
-        decay: see `decay_groups`; it concerns the AdamW part.
+    each orthogonal says nothing of it. A `net` of any kind keeps its hidden matrices under `blocks`. `lr`,
+    `betas`, `eps` and `decay` are AdamW's, `muon_lr` and `momentum` Muon's, `weight_decay` is of both.
     """
     _check(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
     _check_rate("muon_lr", muon_lr)

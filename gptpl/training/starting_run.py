@@ -13,16 +13,16 @@ from gptpl.model import GPTConfig, GPTModel
 from gptpl.training.checkpoint import (
     HEADER_KEY,
     check_intact,
-    check_same_description,
+    check_same_model,
     check_same_tokenizer,
-    check_tensors,
+    check_shapes,
     check_writes_text,
+    lineage_of,
     model_config,
     net_weights,
     read_checkpoint,
 )
 from gptpl.training.checkpoint_files import checkpoint_file
-from gptpl.training.lineage import lineage_of
 from gptpl.weights.adapter import is_adapter
 from gptpl.weights.model_files import state_dict_source
 from gptpl.weights.starting import CroppedWeights
@@ -54,7 +54,7 @@ class RunWeights(CroppedWeights):
         return checkpoint_file(self.checkpoint, key="init.checkpoint")
 
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
-        """See `gptpl.weights.starting.StartingWeights`."""
+        """See `StartingWeights`."""
         header = read_checkpoint(self.file)[HEADER_KEY]
         check_writes_text(header, self.file, key="init.checkpoint")
         check_same_tokenizer(header, tokenizer)
@@ -66,7 +66,7 @@ class RunWeights(CroppedWeights):
         )
 
     def load_into(self, net: GPTModel) -> dict[str, Any]:
-        """See `gptpl.weights.starting.StartingWeights`; the run's own past is in it."""
+        """See `StartingWeights`; the run's own past is in it."""
         path = self.file
         checkpoint = read_checkpoint(path)
         check_intact(path)
@@ -77,14 +77,13 @@ class RunWeights(CroppedWeights):
     def fill(
         self, net: nn.Module, built_from: Mapping[str, Any], tokenizer: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """See `gptpl.weights.starting.StartingWeights`; the run's model must be the same in every keyword."""
+        """See `StartingWeights`; the run's model must be the same in every keyword."""
         path = self.file
         checkpoint = read_checkpoint(path)
-        check_same_tokenizer(checkpoint[HEADER_KEY], tokenizer)
-        check_same_description(checkpoint[HEADER_KEY], built_from)
+        check_same_model(checkpoint[HEADER_KEY], built_from, tokenizer)
         check_intact(path)
         weights = net_weights(checkpoint)
-        check_tensors(net, weights, path)
+        check_shapes(net, weights, path)
         net.load_state_dict(weights)
         return self._origin(checkpoint, path)
 

@@ -5,7 +5,7 @@ Neither can forget a point: what was logged after the checkpoint that a run resu
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from gptpl.errors import InputError
-from gptpl.training.loggers import MLFlowMedia, Pixels
+from gptpl.training.loggers import mlflow_image, mlflow_table, mlflow_text
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -38,7 +38,7 @@ class RunWandbLogger(WandbLogger):
     def __init__(
         self, *, save_dir: str, project: str, name: str | None = None, offline: bool = True, **settings: Any
     ) -> None:
-        _check_installed("wandb", "wandb")
+        _check_installed("wandb")
         self._given = {"project": project, "name": name, "offline": offline, "save_dir": save_dir, **settings}
         super().__init__(**self._given)
 
@@ -77,6 +77,8 @@ class RunMLFlowLogger(Logger):
     Raises InputError where the package is missing.
     """
 
+    log_text, log_image, log_table = mlflow_text, mlflow_image, mlflow_table
+
     def __init__(
         self,
         *,
@@ -85,7 +87,7 @@ class RunMLFlowLogger(Logger):
         run_name: str | None = None,
         tracking_uri: str | None = None,
     ) -> None:
-        _check_installed("mlflow", "mlflow")
+        _check_installed("mlflow")
         super().__init__()
         self._save_dir = save_dir
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -142,21 +144,6 @@ class RunMLFlowLogger(Logger):
             if before.get(name, str(value)[:250]) != str(value)[:250]:  # as much as Lightning lets through
                 logger.experiment.set_tag(self._run_id, f"resumed.{name}", str(value))
 
-    @rank_zero_only
-    def log_text(self, name: str, text: str, step: int) -> None:
-        """See `MediaLogger`."""
-        MLFlowMedia(self._logger()).log_text(name, text, step)
-
-    @rank_zero_only
-    def log_image(self, name: str, pixels: Pixels, step: int) -> None:
-        """See `MediaLogger`."""
-        MLFlowMedia(self._logger()).log_image(name, pixels, step)
-
-    @rank_zero_only
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
-        """See `MediaLogger`."""
-        MLFlowMedia(self._logger()).log_table(name, columns, rows, step)
-
     def position(self) -> dict[str, Any]:
         """See `ResumableLogger`: MLflow's id of the run."""
         return {"id": self._run_id} if self._run_id else {}
@@ -175,6 +162,6 @@ class RunMLFlowLogger(Logger):
             self._opened.finalize(status)
 
 
-def _check_installed(package: str, extra: str) -> None:
+def _check_installed(package: str) -> None:
     if find_spec(package) is None:
-        raise InputError(f"logger={extra} needs the package {package}: pip install 'gptpl[{extra}]'")
+        raise InputError(f"logger={package} needs the package {package}: pip install 'gptpl[{package}]'")

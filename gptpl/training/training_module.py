@@ -19,10 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import planned_batches
 from gptpl.errors import InputError
-from gptpl.training.checkpoint import HEADER_KEY, check_same_model, checkpoint_header, describe
-from gptpl.training.head_loss import Head
-from gptpl.training.lineage import RANDOM
-from gptpl.training.non_finite import NonFiniteError, non_finite_report
+from gptpl.training.checkpoint import HEADER_KEY, RANDOM, check_same_model, checkpoint_header, describe
+from gptpl.training.loss import Head
 from gptpl.training.optimizers import adamw
 from gptpl.training.resume_state import RESUME_KEY, Position
 from gptpl.training.schedules import apply_changes, as_configured, scheduler_name, scheduler_of
@@ -32,6 +30,18 @@ from gptpl.training.tuning import ALL
 
 _NEVER = sys.maxsize
 """As an interval of batches between evaluations, and as a number of steps: without end."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A step whose loss or gradient is infinite or not a number; the weights are still those before it.
+
+    `step` counts from 1; `report` are lines that describe the batch and the model.
+    """
+
+    def __init__(self, step: int, report: list[str]) -> None:
+        super().__init__(f"the loss or the gradient of step {step} is not finite")
+        self.step = step
+        self.report = report
 
 
 class TrainingModule(Task, L.LightningModule):
@@ -52,24 +62,24 @@ class TrainingModule(Task, L.LightningModule):
 
     Args:
         net: the model; it stays a plain torch module.
-        tokenizer: what turned text into the tokens; its state goes into every checkpoint.
+        tokenizer: what turned text into the tokens.
         make_optimizer: builds the optimizer of the model's parameters.
         lr_factor: the multiple of the peak learning rate for the update after so many finished ones; None:
             the peak throughout.
         make_scheduler: builds a scheduler such as torch's instead, see `scheduler_of`.
         total_steps: optimizer steps the run is planned for; after them it evaluates once more and ends. None:
             the Trainer ends it.
-        run_config: the resolved configuration as plain data, kept in every checkpoint.
+        run_config: the resolved configuration as plain data.
         eval_every_n_steps: optimizer steps between evaluations; Lightning would count batches. None: it does.
         lr_ceiling: the multiple of the peak learning rate that the schedule is cut off at; None: it is not.
         skip_steps: optimizer steps, from 1, that leave the weights as they are.
-        data_sha256: of the text trained on, kept in every checkpoint.
-        global_batch: windows of all ranks in one batch, kept in every checkpoint.
-        start: what the model's weights began as, kept in every checkpoint; see `gptpl.training.lineage`.
-        tune: which weights are trained, kept in every checkpoint; see `gptpl.training.tuning`.
+        data_sha256: of the text trained on.
+        global_batch: sequences of all ranks in one batch.
+        start: what the model's weights began as; see `gptpl.training.checkpoint.lineage_of`.
+        tune: which weights are trained; see `gptpl.training.tuning`.
         model_config: what a `net` that is no `GPTModel` was built from, as plain data: `_target_`, its class,
-            and its keywords. It is kept in every checkpoint; None: the name of the class alone.
-        head: "fused" takes head and loss together, see `gptpl.training.head_loss`; "plain" makes all logits.
+            and its keywords. None: the name of the class alone.
+        head: see `gptpl.training.loss.training_loss`.
     """
 
     def __init__(
@@ -96,7 +106,7 @@ class TrainingModule(Task, L.LightningModule):
         self.net = net
         self.tokenizer = tokenizer
         self.make_optimizer = make_optimizer
-        self.lr_factor = lr_factor or _peak_throughout
+        self.lr_factor = lr_factor or (lambda step: 1.0)
         self.make_scheduler = make_scheduler
         self._total_steps = total_steps
         self.run_config: dict[str, Any] = dict(run_config or {})
@@ -138,11 +148,28 @@ class TrainingModule(Task, L.LightningModule):
     def total_steps(self, steps: int | None) -> None:
         self._total_steps = steps
 
+    def capped_lr_factor(self, step: int) -> float:
+        """The multiple of the peak learning rate for the update after so many finished ones."""
+        factor = self.lr_factor(step)
+        return factor if self.lr_ceiling is None else min(factor, self.lr_ceiling)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, with a schedule that is asked at every optimizer step."""
+        optimizer = self.make_optimizer(self.net)
+        if self.make_scheduler is None:
+            scheduler: LRScheduler = LambdaLR(optimizer, self.capped_lr_factor)
+        else:
+            scheduler = scheduler_of(self.make_scheduler, optimizer, total_steps=self._total_steps)
+        self._as_configured = as_configured(optimizer, scheduler)
+        config = {"scheduler": scheduler, "interval": "step", "name": "lr", "reduce_on_plateau": False}
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
+
     # --- training -------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """Applies the configured settings to an optimizer that was restored with those it was saved with."""
-        optimizer, scheduler = self._optimizer, cast(LRScheduler, self.lr_schedulers())
+        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+        scheduler = cast(LRScheduler, self.lr_schedulers())
         if self.make_scheduler is None:
             groups = self._as_configured["groups"]
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
@@ -158,10 +185,6 @@ class TrainingModule(Task, L.LightningModule):
             apply_changes(optimizer, scheduler, before=before, now=now)
         self._schedule_evaluation()
 
-    @property
-    def _optimizer(self) -> Optimizer:
-        return cast(Optimizer, self.optimizers(use_pl_optimizer=False))
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keeps Lightning's count of steps right, by which `trainer.log_every_n_steps` goes.
 
@@ -174,20 +197,18 @@ class TrainingModule(Task, L.LightningModule):
         loss = self.batch_loss(batch)
         self._micro_batches.append(self.inputs_of(batch))
         self._micro_losses.append(loss.detach())
-        self.tokens_seen += self._tokens_of_all_ranks(batch)
-        return loss
-
-    def _tokens_of_all_ranks(self, batch: Any) -> int:
         tokens, world_size = self.tokens_in(batch), self.trainer.world_size
         if world_size == 1 or not self.padded:
-            return tokens * world_size  # without waiting for a device
-        here = torch.tensor(tokens, device=self.device)
-        return int(self.trainer.strategy.reduce(here, reduce_op="sum"))
+            self.tokens_seen += tokens * world_size  # without waiting for a device
+        else:
+            here = torch.tensor(tokens, device=self.device)
+            self.tokens_seen += int(self.trainer.strategy.reduce(here, reduce_op="sum"))
+        return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Makes the gradient of an epoch's last, short accumulation the mean over its micro-batches too.
 
-        Lightning divides by `trainer.accumulate_grad_batches`, however few micro-batches are left.
+        Lightning divides by `trainer.accumulate_grad_batches`.
         """
         scale = self.trainer.accumulate_grad_batches / len(self._micro_losses)
         if scale != 1:
@@ -213,7 +234,7 @@ class TrainingModule(Task, L.LightningModule):
         parameters = [p for p in self.net.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         self._grad_norm = norm
-        if self._skipping():
+        if self.trainer.global_step + 1 in self.skip_steps:
             for parameter in parameters:
                 parameter.grad = None  # which every optimizer passes over
             return
@@ -225,22 +246,34 @@ class TrainingModule(Task, L.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         self.updating = True
 
-    def _skipping(self) -> bool:
-        return self.trainer.global_step + 1 in self.skip_steps
-
     def _check_finite(self, grad_norm: Tensor) -> None:
         """A loss that is not finite has such a gradient, too; and the gradient is the same on every rank."""
         if torch.isfinite(grad_norm):
             return
-        report = non_finite_report(
-            self.net,
-            self.tokenizer,
-            position=self.position,
-            micro_batches=self._micro_batches,
-            micro_losses=self._micro_losses,
-            grad_norm=grad_norm,
-        )
+        at = self.position
+        report = [
+            f"step {at.step + 1}: epoch {at.epoch}, after its batch {at.batch};"
+            f" gradient norm {grad_norm.item():g}",
+            "",
+            "parameter: norm of its values, norm of its gradient",
+        ]
+        for name, parameter in self.net.named_parameters():
+            gradient = "none" if parameter.grad is None else f"{_norm(parameter.grad):.4g}"
+            report.append(f"  {name}: {_norm(parameter):.4g}, {gradient}")
+        micro_batches = zip(self._micro_batches, self._micro_losses, strict=True)
+        for number, (inputs, loss) in enumerate(micro_batches, start=at.batch + 1):
+            report += ["", f"batch {number} of the epoch: loss {loss.item():g}"]
+            report += [f"  {self.tokenizer.decode(row)!r}" for row in inputs.tolist()]
         raise NonFiniteError(self.trainer.global_step + 1, report)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """One optimizer step of a scheduler; ReduceLROnPlateau makes its own after an evaluation."""
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return
+        try:
+            scheduler.step()
+        except ValueError as error:  # OneCycleLR beyond its last step
+            raise InputError(f"scheduler: {type(scheduler).__name__} has come to its end: {error}") from error
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the optimizer step that this batch completed, if any; ends the run after the last."""
@@ -259,7 +292,7 @@ class TrainingModule(Task, L.LightningModule):
         self._micro_losses.clear()
         self._grad_norm = None
         # Lightning would keep the gradients through the next forward pass, where memory is short.
-        self._optimizer.zero_grad(set_to_none=True)
+        self.zero_grad()
         self._schedule_evaluation()
         if self._is_over(step):
             # Asked to stop, Lightning evaluates once more, also off the interval.
@@ -297,31 +330,6 @@ class TrainingModule(Task, L.LightningModule):
         if self.eval_every_n_steps is not None:
             due = self.evaluates_after(self.trainer.global_step)
             self.trainer.val_check_batch = 1 if due else _NEVER
-
-    def capped_lr_factor(self, step: int) -> float:
-        """The multiple of the peak learning rate for the update after so many finished ones."""
-        factor = self.lr_factor(step)
-        return factor if self.lr_ceiling is None else min(factor, self.lr_ceiling)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer, with a schedule that is asked at every optimizer step."""
-        optimizer = self.make_optimizer(self.net)
-        if self.make_scheduler is None:
-            scheduler: LRScheduler = LambdaLR(optimizer, self.capped_lr_factor)
-        else:
-            scheduler = scheduler_of(self.make_scheduler, optimizer, total_steps=self._total_steps)
-        self._as_configured = as_configured(optimizer, scheduler)
-        config = {"scheduler": scheduler, "interval": "step", "name": "lr", "reduce_on_plateau": False}
-        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """One optimizer step of a scheduler; ReduceLROnPlateau makes its own after an evaluation."""
-        if isinstance(scheduler, ReduceLROnPlateau):
-            return
-        try:
-            scheduler.step()
-        except ValueError as error:  # OneCycleLR beyond its last step
-            raise InputError(f"scheduler: {type(scheduler).__name__} has come to its end: {error}") from error
 
     # --- evaluation -----------------------------------------------------------------------------------
 
@@ -392,7 +400,7 @@ class TrainingModule(Task, L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model, tokenizer or scheduler before any weight is touched."""
         header = checkpoint[HEADER_KEY]
-        check_same_model(header, self.model_state, self.tokenizer)
+        check_same_model(header, self.model_state, self.tokenizer.state())
         self.tokens_seen = int(header["tokens_seen"])
         self._resumed_configuration = header.get("scheduler")
         theirs = (self._resumed_configuration or {}).get("name")
@@ -416,5 +424,6 @@ def _steps(trainer: L.Trainer, planned: float) -> int:
     return min(limits, default=_NEVER)
 
 
-def _peak_throughout(step: int) -> float:
-    return 1.0
+def _norm(tensor: Tensor) -> float:
+    """In fp32, or the norm of a large half-precision tensor would be infinite by itself."""
+    return float(whole(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32)))

@@ -9,7 +9,7 @@ from gptpl.data.corpora import Corpus, PythonStdlib, Tale
 from gptpl.data.encoding import cached_corpus, encode_corpus, encode_in_memory
 from gptpl.data.token_cache import EncodedCorpus
 from gptpl.errors import InputError
-from gptpl.training.checkpoint import LoadedCheckpoint
+from gptpl.training.loading import LoadedCheckpoint
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from gptpl.callbacks import checkpoints
 from gptpl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from gptpl.callbacks.hyperparameters import Hyperparameters
 from gptpl.errors import InputError
-from gptpl.training.checkpoint import load_model
+from gptpl.training.loading import load_model
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gptpl.callbacks.loss_curve import LossCurve
 from gptpl.callbacks.loss_figure import loss_figure
 from gptpl.files.figures import figure_pixels, write_png
-from gptpl.training.curve_verdict import LossPoint
+from gptpl.training.loss_curves import LossPoint
 
 Logged = Callable[[], list[str]]
 

@@ -140,7 +140,7 @@ def test_muon_for_a_model_that_is_spread_over_processes(refused):
 
 
 def test_no_compiler_where_one_is_asked_for(refused, monkeypatch):
-    monkeypatch.setattr("gptpl.training.compilation.missing_tool", lambda device: "a C++ compiler")
+    monkeypatch.setattr("gptpl.training.performance.missing_tool", lambda device: "a C++ compiler")
     line = refused(*SMALL, "trainer.compile=on")
     assert "trainer.compile=on needs a C++ compiler" in line
     assert "trainer.compile=off" in line

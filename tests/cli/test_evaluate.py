@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from gptpl.data.corpora import Tale
 from gptpl.data.tokenizers import WordsTokenizer
-from gptpl.training.checkpoint import load_model
+from gptpl.training.loading import load_model
 
 
 def plain_loss(folder, tokens: list[int], T: int) -> tuple[float, int]:

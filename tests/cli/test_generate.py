@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from gptpl.cli.main import main
-from gptpl.training.checkpoint import load_model
+from gptpl.training.loading import load_model
 
 AWKWARD = [
     "plain",

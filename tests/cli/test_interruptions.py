@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
-from gptpl.training.checkpoint_io import verify
-from gptpl.training.state_digest import state_digest
+from gptpl.training.checkpoint_files import verify
+from gptpl.training.resume_state import state_digest
 
 TRAIN = (
     *("train", "experiment=quick", "trainer=cpu", "callbacks.sample_text=null", "callbacks.loss_curve=null"),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from gptpl.files.durable import PartialResults
-from gptpl.training.checkpoint import load_model
+from gptpl.training.loading import load_model
 
 MARKER = "\n> "
 ENTRIES = [

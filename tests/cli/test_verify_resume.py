@@ -19,7 +19,7 @@ import torch
 from gptpl.errors import InputError
 from gptpl.runs import verify
 from gptpl.runs.verify import compare, report
-from gptpl.training.checkpoint_io import write_checkpoint
+from gptpl.training.checkpoint_files import write_checkpoint
 
 # --- what is asked for ----------------------------------------------------------------------------------
 

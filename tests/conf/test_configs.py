@@ -26,7 +26,7 @@ from gptpl.generation import SamplingRules
 from gptpl.model import GPTConfig, GPTModel, count_parameters
 from gptpl.runs.data import build_datamodule
 from gptpl.runs.trainer import build_trainer, choose
-from gptpl.training.checkpoint_io import DurableCheckpointIO
+from gptpl.training.checkpoint_files import DurableCheckpointIO
 from gptpl.training.training_module import TrainingModule
 from gptpl.weights.starting import StartingWeights
 

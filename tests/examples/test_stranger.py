@@ -17,7 +17,7 @@ import gptpl
 from gptpl.config.groups import config_folder
 from gptpl.errors import InputError
 from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.state_digest import state_digest
+from gptpl.training.resume_state import state_digest
 
 NOTES = ("experiment=lab", "data=csv_column", "data.path=notes.csv")
 COUNTING = ("experiment=lab", "data=counting")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gptpl.training.classifier_checkpoint import load_classifier
-from gptpl.training.prediction import predictions
+from gptpl.training.evaluation import predictions
+from gptpl.training.loading import load_classifier
 
 RECORDED = Path(__file__).parents[2] / "experiments/sms_spam/result.json"
 BASELINE = "TF-IDF"

@@ -13,9 +13,9 @@ from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTClassifier, GPTModel
 from gptpl.runs.export import export
-from gptpl.training.checkpoint import HEADER_KEY, LoadedCheckpoint, checkpoint_header, load_model
-from gptpl.training.checkpoint_io import write_checkpoint
-from gptpl.training.classifier_checkpoint import LoadedClassifier, load_foreign_classifier
+from gptpl.training.checkpoint import HEADER_KEY, checkpoint_header
+from gptpl.training.checkpoint_files import write_checkpoint
+from gptpl.training.loading import LoadedCheckpoint, LoadedClassifier, load_foreign_classifier, load_model
 from gptpl.training.tuning import TuneLowRank
 from gptpl.weights.hugging_face import open_files
 

@@ -28,7 +28,7 @@ from gptpl.errors import InputError
 from gptpl.files.durable import PartialResults
 from gptpl.runs.loaded import load
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
-from gptpl.training.checkpoint import load_model
+from gptpl.training.loading import load_model
 
 TINY = (
     *("trainer=cpu", "trainer.precision=32-true", "tokenizer=bytes", "model=tiny", "model.context_length=32"),

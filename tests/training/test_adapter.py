@@ -14,16 +14,9 @@ from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTModel
 from gptpl.model.protocol import gpt_model
 from gptpl.training.adapter import adapter_checkpoint, export_adapter
-from gptpl.training.checkpoint import (
-    HEADER_KEY,
-    NET_PREFIX,
-    checkpoint_header,
-    load_model,
-    model_of,
-    net_weights,
-    read_checkpoint,
-)
-from gptpl.training.checkpoint_io import write_checkpoint
+from gptpl.training.checkpoint import HEADER_KEY, NET_PREFIX, checkpoint_header, net_weights, read_checkpoint
+from gptpl.training.checkpoint_files import write_checkpoint
+from gptpl.training.loading import load_model, model_of
 from gptpl.training.starting_run import RunWeights
 from gptpl.training.tuning import TuneLowRank
 from gptpl.weights.formats import FORMATS

@@ -25,22 +25,15 @@ from gptpl.generation.continuations import score_continuations
 from gptpl.generation.surprisal import surprisals
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
 from gptpl.model.protocol import cached_form, check_language_model, gpt_model, has_fused_head
-from gptpl.training.checkpoint import (
-    HEADER_KEY,
-    LoadedCheckpoint,
-    check_same_model,
-    load_model,
-    model_config,
-    read_checkpoint,
-)
+from gptpl.training.checkpoint import HEADER_KEY, check_same_model, model_config, read_checkpoint
 from gptpl.training.classification import ClassificationModule
 from gptpl.training.evaluation import evaluate
-from gptpl.training.exported_checkpoint import write_model
-from gptpl.training.fast_path import choose_fast_path
-from gptpl.training.head_loss import training_loss
+from gptpl.training.loading import LoadedCheckpoint, load_model, write_model
+from gptpl.training.loss import training_loss
+from gptpl.training.performance import choose_fast_path
+from gptpl.training.resume_state import state_digest
 from gptpl.training.sharding import shard
 from gptpl.training.starting_run import RunWeights
-from gptpl.training.state_digest import state_digest
 from gptpl.training.tuning import TuneHead, TuneLastBlock, TuneLowRank
 from gptpl.weights.starting import PublishedWeights, RandomWeights
 
@@ -350,9 +343,9 @@ def test_a_module_that_was_told_nothing_keeps_the_name_of_the_class(pretraining,
 )
 def test_another_model_does_not_resume_it(saved, change, words):
     header = read_checkpoint(saved.path)[HEADER_KEY]
-    check_same_model(header, NODE, BytesTokenizer())
+    check_same_model(header, NODE, BytesTokenizer().state())
     with pytest.raises(InputError, match=words):
-        check_same_model(header, NODE | change, BytesTokenizer())
+        check_same_model(header, NODE | change, BytesTokenizer().state())
 
 
 @pytest.mark.parametrize("name", ["TinyRNN", 3, "a.b\x1b[2J", "os.system('x')"])

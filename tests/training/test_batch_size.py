@@ -10,10 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.training import batch_size as module
-from gptpl.training.batch_size import accumulation, largest_batch_size, step_bytes
-from gptpl.training.fast_path import FastPath, choose_fast_path
-from gptpl.training.head_loss import head_loss
+from gptpl.training import memory as module
+from gptpl.training.loss import head_loss
+from gptpl.training.memory import StepMemory, accumulation, largest_batch_size, step_memory
+from gptpl.training.performance import FastPath, choose_fast_path
 
 CONFIG = GPTConfig(
     vocab_size=2000, context_length=256, emb_dim=256, n_heads=4, n_layers=6, drop_rate=0.0, qkv_bias=True
@@ -51,7 +51,7 @@ def test_the_estimate_is_what_a_larger_batch_takes(tmp_path):
         small, large = (live_peak(net, size, tmp_path / f"{size}.json") for size in (8, 32))
         took[recompute] = large - small
         at_8, at_32 = (
-            step_bytes(CONFIG, chosen, batch_size=size, max_length=256, low=True) for size in (8, 32)
+            step_memory(CONFIG, chosen, batch_size=size, max_length=256, low=True).peak for size in (8, 32)
         )
         estimated[recompute] = at_32 - at_8
     assert estimated[False] == pytest.approx(took[False], rel=0.1)
@@ -61,7 +61,7 @@ def test_the_estimate_is_what_a_larger_batch_takes(tmp_path):
 
 def test_recomputing_and_bf16_need_less():
     def needed(low: bool, **choices) -> int:
-        return step_bytes(CONFIG, path(**choices), batch_size=8, max_length=256, low=low)
+        return step_memory(CONFIG, path(**choices), batch_size=8, max_length=256, low=low).peak
 
     assert needed(True, recompute=True) < needed(True) < needed(False) < needed(False, head="plain")
 
@@ -81,7 +81,11 @@ def test_recomputing_and_bf16_need_less():
 )
 def test_the_largest_divisor_that_fits(monkeypatch, free, windows, size):
     """A step of 10 bytes a window, on memory of which 80 % are used."""
-    monkeypatch.setattr(module, "step_bytes", lambda *args, batch_size, **kwargs: 10 * batch_size)
+
+    def of_ten(*args, batch_size: int, **kwargs) -> StepMemory:
+        return StepMemory(weights=0, gradients=0, optimizer=0, activations=10 * batch_size, head=0)
+
+    monkeypatch.setattr(module, "step_memory", of_ten)
     chosen = largest_batch_size(CONFIG, path(), max_length=256, windows=windows, low=True, free=free)
     assert chosen == size
 

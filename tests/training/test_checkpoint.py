@@ -15,13 +15,8 @@ from gptpl.data.tokenizers import BytesTokenizer, WordsTokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTModel
 from gptpl.model.protocol import gpt_model
-from gptpl.training.checkpoint import (
-    HEADER_KEY,
-    check_same_model,
-    checkpoint_header,
-    load_model,
-    read_checkpoint,
-)
+from gptpl.training.checkpoint import HEADER_KEY, check_same_model, checkpoint_header, read_checkpoint
+from gptpl.training.loading import load_model
 
 TOKENS = torch.arange(97, 109)[None]  # (1, 12)
 
@@ -244,26 +239,26 @@ def test_a_checkpoint_of_another_shape(pretraining, field, value):
     with pytest.raises(
         InputError, match=rf"model\.{field}={mine}, this run wants {value}: set model\.{field}="
     ):
-        check_same_model(header, other, BytesTokenizer())
+        check_same_model(header, other, BytesTokenizer().state())
 
 
 def test_settings_that_only_steer_training_may_differ(pretraining):
     config = pretraining.net().config
     other = dataclasses.replace(config, drop_rate=0.3, init="gpt2")
-    check_same_model(checkpoint_header(config, BytesTokenizer(), {}), other, BytesTokenizer())
+    check_same_model(checkpoint_header(config, BytesTokenizer(), {}), other, BytesTokenizer().state())
 
 
 def test_a_checkpoint_of_another_tokenizer(pretraining):
     config = pretraining.net().config
     words, same, others = (WordsTokenizer().fitted_to([text]) for text in ("a b", "b a", "a c"))
     header = checkpoint_header(config, words, {})
-    check_same_model(header, config, same)
+    check_same_model(header, config, same.state())
     with pytest.raises(
         InputError, match="trained with tokenizer=words, this run has bytes: set tokenizer=words"
     ):
-        check_same_model(header, config, BytesTokenizer())
+        check_same_model(header, config, BytesTokenizer().state())
     with pytest.raises(InputError, match=f"words vocabulary .{words.sha256[:12]}. differs from this run's"):
-        check_same_model(header, config, others)
+        check_same_model(header, config, others.state())
 
 
 def test_resuming_refuses_another_model_before_a_weight_is_touched(pretraining, tmp_path):

@@ -22,12 +22,10 @@ from gptpl.training.checkpoint import (
     check_intact,
     check_resumable,
     checkpoint_header,
-    load_model,
     read_checkpoint,
 )
-from gptpl.training.checkpoint_files import CheckpointFolder
-from gptpl.training.checkpoint_io import write_checkpoint
-from gptpl.training.classifier_checkpoint import load_classifier, task_state
+from gptpl.training.checkpoint_files import CheckpointFolder, write_checkpoint
+from gptpl.training.loading import classifier_task, load_classifier, load_model
 from gptpl.training.resume_state import RESUME_KEY
 
 LORA = {"name": "lora", "rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["qkv"]}
@@ -48,7 +46,7 @@ def checkpoint(pretraining) -> Callable[[str], dict[str, Any]]:
         if kind == "classifier":
             classifier = ClassifierConfig(n_classes=2)
             net = GPTClassifier.on(net, classifier)
-            header["task"] = task_state(classifier, ("ham", "spam"), 16, None)
+            header["task"] = classifier_task(classifier, ("ham", "spam"), 16, None)
         weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
         if kind == "tuned":
             header |= {"tune": dict(LORA), "task": {"name": "pretrain"}}

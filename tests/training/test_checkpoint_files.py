@@ -9,8 +9,7 @@ import torch
 
 from gptpl.errors import InputError
 from gptpl.files.durable import record_file
-from gptpl.training.checkpoint_files import CheckpointFolder, Damaged, set_aside
-from gptpl.training.checkpoint_io import verify, write_checkpoint
+from gptpl.training.checkpoint_files import CheckpointFolder, Damaged, set_aside, verify, write_checkpoint
 
 
 def write(folder: CheckpointFolder, *steps: int) -> None:

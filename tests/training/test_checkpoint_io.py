@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from gptpl.files.durable import record_file
-from gptpl.training.checkpoint_files import CheckpointFolder
-from gptpl.training.checkpoint_io import DurableCheckpointIO, verify, write_checkpoint
+from gptpl.training.checkpoint_files import CheckpointFolder, DurableCheckpointIO, verify, write_checkpoint
 
 
 def state(value: float, numbers: int = 1000) -> dict[str, Any]:
@@ -126,9 +125,9 @@ def killed_at(operation: int, work: Any) -> bool:
         os.fsync = counted(os.fsync)
         for name in ("replace", "unlink", "symlink_to"):
             setattr(Path, name, counted(getattr(Path, name)))
-        from gptpl.training import checkpoint_io
+        from gptpl.training import checkpoint_files
 
-        checkpoint_io._HashingFile.write = counted(checkpoint_io._HashingFile.write)  # type: ignore[method-assign]
+        checkpoint_files._HashingFile.write = counted(checkpoint_files._HashingFile.write)  # type: ignore[method-assign]
         work()
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -178,9 +177,9 @@ def test_killed_at_any_moment_the_folder_has_a_whole_newest_checkpoint(tmp_path,
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Half of the file goes through."""
-    from gptpl.training import checkpoint_io
+    from gptpl.training import checkpoint_files
 
-    original, written = checkpoint_io._HashingFile._write_chunk, 0
+    original, written = checkpoint_files._HashingFile._write_chunk, 0
 
     def write_chunk(self: Any, chunk: memoryview) -> None:
         nonlocal written
@@ -189,7 +188,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(self, chunk)
 
-    monkeypatch.setattr(checkpoint_io._HashingFile, "_write_chunk", write_chunk)
+    monkeypatch.setattr(checkpoint_files._HashingFile, "_write_chunk", write_chunk)
 
 
 def no_permission(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -224,7 +223,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from gptpl.training.checkpoint_io import write_checkpoint
+from gptpl.training.checkpoint_files import write_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
@@ -263,7 +262,7 @@ MEASURED = """
 import resource, sys
 from pathlib import Path
 import torch
-from gptpl.training.checkpoint_io import write_checkpoint
+from gptpl.training.checkpoint_files import write_checkpoint
 weights = {str(i): torch.ones(2_500_000) for i in range(20)}  # 200 MB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write_checkpoint(weights, Path(sys.argv[1]))

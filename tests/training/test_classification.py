@@ -18,11 +18,9 @@ from gptpl.data.labelled.datamodule import LabelledBatch, LabelledDataModule
 from gptpl.data.tokenizers import BytesTokenizer, WordsTokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTModel
-from gptpl.training.checkpoint import load_model
 from gptpl.training.classification import ClassificationModule
-from gptpl.training.classifier_checkpoint import load_classifier, load_foreign_classifier
-from gptpl.training.classifier_evaluation import evaluate_classifier
-from gptpl.training.prediction import class_logits, predictions
+from gptpl.training.evaluation import class_logits, evaluate_classifier, predictions
+from gptpl.training.loading import load_classifier, load_foreign_classifier, load_model
 from gptpl.training.tuning import TuneLastBlock
 from gptpl.weights.hugging_face import write_classifier
 

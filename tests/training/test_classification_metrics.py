@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-from gptpl.training.classification_metrics import (
+from gptpl.training.evaluation import (
     Scores,
     accuracy_text,
     calibration_sums,

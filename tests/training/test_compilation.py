@@ -9,8 +9,8 @@ import torch
 
 from gptpl.errors import InputError
 from gptpl.model import GPTModel
-from gptpl.training import compilation
-from gptpl.training.compilation import WORTHWHILE_STEPS, choose_compile, compile_blocks, missing_tool
+from gptpl.training import performance
+from gptpl.training.performance import WORTHWHILE_STEPS, choose_compile, compile_blocks, missing_tool
 
 LONG, SHORT = WORTHWHILE_STEPS, WORTHWHILE_STEPS - 1
 
@@ -27,7 +27,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "platform", platform)
         monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name in programs else None)
         monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-        monkeypatch.setattr(compilation, "find_spec", lambda name: object() if triton else None)
+        monkeypatch.setattr(performance, "find_spec", lambda name: object() if triton else None)
 
     return give
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.training.curve_verdict import LossPoint, curve_verdict
+from gptpl.training.loss_curves import LossPoint, curve_verdict
 
 # The published log of the book's run: train loss / validation loss every 5 steps.
 PUBLISHED = """

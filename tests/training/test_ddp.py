@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptpl.training.checkpoint import load_model, read_checkpoint
+from gptpl.training.checkpoint import read_checkpoint
+from gptpl.training.loading import load_model
 
 STEPS = 6  # as many as `train` makes
 RUN_FILES = {

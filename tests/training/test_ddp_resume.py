@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.resume_state import RESUME_KEY
-from gptpl.training.state_digest import state_digest
+from gptpl.training.resume_state import RESUME_KEY, state_digest
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6

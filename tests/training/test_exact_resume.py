@@ -25,7 +25,7 @@ from gptpl.data.datamodule import TextDataModule
 from gptpl.training.checkpoint import read_checkpoint
 from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
 from gptpl.training.optimizers import muon, optimizer_of
-from gptpl.training.state_digest import state_digest
+from gptpl.training.resume_state import state_digest
 
 STEPS = 12
 """One and a half epochs of 15 batches, two of them a step, the eighth step with one batch only."""

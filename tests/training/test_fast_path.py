@@ -10,9 +10,14 @@ import torch
 
 from gptpl.errors import InputError
 from gptpl.model import GPTModel, MultiHeadAttention
-from gptpl.training import fast_path as module
-from gptpl.training.compilation import CompileChoice, missing_tool
-from gptpl.training.fast_path import FastPath, can_keep_freed_memory, choose_fast_path
+from gptpl.training import performance as module
+from gptpl.training.performance import (
+    CompileChoice,
+    FastPath,
+    can_keep_freed_memory,
+    choose_fast_path,
+    missing_tool,
+)
 
 PLAIN: dict[str, Any] = {
     "compile": CompileChoice(False, ""),
@@ -203,7 +208,7 @@ def test_freed_memory_is_used_again_and_not_fetched_anew():
     """Page faults of touching 64 MB ten times, freed in between: once what must be, not ten times."""
     program = """
 import resource, torch
-from gptpl.training.fast_path import keep_freed_memory
+from gptpl.training.performance import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):

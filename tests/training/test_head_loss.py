@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.model.lora import LowRankLinear, add_low_rank
-from gptpl.training import head_loss as module
-from gptpl.training.head_loss import (
+from gptpl.training import loss as module
+from gptpl.training.loss import (
     head_factors,
     head_loss,
     summed_head_loss,

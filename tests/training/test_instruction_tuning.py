@@ -22,9 +22,10 @@ from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.sampler import EpochSampler
 from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.model import GPTModel
-from gptpl.training.checkpoint import load_model, read_checkpoint
+from gptpl.training.checkpoint import read_checkpoint
 from gptpl.training.instruction_tuning import InstructionModule
-from gptpl.training.state_digest import state_digest
+from gptpl.training.loading import load_model
+from gptpl.training.resume_state import state_digest
 
 EOT = 256
 

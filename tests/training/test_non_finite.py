@@ -10,7 +10,7 @@ import torch
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.non_finite import NonFiniteError
+from gptpl.training.training_module import NonFiniteError
 
 WEIGHT = "blocks.1.ff.down_proj.weight"
 

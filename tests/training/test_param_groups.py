@@ -5,7 +5,7 @@ import torch
 
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.training.param_groups import decay_groups
+from gptpl.training.optimizers import decay_groups
 
 
 def net_of(*, tie_weights: bool) -> GPTModel:

@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from gptpl.training.precision import choose_precision, cpu_bf16_units
+from gptpl.training.performance import choose_precision, cpu_bf16_units
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from gptpl.training.rate_range import Divergence, ramp_rate, range_result
+from gptpl.training.loss_curves import Divergence, ramp_rate, range_result
 
 STEPS = 100
 

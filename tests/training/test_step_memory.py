@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
-from gptpl.training.fast_path import FastPath, choose_fast_path
+from gptpl.training.memory import StepMemory, kept_bytes, optimizer_state_bytes, step_memory
 from gptpl.training.optimizers import adamw, muon
-from gptpl.training.step_memory import StepMemory, kept_bytes, optimizer_state_bytes, step_memory
+from gptpl.training.performance import FastPath, choose_fast_path
 from gptpl.training.tuning import TuneHead, TuneLastBlock, TuneLowRank, Tuning
 
 V, T, D, L = 512, 32, 64, 3

@@ -19,8 +19,8 @@ from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.data.training_data import planned_batches
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.training.checkpoint import load_model
 from gptpl.training.language_model import LanguageModelingModule
+from gptpl.training.loading import load_model
 from gptpl.training.training_module import planned_steps
 
 BATCHES = 15

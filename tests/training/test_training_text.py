@@ -19,7 +19,8 @@ from gptpl.data.tokenizers import BytesTokenizer, WordsTokenizer
 from gptpl.errors import InputError
 from gptpl.generation import Completion
 from gptpl.generation.memorisation import TrainingText, memorisation_lines
-from gptpl.training.checkpoint import HEADER_KEY, LoadedCheckpoint, checkpoint_header, load_model
+from gptpl.training.checkpoint import HEADER_KEY, checkpoint_header
+from gptpl.training.loading import LoadedCheckpoint, load_model
 from gptpl.training.training_text import training_corpus
 
 

@@ -16,7 +16,7 @@ import torch
 
 from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.errors import InputError
-from gptpl.training.foreign_checkpoint import load_foreign
+from gptpl.training.loading import load_foreign
 from gptpl.weights.formats import open_model
 from gptpl.weights.starting import FileWeights, PublishedWeights
 

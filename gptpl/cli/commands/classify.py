@@ -25,7 +25,7 @@ from gptpl.cli.model_input import composed, given_model, given_text, piped_text
 from gptpl.data.labelled.table import Table
 from gptpl.errors import InputError
 from gptpl.runs.loaded import load_classifier
-from gptpl.training.prediction import Prediction, check_prediction_file, prediction_file
+from gptpl.training.evaluation import Prediction, check_prediction_file, prediction_file
 
 SHOWN_CHARACTERS = 80
 """So much of a text stands beside its class where a person reads it."""

@@ -28,7 +28,7 @@ from gptpl.runs.evaluation_data import make_datamodule
 from gptpl.runs.loaded import load
 from gptpl.runs.models import Classifier, LanguageModel
 from gptpl.text import table
-from gptpl.training.classifier_evaluation import ClassifierEvaluation
+from gptpl.training.evaluation import ClassifierEvaluation
 
 WHOLE = "all"
 TEMPLATE = ("data.template", "data.response_marker")

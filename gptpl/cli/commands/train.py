@@ -28,8 +28,8 @@ from gptpl.cli.arguments import parse, shown
 from gptpl.cli.console import Console
 from gptpl.runs.build import build
 from gptpl.runs.fit import train
-from gptpl.training.non_finite import NonFiniteError
 from gptpl.training.run_log import RunLogFile
+from gptpl.training.training_module import NonFiniteError
 
 EXIT_FAILED = 1
 

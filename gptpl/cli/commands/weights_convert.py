@@ -21,8 +21,7 @@ from gptpl.errors import InputError
 from gptpl.model import GPTConfig
 from gptpl.runs.export import check_export, export
 from gptpl.runs.loaded import load_classifier, load_language_model, names_classifier
-from gptpl.training.checkpoint import LoadedCheckpoint
-from gptpl.training.classifier_checkpoint import LoadedClassifier
+from gptpl.training.loading import LoadedCheckpoint, LoadedClassifier
 
 
 def run(arguments: list[str]) -> int:

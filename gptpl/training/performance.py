@@ -1,0 +1,295 @@
+"""What makes training fast: device, precision, compilation, kernels; which of it is used, and why."""
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+from torch import nn
+
+from gptpl.errors import InputError
+from gptpl.model.gpt import MultiHeadAttention
+from gptpl.model.attention_kernels import Kernel, chosen_kernel
+from gptpl.model.protocol import blocks_of, class_path, has_fused_head
+from gptpl.training.loss import Head, check_fused_head
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+WORTHWHILE_STEPS = 1_000
+"""Steps below which compiling, about a minute, costs more than it saves."""
+
+# --- device and precision -------------------------------------------------------------------------------
+
+
+def device_type(accelerator: str, *, key: str = "trainer.accelerator") -> str:
+    """One of "cuda", "mps" and "cpu"; raises InputError, naming `key`, if the one asked for is not there."""
+    if accelerator not in ACCELERATORS:
+        raise InputError(f"{key}={accelerator} is unknown: choose one of {', '.join(ACCELERATORS)}")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    instead = f"use {key}=cpu or {key}=auto"
+    if accelerator in ("gpu", "cuda") and not cuda and not (accelerator == "gpu" and mps):
+        raise InputError(
+            f"{key}={accelerator}, but torch {torch.__version__} finds no CUDA device: {instead}"
+        )
+    if accelerator == "mps" and not mps:
+        raise InputError(f"{key}=mps, but there is no Apple GPU here: {instead}")
+    if accelerator == "cpu":
+        return "cpu"
+    if cuda and accelerator != "mps":
+        return "cuda"
+    return "mps" if mps else "cpu"
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """Lightning's name of the precision, and why it was taken, in words for the log."""
+
+    precision: str
+    reason: str
+
+
+def choose_precision(device_type: str) -> PrecisionChoice:
+    """bf16 mixed where the hardware multiplies bf16 natively, else fp32."""
+    if device_type == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        name = f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+        if major >= 8:  # Ampere is the first generation with bf16 tensor cores
+            return PrecisionChoice("bf16-mixed", f"{name} multiplies bf16 natively")
+        return PrecisionChoice("32-true", f"{name} is older than Ampere and has no bf16 units")
+    if device_type == "cpu":
+        units = cpu_bf16_units()
+        if units:
+            return PrecisionChoice("bf16-mixed", f"this CPU multiplies bf16 natively ({', '.join(units)})")
+        return PrecisionChoice(
+            "32-true", f"this CPU ({platform.machine()}) has no bf16 units that torch knows of"
+        )
+    return PrecisionChoice("32-true", f"{device_type} has no bf16 units that torch promises to use")
+
+
+def cpu_bf16_units() -> list[str]:
+    """Names of the CPU's bf16 matrix instructions, empty where there are none or torch is too old to tell."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.11 lacks it
+        return []
+    capabilities = torch.cpu.get_capabilities()
+    return [
+        name for name, key in (("AMX", "amx_bf16"), ("AVX512-BF16", "avx512_bf16")) if capabilities.get(key)
+    ]
+
+
+def product_dtype(precision: str) -> torch.dtype:
+    """The type of matrix products under Lightning's name of a precision, such as "bf16-mixed"."""
+    if "bf16" in precision:
+        return torch.bfloat16
+    return torch.float16 if "16" in precision else torch.float32
+
+
+# --- compilation ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CompileChoice:
+    """Whether the model is compiled, and why, in words for the log."""
+
+    compiled: bool
+    reason: str
+
+
+def choose_compile(*, wanted: str, device_type: str, total_steps: int) -> CompileChoice:
+    """Decides whether to compile where "auto" is wanted: on CUDA, for `WORTHWHILE_STEPS` steps and more.
+
+    Raises InputError for "on" where a tool is missing.
+    """
+    if wanted == "off":
+        return CompileChoice(False, "as asked")
+    missing = missing_tool(device_type)
+    if wanted == "on":
+        if missing:
+            raise InputError(
+                f"trainer.compile=on needs {missing}, which was not found:"
+                " install it or set trainer.compile=off"
+            )
+        return CompileChoice(True, "as asked")
+    if missing:
+        return CompileChoice(False, f"{missing} was not found")
+    if device_type == "cpu":
+        # experiments/benchmarks: on 2 cores with AVX512-BF16 a compiled step is within 4 % of a plain one.
+        return CompileChoice(False, "on a CPU it gains next to nothing")
+    if device_type == "mps":
+        return CompileChoice(False, "torch compiles for mps only experimentally")
+    if total_steps < WORTHWHILE_STEPS:
+        return CompileChoice(False, f"{total_steps} steps are too few to pay for it")
+    return CompileChoice(True, f"{total_steps} steps pay for it")
+
+
+def missing_tool(device_type: str) -> str | None:
+    """What torch's inductor needs on this machine for that device and would not find; None: it has all."""
+    if device_type == "mps":
+        return None
+    if device_type == "cuda" and find_spec("triton") is None:
+        return "Triton"
+    if device_type == "cuda":  # Triton tries several, inductor exactly one for a CPU
+        compilers = [os.environ["CC"]] if "CC" in os.environ else ["cc", "gcc", "clang", "cl"]
+    else:
+        default = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+        compilers = [os.environ.get("CXX", default)]
+    if not any(map(shutil.which, compilers)):
+        return "a C++ compiler"
+    # Compiled kernels are Python modules; Debian's Python, for one, comes without the headers.
+    if sys.platform == "linux" and not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Python.h (of python3-dev)"
+    return None
+
+
+def compile_blocks(net: nn.Module) -> None:
+    """Compiles the model's blocks in place, or a model without `blocks`; parameters keep their names.
+
+    All blocks share the code that is compiled for the first one: the model's depth costs no more time, and
+    torch keeps the code on disk for the next start.
+    """
+    for block in blocks_of(net) or [net]:
+        block.compile()
+
+
+# --- all choices together -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastPath:
+    """The choices for one training."""
+
+    compile: CompileChoice
+    attention: Kernel | None
+    """See `gptpl.model.gpt.causal_attention`; None: the model has none of its layers."""
+    head: Head
+    """See `gptpl.training.loss.training_loss`."""
+    recompute: bool
+    """Whether a block's activations are recomputed in the backward pass instead of kept."""
+    keep_freed_memory: bool
+    """See `keep_freed_memory`."""
+    remark: str = ""
+    """What there is to say of the attention kernel."""
+    asked: frozenset[str] = frozenset()
+    """The names of those that were asked for, not chosen here."""
+
+    def fitted_to(self, net: nn.Module) -> "FastPath":
+        """What of it this model can do. Raises InputError for what was asked for and it cannot."""
+        head, attention = self.head, self.attention
+        if head == "fused" and not has_fused_head(net):
+            if "head" in self.asked:
+                check_fused_head(net)
+            head = "plain"
+        if not any(isinstance(module, MultiHeadAttention) for module in net.modules()):
+            if "attention" in self.asked:
+                raise InputError(
+                    f"trainer.attention={attention} is a kernel of gptpl's MultiHeadAttention,"
+                    f" {class_path(net)} has none: leave trainer.attention=auto"
+                )
+            attention = None
+        if self.recompute and not hasattr(net, "recompute_blocks"):
+            raise InputError(
+                f"trainer.recompute_activations=true needs a model with a flag recompute_blocks,"
+                f" {class_path(net)} has none: leave it false"
+            )
+        return replace(self, head=head, attention=attention)
+
+    def apply(self, net: nn.Module) -> None:
+        """Sets up a model that it is fitted to, in place: its parameters keep their names."""
+        for module in net.modules():
+            if isinstance(module, MultiHeadAttention) and self.attention is not None:
+                module.kernel = self.attention
+        if hasattr(net, "recompute_blocks"):
+            net.recompute_blocks = self.recompute  # type: ignore[assignment]  # mypy: a parameter or a module
+        if self.compile.compiled:
+            compile_blocks(net)
+
+    def __str__(self) -> str:
+        compiled = "on" if self.compile.compiled else "off"
+        parts = [f"compile {compiled} ({self.compile.reason})"]
+        if self.attention is not None:
+            parts.append(f"attention {self.attention}{self.remark and f' ({self.remark})'}")
+        parts.append(f"head {self.head}")
+        if self.recompute:
+            parts.append("activations recomputed")
+        if self.keep_freed_memory:
+            parts.append("freed memory kept")
+        return ", ".join(parts)
+
+
+def choose_fast_path(
+    *,
+    device_type: str,
+    precision: str,
+    drop_rate: float = 0.0,
+    total_steps: int,
+    compile: str = "auto",
+    attention: str = "auto",
+    head: str = "auto",
+    recompute: bool = False,
+    keep_freed_memory: bool | None = None,
+) -> FastPath:
+    """Decides what is "auto" or None, for dropout `drop_rate` of the attention weights.
+
+    `keep_freed_memory` None: where that is possible and the model is trained on a CPU. Raises InputError for
+    an unknown choice and for one that cannot be.
+    """
+    for key, value, known in (
+        ("compile", compile, ("auto", "on", "off")),
+        ("attention", attention, get_args(Kernel)),
+        ("head", head, ("auto", *get_args(Head))),
+    ):
+        if value not in known:
+            raise InputError(f"trainer.{key}={value} is unknown: choose one of {', '.join(known)}")
+    if attention == "blocked" and device_type != "cpu":
+        raise InputError(
+            f"trainer.attention=blocked is for CPUs, not {device_type}: use trainer.attention=sdpa"
+        )
+    dtype = product_dtype(precision)
+    half = dtype == torch.float16
+    if head == "fused" and half:
+        raise InputError(
+            f"trainer.head=fused would lose small gradients in trainer.precision={precision}:"
+            " use trainer.head=plain or a bf16 precision"
+        )
+    if keep_freed_memory and not can_keep_freed_memory():
+        raise InputError("trainer.keep_freed_memory=true needs glibc's malloc: leave it null")
+    if keep_freed_memory is None:
+        keep_freed_memory = device_type == "cpu" and can_keep_freed_memory()
+    auto = attention == "auto"
+    kernel = chosen_kernel(device_type, dtype, drop_rate) if auto else cast(Kernel, attention)
+    asked = {"attention": attention, "head": head}
+    no_flash = device_type == "cpu" and kernel == "sdpa" and drop_rate
+    return FastPath(
+        compile=choose_compile(wanted=compile, device_type=device_type, total_steps=total_steps),
+        attention=kernel,
+        remark="dropout keeps it from flash attention on a CPU" if no_flash else "",
+        head="plain" if head == "plain" or half else "fused",
+        asked=frozenset(name for name, value in asked.items() if value != "auto"),
+        recompute=recompute,
+        keep_freed_memory=keep_freed_memory,
+    )
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def can_keep_freed_memory() -> bool:
+    """Whether this process's malloc is glibc's."""
+    return platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc's malloc to give no memory back to the system, for the rest of this process.
+
+    A training step frees its large tensors and asks for as many again. malloc would return them and fetch
+    them anew each time, and the system clears every page it hands out: on 2 cores that is a tenth to a
+    quarter of a step (experiments/benchmarks). Peak memory stays what it was, but is held until the end.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)
