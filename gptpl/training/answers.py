@@ -43,15 +43,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Answerer:
-    """A model with all that it needs to answer.
-
-    Attributes:
-        net: the model; for many questions its form for decoding.
-        tokenizer: the model's.
-        template: what the model was tuned with.
-        rules: how tokens are chosen.
-        max_new_tokens: after which an answer is broken off.
-    """
+    """A model, or its form for decoding, with all that it needs to answer as it was tuned to."""
 
     net: nn.Module | Cached
     tokenizer: Tokenizer
@@ -72,25 +64,13 @@ class Answerer:
 
     def stream(self, prompt: str, generator: torch.Generator | None = None) -> Iterator[Piece]:
         """One answer, piece by piece."""
-        return stream_text(
-            self.net,
-            self.tokenizer,
-            [prompt],
-            rules=self.rules,
-            max_new_tokens=self.max_new_tokens,
-            generator=generator,
-        )
+        settings: Any = {"rules": self.rules, "max_new_tokens": self.max_new_tokens}
+        return stream_text(self.net, self.tokenizer, [prompt], generator=generator, **settings)
 
     def answers(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
         """The answers to several prompts, made together."""
-        completions = complete(
-            self.net,
-            self.tokenizer,
-            prompts,
-            rules=self.rules,
-            max_new_tokens=self.max_new_tokens,
-            generator=generator,
-        )
+        settings: Any = {"rules": self.rules, "max_new_tokens": self.max_new_tokens}
+        completions = complete(self.net, self.tokenizer, prompts, generator=generator, **settings)
         return [self.answer(completion) for completion in completions]
 
     def answer(self, completion: Completion) -> Answer:
@@ -102,8 +82,7 @@ class Answerer:
         text = completion.text.strip()
         marker = self.template.response_marker.strip()
         again = any(line.lstrip().startswith(marker) for line in text.splitlines())
-        ended = completion.finish == "end_of_text"
-        well_formed = ended and bool(text) and not again
+        well_formed = completion.finish == "end_of_text" and bool(text) and not again
         return Answer(text=text, well_formed=well_formed, finish=completion.finish)
 
 
@@ -146,7 +125,10 @@ def answer_all(
         raise InputError(
             "no record leaves room for an answer: give shorter ones, or a model of longer context"
         )
-    results = PartialResults(output, _settings(answerer, prompts, kept, batch_size=batch_size, seed=seed))
+    settings = _settings(answerer, prompts, kept)
+    if not is_greedy(answerer.rules):
+        settings |= {"seed": seed, "batch_size": batch_size}
+    results = PartialResults(output, settings)
     done = len(results.values)
     if done:
         log.info("%d of %d answers are in %s: resuming", done, len(prompts), results.path)
@@ -166,19 +148,12 @@ def answer_all(
     return list(results.values)
 
 
-def _settings(
-    answerer: Answerer,
-    prompts: Sequence[str],
-    records: Sequence[PlacedRecord],
-    *,
-    batch_size: int,
-    seed: int | None,
-) -> dict[str, Any]:
+def _settings(answerer: Answerer, prompts: Sequence[str], records: Sequence[PlacedRecord]) -> dict[str, Any]:
     """What the answers, and what stands beside them, depend on."""
     net, rules = answerer.net, answerer.rules
     net = net if isinstance(net, nn.Module) else net.model
     asked = [list(prompts), [dict(record.fields) for record in records]]
-    settings = {
+    return {
         "model": digest(net.state_dict())[:16],
         "file": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
         "template": answerer.template.state(),
@@ -186,6 +161,3 @@ def _settings(
         "precision": "32-true" if next(net.parameters()).dtype == torch.float32 else "bf16-true",
         "sampling": {"temperature": rules.temperature} | rules.changes,
     }
-    if not is_greedy(rules):
-        settings |= {"seed": seed, "batch_size": batch_size}
-    return settings

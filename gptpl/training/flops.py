@@ -43,7 +43,7 @@ _GPT2_SMALL_DIM = 768
 
 
 def training_flops_per_token(config: GPTConfig, max_length: int) -> int:
-    """Floating-point operations of forward and backward pass for one token in a window of `max_length`.
+    """Floating-point operations of forward and backward pass for one token in a sequence of `max_length`.
 
     6 N + 12 L T D: two for each multiplication and addition, once forward and twice backward, for the N
     weights of all matrices that multiply (the head counts, tied or not, the embedding tables do not) and for
@@ -64,10 +64,7 @@ def model_flops_per_token(net: nn.Module, T: int) -> int | None:
 
 
 def counted_flops_per_token(config: GPTConfig, max_length: int, prepare: Prepare) -> int:
-    """`training_flops_per_token` of a training of a part: what torch counts, on tensors without memory.
-
-    Of a model with one block and of one with two; the others are like the first. `prepare` see there.
-    """
+    """`training_flops_per_token` of a training of a part: what torch counts of one block and of two."""
 
     def counted(n_layers: int) -> int:
         with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -84,9 +81,8 @@ def counted_flops_per_token(config: GPTConfig, max_length: int, prepare: Prepare
 def peak_flops(device: torch.device, dtype: torch.dtype, config: object) -> float | None:
     """What the device can do at most, in FLOP/s; None where it is not known.
 
-    Of a CUDA device by its name, from `PEAKS`. Of a CPU it is measured, in 0.1 s for GPT-2 small: the rate of
-    the feed-forward network's product, by all threads that torch uses; as wide as GPT-2 small's where the
-    model's `config` has no `emb_dim`.
+    Of a CUDA device by its name. Of a CPU it is measured, in 0.1 s for GPT-2 small: the rate of the
+    feed-forward network's product; as wide as GPT-2 small's where the `config` has no `emb_dim`.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from gptpl.model.lora import is_low_rank
 from gptpl.resuming import NEVER
 
 Decay = Literal["matrices", "all"]
+Made = TypeVar("Made")
 
 
 def optimizer_of(factory: Callable[..., Optimizer], net: nn.Module) -> Optimizer:
@@ -21,9 +22,7 @@ def optimizer_of(factory: Callable[..., Optimizer], net: nn.Module) -> Optimizer
 
     A first parameter called `net`, `model` or `module` is handed the model, as that of `adamw`. Any other,
     such as `params` of torch's own classes, is handed trainable parameters: where there is a `weight_decay`,
-    in the groups of `decay_groups`, which spare biases and LayerNorm gains; else as a list.
-
-    Raises InputError for settings that it refuses.
+    in `decay_groups`, else as a list. Raises InputError for settings that it refuses.
     """
     settings = inspect.signature(factory).parameters
     if next(iter(settings), None) in ("net", "model", "module"):
@@ -32,21 +31,32 @@ def optimizer_of(factory: Callable[..., Optimizer], net: nn.Module) -> Optimizer
         given = decay_groups(net, weight_decay=settings["weight_decay"].default)
     else:
         given = [p for p in net.parameters() if p.requires_grad]
-    name = getattr(factory.func if isinstance(factory, partial) else factory, "__name__", str(factory))
-    try:
-        optimizer = factory(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"optimizer: {name} refuses its settings: {str(error).splitlines()[0]}") from error
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"optimizer: {name} returned {type(optimizer).__name__}, not a torch Optimizer")
+    optimizer = made_by("optimizer", factory, given, Optimizer)
     if isinstance(optimizer, LBFGS):
         raise InputError(
             "optimizer: LBFGS computes the loss several times a step, which training with accumulated batches"
             " cannot: use AdamW or SGD"
         )
     return optimizer
+
+
+def made_by(kind: str, factory: Callable[..., Any], given: Any, wanted: type[Made], **settings: Any) -> Made:
+    """What a class or function like torch's makes; InputError for settings it refuses, and another thing."""
+    name = factory_name(factory)
+    try:
+        made = factory(given, **settings)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{kind}: {name} refuses its settings: {str(error).splitlines()[0]}") from error
+    if not isinstance(made, wanted):
+        raise InputError(f"{kind}: {name} returned {type(made).__name__}, not a torch {wanted.__name__}")
+    return made
+
+
+def factory_name(factory: Callable[..., Any]) -> str:
+    """The name of the class or function, whose settings may be bound."""
+    return str(getattr(factory.func if isinstance(factory, partial) else factory, "__name__", factory))
 
 
 def peak_lr(factory: Callable[..., Optimizer], net: nn.Module) -> float:
@@ -85,7 +95,7 @@ def adamw(
 
     A peak learning rate `lr` of 1e-5 to 1e-3 and a `weight_decay` of 0.01 to 0.3 are usual.
     """
-    _check(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+    _check(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
     groups = decay_groups(net, weight_decay=weight_decay, decay=decay)
     return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
 
@@ -111,9 +121,7 @@ def muon(
     each orthogonal says nothing of it. A `net` of any kind keeps its hidden matrices under `blocks`. `lr`,
     `betas`, `eps` and `decay` are AdamW's, `muon_lr` and `momentum` Muon's, `weight_decay` is of both.
     """
-    _check(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
-    _check_rate("muon_lr", muon_lr)
-    _check_average("momentum", momentum)
+    _check(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, muon_lr=muon_lr, momentum=momentum)
     if not hasattr(torch.optim, "Muon"):
         raise InputError(
             f"optimizer=muon needs torch.optim.Muon, torch {torch.__version__} has none: upgrade torch"
@@ -147,8 +155,7 @@ def muon(
 class MuonWithAdamW(Optimizer):
     """Two optimizers that step as one, so that schedules, clipping and checkpoints see a single optimizer.
 
-    `param_groups` are the parts' own group dictionaries, Muon's first: a schedule that sets `lr` there sets
-    it in the part.
+    `param_groups` are the parts' own dictionaries, Muon's first: a schedule that sets `lr` there sets theirs.
     """
 
     def __init__(self, muon_part: Optimizer, adamw_part: Optimizer) -> None:
@@ -187,22 +194,17 @@ class MuonWithAdamW(Optimizer):
         self._share_groups()
 
 
-def _check(*, lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> None:
-    _check_rate("lr", lr)
-    if len(betas) != 2:
-        raise InputError(f"optimizer.betas has {len(betas)} numbers: give two, such as [0.9,0.999]")
-    for beta in betas:
-        _check_average("betas", beta)
-    for name, value in (("weight_decay", weight_decay), ("eps", eps)):
-        if not value >= 0:
+def _check(**settings: Any) -> None:
+    """Raises InputError for a setting out of its range."""
+    for name, value in settings.items():
+        if name in ("lr", "muon_lr") and not value > 0:
+            raise InputError(
+                f"optimizer.{name}={value} is no rate to learn at: give a positive number such as 4e-4"
+            )
+        if name in ("weight_decay", "eps") and not value >= 0:
             raise InputError(f"optimizer.{name}={value} is negative: give 0 or more")
-
-
-def _check_rate(name: str, lr: float) -> None:
-    if not lr > 0:
-        raise InputError(f"optimizer.{name}={lr} is no rate to learn at: give a positive number such as 4e-4")
-
-
-def _check_average(name: str, share: float) -> None:
-    if not 0 <= share < 1:
-        raise InputError(f"optimizer.{name} has {share}: give 0 or more, and less than 1")
+        if name == "betas" and len(value) != 2:
+            raise InputError(f"optimizer.betas has {len(value)} numbers: give two, such as [0.9,0.999]")
+        for share in {"betas": value, "momentum": [value]}.get(name, []):
+            if not 0 <= share < 1:
+                raise InputError(f"optimizer.{name} has {share}: give 0 or more, and less than 1")

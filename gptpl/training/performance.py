@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from gptpl.errors import InputError
-from gptpl.model.gpt import MultiHeadAttention
 from gptpl.model.attention_kernels import Kernel, chosen_kernel
+from gptpl.model.gpt import MultiHeadAttention
 from gptpl.model.protocol import blocks_of, class_path, has_fused_head
 from gptpl.training.loss import Head, check_fused_head
 

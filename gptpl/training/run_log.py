@@ -31,11 +31,8 @@ class RunLogFile(logging.StreamHandler[TextIO]):
 
     Until `open` the lines are kept in memory: a run that is refused leaves nothing behind. It may be entered
     again, as by building a run and fitting it later. On exit, levels, handlers and the showing of warnings
-    are as they were; meanwhile other handlers get what they got before.
-
-    Args:
-        whole_process: hear the root logger, where the process is the run's own and a console shows it;
-            otherwise gptpl's and Lightning's loggers and Python's warnings.
+    are as they were; meanwhile other handlers get what they got before. A run with the `whole_process` to
+    itself hears the root logger; another gptpl's and Lightning's loggers and Python's warnings.
     """
 
     def __init__(self, *, whole_process: bool = False) -> None:
@@ -63,8 +60,8 @@ class RunLogFile(logging.StreamHandler[TextIO]):
                 stack.enter_context(_heard("", self))
             else:
                 stack.enter_context(_heard("gptpl", self, level=logging.INFO))
-                stack.enter_context(_heard("lightning.pytorch", self))
-                stack.enter_context(_heard("lightning.fabric", self))
+                for name in ("lightning.pytorch", "lightning.fabric"):
+                    stack.enter_context(_heard(name, self))
                 stack.enter_context(_warnings_heard(self))
             self._stack = stack.pop_all()
         return self

@@ -1,10 +1,7 @@
 """Learning-rate schedules as pure functions of the optimizer step, and torch's schedulers beside them.
 
-A schedule is a frozen dataclass that holds what a user chooses; `factor` turns a step into the number the
-peak learning rate is multiplied with. Being pure, a schedule needs no state in a checkpoint: a resumed run
-asks for the same step and gets the same rate.
-
-A class of `torch.optim.lr_scheduler`, or any that is handed the optimizer as its first argument, is stepped
+A schedule needs no state in a checkpoint: a resumed run asks for the same step and gets the same rate. A
+class of `torch.optim.lr_scheduler`, or any that is handed the optimizer as its first argument, is stepped
 after every optimizer step instead, and keeps its own state in checkpoints.
 """
 
@@ -12,26 +9,18 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from gptpl.errors import InputError
+from gptpl.training.optimizers import made_by
 
 
 def warmup_factor(step: int, *, warmup_steps: int) -> float:
     """Linear warm-up: (step + 1) / warmup_steps up to 1, so that the very first step already learns."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
-
-
-def decay_progress(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """How far the decay has come: 0 when warm-up ends, 1 at the last of `total_steps` steps and beyond."""
-    span = total_steps - 1 - warmup_steps
-    if step < warmup_steps:
-        return 0.0
-    return min(1.0, (step - warmup_steps) / span) if span > 0 else 1.0
 
 
 def cosine_factor(step: int, *, warmup_steps: int, total_steps: int, min_factor: float) -> float:
@@ -42,20 +31,25 @@ def cosine_factor(step: int, *, warmup_steps: int, total_steps: int, min_factor:
     """
     if step < warmup_steps:
         return warmup_factor(step, warmup_steps=warmup_steps)
-    progress = decay_progress(step, warmup_steps=warmup_steps, total_steps=total_steps)
+    progress = _progress(step, warmup_steps, total_steps)
     return min_factor + (1.0 - min_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def linear_factor(step: int, *, warmup_steps: int, total_steps: int, min_factor: float) -> float:
-    """Linear warm-up to 1, then a straight line down to `min_factor` at the last update."""
+    """Linear warm-up to 1, then a straight line down to `min_factor`, as `cosine_factor`."""
     if step < warmup_steps:
         return warmup_factor(step, warmup_steps=warmup_steps)
-    progress = decay_progress(step, warmup_steps=warmup_steps, total_steps=total_steps)
-    return min_factor + (1.0 - min_factor) * (1.0 - progress)
+    return min_factor + (1.0 - min_factor) * (1.0 - _progress(step, warmup_steps, total_steps))
+
+
+def _progress(step: int, warmup_steps: int, total_steps: int) -> float:
+    """How far the decay has come: 0 when warm-up ends, 1 at the last step and beyond."""
+    span = total_steps - 1 - warmup_steps
+    return min(1.0, (step - warmup_steps) / span) if span > 0 else 1.0
 
 
 class Schedule(Protocol):
-    """What the training modules ask of a schedule."""
+    """What a run asks of a schedule, which holds what a user chooses."""
 
     def factor(self, step: int, *, total_steps: int, peak_lr: float) -> float:
         """The multiple of `peak_lr` for the update after `step` finished ones, of `total_steps` planned."""
@@ -63,70 +57,59 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Decay:
-    """Warm-up and a floor, shared by the decaying schedules."""
-
-    warmup_steps: int = 10
-    min_lr: float = 1e-6
-
-    def __post_init__(self) -> None:
-        _check_warmup(self.warmup_steps)
-        if self.min_lr < 0:
-            raise InputError(f"scheduler.min_lr={self.min_lr} is negative: give 0 or more")
-
-    def _min_factor(self, total_steps: int, peak_lr: float) -> float:
-        if self.min_lr > peak_lr:
-            raise InputError(f"scheduler.min_lr={self.min_lr} is above optimizer.lr={peak_lr}: give less")
-        _check_warmup_fits(self.warmup_steps, total_steps)
-        return self.min_lr / peak_lr if peak_lr > 0 else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class CosineSchedule(_Decay):
-    """`cosine_factor` down to `min_lr`."""
-
-    def factor(self, step: int, *, total_steps: int, peak_lr: float) -> float:
-        """See `Schedule.factor`. Raises InputError where warm-up or `min_lr` does not fit the run."""
-        floor = self._min_factor(total_steps, peak_lr)
-        return cosine_factor(step, warmup_steps=self.warmup_steps, total_steps=total_steps, min_factor=floor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearSchedule(_Decay):
-    """`linear_factor` down to `min_lr`."""
-
-    def factor(self, step: int, *, total_steps: int, peak_lr: float) -> float:
-        """See `Schedule.factor`. Raises InputError where warm-up or `min_lr` does not fit the run."""
-        floor = self._min_factor(total_steps, peak_lr)
-        return linear_factor(step, warmup_steps=self.warmup_steps, total_steps=total_steps, min_factor=floor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConstantSchedule:
-    """Linear warm-up, then the peak rate to the end."""
-
+class _WarmUp:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        _check_warmup(self.warmup_steps)
+        if self.warmup_steps < 0:
+            raise InputError(f"scheduler.warmup_steps={self.warmup_steps} is negative: give 0 or more steps")
 
     def factor(self, step: int, *, total_steps: int, peak_lr: float) -> float:
-        """See `Schedule.factor`. Raises InputError where warm-up does not fit the run."""
-        _check_warmup_fits(self.warmup_steps, total_steps)
+        """See `Schedule`. Raises InputError where a setting does not fit the run."""
+        if self.warmup_steps >= total_steps:
+            raise InputError(
+                f"scheduler.warmup_steps={self.warmup_steps} leaves nothing of the run's {total_steps}"
+                f" optimizer steps: set scheduler.warmup_steps below {total_steps} or train longer"
+            )
         return warmup_factor(step, warmup_steps=self.warmup_steps)
 
 
-def _check_warmup(warmup_steps: int) -> None:
-    if warmup_steps < 0:
-        raise InputError(f"scheduler.warmup_steps={warmup_steps} is negative: give 0 or more steps")
+@dataclass(frozen=True, kw_only=True)
+class ConstantSchedule(_WarmUp):
+    """Linear warm-up, then the peak rate to the end."""
 
 
-def _check_warmup_fits(warmup_steps: int, total_steps: int) -> None:
-    if warmup_steps >= total_steps:
-        raise InputError(
-            f"scheduler.warmup_steps={warmup_steps} leaves nothing of the run's {total_steps} optimizer"
-            f" steps: set scheduler.warmup_steps below {total_steps} or train longer"
+@dataclass(frozen=True, kw_only=True)
+class CosineSchedule(_WarmUp):
+    """`cosine_factor` down to `min_lr`."""
+
+    warmup_steps: int = 10
+    min_lr: float = 1e-6
+    _curve: ClassVar[Callable[..., float]] = staticmethod(cosine_factor)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_lr < 0:
+            raise InputError(f"scheduler.min_lr={self.min_lr} is negative: give 0 or more")
+
+    def factor(self, step: int, *, total_steps: int, peak_lr: float) -> float:
+        """See `Schedule`."""
+        if self.min_lr > peak_lr:
+            raise InputError(f"scheduler.min_lr={self.min_lr} is above optimizer.lr={peak_lr}: give less")
+        super().factor(step, total_steps=total_steps, peak_lr=peak_lr)
+        return self._curve(
+            step,
+            warmup_steps=self.warmup_steps,
+            total_steps=total_steps,
+            min_factor=self.min_lr / peak_lr if peak_lr > 0 else 0.0,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSchedule(CosineSchedule):
+    """`linear_factor` down to `min_lr`."""
+
+    _curve = staticmethod(linear_factor)
 
 
 # --- torch's schedulers ---------------------------------------------------------------------------------
@@ -145,25 +128,13 @@ def scheduler_of(
     A `total_steps` that is left out (OneCycleLR has it) is the run's. ReduceLROnPlateau follows `val/loss`,
     one step an evaluation. Raises InputError for settings that it refuses.
     """
-    settings, name = inspect.signature(factory).parameters, scheduler_name(factory)
-    horizon = settings.get("total_steps")
+    horizon = inspect.signature(factory).parameters.get("total_steps")
     left_out = horizon is not None and horizon.default in (None, inspect.Parameter.empty)
-    try:
-        scheduler = factory(optimizer, **({"total_steps": total_steps} if left_out and total_steps else {}))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"scheduler: {name} refuses its settings: {str(error).splitlines()[0]}") from error
-    if not isinstance(scheduler, LRScheduler):
-        raise InputError(f"scheduler: {name} returned {type(scheduler).__name__}, not a torch LRScheduler")
+    settings = {"total_steps": total_steps} if left_out and total_steps else {}
+    scheduler = made_by("scheduler", factory, optimizer, LRScheduler, **settings)
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != "min":
         raise InputError("scheduler: ReduceLROnPlateau follows val/loss, which is better low: leave mode=min")
     return scheduler
-
-
-def scheduler_name(factory: Callable[..., LRScheduler]) -> str:
-    """The name of the class or function."""
-    return str(getattr(factory.func if isinstance(factory, partial) else factory, "__name__", factory))
 
 
 def as_configured(optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, Any]:

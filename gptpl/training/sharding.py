@@ -19,10 +19,7 @@ from gptpl.model.protocol import blocks_of, body_and_head, class_path
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """torch's FSDP2 over all processes, with the checkpoints of one process: both go on from each other's.
-
-    The module shards its model in `configure_model`, by `shard`.
-    """
+    """torch's FSDP2 over all processes, with the checkpoints of one process: both go on from each other's."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(save_distributed_checkpoint=False, **settings)
@@ -39,10 +36,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return self.device_mesh["data_parallel"]
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state, on the first process, with parameters numbered as torch's optimizers do.
-
-        Lightning numbers them in the order of the model.
-        """
+        """The whole state, on the first process, its parameters numbered as torch does, not as Lightning."""
         state: dict[str, Any] = super().optimizer_state(optimizer)
         if not state:  # not the first process
             return state
@@ -51,10 +45,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Gives every process its share of weights and optimizer state; returns the whole checkpoint.
-
-        Lightning would take the optimizer's parameters to be numbered in the order of the model.
-        """
+        """Gives every process its share of weights and optimizer state; returns the whole checkpoint."""
         checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(
             self.broadcast(checkpoint_path), weights_only=weights_only
         )
@@ -63,6 +54,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         set_model_state_dict(self.model, checkpoint["state_dict"], options=whole_from_first)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            # Lightning would take them to be numbered in the order of the model.
             ours = [names[parameter] for parameter in _in_order(optimizer.param_groups)]
             named = _renamed(state, dict(enumerate(ours)))
             set_optimizer_state_dict(self.model, optimizer, named, options=whole_from_first)

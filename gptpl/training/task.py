@@ -82,10 +82,7 @@ class Task(ABC):
 
 
 def known_metrics(module: object, callbacks: Iterable[object] = ()) -> dict[str, Better]:
-    """The metrics that may be monitored, with their direction.
-
-    They are the `metrics` of the module or its class, and those of the callbacks that have some.
-    """
+    """The metrics that may be monitored, with their direction: `metrics` of the module and the callbacks."""
     known: dict[str, Better] = {}
     for part in (module, *callbacks):
         known |= getattr(part, "metrics", {})

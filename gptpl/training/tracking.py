@@ -25,14 +25,8 @@ if TYPE_CHECKING:
 class RunWandbLogger(WandbLogger):
     """Lightning's W&B logger; a resumed run continues the run of W&B that it was, and each run has its own.
 
-    Args:
-        save_dir: W&B writes to the folder `wandb` in it.
-        project: of W&B.
-        name: of the run; None: W&B makes one up.
-        offline: write to `save_dir` alone, for `wandb sync`; else to a W&B server.
-        settings: of `lightning.pytorch.loggers.WandbLogger` and `wandb.init`.
-
-    Raises InputError where the package is missing.
+    `offline` writes to the folder `wandb` in `save_dir` alone, for `wandb sync`; else to a W&B server.
+    `settings` are those of Lightning's logger and of `wandb.init`.
     """
 
     def __init__(
@@ -67,14 +61,8 @@ class RunWandbLogger(WandbLogger):
 class RunMLFlowLogger(Logger):
     """Lightning's MLflow logger, opened when something is logged; a resumed run continues its MLflow run.
 
-    Args:
-        save_dir: where `mlflow.db` and the folder `mlflow` of artifacts go, without a `tracking_uri`.
-        experiment_name: the name of MLflow's experiment.
-        run_name: of the run; None: MLflow makes one up.
-        tracking_uri: of an MLflow server or database; None: `MLFLOW_TRACKING_URI`, or else a database of
-            the run's own.
-
-    Raises InputError where the package is missing.
+    `tracking_uri` is of an MLflow server or database; None: `MLFLOW_TRACKING_URI`, or else the run's own
+    `mlflow.db` and folder `mlflow` of artifacts in `save_dir`.
     """
 
     log_text, log_image, log_table = mlflow_text, mlflow_image, mlflow_table

@@ -21,9 +21,9 @@ from gptpl.data.training_data import planned_batches
 from gptpl.errors import InputError
 from gptpl.training.checkpoint import HEADER_KEY, RANDOM, check_same_model, checkpoint_header, describe
 from gptpl.training.loss import Head
-from gptpl.training.optimizers import adamw
+from gptpl.training.optimizers import adamw, factory_name
 from gptpl.training.resume_state import RESUME_KEY, Position
-from gptpl.training.schedules import apply_changes, as_configured, scheduler_name, scheduler_of
+from gptpl.training.schedules import apply_changes, as_configured, scheduler_of
 from gptpl.training.sharding import FullyShardedStrategy, shard, whole
 from gptpl.training.task import EVALUATED, Sums, Task
 from gptpl.training.tuning import ALL
@@ -392,7 +392,7 @@ class TrainingModule(Task, L.LightningModule):
             "lr_ceiling": self.lr_ceiling,
         }
         if self.make_scheduler is not None:
-            name = scheduler_name(self.make_scheduler)
+            name = factory_name(self.make_scheduler)
             checkpoint[HEADER_KEY]["scheduler"] = {"name": name, **self._as_configured}
             if RESUME_KEY in checkpoint and self._scheduler_before_evaluation is not None:
                 checkpoint["lr_schedulers"] = [self._scheduler_before_evaluation]
@@ -404,7 +404,7 @@ class TrainingModule(Task, L.LightningModule):
         self.tokens_seen = int(header["tokens_seen"])
         self._resumed_configuration = header.get("scheduler")
         theirs = (self._resumed_configuration or {}).get("name")
-        ours = None if self.make_scheduler is None else scheduler_name(self.make_scheduler)
+        ours = None if self.make_scheduler is None else factory_name(self.make_scheduler)
         if "optimizer_states" in checkpoint and ours != theirs:
             raise InputError(
                 f"the checkpoint's scheduler is {theirs or 'a schedule of gptpl'}, this run wants"

@@ -27,13 +27,8 @@ def training_corpus(
 
     A checkpoint may come from anywhere: nothing is fetched, opened or written because it names it. Its text
     is known by the SHA-256 that it records, and taken from the cache of encoded texts, or made of the text
-    that ships with gptpl or the running Python's own source where it is that. Any other the caller names.
-
-    Args:
-        loaded: the model.
-        corpus: the text; None: the recorded one.
-        train_ratio: share of the text that was trained on; None: the recorded one, or 0.9.
-        cache_dir: as in `encode_corpus`.
+    that ships with gptpl or the running Python's own source where it is that. Any other the caller names as
+    `corpus`, with a `train_ratio` if it is not the recorded one, or 0.9.
 
     Raises InputError where the recorded text is not at hand, and what `encode_corpus` raises.
     """

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
 from torch import nn
@@ -56,7 +56,7 @@ class TuneAll(Tuning):
     name = "all"
 
     def apply(self, net: nn.Module) -> None:
-        """See `Tuning`."""
+        """Leaves the model as it is."""
 
     def parts(self, net: nn.Module) -> str:
         """See `Tuning`."""
@@ -70,7 +70,7 @@ class TuneHead(Tuning):
     name = "head"
 
     def apply(self, net: nn.Module) -> None:
-        """See `Tuning`."""
+        """Refuses a head that is tied to the token embedding."""
         net = _gpt2(net, self.name)
         if _is_tied(net):
             raise InputError(
@@ -87,19 +87,15 @@ class TuneHead(Tuning):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneLastBlock(Tuning):
-    """The head, the last block and the final LayerNorm, as the book's classifier.
-
-    A head that is tied to the token embedding stays frozen with it.
-    """
+    """The head, the last block and the final LayerNorm, as the book's classifier."""
 
     name = "last_block"
 
     def apply(self, net: nn.Module) -> None:
-        """See `Tuning`."""
+        """Leaves a head that is tied to the token embedding frozen with it."""
         net = _gpt2(net, self.name)
         net.requires_grad_(False)
-        trained = [net.blocks[-1], net.final_norm, *([] if _is_tied(net) else [net.out_head])]
-        for layer in trained:
+        for layer in (net.blocks[-1], net.final_norm, *([] if _is_tied(net) else [net.out_head])):
             layer.requires_grad_(True)
 
     def parts(self, net: nn.Module) -> str:
@@ -113,15 +109,10 @@ class TuneLastBlock(Tuning):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneLowRank(Tuning):
-    """Low-rank matrices beside frozen layers (LoRA), and a classifier's head, which is new.
+    """Low-rank matrices beside frozen layers (LoRA, see `gptpl.model.lora`), and a classifier's new head.
 
-    See `gptpl.model.lora`.
-
-    Args:
-        rank: of the matrices; 4 to 64 is usual.
-        alpha: the matrices' product is scaled by alpha / rank.
-        dropout: share of the layers' inputs that the matrices do not see in training.
-        targets: the layers that get matrices, of `gptpl.model.lora.TARGETS`.
+    Their product is scaled by alpha / rank; a rank of 4 to 64 is usual. `dropout` is the share of the layers'
+    inputs that the matrices do not see in training.
     """
 
     name = "lora"
@@ -131,7 +122,7 @@ class TuneLowRank(Tuning):
     targets: Sequence[str] = ("qkv", "out_proj", "up_proj", "down_proj")
 
     def apply(self, net: nn.Module) -> None:
-        """See `Tuning`."""
+        """Adds the matrices to the layers of the target names."""
         net, classifier = _gpt2(net, self.name), isinstance(net, GPTClassifier)
         if classifier and "out_head" in self.targets:
             raise InputError(
@@ -150,14 +141,8 @@ class TuneLowRank(Tuning):
         return f"matrices of rank {self.rank} beside {', '.join(self.targets)}{head}"
 
     def state(self) -> dict[str, Any]:
-        """See `Tuning`."""
-        return {
-            "name": self.name,
-            "rank": self.rank,
-            "alpha": self.alpha,
-            "dropout": self.dropout,
-            "targets": list(self.targets),
-        }
+        """The settings, too."""
+        return {"name": self.name} | asdict(self) | {"targets": list(self.targets)}
 
 
 def low_rank_scale(state: Mapping[str, Any]) -> float | None:
