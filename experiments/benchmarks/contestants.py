@@ -119,7 +119,7 @@ def gptpl(work: Work, turns: Turns) -> None:
     from gptpl.callbacks.learning_rate import LearningRate
     from gptpl.callbacks.throughput import Throughput
     from gptpl.data.tokenizers import GPT2Tokenizer
-    from gptpl.runs.trainer import build_trainer
+    from gptpl.runs.parts import build_trainer
     from gptpl.training.language_model import LanguageModelingModule
     from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
 

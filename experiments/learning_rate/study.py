@@ -22,7 +22,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.training_runs import Overrides, table, write_result
-from gptpl.records.run_record import RunRecord, find_runs, read_run
+from gptpl.files.run_record import RunRecord, find_runs, read_run
 
 HERE = Path(__file__).parent
 RATE = {"AdamW": "optimizer.lr", "Muon": "optimizer.muon_lr"}

@@ -6,7 +6,7 @@ import lightning as L
 
 from gptpl.callbacks.readings import language_module
 from gptpl.callbacks.record_file import RecordFile
-from gptpl.records.run_record import EVALUATIONS_FILE
+from gptpl.files.run_record import EVALUATIONS_FILE
 
 
 class RecordEvaluations(L.Callback):

@@ -7,8 +7,8 @@ import lightning as L
 import numpy as np
 
 from gptpl.callbacks.readings import language_module, metric
-from gptpl.records.run_record import LOSS
-from gptpl.records.settings import flat_settings
+from gptpl.files.run_record import LOSS
+from gptpl.files.run_settings import flat_settings
 from gptpl.training.loggers import log_hyperparameters
 
 

@@ -17,7 +17,7 @@ from gptpl.config.instantiate import OWN_PACKAGES, instantiate
 from gptpl.config.overrides import quoted, without_interpolation
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
-from gptpl.records.listing import find_run
+from gptpl.runs.listing import find_run
 from gptpl.weights.adapter import is_adapter
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from gptpl.records.run_record import Evaluation, RunRecord
+from gptpl.files.run_record import Evaluation, RunRecord
 from gptpl.text import bytes_text, duration_text, loss_text, near
 
 

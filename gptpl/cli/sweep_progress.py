@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gptpl.records.run_record import LOSS
-from gptpl.records.sweep_folder import RESULTS_FILE
+from gptpl.files.run_record import LOSS
+from gptpl.runs.listing import RESULTS_FILE
 from gptpl.sweeps.outcomes import Outcome, Row, rows, write_results
 from gptpl.sweeps.study import Search, SweepStudy
 from gptpl.sweeps.worker import RunningTrial, Watcher

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptpl.files.figures import COLOURS
-from gptpl.records.run_record import RunRecord
+from gptpl.files.run_record import RunRecord
 from gptpl.reports.pictures import MOST_AXES, Picture, curves_picture, importance_picture, parallel_picture
 from gptpl.reports.ranking import (
     BY_LOSS,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gptpl.files.figures import COLOURS, DOTS_PER_INCH, GREY, marker_of
-from gptpl.records.run_record import RunRecord
+from gptpl.files.run_record import RunRecord
 from gptpl.reports.ranking import BY_LOSS, Criterion, Entry, Group
 from gptpl.reports.settings import Axis
 from gptpl.text import count_text, one_line, setting_text, shortened

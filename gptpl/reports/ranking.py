@@ -11,9 +11,9 @@ from pathlib import Path
 
 from gptpl.errors import InputError
 from gptpl.files.figures import GREY, colour
-from gptpl.records.run_record import LOSS, Mode, RunError, RunRecord, find_runs, is_run, read_run
-from gptpl.records.settings import Setting, differing
-from gptpl.records.sweep_folder import RESULTS_FILE
+from gptpl.files.run_record import LOSS, Mode, RunError, RunRecord, find_runs, is_run, read_run
+from gptpl.files.run_settings import Setting, differing
+from gptpl.runs.listing import RESULTS_FILE
 from gptpl.text import NONE, duration_text
 
 # --- what folders hold ----------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from gptpl.records.run_record import RunRecord
-from gptpl.records.settings import Setting
+from gptpl.files.run_record import RunRecord
+from gptpl.files.run_settings import Setting
 from gptpl.reports.ranking import digits
 from gptpl.text import count_text, setting_text
 

@@ -10,11 +10,10 @@ import jinja2
 
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
-from gptpl.records.listing import find_run
-from gptpl.records.run_record import RunError, RunRecord, has_tags, parse_yaml, read_mapping
-from gptpl.records.sweep_folder import SWEEP_FILE
+from gptpl.files.run_record import RunError, RunRecord, parse_yaml, read_mapping
 from gptpl.reports.contents import Contents, Section, contents
 from gptpl.reports.ranking import BY_LOSS, Criterion, Failure, find
+from gptpl.runs.listing import SWEEP_FILE, find_run
 from gptpl.text import one_line, printable, shortened, table
 
 
@@ -53,7 +52,7 @@ def report(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output={folder} is a file: give a folder")
     records, failures, problems = find(folders)
-    records = [record for record in records if has_tags(record, tags)]
+    records = [record for record in records if set(tags) <= set(record.tags)]
     if tags and not records:
         raise InputError(f"no run has tag={','.join(tags)}: give others, see gptpl runs list")
     title = f"{alone.parent.name}/{alone.name}" if alone else f"{len(folders)} folders of runs compared"

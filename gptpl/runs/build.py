@@ -25,21 +25,23 @@ from gptpl.errors import InputError
 from gptpl.generation.sampling import check_seed
 from gptpl.model import GPTConfig, GPTModel, count_parameters, parameters_of
 from gptpl.model.protocol import check_language_model
-from gptpl.records.claims import RunClaim, claim_new_run, claim_resumed_run
-from gptpl.records.listing import DEFAULT_FOLDER, find_run
+from gptpl.runs.claims import RunClaim, claim_new_run, is_worker_process, process_run_dir
 from gptpl.runs.data import build_datamodule, settle_batch, settle_vocabulary
-from gptpl.runs.folder import is_worker_process, process_run_dir
+from gptpl.runs.listing import DEFAULT_FOLDER, find_run
 from gptpl.runs.parts import (
     build_tokenizer,
+    build_trainer,
     check_gpt,
+    choose,
     is_gpt,
+    let_module_end,
     model_config,
     optimizer_factory,
     task_class,
     tuning_of,
 )
 from gptpl.runs.resume import Resumption, resume_plan
-from gptpl.runs.trainer import build_trainer, choose, let_module_end
+from gptpl.runs.resume_rules import lr_ceiling
 from gptpl.training.checkpoint import RANDOM, check_same_model
 from gptpl.training.loading import check_vocabulary
 from gptpl.training.optimizers import peak_lr
@@ -64,7 +66,7 @@ class Run:
         run_dir: the folder that the run is going to leave.
         module, datamodule, trainer: Lightning's; they may be changed before `fit`.
         resume: what the run goes on from; None: it is new.
-        config_dir: the user's own config folder.
+        config_dir: the user's own config folder, if there is one.
         trusted: packages of the user's whose classes the run has.
         command: what started it, for its record.
         log_file: writes what is logged to the run's train.log.
@@ -201,11 +203,10 @@ def _build(
             trainer = settled.trainer
             let_module_end(trainer)
             module = build_module(settled, resume=plan, weights=settled.weights)
-            _check_samples(trainer, module)
-            fast_path = settled.fast_path.fitted_to(module.net)
-            fast_path.apply(module.net)
-            module.head = fast_path.head
-            _report(settled, module, fast_path)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, SampleText | SampleResponses):
+                    callback.check_against(module)
+            _report(settled, module)
             if plan is not None:
                 plan.report(trainer.world_size, module.lr_factor, module.lr_ceiling, settled.total_steps)
     except BaseException:
@@ -229,7 +230,7 @@ def _build(
 def _claim(cfg: Config, plan: Resumption | None) -> RunClaim:
     """The run's folder for this process alone, before anything slow; its path goes into the config."""
     if plan is not None:
-        return claim_resumed_run(plan.run_dir)
+        return RunClaim(plan.run_dir)
     cfg.name = run_name(cfg)
     claim = claim_new_run(None if cfg.run_dir is None else Path(cfg.run_dir), name=cfg.name)
     cfg.run_dir = str(claim.path)
@@ -268,11 +269,14 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
     if resume is not None:
         resume.check_global_batch(trainer.world_size)
     if cfg.trainer.max_steps is not None:  # a run has no more; how many an epoch has, only the data know
-        check_schedule(cfg, cfg.trainer.max_steps)
+        schedule(cfg, cfg.trainer.max_steps)
     datamodule = build_datamodule(cfg, resume=resume)
     settle_vocabulary(cfg, datamodule)
     settle_batch(cfg, trainer, datamodule, fast_path)
-    total_steps = _total_steps(cfg, trainer, datamodule)
+    batches = datamodule.steps_per_epoch(world_size=trainer.world_size)
+    if batches == UNKNOWN and trainer.max_steps == -1:
+        raise InputError(f"{datamodule.name} does not say how many batches it has: give trainer.max_steps")
+    total_steps = planned_steps(trainer, batches)
     if resume is not None:
         resume.check_horizon(total_steps)
     if is_gpt(cfg):
@@ -381,21 +385,13 @@ def _trainer(cfg: Config, run_dir: Path) -> L.Trainer:
     )
 
 
-def _total_steps(cfg: Config, trainer: L.Trainer, datamodule: TrainingData) -> int:
-    """Of the whole run: until the first of `max_epochs` and `max_steps`."""
-    batches = datamodule.steps_per_epoch(world_size=trainer.world_size)
-    if batches == UNKNOWN and trainer.max_steps == -1:
-        raise InputError(f"{datamodule.name} does not say how many batches it has: give trainer.max_steps")
-    return planned_steps(trainer, batches)
-
-
 # --- the module -----------------------------------------------------------------------------------------
 
 
 def build_module(
     settled: Settled, *, weights: StartingWeights, resume: Resumption | None = None
 ) -> TrainingModule:
-    """The module of `cfg.task` with a model of these weights, drawn from `cfg.seed`.
+    """The module of `cfg.task` with a model of these weights, drawn from `cfg.seed`, as it is to train.
 
     A run that is resumed has its weights in the checkpoint. Raises InputError for an optimizer or a schedule
     that cannot be, and for weights that cannot be had.
@@ -426,6 +422,9 @@ def build_module(
     module: TrainingModule = partial_of(cfg.task)(net, **given)
     tune.apply(module.net)
     make_optimizer(module.net)
+    fast_path = settled.fast_path.fitted_to(module.net)
+    fast_path.apply(module.net)
+    module.head = fast_path.head
     return module
 
 
@@ -477,11 +476,6 @@ def peak_rate(cfg: Config) -> float:
         return peak_lr(partial_of(cfg.optimizer), nn.Linear(1, 1))
 
 
-def check_schedule(cfg: Config, most_steps: int) -> None:
-    """Raises InputError where warm-up alone takes all the steps that the run may have."""
-    schedule(cfg, most_steps)
-
-
 def _schedule(cfg: Config, total_steps: int, resume: Resumption | None) -> dict[str, Any]:
     """What the module is told of the learning rate; a resumed run may be held at or below a ceiling."""
     lr_factor = schedule(cfg, total_steps)
@@ -489,21 +483,16 @@ def _schedule(cfg: Config, total_steps: int, resume: Resumption | None) -> dict[
         return {"make_scheduler": partial_of(cfg.scheduler)}
     if resume is None:
         return {"lr_factor": lr_factor}
-    # Neither schedule nor peak are other ones, or the rate was asked for and there is no ceiling.
-    old_factor = partial(
-        instantiate(cfg.scheduler).factor, peak_lr=peak_rate(cfg), total_steps=resume.header["total_steps"]
-    )
-    return {"lr_factor": lr_factor, "lr_ceiling": resume.lr_ceiling(old_factor, total_steps)}
+    old_total, ceiling = resume.header["total_steps"], None
+    if not resume.rate_asked and (old_factor := schedule(cfg, old_total)):  # both are those of before
+        ceiling = lr_ceiling(
+            old_factor, step=resume.step, old_total_steps=old_total,
+            total_steps=total_steps, ceiling=resume.header["lr_ceiling"],
+        )  # fmt: skip
+    return {"lr_factor": lr_factor, "lr_ceiling": ceiling}
 
 
-def _check_samples(trainer: L.Trainer, module: TrainingModule) -> None:
-    """Refuses prompts and strategies that this model cannot sample, before the run has a folder."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, SampleText | SampleResponses):
-            callback.check_against(module)
-
-
-def _report(settled: Settled, module: TrainingModule, fast_path: FastPath) -> None:
+def _report(settled: Settled, module: TrainingModule) -> None:
     cfg, trainer, datamodule = settled.cfg, settled.trainer, settled.datamodule
     parameters = parameters_of(module.net)
     if is_gpt(cfg):
@@ -529,6 +518,7 @@ def _report(settled: Settled, module: TrainingModule, fast_path: FastPath) -> No
     device, chosen = device_type(cfg.trainer.accelerator), choose(cfg.trainer)
     log.info(
         "device: %d x %s, precision %s (%s), %s",
-        trainer.world_size, device, chosen.precision, chosen.reason, fast_path,
+        trainer.world_size, device, chosen.precision, chosen.reason,
+        settled.fast_path.fitted_to(module.net),
     )  # fmt: skip
     log.info("plan: %d optimizer steps", module.total_steps)

@@ -18,6 +18,7 @@ from gptpl.errors import InputError
 from gptpl.runs.parts import (
     build_tokenizer,
     check_gpt,
+    choose,
     is_gpt,
     model_config,
     optimizer_factory,
@@ -25,7 +26,6 @@ from gptpl.runs.parts import (
     task_class,
 )
 from gptpl.runs.resume import Resumption
-from gptpl.runs.trainer import choose
 from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
 from gptpl.training.memory import accumulation, free_memory, largest_batch_size, optimizer_state_bytes
 from gptpl.training.performance import FastPath, device_type, product_dtype
@@ -44,8 +44,8 @@ def build_datamodule(cfg: Config, *, resume: Resumption | None = None) -> Traini
     Any LightningDataModule that is no `TrainingData` comes as `StockData`. Of a run that is resumed it must
     be the same text. Raises InputError for data that the task cannot use.
     """
-    kind = data_class(cfg)
-    settle_lengths(cfg)
+    kind = _data_class(cfg)
+    _settle_lengths(cfg)
     known = settings_of(kind, "data").parameters
     settings = {
         name: value
@@ -56,10 +56,9 @@ def build_datamodule(cfg: Config, *, resume: Resumption | None = None) -> Traini
     if "batch_size" in known:
         runtime["batch_size"] = 1 if cfg.data.get("batch_size") == AUTO else cfg.data.batch_size
     own = issubclass(kind, TrainingData)
-    tokenizer = (
-        _tokenizer(cfg, kind, resume) if own or "tokenizer" in known else build_tokenizer(cfg.tokenizer)
-    )
-    if "tokenizer" in known:
+    takes = "tokenizer" in known
+    tokenizer = _tokenizer(cfg, kind, resume) if own or takes else build_tokenizer(cfg.tokenizer)
+    if takes:
         runtime["tokenizer"] = tokenizer
     datamodule = instantiate({"_target_": cfg.data._target_, **settings}, **runtime)
     if not own:
@@ -71,18 +70,16 @@ def build_datamodule(cfg: Config, *, resume: Resumption | None = None) -> Traini
     return datamodule
 
 
-def data_class(cfg: Config) -> type[TrainingData]:
+def _data_class(cfg: Config) -> type[TrainingData]:
     """The class of `cfg.data`. Raises InputError where `cfg.task` trains on another kind of data."""
     task = task_class(cfg)
     kind: type[TrainingData] = locate(str(cfg.data._target_), "data._target_")
     wanted = getattr(task, "data_class", L.LightningDataModule)
     if issubclass(kind, wanted) or not issubclass(kind, TrainingData):
         return kind  # of the user's own it is the batches that must be right
-    offered = [name for name, each in _classes("data").items() if issubclass(each, wanted)]
+    offered = [name for name, each in _classes("data") if issubclass(each, wanted)]
     fitting = [
-        name
-        for name, each in _classes("task").items()
-        if issubclass(kind, getattr(each, "data_class", object))
+        name for name, each in _classes("task") if issubclass(kind, getattr(each, "data_class", object))
     ]
     raise InputError(
         f"task={getattr(task, 'task', task.__name__)} cannot train on these data ({kind.__name__}): choose"
@@ -90,13 +87,12 @@ def data_class(cfg: Config) -> type[TrainingData]:
     )
 
 
-def _classes(group: str) -> dict[str, Any]:
-    """The class of every choice of a group."""
-    targets = {name: said_by(group, name, bases=True)["_target_"] for name in choices(group)}
-    return {name: locate(target, group) for name, target in targets.items()}
+def _classes(group: str) -> list[tuple[str, Any]]:
+    """Every choice of a group with its class."""
+    return [(name, locate(said_by(group, name, bases=True)["_target_"], group)) for name in choices(group)]
 
 
-def settle_lengths(cfg: Config) -> None:
+def _settle_lengths(cfg: Config) -> None:
     """Decides the numbers of tokens that follow from others. Raises InputError for too long sequences."""
     data, context = cfg.data, cfg.model.get("context_length")
     if "max_length" in data and data.max_length is None:
@@ -186,8 +182,7 @@ def _largest(cfg: Config, trainer: L.Trainer, path: FastPath) -> int:
         raise InputError(
             f"data.global_batch_size={windows} is no multiple of {devices} devices: give one that is"
         )
-    kind = device_type(cfg.trainer.accelerator)
-    prepare = preparation(cfg)
+    kind, prepare = device_type(cfg.trainer.accelerator), preparation(cfg)
     here = 1 if kind == "cuda" else trainer.num_devices  # processes that share the machine's memory
     return largest_batch_size(
         config,

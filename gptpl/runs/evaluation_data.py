@@ -32,8 +32,8 @@ from gptpl.data.stock_data import StockData
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
+from gptpl.files.run_record import CONFIG_FILE, is_run, parse_yaml, read_mapping
 from gptpl.model.protocol import context_length
-from gptpl.records.run_record import CONFIG_FILE, is_run, parse_yaml, read_mapping
 from gptpl.weights.adapter import FORMAT as ADAPTER
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from gptpl.config.groups import Folder
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
 from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES, figure_pixels, write_png
-from gptpl.runs.build import Settled, settle
+from gptpl.runs.build import Settled, build_module, settle
 from gptpl.runs.parts import check_gpt, is_gpt
 from gptpl.runs.plan import peak_rates
 from gptpl.runs.trial import (
@@ -34,7 +34,6 @@ from gptpl.runs.trial import (
     check_one_device,
     step_memory_of,
     train_a_little,
-    trial_module,
     usable_memory,
 )
 from gptpl.training.loss_curves import RangeResult, ramp_rate, range_result
@@ -135,7 +134,7 @@ def _ramp_losses(settled: Settled, rates: list[float]) -> list[float]:
 
     Ends where it diverges or is no number.
     """
-    module = trial_module(settled, settled.weights)
+    module = build_module(settled, weights=settled.weights)
     peak = float(settled.cfg.optimizer.lr)
     module.make_scheduler = None  # the rates are the test's
     module.lr_factor = lambda step: rates[min(step, len(rates) - 1)] / peak
@@ -242,7 +241,7 @@ def _measure(settled: Settled, sizes: list[int], steps: int) -> tuple[list[Measu
     device = torch.device(device_type(settled.cfg.trainer.accelerator))
     # Asked once: what a size has taken from the system is there for the next one.
     usable = usable_memory(settled)
-    module = trial_module(settled, RandomWeights())
+    module = build_module(settled, weights=RandomWeights())
     module.make_scheduler = None
     module.lr_factor = lambda step: 0.0  # a step as any other, but the loss cannot diverge
     measured: list[Measured] = []

@@ -3,31 +3,30 @@
 import logging
 import math
 import os
+import platform
 import shlex
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from gptpl.callbacks.exact_resume import return_loggers
 from gptpl.callbacks.stopping import RunStopped, interrupts
+from gptpl.config.groups import config_folder
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
+from gptpl.files.run_record import read_run_json, write_config, write_run_json
 from gptpl.model import parameters_of
-from gptpl.records.claims import RunClaim
-from gptpl.records.run_record import read_run_json, write_config
 from gptpl.resuming import NEXT_STEP
 from gptpl.runs.build import Run, rolled_back
-from gptpl.runs.folder import (
-    PROCESS_RUN_DIR,
-    environment_record,
-    is_worker_process,
-    write_run_record,
-)
+from gptpl.runs.claims import PROCESS_RUN_DIR, RunClaim, is_worker_process
 from gptpl.training.adapter import export_adapter, has_base
 from gptpl.training.checkpoint_files import LAST, set_aside
 from gptpl.training.memory import peak_memory_bytes
@@ -41,6 +40,7 @@ ROLLBACK = "rollback"
 MOST_IN_A_ROW = 3
 """Skipped steps in a row after which the weights, and not the batches, are to blame."""
 ADAPTER_FOLDER = "adapter"
+RECORDED_PACKAGES = ("gptpl", "torch", "lightning", "hydra-core", "tiktoken", "numpy")
 
 
 def train(run: Run) -> dict[str, float]:
@@ -125,7 +125,7 @@ def _fit(run: Run) -> dict[str, float]:
             raise
         metrics = _final_metrics(run.trainer)
         if run.trainer.is_global_zero:
-            write_run_record(
+            write_run_json(
                 run.run_dir,
                 finished=datetime.now(UTC).isoformat(timespec="seconds"),
                 steps=run.trainer.global_step,
@@ -157,7 +157,7 @@ def _stopped(run: Run, stop: RunStopped, started_seconds: float) -> dict[str, fl
         return {}  # Lightning would kill the first process for a status other than 0
     log.info("%s", stop)
     stopped = {"reason": stop.reason, "step": stop.step}
-    write_run_record(run.run_dir, stopped=stopped, **_cost(run, started_seconds))
+    write_run_json(run.run_dir, stopped=stopped, **_cost(run, started_seconds))
     _say_how_to_go_on(run)
     if stop.status:
         raise stop
@@ -185,7 +185,7 @@ def _write_start(run: Run) -> None:
     run.datamodule.write_record(run.run_dir)
     planned, environment = run.module.total_steps, environment_record(run.command)
     if run.resume is None:
-        write_run_record(
+        write_run_json(
             run.run_dir,
             **environment,
             **_data_record(run),
@@ -197,7 +197,50 @@ def _write_start(run: Run) -> None:
         changes = {change.key: change.new for change in run.resume.changes}
         now = {"step": run.start_step, "changes": changes, **environment}
         ended = ("finished", "stopped", "failed", "steps", "tokens_seen", "metrics")
-        write_run_record(run.run_dir, remove=ended, resumed=[*earlier, now], planned_steps=planned)
+        write_run_json(run.run_dir, remove=ended, resumed=[*earlier, now], planned_steps=planned)
+
+
+def environment_record(command: str) -> dict[str, Any]:
+    """What a run depends on beside its settings: versions, git commit, command, hardware."""
+    return {
+        "command": command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()}
+        | {name: package_version(name) for name in RECORDED_PACKAGES},
+        "git_commit": git_commit(),
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def package_version(package: str) -> str | None:
+    """The installed version; None where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout gptpl runs from, marked where files differ from it; None outside."""
+    source = config_folder().resolve()
+    if source.name != "conf":  # installed from a wheel: a repository around it is another project's
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=source,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
 
 
 def _data_record(run: Run) -> dict[str, Any]:
@@ -226,7 +269,7 @@ def _record_failure(run: Run, error: Exception, started_seconds: float) -> None:
         return
     lines = str(error).strip().splitlines() or [""]
     with suppress(OSError):  # of a full disk, say, which is then what the run failed of
-        write_run_record(
+        write_run_json(
             run.run_dir,
             failed={"error": f"{type(error).__name__}: {lines[0]}", "step": run.trainer.global_step},
             **_cost(run, started_seconds),

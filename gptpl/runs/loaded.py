@@ -14,7 +14,7 @@ from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
-from gptpl.records.listing import find_run
+from gptpl.runs.listing import find_run
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
 from gptpl.training.adapter import adapter_checkpoint
 from gptpl.training.checkpoint import CLASSIFY, read_checkpoint

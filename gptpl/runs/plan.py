@@ -21,16 +21,16 @@ from gptpl.data.datamodule import TOKENS_PER_PARAMETER, TextDataModule
 from gptpl.errors import InputError
 from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES, figure_pixels, write_png
 from gptpl.model import GPTModel, ParameterCount, count_parameters
-from gptpl.runs.build import Settled, peak_rate, schedule, settle
-from gptpl.runs.parts import is_gpt, optimizer_factory, preparation, trained_part
-from gptpl.runs.trainer import choose
-from gptpl.runs.trial import largest_batch_of, step_memory_of, train_a_little, trial_module, usable_memory
+from gptpl.runs.build import Settled, build_module, peak_rate, schedule, settle
+from gptpl.runs.parts import choose, is_gpt, optimizer_factory, preparation, tuning_of
+from gptpl.runs.trial import largest_batch_of, step_memory_of, train_a_little, usable_memory
 from gptpl.text import duration_text
 from gptpl.training.flops import counted_flops_per_token, peak_flops
 from gptpl.training.memory import ShapesAlone, StepMemory
 from gptpl.training.performance import device_type, product_dtype
 from gptpl.training.schedules import scheduler_of
 from gptpl.training.training_module import NonFiniteError
+from gptpl.training.tuning import ALL
 from gptpl.weights.starting import RandomWeights
 
 if TYPE_CHECKING:  # matplotlib takes long to import
@@ -253,12 +253,16 @@ def _numbers(settled: Settled) -> Plan:
     device = device_type(cfg.trainer.accelerator)
     process_bytes = psutil.Process().memory_info().rss + LATER_BYTES if device == "cpu" else 0
     memory = step_memory_of(settled)
+    tune, trained = tuning_of(cfg), None
+    if tune.state() != ALL:
+        with torch.device("meta"):
+            trained = tune.report(preparation(cfg)(GPTModel(settled.config)))
     accumulate, examples = cfg.trainer.accumulate_grad_batches, len(data.examples("train"))
     windows = _batches(settled) * data.batch_size * world_size
     return Plan(
         about=f"{data.name}, {data.tokenizer.name} tokenizer: {data.train_tokens:,} training tokens",
         parameters=count_parameters(settled.config),
-        trained=trained_part(cfg, settled.config),
+        trained=trained,
         memory=memory,
         process_bytes=process_bytes,
         held_bytes=round(HELD_SHARE * memory.peak) if device == "cpu" else 0,
@@ -354,7 +358,7 @@ def _timed(settled: Settled, plan: Plan, steps: int | None) -> Timing | str:
             )
         steps = DEFAULT_STEPS
     timer = StepTimer()
-    module = trial_module(settled, RandomWeights())  # they take as long as any
+    module = build_module(settled, weights=RandomWeights())  # they take as long as any
     try:
         train_a_little(settled, module, steps=steps + 1, callbacks=[timer], evaluates=True)
     except NonFiniteError:

@@ -9,9 +9,8 @@ import torch
 
 from gptpl.callbacks.stopping import RunStopped, interrupts
 from gptpl.errors import InputError
-from gptpl.runs.build import Settled, build_module
-from gptpl.runs.parts import optimizer_factory, preparation
-from gptpl.runs.trainer import build_trainer, choose, let_module_end
+from gptpl.runs.build import Settled
+from gptpl.runs.parts import build_trainer, choose, let_module_end, optimizer_factory, preparation
 from gptpl.training.memory import (
     USABLE,
     StepMemory,
@@ -22,7 +21,6 @@ from gptpl.training.memory import (
 )
 from gptpl.training.performance import device_type, product_dtype
 from gptpl.training.training_module import TrainingModule
-from gptpl.weights.starting import StartingWeights
 
 
 def step_memory_of(settled: Settled, batch_size: int | None = None) -> StepMemory:
@@ -88,15 +86,6 @@ def usable_memory(settled: Settled) -> int | None:
 
 
 # --- a few steps ----------------------------------------------------------------------------------------
-
-
-def trial_module(settled: Settled, weights: StartingWeights) -> TrainingModule:
-    """The run's module as `gptpl train` would make it, with these weights."""
-    module = build_module(settled, weights=weights)
-    fast_path = settled.fast_path.fitted_to(module.net)
-    fast_path.apply(module.net)
-    module.head = fast_path.head
-    return module
 
 
 def train_a_little(

@@ -23,8 +23,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from gptpl.records.run_record import LOSS, Mode
-from gptpl.records.sweep_folder import STUDY_FILE, WORKERS
+from gptpl.files.run_record import LOSS, Mode
+from gptpl.runs.listing import STUDY_FILE, WORKERS
 from gptpl.sweeps.jobs import is_alive
 from gptpl.sweeps.space import SearchSpace, combinations, drawn, overrides
 

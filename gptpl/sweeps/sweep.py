@@ -19,10 +19,10 @@ from gptpl.config.instantiate import instantiate, locate
 from gptpl.config.overrides import is_path, parsed, readable
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
-from gptpl.records.run_record import LOSS
-from gptpl.records.sweep_folder import RESULTS_FILE, SWEEP_FILE
+from gptpl.files.run_record import LOSS
 from gptpl.runs.build import run_name
-from gptpl.runs.folder import git_commit, package_version
+from gptpl.runs.fit import git_commit, package_version
+from gptpl.runs.listing import RESULTS_FILE, SWEEP_FILE
 from gptpl.runs.parts import task_class
 from gptpl.sweeps.jobs import Launcher
 from gptpl.sweeps.outcomes import Row, header, rows, write_results

@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any
 
 from gptpl.files.folder_lock import is_locked
-from gptpl.records.removal import remove_folder
-from gptpl.records.run_record import EVALUATIONS_FILE, METRICS_FILE, RunError, read_run
-from gptpl.records.sweep_folder import OUTPUT
+from gptpl.files.run_record import EVALUATIONS_FILE, METRICS_FILE, RunError, read_run
+from gptpl.runs.listing import OUTPUT
+from gptpl.runs.removal import remove_folder
 from gptpl.sweeps.jobs import Command, Job, Launcher
 from gptpl.sweeps.outcomes import BEGINS, Outcome, measured_values, outcome
 from gptpl.sweeps.study import STORAGE_ERRORS, Claim, SweepStudy, storage_error

@@ -20,10 +20,10 @@ from torch import nn
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain, tensors_in
+from gptpl.files.run_record import RunError, read_evaluations
 from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.lora import low_rank_layers, merged_weights
 from gptpl.model.protocol import class_path
-from gptpl.records.run_record import RunError, read_evaluations
 from gptpl.training.checkpoint_files import verify, whole_one_named
 from gptpl.training.resume_state import RESUME_KEY
 from gptpl.training.tuning import ALL, low_rank_scale

@@ -40,7 +40,7 @@ def test_the_four_sizes_are_the_published_ones_and_need_no_memory(
 ):
     """On a machine with 100 MB free, where weights would be refused if they were asked for."""
     monkeypatch.setattr(trial, "free_memory", lambda device: 10**8)
-    monkeypatch.setattr(plan_module, "trial_module", lambda *args: pytest.fail("weights were made"))
+    monkeypatch.setattr(plan_module, "build_module", lambda *args: pytest.fail("weights were made"))
     plan = planned(f"model={model}", "data.max_length=128", "plan.timed_steps=3")
     assert plan["parameters"]["tied"] == plan["parameters"]["total"] == parameters
     assert sum(plan["parameters"]["parts"].values()) == parameters

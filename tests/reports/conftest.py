@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gptpl.records.run_record import RunRecord, read_run
+from gptpl.files.run_record import RunRecord, read_run
 
 MakeRun = Callable[..., RunRecord]
 

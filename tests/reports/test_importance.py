@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gptpl.records.run_record import RunRecord
+from gptpl.files.run_record import RunRecord
 from gptpl.reports.settings import axes, importance
 
 

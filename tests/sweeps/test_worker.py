@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 
 from gptpl.errors import InputError
+from gptpl.files import run_record
 from gptpl.files.folder_lock import locked_folder
-from gptpl.records import run_record
 from gptpl.sweeps import executors, outcomes, worker
 from gptpl.sweeps.jobs import Processes
 from gptpl.sweeps.study import Search, SweepStudy

@@ -22,9 +22,8 @@ from typing import Any
 
 from gptpl.cli.arguments import parse_plain as parse
 from gptpl.errors import InputError
-from gptpl.records.disk import disk_use
-from gptpl.records.listing import DEFAULT_FOLDER, SORTS, Listed, list_runs
-from gptpl.records.removal import rest_of, rests_below
+from gptpl.runs.listing import DEFAULT_FOLDER, SORTS, Listed, disk_use, list_runs
+from gptpl.runs.removal import rest_of, rests_below
 from gptpl.text import bytes_text, count_text, loss_text, near, one_line, shortened, table, time_text
 
 HEADER = ["run", "state", "started", "steps", "val loss", "tokens", "size", "checkpoints"]

@@ -13,8 +13,8 @@ A new run has that of notes=TEXT.
 from pathlib import Path
 
 from gptpl.errors import InputError
-from gptpl.records.listing import find_run
-from gptpl.records.run_record import read_run, write_run_json
+from gptpl.files.run_record import read_run, write_run_json
+from gptpl.runs.listing import find_run
 from gptpl.text import near, one_line
 
 
@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> int:
     folder = find_run(Path(arguments[0]).expanduser())
     record = read_run(folder)
     if len(arguments) == 2:
-        write_run_json(folder, {"notes": arguments[1]})
+        write_run_json(folder, notes=arguments[1])
         record = read_run(folder)
     print(one_line(f"{near(folder)}: {record.notes or 'no note'}"))
     return 0

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from gptpl.cli.arguments import parse_plain as parse
 from gptpl.errors import InputError
-from gptpl.records.listing import DEFAULT_FOLDER, find_run
-from gptpl.records.removal import BEST, Removal, plan_removal, rest_of, some, warnings
+from gptpl.runs.listing import DEFAULT_FOLDER, find_run
+from gptpl.runs.removal import BEST, Removal, plan_removal, rest_of, some, warnings
 from gptpl.text import bytes_text, count_text, near, one_line, table
 
 

@@ -21,9 +21,8 @@ from typing import Any
 from gptpl.cli import run_facts
 from gptpl.cli.arguments import parse_plain as parse
 from gptpl.errors import InputError
-from gptpl.records.disk import CHECKPOINT_FOLDER, DiskUse, disk_use
-from gptpl.records.listing import find_run
-from gptpl.records.run_record import RunRecord, read_run
+from gptpl.files.run_record import RunRecord, read_run
+from gptpl.runs.listing import CHECKPOINT_FOLDER, DiskUse, disk_use, find_run
 from gptpl.text import bytes_text, loss_text, near, one_line, printable, shortened, table, time_text
 
 LAST = f"{CHECKPOINT_FOLDER}/last.ckpt"

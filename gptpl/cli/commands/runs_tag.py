@@ -13,8 +13,8 @@ A new run has those of tags=[a,b]. Prints the run's tags.
 from pathlib import Path
 
 from gptpl.errors import InputError
-from gptpl.records.listing import find_run
-from gptpl.records.run_record import change_tags
+from gptpl.files.run_record import change_tags
+from gptpl.runs.listing import find_run
 from gptpl.text import near, one_line
 
 

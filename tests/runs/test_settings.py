@@ -1,6 +1,6 @@
 """Settings on one level, and which of them differ."""
 
-from gptpl.records.settings import Setting, differing, flat_settings
+from gptpl.files.run_settings import Setting, differing, flat_settings
 
 
 def test_settings_are_flattened_to_what_tensorboard_takes():

@@ -2,9 +2,8 @@
 
 import pytest
 
-from gptpl.records.disk import disk_use
-from gptpl.records.removal import foreign_files, is_gptpls
-from gptpl.records.sweep_folder import is_sweep, trials
+from gptpl.runs.listing import disk_use, is_sweep, trials
+from gptpl.runs.removal import foreign_files, is_gptpls
 
 FOREIGN = ["notes.txt", "checkpoints/mine.pt", "tensorboard/profile.json", "paper/figure.png", "config.yml"]
 

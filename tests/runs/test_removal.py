@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gptpl.records.disk import disk_use
-from gptpl.records.removal import (
+from gptpl.files.run_record import find_runs
+from gptpl.runs.listing import disk_use
+from gptpl.runs.removal import (
     dependents,
     needless_checkpoints,
     remove_checkpoints,
@@ -14,7 +15,6 @@ from gptpl.records.removal import (
     rest_of,
     rests_below,
 )
-from gptpl.records.run_record import find_runs
 
 
 def test_a_removed_folder_is_gone_and_its_links_point_where_they_did(tmp_path, make_run):

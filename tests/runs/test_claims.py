@@ -13,7 +13,7 @@ import pytest
 
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import is_locked
-from gptpl.records.claims import RunClaim, claim_new_run, claim_resumed_run
+from gptpl.runs.claims import RunClaim, claim_new_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked on Windows")
 
@@ -21,7 +21,7 @@ BEGIN = """
 import sys, time
 from pathlib import Path
 from gptpl.errors import InputError
-from gptpl.records import claims
+from gptpl.runs import claims
 go = Path(sys.argv[1])
 print("ready", flush=True)
 while not go.exists():
@@ -190,7 +190,7 @@ def test_a_folder_without_permission_is_refused(tmp_path):
 def test_a_resumed_run_is_claimed_as_it_is(tmp_path, make_run):
     run = make_run(tmp_path / "a")
     before = sorted(run.rglob("*"))
-    with claim_resumed_run(run):
+    with RunClaim(run):
         assert is_locked(run)
         with pytest.raises(InputError, match="another process is training"):
             RunClaim(run)

@@ -1,7 +1,7 @@
 """In what runs differ."""
 
-from gptpl.records.run_record import read_run
-from gptpl.records.settings import differing_beside, differing_settings
+from gptpl.files.run_record import read_run
+from gptpl.files.run_settings import differing_beside, differing_settings
 
 
 def test_settings_that_differ_and_no_others(tmp_path, make_run):

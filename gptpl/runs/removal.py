@@ -11,9 +11,7 @@ from typing import Any
 
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import is_locked
-from gptpl.records.disk import CHECKPOINT_FOLDER, DiskUse, disk_use
-from gptpl.records.listing import DEFAULT_FOLDER
-from gptpl.records.run_record import (
+from gptpl.files.run_record import (
     CONFIG_FILE,
     RUN_FILE,
     RunError,
@@ -24,7 +22,7 @@ from gptpl.records.run_record import (
     read_mapping,
     read_run,
 )
-from gptpl.records.sweep_folder import is_sweep, trials
+from gptpl.runs.listing import CHECKPOINT_FOLDER, DEFAULT_FOLDER, DiskUse, disk_use, is_sweep, trials
 from gptpl.text import count_text, near
 
 BEST = "best.ckpt"
@@ -76,9 +74,7 @@ class Removal:
         """How the run ended, or what else it is."""
         if self.half_done:
             return "half removed"
-        if not is_run(self.path):
-            return f"sweep of {count_text(len(self.runs), 'run')}"
-        return _state(self.path)
+        return _state(self.path) if is_run(self.path) else f"sweep of {count_text(len(self.runs), 'run')}"
 
     @property
     def foreign(self) -> list[str]:
@@ -87,11 +83,11 @@ class Removal:
 
     def remove(self) -> None:
         """Does it."""
-        if not self.checkpoints_only:
+        if self.checkpoints_only:
+            for run in self.runs:
+                remove_checkpoints(run, disk_use(run))
+        else:
             remove_folder(self.path)
-            return
-        for run in self.runs:
-            remove_checkpoints(run, disk_use(run))
 
 
 def plan_removal(paths: Sequence[Path], *, checkpoints_only: bool = False) -> list[Removal]:
@@ -136,8 +132,7 @@ def _check_removable(path: Path, *, checkpoints_only: bool) -> None:
             f"{near(path)} is no run of gptpl's ({CONFIG_FILE} is another program's, or damaged like"
             f" {RUN_FILE}), so it is left alone: remove it yourself"
         )
-    inside = len(find_runs(path))
-    if inside:
+    if inside := len(find_runs(path)):
         raise InputError(
             f"{near(path)} is no run but holds {count_text(inside, 'run')}: give those to remove, as in"
             f" {near(path)}/*"
@@ -152,33 +147,25 @@ def warnings(removals: Sequence[Removal]) -> Iterator[str]:
     """What one may not want to lose, a line each."""
     for each in removals:
         for run in each.runs:
-            yield from _warnings_of_run(run, checkpoints_only=each.checkpoints_only)
+            use = disk_use(run)
+            ago = time.time() - use.newest
+            if _state(run) in ("unfinished", "damaged") and ago < JUST_NOW_SECONDS:
+                yield f"{near(run)} was written {max(ago, 0):.0f} seconds ago: it may be running"
+            if each.checkpoints_only and f"{CHECKPOINT_FOLDER}/{BEST}" not in use.files:
+                yield f"{near(run)} has no {BEST}: none of its weights would be left"
         if each.foreign:
             yield f"{near(each.path)} holds files that gptpl did not write: {some(each.foreign)}"
+    # Those below runs/ and those beside a folder that goes: not all of a disk.
+    others = find_runs(DEFAULT_FOLDER) if DEFAULT_FOLDER.is_dir() else []
+    for parent in {each.path.parent for each in removals}:
+        others += [child for child in parent.iterdir() if is_run(child)]
     checkpoints_only = any(each.checkpoints_only for each in removals)
-    for record, place in dependents([each.path for each in removals], _other_runs(removals)):
+    for record, place in dependents([each.path for each in removals], others):
         if not (checkpoints_only and place.name == BEST):
             yield (
                 f"{near(record.path)} began with {near(place)}: it keeps its own weights, but could not be"
                 " started anew"
             )
-
-
-def _warnings_of_run(run: Path, *, checkpoints_only: bool) -> Iterator[str]:
-    use = disk_use(run)
-    ago = time.time() - use.newest
-    if _state(run) in ("unfinished", "damaged") and ago < JUST_NOW_SECONDS:
-        yield f"{near(run)} was written {max(ago, 0):.0f} seconds ago: it may be running"
-    if checkpoints_only and f"{CHECKPOINT_FOLDER}/{BEST}" not in use.files:
-        yield f"{near(run)} has no {BEST}: none of its weights would be left"
-
-
-def _other_runs(removals: Sequence[Removal]) -> Iterator[Path]:
-    """Those below runs/ and those beside a folder that goes: not all of a disk."""
-    if DEFAULT_FOLDER.is_dir():
-        yield from find_runs(DEFAULT_FOLDER)
-    for parent in {each.path.parent for each in removals}:
-        yield from (child for child in parent.iterdir() if is_run(child))
 
 
 def _state(run: Path) -> str:
@@ -196,30 +183,30 @@ def is_gptpls(folder: Path) -> bool:
 
     Many programs write a `config.yaml`.
     """
-    if is_sweep(folder):
-        return True
-    of_config = _keys(folder / CONFIG_FILE, parse_yaml) >= {"run_dir", "model", "trainer"}
-    return is_run(folder) and (of_config or _keys(folder / RUN_FILE, json.loads) >= {"command", "versions"})
 
+    def keys(name: str, parse: Callable[[str], Any]) -> set[str]:
+        try:
+            return set(read_mapping(folder / name, parse))
+        except RunError:
+            return set()
 
-def _keys(path: Path, parse: Callable[[str], Any]) -> set[str]:
-    try:
-        return set(read_mapping(path, parse))
-    except RunError:
-        return set()
+    if not is_run(folder):
+        return is_sweep(folder)
+    own = keys(CONFIG_FILE, parse_yaml) >= {"run_dir", "model", "trainer"}
+    return own or keys(RUN_FILE, json.loads) >= {"command", "versions"}
 
 
 def foreign_files(folder: Path, use: DiskUse) -> list[str]:
     """The files of a run's or a sweep's folder that gptpl did not write, as far as names tell."""
-    runs = [] if is_run(folder) else [run.name for run in trials(folder)]
-    return [name for name in use.files if not _is_own(name, runs, of_run=is_run(folder))]
-
-
-def _is_own(name: str, trial_names: list[str], *, of_run: bool) -> bool:
-    first, _, rest = name.partition("/")
-    if of_run or first in trial_names:
-        return _OWN.fullmatch(name if of_run else rest) is not None
-    return _OWN_OF_SWEEP.fullmatch(name) is not None
+    if is_run(folder):
+        return [name for name in use.files if not _OWN.fullmatch(name)]
+    runs = {run.name for run in trials(folder)}
+    foreign = []
+    for name in use.files:
+        first, _, rest = name.partition("/")
+        own = _OWN.fullmatch(rest) if first in runs else _OWN_OF_SWEEP.fullmatch(name)
+        foreign += [] if own else [name]
+    return foreign
 
 
 def rest_of(folder: Path) -> Path:
@@ -227,17 +214,10 @@ def rest_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.removed")
 
 
-def _folder_of_rest(hidden: Path) -> Path | None:
-    """The inverse of `rest_of`; None for a folder that is not such a one."""
-    name = hidden.name
-    own = name.startswith(".") and name.endswith(".removed") and len(name) > len("..removed")
-    return hidden.with_name(name[1 : -len(".removed")]) if own else None
-
-
 def rests_below(folder: Path) -> list[Path]:
     """What interrupted removals left below a folder: the folders that were being removed."""
-    hidden = sorted(path for path in folder.rglob(".*.removed") if path.is_dir() and not path.is_symlink())
-    return [removed for path in hidden if (removed := _folder_of_rest(path)) is not None]
+    hidden = sorted(path for path in folder.rglob(".?*.removed") if path.is_dir() and not path.is_symlink())
+    return [path.with_name(path.name.removeprefix(".").removesuffix(".removed")) for path in hidden]
 
 
 def remove_folder(folder: Path) -> None:
@@ -274,14 +254,17 @@ def dependents(doomed: Sequence[Path], among: Iterable[Path]) -> list[tuple[RunR
     Doomed ones are left out; one that cannot be read depends on nothing.
     """
     folders = [folder.resolve() for folder in doomed]
-    others = {run.resolve(): run for run in among}
-    kept = [run for full, run in others.items() if not any(full.is_relative_to(each) for each in folders)]
-    found = [(record, _first_weights(record)) for run in kept if (record := _readable(run)) is not None]
-    return [
-        (record, place)
-        for record, place in found
-        if place is not None and any(place.is_relative_to(folder) for folder in folders)
-    ]
+
+    def goes(path: Path) -> bool:
+        return any(path.is_relative_to(folder) for folder in folders)
+
+    kept = [run for full, run in {run.resolve(): run for run in among}.items() if not goes(full)]
+    found = []
+    for record in filter(None, map(_readable, kept)):
+        place = record.entry("start", "checkpoint") or record.entry("start", "path")
+        if isinstance(place, str) and goes(Path(place)):
+            found.append((record, Path(place)))
+    return found
 
 
 def _readable(run: Path) -> RunRecord | None:
@@ -289,8 +272,3 @@ def _readable(run: Path) -> RunRecord | None:
         return read_run(run)
     except (RunError, OSError):
         return None
-
-
-def _first_weights(record: RunRecord) -> Path | None:
-    place = record.entry("start", "checkpoint") or record.entry("start", "path")
-    return Path(place) if isinstance(place, str) else None

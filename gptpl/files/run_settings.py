@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptpl.records.run_record import RunRecord
+    from gptpl.files.run_record import RunRecord
 
 NOT_COMPARED = ("choices", "notes", "resume", "run_dir", "tags", "trust")
 LEFT_OUT = ("callbacks", "logger", *NOT_COMPARED)
@@ -67,7 +67,17 @@ def differing_settings(runs: Sequence["RunRecord"]) -> Differences:
 
     A path in a run's own folder is the same in all, as `RUN/loss.png`; `run_dir` and `resume` do not count.
     """
-    return _differences([_settings(run) for run in runs])
+
+    def settings(run: "RunRecord") -> dict[str, Setting]:
+        own = str(run.config.get("run_dir") or run.path)
+        return {
+            name: f"RUN{value.removeprefix(own)}"
+            if isinstance(value, str) and (value == own or value.startswith(f"{own}/"))
+            else value
+            for name, value in flat_settings(run.config, left_out=NOT_COMPARED).items()
+        }
+
+    return _differences([settings(run) for run in runs])
 
 
 def differing_beside(runs: Sequence["RunRecord"]) -> Differences:
@@ -75,28 +85,15 @@ def differing_beside(runs: Sequence["RunRecord"]) -> Differences:
 
     The steps at which a run was resumed are among it: `resumed` is `10, 20`.
     """
-    return _differences([_beside(run) for run in runs])
+
+    def beside(run: "RunRecord") -> dict[str, Setting]:
+        steps = ", ".join(str(each.get("step")) for each in run.record.get("resumed", []))
+        entries = flat_settings({name: run.record[name] for name in BESIDE if name in run.record})
+        entries = {name: value for name, value in entries.items() if not name.startswith(_SAID_ELSEWHERE)}
+        return entries | ({"resumed": steps} if steps else {})
+
+    return _differences([beside(run) for run in runs])
 
 
 def _differences(values: Sequence[Mapping[str, Setting]]) -> Differences:
     return {name: [each.get(name) for each in values] for name in differing(values)}
-
-
-def _settings(run: "RunRecord") -> dict[str, Setting]:
-    own = str(run.config.get("run_dir") or run.path)
-    settings = flat_settings(run.config, left_out=NOT_COMPARED)
-    return {
-        name: f"RUN{value.removeprefix(own)}" if isinstance(value, str) and _is_in(value, own) else value
-        for name, value in settings.items()
-    }
-
-
-def _is_in(value: str, folder: str) -> bool:
-    return value == folder or value.startswith(f"{folder}/")
-
-
-def _beside(run: "RunRecord") -> dict[str, Setting]:
-    steps = ", ".join(str(each.get("step")) for each in run.record.get("resumed", []))
-    entries = flat_settings({name: run.record[name] for name in BESIDE if name in run.record})
-    entries = {name: value for name, value in entries.items() if not name.startswith(_SAID_ELSEWHERE)}
-    return entries | ({"resumed": steps} if steps else {})

@@ -1,23 +1,124 @@
-"""The runs on disk: one by its name, or all of them in a list."""
+"""Runs and sweeps on disk: what a folder takes, one run by its name, or all of them in a list."""
 
-from collections.abc import Collection, Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from gptpl.records.disk import DiskUse, disk_use
-from gptpl.records.run_record import (
+from gptpl.files.run_record import (
     RunError,
     RunRecord,
     find_runs,
-    has_tags,
     is_run,
+    parse_yaml,
+    read_mapping,
     read_run,
     read_run_json,
     started,
 )
-from gptpl.records.sweep_folder import is_sweep, trial_order
 from gptpl.text import near, nearest
+
+CHECKPOINT_FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskUse:
+    """The sizes, in bytes, of the files below a folder, by their paths in it; 0 for a link."""
+
+    files: Mapping[str, int]
+    newest: float
+    """When the last of them was written, in seconds since 1970; 0 where there is none."""
+
+    @property
+    def total(self) -> int:
+        """All files, in bytes."""
+        return sum(self.files.values())
+
+    @property
+    def checkpoints(self) -> Mapping[str, int]:
+        """Those of a run's checkpoints."""
+        return {name: size for name, size in self.files.items() if name.startswith(f"{CHECKPOINT_FOLDER}/")}
+
+
+def disk_use(folder: Path) -> DiskUse:
+    """Measures a folder. A file with two names counts once; links are not followed.
+
+    What vanishes meanwhile, as the files of a running run do, counts nothing, nor what may not be read.
+    """
+    files: dict[str, int] = {}
+    newest = 0.0
+    seen: set[tuple[int, int]] = set()
+    for entry in _entries(folder):
+        try:
+            found = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        again = entry.is_symlink() or (found.st_dev, found.st_ino) in seen
+        seen.add((found.st_dev, found.st_ino))
+        files[Path(entry.path).relative_to(folder).as_posix()] = 0 if again else found.st_size
+        newest = max(newest, found.st_mtime)
+    return DiskUse(files=dict(sorted(files.items())), newest=newest)
+
+
+def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    """All that is below a folder but folders themselves; of links only the links."""
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except (FileNotFoundError, PermissionError):
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries(Path(entry.path))
+        else:
+            yield entry
+
+
+# --- sweeps ---------------------------------------------------------------------------------------------
+
+SWEEP_FILE = "sweep.yaml"
+"""What the sweep is: its settings, versions and data."""
+STUDY_FILE = "sweep.db"
+"""The state of its trials, an Optuna study."""
+RESULTS_FILE = "results.csv"
+"""A row a trial, the best first."""
+OUTPUT = "output"
+"""A folder with what the trials printed."""
+WORKERS = ".workers"
+"""A folder with a locked file for each process that works on the sweep."""
+
+_KEYS = {"swept", "sampler", "versions"}
+"""Of `sweep.yaml`; other programs have files of that name, and tables of the other."""
+_HEADER = b"trial,overrides"
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is that of a sweep of gptpl's, by what its files say and not by their names alone."""
+    if is_run(folder):
+        return False
+    try:
+        if (folder / RESULTS_FILE).is_file() and (folder / RESULTS_FILE).read_bytes().startswith(_HEADER):
+            return True
+        return (folder / SWEEP_FILE).is_file() and read_mapping(
+            folder / SWEEP_FILE, parse_yaml
+        ).keys() >= _KEYS
+    except (OSError, RunError):
+        return False
+
+
+def trials(sweep: Path) -> list[Path]:
+    """The runs in a sweep's folder, by number, those without one behind."""
+    found = [run for run in find_runs(sweep) if run.parent == sweep]
+    return sorted(found, key=trial_order)
+
+
+def trial_order(run: Path) -> tuple[bool, str]:
+    """Sorts trials by number, those without one behind."""
+    return not run.name.isdecimal(), run.name.zfill(9)
+
+
+# --- one run, and all of them ---------------------------------------------------------------------------
 
 DEFAULT_FOLDER = Path("runs")
 LATEST = "latest"
@@ -149,7 +250,8 @@ def list_runs(
 
     By `loss` the best first, by `size` the largest, by `date` the newest: there a sweep counts as one.
     """
-    runs = [each for each in _listed(folders) if not tags or (each.record and has_tags(each.record, tags))]
+    wanted = set(tags)
+    runs = [each for each in _listed(folders) if wanted <= set(each.record.tags if each.record else ())]
     if by == "loss":
         return sorted(runs, key=lambda each: (each.best_loss, -each.started_seconds))
     if by == "size":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.records.run_record import find_runs, read_run
+from gptpl.files.run_record import find_runs, read_run
 
 CONFIG = (
     "name: mine\nseed: 1\noptimizer: {_target_: gptpl.training.optimizers.adamw, lr: 0.001}\nrun_dir: /x\n"

@@ -12,9 +12,8 @@ from typing import Self
 
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import locked_folder
-from gptpl.records.disk import CHECKPOINT_FOLDER
-from gptpl.records.listing import DEFAULT_FOLDER
-from gptpl.records.run_record import CONFIG_FILE, METRICS_FILE, RUN_FILE
+from gptpl.files.run_record import CONFIG_FILE, METRICS_FILE, RUN_FILE
+from gptpl.runs.listing import CHECKPOINT_FOLDER, DEFAULT_FOLDER
 
 OF_A_RUN = (CONFIG_FILE, RUN_FILE, METRICS_FILE, CHECKPOINT_FOLDER)
 """What no folder of a new run may hold."""
@@ -82,11 +81,6 @@ def claim_new_run(run_dir: Path | None, *, name: str, root: Path = DEFAULT_FOLDE
     raise AssertionError("numbers do not end")
 
 
-def claim_resumed_run(run_dir: Path) -> RunClaim:
-    """Claims the folder of a run that goes on. Raises InputError where a process is training in it."""
-    return RunClaim(run_dir)
-
-
 def _claimed(run_dir: Path) -> RunClaim:
     for _ in range(_TRIES):
         made = _make(run_dir)
@@ -151,3 +145,28 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
         except OSError:
             return
+
+
+# --- which process ----------------------------------------------------------------------------------------
+
+PROCESS_RUN_DIR = "GPTPL_RUN_DIR"
+"""Tells the processes that Lightning starts for other devices which folder the first one chose."""
+
+
+def is_worker_process() -> bool:
+    """Whether this process trains for a further device of a run whose first process is another one.
+
+    By the ranks that Lightning's launcher, torchrun and SLURM set. The folder alone says nothing: anybody may
+    have exported it.
+    """
+    for name in ("RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit() and (name == "RANK" or "SLURM_NTASKS" in os.environ):
+            return int(os.environ[name]) > 0
+    ranks = [os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")]
+    return any(rank not in ("", "0") for rank in ranks)
+
+
+def process_run_dir() -> Path | None:
+    """The folder that the first process chose, in the processes that it started; None in a first process."""
+    given = os.environ.get(PROCESS_RUN_DIR)
+    return Path(given) if given and is_worker_process() else None

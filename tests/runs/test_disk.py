@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from gptpl.records.disk import disk_use
+from gptpl.runs.listing import disk_use
 
 
 def test_sizes_are_those_of_the_system(tmp_path, make_run):

@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -18,7 +19,7 @@ import yaml
 
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
-from gptpl.records.settings import Setting, flat_settings
+from gptpl.files.run_settings import Setting, flat_settings
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
 EVALUATIONS_FILE = "evaluations.jsonl"
-SAMPLES_FILE = "samples.jsonl"
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
 """`unfinished`: still running, or ended without a chance to say why."""
@@ -174,22 +174,13 @@ class RunRecord:
 
     def samples(self) -> list[dict[str, Any]]:
         """The texts that the run sampled, in its order; a last line that is torn is left out."""
-        path = self.path / SAMPLES_FILE
+        path = self.path / "samples.jsonl"
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         samples = []
         for line in text.split("\n"):
-            try:
-                sample = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(sample, dict):
-                samples.append(sample)
-        return samples
-
-
-def has_tags(record: RunRecord, tags: Collection[str]) -> bool:
-    """Whether a run has all of these tags."""
-    return set(tags) <= set(record.tags)
+            with suppress(json.JSONDecodeError):
+                samples.append(json.loads(line))
+        return [sample for sample in samples if isinstance(sample, dict)]
 
 
 def change_tags(folder: Path, *, add: Sequence[str] = (), remove: Collection[str] = ()) -> list[str]:
@@ -206,7 +197,7 @@ def change_tags(folder: Path, *, add: Sequence[str] = (), remove: Collection[str
             raise InputError(f"{folder} has no tag {tag!r}: its tags are {', '.join(run.tags) or 'none'}")
     tags = [tag for tag in dict.fromkeys([*run.tags, *add]) if tag not in remove]
     if tags != run.tags:
-        write_run_json(folder, {"tags": tags})
+        write_run_json(folder, tags=tags)
     return tags
 
 
@@ -224,26 +215,20 @@ def number(value: Any) -> float | None:
     return float(value) if known else None
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return number(value) is not None
-
-
 _ENTRIES: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("command", "started", "git_commit", "notes"), _is_text),
-    **dict.fromkeys(("planned_steps", "steps", "tokens_seen", "seconds"), _is_number),
+    **dict.fromkeys(("command", "started", "git_commit", "notes"), lambda value: isinstance(value, str)),
     **dict.fromkeys(
-        ("parameters", "peak_memory_bytes"), lambda value: isinstance(value, int) and _is_number(value)
+        ("planned_steps", "steps", "tokens_seen", "seconds"), lambda value: number(value) is not None
     ),
-    **dict.fromkeys(("versions", "hardware", "data", "tokenizer", "start", "metrics"), _is_mapping),
-    "resumed": lambda value: isinstance(value, list) and all(map(_is_mapping, value)),
+    **dict.fromkeys(
+        ("parameters", "peak_memory_bytes"),
+        lambda value: isinstance(value, int) and number(value) is not None,
+    ),
+    **dict.fromkeys(
+        ("versions", "hardware", "data", "tokenizer", "start", "metrics"),
+        lambda value: isinstance(value, dict),
+    ),
+    "resumed": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
     "tags": lambda value: isinstance(value, list),
 }
 """What `run.json` may hold, and what each entry must be to count; how a run ended counts in any form."""
@@ -258,9 +243,7 @@ def is_run(folder: Path) -> bool:
 
 
 def find_runs(folder: Path, *, depth: int = 99) -> list[Path]:
-    """The folder, if it is a run's, or else all runs below it, by path; no run is searched for others.
-
-    `depth` is how many folders deep runs may lie.
+    """The folder, if it is a run's, or else all runs up to `depth` folders below it, by path.
 
     Links are not followed; hidden folders are left out, as those of runs that are being removed, and, with a
     warning, those that may not be read.
@@ -316,20 +299,17 @@ def read_run_json(folder: Path) -> dict[str, Any]:
 
     Raises RunError for a file that is damaged.
     """
-    return {
-        name: value
-        for name, value in _raw_run_json(folder).items()
-        if name not in _ENTRIES or _ENTRIES[name](value)
-    }
+    raw = _raw_run_json(folder).items()
+    return {name: value for name, value in raw if name not in _ENTRIES or _ENTRIES[name](value)}
 
 
-def write_run_json(folder: Path, entries: Mapping[str, Any], *, remove: Collection[str] = ()) -> None:
+def write_run_json(folder: Path, *, remove: Collection[str] = (), **entries: Any) -> None:
     """Adds entries to `run.json`, made where there is none, and removes others; a reader sees all or none.
 
     Raises RunError where there is a damaged one.
     """
     kept = {name: value for name, value in _raw_run_json(folder).items() if name not in remove}
-    write_atomically(folder / RUN_FILE, json.dumps(kept | dict(entries), indent=2) + "\n")
+    write_atomically(folder / RUN_FILE, json.dumps(kept | entries, indent=2) + "\n")
 
 
 def _raw_run_json(folder: Path) -> dict[str, Any]:
@@ -406,10 +386,8 @@ def _rows(path: Path) -> list[dict[str, float]]:
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [
-                {name: float(cell) for name, cell in row.items() if cell}
-                for row in csv.DictReader(file, strict=True)
-            ]
+            cells = [row.items() for row in csv.DictReader(file, strict=True)]
+        rows = [{name: float(cell) for name, cell in row if cell} for row in cells]
     except (OSError, ValueError, TypeError, AttributeError, csv.Error):
         rows = [{}]
     if not all("step" in row for row in rows):
@@ -426,16 +404,13 @@ def _evaluations(rows: Sequence[Mapping[str, float]], recorded: Sequence[Evaluat
     """Those of the run's own record, and those of `metrics.csv` from before gptpl wrote one."""
     known = [(row["step"], row["train/tokens_seen"]) for row in rows if "train/tokens_seen" in row]
     per_step = known[-1][1] / known[-1][0] if known and known[-1][0] else 0.0
-    logged = [
-        _evaluation(
-            int(row["step"]),
-            round(row.get("train/tokens_seen", row["step"] * per_step)),
-            {name: value for name, value in row.items() if name != "step"},
-        )
-        for row in rows
-        if LOSS in row
-    ]
-    every = {each.step: each for each in (*logged, *recorded)}
+    every = {}
+    for row in rows:
+        if LOSS in row:
+            metrics = {name: value for name, value in row.items() if name != "step"}
+            step, tokens_seen = int(row["step"]), row.get("train/tokens_seen", row["step"] * per_step)
+            every[step] = _evaluation(step, round(tokens_seen), metrics)
+    every |= {each.step: each for each in recorded}
     return [every[step] for step in sorted(every)]
 
 
@@ -445,14 +420,11 @@ def _recorded(path: Path) -> list[Evaluation]:
         return []
     try:
         *lines, _ = path.read_bytes().decode("utf-8").split("\n")
-        return [
-            _evaluation(
-                int(record["step"]),
-                int(record["tokens_seen"]),
-                {str(name): float(value) for name, value in record["metrics"].items()},
-            )
-            for record in map(json.loads, lines)
-        ]
+        found = []
+        for record in map(json.loads, lines):
+            metrics = {str(name): float(value) for name, value in record["metrics"].items()}
+            found.append(_evaluation(int(record["step"]), int(record["tokens_seen"]), metrics))
+        return found
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise RunError(f"{path} is damaged: restore it, or leave this run out") from None
 

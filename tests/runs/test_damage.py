@@ -12,14 +12,14 @@ import pytest
 
 from gptpl.cli.main import main
 from gptpl.errors import InputError
-from gptpl.records.run_record import (
+from gptpl.files.run_record import (
     read_config,
     read_run,
     read_run_json,
     write_config,
     write_run_json,
 )
-from gptpl.records.settings import differing_beside, differing_settings
+from gptpl.files.run_settings import differing_beside, differing_settings
 
 DEEP_JSON = "[" * 100_000 + "]" * 100_000
 VALUES: list[Any] = [
@@ -151,7 +151,7 @@ def test_text_that_is_no_record(runs, capsys, text):
     (folder / "run.json").write_text(text)
     ask_all(folder, whole, capsys)
     with pytest.raises(InputError, match=r"run\.json is damaged"):
-        write_run_json(folder, {"tags": []})
+        write_run_json(folder, tags=[])
     assert (folder / "run.json").read_text() == text
 
 
@@ -165,11 +165,11 @@ def test_each_line_of_hostile_yaml(runs, capsys):
 
 def test_a_value_of_the_wrong_type_counts_as_missing(runs):
     folder, _ = runs
-    write_run_json(folder, {"steps": "many", "resumed": {}, "data": [], "seconds": math.nan, "mine": [1]})
+    write_run_json(folder, steps="many", resumed={}, data=[], seconds=math.nan, mine=[1])
     record = read_run_json(folder)
     assert not {"steps", "resumed", "data", "seconds"} & record.keys()
     assert (record["mine"], record["tokens_seen"]) == ([1], 400)
-    write_run_json(folder, {"finished": None}, remove=["failed", "planned_steps"])
+    write_run_json(folder, finished=None, remove=["failed", "planned_steps"])
     assert json.loads((folder / "run.json").read_text())["steps"] == "many", "writing loses nothing"
     assert "planned_steps" not in read_run_json(folder)
 

@@ -1,1 +1,0 @@
-"""What runs leave on disk, read back without torch or Hydra."""
