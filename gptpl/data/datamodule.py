@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 from gptpl.data.corpora import Corpus
 from gptpl.data.encoding import check_train_ratio, encode_corpus
 from gptpl.data.sampler import PADDING
-from gptpl.data.splits import Split
-from gptpl.data.token_cache import CorpusStats, EncodedCorpus, Tokens
+from gptpl.data.splits import SPLITS, Split, split_table
+from gptpl.data.token_cache import PARTS, CorpusStats, EncodedCorpus, Tokens
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import IGNORED, Batches, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
 from gptpl.resuming import FREE
-from gptpl.text import count_text, table
+from gptpl.text import count_text
 
 # Hoffmann et al. 2022 (Chinchilla): at a given compute, loss is lowest near 20 tokens a parameter.
 TOKENS_PER_PARAMETER = 20
@@ -35,14 +35,8 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
     A batch is (inputs, targets), two int64 tensors (B, T), targets one token later. Past the end of the
     tokens, and in the whole row of the number PADDING, inputs are 0 and targets IGNORED.
 
-    Args:
-        tokens: 1-D.
-        max_length: T.
-        stride: tokens from the start of one window to the start of the next.
-        split: what an error message calls these tokens.
-        to_the_end: whether the last windows may be shorter than T, as long as they have a target.
-
-    Raises InputError when not even one whole window fits, where they must be whole.
+    With `to_the_end` the last windows may be shorter than T, as long as they have a target. Raises InputError
+    when not even one whole window fits, where they must be whole; it calls the tokens those of `split`.
     """
 
     def __init__(
@@ -102,9 +96,7 @@ class TextDataModule(TrainingData):
     Args:
         corpus: the text.
         tokenizer: what turns it into tokens; one without a vocabulary takes it from the text.
-        max_length: T, tokens in a window.
-        stride: tokens from the start of a training or validation window to the start of the next; None: T.
-        batch_size: B, windows in a batch of one rank.
+        max_length, stride, batch_size: T, tokens from one window's start to the next one's (None: T), and B.
         train_ratio: share of the characters to train on, between 0 and 1.
         cache_dir: where encoded corpora are kept; None: the project's cache folder.
         loading: as in `TrainingData`.
@@ -137,6 +129,7 @@ class TextDataModule(TrainingData):
         self.train_ratio = train_ratio
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._given_tokenizer = tokenizer
+        self._windows: dict[Split, TokenWindows] = {}
 
     @cached_property
     def encoded(self) -> EncodedCorpus:
@@ -169,24 +162,16 @@ class TextDataModule(TrainingData):
         encoded = self.__dict__.get("encoded")
         return self.corpus.content_sha256() if encoded is None else encoded.stats.content_sha256
 
-    @cached_property
-    def train_windows(self) -> TokenWindows:
-        """The windows to train on."""
-        return self._windows(self.encoded.train, "training")
-
-    @cached_property
-    def val_windows(self) -> TokenWindows:
-        """The windows to validate on."""
-        return self._windows(self.encoded.val, "validation")
-
-    def _windows(self, tokens: Tokens, split: str) -> TokenWindows:
-        return TokenWindows(tokens, max_length=self.max_length, stride=self.stride, split=split)
-
     def examples(self, split: Split) -> TokenWindows:
         """The windows of a split; a text has no part to test on."""
         if split == "test":
             raise InputError("a text is split in two, training and validation: give split=train or split=val")
-        return self.train_windows if split == "train" else self.val_windows
+        if split not in self._windows:
+            tokens = self.encoded.train if split == "train" else self.encoded.val
+            self._windows[split] = TokenWindows(
+                tokens, max_length=self.max_length, stride=self.stride, split=SPLITS[split]
+            )
+        return self._windows[split]
 
     def evaluation_dataloader(self, split: Literal["train", "val", "all"]) -> Batches:
         """Batches in which every token but the first of the split is the target of exactly one position.
@@ -206,17 +191,16 @@ class TextDataModule(TrainingData):
     def report(self, *, parameters: int, world_size: int) -> list[str]:
         """Counts of both splits, and what they mean. Raises InputError where a split has no window."""
         stats, batch_size = self.encoded.stats, self.batch_size * world_size
-        train, val = len(self.train_windows), len(self.val_windows)
+        train, val = len(self.examples("train")), len(self.examples("val"))
         rows = [
-            ("documents", stats.train_documents, stats.val_documents),
-            ("characters", stats.train_characters, stats.val_characters),
-            ("tokens", stats.train_tokens, stats.val_tokens),
-            (f"windows of {self.max_length:,} tokens, one every {self.stride:,}", train, val),
+            ("documents", (stats.train_documents, stats.val_documents)),
+            ("characters", (stats.train_characters, stats.val_characters)),
+            ("tokens", (stats.train_tokens, stats.val_tokens)),
+            (f"windows of {self.max_length:,} tokens, one every {self.stride:,}", (train, val)),
             # training drops the last short batch
-            (f"batches of {batch_size:,} windows", train // batch_size, -(-val // batch_size)),
+            (f"batches of {batch_size:,} windows", (train // batch_size, -(-val // batch_size))),
         ]
-        cells = [("", "training", "validation"), *((label, f"{a:,}", f"{b:,}") for label, a, b in rows)]
-        lines = [*table(cells, right=(1, 2)), _size(stats.train_tokens, parameters), _duplicates(stats)]
+        lines = [*split_table(PARTS, rows), _size(stats.train_tokens, parameters), _duplicates(stats)]
         title = (
             f"data: {self.name}, {count_text(stats.documents, 'document')}, "
             f"{self.tokenizer.name} tokenizer ({self.tokenizer.vocab_size:,} tokens)"

@@ -1,7 +1,4 @@
-"""From a corpus to token arrays, once: the result is kept in the cache and opened from there.
-
-Both splits are compared, for a model that has read validation text during training is not tested by it.
-"""
+"""From a corpus to token arrays, once: the result is kept in the cache and opened from there."""
 
 import hashlib
 import json
@@ -38,7 +35,11 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 1  # raise it when the same text would be encoded, or stored, in another way
 BATCH_CHARACTERS = 1 << 22  # text given to the tokenizer at a time; a document is never cut for it
 BLOCK_TOKENS = 32
-CHUNK_TOKENS = 1 << 20  # training tokens hashed at a time: about 8 MB an array
+CHUNK_TOKENS = 1 << 20  # tokens hashed at a time: about 8 MB an array
+# Odd, so that a multiplication loses no bit modulo 2^64.
+_BASE = 0x9E3779B97F4A7C15
+_SPREAD = 0xBF58476D1CE4E5B9
+_MODULUS_MASK = (1 << 64) - 1
 
 
 def encode_corpus(
@@ -50,10 +51,9 @@ def encode_corpus(
     itself, documents joined by the one end-of-text token. A tokenizer without a vocabulary takes it from the
     whole text, as in the book (so that no validation word is unknown).
 
-    The cache is `cache_dir` (default: the project's cache folder); the key of an entry is made of content,
-    tokenizer and ratio. A damaged entry is made again; with a cache that cannot be written the tokens
-    stay in memory; both are logged. Raises InputError for a ratio outside (0, 1), and what the corpus and the
-    tokenizer raise.
+    The cache is `cache_dir` (default: the project's cache folder). A damaged entry is made again; with a
+    cache that cannot be written the tokens stay in memory; both are logged. Raises InputError for a ratio
+    outside (0, 1), and what the corpus and the tokenizer raise.
     """
     content_sha256 = corpus.content_sha256()
     vocabulary = _vocabulary_sha256(tokenizer)
@@ -63,7 +63,9 @@ def encode_corpus(
     log.info("encoding the corpus %s with the %s tokenizer", corpus.name, tokenizer.name)
     source = _survey(corpus, tokenizer, train_ratio, content_sha256)
     try:
-        _encode_into_cache(source, entry)
+        with DraftEntry(entry, token_dtype(source.tokenizer.vocab_size)) as draft:
+            documents = _encode(source, draft.append)
+            draft.commit(_stats(source, documents, *draft.written()), source.tokenizer)
     except CacheUnwritableError as error:
         log.warning(
             "cannot keep the encoded corpus in %s (%s): encoding it in memory, and again in every run; "
@@ -150,13 +152,6 @@ def _survey(corpus: Corpus, tokenizer: Tokenizer, train_ratio: float, content_sh
     )
 
 
-def _encode_into_cache(source: _Source, entry: Path) -> None:
-    with DraftEntry(entry, token_dtype(source.tokenizer.vocab_size)) as draft:
-        documents = _encode(source, draft.append)
-        stats = _stats(source, documents, draft.written("train"), draft.written("val"))
-        draft.commit(stats, source.tokenizer)
-
-
 def _encode_in_memory(source: _Source) -> EncodedCorpus:
     dtype = token_dtype(source.tokenizer.vocab_size)
     pieces: dict[Part, list[Tokens]] = {part: [np.empty(0, dtype)] for part in PARTS}
@@ -227,16 +222,13 @@ def _stats(source: _Source, documents: Counter[Part], train: Tokens, val: Tokens
 
 # --- validation text that stands in the training text, too ----------------------------------------------
 
-# Odd, so that a multiplication loses no bit modulo 2^64.
-_BASE = 0x9E3779B97F4A7C15
-_SPREAD = 0xBF58476D1CE4E5B9
-_MODULUS_MASK = (1 << 64) - 1
-
 
 def count_duplicates(
     train: Tokens, val: Tokens, *, block_tokens: int = BLOCK_TOKENS, chunk_tokens: int = CHUNK_TOKENS
 ) -> tuple[int, int]:
     """How many non-overlapping validation blocks occur verbatim, at any offset, in training; and of how many.
+
+    A model that has read validation text during training is not tested by it.
 
     `block_tokens` must be a power of two. A last, shorter block is not counted, nor is anything found in a
     training split shorter than a block. Blocks are compared by a rolling polynomial hash modulo 2^64, so that
@@ -245,9 +237,13 @@ def count_duplicates(
     """
     if block_tokens < 1 or block_tokens & (block_tokens - 1):
         raise ValueError(f"block_tokens={block_tokens} is not a power of two")
-    hashes, inverse = np.unique(_block_hashes(val, block_tokens), return_inverse=True)
-    if not len(hashes):
+    whole = val[: len(val) // block_tokens * block_tokens]
+    step = max(1, chunk_tokens // block_tokens) * block_tokens
+    parts = (whole[start : start + step] for start in range(0, len(whole), step))
+    blocks = [_rolling_hashes(part, block_tokens)[::block_tokens] for part in parts]
+    if not blocks:
         return 0, 0
+    hashes, inverse = np.unique(np.concatenate(blocks), return_inverse=True)
     # Most training positions match nothing: a table of the top bits dismisses them without a binary search.
     shift = np.uint64(64 - min(26, len(hashes).bit_length() + 5))
     table = np.zeros(1 << (64 - int(shift)), dtype=bool)
@@ -261,22 +257,9 @@ def count_duplicates(
     return int(seen[inverse].sum()), len(inverse)
 
 
-def _token_hashes(tokens: Tokens) -> NDArray[np.uint64]:
-    return tokens.astype(np.uint64) * np.uint64(_SPREAD)
-
-
-def _block_hashes(tokens: Tokens, size: int) -> NDArray[np.uint64]:
-    """Of every non-overlapping block, by Horner's rule: h = t0 b^(size-1) + ... + t(size-1)."""
-    blocks = np.asarray(tokens[: len(tokens) // size * size]).reshape(-1, size)
-    hashes = np.zeros(len(blocks), dtype=np.uint64)
-    for column in range(size):
-        hashes = hashes * np.uint64(_BASE) + _token_hashes(blocks[:, column])
-    return hashes
-
-
 def _rolling_hashes(tokens: Tokens, size: int) -> NDArray[np.uint64]:
     """Of the `size` tokens from every position on, doubling: h_2k[i] = h_k[i] b^k + h_k[i + k]."""
-    hashes = _token_hashes(np.asarray(tokens))
+    hashes = tokens.astype(np.uint64) * np.uint64(_SPREAD)
     power, width = _BASE, 1
     while width < size:
         hashes = hashes[:-width] * np.uint64(power) + hashes[width:]

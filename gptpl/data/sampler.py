@@ -24,12 +24,11 @@ class EpochSampler(DistributedSampler[int]):
     batches of B see the global batches of one process with batches of R x B. `set_epoch` chooses the order;
     Lightning calls it before every epoch.
 
-    It is a DistributedSampler in name, so that Lightning sees that the ranks are dealt with and puts no
-    sampler of its own in its place; of that class only `set_epoch` is used.
+    With `start=(epoch, batch)` it begins at that epoch, and in it leaves out the batches before; its length
+    stays that of a whole epoch, as Lightning expects of a loader that goes on within one. An epoch ends after
+    `limit` batches of each rank, where that is set.
 
-    A sampler made with `start=(epoch, batch)` begins at that epoch, and in it leaves out the batches before;
-    its length stays that of a whole epoch, as Lightning expects of a loader that goes on within one. An epoch
-    ends after `limit` batches of each rank, where that is set.
+    It is a DistributedSampler in name alone, so that Lightning puts no sampler of its own in its place.
     """
 
     def __init__(
@@ -82,10 +81,7 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class InOrder(EpochSampler, SequentialSampler):
-    """An EpochSampler for `shuffle=False`, which Lightning then takes for the SequentialSampler it is.
-
-    It would put another in its place where `overfit_batches` is set.
-    """
+    """An EpochSampler for `shuffle=False`; under `overfit_batches` Lightning would replace any other kind."""
 
 
 def evenly_spaced(available: int, wanted: int) -> Indices:

@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning as L
@@ -12,11 +13,19 @@ import torch
 
 from gptpl.data.splits import Split
 from gptpl.data.tokenizers import Tokenizer
-from gptpl.data.training_data import BatchedExamples, Batches, TrainingData
+from gptpl.data.training_data import BatchedExamples, Batches, Positioned, TrainingData
 from gptpl.errors import InputError
 
 UNKNOWN = sys.maxsize
 """As a number of batches: the loader has no length."""
+_OWN_HOOKS = (
+    "state_dict",
+    "load_state_dict",
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+)
+"""Lightning's hooks that are those of the stranger's datamodule."""
 
 
 class StockData(TrainingData):
@@ -32,8 +41,7 @@ class StockData(TrainingData):
             `content_sha256()`, they count.
         tokenizer: what turned text into its tokens, where it does not say so itself.
         seed: decides, with the epoch, what its loaders draw.
-        eval_train_batches: training batches of an evaluation; None: all.
-        eval_val_batches: validation batches of an evaluation; None: all.
+        eval_train_batches, eval_val_batches: batches of an evaluation; None: all.
     """
 
     def __init__(
@@ -55,6 +63,8 @@ class StockData(TrainingData):
         self.own = own
         self._given_tokenizer = tokenizer
         self._done: set[str] = set()
+        for hook in _OWN_HOOKS:
+            setattr(self, hook, getattr(own, hook))
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -107,7 +117,6 @@ class StockData(TrainingData):
 
     def setup(self, stage: str | None = None) -> None:
         """Its `setup` for fitting, once. Raises InputError where it has not the loaders that a run needs."""
-        del stage
         if self._once("setup", lambda: self.own.setup("fit")):
             self.val_dataloader()
 
@@ -116,28 +125,8 @@ class StockData(TrainingData):
         self.own.teardown(stage)
         self._done.discard("setup")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Its own."""
-        return self.own.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Its own."""
-        self.own.load_state_dict(state_dict)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Its own."""
-        return self.own.on_before_batch_transfer(batch, dataloader_idx)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Its own."""
-        return self.own.transfer_batch_to_device(batch, device, dataloader_idx)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Its own."""
-        return self.own.on_after_batch_transfer(batch, dataloader_idx)
-
     def _once(self, what: str, call: Callable[[], None]) -> bool:
-        """Calls it unless that was done; whether it was not."""
+        """Whether it had to be called."""
         if what in self._done:
             return False
         self.own.trainer = self.trainer
@@ -150,24 +139,21 @@ class StockData(TrainingData):
 
     def train_dataloader(self) -> Batches:
         """Its own, which begins where the training is."""
-        return self._replayed("train_dataloader", self._epoch, skip=self._to_skip)
+        return self._replayed("train_dataloader", self._position)
 
     def val_dataloader(self) -> list[Batches]:
         """The first batches of an epoch of training, and those of its own `val_dataloader`."""
         return [
-            self._replayed("train_dataloader", lambda: 0, limit=self.eval_train_batches),
-            self._replayed("val_dataloader", lambda: 0, limit=self.eval_val_batches),
+            self._replayed("train_dataloader", limit=self.eval_train_batches),
+            self._replayed("val_dataloader", limit=self.eval_val_batches),
         ]
 
     def split_dataloader(self, split: Split) -> Batches:
         """All batches of a split, of training those of an epoch."""
-        return self._replayed(f"{split}_dataloader", lambda: 0)
+        return self._replayed(f"{split}_dataloader")
 
     def steps_per_epoch(self, *, world_size: int = 1, accumulate: int = 1) -> int:
-        """As in `TrainingData`; UNKNOWN for a loader without a length.
-
-        Raises InputError for several devices.
-        """
+        """UNKNOWN for a loader without a length. Raises InputError for several devices."""
         if world_size > 1:
             raise InputError(
                 f"{self.name} is a LightningDataModule of your own, which gives each of {world_size} devices"
@@ -184,23 +170,17 @@ class StockData(TrainingData):
             )
         return -(-batches // accumulate)
 
-    def _epoch(self) -> int:
-        """Of the training; always the first where a trainer is to overfit a few batches."""
-        if self.trainer is None:
-            return self._start[0]
-        return 0 if self.trainer.overfit_batches else self.trainer.current_epoch  # type: ignore[attr-defined]
-
-    def _to_skip(self) -> int:
+    def _position(self) -> tuple[int, int]:
+        """Epoch of the training, always the first where it overfits, and how many batches of it are done."""
         epoch, batch = self._start
-        return batch if self.trainer is not None and self.trainer.current_epoch == epoch else 0
+        if self.trainer is None:
+            return epoch, 0
+        now = self.trainer.current_epoch
+        first = self.trainer.overfit_batches  # type: ignore[attr-defined]
+        return (0 if first else now), batch if now == epoch else 0
 
     def _replayed(
-        self,
-        name: str,
-        epoch: Callable[[], int],
-        *,
-        skip: Callable[[], int] = lambda: 0,
-        limit: int | None = None,
+        self, name: str, position: Callable[[], tuple[int, int]] = lambda: (0, 0), limit: int | None = None
     ) -> Batches:
         there = getattr(type(self.own), name) is not getattr(L.LightningDataModule, name)
         with _RandomNumbers(self.seed, 0).used():
@@ -211,33 +191,24 @@ class StockData(TrainingData):
             raise InputError(
                 f"{self.name}.{name}() must give one loader of batches, got {type(loader).__name__}"
             )
-        return cast(Batches, _ReplayedLoader(loader, seed=self.seed, epoch=epoch, skip=skip, limit=limit))
+        return cast(Batches, _ReplayedLoader(loader, self.seed, position, limit))
 
 
-class _ReplayedLoader:
-    """A loader whose batches are the same for the same seed and epoch.
+@dataclass(frozen=True)
+class _ReplayedLoader(Positioned):
+    """A loader whose batches are the same for the same seed and epoch."""
 
-    Like `PositionedLoader` it has a state, so that Lightning lets it go on within an epoch.
-    """
-
-    def __init__(
-        self,
-        loader: Any,
-        *,
-        seed: int,
-        epoch: Callable[[], int],
-        skip: Callable[[], int],
-        limit: int | None,
-    ) -> None:
-        self.loader = loader
-        self._seed, self._epoch, self._skip, self._limit = seed, epoch, skip, limit
+    loader: Any
+    seed: int
+    position: Callable[[], tuple[int, int]]
+    limit: int | None
 
     def __len__(self) -> int:
-        return len(self.loader) if self._limit is None else min(len(self.loader), self._limit)
+        return len(self.loader) if self.limit is None else min(len(self.loader), self.limit)
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, skip = self._epoch(), self._skip()
-        numbers = _RandomNumbers(self._seed, epoch + 1)
+        epoch, skip = self.position()
+        numbers = _RandomNumbers(self.seed, epoch + 1)
         samplers = [getattr(self.loader, name, None) for name in ("sampler", "batch_sampler")]
         for part in (self.loader, *samplers):
             if isinstance(generator := getattr(part, "generator", None), torch.Generator):
@@ -247,7 +218,7 @@ class _ReplayedLoader:
         with numbers.used():
             batches = iter(self.loader)
         count = 0
-        while self._limit is None or count < self._limit:
+        while self.limit is None or count < self.limit:
             with numbers.used():
                 try:
                     batch = next(batches)
@@ -256,13 +227,6 @@ class _ReplayedLoader:
             count += 1
             if count > skip:
                 yield batch
-
-    def state_dict(self) -> dict[str, object]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Takes nothing over."""
 
 
 class _RandomNumbers:

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import BinaryIO, Literal, Self, get_args
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -70,40 +69,31 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
 
 
 class TokenFileWriter:
-    """Appends tokens to a new .npy file whose final length nobody knows yet.
+    """Appends tokens to a new .npy file, open for writing, whose final length nobody knows yet."""
 
-    A context manager; leaving it writes the length into the header and the file to the disk (fsync). Raises
-    OSError, also when `path` exists already.
-    """
-
-    def __init__(self, path: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
+    def __init__(self, file: BinaryIO, dtype: np.dtype[np.unsignedinteger]) -> None:
+        self._file = file
         self._dtype = dtype
         self._tokens = 0
-        self._file = path.open("xb")
         self._write_header()
-        self._header_bytes = self._file.tell()
+        self._header_bytes = file.tell()
 
     def append(self, tokens: Tokens) -> None:
         """Write 1-D `tokens` behind the others."""
         self._file.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
         self._tokens += len(tokens)
 
+    def finish(self) -> None:
+        """Write the length into the header and the file to the disk (fsync)."""
+        self._file.seek(0)
+        self._write_header()  # NumPy leaves room in the first header for a longer length
+        assert self._file.tell() == self._header_bytes, "the .npy header has grown into the tokens"
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def _write_header(self) -> None:
         header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._tokens,)}
         npy_format.write_array_header_1_0(self._file, header)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
-        """Complete the file, or after an error only close it."""
-        with self._file:
-            if kind is None:
-                self._file.seek(0)
-                self._write_header()  # NumPy leaves room in the first header for a longer length
-                assert self._file.tell() == self._header_bytes, "the .npy header has grown into the tokens"
-                self._file.flush()
-                os.fsync(self._file.fileno())
 
 
 class CacheUnwritableError(Exception):
@@ -134,8 +124,8 @@ class DraftEntry:
         self._folder.mkdir(parents=True)
         try:
             for part in PARTS:
-                writer = TokenFileWriter(self._folder / f"{part}.npy", dtype)
-                self._writers[part] = self._files.enter_context(writer)
+                file = self._files.enter_context((self._folder / f"{part}.npy").open("xb"))
+                self._writers[part] = TokenFileWriter(file, dtype)
         except OSError:
             self._discard()
             raise
@@ -146,10 +136,12 @@ class DraftEntry:
         self._writers[part].append(tokens)
 
     @_told_apart()
-    def written(self, part: Part) -> Tokens:
-        """Complete the token files, and return a split."""
-        self._files.close()
-        return npy_format.open_memmap(self._folder / f"{part}.npy", mode="r")
+    def written(self) -> tuple[Tokens, Tokens]:
+        """Complete the token files, and return both splits."""
+        for writer in self._writers.values():
+            writer.finish()
+        train, val = (npy_format.open_memmap(self._folder / f"{part}.npy", mode="r") for part in PARTS)
+        return train, val
 
     @_told_apart()
     def commit(self, stats: CorpusStats, tokenizer: Tokenizer) -> None:
@@ -169,17 +161,15 @@ class DraftEntry:
     def __enter__(self) -> Self:
         return self
 
-    @_told_apart()
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._files.__exit__(kind, error, trace)
-        finally:
-            self._discard()
+    def __exit__(self, *_: object) -> None:
+        self._discard()
 
+    @_told_apart()
     def _discard(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            self._files.close()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def read_entry(entry: Path, tokenizer: Tokenizer | None) -> EncodedCorpus | None:

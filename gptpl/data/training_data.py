@@ -42,12 +42,11 @@ class Chosen:
         return len(self._numbers)
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        """A batch of them."""
         return self._examples.__getitems__([self._numbers[index] for index in indices])
 
 
-class PositionedLoader(Batches):
-    """A DataLoader that can begin within an epoch, and says so to Lightning by having a state.
+class Positioned:
+    """Says to Lightning, by having a state, that a loader can begin within an epoch.
 
     The state is empty: the position is the training's, in finished steps, and given to `start_at`. A loader
     knows how many batches were fetched, which with worker processes are more than were trained on.
@@ -59,6 +58,10 @@ class PositionedLoader(Batches):
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Takes nothing over."""
+
+
+class PositionedLoader(Positioned, Batches):
+    """A DataLoader that can begin within an epoch."""
 
 
 class Loading(TypedDict, total=False):
@@ -82,13 +85,11 @@ class TrainingData(L.LightningDataModule, ABC):
     Args:
         batch_size: B, examples in a batch of one rank.
         seed: decides, with the epoch, the order of the training examples.
-        num_workers: processes that prepare training batches. Little is to be done for one, so 0 is right
-            nearly always; evaluation never uses workers.
+        num_workers: processes that prepare training batches: 0 is right nearly always; evaluation uses none.
         pin_memory: prepare batches in page-locked memory. None: only where there is a CUDA device.
         persistent_workers: keep the workers from epoch to epoch (nothing to keep without workers).
-        eval_train_batches: global batches of training examples, evenly spaced, to evaluate on; None: all
-            full ones.
-        eval_val_batches: the same of validation examples; None: all, the last, short one included.
+        eval_train_batches, eval_val_batches: global batches, evenly spaced, to evaluate on; None: of training
+            examples all full ones, of validation examples all.
 
     Raises InputError for a number out of range.
     """
@@ -179,7 +180,6 @@ class TrainingData(L.LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Open both splits. Raises InputError if one of them has no example."""
-        del stage
         self.examples("train")
         self.examples("val")
 
@@ -260,8 +260,6 @@ class TrainingData(L.LightningDataModule, ABC):
         # An EpochSampler, so that Lightning does not divide it once more.
         in_order = InOrder(len(share), batch_size=1, seed=self.seed, shuffle=False)
         return self._loader(Chosen(examples, share), in_order)
-
-    # --- both -----------------------------------------------------------------------------------------
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

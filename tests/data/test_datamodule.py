@@ -75,7 +75,7 @@ def test_the_counts_of_the_published_experiment(make):
 def test_an_epoch_holds_every_training_window_once_and_the_next_another_order(make):
     module = make(1000, batch_size=4)
     loader = module.train_dataloader()
-    windows = module.train_windows
+    windows = module.examples("train")
     known = {tuple(windows[index][1].tolist()): index for index in range(len(windows))}
     assert len(known) == len(windows)
     orders = []
@@ -141,19 +141,19 @@ def test_evaluation_uses_the_same_windows_every_time_in_order(make):
     assert all(equal(list(loader), batches) for loader, batches in zip(loaders, first, strict=True))
     # 10 windows of 112 in the training text, evenly spaced
     rows = [row for inputs, _ in first[0] for row in inputs]
-    windows = module.train_windows
+    windows = module.examples("train")
     expected = [windows[number * 112 // 10][0] for number in range(10)]
     assert all(a.equal(b) for a, b in zip(rows, expected, strict=True))
 
 
 def test_all_batches_are_full_ones_in_training_and_all_in_validation(make):
     module = make(990, batch_size=5, eval_train_batches=None, eval_val_batches=None)
-    assert (len(module.train_windows), len(module.val_windows)) == (111, 12)
+    assert (len(module.examples("train")), len(module.examples("val"))) == (111, 12)
     train, val = (list(loader) for loader in module.val_dataloader())
     assert [len(inputs) for inputs, _ in train] == [5] * 22
     assert [len(inputs) for inputs, _ in val] == [5, 5, 2]
     rows = torch.cat([inputs for inputs, _ in val])
-    assert rows.equal(torch.stack([module.val_windows[index][0] for index in range(12)]))
+    assert rows.equal(torch.stack([module.examples("val")[index][0] for index in range(12)]))
 
 
 def test_more_batches_than_there_are_means_all(make):
@@ -284,7 +284,7 @@ def test_it_loads_once_and_by_hand(make, monkeypatch: pytest.MonkeyPatch):
     module.setup("validate")
     assert module.load() is module.encoded is encoded
     assert module.tokenizer is encoded.tokenizer
-    assert len(module.val_windows.tokens) == encoded.stats.val_tokens
+    assert len(module.examples("val").tokens) == encoded.stats.val_tokens
 
 
 def test_setup_refuses_a_validation_text_without_a_window(make):

@@ -251,7 +251,7 @@ def test_every_text_keeps_its_label_on_its_way_into_a_batch(texts: Path) -> None
         assert isinstance(batch, LabelledBatch)
         for tokens, length, label in zip(*batch, strict=True):
             text = bytes(tokens[:length].tolist()).decode()
-            assert of.classes[label] in text
+            assert of.prepared.classes[label] in text
             assert (tokens[length:] == 256).all()
             seen += 1
     assert seen == len(of.examples("train")) // 8 * 8

@@ -10,8 +10,7 @@ class Downloaded(Corpus):
     """A text file that is downloaded once, checked, and kept in the cache folder.
 
     Args:
-        url: http(s) address of the file.
-        sha256: hash that the file must have, 64 hexadecimal digits.
+        url, sha256: http(s) address of the file, and the hash that it must have, 64 hexadecimal digits.
         name: how reports call it.
         filename: its name in the cache; None: the last part of the address.
     """

@@ -9,11 +9,7 @@ from gptpl.resuming import FREE
 
 
 class InstructionFile(Corpus):
-    """A JSON or JSON Lines file.
-
-    Args:
-        path: of the file; `~` is the home folder. None: `files` raises InputError.
-    """
+    """A JSON or JSON Lines file; `~` is the home folder. Without a path `files` raises InputError."""
 
     name = "instruction_file"
 

@@ -22,10 +22,7 @@ class PythonStdlib(Corpus):
 
     The order is that of the SHA-256 of the path below the library: the same on every machine, and the
     validation part, which is the end of the corpus, is a random sample of the files and not the end of the
-    alphabet.
-
-    Args:
-        root: folder of the library; None: the running interpreter's.
+    alphabet. `root` is the folder of the library; None: the running interpreter's.
     """
 
     name = "python_stdlib"

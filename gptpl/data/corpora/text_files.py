@@ -17,8 +17,7 @@ class TextFiles(Corpus):
             (`**` for any depth). `~` is the home folder. None: `files` raises InputError.
         pattern: glob below a folder.
 
-    Hidden files and folders (`.git`, `.ipynb_checkpoints`) are left out unless the glob names them; `**` does
-    not follow links to folders.
+    Hidden files and folders are left out unless the glob names them; `**` follows no links to folders.
     """
 
     name = "text_file"

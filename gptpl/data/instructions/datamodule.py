@@ -3,13 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from gptpl.data.corpora import Corpus
 from gptpl.data.instructions.entries import (
-    Columns,
     Duplicates,
     InstructionSplits,
     read_entries,
@@ -18,11 +17,11 @@ from gptpl.data.instructions.entries import (
 )
 from gptpl.data.instructions.rows import InstructionExamples, Row, Rows, TooLong, make_rows, pack_rows
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.splits import SPLITS, Split
+from gptpl.data.splits import SPLITS, Split, split_table
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import IGNORED, Loading, TrainingData
 from gptpl.errors import InputError
-from gptpl.text import count_text, table
+from gptpl.text import count_text
 
 
 class InstructionDataModule(TrainingData):
@@ -34,16 +33,11 @@ class InstructionDataModule(TrainingData):
         max_length: tokens of the longest row.
         template: "alpaca", "phi3", a file, or a Jinja text; see `PromptTemplate.named`.
         response_marker: what stands between prompt and answer; None: the template's own.
-        instruction_column: key of the instruction in the file.
-        input_column: key of the input; None: there is none.
-        output_column: key of the answer.
-        train_share: of the entries, see `split_entries`.
-        test_share: the same.
+        instruction_column, input_column, output_column: keys in the file; of the input None: there is none.
+        train_share, test_share, duplicates: see `split_entries`.
         shuffle: whether the entries are shuffled by `split_seed` before they are split.
-        split_seed: see there; not `seed`, so that runs with several seeds have the same test.
-        duplicates: what becomes of a question that stands in two splits, see `split_entries`.
-        mask_instruction: whether only the answers are learned.
-        too_long: what becomes of an example longer than `max_length`, see `make_rows`.
+        split_seed: not `seed`, so that runs with several seeds have the same test.
+        mask_instruction, too_long: see `make_rows`.
         packing: whether short examples share a row; they are packed once, and the rows are shuffled.
         batch_size: B, rows in a batch of one rank.
         loading: as in `TrainingData`.
@@ -81,11 +75,6 @@ class InstructionDataModule(TrainingData):
         self.corpus = corpus
         self.max_length = max_length
         self.template = PromptTemplate.named(template, response_marker)
-        self.columns = Columns(instruction=instruction_column, input=input_column, output=output_column)
-        self.train_share = train_share
-        self.test_share = test_share
-        self.shuffle = shuffle
-        self.split_seed = split_seed
         self.duplicates = duplicates
         self.mask_instruction = mask_instruction
         self.too_long = too_long
@@ -93,6 +82,16 @@ class InstructionDataModule(TrainingData):
         self.units = "rows" if packing else "examples"
         unpacked = "set data.packing=false, " if packing else ""
         self.too_few_remedy = f"{unpacked}lower data.batch_size, or give more entries"
+        self._read = partial(
+            read_entries, instruction=instruction_column, input=input_column, output=output_column
+        )
+        self._split = partial(
+            split_entries,
+            train_share=train_share,
+            test_share=test_share,
+            shuffle_seed=split_seed if shuffle else None,
+            duplicates=duplicates,
+        )
         self._given_tokenizer = tokenizer
         self._rows: dict[Split, Rows] = {}
         self._examples: dict[Split, InstructionExamples] = {}
@@ -117,13 +116,7 @@ class InstructionDataModule(TrainingData):
     def splits(self) -> InstructionSplits:
         """The entries of every split, read when first asked for."""
         [path] = self.corpus.files()
-        return split_entries(
-            read_entries(path, self.columns),
-            train_share=self.train_share,
-            test_share=self.test_share,
-            shuffle_seed=self.split_seed if self.shuffle else None,
-            duplicates=self.duplicates,
-        )
+        return self._split(self._read(path))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -172,21 +165,17 @@ class InstructionDataModule(TrainingData):
 
     def report(self, *, parameters: int, world_size: int) -> list[str]:
         """Entries, tokens and rows of every split, and what was cut, left out, or stood in two splits."""
-        del parameters
         rows = {split: self.rows(split) for split in SPLITS if self.splits.of(split)}
         packed = {split: self.examples(split).rows for split in rows}
-        numbers = {
-            "entries": [len(self.splits.of(split)) for split in rows],
-            "tokens": [sum(map(len, each.rows)) for each in rows.values()],
-            "tokens learned (targets)": [
-                sum(int((row.targets != IGNORED).sum()) for row in each.rows) for each in rows.values()
-            ],
-        }
+        learned = [sum(int((row.targets != IGNORED).sum()) for row in each.rows) for each in rows.values()]
+        numbers = [
+            ("entries", [len(self.splits.of(split)) for split in rows]),
+            ("tokens", [sum(map(len, each.rows)) for each in rows.values()]),
+            ("tokens learned (targets)", learned),
+        ]
         if self.packing:
-            numbers["rows of packed examples"] = [len(each) for each in packed.values()]
-        cells = [["", *(SPLITS[split] for split in rows)]]
-        cells += [[label, *(f"{number:,}" for number in each)] for label, each in numbers.items()]
-        lines = [*table(cells, right=range(1, len(rows) + 1)), *length_lines(rows, self.max_length)]
+            numbers.append(("rows of packed examples", [len(each) for each in packed.values()]))
+        lines = [*split_table(rows, numbers), *length_lines(rows, self.max_length)]
         if self.splits.shared:
             meaning = {
                 "remove": "removed there (data.duplicates=remove)",

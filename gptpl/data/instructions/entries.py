@@ -2,15 +2,14 @@
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 from gptpl.data.corpora.base import read_utf8
-from gptpl.data.splits import SPLITS, Split, homes, split_file
+from gptpl.data.splits import SPLITS, Split, homes, write_split
 from gptpl.errors import InputError
-from gptpl.files.durable import write_atomically
 
 Duplicates = Literal["remove", "group", "keep"]
 _PRECEDENCE: tuple[Split, ...] = ("train", "test", "val")
@@ -29,15 +28,6 @@ class Entry:
     def question(self) -> tuple[str, str]:
         """Instruction and input, white space aside: what makes two entries ask the same."""
         return " ".join(self.instruction.split()), " ".join(self.input.split())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """The keys of an entry in a file; `input` is None where no entry has any."""
-
-    instruction: str = "instruction"
-    input: str | None = "input"
-    output: str = "output"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +50,19 @@ class PlacedRecord:
         return value
 
 
-def read_entries(path: Path, columns: Columns = Columns()) -> list[Entry]:
-    """Every entry of a file, in order; its keys are `columns`, others are left aside.
+def read_entries(
+    path: Path, *, instruction: str = "instruction", input: str | None = "input", output: str = "output"
+) -> list[Entry]:
+    """Every entry of a file, in order, by the keys of its parts; no entry has an input where that is None.
 
     Raises InputError, naming the entry or the line: as `read_records`, for a missing key, a value that is no
     text, an empty instruction, and an empty answer.
     """
     return [
         Entry(
-            instruction=record.text(columns.instruction),
-            input="" if columns.input is None else record.text(columns.input, may_be_empty=True),
-            output=record.text(columns.output),
+            instruction=record.text(instruction),
+            input="" if input is None else record.text(input, may_be_empty=True),
+            output=record.text(output),
         )
         for record in read_records(path)
     ]
@@ -83,48 +75,32 @@ def read_records(path: Path) -> list[PlacedRecord]:
     but objects, half of a surrogate pair, which no file could take, and for none at all.
     """
     text = read_utf8(path)
-    records = list(_listed(path, text) if text.lstrip().startswith("[") else _lines(path, text))
+    if text.lstrip().startswith("["):
+        values = enumerate(_loaded(text, path), 1)
+        records = [_placed(f"{path}, entry {number}", value) for number, value in values]
+    else:
+        # Not splitlines(): a text may hold characters, such as U+2028, that it takes for line ends.
+        lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+        records = [_placed(f"{path}, line {number}", _loaded(line, path, number)) for number, line in lines]
     if not records:
         raise InputError(f"{path} holds no entry: give a list of objects, or one object a line")
     return records
 
 
-def _listed(path: Path, text: str) -> Iterator[PlacedRecord]:
-    try:
-        values = _loaded(text, str(path))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}: broken JSON ({error.msg} at character {error.colno}): mend it"
-        ) from error
-    for number, value in enumerate(values, 1):
-        yield _placed(f"{path}, entry {number}", value)
-
-
-def _lines(path: Path, text: str) -> Iterator[PlacedRecord]:
-    # Not splitlines(): a text may hold characters, such as U+2028, that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            value = _loaded(line, place)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{place}: broken JSON ({error.msg} at character {error.colno}): give a list of objects in"
-                " brackets, or one object a line"
-            ) from error
-        yield _placed(place, value)
-
-
-def _loaded(text: str, place: str) -> Any:
-    """The value of a JSON text. Raises json.JSONDecodeError, and InputError for what only Python takes."""
+def _loaded(text: str, path: Path, line: int | None = None) -> Any:
+    """The value of a JSON text, a whole file or a line of one."""
+    place = f"{path}" if line is None else f"{path}, line {line}"
 
     def refuse(constant: str) -> NoReturn:
         raise InputError(f"{place} holds {constant}, which is no JSON: give a text or a finite number")
 
     try:
         return json.loads(text, parse_constant=refuse)
-    except (json.JSONDecodeError, InputError):
+    except json.JSONDecodeError as error:
+        said = f"broken JSON ({error.msg} at character {error.colno})"
+        remedy = "mend it" if line is None else "give a list of objects in brackets, or one object a line"
+        raise InputError(f"{path}, line {line or error.lineno}: {said}: {remedy}") from error
+    except InputError:
         raise
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
         raise InputError(f"{place} is no JSON that can be read ({error}): mend it") from error
@@ -172,14 +148,11 @@ def split_entries(
 ) -> InstructionSplits:
     """The first entries to train on, the next to test on, the rest to validate on, as the book does.
 
-    Args:
-        entries: all.
-        train_share: of the entries, rounded down.
-        test_share: the same; 0: no test.
-        shuffle_seed: decides the order before the cut; None: that of the file.
-        duplicates: what becomes of an entry whose question (see `Entry.question`) an other split has too;
-            training comes before test, test before validation. "remove": the later split loses it; "group":
-            it joins the others; "keep": it stays, and the later split is a little too easy.
+    Shares are rounded down; without a test share there is no test. `shuffle_seed` decides the order before
+    the cut; None: that of the file. `duplicates` says what becomes of an entry whose question (see
+    `Entry.question`) an other split has too; training comes before test, test before validation. "remove":
+    the later split loses it; "group": it joins the others; "keep": it stays, and the later split is a little
+    too easy.
 
     Raises InputError for shares or entries that leave a split empty, and for an unknown `duplicates`.
     """
@@ -205,9 +178,7 @@ def split_entries(
     }
     splits: dict[Split, list[Entry]] = {name: [] for name in cut}
     shared = 0
-    for name, home in homes(
-        {name: [each.question for each in cut[name]] for name in cut}, _PRECEDENCE
-    ).items():
+    for name, home in homes(cut, lambda entry: entry.question, _PRECEDENCE).items():
         for entry, where in zip(cut[name], home, strict=True):
             shared += where != name
             if where == name or duplicates != "remove":
@@ -229,7 +200,5 @@ def write_entries(run_dir: Path, splits: InstructionSplits) -> None:
     """
     for split in SPLITS:
         if entries := splits.of(split):
-            path = split_file(run_dir, split, ".json")
-            path.parent.mkdir(parents=True, exist_ok=True)
             records = [asdict(entry) for entry in entries]
-            write_atomically(path, json.dumps(records, ensure_ascii=False, indent=2) + "\n")
+            write_split(run_dir, split, ".json", json.dumps(records, ensure_ascii=False, indent=2) + "\n")

@@ -17,20 +17,18 @@ from gptpl.data.sampler import PADDING
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import IGNORED
 from gptpl.errors import InputError
+from gptpl.text import shortened
 
 TooLong = Literal["truncate", "drop", "refuse"]
 Ids = NDArray[np.int64]
 
 
 class InstructionBatch(NamedTuple):
-    """Rows, the shorter ones filled up with end-of-text whose targets are masked.
+    """Rows, the shorter ones filled up with end-of-text whose targets are masked: (B, T) int64.
 
-    Attributes:
-        inputs: (B, T) int64.
-        targets: (B, T) int64, one token later; -100 where nothing is to be learned.
-        segments: (B, T) int64, the number of the text in its row, 0 for padding; None where every row is one
-            text: causal attention never looks at what stands behind it.
-        tokens: inputs that are no padding.
+    `targets` are one token later, -100 where nothing is to be learned; `segments` the numbers of the texts in
+    their row, 0 for padding, None where every row is one text: causal attention never looks at what stands
+    behind it. `tokens` counts the inputs that are no padding.
     """
 
     inputs: Tensor
@@ -75,16 +73,9 @@ def make_rows(
 ) -> Rows:
     """Every entry's tokens, of the text as a whole, and as targets those one later, end-of-text the last.
 
-    Args:
-        entries: what to encode.
-        tokenizer: with a vocabulary.
-        template: puts instruction and input into a prompt.
-        max_length: tokens of a row.
-        mask_instruction: whether only the answer is learned: the targets of the prompt are masked.
-        too_long: "truncate" cuts the end, as the book, and leaves out what has no target then; "drop" leaves
-            out all that are longer.
-
-    Raises InputError for an unknown `too_long`, and with "refuse" for the first longer example.
+    With `mask_instruction` only the answer is learned: the targets of the prompt are masked. Of what is
+    longer than `max_length` tokens, "truncate" cuts the end, as the book, and leaves out what has no target
+    then; "drop" leaves out all of it; "refuse" raises InputError, as does an unknown `too_long`.
     """
     if too_long not in get_args(TooLong):
         raise InputError(f"data.too_long={too_long} is unknown: choose one of {', '.join(get_args(TooLong))}")
@@ -94,11 +85,17 @@ def make_rows(
     for entry, text, prompt in zip(entries, texts, prompts, strict=True):
         tokens = text.astype(np.int64)
         if len(tokens) > max_length and too_long == "refuse":
-            raise _too_long(entry, len(tokens), max_length)
+            raise InputError(
+                f"the example {shortened(entry.instruction, 40)!r} has {len(tokens):,} tokens, more than"
+                f" data.max_length={max_length}: shorten it, raise data.max_length, or set"
+                " data.too_long=truncate or drop"
+            )
         if len(tokens) > max_length and too_long == "drop":
             continue
         masked = _common_length(tokens, prompt) if mask_instruction else 0
-        row = _row(tokens, masked, eot_id=tokenizer.eot_id, max_length=max_length)
+        targets = np.append(tokens[1:], tokenizer.eot_id)
+        targets[: max(0, masked - 1)] = IGNORED
+        row = Row(tokens[:max_length], targets[:max_length], np.ones_like(tokens[:max_length]))
         if (row.targets == IGNORED).all():
             unanswered += 1
             continue
@@ -107,28 +104,11 @@ def make_rows(
     return Rows(rows=rows, truncated=truncated, dropped=len(entries) - len(rows), unanswered=unanswered)
 
 
-def _row(tokens: Ids, masked: int, *, eot_id: int, max_length: int) -> Row:
-    """The row of one text whose first `masked` tokens are no targets."""
-    targets = np.append(tokens[1:], eot_id)
-    targets[: max(0, masked - 1)] = IGNORED
-    inputs = tokens[:max_length]
-    return Row(inputs, targets[:max_length], np.ones_like(inputs))
-
-
 def _common_length(tokens: Ids, prompt: NDArray[np.uint32]) -> int:
     """How many of the first tokens are the prompt's; its last ones may be one with the answer's first."""
     n = min(len(tokens), len(prompt))
     differing = np.flatnonzero(tokens[:n] != prompt[:n])
     return int(differing[0]) if len(differing) else n
-
-
-def _too_long(entry: Entry, tokens: int, max_length: int) -> InputError:
-    begin = " ".join(entry.instruction.split())
-    shown = begin if len(begin) <= 40 else begin[:37] + "..."
-    return InputError(
-        f"the example {shown!r} has {tokens:,} tokens, more than data.max_length={max_length}: shorten it,"
-        " raise data.max_length, or set data.too_long=truncate or drop"
-    )
 
 
 def pack_rows(rows: Sequence[Row], *, max_length: int) -> list[Row]:
@@ -194,19 +174,16 @@ def collate(rows: Sequence[Row | None], *, eot_id: int, packed: bool = False) ->
     )
 
 
+@dataclass(frozen=True)
 class InstructionExamples:
-    """Rows by number, as batches; the number PADDING is a row without a target.
+    """The rows of a split by number, as batches; the number PADDING is a row without a target.
 
-    Args:
-        rows: of the split, packed or not.
-        eot_id: what fills up shorter rows.
-        packed: whether a row may hold several texts, which the batches then say.
+    `packed`: a row may hold several texts, which the batches then say.
     """
 
-    def __init__(self, rows: Sequence[Row], *, eot_id: int, packed: bool = False) -> None:
-        self.rows = rows
-        self._eot_id = eot_id
-        self._packed = packed
+    rows: Sequence[Row]
+    eot_id: int
+    packed: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -214,4 +191,4 @@ class InstructionExamples:
     def __getitems__(self, indices: Sequence[int]) -> InstructionBatch:
         """A batch of these rows; torch's DataLoader finds this by its name."""
         chosen = [None if index == PADDING else self.rows[index] for index in indices]
-        return collate(chosen, eot_id=self._eot_id, packed=self._packed)
+        return collate(chosen, eot_id=self.eot_id, packed=self.packed)

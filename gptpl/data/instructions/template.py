@@ -25,12 +25,8 @@ def _filler(name: str, source: str) -> SafeTemplate:
 class PromptTemplate:
     """A Jinja template of the prompt, and the text between prompt and answer.
 
-    Attributes:
-        name: "alpaca", "phi3", or where the user's own came from.
-        source: Jinja, with `instruction` and, if wanted, `input`, which may be empty.
-        response_marker: what stands after the prompt; the answer follows it.
-
-    Raises InputError as `SafeTemplate`, and for an empty marker.
+    `name` is "alpaca", "phi3", or where the user's own came from; `source` has `instruction` and, if wanted,
+    `input`, which may be empty. Raises InputError as `SafeTemplate`, and for an empty marker.
     """
 
     name: str
@@ -71,9 +67,8 @@ class PromptTemplate:
     def named(cls, template: str, response_marker: str | None = None) -> Self:
         r"""The template of a name, a file, or a Jinja text (which holds `{{`).
 
-        `response_marker` None is the named one's own, and `\n\n### Response:\n` for a user's.
-
-        Raises InputError as the class, for an unknown name and for a file that cannot be read.
+        `response_marker` None is the named one's own, and `\n\n### Response:\n` for a user's. Raises
+        InputError as the class, for an unknown name and for a file that cannot be read.
         """
         if template in NAMED:
             source, own_marker = NAMED[template]

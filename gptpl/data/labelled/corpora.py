@@ -51,13 +51,9 @@ class LabelledFiles(LabelledCorpus):
 
     Args:
         path: the one file.
-        train_path: the file to train on, instead.
-        val_path: the file to validate on.
-        test_path: the file to test on; None: there is no test.
-        text_column: name of the column, or key, that holds the text.
-        label_column: the same of the label.
-        format: see `Table`.
-        columns: see `Table`.
+        train_path, val_path, test_path: a file for each, instead; there need be no test.
+        text_column, label_column: names of the columns, or keys.
+        format, columns: see `Table`.
         name: how reports call it.
     """
 
@@ -105,11 +101,8 @@ class LabelledFiles(LabelledCorpus):
 class SmsSpam(LabelledCorpus):
     """The SMS Spam Collection (Almeida, Gomez Hidalgo, Yamakami 2011): 5,574 messages, "ham" or "spam".
 
-    Args:
-        path: a copy of the file `SMSSpamCollection`; None: it is downloaded once.
-        url: address of the zip archive that holds it.
-        member: its name in the archive.
-        sha256: hash that the file must have, 64 hexadecimal digits.
+    `path` is a copy of the file `SMSSpamCollection`; None: it is downloaded once, as the `member` of the zip
+    archive at `url` whose published hash is `sha256`.
     """
 
     name = "sms_spam"
@@ -133,21 +126,19 @@ class SmsSpam(LabelledCorpus):
             return path
         # Nobody publishes a hash of the archive; the file in it has one.
         archive = download(self._url, sha256=None, filename=f"{self.name}.zip")
+        cause: Exception | None = None
         try:
             with zipfile.ZipFile(archive) as opened, opened.open(self._member) as member:
                 content = member.read(_MOST_BYTES)
+            if (actual := hashlib.sha256(content).hexdigest()) == self._sha256:
+                write_atomically(path, content)
+                return path
+            what = f"holds {self._member} with SHA-256 {actual}, not {self._sha256}"
         # Damaged, without the member, encrypted or packed in an unknown way, or with wrong bytes in it.
         except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, ValueError, zlib.error) as error:
-            raise self._useless(archive, f"is no archive with {self._member} in it") from error
-        if (actual := hashlib.sha256(content).hexdigest()) != self._sha256:
-            raise self._useless(archive, f"holds {self._member} with SHA-256 {actual}, not {self._sha256}")
-        write_atomically(path, content)
-        return path
-
-    def _useless(self, archive: Path, what: str) -> InputError:
-        """Removes an archive, and the hash that was recorded of it, so that another one can come."""
-        for path in (archive, record_file(archive)):
-            path.unlink(missing_ok=True)
-        return InputError(
+            what, cause = f"is no archive with {self._member} in it", error
+        for useless in (archive, record_file(archive)):  # so that another one can come
+            useless.unlink(missing_ok=True)
+        raise InputError(
             f"{self._url} {what}: try again later, or give a copy of the file as data.path=FILE"
-        )
+        ) from cause

@@ -4,6 +4,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack, get_args
@@ -25,11 +26,10 @@ from gptpl.data.labelled.splits import (
 )
 from gptpl.data.labelled.table import Example
 from gptpl.data.sampler import PADDING
-from gptpl.data.splits import SPLITS, Split
+from gptpl.data.splits import SPLITS, Split, split_table
 from gptpl.data.tokenizers import TokenIds, Tokenizer
 from gptpl.data.training_data import IGNORED, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
-from gptpl.text import table
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,7 @@ MOST_CLASSES = 12
 
 
 class LabelledBatch(NamedTuple):
-    """Texts of a batch: `tokens` (B, T), `lengths` (B,) without the padding, `labels` (B,), all int64.
-
-    A label of -100 is none.
-    """
+    """`tokens` (B, T), `lengths` (B,) without the padding, and `labels` (B,), -100 for none; all int64."""
 
     tokens: Tensor
     lengths: Tensor
@@ -84,43 +81,38 @@ def class_numbers(examples: Sequence[Example], classes: Sequence[str]) -> list[i
     return [numbers[example.label] for example in examples]
 
 
+@dataclass(frozen=True)
 class LabelledTexts:
     """The examples of a split, as batches.
 
-    Args:
-        encoded: tokens of each text, one or more.
-        labels: number of each text's class.
-        pad_id: token behind the shorter texts of a batch.
-        padded_to: tokens that every text is filled up to; None: as many as the longest of its batch has.
+    `encoded` are the tokens of each text, one or more, `labels` the numbers of their classes. A text is
+    filled up with `pad_id` to `padded_to` tokens; None: to as many as the longest of its batch has.
     """
 
-    def __init__(
-        self, encoded: Sequence[TokenIds], labels: Sequence[int], *, pad_id: int, padded_to: int | None = None
-    ) -> None:
-        self._encoded = encoded
-        self.labels = np.array(labels, dtype=np.int64)
-        self._pad_id = pad_id
-        self.padded_to = padded_to
+    encoded: Sequence[TokenIds]
+    labels: Sequence[int]
+    pad_id: int
+    padded_to: int | None = None
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each text."""
-        return [len(tokens) for tokens in self._encoded]
+        return [len(tokens) for tokens in self.encoded]
 
     def __len__(self) -> int:
-        return len(self._encoded)
+        return len(self.encoded)
 
     def __getitems__(self, indices: Sequence[int]) -> LabelledBatch:
         """The examples of these numbers as a batch; PADDING is a text of one padding token without label."""
-        nothing = np.array([self._pad_id], dtype=np.uint32)
-        chosen = [nothing if i == PADDING else self._encoded[i] for i in indices]
-        tokens, lengths = padded(chosen, pad_id=self._pad_id, to_length=self.padded_to)
-        labels = [IGNORED if i == PADDING else int(self.labels[i]) for i in indices]
+        nothing = np.array([self.pad_id], dtype=np.uint32)
+        chosen = [nothing if i == PADDING else self.encoded[i] for i in indices]
+        tokens, lengths = padded(chosen, pad_id=self.pad_id, to_length=self.padded_to)
+        labels = [IGNORED if i == PADDING else self.labels[i] for i in indices]
         return LabelledBatch(tokens, lengths, torch.tensor(labels))
 
 
 class LabelledDataModule(TrainingData):
-    """Labelled texts as batches of `LabelledBatch`; the labels are numbers of `classes`.
+    """Labelled texts as batches of `LabelledBatch`; the labels are numbers of `prepared.classes`.
 
     Texts are padded behind their end, with the end-of-text token.
 
@@ -128,11 +120,8 @@ class LabelledDataModule(TrainingData):
         corpus: the texts and their labels.
         tokenizer: what turns texts into tokens; one without a vocabulary takes it from the training texts.
         max_length: tokens that are read of a text at most.
-        train_share: as in `Preparation`, like the four below.
-        val_share: part to validate on.
-        stratified: every class by itself.
-        balance: "class_weights" leaves the examples and weights the loss.
-        duplicates: what becomes of equal texts.
+        train_share, val_share, stratified, balance, duplicates: see `Preparation`; "class_weights" leaves the
+            examples and weights the loss.
         truncate: whether a longer text loses its end; else it is refused.
         padding: "batch" fills up to the longest text of the batch; "longest", as the book does, to the
             longest of the training split, which the other splits' texts are cut to.
@@ -170,7 +159,6 @@ class LabelledDataModule(TrainingData):
         check_at_least(1, "data.max_length", max_length)
         self.corpus = corpus
         self.max_length = max_length
-        self.balance = balance
         self.truncate = truncate
         self.padding = padding
         self._how = Preparation(
@@ -184,17 +172,10 @@ class LabelledDataModule(TrainingData):
         self._given_tokenizer = tokenizer
         self._lost: list[int] = []
 
-    # --- the texts ------------------------------------------------------------------------------------
-
     @cached_property
     def prepared(self) -> Prepared:
         """The splits; read and divided when first asked for."""
         return prepare(self.corpus.examples(), self._how)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers."""
-        return self.prepared.classes
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -235,7 +216,7 @@ class LabelledDataModule(TrainingData):
         return {
             name: LabelledTexts(
                 kept,
-                class_numbers(splits[name], self.classes),
+                class_numbers(splits[name], self.prepared.classes),
                 pad_id=self.tokenizer.eot_id,
                 padded_to=limit if self.padding == "longest" else None,
             )
@@ -253,16 +234,14 @@ class LabelledDataModule(TrainingData):
             raise InputError(f"there are no {SPLITS[split]} examples: give data.{split}_path=FILE")
         return self._texts[split]
 
-    # --- what others need to know ---------------------------------------------------------------------
-
     def module_settings(self) -> dict[str, Any]:
         """The classes, their weights in the loss, and how texts are cut and padded."""
         weights = None
-        if self.balance == "class_weights":
+        if self._how.balance == "class_weights":
             weights = inverse_frequency_weights(list(label_counts(self.prepared.splits["train"]).values()))
         padded_to = self.load()["train"].padded_to
         return {
-            "labels": self.classes,
+            "labels": self.prepared.classes,
             "class_weights": weights,
             "max_length": padded_to or self.max_length,
             "padded_to": padded_to,
@@ -270,11 +249,10 @@ class LabelledDataModule(TrainingData):
 
     def report(self, *, parameters: int, world_size: int) -> list[str]:
         """A table of the splits, by class, then what was done to the texts."""
-        del parameters
         lengths = {split: texts.lengths for split, texts in self.load().items()}
         counts = {split: label_counts(examples) for split, examples in self.prepared.splits.items()}
         batch_size = self.batch_size * world_size
-        shown, more = self.classes[:MOST_CLASSES], self.classes[MOST_CLASSES:]
+        shown, more = self.prepared.classes[:MOST_CLASSES], self.prepared.classes[MOST_CLASSES:]
         numbers = [(label, [found.get(label, 0) for found in counts.values()]) for label in shown]
         if more:
             left = [sum(found.get(label, 0) for label in more) for found in counts.values()]
@@ -286,14 +264,13 @@ class LabelledDataModule(TrainingData):
             for split, found in lengths.items()
         ]
         numbers.append((f"batches of {batch_size:,} texts", batches))
-        rows = [["", *(SPLITS[split] for split in counts)]]
-        rows += [[label, *(f"{number:,}" for number in row)] for label, row in numbers]
-        lines = table(rows, right=range(1, len(rows[0])))
+        lines = split_table(counts, numbers)
         if self._lost:
             which = "1 text is" if len(self._lost) == 1 else f"{len(self._lost):,} texts are"
             lines.append(f"{which} too long and cut: {sum(self._lost):,} tokens at the end are not read")
+        texts = sum(map(len, lengths.values()))
         title = (
-            f"data: {self.name}, {sum(map(len, lengths.values())):,} texts of {len(self.classes)} classes,"
+            f"data: {self.name}, {texts:,} texts of {len(self.prepared.classes)} classes,"
             f" {self.tokenizer.name} tokenizer ({self.tokenizer.vocab_size:,} tokens)"
         )
         return [title, *(f"  {line}" for line in (*lines, *self.prepared.remarks))]

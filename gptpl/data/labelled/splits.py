@@ -13,9 +13,8 @@ import numpy as np
 
 from gptpl.data.labelled.corpora import WHOLE
 from gptpl.data.labelled.table import Example, Table
-from gptpl.data.splits import SPLITS, Split, homes, split_file
+from gptpl.data.splits import SPLITS, Split, homes, split_file, write_split
 from gptpl.errors import InputError
-from gptpl.files.durable import write_atomically
 
 Balance = Literal["none", "undersample", "class_weights"]
 Repeats = Literal["group", "remove", "keep"]
@@ -141,10 +140,15 @@ def _check(splits: Mapping[Split, Sequence[Example]]) -> None:
 # --- equal texts ----------------------------------------------------------------------------------------
 
 
+def _key(example: Example) -> str:
+    """Of two examples that say the same the same: white space around a text does not count."""
+    return example.text.strip()
+
+
 def _remarks(whole: Sequence[Example], how: Preparation) -> list[str]:
     labels: dict[str, set[str]] = defaultdict(set)
     for example in whole:
-        labels[example.key].add(example.label)
+        labels[_key(example)].add(example.label)
     remarks = []
     if contradictory := sum(len(found) > 1 for found in labels.values()):
         texts = "1 text has" if contradictory == 1 else f"{contradictory:,} texts have"
@@ -159,14 +163,8 @@ def _remarks(whole: Sequence[Example], how: Preparation) -> list[str]:
 def _without_repeats(examples: Iterable[Example]) -> list[Example]:
     first: dict[str, Example] = {}
     for example in examples:
-        first.setdefault(example.key, example)
+        first.setdefault(_key(example), example)
     return list(first.values())
-
-
-def _homes(
-    splits: Mapping[Split, Sequence[Example]], precedence: Sequence[Split]
-) -> dict[Split, list[Split]]:
-    return homes({name: [each.key for each in splits[name]] for name in splits}, precedence)
 
 
 def _given(
@@ -174,7 +172,7 @@ def _given(
 ) -> dict[Split, list[Example]]:
     """Given splits, without what a later one has, too: the test keeps all it has."""
     if how.duplicates != "keep":
-        home = _homes(splits, ("test", "val", "train"))
+        home = homes(splits, _key, ("test", "val", "train"))
         removed = sum(where != name for name in splits for where in home[name])
         splits = {
             name: [each for each, where in zip(splits[name], home[name], strict=True) if where == name]
@@ -192,7 +190,7 @@ def _given(
 
 
 def _warnings(splits: Mapping[Split, Sequence[Example]]) -> tuple[str, ...]:
-    home = _homes(splits, ("train", "val", "test"))
+    home = homes(splits, _key, ("train", "val", "test"))
     leaks = {name: sum(where != name for where in home[name]) for name in splits}
     return tuple(
         f"{count:,} of the {len(splits[name]):,} {SPLITS[name]} examples also stand in an earlier split:"
@@ -256,7 +254,7 @@ def _split(examples: Sequence[Example], how: Preparation) -> dict[Split, list[Ex
     class_of: dict[str, str] = {}
     strata: dict[str, list[Example]] = defaultdict(list)
     for example in examples:  # equal texts with different labels go with the first of them
-        first = class_of.setdefault(example.key, example.label)
+        first = class_of.setdefault(_key(example), example.label)
         strata[example.label if how.duplicates == "keep" else first].append(example)
     parts: dict[Split, list[Example]] = {"train": [], "val": [], "test": []}
     for label in sorted(strata):
@@ -277,14 +275,14 @@ def _cut(examples: list[Example], how: Preparation) -> dict[Split, list[Example]
     if how.duplicates != "keep":
         groups: dict[str, list[Example]] = defaultdict(list)
         for example in examples:
-            groups[example.key].append(example)
+            groups[_key(example)].append(example)
         examples = [example for group in groups.values() for example in group]
         first, second = (_after_group(examples, cut) for cut in (first, second))
     return {"train": examples[:first], "val": examples[first:second], "test": examples[second:]}
 
 
 def _after_group(examples: list[Example], cut: int) -> int:
-    while 0 < cut < len(examples) and examples[cut].key == examples[cut - 1].key:
+    while 0 < cut < len(examples) and _key(examples[cut]) == _key(examples[cut - 1]):
         cut += 1
     return cut
 
@@ -300,9 +298,7 @@ def write_splits(run_dir: Path, splits: Mapping[Split, Sequence[Example]]) -> No
         writer = csv.writer(lines, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(_COLUMNS)
         writer.writerows((example.text, example.label) for example in examples)
-        path = split_file(run_dir, name, ".csv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lines.getvalue())
+        write_split(run_dir, name, ".csv", lines.getvalue())
 
 
 def read_split(run_dir: Path, name: Split) -> list[Example]:

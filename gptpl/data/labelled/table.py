@@ -25,11 +25,6 @@ class Example:
     label: str
     line: int = field(default=0, compare=False)
 
-    @property
-    def key(self) -> str:
-        """What two examples have in common that say the same: the text without white space around it."""
-        return self.text.strip()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Table:

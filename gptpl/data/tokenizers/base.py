@@ -52,7 +52,6 @@ class Tokenizer(ABC):
 
     def fitted_to(self, texts: Iterable[str]) -> "Tokenizer":
         """A tokenizer with a vocabulary: this one, unless its kind learns the vocabulary from the texts."""
-        del texts
         return self
 
     @property
@@ -70,7 +69,6 @@ class Tokenizer(ABC):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The tokenizer of that state, unchecked: `tokenizer_from_state` compares the hash."""
-        del state
         return cls()
 
     def known_ids(self, ids: Iterable[int]) -> list[int]:

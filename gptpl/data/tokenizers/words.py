@@ -25,11 +25,9 @@ def split_words(text: str) -> list[str]:
 class WordsTokenizer(Tokenizer):
     """Splits at white space, punctuation and `--`; a word outside the vocabulary becomes `<|unk|>`.
 
-    Not lossless: decoding puts one space between words and none before punctuation.
-
-    Args:
-        vocabulary: the tokens in the order of their ids, `<|endoftext|>` and `<|unk|>` among them, each once.
-            None: not fitted yet; everything but `fitted_to` then raises InputError.
+    Not lossless: decoding puts one space between words and none before punctuation. `vocabulary` holds the
+    tokens in the order of their ids, `<|endoftext|>` and `<|unk|>` among them, each once; None: not fitted
+    yet, and everything but `fitted_to` raises InputError.
     """
 
     name: ClassVar[str] = "words"

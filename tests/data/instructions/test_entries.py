@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptpl.data.instructions.entries import Columns, Entry, read_entries
+from gptpl.data.instructions.entries import Entry, read_entries
 from gptpl.errors import InputError
 
 GOOD = {"instruction": "Name a colour.", "input": "", "output": "Red."}
@@ -36,8 +36,8 @@ def test_a_list_and_lines_give_the_same(written, many):
 
 def test_columns_of_other_names_and_no_input(written):
     path = written(json.dumps([{"question": "Why?", "answer": "So."}]))
-    columns = Columns(instruction="question", input=None, output="answer")
-    assert read_entries(path, columns) == [Entry(instruction="Why?", input="", output="So.")]
+    entries = read_entries(path, instruction="question", input=None, output="answer")
+    assert entries == [Entry(instruction="Why?", input="", output="So.")]
 
 
 @pytest.mark.parametrize(
