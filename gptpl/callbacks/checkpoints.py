@@ -10,8 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from gptpl.callbacks.after_step import AfterStep
-from gptpl.callbacks.readings import language_module
+from gptpl.callbacks.after_step import AfterStep, language_module
 from gptpl.errors import InputError
 from gptpl.training.checkpoint_files import CheckpointFolder
 from gptpl.training.task import Better, better, known_metrics
@@ -19,15 +18,16 @@ from gptpl.training.task import Better, better, known_metrics
 log = logging.getLogger(__name__)
 
 
+def declared_mode(monitor: str, trainer: L.Trainer, pl_module: L.LightningModule) -> Better:
+    """Which way a metric is better, as the task or a callback says. Raises InputError where neither does."""
+    return better(monitor, known_metrics(pl_module, trainer.callbacks))  # type: ignore[attr-defined]
+
+
 class BestCheckpoint(ModelCheckpoint):
     """`best.ckpt`: the weights at the best `monitor` so far, without optimizer state.
 
     Saved after each evaluation that improves on it; a third of the size of a checkpoint to resume from.
-
-    Args:
-        dirpath: the folder of the file.
-        monitor: a metric of the evaluations.
-        mode: whether it is better low or high; None: as the task, or a callback, declares it.
+    The metric is better low or high as the task, or a callback, declares it, unless `mode` says it.
     """
 
     def __init__(self, *, dirpath: str | Path, monitor: str = "val/loss", mode: Better | None = None) -> None:
@@ -48,8 +48,7 @@ class BestCheckpoint(ModelCheckpoint):
         """Finds out which way is better."""
         if self._mode_given is None and stage == "fit":
             assert self.monitor is not None
-            known = known_metrics(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
-            self.mode = better(self.monitor, known)
+            self.mode = declared_mode(self.monitor, trainer, pl_module)
             if not self.best_k_models:
                 self.kth_value = torch.tensor(math.inf if self.mode == "min" else -math.inf)
         super().setup(trainer, pl_module, stage)
@@ -70,12 +69,6 @@ class LastCheckpoint(AfterStep):
 
     Saved after a step, before its evaluation and samples: every so many steps or minutes, after the last
     step, and when training is broken off. Saving anew never touches the checkpoint before.
-
-    Args:
-        dirpath: the folder of the files.
-        every_n_minutes: time between saves; None: not by time.
-        every_n_steps: optimizer steps between saves; None: not by steps.
-        keep: how many of the newest to keep.
     """
 
     def __init__(

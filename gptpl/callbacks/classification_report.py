@@ -1,31 +1,34 @@
-"""Pictures of a classifier at every evaluation: its confusion matrix, and how far its probabilities hold."""
+"""Pictures of a classifier: what it takes for what, and whether its probabilities can be believed."""
 
-import logging
+# C classes, K bins of confidence
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
 
-from gptpl.callbacks.classification_figures import confusion_figure, reliability_figure
+from gptpl.callbacks.after_step import show_picture
 from gptpl.errors import InputError
-from gptpl.files.figures import figure_pixels, write_png
 from gptpl.training.classification import ClassificationModule
 from gptpl.training.evaluation import accuracy_text, scores
-from gptpl.training.loggers import log_image
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:  # matplotlib takes long to import; only an evaluation needs it
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH = 120
+MOST_NUMBERED = 20
+"""Up to so many classes each cell has its number; more would not be readable."""
+LABEL_CHARACTERS = 18
 
 
 class ClassificationReport(L.Callback):
     """Draws the validation texts' confusion matrix and calibration to the loggers and to two PNG files.
 
-    They are drawn anew at every evaluation; the files show the last. A picture that cannot be written is a
-    warning: the checkpoints are worth more.
-
-    Args:
-        confusion_path: PNG of the confusion matrix.
-        calibration_path: PNG of accuracy against confidence.
+    They are drawn anew at every evaluation; the files show the last.
     """
 
     def __init__(self, *, confusion_path: str | Path, calibration_path: str | Path) -> None:
@@ -43,28 +46,61 @@ class ClassificationReport(L.Callback):
         sums = pl_module.evaluated.get("val")
         if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero or sums is None:
             return
-        found = scores(**sums)
         title = f"step {trainer.global_step:,}, validation, "
-        pictures: list[tuple[str, Path, Any]] = [
-            (
-                "confusion",
-                self.confusion_path,
-                confusion_figure(
-                    sums["confusion"],
-                    pl_module.labels,
-                    title=f"{title}\n{accuracy_text(sums['confusion'], pl_module.labels)}",
-                ),
-            ),
-            (
-                "calibration",
-                self.calibration_path,
-                reliability_figure(sums["calibration"], error=found.calibration_error, title=title),
-            ),
-        ]
-        for name, path, figure in pictures:
-            pixels = figure_pixels(figure)
-            log_image(trainer.loggers, name, pixels, trainer.global_step)
-            try:
-                write_png(pixels, path)
-            except OSError as error:
-                log.warning("The picture could not be written to %s: %s", path, error)
+        accuracy = accuracy_text(sums["confusion"], pl_module.labels)
+        confusion = confusion_figure(sums["confusion"], pl_module.labels, title=f"{title}\n{accuracy}")
+        show_picture(trainer, "confusion", confusion, self.confusion_path)
+        error = scores(**sums).calibration_error
+        calibration = reliability_figure(sums["calibration"], error=error, title=title)
+        show_picture(trainer, "calibration", calibration, self.calibration_path)
+
+
+def confusion_figure(confusion: NDArray[np.float64], labels: Sequence[str], *, title: str = "") -> "Figure":
+    """Draw a confusion matrix (C, C), true classes in rows; colours are shares of the row."""
+    from matplotlib.figure import Figure
+
+    C = len(labels)
+    side = min(12.0, 3.2 + 0.5 * C)
+    figure = Figure(figsize=(side + 0.8, side), dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    rows = confusion.sum(axis=1, keepdims=True)
+    shares = np.divide(confusion, rows, out=np.zeros_like(confusion), where=rows > 0)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="Share of the true class", shrink=0.8)
+    most = LABEL_CHARACTERS
+    names = [label if len(label) <= most else label[: most - 3] + "..." for label in labels]
+    axes.set_xticks(range(C), names, rotation=45 if C > 3 else 0, ha="right" if C > 3 else "center")
+    axes.set_yticks(range(C), names)
+    axes.set_xlabel("Predicted")
+    axes.set_ylabel("True")
+    if C <= MOST_NUMBERED:
+        for (row, column), count in np.ndenumerate(confusion):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count:,.0f}", ha="center", va="center", color=color)
+    axes.set_title(title, fontsize="medium")
+    return figure
+
+
+def reliability_figure(calibration: NDArray[np.float64], *, error: float, title: str = "") -> "Figure":
+    """Draw calibration sums (3, K): accuracy against confidence above, how often each confidence is below."""
+    from matplotlib.figure import Figure
+
+    count, _, right = calibration
+    K = len(count)
+    edges = np.arange(K) / K
+    accuracy = np.divide(right, count, out=np.zeros(K), where=count > 0)
+    figure = Figure(figsize=(5, 6), dpi=DOTS_PER_INCH, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.bar(
+        edges, accuracy, width=1 / K, align="edge", color="tab:blue", edgecolor="white", label="accuracy"
+    )
+    above.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="perfectly calibrated")
+    above.set_ylabel("Accuracy")
+    above.set_ylim(0, 1)
+    above.legend(loc="upper left", frameon=False)
+    above.set_title(f"{title}expected calibration error {error:.3f}", fontsize="medium")
+    below.bar(edges, count, width=1 / K, align="edge", color="tab:gray", edgecolor="white")
+    below.set_xlabel("Confidence")
+    below.set_ylabel("Predictions")
+    below.set_xlim(0, 1)
+    return figure

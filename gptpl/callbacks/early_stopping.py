@@ -7,23 +7,15 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
-from gptpl.training.task import Better, better, known_metrics
+from gptpl.callbacks.checkpoints import declared_mode
+from gptpl.training.task import Better
 
 
 class EarlyStopping(LightningEarlyStopping):
     """Lightning's, except that it knows which way a metric is better, and which `patience` counts.
 
     That is the run's own: Lightning's takes it from the checkpoint, and ignores one given to the resumed run.
-
-    Args:
-        monitor: a metric of the evaluations.
-        patience: evaluations without an improvement.
-        min_delta: the least change that counts as one.
-        mode: whether the metric is better low or high; None: as the task, or a callback, declares it.
-        verbose: as in Lightning's, like the others.
-        check_finite: stop where the metric is not a finite number.
-        stopping_threshold: stop where it is as good as this.
-        divergence_threshold: stop where it is as bad as this.
+    The metric is better as the task, or a callback, declares it, unless `mode` says it.
     """
 
     def __init__(
@@ -53,8 +45,7 @@ class EarlyStopping(LightningEarlyStopping):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finds out which way is better."""
         if self._mode_given is None and stage == "fit":
-            known = known_metrics(pl_module, trainer.callbacks)  # type: ignore[attr-defined]
-            self.mode = better(self.monitor, known)
+            self.mode = declared_mode(self.monitor, trainer, pl_module)
             sign = -1 if self.mode == "min" else 1
             self.min_delta = sign * abs(self.min_delta)
             if not torch.isfinite(self.best_score):

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-import torch
 
-from gptpl.callbacks.after_step import AfterStep
-from gptpl.callbacks.readings import language_module
+from gptpl.callbacks.after_step import AfterStep, language_module, of_every_rank
 from gptpl.errors import InputError
 from gptpl.training.loggers import ResumableLogger
 from gptpl.training.resume_state import (
@@ -69,7 +67,7 @@ class ExactResume(AfterStep):
         position = language_module(pl_module).position
         checkpoint[RESUME_KEY] = {
             **position.state(),
-            "random": _of_every_rank(trainer, self._random_state),
+            "random": of_every_rank(trainer, self._random_state),
             "loggers": self._logger_positions,
         }
         checkpoint["epoch"] = position.epoch
@@ -97,8 +95,9 @@ class ExactResume(AfterStep):
         checkpoint["loops"] = loops_at(
             checkpoint["loops"], position, evaluate=module.evaluates_after(position.step)
         )
-        self._to_restore = _of_this_rank(trainer, state["random"])
-        self._random_state = self._to_restore
+        # A rank that the run did not have keeps the random state it has.
+        own = state["random"][trainer.global_rank : trainer.global_rank + 1]
+        self._random_state = self._to_restore = own[0] if own else None
         self._logger_positions = state["loggers"]
 
     def _call(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -114,19 +113,6 @@ def _callback_states(trainer: L.Trainer) -> dict[str, Any]:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     states = {callback.state_key: callback.state_dict() for callback in callbacks}
     return {key: copy.deepcopy(state) for key, state in states.items() if state}
-
-
-def _of_every_rank(trainer: L.Trainer, state: dict[str, Any]) -> list[dict[str, Any]]:
-    if trainer.world_size == 1:
-        return [state]
-    states: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(states, state)
-    return states
-
-
-def _of_this_rank(trainer: L.Trainer, states: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """This rank's state; None for a rank that the run did not have, which keeps the state it has."""
-    return states[trainer.global_rank] if trainer.global_rank < len(states) else None
 
 
 def return_loggers(trainer: L.Trainer, state: Mapping[str, Any]) -> None:

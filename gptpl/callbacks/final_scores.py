@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 
@@ -41,12 +40,21 @@ class FinalScores(L.Callback):
             log.info("the test texts are not scored here (trainer.strategy=fsdp): use gptpl evaluate")
             return
         before = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
-        best = _best(trainer)
+        kept = (
+            callback.best_model_path
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, BestCheckpoint) and callback.best_model_path
+        )
+        best = next(kept, None)
         if best is not None:
-            pl_module.load_state_dict(read_checkpoint(best)["state_dict"])
+            pl_module.load_state_dict(read_checkpoint(Path(best))["state_dict"])
         for split in datamodule.load():
             found = _scored(pl_module, datamodule, split)
-            self._keep(found, split, pl_module.labels)
+            if split == "test":
+                scores = named_scores(found.scores, pl_module.labels, "test/")
+                self.final_metrics |= {"test/loss": found.loss} | scores
+            else:
+                self.final_metrics[f"best_{split}/accuracy"] = found.scores.accuracy
             log.info(
                 "%s, %s weights: %s, F1 %.3f, calibration error %.3f, loss %.4f, %s texts",
                 split, "best" if best else "last", accuracy_text(found.confusion, pl_module.labels),
@@ -54,29 +62,11 @@ class FinalScores(L.Callback):
             )  # fmt: skip
         pl_module.load_state_dict(before)
 
-    def _keep(self, found: ClassifierEvaluation, split: Split, labels: tuple[str, ...]) -> None:
-        if split == "test":
-            self.final_metrics |= {"test/loss": found.loss} | named_scores(found.scores, labels, "test/")
-        else:
-            self.final_metrics[f"best_{split}/accuracy"] = found.scores.accuracy
-
 
 def _scored(
     module: ClassificationModule, datamodule: LabelledDataModule, split: Split
 ) -> ClassifierEvaluation:
-    examples = datamodule.examples(split)
-    size = datamodule.batch_size
-    batches = (
-        examples.__getitems__(range(start, min(start + size, len(examples))))
-        for start in range(0, len(examples), size)
-    )
+    examples, size = datamodule.examples(split), datamodule.batch_size
+    starts = range(0, len(examples), size)
+    batches = (examples.__getitems__(range(len(examples))[start : start + size]) for start in starts)
     return evaluate_classifier(module.net, batches)
-
-
-def _best(trainer: L.Trainer) -> Path | None:
-    """The file of the best weights of this run."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        if isinstance(callback, BestCheckpoint) and callback.best_model_path:
-            return Path(callback.best_model_path)
-    return None

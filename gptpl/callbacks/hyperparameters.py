@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from gptpl.callbacks.readings import language_module, metric
+from gptpl.callbacks.after_step import language_module, metric
 from gptpl.files.run_record import LOSS
 from gptpl.files.run_settings import flat_settings
 from gptpl.training.loggers import log_hyperparameters

@@ -1,20 +1,32 @@
 """The loss curve of a run: recorded at every evaluation, drawn and judged at the end."""
 
 import logging
+import math
+import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from gptpl.callbacks.loss_figure import loss_figure
-from gptpl.callbacks.readings import epochs_done, language_module, metric
-from gptpl.files.figures import figure_pixels, write_png
-from gptpl.training.loggers import log_image, log_text
-from gptpl.training.loss_curves import LossPoint, curve_verdict
+from gptpl.callbacks.after_step import epochs_done, language_module, metric, show_picture
+from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES
+from gptpl.training.loggers import log_text
+from gptpl.training.loss_curves import LossPoint, curve_verdict, finite, tokens_text
+
+if TYPE_CHECKING:  # matplotlib takes long to import; only the end of a run needs it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
+
+LINE_CHARACTERS = 120
+"""So much of the caption fits on one line."""
+
+MARKED_POINTS = 60
+"""Up to so many evaluations each gets a dot; more would run into a thick line."""
 
 
 class LossCurve(L.Callback):
@@ -22,10 +34,7 @@ class LossCurve(L.Callback):
 
     A point is recorded at every evaluation of a training run, the one before the first step included, and
     kept in the checkpoint: a resumed run draws the whole curve. It is drawn when training ends, also by an
-    interrupt or an error. A picture that cannot be written is a warning: the checkpoints are worth more.
-
-    Args:
-        path: the PNG file; it appears or is replaced in one move.
+    interrupt or an error.
     """
 
     def __init__(self, *, path: str | Path) -> None:
@@ -83,11 +92,54 @@ class LossCurve(L.Callback):
             whole_model=all(parameter.requires_grad for parameter in module.net.parameters()),
             caveat=getattr(trainer.datamodule, "caveat", ""),  # type: ignore[attr-defined]
         )
-        pixels = figure_pixels(loss_figure(self.points, caption=verdict.message, unit=module.loss_unit))
-        log_image(trainer.loggers, "loss", pixels, trainer.global_step)
+        figure = loss_figure(self.points, caption=verdict.message, unit=module.loss_unit)
+        show_picture(trainer, "loss", figure, self.path)
         log_text(trainer.loggers, "verdict", verdict.message, trainer.global_step)
-        try:
-            write_png(pixels, self.path)
-        except OSError as error:
-            log.warning("The loss curve could not be written to %s: %s", self.path, error)
         log.info("%s", verdict.message)
+
+
+def loss_figure(points: Sequence[LossPoint], *, caption: str = "", unit: str = "nats per token") -> "Figure":
+    """Draw the losses of one or more evaluations, with a caption under the title.
+
+    Losses that are not finite leave gaps. Uses no state of pyplot: nothing has to be closed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    epochs = [point.epoch for point in points]
+    marker, width = (".", 1.5) if len(points) <= MARKED_POINTS else ("", 1.0)
+    train = [finite(point.train_loss) for point in points]
+    val = [finite(point.val_loss) for point in points]
+    axes.plot(epochs, train, color="tab:blue", marker=marker, linewidth=width, label="training loss")
+    axes.plot(epochs, val, color="tab:orange", marker=marker, linewidth=width, label="validation loss")
+    measured = [point for point in points if math.isfinite(point.val_loss)]
+    if measured:
+        lowest = min(measured, key=lambda point: point.val_loss)
+        label = f"lowest validation loss {lowest.val_loss:.2f} (step {lowest.step:,})"
+        circle: Any = {"marker": "o", "markersize": 9, "fillstyle": "none", "markeredgewidth": 1.8}
+        axes.plot(lowest.epoch, lowest.val_loss, color="tab:red", linestyle="none", label=label, **circle)
+    axes.set_xlabel("Epochs")
+    axes.set_ylabel(f"Loss ({unit})")
+    axes.grid(visible=True, alpha=0.3)
+    axes.margins(x=0.02)
+    _add_token_axis(axes, points[-1])
+    # Beside the axes, not in them, the legend cannot hide a curve.
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle("Loss during training", fontweight="bold")
+    if caption:
+        lines = math.ceil(len(caption) / LINE_CHARACTERS)
+        width = len(caption) // lines + 10  # about equal lines, no last line of one word
+        axes.set_title(textwrap.fill(caption, width=width), fontsize="small")
+    return figure
+
+
+def _add_token_axis(axes: "Axes", last: LossPoint) -> None:
+    """A second axis above: tokens seen grow in proportion to the epochs."""
+    if not last.tokens_seen or not last.epoch:
+        return
+    per_epoch = last.tokens_seen / last.epoch
+    functions = (lambda epochs: epochs * per_epoch, lambda tokens: tokens / per_epoch)
+    top = axes.secondary_xaxis("top", functions=functions)
+    top.set_xlabel("Tokens seen")
+    top.xaxis.set_major_formatter(tokens_text)

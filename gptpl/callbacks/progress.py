@@ -1,5 +1,6 @@
 """Progress over the whole training, in optimizer steps: a bar in a terminal or notebook, else log lines."""
 
+import io
 import logging
 import math
 import os
@@ -11,11 +12,10 @@ from typing import Any, TextIO
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
-from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
-from gptpl.callbacks.readings import epochs_done, language_module, metric
+from gptpl.callbacks.after_step import epochs_done, language_module, metric
 from gptpl.errors import InputError
 from gptpl.text import duration_text
 
@@ -23,12 +23,17 @@ log = logging.getLogger(__name__)
 
 REDRAW_SECONDS = 0.2
 
-LABELS = {
-    "train/loss": ("loss", ".2f"),
-    "train/perplexity": ("ppl", ",.0f"),
-    "train/tokens_per_second": ("tok/s", ",.0f"),
+TRAINED = {
+    "train/loss": " loss {:.2f}",
+    "train/perplexity": " ppl {:,.0f}",
+    "train/tokens_per_second": " tok/s {:,.0f}",
 }
 """What each metric is called beside the bar, and how its value is written."""
+EVALUATED = {
+    "eval/train_loss": ", train loss {:.2f}",
+    "val/loss": ", val loss {:.2f}",
+    "val/perplexity": " (val perplexity {:,.0f})",
+}
 
 
 class ProgressBar(LightningProgressBar):
@@ -40,8 +45,7 @@ class ProgressBar(LightningProgressBar):
 
     `trainer.validate`, `test` and `predict` show their batches in the same way.
 
-    Args:
-        log_every_seconds: above 0.
+    Lightning's own bars count batches, start again with every epoch and tear where something is logged.
     """
 
     def __init__(self, *, log_every_seconds: float = 15.0) -> None:
@@ -53,7 +57,8 @@ class ProgressBar(LightningProgressBar):
         self.log_every_seconds = log_every_seconds
         self.is_enabled = True
         self._display: Display | None = None
-        self._pace: Pace | None = None
+        self._started = (0, 0.0)  # the step that this session starts from, and when
+        self._first: tuple[int, float] | None = None  # its first step, and when it was done
         self._evaluated = 0
         self._to_evaluate: int | None = None
 
@@ -74,38 +79,39 @@ class ProgressBar(LightningProgressBar):
 
     # --- training -------------------------------------------------------------------------------------
 
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the display: the evaluation before the first step belongs to the training."""
-        self._open("step", total=language_module(pl_module).total_steps, initial=trainer.global_step)
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self._open("step", total=language_module(pl_module).total_steps, initial=trainer.global_step)
-        self._pace = Pace(trainer.global_step)
+        self._open(trainer)
+        self._started, self._first = (trainer.global_step, time.monotonic()), None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Show the step before: when it ended, the module had not logged its loss yet."""
-        step, total = trainer.global_step, language_module(pl_module).total_steps
-        if self._display is None or self._pace is None:
-            return
-        self._pace.reach(step)
-        if self._display.due():
-            left = self._pace.seconds_left(step, total=total)
-            self._display.show(step, _training_text(trainer, pl_module, _labelled("time left", left)))
+        step = trainer.global_step
+        if self._first is None and step > self._started[0]:
+            self._first = step, time.monotonic()
+        if self._display is not None and self._display.due():
+            total = language_module(pl_module).total_steps
+            left = seconds_left(self._first, step, total=total, now=time.monotonic())
+            self._show_step(trainer, "" if left is None else f" time left {duration_text(left)}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the last step, and how long it all took."""
-        if self._display is not None and self._pace is not None:
-            took = _labelled("took", self._pace.seconds_taken())
-            self._display.show(trainer.global_step, _training_text(trainer, pl_module, took))
+        self._show_step(trainer, f" took {duration_text(time.monotonic() - self._started[1])}")
         self._close()
+
+    def _show_step(self, trainer: L.Trainer, end: str) -> None:
+        if self._display is not None:
+            metrics = {name: metric(trainer, name) for name in TRAINED}
+            metrics["train/tokens_per_second"] = language_module(trainer.lightning_module).tokens_per_second
+            epoch = max(math.ceil(epochs_done(trainer)), 1)
+            self._display.show(trainer.global_step, f"(epoch {epoch}){words(metrics, TRAINED)}{end}")
 
     # --- evaluation, in a training run or alone -------------------------------------------------------
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count this evaluation's batches."""
+        """Count this evaluation's batches; the one before the first step belongs to the training."""
         sanity = trainer.sanity_checking
         self._start_evaluation(trainer, trainer.num_sanity_val_batches if sanity else trainer.num_val_batches)
 
@@ -124,28 +130,28 @@ class ProgressBar(LightningProgressBar):
         self._evaluated += 1
         if self._display is None:
             return
-        if _fitting(trainer):
-            if self._display.due():
-                total = "?" if self._to_evaluate is None else self._to_evaluate
-                text = _training_text(trainer, pl_module, f"evaluating {self._evaluated}/{total}")
-                self._display.show(trainer.global_step, text)
-        elif self._display.due() or self._evaluated == self._to_evaluate:
-            self._display.show(self._evaluated, "")
+        if trainer.state.fn != "fit":
+            if self._display.due() or self._evaluated == self._to_evaluate:
+                self._display.show(self._evaluated, "")
+        elif self._display.due():
+            total = "?" if self._to_evaluate is None else self._to_evaluate
+            self._show_step(trainer, f" evaluating {self._evaluated}/{total}")
 
     on_test_batch_end = on_validation_batch_end
     on_predict_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what an evaluation in a training run found."""
-        if not _fitting(trainer):
+        if trainer.state.fn != "fit":
             self._close()
         elif self.is_enabled:
-            text = evaluation_text(
-                train_loss=metric(trainer, "eval/train_loss"),
-                val_loss=metric(trainer, "val/loss"),
-                val_perplexity=metric(trainer, "val/perplexity"),
-            )
-            log.info("step %d: %s", trainer.global_step, text)
+            text = words({name: metric(trainer, name) for name in EVALUATED}, EVALUATED)
+            log.info("step %d: %s", trainer.global_step, text.removeprefix(", "))
+
+    def _start_evaluation(self, trainer: L.Trainer, batches: Sequence[int | float]) -> None:
+        self._evaluated, total = 0, sum(batches)
+        self._to_evaluate = None if math.isinf(total) else int(total)
+        self._open(trainer)
 
     # --- the display's life ---------------------------------------------------------------------------
 
@@ -159,70 +165,70 @@ class ProgressBar(LightningProgressBar):
         """Give the terminal back in any case."""
         self._close()
 
-    def _open(self, unit: str, *, total: int | None, initial: int = 0) -> None:
-        if self.is_enabled and self._display is None:
-            self._display = open_display(
-                unit, total=total, initial=initial, log_every_seconds=self.log_every_seconds
-            )
+    def _open(self, trainer: L.Trainer) -> None:
+        if not self.is_enabled or self._display is not None:
+            return
+        if trainer.state.fn == "fit":
+            total = language_module(trainer.lightning_module).total_steps
+            self._display = Display("step", trainer.global_step, total, self.log_every_seconds)
+        else:
+            self._display = Display("batch", 0, self._to_evaluate, self.log_every_seconds)
 
     def _close(self) -> None:
         if self._display is not None:
             self._display.close()
             self._display = None
 
-    def _start_evaluation(self, trainer: L.Trainer, batches: Sequence[int | float]) -> None:
-        self._evaluated = 0
-        total = sum(batches)
-        self._to_evaluate = None if math.isinf(total) else int(total)
-        if not _fitting(trainer):
-            self._open("batch", total=self._to_evaluate)
+
+def words(metrics: Mapping[str, float | None], forms: Mapping[str, str]) -> str:
+    """The metrics that there are in their forms: " loss 5.12 ppl 167 tok/s 310"."""
+    found = {name: metrics.get(name) for name in forms}
+    return "".join(forms[name].format(value) for name, value in found.items() if value is not None)
 
 
-class Pace:
-    """Times the steps of one session of training, which starts when this is made.
+def seconds_left(first: tuple[int, float] | None, step: int, *, total: int, now: float) -> float | None:
+    """Time from `step` to `total` at the mean pace since the session's first step, None before the second.
 
-    The first step is left out of the pace: it may compile the model and fill caches. Whatever happens between
-    the other steps, such as evaluations, counts.
-
-    Args:
-        step: optimizer steps done before the session.
-        clock: seconds from any fixed moment.
+    That first one, `first` with the moment of its end, may compile the model and fill caches.
     """
-
-    def __init__(self, step: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._started_at = clock()
-        self._session_start = step
-        self._first: tuple[int, float] | None = None  # the first step of the session, and when it was done
-
-    def reach(self, step: int) -> None:
-        """Tell that `step` is done; to be called at every step."""
-        if self._first is None and step > self._session_start:
-            self._first = (step, self._clock())
-
-    def seconds_left(self, step: int, *, total: int) -> float | None:
-        """Time from `step` to `total` at the mean pace so far; None while the pace is not known."""
-        if self._first is None or step <= self._first[0]:
-            return None
-        first_step, first_at = self._first
-        return max(total - step, 0) * (self._clock() - first_at) / (step - first_step)
-
-    def seconds_taken(self) -> float:
-        """Time since the session started."""
-        return self._clock() - self._started_at
+    if first is None or step <= first[0]:
+        return None
+    return max(total - step, 0) * (now - first[1]) / (step - first[0])
 
 
 # --- where it is shown --------------------------------------------------------------------------------
 
 
 class Display:
-    """Shows how far a count has come: here by a log line now and then, for files and pipes."""
+    """Shows how far a count has come: a bar in a notebook or a terminal, else a log line now and then.
 
-    def __init__(self, unit: str, *, total: int | None, every_seconds: float) -> None:
-        self._unit = unit
-        self._total = total
-        self._every_seconds = every_seconds
-        self._shown_at = time.monotonic()
+    A notebook's file keeps the last state alone. A bar in a terminal is redrawn in place on standard error;
+    while it is open, `sys.stderr` and the log handlers that write to the terminal write above it.
+    """
+
+    def __init__(self, unit: str, initial: int, total: int | None, log_every_seconds: float) -> None:
+        self._shown_at, self._every_seconds = -math.inf, REDRAW_SECONDS
+        self._stack = ExitStack()
+        form = unit + " {n_fmt}/{total_fmt} |{bar}| {desc}"
+        options: dict[str, Any] = {"ascii": False, "delay": math.inf}  # tqdm shows nothing by itself
+        if _in_notebook():
+            from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # a notebook's kernel has it
+
+            handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
+            options["file"] = _Sink(lambda line: handle.update({"text/plain": line}, raw=True))
+            form = form.replace("{bar}", "{bar:24}")
+        elif _is_terminal(sys.stderr):
+            options = {"file": sys.stderr, "dynamic_ncols": True}
+            for handler in _terminal_handlers():
+                self._stack.callback(handler.setStream, handler.stream)
+                handler.setStream(DummyTqdmFile(handler.stream))
+            self._stack.callback(setattr, sys, "stderr", sys.stderr)
+            sys.stderr = DummyTqdmFile(sys.stderr)
+        else:
+            self._shown_at, self._every_seconds = time.monotonic(), log_every_seconds
+            options["file"] = _Sink(lambda line: log.info("%s", line))
+            form = form.replace("|{bar}| ", "")
+        self._bar = tqdm(total=total, initial=initial, bar_format=form, **options)
 
     def due(self) -> bool:
         """Whether it is time to `show` again; asked first, it saves the work of preparing the text."""
@@ -230,81 +236,28 @@ class Display:
 
     def show(self, done: int, text: str) -> None:
         """Show the count and the text beside it, due or not."""
-        self._draw(done, text)
+        self._bar.n = done
+        self._bar.set_description_str(text, refresh=False)
+        self._bar.refresh()
         self._shown_at = time.monotonic()
 
     def close(self) -> None:
         """Leave the last state standing and give the terminal back."""
-
-    def _draw(self, done: int, text: str) -> None:
-        log.info("%s %d/%s %s", self._unit, done, "?" if self._total is None else self._total, text)
-
-
-class TerminalBar(Display):
-    """One bar, redrawn in place on standard error.
-
-    While it is open, `sys.stderr` and the log handlers that write to the terminal write above it.
-    """
-
-    def __init__(self, unit: str, *, total: int | None, initial: int) -> None:
-        super().__init__(unit, total=total, every_seconds=REDRAW_SECONDS)
-        self._bar = tqdm(
-            total=total,
-            initial=initial,
-            file=sys.stderr,
-            bar_format=unit + " {n_fmt}/{total_fmt} |{bar}| {desc}",
-            dynamic_ncols=True,
-        )
-        self._shown_at = -math.inf
-        self._restore = ExitStack()
-        for handler in _terminal_handlers():
-            self._restore.callback(handler.setStream, handler.stream)
-            handler.setStream(DummyTqdmFile(handler.stream))
-        self._restore.callback(setattr, sys, "stderr", sys.stderr)
-        sys.stderr = DummyTqdmFile(sys.stderr)
-
-    def close(self) -> None:
-        """End the bar's line and let the log handlers write as before."""
         self._bar.close()
-        self._restore.close()
-
-    def _draw(self, done: int, text: str) -> None:
-        self._bar.n = done
-        self._bar.set_description_str(text, refresh=False)
-        self._bar.refresh()
+        self._stack.close()
 
 
-class NotebookBar(Display):
-    """One line of a notebook's output, replaced in place: its file keeps the last state alone."""
+class _Sink(io.StringIO):
+    """What takes the place of a terminal for tqdm: the lines that it draws go elsewhere."""
 
-    def __init__(self, unit: str, *, total: int | None) -> None:
-        from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # a notebook's kernel has it
+    def __init__(self, send: Callable[[str], object]) -> None:
+        super().__init__()
+        self._send = send
 
-        super().__init__(unit, total=total, every_seconds=REDRAW_SECONDS)
-        self._shown_at = -math.inf
-        self._handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
-
-    def _draw(self, done: int, text: str) -> None:
-        bar_format = self._unit + " {n_fmt}/{total_fmt} |{bar:24}| {desc}"
-        total = math.inf if self._total is None else self._total  # which tqdm writes as "?"
-        line = tqdm.format_meter(done, total, 0.0, prefix=text, bar_format=bar_format)
-        self._handle.update({"text/plain": line}, raw=True)
-
-
-def open_display(unit: str, *, total: int | None, initial: int = 0, log_every_seconds: float) -> Display:
-    """The display that suits the process: a notebook's kernel, a terminal at standard error, or neither.
-
-    Args:
-        unit: what is counted, such as "step".
-        total: how far the count goes, None where it is not known.
-        initial: where the count starts.
-        log_every_seconds: pause between log lines, where there is no bar.
-    """
-    if _in_notebook():
-        return NotebookBar(unit, total=total)
-    if _is_terminal(sys.stderr):
-        return TerminalBar(unit, total=total, initial=initial)
-    return Display(unit, total=total, every_seconds=log_every_seconds)
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            self._send(line)
+        return len(text)
 
 
 def _in_notebook() -> bool:
@@ -325,49 +278,9 @@ def _is_terminal(stream: TextIO) -> bool:
 
 def _terminal_handlers() -> list["logging.StreamHandler[Any]"]:
     """Handlers of any logger that write to this process's standard output or error."""
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     return [
         handler
-        for logger in loggers
-        if isinstance(logger, logging.Logger)
-        for handler in logger.handlers
+        for logger in (logging.root, *logging.root.manager.loggerDict.values())
+        for handler in getattr(logger, "handlers", ())  # a placeholder has none
         if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)
     ]
-
-
-# --- its words and numbers ----------------------------------------------------------------------------
-
-
-def training_text(*, epoch: int, metrics: Mapping[str, float | None], end: str) -> str:
-    """Such as "(epoch 4) loss 5.12 ppl 167 tok/s 310 time left 1:20"; metrics that are None are left out."""
-    parts = [f"(epoch {epoch})"]
-    for name, (label, form) in LABELS.items():
-        value = metrics.get(name)
-        if value is not None:
-            parts.append(f"{label} {value:{form}}")
-    return " ".join([*parts, end]).rstrip()
-
-
-def evaluation_text(*, train_loss: float | None, val_loss: float | None, val_perplexity: float | None) -> str:
-    """Such as "train loss 4.07, val loss 6.23 (val perplexity 506)"; losses that are None are left out."""
-    parts = []
-    if train_loss is not None:
-        parts.append(f"train loss {train_loss:.2f}")
-    if val_loss is not None:
-        perplexity = "" if val_perplexity is None else f" (val perplexity {val_perplexity:,.0f})"
-        parts.append(f"val loss {val_loss:.2f}{perplexity}")
-    return ", ".join(parts)
-
-
-def _fitting(trainer: L.Trainer) -> bool:
-    return trainer.state.fn == TrainerFn.FITTING
-
-
-def _training_text(trainer: L.Trainer, pl_module: L.LightningModule, end: str) -> str:
-    metrics = {name: metric(trainer, name) for name in LABELS}
-    metrics["train/tokens_per_second"] = language_module(pl_module).tokens_per_second
-    return training_text(epoch=max(math.ceil(epochs_done(trainer)), 1), metrics=metrics, end=end)
-
-
-def _labelled(label: str, seconds: float | None) -> str:
-    return "" if seconds is None else f"{label} {duration_text(seconds)}"

@@ -1,15 +1,19 @@
-"""Which batches every step saw and what loss they had, to the last bit."""
+"""What is kept of every step: batches and losses to the last bit, times, the loss until it diverges."""
 
 # B windows in a batch, T tokens in a window
 
 import hashlib
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
+from gptpl.callbacks.after_step import AfterStep, metric, of_every_rank
 from gptpl.callbacks.record_file import RecordFile
+from gptpl.training.loss_curves import Divergence
 
 
 class StepTrace(L.Callback):
@@ -17,9 +21,6 @@ class StepTrace(L.Callback):
 
     Both lists have an entry for every micro-batch of every rank. A line is written before its step can be
     saved; a resumed run takes back the lines beyond the step it resumes from.
-
-    Args:
-        path: the JSON Lines file.
     """
 
     def __init__(self, *, path: str | Path) -> None:
@@ -44,16 +45,75 @@ class StepTrace(L.Callback):
         self._losses.append(float(outputs["loss"]).hex())
         if trainer.global_step != self._written_step:
             self._written_step = trainer.global_step
-            self._write(trainer)
+            of_all = of_every_rank(trainer, (self._batches, self._losses))
+            self._batches, self._losses = [], []
+            if trainer.is_global_zero:
+                batches = [name for of_rank, _ in of_all for name in of_rank]
+                losses = [loss for _, of_rank in of_all for loss in of_rank]
+                self._file.append([{"step": trainer.global_step, "batches": batches, "losses": losses}])
 
-    def _write(self, trainer: L.Trainer) -> None:
-        noted: list[Any] = [[self._batches, self._losses]]
-        if trainer.world_size > 1:
-            noted = [None] * trainer.world_size
-            torch.distributed.all_gather_object(noted, [self._batches, self._losses])
-        self._batches, self._losses = [], []
-        if trainer.is_global_zero:
-            batches = [name for of_rank in noted for name in of_rank[0]]
-            losses = [loss for of_rank in noted for loss in of_rank[1]]
-            record = {"step": trainer.global_step, "batches": batches, "losses": losses}
-            self._file.append([record])
+
+class StepTimer(L.Callback):
+    """Keeps the seconds of every batch and of the evaluation before the first, None where there was none.
+
+    A batch is forward, backward and, where it is the last of a step, optimizer. A GPU is waited for, so that
+    its work counts where it was asked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_seconds: list[float] = []
+        self.evaluation_seconds: float | None = None
+        self._started_seconds = 0.0
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self._started_seconds = time.perf_counter()
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes the evaluation."""
+        self.evaluation_seconds = self._elapsed_seconds(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Starts the clock."""
+        self._started_seconds = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes the batch."""
+        self.batch_seconds.append(self._elapsed_seconds(pl_module))
+
+    def _elapsed_seconds(self, pl_module: L.LightningModule) -> float:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        return time.perf_counter() - self._started_seconds
+
+
+class SeenEnough(Exception):  # noqa: N818 (nothing is wrong)
+    """All steps are done, or the loss has diverged: more of them show nothing more."""
+
+
+class LossOfSteps(AfterStep):
+    """Keeps the loss of every optimizer step, in nats per token, before its update.
+
+    Ends the training after so many `steps`, or where it diverges; `progress` is called after each.
+    """
+
+    def __init__(self, steps: int, progress: Callable[[], object]) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+        self._steps = steps
+        self._progress = progress
+        self._divergence = Divergence()
+
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes the loss. Raises SeenEnough after the last step that is wanted."""
+        loss = metric(trainer, "train/loss")
+        assert loss is not None
+        self.losses.append(loss)
+        self._progress()
+        if self._divergence.after(loss) or len(self.losses) == self._steps:
+            raise SeenEnough

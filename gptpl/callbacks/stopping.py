@@ -13,9 +13,8 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
 
-from gptpl.callbacks.after_step import AfterStep
+from gptpl.callbacks.after_step import AfterStep, of_every_rank
 from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.errors import InputError
 
@@ -28,19 +27,14 @@ SIGNALS = [
 ]
 _BASE_STATUS = 128
 """A shell's exit status for a process that a signal ended is this plus the signal's number."""
-
-
 CTRL_C = "Ctrl-C"
-_ASKED = "stop()"
 
 
 class RunStopped(Exception):  # noqa: N818 (nothing is wrong)
-    """A training that was stopped at a boundary; its checkpoint, if it keeps any, is that of this step.
+    """A training that was stopped after an optimizer step; its checkpoint, if it keeps any, is that of it.
 
-    Attributes:
-        reason: what stopped it: "Ctrl-C", "SIGTERM", "stop()", "trainer.max_time=00:08:00:00", ...
-        step: the last finished optimizer step.
-        status: the exit status that says so: 128 + the signal's number; 0 where the settings asked for it.
+    `reason` is "Ctrl-C", "SIGTERM", "stop()", "trainer.max_time=00:08:00:00", ...; `status` the exit status
+    that says so: 128 + the signal's number, 0 where the settings asked for it.
     """
 
     def __init__(self, reason: str, *, step: int, status: int) -> None:
@@ -56,11 +50,7 @@ class StopAtBoundary(AfterStep):
     Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP let the step end, save, and raise RunStopped out of `Trainer.fit`. A
     second Ctrl-C interrupts at once, as Python does. Among several processes it is enough that one is told.
     Afterwards signals have the handlers they had. Only the main thread can set any: a fit in another thread
-    is stopped by `stop`.
-
-    Args:
-        max_time: DD:HH:MM:SS of training in this session, a resumed one beginning anew; None: no limit.
-        stop_at_step: the optimizer step to stop after; None: none.
+    is stopped by `stop`. `max_time` is DD:HH:MM:SS of training in this session, a resumed one beginning anew.
     """
 
     def __init__(self, *, max_time: str | None = None, stop_at_step: int | None = None) -> None:
@@ -84,12 +74,12 @@ class StopAtBoundary(AfterStep):
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes over the signals, before the first evaluation."""
-        self._begin()
+        self._take_signals()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes over the signals and starts the clock."""
         super().on_train_start(trainer, pl_module)
-        self._begin()
+        self._take_signals()
         self._started_seconds = time.monotonic()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -102,12 +92,9 @@ class StopAtBoundary(AfterStep):
         """Gives the signals back."""
         self._give_signals_back()
 
-    def _begin(self) -> None:
+    def _take_signals(self) -> None:
         if not self._before:  # else the sanity check has begun this fit
             self._signal = None  # it may have stopped one before
-        self._take_signals()
-
-    def _take_signals(self) -> None:
         self._process = os.getpid()
         for number in SIGNALS:
             current = signal.getsignal(number)
@@ -147,9 +134,7 @@ class StopAtBoundary(AfterStep):
         """Saves and stops, if that is asked for."""
         found = self._reason(trainer.global_step)
         if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(found is not None, all=False):
-            of_all: list[tuple[str, int] | None] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(of_all, found)
-            found = next(reason for reason in of_all if reason is not None)
+            found = next(filter(None, of_every_rank(trainer, found)))
         if found is None:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -162,7 +147,7 @@ class StopAtBoundary(AfterStep):
         """Why to stop now, and the exit status that says so; None: go on."""
         if self._asked:
             self._asked = False
-            return _ASKED, 0
+            return "stop()", 0
         if self._signal is not None:
             return _name(self._signal), _BASE_STATUS + self._signal
         if self._seconds is not None and time.monotonic() - self._started_seconds >= self._seconds:
@@ -194,8 +179,8 @@ def interrupts() -> Iterator[None]:
 def duration(text: str) -> timedelta:
     """The time that `trainer.max_time` gives as DD:HH:MM:SS. Raises InputError for anything else."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+):(\d+)", text)
-    days, hours, minutes, seconds = map(int, match.groups()) if match else (0, 0, 0, 0)
-    time_limit = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    names = ("days", "hours", "minutes", "seconds")
+    time_limit = timedelta(**dict(zip(names, map(int, match.groups()), strict=True))) if match else None
     if not time_limit:
         raise InputError(
             f"trainer.max_time={text} is no time: give DD:HH:MM:SS, such as 00:08:00:00 for eight hours"

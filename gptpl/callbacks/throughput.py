@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from gptpl.callbacks.readings import language_module
+from gptpl.callbacks.after_step import language_module
 from gptpl.errors import InputError
 from gptpl.training.flops import peak_flops
 from gptpl.training.performance import product_dtype

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from gptpl.callbacks.loss_of_steps import LossOfSteps, SeenEnough
-from gptpl.callbacks.step_timer import StepTimer
+from gptpl.callbacks.step_trace import LossOfSteps, SeenEnough, StepTimer
 from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.errors import InputError

@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
-from gptpl.callbacks.evaluations import RecordEvaluations
 from gptpl.callbacks.exact_resume import ExactResume
+from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
 from gptpl.config.compose import Config
 from gptpl.config.instantiate import instantiate, locate, partial_of

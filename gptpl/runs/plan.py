@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from gptpl.callbacks.step_timer import StepTimer
+from gptpl.callbacks.step_trace import StepTimer
 from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate, partial_of

@@ -14,8 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gptpl.callbacks.loss_curve import LossCurve
-from gptpl.callbacks.loss_figure import loss_figure
+from gptpl.callbacks.loss_curve import LossCurve, loss_figure
 from gptpl.files.figures import figure_pixels, write_png
 from gptpl.training.loss_curves import LossPoint
 

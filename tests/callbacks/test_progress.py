@@ -20,15 +20,7 @@ import lightning as L
 import pytest
 from tqdm import tqdm
 
-from gptpl.callbacks.progress import (
-    Display,
-    Pace,
-    ProgressBar,
-    TerminalBar,
-    evaluation_text,
-    open_display,
-    training_text,
-)
+from gptpl.callbacks.progress import EVALUATED, TRAINED, Display, ProgressBar, seconds_left, words
 from gptpl.cli.console import Console
 from gptpl.errors import InputError
 
@@ -269,7 +261,7 @@ def test_lines_without_a_terminal(
 ) -> None:
     now = iter(range(10**6))
     monkeypatch.setattr("gptpl.callbacks.progress.time.monotonic", lambda: float(next(now)))
-    training.fit(ProgressBar(log_every_seconds=6))
+    training.fit(ProgressBar(log_every_seconds=5))
     text = "".join(capsys.readouterr())
     assert not re.search(r"[\r\x1b\b]|step \d/", text)
     lines = logged()
@@ -297,7 +289,7 @@ def test_other_processes_are_silent(training: Any, logged: Logged, monkeypatch: 
 def test_lines_come_when_they_are_due(monkeypatch: pytest.MonkeyPatch, logged: Logged) -> None:
     now = 100.0
     monkeypatch.setattr("gptpl.callbacks.progress.time.monotonic", lambda: now)
-    lines = Display("step", total=None, every_seconds=15)
+    lines = Display("step", 0, None, 15)
     assert not lines.due()
     now = 115.0
     assert lines.due()
@@ -312,7 +304,7 @@ def test_bar_lets_every_logger_of_the_terminal_write_above_it(terminal: Terminal
     handler = logging.StreamHandler(terminal)
     own.addHandler(handler)
     try:
-        bar = TerminalBar("step", total=10, initial=0)
+        bar = Display("step", 0, 10, 15)
         bar.show(1, "working")
         own.warning("above")
         bar.show(2, "working")
@@ -323,48 +315,40 @@ def test_bar_lets_every_logger_of_the_terminal_write_above_it(terminal: Terminal
     assert [line.split(" ")[0] for line in terminal.screen()] == ["above", "step", ""]
 
 
-def test_terminal_without_a_width_gets_lines(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
+def test_terminal_without_a_width_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, terminal: Terminal, logged: Logged
+) -> None:
     monkeypatch.setattr(terminal, "fileno", lambda: 2)
-    kinds: dict[int, type] = {0: Display, 80: TerminalBar}
-    for columns, kind in kinds.items():
+    for columns, bars in ((0, 0), (80, 1)):
         size = os.terminal_size((columns, 24))
         monkeypatch.setattr("gptpl.callbacks.progress.os.get_terminal_size", lambda fd, size=size: size)
-        display = open_display("step", total=1, log_every_seconds=1)
-        assert isinstance(display, kind)
+        display = Display("step", 0, 1, 1)
+        display.show(1, "words")
         display.close()
+        assert logged() == ["step 1/1 words"]
+        assert terminal.getvalue().count("step 1/1 |") == 2 * bars  # as it was shown, and left standing
 
 
 # --- words and numbers --------------------------------------------------------------------------------
 
 
-def test_training_text() -> None:
+def test_words_of_a_step_and_of_an_evaluation() -> None:
     metrics = {"train/loss": 5.1199, "train/perplexity": 167.4, "train/tokens_per_second": 310.2}
-    text = training_text(epoch=4, metrics=metrics, end="time left 1:20")
-    assert text == "(epoch 4) loss 5.12 ppl 167 tok/s 310 time left 1:20"
-    assert training_text(epoch=1, metrics={"train/loss": None}, end="") == "(epoch 1)"
+    assert words(metrics, TRAINED) == " loss 5.12 ppl 167 tok/s 310"
+    assert words({"train/loss": None}, TRAINED) == ""
     odd = {"train/loss": float("nan"), "train/perplexity": float("inf")}
-    assert training_text(epoch=1, metrics=odd, end="") == "(epoch 1) loss nan ppl inf"
+    assert words(odd, TRAINED) == " loss nan ppl inf"
+    full = {"eval/train_loss": 4.069, "val/loss": 6.226, "val/perplexity": 505.7}
+    assert words(full, EVALUATED) == ", train loss 4.07, val loss 6.23 (val perplexity 506)"
+    assert words({"eval/train_loss": None, "val/loss": 6.226}, EVALUATED) == ", val loss 6.23"
 
 
-def test_evaluation_text() -> None:
-    full = evaluation_text(train_loss=4.069, val_loss=6.226, val_perplexity=505.7)
-    assert full == "train loss 4.07, val loss 6.23 (val perplexity 506)"
-    assert evaluation_text(train_loss=None, val_loss=6.226, val_perplexity=None) == "val loss 6.23"
-
-
-def test_pace_leaves_out_the_first_step() -> None:
-    now = 0.0
-    pace = Pace(step=10, clock=lambda: now)
-    pace.reach(10)
-    assert pace.seconds_left(10, total=20) is None
-    now = 60.0  # the first step compiles
-    pace.reach(11)
-    assert pace.seconds_left(11, total=20) is None
-    now = 64.0
-    pace.reach(13)
-    assert pace.seconds_left(13, total=20) == pytest.approx(7 * 2.0)
-    assert pace.seconds_left(25, total=20) == 0.0
-    assert pace.seconds_taken() == 64.0
+def test_the_pace_leaves_out_the_first_step() -> None:
+    assert seconds_left(None, 10, total=20, now=0.0) is None
+    first = (11, 60.0)  # the first step compiles
+    assert seconds_left(first, 11, total=20, now=60.0) is None
+    assert seconds_left(first, 13, total=20, now=64.0) == pytest.approx(7 * 2.0)
+    assert seconds_left(first, 25, total=20, now=64.0) == 0.0
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from gptpl.callbacks.evaluations import RecordEvaluations
 from gptpl.callbacks.exact_resume import ExactResume
+from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
 from gptpl.config.groups import choices, config_folder, default_choices, when_to_choose
 from gptpl.config.instantiate import instantiate, partial_of
