@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,6 @@ from gptpl.weights.published import checked_size
 log = logging.getLogger(__name__)
 
 OWN = "gptpl"
-CARD_FILE = "README.md"
-_MISTAKE = "nothing was written; this is a mistake in gptpl"
 
 
 def export(
@@ -85,9 +83,8 @@ def export(
         dtype: float32, bfloat16 or float16; None: the model's own.
         verify: read the new files, and compare the logits of a fixed prompt (of an adapter: the weights).
 
-    Raises:
-        InputError: as `check_export`, for a model that the format cannot hold, and where the files do not
-            give back the same model.
+    Raises InputError as `check_export`, for a model that the format cannot hold, and where the files do not
+    give back the same model.
     """
     check_export(format, output, dtype=dtype)
     output = Path(output).expanduser()
@@ -100,20 +97,28 @@ def export(
             card = _write_classifier(loaded, format, folder, output.name, dtype=dtype, verify=verify)
         else:
             card = _write_model(loaded, format, folder, output.name, dtype=dtype, verify=verify)
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        try:
+            text = "\n\n".join(card) + "\n"
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{loaded.path} records its past otherwise than this gptpl ({type(error).__name__}: {error}):"
+                " use the gptpl that wrote it, or restore the file"
+            ) from error
+        (folder / "README.md").write_text(text, encoding="utf-8")
         share(folder)
-        _move(folder, output)
+        try:
+            folder.rename(output)
+        except OSError as error:
+            if not output.exists():
+                raise
+            raise InputError(f"output={output} came into being meanwhile: give another folder") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return output
 
 
 def check_export(format: str, output: Path | str, *, dtype: str | None = None) -> None:
-    """Checks all that needs no model.
-
-    Raises InputError for an unknown format, a dtype that it does not have, and a folder that exists already
-    or has no parent.
-    """
+    """Raises InputError for an unknown format, a dtype that it lacks, and a folder that cannot be made."""
     known = (*FORMATS, OWN, ADAPTER)
     if format not in known:
         raise InputError(f"format={format} is unknown: choose one of {', '.join(known)}")
@@ -129,22 +134,13 @@ def check_export(format: str, output: Path | str, *, dtype: str | None = None) -
         raise InputError(f"output={output} cannot be made: its parent folder does not exist, make it first")
 
 
-def _move(folder: Path, output: Path) -> None:
-    try:
-        folder.rename(output)
-    except OSError as error:
-        if not output.exists():
-            raise
-        raise InputError(f"output={output} came into being meanwhile: give another folder") from error
-
-
 # -------------------------------------------------------------------------------------------- language models
 
 
 def _write_model(
     loaded: LoadedCheckpoint, format: str, folder: Path, name: str, *, dtype: str | None, verify: bool
-) -> str:
-    """All files but the card, which is returned."""
+) -> Iterator[str]:
+    """All files but the card, whose parts are returned."""
     net, tokenizer = gpt_model(loaded.net, f"format={format} holds GPT-2 models"), loaded.tokenizer
     if dtype is not None:
         net = _cast(net, dtype)
@@ -169,7 +165,7 @@ def _write_model(
             again = load_foreign(open_model(folder), device=device, dtype=kind)
         difference = compare_logits(before, prompt_logits(again.net.to(kind)), name=format)
         log.info("verified: the logits of %d tokens differ by %.1e at most", before.shape[1], difference)
-    return _card(_model_card(loaded, net, format, name), loaded.path)
+    return _model_card(loaded, net, format, name)
 
 
 def _cast(net: GPTModel, dtype: str) -> GPTModel:
@@ -187,8 +183,8 @@ def _cast(net: GPTModel, dtype: str) -> GPTModel:
 
 def _write_classifier(
     loaded: LoadedClassifier, format: str, folder: Path, name: str, *, dtype: str | None, verify: bool
-) -> str:
-    """All files but the card, which is returned."""
+) -> Iterator[str]:
+    """All files but the card, whose parts are returned."""
     if format != "hf":
         raise InputError(f"format={format} holds no classifiers: give format=hf")
     if dtype not in (None, "float32"):
@@ -203,7 +199,7 @@ def _write_classifier(
         before, after = (prompt_class_logits(each.net, pad_id=each.pad_id) for each in (loaded, again))
         difference = compare_logits(before, after, name="hf")
         log.info("verified: the logits of %d padded texts differ by %.1e at most", len(before), difference)
-    return _card(_classifier_card(loaded, name), loaded.path)
+    return _classifier_card(loaded, name)
 
 
 # --------------------------------------------------------------------------------------------------- adapters
@@ -211,8 +207,8 @@ def _write_classifier(
 
 def _write_adapter(
     loaded: LoadedCheckpoint | LoadedClassifier, folder: Path, name: str, *, verify: bool
-) -> str:
-    """All files but the card, which is returned."""
+) -> Iterator[str]:
+    """All files but the card, whose parts are returned."""
     path = loaded.path
     if is_adapter(path) or is_foreign(path):
         raise InputError(
@@ -223,9 +219,11 @@ def _write_adapter(
         before, after = loaded.net.state_dict(), net_weights(adapter_checkpoint(folder))
         for each in sorted(before.keys() | after.keys()):
             if each not in before or each not in after or not torch.equal(before[each].cpu(), after[each]):
-                raise InputError(f"format=adapter came back with another {each}: {_MISTAKE}")
+                raise InputError(
+                    f"format=adapter came back with another {each}: nothing was written; this is a mistake in gptpl"
+                )
         log.info("verified: with its base it makes the same %d tensors", len(after))
-    return _card(_adapter_card(loaded, folder, name), path)
+    return _adapter_card(loaded, folder, name)
 
 
 # ------------------------------------------------------------------------------------------------ model cards
@@ -258,21 +256,21 @@ model = PeftModel.from_pretrained({model}.from_pretrained("BASE"{classes}), "{fo
 _SHOWN_CHARACTERS = 500
 
 
-def _card(parts: Iterable[str], path: Path) -> str:
-    """The parts as one text. Raises InputError where the checkpoint's record of its past is not whole."""
-    try:
-        return "\n\n".join(parts) + "\n"
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} records its past otherwise than this gptpl ({type(error).__name__}: {error}): use the"
-            " gptpl that wrote it, or restore the file"
-        ) from error
+def _head(name: str, settings: str, *, tags: str = "gpt2") -> str:
+    return f"---\n{settings}tags:\n- {tags}\n- gptpl\n---\n\n# {_text(name)}"
+
+
+def _use(reader: str, name: str, command: str, *, language: str = "python") -> Iterator[str]:
+    yield "## How to load it"
+    if reader:
+        yield _block(reader, name, language=language)
+        yield "or, with gptpl,"
+    yield _block(command, name)
 
 
 def _model_card(loaded: LoadedCheckpoint, net: GPTModel, format: str, name: str) -> Iterator[str]:
     library = "library_name: transformers\n" if format == "hf" else ""
-    yield f"---\n{library}pipeline_tag: text-generation\ntags:\n- gpt2\n- gptpl\n---"
-    yield f"# {_text(name)}"
+    yield _head(name, f"{library}pipeline_tag: text-generation\n")
     yield f"Exported by gptpl {__version__} as `{format}`."
     config = net.config
     rows = {
@@ -288,16 +286,13 @@ def _model_card(loaded: LoadedCheckpoint, net: GPTModel, format: str, name: str)
     yield from _past(loaded.lineage)
     yield _MODEL_USE
     yield _LICENCE.format(first="first weights")
-    yield "## How to load it"
-    if format in FORMATS:
-        yield _block(FORMATS[format].reader, name, language="" if format == "nanogpt" else "python")
-        yield "or, with gptpl,"
-    yield _block(f"gptpl generate {_checkpoint(name)} prompt='Every effort moves you'", name)
+    reader = FORMATS[format].reader if format in FORMATS else ""
+    command = f"gptpl generate {_checkpoint(name)} prompt='Every effort moves you'"
+    yield from _use(reader, name, command, language="" if format == "nanogpt" else "python")
 
 
 def _classifier_card(loaded: LoadedClassifier, name: str) -> Iterator[str]:
-    yield ("---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- gpt2\n- gptpl\n---")
-    yield f"# {_text(name)}"
+    yield _head(name, "library_name: transformers\npipeline_tag: text-classification\n")
     yield (
         f"Exported by gptpl {__version__} as `hf`: a classifier that reads up to {loaded.max_length:,} tokens"
         " of a text."
@@ -306,10 +301,7 @@ def _classifier_card(loaded: LoadedClassifier, name: str) -> Iterator[str]:
     yield from _past(loaded.lineage)
     yield _CLASSIFIER_USE
     yield _LICENCE.format(first="first weights")
-    yield "## How to load it"
-    yield _block(_CLASSIFIER_READER, name, language="python")
-    yield "or, with gptpl,"
-    yield _block(f"gptpl classify {_checkpoint(name)} text='See you at six'", name)
+    yield from _use(_CLASSIFIER_READER, name, f"gptpl classify {_checkpoint(name)} text='See you at six'")
 
 
 def _adapter_card(loaded: LoadedCheckpoint | LoadedClassifier, folder: Path, name: str) -> Iterator[str]:
@@ -317,8 +309,7 @@ def _adapter_card(loaded: LoadedCheckpoint | LoadedClassifier, folder: Path, nam
     tune, task = header["tune"], task_of(header)
     base = str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
     on_hub = f"base_model: {base}\n" if re.fullmatch(r"openai-community/[\w.-]+", base) else ""
-    yield f"---\nlibrary_name: peft\n{on_hub}tags:\n- lora\n- gptpl\n---"
-    yield f"# {_text(name)}"
+    yield _head(name, f"library_name: peft\n{on_hub}", tags="lora")
     targets = ", ".join(target for target in TARGETS if target in tune["targets"])
     yield (
         f"An adapter by LoRA (rank {tune['rank']:d}, alpha {tune['alpha']:g}, {targets}), exported by gptpl"
