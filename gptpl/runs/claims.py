@@ -3,12 +3,10 @@
 import os
 import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import locked_folder
@@ -21,17 +19,13 @@ OF_A_RUN = (CONFIG_FILE, RUN_FILE, METRICS_FILE, CHECKPOINT_FOLDER)
 _TRIES = 100
 
 
-class RunClaim:
+class RunClaim(AbstractContextManager["RunClaim"]):
     """A run's folder for one process alone, until `release`, the end of a `with`, or of the process.
 
     Whatever ends the process ends the claim, and no file tells of it. A folder that was made for the run and
     is empty when it is released, as that of a run that was refused, is removed again, with those around it
-    that were made for it. Child processes neither have the claim nor end it: the processes of a run that
-    train on further devices must not ask for one.
-
-    Args:
-        path: the folder, which must be there.
-        made: the folders that were made for it, the outermost first.
+    that were made for it (`made`, the outermost first). Child processes neither have the claim nor end it:
+    the processes of a run that train on further devices must not ask for one.
 
     Raises InputError where another run has the folder, FileNotFoundError where it is not there.
     """
@@ -46,15 +40,7 @@ class RunClaim:
         """Gives the folder free; a second time this does nothing."""
         self._end()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
 
@@ -81,6 +67,10 @@ def claim_new_run(run_dir: Path | None, *, name: str, root: Path = DEFAULT_FOLDE
     raise AssertionError("numbers do not end")
 
 
+def _moment() -> str:
+    return datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+
+
 def _claimed(run_dir: Path) -> RunClaim:
     for _ in range(_TRIES):
         made = _make(run_dir)
@@ -101,10 +91,6 @@ def _claimed(run_dir: Path) -> RunClaim:
             raise InputError(f"run_dir={run_dir} cannot be written: choose a folder you may write to")
         return claim
     raise InputError(f"run_dir={run_dir} is made and removed by other processes: choose another")
-
-
-def _moment() -> str:
-    return datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def _make(path: Path) -> list[Path]:

@@ -220,7 +220,8 @@ def _write_adapter(
         for each in sorted(before.keys() | after.keys()):
             if each not in before or each not in after or not torch.equal(before[each].cpu(), after[each]):
                 raise InputError(
-                    f"format=adapter came back with another {each}: nothing was written; this is a mistake in gptpl"
+                    f"format=adapter came back with another {each}: nothing was written;"
+                    " this is a mistake in gptpl"
                 )
         log.info("verified: with its base it makes the same %d tensors", len(after))
     return _adapter_card(loaded, folder, name)

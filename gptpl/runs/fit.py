@@ -59,11 +59,19 @@ def train(run: Run) -> dict[str, float]:
         return {}
     while True:
         try:
-            return _fit_in_folder(run)
+            if is_worker_process():
+                return _fit(run)
+            with run.claim or RunClaim(run.run_dir):
+                run.claim = None  # it ends with this session
+                return _fit(run)
         except NonFiniteError as error:
             _write_report(run, error)
             if not rolls_back:
-                log.error("%s", _remedy(run, error))
+                skipped = _skipping(run, error)
+                log.error(
+                    "lower optimizer.lr, or leave the step out: %s (on_nonfinite=%s does it by itself)",
+                    *(_resume_command(run, skipped), ROLLBACK),
+                )
                 raise
             run = _rolled_back(run, error)
 
@@ -83,14 +91,6 @@ def _nothing_left(run: Run) -> bool:
 
 
 # --- one session of training ----------------------------------------------------------------------------
-
-
-def _fit_in_folder(run: Run) -> dict[str, float]:
-    if is_worker_process():
-        return _fit(run)
-    with run.claim or RunClaim(run.run_dir):
-        run.claim = None  # it ends with this session
-        return _fit(run)
 
 
 def _fit(run: Run) -> dict[str, float]:
@@ -183,15 +183,10 @@ def _write_start(run: Run) -> None:
     """The settings, and what the run depends on beside them; a resumed run adds how it was resumed."""
     write_config(run.run_dir, run.config)
     run.datamodule.write_record(run.run_dir)
-    planned, environment = run.module.total_steps, environment_record(run.command)
+    planned, environment = run.module.total_steps, _environment_record(run.command)
     if run.resume is None:
-        write_run_json(
-            run.run_dir,
-            **environment,
-            **_data_record(run),
-            planned_steps=planned,
-            choices=run.config.get("choices"),
-        )
+        record = {**environment, **_data_record(run), "choices": run.config.get("choices")}
+        write_run_json(run.run_dir, planned_steps=planned, **record)
     else:
         earlier = read_run_json(run.run_dir).get("resumed", [])
         changes = {change.key: change.new for change in run.resume.changes}
@@ -200,7 +195,7 @@ def _write_start(run: Run) -> None:
         write_run_json(run.run_dir, remove=ended, resumed=[*earlier, now], planned_steps=planned)
 
 
-def environment_record(command: str) -> dict[str, Any]:
+def _environment_record(command: str) -> dict[str, Any]:
     """What a run depends on beside its settings: versions, git commit, command, hardware."""
     return {
         "command": command,
@@ -267,23 +262,19 @@ def _record_failure(run: Run, error: Exception, started_seconds: float) -> None:
     """Leaves in `run.json` what ended the run, where that can be written at all."""
     if is_worker_process():
         return
-    lines = str(error).strip().splitlines() or [""]
+    first, *_ = str(error).strip().splitlines() or [""]
+    failed = {"error": f"{type(error).__name__}: {first}", "step": run.trainer.global_step}
     with suppress(OSError):  # of a full disk, say, which is then what the run failed of
-        write_run_json(
-            run.run_dir,
-            failed={"error": f"{type(error).__name__}: {lines[0]}", "step": run.trainer.global_step},
-            **_cost(run, started_seconds),
-        )
+        write_run_json(run.run_dir, failed=failed, **_cost(run, started_seconds))
 
 
 def _say_how_to_go_on(run: Run) -> None:
     """The command that resumes the run, where it has saved anything."""
-    if is_worker_process() or not (run.run_dir / "checkpoints" / LAST).exists():
-        return
-    log.info("to go on: %s", resume_command(run))
+    if not is_worker_process() and (run.run_dir / "checkpoints" / LAST).exists():
+        log.info("to go on: %s", _resume_command(run))
 
 
-def resume_command(run: Run, *more: str) -> str:
+def _resume_command(run: Run, *more: str) -> str:
     """The command that resumes the run, from any folder."""
     folder = ["--config-dir", str(Path(run.config_dir).expanduser().absolute())] if run.config_dir else []
     return shlex.join(["gptpl", "train", *folder, f"resume={run.run_dir}", *more])
@@ -321,13 +312,8 @@ def _write_report(run: Run, error: NonFiniteError) -> None:
     log.error("the batch and the norms of every parameter and gradient: %s", path)
 
 
-def _remedy(run: Run, error: NonFiniteError) -> str:
-    """How to go on without the step."""
-    skipped = sorted({*run.config["skip_steps"], error.step})
-    return (
-        "lower optimizer.lr, or leave the step out:"
-        f" {resume_command(run, f'skip_steps={skipped}')} (on_nonfinite={ROLLBACK} does it by itself)"
-    )
+def _skipping(run: Run, error: NonFiniteError) -> str:
+    return f"skip_steps={sorted({*run.config['skip_steps'], error.step})}"
 
 
 def _rolled_back(run: Run, error: NonFiniteError) -> Run:
@@ -335,7 +321,6 @@ def _rolled_back(run: Run, error: NonFiniteError) -> Run:
 
     Raises the error again where that has been tried too often.
     """
-    skipped = sorted({*run.config["skip_steps"], error.step})
     row = range(error.step - MOST_IN_A_ROW, error.step)
     if set(row) <= set(run.config["skip_steps"]):
         log.error(
@@ -343,7 +328,7 @@ def _rolled_back(run: Run, error: NonFiniteError) -> Run:
             " resume from an earlier checkpoint with a lower optimizer.lr", row[0], row[-1],
         )  # fmt: skip
         raise error
-    again = rolled_back(run, f"skip_steps={skipped}")
+    again = rolled_back(run, _skipping(run, error))
     log.warning(
         "rolled back to step %d; step %d leaves the weights as they are", again.start_step, error.step
     )

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from gptpl.files.run_record import (
     RunError,
@@ -50,14 +52,12 @@ def disk_use(folder: Path) -> DiskUse:
     newest = 0.0
     seen: set[tuple[int, int]] = set()
     for entry in _entries(folder):
-        try:
+        with suppress(FileNotFoundError):
             found = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-        again = entry.is_symlink() or (found.st_dev, found.st_ino) in seen
-        seen.add((found.st_dev, found.st_ino))
-        files[Path(entry.path).relative_to(folder).as_posix()] = 0 if again else found.st_size
-        newest = max(newest, found.st_mtime)
+            again = entry.is_symlink() or (found.st_dev, found.st_ino) in seen
+            seen.add((found.st_dev, found.st_ino))
+            files[Path(entry.path).relative_to(folder).as_posix()] = 0 if again else found.st_size
+            newest = max(newest, found.st_mtime)
     return DiskUse(files=dict(sorted(files.items())), newest=newest)
 
 
@@ -100,17 +100,15 @@ def is_sweep(folder: Path) -> bool:
     try:
         if (folder / RESULTS_FILE).is_file() and (folder / RESULTS_FILE).read_bytes().startswith(_HEADER):
             return True
-        return (folder / SWEEP_FILE).is_file() and read_mapping(
-            folder / SWEEP_FILE, parse_yaml
-        ).keys() >= _KEYS
+        found = read_mapping(folder / SWEEP_FILE, parse_yaml) if (folder / SWEEP_FILE).is_file() else {}
+        return found.keys() >= _KEYS
     except (OSError, RunError):
         return False
 
 
 def trials(sweep: Path) -> list[Path]:
-    """The runs in a sweep's folder, by number, those without one behind."""
-    found = [run for run in find_runs(sweep) if run.parent == sweep]
-    return sorted(found, key=trial_order)
+    """The runs in a sweep's folder, in their order."""
+    return sorted((run for run in find_runs(sweep) if run.parent == sweep), key=trial_order)
 
 
 def trial_order(run: Path) -> tuple[bool, str]:
@@ -147,8 +145,13 @@ def find_run(name: str | Path, *, root: Path = DEFAULT_FOLDER, key: str = "") ->
     if given.exists():
         below = [] if given.is_file() or is_run(given) else find_runs(given, depth=_DEPTH)
         return _only(below, shown, str(name)) if below else given
-    wanted = _below_root(given, root)
-    runs = {run.relative_to(root).as_posix(): run for run in _runs_in(root)} if wanted else {}
+    wanted = ""  # a path to somewhere else
+    if given.absolute().is_relative_to(root.absolute()):
+        wanted = given.absolute().relative_to(root.absolute()).as_posix()
+    elif not given.is_absolute() and ".." not in given.parts:
+        wanted = given.as_posix()
+    found = find_runs(root, depth=_DEPTH) if wanted and root.is_dir() else []
+    runs = {run.relative_to(root).as_posix(): run for run in found if run != root}
     group = wanted.removesuffix(LATEST).rstrip("/") if Path(wanted).name == LATEST else wanted
     if fitting := _fitting(group, runs):
         return _only(fitting, shown, str(name)) if group == wanted else max(fitting, key=_age)
@@ -162,37 +165,24 @@ def find_run(name: str | Path, *, root: Path = DEFAULT_FOLDER, key: str = "") ->
     )
 
 
-def _below_root(given: Path, root: Path) -> str:
-    """What may be a name, without the root that it may begin with; empty for a path to somewhere else."""
-    if given.absolute().is_relative_to(root.absolute()):
-        return given.absolute().relative_to(root.absolute()).as_posix()
-    return "" if given.is_absolute() or ".." in given.parts else given.as_posix()
-
-
-def _runs_in(root: Path) -> list[Path]:
-    return [run for run in find_runs(root, depth=_DEPTH) if run != root] if root.is_dir() else []
-
-
 def _fitting(wanted: str, runs: dict[str, Path]) -> list[Path]:
     """The runs that fit in the strictest way in which any does; all of them, where nothing is wanted."""
     if not wanted:
         return list(runs.values())
-    ends = {path: _ends(path) for path in runs}
+
+    def ends(path: str) -> list[str]:  # a/b/c, b/c, c
+        parts = path.split("/")
+        return ["/".join(parts[first:]) for first in range(len(parts))]
+
     for fits in (
         lambda path: path == wanted or path.startswith(f"{wanted}/"),
-        lambda path: wanted in ends[path],
-        lambda path: any(end.startswith(f"{wanted}/") for end in ends[path]),
-        lambda path: any(end.startswith(wanted) for end in ends[path]),
+        lambda path: wanted in ends(path),
+        lambda path: any(end.startswith(f"{wanted}/") for end in ends(path)),
+        lambda path: any(end.startswith(wanted) for end in ends(path)),
     ):
         if found := [run for path, run in runs.items() if fits(path)]:
             return found
     return []
-
-
-def _ends(path: str) -> list[str]:
-    """`a/b/c`, `b/c`, `c`."""
-    parts = path.split("/")
-    return ["/".join(parts[first:]) for first in range(len(parts))]
 
 
 def _only(runs: Sequence[Path], shown: str, name: str) -> Path:
@@ -237,11 +227,6 @@ class Listed:
         """The lowest validation loss, infinite where there is none."""
         return self.record.best.val_loss if self.record and self.record.best else float("inf")
 
-    @property
-    def group(self) -> Path:
-        """The sweep, or itself."""
-        return self.sweep or self.path
-
 
 def list_runs(
     folders: Sequence[Path] = (DEFAULT_FOLDER,), *, by: str = "date", tags: Collection[str] = ()
@@ -258,8 +243,13 @@ def list_runs(
         return sorted(runs, key=lambda each: -each.use.total)
     newest: dict[Path, float] = {}
     for each in runs:
-        newest[each.group] = max(newest.get(each.group, 0.0), each.started_seconds)
-    return sorted(runs, key=lambda each: (-newest[each.group], each.group, trial_order(each.path)))
+        newest[each.sweep or each.path] = max(newest.get(each.sweep or each.path, 0.0), each.started_seconds)
+
+    def date(each: Listed) -> tuple[Any, ...]:
+        group = each.sweep or each.path
+        return -newest[group], group, trial_order(each.path)
+
+    return sorted(runs, key=date)
 
 
 def _listed(folders: Sequence[Path]) -> Iterator[Listed]:

@@ -149,11 +149,16 @@ class Plan:
 
     def lines(self) -> list[str]:
         """For a person, a topic a paragraph."""
+        first, last = self.rate_factor(0), self.rate_factor(self.steps - 1)
+        rates = [
+            f"{name} {first * rate:.3g} at first, {rate:g} at most, {last * rate:.3g} at last"
+            for name, rate in self.rates.items()
+        ]
         topics = {
             "parameters": _parameter_lines(self),
             "memory": _memory_lines(self),
             "data": [self.about, *_step_lines(self)],
-            "rate": [_rate_line(self)],
+            "rate": ["; ".join(rates)],
             "time": _time_lines(self),
         }
         return [
@@ -258,7 +263,14 @@ def _numbers(settled: Settled) -> Plan:
         with torch.device("meta"):
             trained = tune.report(preparation(cfg)(GPTModel(settled.config)))
     accumulate, examples = cfg.trainer.accumulate_grad_batches, len(data.examples("train"))
-    windows = _batches(settled) * data.batch_size * world_size
+    # Batches of each device; an epoch's last step may have fewer than the others.
+    of_epoch = data.steps_per_epoch(world_size=world_size)
+    epochs, steps_left = divmod(settled.total_steps, -(-of_epoch // accumulate))
+    batches = epochs * of_epoch + min(steps_left * accumulate, of_epoch)
+    windows = batches * data.batch_size * world_size
+    of_text = isinstance(data, TextDataModule)
+    # Without padding: examples have as many tokens as the mean of them.
+    tokens = windows * data.max_length if of_text else round(windows * data.train_tokens / examples)
     return Plan(
         about=f"{data.name}, {data.tokenizer.name} tokenizer: {data.train_tokens:,} training tokens",
         parameters=count_parameters(settled.config),
@@ -277,32 +289,16 @@ def _numbers(settled: Settled) -> Plan:
         train_windows=examples,
         val_windows=len(data.examples("val")),
         units=data.units,
-        padded=not isinstance(data, TextDataModule),
+        padded=not of_text,
         steps_per_epoch=data.steps_per_epoch(world_size=world_size, accumulate=accumulate),
         steps=settled.total_steps,
-        tokens=_tokens_of(settled, windows),
+        tokens=tokens,
         train_tokens=data.train_tokens,
         flops=windows * data.max_length * flops_per_token(settled),
         evaluations=1 + -(-settled.total_steps // cfg.eval_every_n_steps),
         rates=peak_rates(settled),
         rate_factor=schedule(cfg, settled.total_steps) or _stepped(cfg, settled.total_steps),
     )
-
-
-def _batches(settled: Settled) -> int:
-    """Batches of each device in the whole run; an epoch's last step may have fewer than the others."""
-    world_size, accumulate = settled.trainer.world_size, settled.cfg.trainer.accumulate_grad_batches
-    of_epoch = settled.datamodule.steps_per_epoch(world_size=world_size)
-    epochs, steps_left = divmod(settled.total_steps, -(-of_epoch // accumulate))
-    return epochs * of_epoch + min(steps_left * accumulate, of_epoch)
-
-
-def _tokens_of(settled: Settled, windows: int) -> int:
-    """Tokens of so many windows, without padding: examples have as many as the mean of them."""
-    data = settled.datamodule
-    if isinstance(data, TextDataModule):
-        return windows * data.max_length
-    return round(windows * data.train_tokens / len(data.examples("train")))
 
 
 def _stepped(cfg: Config, total_steps: int) -> Callable[[int], float]:
@@ -419,19 +415,13 @@ def _memory_lines(plan: Plan) -> list[str]:
             lines.append(f"  {name:<11} {_size(number):>9}  {_MEANINGS[name]}".rstrip())
     if not plan.memory.gradients_stay:
         lines.append("  gradients come while activations and head go: the larger of the two counts")
-    lines.append(_fit_line(plan))
-    return lines
-
-
-def _fit_line(plan: Plan) -> str:
     if plan.usable_bytes is None or plan.largest_batch is None:
-        return f"whether it fits is not known: {plan.device} does not tell its free memory"
-    fits = "it fits" if plan.fits else "IT DOES NOT FIT"
-    if plan.largest_batch:
-        largest = f"of powers of two {plan.largest_batch:,} x {plan.max_length:,} is the largest that fits"
-    else:
+        return [*lines, f"whether it fits is not known: {plan.device} does not tell its free memory"]
+    largest = f"of powers of two {plan.largest_batch:,} x {plan.max_length:,} is the largest that fits"
+    if not plan.largest_batch:
         largest = f"not even 1 x {plan.max_length:,} does"
-    return f"{fits}: a step may take {_size(plan.usable_bytes)} of what is free; {largest}"
+    fits = "it fits" if plan.fits else "IT DOES NOT FIT"
+    return [*lines, f"{fits}: a step may take {_size(plan.usable_bytes)} of what is free; {largest}"]
 
 
 def _step_lines(plan: Plan) -> list[str]:
@@ -450,15 +440,6 @@ def _step_lines(plan: Plan) -> list[str]:
         f" compute-optimal: {_count(TOKENS_PER_PARAMETER * plan.parameters.total)} tokens",
         f"{plan.flops:.2e} floating-point operations",
     ]
-
-
-def _rate_line(plan: Plan) -> str:
-    factors = [plan.rate_factor(step) for step in (0, plan.steps - 1)]
-    lines = [
-        f"{name} {factors[0] * rate:.3g} at first, {rate:g} at most, {factors[1] * rate:.3g} at last"
-        for name, rate in plan.rates.items()
-    ]
-    return "; ".join(lines)
 
 
 def _time_lines(plan: Plan) -> list[str]:
