@@ -98,14 +98,10 @@ def find_lr(
     steps: int = 100,
     config_dir: Folder | None = None,
 ) -> Finding:
-    """The learning-rate range test (Smith 2017) on a run's own model, text and optimizer.
+    """The learning-rate range test (Smith 2017) on the model, text and optimizer of a config, or overrides.
 
-    Args:
-        config: a composed config, or overrides of `gptpl train`.
-        min_lr: `optimizer.lr` of the first step.
-        max_lr: and of the last, unless the loss diverges before.
-        steps: optimizer steps, 10 or more; the rate grows by the same factor in each.
-        config_dir: the user's own config folder.
+    `optimizer.lr` grows from `min_lr` in the first step to `max_lr` in the last, by the same factor in each
+    of 10 steps or more, unless the loss diverges before.
     """
     if not 0 < min_lr < max_lr:
         raise InputError(f"find.min_lr={min_lr:g} must be positive and below find.max_lr={max_lr:g}")
@@ -202,13 +198,10 @@ def find_batch_size(
     timed_steps: int = 3,
     config_dir: Folder | None = None,
 ) -> Finding:
-    """Speed and memory of a run's training step by batch size: 1, 2, 4, ..., as far as they fit.
+    """Speed and memory of a training step by batch size, for a config or overrides: 1, 2, 4, ...
 
-    Args:
-        config: a composed config, or overrides of `gptpl train`.
-        max_batch_size: the largest to try; None: until memory, text or the gain in speed ends.
-        timed_steps: of each size, after one to warm up.
-        config_dir: the user's own config folder.
+    `max_batch_size` is the largest to try; None: until memory, text or the gain in speed ends. Of each size
+    `timed_steps` are timed, after one to warm up.
     """
     for name, value in (("max_batch_size", max_batch_size), ("timed_steps", timed_steps)):
         if value is not None and value < 1:

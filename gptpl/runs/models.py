@@ -51,10 +51,6 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """Wraps batches to show how far the work is, such as `tqdm.tqdm`."""
 
 
-def _silent(batches: Iterable[Any]) -> Iterable[Any]:
-    return batches
-
-
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A trained model, in evaluation mode, with its tokenizer and its past.
@@ -123,18 +119,9 @@ class LanguageModel(Model):
         """What follows the prompt; settings as for `complete`, for one text."""
         return self.complete([prompt], **settings)[0].text
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 50,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        **rules: Any,
-    ) -> Iterator[str]:
-        """The text of `generate` bit by bit, as it is made."""
-        pieces = self.pieces([prompt], max_new_tokens=max_new_tokens, stop=stop, seed=seed, **rules)
-        return (piece.text for piece in pieces)
+    def stream(self, prompt: str, **settings: Any) -> Iterator[str]:
+        """The text of `generate` bit by bit, as it is made; settings as for `pieces`, for one text."""
+        return (piece.text for piece in self.pieces([prompt], **settings))
 
     def complete(
         self,
@@ -205,7 +192,7 @@ class LanguageModel(Model):
         split: str | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
-        progress: Progress = _silent,
+        progress: Progress = iter,
     ) -> Evaluation:
         """Loss and perplexity.
 
@@ -221,7 +208,7 @@ class LanguageModel(Model):
         found = evaluate(self.net, progress(given.batches))
         return dataclasses.replace(found, data=given.name, context=given.context)
 
-    def inspect(self, text: str, *, alternatives: int = 5, progress: Progress = _silent) -> InspectedText:
+    def inspect(self, text: str, *, alternatives: int = 5, progress: Progress = iter) -> InspectedText:
         """How surprised the model is by each token, from all the text before it that the model can read."""
         ids = [int(token) for token in self.tokenizer.encode(text)]
         if not ids:
@@ -312,8 +299,16 @@ class InstructionModel(LanguageModel):
         """The answer of `respond` bit by bit, white space at its end included."""
         answerer = self.answerer(max_new_tokens=max_new_tokens, **rules)
         prompt = answerer.prompt(instruction, input, place="the instruction")
-        texts = (piece.text for piece in answerer.stream(prompt, answer_generator(seed, device_of(self.net))))
-        return _without_space_before(texts)
+        pieces = answerer.stream(prompt, answer_generator(seed, device_of(self.net)))
+
+        def without_space_before() -> Iterator[str]:
+            begun = False
+            for piece in pieces:
+                text = piece.text if begun else piece.text.lstrip()
+                begun = begun or bool(text)
+                yield text
+
+        return without_space_before()
 
     def respond_all(
         self,
@@ -326,7 +321,7 @@ class InstructionModel(LanguageModel):
         max_new_tokens: int = 256,
         batch_size: int = 8,
         seed: int | None = None,
-        progress: Progress = _silent,
+        progress: Progress = iter,
         **rules: Any,
     ) -> list[dict[str, Any]]:
         """Answers many instructions into a JSON file, and returns what is in it.
@@ -375,14 +370,6 @@ class InstructionModel(LanguageModel):
         return found
 
 
-def _without_space_before(texts: Iterator[str]) -> Iterator[str]:
-    begun = False
-    for text in texts:
-        text = text if begun else text.lstrip()
-        begun = begun or bool(text)
-        yield text
-
-
 # --- what classifies ------------------------------------------------------------------------------------
 
 
@@ -414,7 +401,7 @@ class Classifier(Model):
         format: str | None = None,
         columns: Sequence[str] | None = None,
         batch_size: int = 16,
-        progress: Progress = _silent,
+        progress: Progress = iter,
     ) -> Path:
         """Classifies every text of a file into a `.csv` or `.jsonl` file, which is returned.
 
@@ -436,7 +423,7 @@ class Classifier(Model):
         *,
         split: str = "test",
         batch_size: int = 8,
-        progress: Progress = _silent,
+        progress: Progress = iter,
     ) -> ClassifierEvaluation:
         """Accuracy, F1, confusion and calibration.
 

@@ -236,12 +236,9 @@ _SAID_OTHERWISE = (
 
 
 def plan(*config: Config | str, timed_steps: int | None = None, config_dir: Folder | None = None) -> Plan:
-    """What a run will be and cost; no weights are made but for the timed steps.
+    """What a run of a config, or of overrides, will be and cost; weights are made for the timed steps alone.
 
-    Args:
-        config: a composed config, or overrides of `gptpl train`.
-        timed_steps: real steps to time; 0: none; None: 3, where they take a minute at most.
-        config_dir: the user's own config folder.
+    `timed_steps` are real ones; 0: none; None: 3, where they take a minute at most.
     """
     if timed_steps is not None and timed_steps < 0:
         raise InputError(f"plan.timed_steps={timed_steps} cannot be: give 0 or more")

@@ -26,18 +26,13 @@ class Change:
     new: Any
     kind: Resume
 
-    @property
-    def notice(self) -> bool:
-        """Whether the run is from here on no longer bit-identical with the one that was never stopped."""
-        return self.kind == INEXACT
-
     def line(self, step: int) -> str:
         """In words, for a run that `step` optimizer steps are behind."""
         key, old, new = self.key, spelt(self.old), spelt(self.new)
         if key.endswith("._target_"):  # a class: the last of its names says enough
             key, old, new = key.removesuffix("._target_"), old.rpartition(".")[2], new.rpartition(".")[2]
         when = " (from now on)" if self.kind == FREE else f", from step {step + 1}"
-        return f"  {key}: {old} -> {new}{when}{NO_LONGER_EXACT if self.notice else ''}"
+        return f"  {key}: {old} -> {new}{when}{NO_LONGER_EXACT if self.kind == INEXACT else ''}"
 
 
 def changes_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
@@ -111,12 +106,8 @@ def lr_ceiling(
 ) -> float | None:
     """The multiple of the peak learning rate that a resumed run stays at or below; None: there is no limit.
 
-    Args:
-        old_factor: the schedule for the old horizon.
-        step: finished optimizer steps.
-        old_total_steps: the old horizon.
-        total_steps: the new one. As long as it is the old one, the schedule goes on as it was.
-        ceiling: what the run was held at before.
+    `old_factor` is the schedule for `old_total_steps`, of which `step` are finished; `ceiling` is what it
+    was held at before. As long as it is to have as many steps, the schedule goes on as it was.
     """
     if total_steps == old_total_steps:
         return ceiling

@@ -81,16 +81,9 @@ def verify_resume(
 ) -> "Comparison | None":
     """Trains straight, trains again with interruptions, and compares the two bit by bit.
 
-    Every part is a process of its own.
-
-    Args:
-        overrides: of `gptpl train`.
-        steps: optimizer steps to compare, 2 or more; the schedule stays that of the whole run.
-        stops: steps to stop after; None: 3 random ones.
-        seed: of the random stops.
-        keep: a new folder to leave both runs in; None: a temporary one, then removed.
-        config_dir: the user's own config folder.
-        say: is told how far it is.
+    Every part is a process of its own. `steps` are compared, 2 or more, of a schedule that stays that of the
+    whole run; `stops` are the steps to stop after, None: 3 random ones, drawn from `seed`. Both runs are left
+    in the new folder `keep`, if there is one. `say` is told how far it is.
 
     Returns None where a part failed, having said why. Raises InputError for what cannot be verified.
     """
