@@ -126,7 +126,6 @@ class Settled:
     """A run before it has weights: its config with every number decided, and what that is made of."""
 
     cfg: Config
-    run_dir: Path
     trainer: L.Trainer
     datamodule: TrainingData
     weights: StartingWeights
@@ -215,7 +214,7 @@ def _build(
         raise
     return Run(
         config=module.run_config,
-        run_dir=settled.run_dir,
+        run_dir=Path(settled.cfg.run_dir),
         datamodule=settled.datamodule,
         module=module,
         trainer=trainer,
@@ -259,13 +258,13 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
         raise InputError(
             f"resume={cfg.resume} is for gptpl train and gptpl.resume: here a run is looked at from its start"
         )
-    run_dir = _settle_run_dir(cfg)
+    _settle_run_dir(cfg)
     _check_numbers(cfg)
     fast_path = _fast_path(cfg)
     if fast_path.keep_freed_memory:
         keep_freed_memory()
     weights = _starting_weights(cfg, resume)
-    trainer = _trainer(cfg, run_dir)
+    trainer = _trainer(cfg)
     if resume is not None:
         resume.check_global_batch(trainer.world_size)
     if cfg.trainer.max_steps is not None:  # a run has no more; how many an epoch has, only the data know
@@ -280,14 +279,13 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
     if resume is not None:
         resume.check_horizon(total_steps)
     if is_gpt(cfg):
-        config = model_config(cfg, None)
+        config, tokenizer = model_config(cfg, None), datamodule.tokenizer.state()
         if resume is not None:
-            check_same_model(resume.header, config, datamodule.tokenizer.state())
+            check_same_model(resume.header, config, tokenizer)
         else:
-            weights.check(config, datamodule.tokenizer.state())
+            weights.check(config, tokenizer)
     return Settled(
         cfg=cfg,
-        run_dir=run_dir,
         trainer=trainer,
         datamodule=datamodule,
         weights=weights,
@@ -302,18 +300,15 @@ def run_name(cfg: Config) -> str:
     return str(cfg.name or choices.get("experiment") or choices.get("data") or "run")
 
 
-def _settle_run_dir(cfg: Config) -> Path:
-    """Decides the run's folder and puts its absolute path into the config."""
+def _settle_run_dir(cfg: Config) -> None:
     cfg.name = run_name(cfg)
     run_dir = process_run_dir()
     if run_dir is None:
         run_dir = Path(cfg.run_dir or DEFAULT_FOLDER / cfg.name / "<date>_<time>").expanduser()
     cfg.run_dir = str(run_dir.absolute())
-    return Path(cfg.run_dir)
 
 
 def _check_numbers(cfg: Config) -> None:
-    """The numbers that need no data to be judged."""
     check_seed(cfg.seed)
     if any(step < 1 for step in cfg.skip_steps):
         raise InputError(f"skip_steps={cfg.skip_steps}: optimizer steps are counted from 1")
@@ -361,13 +356,15 @@ def _starting_weights(cfg: Config, resume: Resumption | None) -> StartingWeights
     return weights
 
 
-def _trainer(cfg: Config, run_dir: Path) -> L.Trainer:
+def _trainer(cfg: Config) -> L.Trainer:
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
-    known = known_metrics(task_class(cfg), callbacks)
-    for callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if monitor is not None and known:
+    if known := known_metrics(task_class(cfg), callbacks):
+        for monitor in filter(None, (getattr(callback, "monitor", None) for callback in callbacks)):
             better(monitor, known)
+
+    def has(kind: type) -> bool:
+        return any(isinstance(callback, kind) for callback in callbacks)
+
     return build_trainer(
         cfg.trainer,
         precision=choose(cfg.trainer).precision,
@@ -375,13 +372,9 @@ def _trainer(cfg: Config, run_dir: Path) -> L.Trainer:
         deterministic=cfg.deterministic,
         callbacks=callbacks,
         logger=[instantiate(node) for node in cfg.logger.values() if node is not None] or False,
-        default_root_dir=str(run_dir),
-        enable_checkpointing=any(
-            isinstance(callback, L.pytorch.callbacks.Checkpoint) for callback in callbacks
-        ),
-        enable_progress_bar=any(
-            isinstance(callback, L.pytorch.callbacks.ProgressBar) for callback in callbacks
-        ),
+        default_root_dir=cfg.run_dir,
+        enable_checkpointing=has(L.pytorch.callbacks.Checkpoint),
+        enable_progress_bar=has(L.pytorch.callbacks.ProgressBar),
     )
 
 
@@ -431,17 +424,17 @@ def build_module(
 def _model(
     settled: Settled, weights: StartingWeights, resume: Resumption | None
 ) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The model, and what its weights began as."""
-    start = RANDOM if resume is None else resume.header.get("start", RANDOM)
-    if not is_gpt(settled.cfg):
-        net = instantiate(settled.cfg.model)
-        data = settled.datamodule
+    if is_gpt(settled.cfg):
+        if resume is None:
+            return weights.make_model(settled.config)
+        net: nn.Module = GPTModel(settled.config)
+    else:
+        net, data, model = instantiate(settled.cfg.model), settled.datamodule, plain(settled.cfg.model)
         check_language_model(net, tokens=data.tokenizer.vocab_size, max_length=data.max_length)
         if resume is None:
-            return net, weights.fill(net, plain(settled.cfg.model), data.tokenizer.state())
-        check_same_model(resume.header, plain(settled.cfg.model), data.tokenizer.state())
-        return net, start
-    return weights.make_model(settled.config) if resume is None else (GPTModel(settled.config), start)
+            return net, weights.fill(net, model, data.tokenizer.state())
+        check_same_model(resume.header, model, data.tokenizer.state())
+    return net, resume.header.get("start", RANDOM)
 
 
 def _recorded(cfg: Config) -> dict[str, Any]:
@@ -496,8 +489,7 @@ def _report(settled: Settled, module: TrainingModule) -> None:
     cfg, trainer, datamodule = settled.cfg, settled.trainer, settled.datamodule
     parameters = parameters_of(module.net)
     if is_gpt(cfg):
-        config = settled.config
-        count = count_parameters(config)
+        config, count = settled.config, count_parameters(settled.config)
         head = "tied" if config.tie_weights else "untied"
         log.info(
             "model: %s parameters with its %s head (tied %s, untied %s), %.1f MB in fp32",

@@ -88,7 +88,6 @@ def _data_class(cfg: Config) -> type[TrainingData]:
 
 
 def _classes(group: str) -> list[tuple[str, Any]]:
-    """Every choice of a group with its class."""
     return [(name, locate(said_by(group, name, bases=True)["_target_"], group)) for name in choices(group)]
 
 

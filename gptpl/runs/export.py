@@ -184,7 +184,6 @@ def _cast(net: GPTModel, dtype: str) -> GPTModel:
 def _write_classifier(
     loaded: LoadedClassifier, format: str, folder: Path, name: str, *, dtype: str | None, verify: bool
 ) -> Iterator[str]:
-    """All files but the card, whose parts are returned."""
     if format != "hf":
         raise InputError(f"format={format} holds no classifiers: give format=hf")
     if dtype not in (None, "float32"):
@@ -208,7 +207,6 @@ def _write_classifier(
 def _write_adapter(
     loaded: LoadedCheckpoint | LoadedClassifier, folder: Path, name: str, *, verify: bool
 ) -> Iterator[str]:
-    """All files but the card, whose parts are returned."""
     path = loaded.path
     if is_adapter(path) or is_foreign(path):
         raise InputError(

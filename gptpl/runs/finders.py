@@ -162,7 +162,6 @@ def _lr_lines(settled: Settled, rates: list[float], losses: list[float], result:
 
 
 def _lr_figure(rates: Sequence[float], losses: Sequence[float], result: RangeResult) -> "Figure":
-    """The loss against the rate, its suggestion and where it diverges marked."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
@@ -291,7 +290,6 @@ def _size_lines(measured: list[Measured], suggested: Measured, ended: str) -> li
 
 
 def _size_figure(measured: list[Measured], suggested: Measured) -> "Figure":
-    """Speed and peak memory against the batch size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")

@@ -140,7 +140,6 @@ def _fit(run: Run) -> dict[str, float]:
 
 @contextmanager
 def _known_to_other_processes(run_dir: Path) -> Iterator[None]:
-    """Tells processes that Lightning starts for further devices the folder of the run."""
     previous = os.environ.get(PROCESS_RUN_DIR)
     os.environ[PROCESS_RUN_DIR] = str(run_dir)
     try:
@@ -165,7 +164,6 @@ def _stopped(run: Run, stop: RunStopped, started_seconds: float) -> dict[str, fl
 
 
 def _final_metrics(trainer: L.Trainer) -> dict[str, float]:
-    """The last value of every metric that is a number."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         metrics |= getattr(callback, "final_metrics", {})
@@ -180,7 +178,6 @@ def _final_metrics(trainer: L.Trainer) -> dict[str, float]:
 
 
 def _write_start(run: Run) -> None:
-    """The settings, and what the run depends on beside them; a resumed run adds how it was resumed."""
     write_config(run.run_dir, run.config)
     run.datamodule.write_record(run.run_dir)
     planned, environment = run.module.total_steps, _environment_record(run.command)
@@ -196,7 +193,6 @@ def _write_start(run: Run) -> None:
 
 
 def _environment_record(command: str) -> dict[str, Any]:
-    """What a run depends on beside its settings: versions, git commit, command, hardware."""
     return {
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -269,7 +265,6 @@ def _record_failure(run: Run, error: Exception, started_seconds: float) -> None:
 
 
 def _say_how_to_go_on(run: Run) -> None:
-    """The command that resumes the run, where it has saved anything."""
     if not is_worker_process() and (run.run_dir / "checkpoints" / LAST).exists():
         log.info("to go on: %s", _resume_command(run))
 

@@ -166,7 +166,6 @@ def names_classifier(source: Source) -> bool:
 
 
 def _builder(path: Path, trust: Sequence[str]) -> Build:
-    """Builds a model of the user's own class, from a package that is trusted by name."""
 
     def build(node: Mapping[str, Any]) -> nn.Module:
         check_trusted({"model": node}, f"checkpoint={path}", frozenset(trust))
@@ -182,7 +181,6 @@ def _check_base(path: Path | None, base: Source | None) -> None:
 
 
 def _base(base: Source | None) -> StartingWeights | None:
-    """The weights that an adapter is added to."""
     if isinstance(base, str | Path):
         path = Path(base).expanduser()
         return FileWeights(path=str(path)) if is_foreign(path) else RunWeights(checkpoint=str(path))

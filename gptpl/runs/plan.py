@@ -335,7 +335,6 @@ def peak_rates(settled: Settled) -> dict[str, float]:
 
 
 def _timed(settled: Settled, plan: Plan, steps: int | None) -> Timing | str:
-    """The time of a few real steps, or why they were not made."""
     if steps == 0:
         return "plan.timed_steps=0"
     if plan.devices > 1:
@@ -462,7 +461,6 @@ def _size(number: float) -> str:
 
 
 def _count(number: float) -> str:
-    """Such as "3.2 billion"."""
     for size, word in ((1e9, " billion"), (1e6, " million")):
         if number >= size:
             return f"{number / size:.3g}{word}"

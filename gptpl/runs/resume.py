@@ -380,7 +380,6 @@ def _at(tree: Any, key: str) -> Any:
 
 
 def _holder(settings: Settings, key: str) -> tuple[Any, str]:
-    """What holds the setting of a dotted key, and the last of its names."""
     parent, _, name = key.rpartition(".")
     holder = _at(settings, parent)
     if not isinstance(holder, dict | list):

@@ -36,7 +36,6 @@ def step_memory_of(settled: Settled, batch_size: int | None = None) -> StepMemor
 
 
 def _known(settled: Settled) -> dict[str, Any]:
-    """What the memory of a step depends on beside its batch."""
     precision, prepare = choose(settled.cfg.trainer).precision, preparation(settled.cfg)
     size = 2 if precision in ("bf16-true", "16-true") else 4
     make_optimizer = optimizer_factory(settled.cfg)

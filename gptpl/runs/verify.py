@@ -200,7 +200,6 @@ def _signals_unwind() -> Iterator[None]:
 
 @contextmanager
 def _folder(keep: str | Path | None) -> Iterator[Path]:
-    """Where the parts run; removed afterwards unless it is to be kept."""
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="gptpl-verify-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
