@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
-from gptpl.generation.continuations import ContinuationScore, Pair, score_continuations
+from gptpl.generation.surprisal import ContinuationScore, Pair, score_continuations
 from gptpl.training.checkpoint_files import checkpoint_file
 from gptpl.training.loading import LoadedCheckpoint, load_foreign, load_model, load_published
 from gptpl.weights.formats import is_foreign, open_model

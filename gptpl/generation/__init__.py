@@ -1,8 +1,7 @@
 """Text from a model: sampling rules (pure functions of logits), cached decoding, beam search, statistics."""
 
 from gptpl.generation.beam_search import Beam, beam_search
-from gptpl.generation.decode import generate
-from gptpl.generation.decoding import Decoding, Step, TokenDetails
+from gptpl.generation.decoding import Decoding, Step, TokenDetails, generate
 from gptpl.generation.sampling import SamplingRules, next_token, reshape_logits
 from gptpl.generation.text import Completion, Piece, TextCodec, complete, search_text, stream_text
 

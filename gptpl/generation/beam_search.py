@@ -10,20 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.generation.decoding import check_counts, check_prompts
-from gptpl.generation.next_logits import NextLogits
-from gptpl.generation.penalties import ban_tokens
+from gptpl.generation.decoding import NextLogits, check_counts, check_prompts
+from gptpl.generation.sampling import ban_tokens
 from gptpl.model.protocol import Cached, vocab_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beam:
-    """One continuation found by `beam_search`.
+    """A continuation found by `beam_search`: its tokens, with the end of text that may be the last of them.
 
-    Attributes:
-        tokens: the new tokens, with the end of text that may be the last of them.
-        log_probability: of all of them together, in nats.
-        score: log_probability / len(tokens) ** length_penalty, by which beams are ranked.
+    Its `log_probability` is in nats, its `score` is log_probability / len(tokens) ** length_penalty.
     """
 
     tokens: tuple[int, ...]
@@ -68,7 +64,7 @@ def beam_search(
         return [Beam(tokens=(), log_probability=0.0, score=0.0)]
     following = NextLogits(model, rows=num_beams, room=len(prompt) + max_new_tokens)
     logits = following.start([prompt], copies=1)  # (1, V); later (N, V)
-    running: list[_Running] = [_Running((), 0.0, parent=0)]
+    running = [_Running((), 0.0, parent=0)]
     finished: list[Beam] = []
     for n in range(1, max_new_tokens + 1):
         ends, goes_on = [], []
@@ -80,7 +76,10 @@ def beam_search(
                 ends.append(candidate.finished(length_penalty))
         finished = sorted([*finished, *ends], key=lambda beam: beam.score, reverse=True)[:num_beams]
         running = goes_on[:num_beams]
-        if not running or _done(finished, running[0], num_beams, length_penalty, early_stopping):
+        if not running:
+            break
+        best = running[0].finished(length_penalty).score
+        if len(finished) == num_beams and (early_stopping or best <= finished[-1].score):
             break
         logits = following.advance([beam.parent for beam in running], [beam.tokens[-1] for beam in running])
     return finished
@@ -111,11 +110,3 @@ def _candidates(running: list[_Running], log_p: Tensor, *, count: int) -> list[_
         _Running((*running[place // V].tokens, place % V), total, parent=place // V)
         for total, place in zip(totals.tolist(), places.tolist(), strict=True)
     ]
-
-
-def _done(
-    finished: list[Beam], best: _Running, num_beams: int, length_penalty: float, early_stopping: bool
-) -> bool:
-    if len(finished) < num_beams:
-        return False
-    return early_stopping or best.finished(length_penalty).score <= finished[-1].score

@@ -8,7 +8,7 @@ the overlap of held-out text.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 
 
 class TrainingText:
-    """The training tokens, indexed once so that all positions of a token can be looked up.
+    """The training tokens, (N,) ids, indexed once so that all positions of a token can be looked up.
 
-    One stream: a run may cross the border of two documents, as it may in the windows that a model is trained
-    on. The index takes 8 bytes a token, and `match_lengths` another 4 while it runs.
-
-    Args:
-        tokens: (N,) token ids of any integer dtype; not kept.
+    One stream: a run may cross the border of two documents, as it may in the sequences that a model is
+    trained on. The index takes 8 bytes a token, and `match_lengths` another 4 while it runs.
 
     Raises InputError unless they are one-dimensional whole numbers and at least one.
     """
@@ -38,21 +35,13 @@ class TrainingText:
             raise InputError("the training text has 0 tokens: give the tokens that the model was trained on")
         if tokens.min() >= 0 and tokens.max() < 2**16:  # GPT-2's are, and numpy sorts 16 bits in linear time
             tokens = tokens.astype(np.uint16)
-        self._length = tokens.size
+        self.tokens = tokens.size
+        """How many there are."""
         self._positions = np.argsort(tokens, kind="stable")  # (N,) by token, then from left to right
         ordered = tokens[self._positions]
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]).tolist()
-        self._slices = {
-            token: slice(start, stop)
-            for token, start, stop in zip(
-                ordered[starts].tolist(), starts, [*starts[1:], tokens.size], strict=True
-            )
-        }
-
-    @property
-    def tokens(self) -> int:
-        """How many there are."""
-        return int(self._length)
+        slices = map(slice, starts, [*starts[1:], tokens.size])
+        self._slices = dict(zip(ordered[starts].tolist(), slices, strict=True))
 
     def positions(self, token: int) -> NDArray[np.intp]:
         """Where the token stands in the training text, ascending; empty where it never does."""
@@ -61,34 +50,32 @@ class TrainingText:
     def match_lengths(self, sample: TokenIds) -> NDArray[np.int64]:
         """For each position i of the sample the greatest L for which sample[i:i+L] is in the training text.
 
-        The result is (tokens of the sample,). The time is that of visiting all training positions of every
-        token of the sample, however long the matches are: some 2 s on a CPU core for 1,000 tokens against 10
-        million with a vocabulary like GPT-2's, 6 s where the tokens are characters.
+        The time is that of visiting all training positions of every token of the sample, however long the
+        matches are: some 2 s on a CPU core for 1,000 tokens against 10 million with a vocabulary like
+        GPT-2's, 6 s where the tokens are characters.
 
         Raises InputError unless the sample is a sequence of token ids.
         """
-        ending = self._match_lengths_ending(checked_token_ids("the sample", sample))
-        # The longest match that ends at j starts at starts[j], ascending, and every part of it is a match. So
-        # the longest match from i ends at the last j with starts[j] <= i. (No match at j: starts[j] = j + 1.)
-        ends = np.arange(len(ending))
-        starts = ends - ending + 1
-        return np.searchsorted(starts, ends, side="right") - ends
-
-    def _match_lengths_ending(self, sample: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """For each position j of the sample the length of the longest match that ends with it, inclusive."""
-        longest = np.zeros(len(sample), dtype=np.int64)
+        ids = checked_token_ids("the sample", sample).tolist()
+        ending = np.zeros(
+            len(ids), dtype=np.int64
+        )  # of the longest match that ends with position j, inclusive
         # run[p + 1]: the tokens before p + 1 in the training text that match those up to j in the sample. By
         # one further, so that run[0] = 0 is what stands before the first token.
-        run = np.zeros(self._length + 1, dtype=np.int32)
+        run = np.zeros(self.tokens + 1, dtype=np.int32)
         before = np.empty(0, dtype=np.intp)  # where run is not 0
-        for j, token in enumerate(sample.tolist()):
+        for j, token in enumerate(ids):
             here = self.positions(token)
             lengths = run[here] + 1
             run[before] = 0
             before = here + 1
             run[before] = lengths
-            longest[j] = lengths.max(initial=0)
-        return longest
+            ending[j] = lengths.max(initial=0)
+        # The longest match that ends at j starts at starts[j], ascending, and every part of it is a match. So
+        # the longest match from i ends at the last j with starts[j] <= i. (No match at j: starts[j] = j + 1.)
+        ends = np.arange(len(ids))
+        starts = ends - ending + 1
+        return np.searchsorted(starts, ends, side="right") - ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +111,11 @@ def memorisation(
         check_n(n)
     lengths = training.match_lengths(sample)
     start = int(lengths.argmax()) if lengths.size else 0
-    return Memorisation(
-        longest_run=int(lengths.max(initial=0)),
-        longest_start=start,
-        shares={n: _share_matched(lengths, n) for n in n_values},
-    )
+    shares = {}
+    for n in n_values:
+        grams = lengths[: max(0, len(lengths) - n + 1)]  # one from each start that has n tokens left
+        shares[n] = float((grams >= n).mean()) if grams.size else math.nan
+    return Memorisation(longest_run=int(lengths.max(initial=0)), longest_start=start, shares=shares)
 
 
 def memorisation_lines(
@@ -142,9 +129,3 @@ def memorisation_lines(
         shares = [f", {share:.0%} of its {n}-grams" for n, share in found.shares.items() if share >= 0]
         lines.append(f"  text {number}: {found.longest_run} tokens in a row ({run!r}){''.join(shares)}")
     return lines
-
-
-def _share_matched(lengths: NDArray[np.int64], n: int) -> float:
-    """Share of the n-grams, one from each start that has n tokens left, that are matched as a whole."""
-    starts = len(lengths) - n + 1
-    return float((lengths[:starts] >= n).mean()) if starts > 0 else math.nan

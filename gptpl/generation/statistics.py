@@ -1,7 +1,8 @@
 """Statistics of generated texts, taken as token ids: how varied, how repetitive, how alike, how likely.
 
-Every function takes `samples`, one sequence of token ids a text. A text may be empty, for a model may end
-it at once. Where no text is long enough to have a value it is nan, so that a table of a study shows it.
+Every function takes `samples`, one sequence of token ids a text, and raises InputError for what is none, and
+for an n below 1. A text may be empty, for a model may end it at once. Where no text is long enough to have a
+value it is nan, so that a table of a study shows it.
 """
 
 import math
@@ -20,17 +21,12 @@ if TYPE_CHECKING:
 
 TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 
-REPETITION_N = 4  # tokens: the seq-rep-4 of Welleck et al.
-SELF_BLEU_N = 4  # tokens: BLEU-4, the usual order
 # Rounding may lift the log-probability of a sure token just above 0; anything more is another quantity.
 ROUNDING_NATS = 1e-3
 
 
 def checked_token_ids(name: str, ids: TokenIds) -> NDArray[np.integer[Any]]:
-    """The ids as an array (tokens,) of whole numbers, not copied where they are one; `name` is for the error.
-
-    Raises InputError unless they are one-dimensional and whole numbers; no ids at all are allowed.
-    """
+    """The ids as an array (tokens,), empty for none. Raises InputError unless they are flat whole numbers."""
     array = np.asarray(ids)
     if array.ndim != 1:
         raise InputError(f"{name} has {array.ndim} dimensions: give one flat sequence of token ids a text")
@@ -54,33 +50,26 @@ def distinct_n(samples: Sequence[TokenIds], n: int) -> float:
     has n tokens.
 
     Source: Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models".
-
-    Raises InputError unless n >= 1 and each sample is a sequence of token ids.
     """
     check_n(n)
     grams = list(chain.from_iterable(_ngrams(ids, n) for ids in _id_lists(samples)))
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def repetition_rate(samples: Sequence[TokenIds], n: int = REPETITION_N) -> float:
+def repetition_rate(samples: Sequence[TokenIds], n: int = 4) -> float:
     """Share of a sample's n-grams that are repeats, 0 to below 1, averaged over the samples (seq-rep-n).
 
     A sample of fewer than n tokens has no such share and does not count; nan where none counts.
 
     Source: Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training".
-
-    Raises InputError unless n >= 1 and each sample is a sequence of token ids.
     """
     check_n(n)
-    rates = []
-    for ids in _id_lists(samples):
-        grams = list(_ngrams(ids, n))
-        if grams:
-            rates.append(1 - len(set(grams)) / len(grams))
+    samples_grams = (list(_ngrams(ids, n)) for ids in _id_lists(samples))
+    rates = [1 - len(set(grams)) / len(grams) for grams in samples_grams if grams]
     return math.fsum(rates) / len(rates) if rates else math.nan
 
 
-def self_bleu(samples: Sequence[TokenIds], n: int = SELF_BLEU_N) -> float:
+def self_bleu(samples: Sequence[TokenIds], n: int = 4) -> float:
     """Mean BLEU-n of each sample against all the others: 0 is nothing in common, 1 is all the same.
 
     Not smoothed: a sample that shares no n-gram with the others counts 0. (The program of Zhu et al. smooths
@@ -90,7 +79,7 @@ def self_bleu(samples: Sequence[TokenIds], n: int = SELF_BLEU_N) -> float:
 
     Source: Zhu et al. 2018, "Texygen: A Benchmarking Platform for Text Generation Models".
 
-    Raises InputError for fewer than two samples, and unless n >= 1 and each is a sequence of token ids.
+    Raises InputError for fewer than two samples.
     """
     # Imported here, for it is slow to import and nothing else needs it.
     from torchmetrics.functional.text import bleu_score
@@ -115,12 +104,9 @@ class TextStatistics:
     """What `text_statistics` measures; nan where no sample is long enough.
 
     Attributes:
-        distinct_1: different tokens / tokens, 0 to 1; high is varied.
-        distinct_2: the same of pairs of tokens.
-        distinct_3: the same of triples.
-        repetition: share of a sample's 4-grams that it has had before, 0 to 1, mean over the samples.
-        self_bleu: BLEU-4 of a sample against the others, 0 to 1, mean over the samples; high is alike.
-            None for fewer than two samples.
+        distinct_1, distinct_2, distinct_3: see `distinct_n`; high is varied.
+        repetition: see `repetition_rate`, of 4-grams.
+        self_bleu: see there, BLEU-4; high is alike. None for fewer than two samples.
         mean_log_probability: nats per token under the model, at most 0.
         perplexity: exp(-mean_log_probability).
     """
@@ -139,18 +125,31 @@ def text_statistics(
 ) -> TextStatistics:
     """All statistics of the samples, and how likely the model holds them.
 
-    Where all samples are empty, or there is none, every number is nan.
+    `log_probabilities` are those of each token of each sample under the model, in nats; -inf gives a
+    perplexity of inf. The mean is over all tokens, so that a long sample weighs more than a short one.
 
-    Args:
-        samples: token ids, a sequence a text.
-        log_probabilities: of each token of each sample under the model, in nats; -inf gives a perplexity of
-            inf. The mean is over all tokens, so that a long sample weighs more than a short one.
-
-    Raises InputError for samples that are no token ids, and for log-probabilities that are nan or positive or
-    of which there are not as many as tokens.
+    Raises InputError for log-probabilities that are nan or positive or of which there are not as many as
+    tokens.
     """
     id_lists = _id_lists(samples)
-    mean = _mean_log_probability(id_lists, log_probabilities)
+    if len(log_probabilities) != len(id_lists):
+        raise InputError(
+            f"log_probabilities has {len(log_probabilities)} rows for {len(id_lists)} samples: give one each"
+        )
+    values: list[float] = []
+    for i, (ids, given) in enumerate(zip(id_lists, log_probabilities, strict=True)):
+        row = np.asarray(given, dtype=np.float64)
+        if row.shape != (len(ids),):
+            raise InputError(
+                f"log_probabilities[{i}] has the shape {row.shape} for {len(ids)} tokens: give one a token"
+            )
+        wrong = row[~(row <= ROUNDING_NATS)]  # not `row > ...`, which nan would pass
+        if wrong.size:
+            raise InputError(
+                f"log_probabilities[{i}] holds {wrong[0]}: give natural logarithms, which are at most 0"
+            )
+        values += row.tolist()
+    mean = math.fsum(values) / len(values) if values else math.nan
     with np.errstate(over="ignore"):  # too unlikely a text has a perplexity of inf
         perplexity = float(np.exp(-mean))
     return TextStatistics(
@@ -178,29 +177,6 @@ def statistics_lines(completions: Sequence["Completion"]) -> list[str]:
         f"  log-probability     {found.mean_log_probability:.3f} nats per token",
         f"  perplexity          {found.perplexity:.2f}",
     ]
-
-
-def _mean_log_probability(
-    id_lists: list[list[int]], log_probabilities: Sequence[Sequence[float] | NDArray[np.floating[Any]]]
-) -> float:
-    """Mean over all tokens, in nats; nan where there is no token."""
-    if len(log_probabilities) != len(id_lists):
-        raise InputError(
-            f"log_probabilities has {len(log_probabilities)} rows for {len(id_lists)} samples: give one each"
-        )
-    rows = [np.asarray(row, dtype=np.float64) for row in log_probabilities]
-    for i, (ids, row) in enumerate(zip(id_lists, rows, strict=True)):
-        if row.shape != (len(ids),):
-            raise InputError(
-                f"log_probabilities[{i}] has the shape {row.shape} for {len(ids)} tokens: give one a token"
-            )
-        wrong = row[~(row <= ROUNDING_NATS)]  # not `row > ...`, which nan would pass
-        if wrong.size:
-            raise InputError(
-                f"log_probabilities[{i}] holds {wrong[0]}: give natural logarithms, which are at most 0"
-            )
-    values = [float(value) for row in rows for value in row]
-    return math.fsum(values) / len(values) if values else math.nan
 
 
 def _id_lists(samples: Sequence[TokenIds]) -> list[list[int]]:

@@ -13,17 +13,18 @@ from string import Template
 from typing import Protocol
 
 from gptpl.generation.surprisal import TokenSurprisal
-from gptpl.generation.text import TextCodec
-from gptpl.generation.text_stream import TextStream
+from gptpl.generation.text import TextCodec, TextStream
 
 STEPS = (0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 8.0)
 """Nats at which the colour changes: nearly certain tokens stay white, 8 nats are one chance in 3,000."""
 MOST_SURPRISING = 10
 CHART_BARS = 300
+_NEW_LINE = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
+_SIGNS = {" ": "\N{OPEN BOX}", "\n": _NEW_LINE, "\t": "\N{RIGHTWARDS ARROW}"}
 
 
 class Vocabulary(TextCodec, Protocol):
-    """What is needed of a tokenizer; `gptpl.data.tokenizers.Tokenizer` has it."""
+    """A tokenizer that can list its tokens."""
 
     def vocabulary_bytes(self) -> Iterable[bytes]:
         """The bytes of every token, in the order of their ids."""
@@ -78,14 +79,9 @@ def surprisal_page(
 ) -> str:
     """One HTML document that needs nothing else: no network, no other file.
 
-    Args:
-        tokens: surprisals in the order of the text.
-        texts: what each token adds to the text; empty where a character is finished by a later token.
-        title: heading.
-        facts: name -> value, shown below it with the number of tokens, the mean loss and the perplexity.
-        token_text: the text of any token id, for the alternatives.
-
-    Whatever characters the texts hold, they are shown and never act as HTML.
+    Each of `texts` is what a token adds to the text, empty where a character is finished by a later token;
+    `token_text` gives that of any token id, for the alternatives. Below the `title` stand the `facts`, with
+    the number of tokens, the mean loss and the perplexity. Whatever the texts hold never acts as HTML.
     """
     loss = statistics.fmean(each.surprisal for each in tokens)
     measured = {
@@ -97,7 +93,10 @@ def surprisal_page(
     page = resources.files("gptpl.generation").joinpath("surprisal_page.html").read_text(encoding="utf-8")
     return Template(page).substitute(
         title=html.escape(title),
-        facts="".join(_fact(name, value) for name, value in {**facts, **measured}.items()),
+        facts="".join(
+            f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+            for name, value in {**facts, **measured}.items()
+        ),
         legend=_legend(),
         chart=_chart([each.surprisal for each in tokens]),
         text="".join(_span(each, text) for each, text in zip(tokens, texts, strict=True)),
@@ -108,12 +107,7 @@ def surprisal_page(
 
 def visible(text: str) -> str:
     """The text on one line, with signs for white space and control characters."""
-    signs = {
-        " ": "\N{OPEN BOX}",
-        "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}",
-        "\t": "\N{RIGHTWARDS ARROW}",
-    }
-    return "".join(signs.get(letter, letter if letter.isprintable() else _sign(letter)) for letter in text)
+    return "".join(_SIGNS.get(each, each if each.isprintable() else _sign(each)) for each in text)
 
 
 def _sign(letter: str) -> str:
@@ -121,34 +115,18 @@ def _sign(letter: str) -> str:
     return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\N{REPLACEMENT CHARACTER}"
 
 
-def _colour(surprisal: float) -> int:
-    return sum(surprisal >= step for step in STEPS)
-
-
 def _span(token: TokenSurprisal, text: str) -> str:
+    readable = "".join(each if each.isprintable() or each in "\t\n" else _sign(each) for each in text)
+    inside = html.escape(readable).replace("\n", f"<i>{_NEW_LINE}</i>\n")
     if not text:
         inside = "<i>\N{MIDDLE DOT}</i>"  # a part of a character that comes with a later token
-    else:
-        parts = [html.escape(_readable(part)) for part in text.split("\n")]
-        inside = "<i>\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}</i>\n".join(parts)
-    return f'<span class="c{_colour(token.surprisal)}">{inside}</span>'
-
-
-def _readable(text: str) -> str:
-    return "".join(letter if letter.isprintable() or letter == "\t" else _sign(letter) for letter in text)
-
-
-def _fact(name: str, value: str) -> str:
-    return f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+    colour = sum(token.surprisal >= step for step in STEPS)
+    return f'<span class="c{colour}">{inside}</span>'
 
 
 def _legend() -> str:
-    ends = [f"{step:g}" for step in STEPS]
-    ranges = [
-        f"&lt; {ends[0]}",
-        *(f"{a} to {b}" for a, b in itertools.pairwise(ends)),
-        f"\u2265 {ends[-1]}",
-    ]
+    middle = [f"{a:g} to {b:g}" for a, b in itertools.pairwise(STEPS)]
+    ranges = [f"&lt; {STEPS[0]:g}", *middle, f"\u2265 {STEPS[-1]:g}"]
     return "".join(f'<span class="c{i}">{label}</span>' for i, label in enumerate(ranges))
 
 

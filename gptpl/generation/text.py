@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -13,12 +13,15 @@ from gptpl.errors import InputError
 from gptpl.generation.beam_search import beam_search
 from gptpl.generation.decoding import Decoding, TokenDetails
 from gptpl.generation.sampling import SamplingRules
-from gptpl.generation.text_stream import StopStrings, TextStream
 from gptpl.model.protocol import Cached, vocab_size
 
 log = logging.getLogger(__name__)
 
 Finish = Literal["length", "end_of_text", "stop"]
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_DECODED_AGAIN = 64  # tokens, at most, with every new one: all would take quadratic time
+_TOKENS_BEFORE = 8  # enough for what a token's text depends on: a space, a character's first bytes
 
 
 class TextCodec(Protocol):
@@ -36,7 +39,7 @@ class TextCodec(Protocol):
         """One-dimensional array of token ids."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the tokens."""
+        """Text of the tokens; bytes that are not UTF-8 become U+FFFD."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +94,9 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """The next bit of a continuation's text; the last one of each, maybe empty, comes with the completion.
+    """The next bit of a continuation's text, and how many tokens that has so far.
 
-    Attributes:
-        prompt: number of the prompt.
-        sample: number of the continuation among those of its prompt.
-        text: what has come to it.
-        tokens: how many tokens the continuation has so far.
-        completion: the whole, at its end; None before.
+    The last one of each, maybe empty, comes with the whole `completion`.
     """
 
     prompt: int
@@ -147,12 +145,7 @@ def stream_text(
     )
     rows = [
         _Row(
-            prompt=prompt,
-            sample=sample,
-            stream=TextStream(tokenizer, ids[prompt]),
-            stops=StopStrings(stop),
-            eot_id=tokenizer.eot_id,
-            details=None if alternatives is None else [],
+            tokenizer, ids[prompt], prompt=prompt, sample=sample, stop=stop, detailed=alternatives is not None
         )
         for prompt in range(len(prompts))
         for sample in range(num_samples)
@@ -182,21 +175,11 @@ def search_text(
         eot_id=tokenizer.eot_id,
         banned_tokens=range(tokenizer.vocab_size, vocab_size(model)),
     )
-    completions = []
-    for sample, beam in enumerate(beams):
-        ended = beam.tokens[-1:] == (tokenizer.eot_id,)
-        stream = TextStream(tokenizer, ids)
-        texts = [stream.push(token) for token in beam.tokens[: len(beam.tokens) - ended]]
-        completion = Completion(
-            prompt=0,
-            sample=sample,
-            text="".join([*texts, stream.rest()]),
-            tokens=beam.tokens,
-            finish="end_of_text" if ended else "length",
-            details=None,
-        )
-        completions.append(completion)
-    return completions
+    rows = [_Row(tokenizer, ids, sample=sample) for sample in range(len(beams))]
+    for row, beam in zip(rows, beams, strict=True):
+        for token in beam.tokens:
+            row.take(token, None)
+    return [row.completion or row.close("length") for row in rows]
 
 
 def prompt_ids(prompt: str, tokenizer: TextCodec) -> list[int]:
@@ -219,67 +202,157 @@ def check_stop(stop: Sequence[str], tokenizer: TextCodec) -> None:
             raise InputError(f"stop {text!r} is unknown to the model's tokenizer: it can never be written")
 
 
-@dataclass(kw_only=True)
 class _Row:
     """A continuation while it is made."""
 
-    prompt: int
-    sample: int
-    stream: TextStream
-    stops: StopStrings
-    eot_id: int
-    details: list[TokenDetails] | None
-    tokens: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    finish: Finish | None = None
+    def __init__(
+        self,
+        tokenizer: TextCodec,
+        ids: Sequence[int],
+        *,
+        prompt: int = 0,
+        sample: int,
+        stop: Sequence[str] = (),
+        detailed: bool = False,
+    ) -> None:
+        self.prompt, self.sample, self.detailed = prompt, sample, detailed
+        self.eot_id = tokenizer.eot_id
+        self.stream, self.stops = TextStream(tokenizer, ids), StopStrings(stop)
+        self.tokens: list[int] = []
+        self.texts: list[str] = []
+        self.details: list[TokenDetails] = []
+        self.completion: Completion | None = None
 
-    def take(self, token: int, details: TokenDetails | None) -> Piece:
-        """The piece that one more token makes."""
+    def take(self, token: int, details: TokenDetails | None) -> None:
+        """One more token, which may complete the text."""
         self.tokens.append(token)
-        if self.details is not None and details is not None:
+        if details is not None:
             self.details.append(details)
         if token == self.eot_id:
-            return self.close("end_of_text")
-        text = self.stops.push(self.stream.push(token))
-        return self._closed(text, "stop") if self.stops.found else self._piece(text)
+            self.close("end_of_text")
+            return
+        self.texts.append(self.stops.push(self.stream.push(token)))
+        if self.stops.found:
+            self._complete("stop")
 
-    def close(self, finish: Finish) -> Piece:
-        """The last piece, with what still waited; a stop string in it comes first."""
-        text = self.stops.push(self.stream.rest()) + self.stops.rest()
-        return self._closed(text, "stop" if self.stops.found else finish)
+    def close(self, finish: Finish) -> Completion:
+        """The end, with what still waited; a stop string in it comes first."""
+        self.texts.append(self.stops.push(self.stream.rest()) + self.stops.rest())
+        return self._complete("stop" if self.stops.found else finish)
 
-    def _piece(self, text: str, completion: Completion | None = None) -> Piece:
-        self.texts.append(text)
+    def piece(self) -> Piece:
+        """What the last token, or the end, has brought."""
         return Piece(
             prompt=self.prompt,
             sample=self.sample,
-            text=text,
+            text=self.texts[-1],
             tokens=len(self.tokens),
-            completion=completion,
+            completion=self.completion,
         )
 
-    def _closed(self, text: str, finish: Finish) -> Piece:
-        self.finish = finish
-        completion = Completion(
+    def _complete(self, finish: Finish) -> Completion:
+        self.completion = Completion(
             prompt=self.prompt,
             sample=self.sample,
-            text="".join([*self.texts, text]),
+            text="".join(self.texts),
             tokens=tuple(self.tokens),
             finish=finish,
-            details=None if self.details is None else tuple(self.details),
+            details=tuple(self.details) if self.detailed else None,
         )
-        return self._piece(text, completion)
+        return self.completion
 
 
 def _pieces(decoding: Decoding, rows: list[_Row]) -> Iterator[Piece]:
     while step := decoding.step():
         for place, number in enumerate(step.rows):
             row = rows[number]
-            piece = row.take(step.tokens[place], None if step.details is None else step.details[place])
-            if row.finish is not None:
+            row.take(step.tokens[place], None if step.details is None else step.details[place])
+            if row.completion is not None:
                 decoding.end([number])
-            if piece.text or piece.completion is not None:
-                yield piece
+            if row.texts[-1] or row.completion is not None:
+                yield row.piece()
     for row in rows:
-        if row.finish is None:
-            yield row.close("length")
+        if row.completion is None:
+            row.close("length")
+            yield row.piece()
+
+
+class TextStream:
+    """The text that follows a prompt's, token by token.
+
+    New tokens are decoded together with some before them, because the tokens of words put spaces between
+    them. A character whose bytes are spread over several tokens shows as U+FFFD until its last one: whatever
+    ends in such characters waits.
+    """
+
+    def __init__(self, tokenizer: TextCodec, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._begin(prompt)
+
+    def push(self, token: int) -> str:
+        """The characters that have become certain with this token; often its own, sometimes none."""
+        self._new.append(token)
+        text = self._text()
+        certain = text.rstrip(_REPLACEMENT)
+        piece = self._from_given(certain)
+        if len(self._new) >= _DECODED_AGAIN and certain == text:
+            self._begin([*self._prompt, *self._new])
+        return piece
+
+    def rest(self) -> str:
+        """At the end: what was still waiting, bytes that never became a character as U+FFFD."""
+        return self._from_given(self._text())
+
+    def _begin(self, tokens: Sequence[int]) -> None:
+        """Go on behind these tokens, whose last character is whole."""
+        self._prompt = list(tokens[-_TOKENS_BEFORE:])
+        self._prompt_text = self._tokenizer.decode(self._prompt)
+        self._new: list[int] = []
+        self._given = 0  # characters
+
+    def _text(self) -> str:
+        whole = self._tokenizer.decode([*self._prompt, *self._new])
+        if whole.startswith(self._prompt_text):
+            return whole[len(self._prompt_text) :]
+        return self._tokenizer.decode(self._new)
+
+    def _from_given(self, text: str) -> str:
+        new = text[self._given :]
+        self._given = max(self._given, len(text))
+        return new
+
+
+class StopStrings:
+    """Lets a text through up to the first stop string, holding back what may be the beginning of one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.found = False
+        """Whether a stop string has come; nothing more is let through."""
+
+    def push(self, text: str) -> str:
+        """What can be let through now that `text` has come."""
+        if self.found:
+            return ""
+        text = self._held + text
+        starts = [start for stop in self._stop if (start := text.find(stop)) >= 0]
+        if starts:
+            self.found, self._held = True, ""
+            return text[: min(starts)]
+        length = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - length :]
+        return text[: len(text) - length]
+
+    def rest(self) -> str:
+        """At the end: what was still held back."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gptpl.generation import Decoding, SamplingRules, next_token
-from gptpl.generation.randomness import row_generators
+from gptpl.generation.sampling import row_generators
 from gptpl.model import GPTConfig, GPTModel
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.generation import next_token as choose
-from gptpl.generation.rules import apply_temperature, keep_top_k
+from gptpl.generation.sampling import apply_temperature, keep_top_k
 
 # "closer every effort forward inches moves pizza toward you"
 LOGITS = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gptpl.data.tokenizers import BytesTokenizer, GPT2Tokenizer, WordsTokenizer
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, complete, stream_text
-from gptpl.generation.text_stream import StopStrings, TextStream
+from gptpl.generation.text import StopStrings, TextStream
 from gptpl.model import GPTConfig, GPTModel
 
 EOT = 256

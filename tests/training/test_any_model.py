@@ -21,8 +21,7 @@ from gptpl.callbacks.throughput import Throughput
 from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, complete, search_text
-from gptpl.generation.continuations import score_continuations
-from gptpl.generation.surprisal import surprisals
+from gptpl.generation.surprisal import score_continuations, surprisals
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
 from gptpl.model.protocol import cached_form, check_language_model, gpt_model, has_fused_head
 from gptpl.training.checkpoint import HEADER_KEY, check_same_model, model_config, read_checkpoint

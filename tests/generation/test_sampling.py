@@ -12,15 +12,18 @@ from torch import Tensor
 
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, next_token, reshape_logits
-from gptpl.generation.penalties import (
+from gptpl.generation.sampling import (
     NO_TOKEN,
     ban_tokens,
+    draw,
     force_token,
+    keep_min_p,
+    keep_top_p,
+    keep_typical,
     penalise_frequency,
     penalise_repetition,
     token_counts,
 )
-from gptpl.generation.rules import draw, keep_min_p, keep_top_p, keep_typical
 
 LOGITS = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
 
