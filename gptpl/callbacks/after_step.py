@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 
 from gptpl.files.figures import figure_pixels, write_png
 from gptpl.training.loggers import log_image
@@ -51,7 +50,7 @@ class AfterStep(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """An evaluation comes."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._call(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
 from gptpl.callbacks.after_step import show_picture
@@ -22,7 +21,8 @@ if TYPE_CHECKING:  # matplotlib takes long to import; only an evaluation needs i
 DOTS_PER_INCH = 120
 MOST_NUMBERED = 20
 """Up to so many classes each cell has its number; more would not be readable."""
-LABEL_CHARACTERS = 18
+MOST = 18
+"""Characters of a label."""
 
 
 class ClassificationReport(L.Callback):
@@ -44,7 +44,7 @@ class ClassificationReport(L.Callback):
                 " '~callbacks.classification_report'"
             )
         sums = pl_module.evaluated.get("val")
-        if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero or sums is None:
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or sums is None:
             return
         title = f"step {trainer.global_step:,}, validation, "
         accuracy = accuracy_text(sums["confusion"], pl_module.labels)
@@ -67,8 +67,7 @@ def confusion_figure(confusion: NDArray[np.float64], labels: Sequence[str], *, t
     shares = np.divide(confusion, rows, out=np.zeros_like(confusion), where=rows > 0)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="Share of the true class", shrink=0.8)
-    most = LABEL_CHARACTERS
-    names = [label if len(label) <= most else label[: most - 3] + "..." for label in labels]
+    names = [label if len(label) <= MOST else label[: MOST - 3] + "..." for label in labels]
     axes.set_xticks(range(C), names, rotation=45 if C > 3 else 0, ha="right" if C > 3 else "center")
     axes.set_yticks(range(C), names)
     axes.set_xlabel("Predicted")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-from lightning.pytorch.trainer.states import TrainerFn
 
 from gptpl.callbacks.after_step import epochs_done, language_module, metric, show_picture
 from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES
@@ -17,7 +16,6 @@ from gptpl.training.loggers import log_text
 from gptpl.training.loss_curves import LossPoint, curve_verdict, finite, tokens_text
 
 if TYPE_CHECKING:  # matplotlib takes long to import; only the end of a run needs it
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
@@ -50,7 +48,7 @@ class LossCurve(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the evaluation that has just been measured."""
         train_loss, val_loss = metric(trainer, "eval/train_loss"), metric(trainer, "val/loss")
-        if trainer.state.fn != TrainerFn.FITTING or train_loss is None or val_loss is None:
+        if trainer.state.fn != "fit" or train_loss is None or val_loss is None:
             return
         point = LossPoint(
             step=trainer.global_step,
@@ -70,7 +68,7 @@ class LossCurve(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Draw and judge what there is."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == "fit":
             self._finish(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,7 +121,13 @@ def loss_figure(points: Sequence[LossPoint], *, caption: str = "", unit: str = "
     axes.set_ylabel(f"Loss ({unit})")
     axes.grid(visible=True, alpha=0.3)
     axes.margins(x=0.02)
-    _add_token_axis(axes, points[-1])
+    last = points[-1]
+    if last.tokens_seen and last.epoch:  # a second axis above: tokens seen grow in proportion to the epochs
+        per_epoch = last.tokens_seen / last.epoch
+        functions = (lambda epochs: epochs * per_epoch, lambda tokens: tokens / per_epoch)
+        top = axes.secondary_xaxis("top", functions=functions)
+        top.set_xlabel("Tokens seen")
+        top.xaxis.set_major_formatter(tokens_text)
     # Beside the axes, not in them, the legend cannot hide a curve.
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle("Loss during training", fontweight="bold")
@@ -132,14 +136,3 @@ def loss_figure(points: Sequence[LossPoint], *, caption: str = "", unit: str = "
         width = len(caption) // lines + 10  # about equal lines, no last line of one word
         axes.set_title(textwrap.fill(caption, width=width), fontsize="small")
     return figure
-
-
-def _add_token_axis(axes: "Axes", last: LossPoint) -> None:
-    """A second axis above: tokens seen grow in proportion to the epochs."""
-    if not last.tokens_seen or not last.epoch:
-        return
-    per_epoch = last.tokens_seen / last.epoch
-    functions = (lambda epochs: epochs * per_epoch, lambda tokens: tokens / per_epoch)
-    top = axes.secondary_xaxis("top", functions=functions)
-    top.set_xlabel("Tokens seen")
-    top.xaxis.set_major_formatter(tokens_text)

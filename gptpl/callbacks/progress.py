@@ -210,7 +210,8 @@ class Display:
         self._shown_at, self._every_seconds = -math.inf, REDRAW_SECONDS
         self._stack = ExitStack()
         form = unit + " {n_fmt}/{total_fmt} |{bar}| {desc}"
-        options: dict[str, Any] = {"ascii": False, "delay": math.inf}  # tqdm shows nothing by itself
+        # Where tqdm has no terminal: nothing by itself, all that it is asked for, whatever TQDM_DISABLE says.
+        options: dict[str, Any] = {"ascii": False, "delay": math.inf, "disable": False}
         if _in_notebook():
             from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # a notebook's kernel has it
 

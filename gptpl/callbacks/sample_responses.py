@@ -24,12 +24,8 @@ class SampleResponses(Samples):
     `prompt` is instruction and input, `continuation` the answer; to them come `reference` and `well_formed`.
     The loggers get `val/well_formed`, the share of answers that are (see `Answerer.answer`).
 
-    Args:
-        path: the JSON Lines file, see `Samples`.
-        entries: validation entries to answer, evenly spaced; those whose prompt leaves no room are not used.
-        max_new_tokens: an answer is broken off after so many.
-        every_n_steps: answer whenever the optimizer steps are a multiple of this; None: not by steps.
-        every_n_epochs: answer whenever the finished epochs are a multiple of this; None: not by epochs.
+    `entries` are so many, evenly spaced; those whose prompt leaves no room are not used. See `Samples` for
+    when and where.
 
     Raises InputError for a number below 1, and for a training that is no instruction tuning.
     """

@@ -33,7 +33,15 @@ class Samples(AfterStep, ABC):
     `step`, `epoch`, `tokens_seen`, `prompt`, `strategy`, `continuation`, and what a subclass adds. A resumed
     run first takes back the samples of the step it resumes from and of later ones, and makes anew what is due
     at that step. It happens on the first process alone, and changes no bit of the training. Under strategies
-    that shard the model there are no samples. Raises InputError for a number below 1.
+    that shard the model there are no samples.
+
+    Args:
+        path: the JSON Lines file.
+        max_new_tokens: of one sample at most.
+        every_n_steps: sample whenever the optimizer steps are a multiple of this; None: not by steps.
+        every_n_epochs: sample whenever the finished epochs are a multiple of this; None: not by epochs.
+
+    Raises InputError for a number below 1.
     """
 
     repeats_on_resume = True
@@ -120,19 +128,11 @@ class SampleText(Samples):
 
     Sampling is in the data type of the weights. Every sample draws from a generator of its own, seeded from
     `seed`, which its record has too, and the step, so that it does not depend on which other prompts and
-    strategies are listed.
-
-    Args:
-        prompts: texts to continue.
-        strategies: how tokens are chosen: `SamplingRules`, or mappings with their fields.
-        path: the JSON Lines file, see `Samples`.
-        max_new_tokens: length of a continuation in tokens, unless the model ends the text before.
-        every_n_steps: sample whenever the optimizer steps are a multiple of this; None: not by steps.
-        every_n_epochs: sample whenever the finished epochs are a multiple of this; None: not by epochs.
-        seed: 0 or more.
+    strategies are listed. Strategies are `SamplingRules`, or mappings with their fields; a top_k above the
+    vocabulary keeps all of it, which the log says once. See `Samples` for when and where.
 
     Raises InputError for unusable arguments; when `fit` starts, for a prompt in which the tokenizer sees no
-    token. A top_k above the vocabulary keeps all of it, which the log says once.
+    token.
     """
 
     what = "text samples"
