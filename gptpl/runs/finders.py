@@ -28,13 +28,7 @@ from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES, figure_pixels, write
 from gptpl.runs.build import Settled, build_module, settle
 from gptpl.runs.parts import check_gpt, is_gpt
 from gptpl.runs.plan import peak_rates
-from gptpl.runs.trial import (
-    check_fits,
-    check_one_device,
-    step_memory_of,
-    train_a_little,
-    usable_memory,
-)
+from gptpl.runs.trial import check_fits, check_one_device, step_memory_of, train_a_little, usable_memory
 from gptpl.training.loss_curves import RangeResult, ramp_rate, range_result
 from gptpl.training.memory import forget_peak, peak_memory_bytes
 from gptpl.training.performance import device_type

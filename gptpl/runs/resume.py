@@ -124,11 +124,7 @@ class Resumption:
 
 
 def resume_plan(
-    run_dir: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    config_dir: Folder | None = None,
-    own: bool = False,
+    run_dir: str | Path, overrides: Sequence[str] = (), *, config_dir: Folder | None = None, own: bool = False
 ) -> Resumption:
     """What resuming comes to: the run's settings with the overrides on them, and its newest good checkpoint.
 
