@@ -64,14 +64,11 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run's folder holds.
+    """What a run's folder holds: its settings, `run.json`, and what was measured.
 
     Attributes:
-        path: the folder.
-        config: every setting.
-        record: `run.json`.
-        rows: those of `metrics.csv`, cells that are empty left out; none without that logger.
-        recorded: those of `evaluations.jsonl`; none of a run from before gptpl wrote it.
+        rows: of `metrics.csv`, cells that are empty left out; none without that logger.
+        recorded: of `evaluations.jsonl`; none of a run from before gptpl wrote it.
     """
 
     path: Path
@@ -145,10 +142,7 @@ class RunRecord:
         return self.best_by(LOSS, "min")
 
     def best_by(self, metric: str, mode: Mode) -> Evaluation | None:
-        """The evaluation after the first step with the best value of a metric; None where there is none.
-
-        What the model had before it learned anything is not its merit.
-        """
+        """The evaluation after step 0, when nothing is learned yet, with the best value of a metric."""
         sign = 1 if mode == "min" else -1
         measured = [each for each in self.evaluations if each.step > 0]
         finite = [each for each in measured if math.isfinite(each.metrics.get(metric, math.nan))]
@@ -184,10 +178,7 @@ class RunRecord:
 
 
 def change_tags(folder: Path, *, add: Sequence[str] = (), remove: Collection[str] = ()) -> list[str]:
-    """Changes a run's tags, in its `run.json`; returns those that it has then.
-
-    Raises InputError for a tag to add that is no word, and for one to remove that the run does not have.
-    """
+    """Changes a run's tags and returns them. Raises InputError for one that is no word, or not there."""
     for tag in add:
         if not re.fullmatch(r"\w[\w.:/+-]*", tag):
             raise InputError(f"{tag!r} is no tag: give a word of letters, digits and -_.:/+")
@@ -295,19 +286,13 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def read_run_json(folder: Path) -> dict[str, Any]:
-    """What `run.json` holds, its known entries only where they have their type; nothing where there is none.
-
-    Raises RunError for a file that is damaged.
-    """
+    """What `run.json` holds, known entries only where they have their type. Raises RunError for damage."""
     raw = _raw_run_json(folder).items()
     return {name: value for name, value in raw if name not in _ENTRIES or _ENTRIES[name](value)}
 
 
 def write_run_json(folder: Path, *, remove: Collection[str] = (), **entries: Any) -> None:
-    """Adds entries to `run.json`, made where there is none, and removes others; a reader sees all or none.
-
-    Raises RunError where there is a damaged one.
-    """
+    """Changes entries of `run.json`, of which a reader sees all or none. Raises RunError for damage."""
     kept = {name: value for name, value in _raw_run_json(folder).items() if name not in remove}
     write_atomically(folder / RUN_FILE, json.dumps(kept | entries, indent=2) + "\n")
 

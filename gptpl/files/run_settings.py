@@ -44,10 +44,7 @@ def _repeats(flat: Mapping[str, Setting], name: str) -> bool:
 
 
 def differing(settings: Sequence[Mapping[str, Setting]]) -> list[str]:
-    """The names whose values are not the same in all, a missing one being a value of its own.
-
-    In the order in which the first of them have these names.
-    """
+    """The names whose values are not the same in all, in their order; a missing one is a value of its own."""
     names = list(dict.fromkeys(name for each in settings for name in each))
     return [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
 
@@ -63,10 +60,7 @@ Differences = Mapping[str, Sequence[Setting | None]]
 
 
 def differing_settings(runs: Sequence["RunRecord"]) -> Differences:
-    """The settings in which runs differ.
-
-    A path in a run's own folder is the same in all, as `RUN/loss.png`; `run_dir` and `resume` do not count.
-    """
+    """The settings in which runs differ; a path in a run's own folder is the same in all: `RUN/loss.png`."""
 
     def settings(run: "RunRecord") -> dict[str, Setting]:
         own = str(run.config.get("run_dir") or run.path)
@@ -81,10 +75,7 @@ def differing_settings(runs: Sequence["RunRecord"]) -> Differences:
 
 
 def differing_beside(runs: Sequence["RunRecord"]) -> Differences:
-    """What differs beside settings: the data's hash, versions, git commit, first weights, hardware, ...
-
-    The steps at which a run was resumed are among it: `resumed` is `10, 20`.
-    """
+    """What differs beside settings: data, versions, commit, first weights, hardware, steps of resuming."""
 
     def beside(run: "RunRecord") -> dict[str, Setting]:
         steps = ", ".join(str(each.get("step")) for each in run.record.get("resumed", []))

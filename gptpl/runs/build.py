@@ -66,7 +66,6 @@ class Run:
         run_dir: the folder that the run is going to leave.
         module, datamodule, trainer: Lightning's; they may be changed before `fit`.
         resume: what the run goes on from; None: it is new.
-        config_dir: the user's own config folder, if there is one.
         trusted: packages of the user's whose classes the run has.
         command: what started it, for its record.
         log_file: writes what is logged to the run's train.log.
@@ -165,10 +164,7 @@ def build(
 def resume(
     run: str | Path, *overrides: str, config_dir: Folder | None = None, log_file: RunLogFile | None = None
 ) -> Run:
-    """A run that goes on from its newest good checkpoint, with the overrides from the next step on.
-
-    Raises InputError as `gptpl.runs.resume.resume_plan`.
-    """
+    """A run that goes on from its newest good checkpoint, with the overrides from the next step on."""
     plan = resume_plan(find_run(run, key="resume"), overrides, config_dir=config_dir)
     return _build(plan.config, plan, config_dir, log_file, trusted=plan.trusted)
 
@@ -250,10 +246,7 @@ def planned_config(overrides: Sequence[str], *, config_dir: Folder | None = None
 
 
 def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
-    """Everything of a run but its weights, which may take more memory than there is; puts numbers into `cfg`.
-
-    Raises InputError for whatever is known to be wrong by then.
-    """
+    """All of a run but its weights, which may take more memory than there is; puts numbers into `cfg`."""
     if resume is None and cfg.get("resume"):
         raise InputError(
             f"resume={cfg.resume} is for gptpl train and gptpl.resume: here a run is looked at from its start"
@@ -452,10 +445,7 @@ def _recorded(cfg: Config) -> dict[str, Any]:
 
 
 def schedule(cfg: Config, total_steps: int) -> Callable[[int], float] | None:
-    """The learning rate's factor of a step; None: a scheduler such as torch's decides it as it goes.
-
-    Raises InputError for a schedule that does not fit the run.
-    """
+    """The learning rate's factor of a step; None: a scheduler such as torch's decides it as it goes."""
     if takes_optimizer(locate(str(cfg.scheduler._target_), "scheduler._target_")):
         return None
     lr_factor = partial(instantiate(cfg.scheduler).factor, peak_lr=peak_rate(cfg), total_steps=total_steps)

@@ -48,10 +48,8 @@ def claim_new_run(run_dir: Path | None, *, name: str, root: Path = DEFAULT_FOLDE
     """Makes and claims the folder of a new run, at once and before anything slow.
 
     `run_dir` is the folder that was asked for; None: `<root>/<name>/<date>_<time>`, with a number behind it
-    for the second run that begins in a second.
-
-    Raises InputError for a folder that holds a run or that another run has claimed, for a file, and for what
-    cannot be written.
+    for the second run that begins in a second. Raises InputError for a folder that holds a run or that
+    another run has claimed, for a file, and for what cannot be written.
     """
     if run_dir is not None:
         return _claimed(run_dir.expanduser().absolute())

@@ -60,13 +60,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a finder found.
-
-    Attributes:
-        table: the rows, under their names, of the CSV file.
-        lines: for a person.
-        suggested: the learning rate or the batch size; None: there is none.
-    """
+    """What a finder found: rows for a CSV file, lines for a person, a picture, and a number or none."""
 
     table: list[Sequence[Any]]
     lines: list[str]
@@ -119,10 +113,7 @@ def find_lr(
 
 
 def _ramp_losses(settled: Settled, rates: list[float]) -> list[float]:
-    """The loss of each step, before its update with that `optimizer.lr`; all groups' rates grow together.
-
-    Ends where it diverges or is no number.
-    """
+    """The loss of each step, before its update with that `optimizer.lr`; ends where it diverges."""
     module = build_module(settled, weights=settled.weights)
     peak = float(settled.cfg.optimizer.lr)
     module.make_scheduler = None  # the rates are the test's

@@ -231,10 +231,7 @@ class Listed:
 def list_runs(
     folders: Sequence[Path] = (DEFAULT_FOLDER,), *, by: str = "date", tags: Collection[str] = ()
 ) -> list[Listed]:
-    """All runs below folders that have all of these tags, each once.
-
-    By `loss` the best first, by `size` the largest, by `date` the newest: there a sweep counts as one.
-    """
+    """The runs below folders that have all of these tags; by `date` a sweep counts as one run."""
     wanted = set(tags)
     runs = [each for each in _listed(folders) if wanted <= set(each.record.tags if each.record else ())]
     if by == "loss":

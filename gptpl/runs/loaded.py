@@ -58,14 +58,11 @@ def load(
 
     `load_language_model` and `load_classifier` are the same for one kind only, with its type.
 
-    Args:
-        source: a run folder (of a classifier's run its best weights, else the last), a `.ckpt` file, an
-            adapter folder, a folder or file of another program's format, or starting weights such as
-            `PublishedWeights(source="hf", size="124M")`.
-        base: the weights that an adapter belongs to; None: where they were when it was trained.
-        device: auto, cpu, cuda or mps.
-        precision: 32-true, or bf16-true for half the memory (language models only).
-        trust: packages of yours whose classes the run may use, beside gptpl's own.
+    `source` is a run folder (of a classifier's run its best weights, else the last), a `.ckpt` file, an
+    adapter folder, a folder or file of another program's format, or starting weights such as
+    `PublishedWeights(source="hf", size="124M")`; `base` the weights that an adapter belongs to, None: where
+    they were when it was trained; `device` auto, cpu, cuda or mps; `precision` 32-true, or bf16-true for half
+    the memory (language models only); `trust` are packages of yours whose classes the run may use.
 
     Raises InputError for files that are missing or damaged, and for a device that is not there.
     """

@@ -231,18 +231,12 @@ class LanguageModel(Model):
         return [memorisation(each.tokens, training) for each in completions]
 
     def training_text(self, data: TextData = None) -> TrainingText:
-        """A text to look for memorised parts in: `data` as for `evaluate`, None is the own training text.
-
-        Raises InputError where there is no such text.
-        """
+        """A text to look for memorised parts in, `data` as for `evaluate`; None: the own training text."""
         own = data is None
         return TrainingText(training_corpus(self.loaded).train if own else training_tokens(self, data))
 
     def with_template(self, template: str | None, response_marker: str | None = None) -> "InstructionModel":
-        """The model asked in a template: "alpaca", "phi3", a file or a Jinja text; None: its own.
-
-        `response_marker` None is the template's. Raises InputError where there is none at all.
-        """
+        """The model asked in a template: alpaca, phi3, a file or a Jinja text; None: its own."""
         own = self.template
         if template is not None:
             asked = PromptTemplate.named(template, response_marker)
@@ -278,10 +272,7 @@ class InstructionModel(LanguageModel):
         seed: int | None = None,
         **rules: Any,
     ) -> Answer:
-        """The answer, with what ended it and whether it is well-formed.
-
-        Raises InputError for a prompt that leaves no room in the model's context.
-        """
+        """The answer, what ended it, whether it is well-formed. Raises InputError for too long a prompt."""
         answerer = self.answerer(max_new_tokens=max_new_tokens, **rules)
         prompt = answerer.prompt(instruction, input, place="the instruction")
         [answer] = answerer.answers([prompt], answer_generator(seed, device_of(self.net)))

@@ -69,25 +69,18 @@ class Plan:
 
     Attributes:
         about: the data, in words.
-        parameters: of the model.
         trained: what of them trains, in a line; None: all.
         memory: of a training step on one device.
         process_bytes: of the process beside it on a CPU: Python, torch, Lightning, the text; else 0.
         held_bytes: what the allocator holds between blocks in use.
         usable_bytes: of the device's free memory, for a step; None where the device does not tell.
         largest_batch: windows, a power of two, that fit at a time; 0: none; None: not known.
-        device, precision: as Lightning calls them.
-        devices: processes of the run.
         batch_size: windows at a time on one device.
         accumulate: batches of each device in an optimizer step.
-        max_length: tokens in a window.
-        train_windows, val_windows, units: how many there are to train on and to validate on, of what.
-        padded: whether they may be shorter than `max_length`.
+        units: what the windows are called, which have up to `max_length` tokens (`padded`) or as many.
         steps_per_epoch, steps: optimizer steps of an epoch, and of the whole run.
         tokens: of the whole run, each counted as often as it is seen, without padding.
-        train_tokens: in the training text.
         flops: of the whole run's training steps.
-        evaluations: before, during and after.
         rates: peak learning rate of each group, by the name it is logged under.
         rate_factor: the multiple of the peak for the update after so many finished ones.
         timing: of a few steps, or why there is none.
@@ -479,10 +472,7 @@ def _significant(number: float) -> str:
 def rate_curves(
     rates: Mapping[str, float], factor: Callable[[int], float], steps: int
 ) -> tuple[list[int], dict[str, list[float]]]:
-    """Updates, counted from 1 as in the logs, and their rates by name of the group.
-
-    All of a short run, of a long one evenly spaced ones.
-    """
+    """Updates, counted from 1, evenly spaced in a long run, and their rates by name of the group."""
     drawn: Sequence[int] = range(steps)
     if steps > MOST_POINTS:
         drawn = sorted({round(i * (steps - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)})

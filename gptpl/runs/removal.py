@@ -179,10 +179,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def is_gptpls(folder: Path) -> bool:
-    """Whether a folder is a run or a sweep of gptpl's by more than its files' names.
-
-    Many programs write a `config.yaml`.
-    """
+    """Whether a folder is a run or a sweep, and of gptpl's: many programs write a `config.yaml`."""
 
     def keys(name: str, parse: Callable[[str], Any]) -> set[str]:
         try:
@@ -221,10 +218,7 @@ def rests_below(folder: Path) -> list[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder. Others see it whole or not at all; what an interruption leaves, the next call takes.
-
-    Links in it are removed, and not what they point at.
-    """
+    """Removes a folder: others see all of it or nothing, and a second call completes an interrupted one."""
     hidden = rest_of(folder)
     if hidden.is_dir():
         shutil.rmtree(hidden)
@@ -234,10 +228,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def needless_checkpoints(use: DiskUse) -> Mapping[str, int]:
-    """The checkpoints but `best.ckpt`, with their sizes in bytes, by name, the order to remove them in.
-
-    So `last.ckpt` goes before what it points at, and a file before its SHA-256.
-    """
+    """The checkpoints but `best.ckpt`, with their bytes, links and files before what belongs to them."""
     best = f"{CHECKPOINT_FOLDER}/{BEST}"
     return {name: size for name, size in use.checkpoints.items() if name not in (best, f"{best}.sha256")}
 

@@ -53,10 +53,7 @@ class Plan:
     config_dir: Folder | None = None
 
     def stops(self, last_step: int) -> list[int]:
-        """The steps to stop after in a run that ends at `last_step`, ascending.
-
-        Raises InputError where the run is too short to be stopped there: nothing would be verified.
-        """
+        """The steps to stop after in a run that ends at `last_step`; InputError where it is too short."""
         if last_step < 2:
             raise InputError(f"the run ends at step {last_step}: train 2 steps or more to stop in between")
         if self.given_stops is None:
@@ -133,10 +130,7 @@ def check(
 def _train_all(
     parts: Sequence[tuple[str, int]], folder: Path, plan: Plan, *, first: int, say: Callable[[str], None]
 ) -> bool:
-    """Trains one part after the other, up to its step, saying how far it is; whether all succeeded.
-
-    Raises InputError where a run keeps no checkpoint.
-    """
+    """Trains one part after the other, up to its step, saying how far it is; whether all succeeded."""
     longest_seconds = 0.0
     for number, (name, step) in enumerate(parts):
         # The number of parts is known once the straight run has shown where it ends.
