@@ -68,15 +68,15 @@ def language_data(
     batch_size: int | None = None,
 ) -> EvaluationData:
     """The batches that a language model is evaluated on; see `LanguageModel.evaluate`."""
-    if (
-        isinstance(data, str | Path)
-        and model.template is not None
-        and Path(data).suffix in (".json", ".jsonl")
-    ):
-        return _entries(model, Path(data).expanduser(), split, max_length, _batch_size(batch_size))
-    whole = isinstance(data, str | Path | Corpus)
-    datamodule = _datamodule_of(model, data, max_length=max_length, batch_size=batch_size)
-    split = split or ("all" if whole else "val")
+    is_path, size = isinstance(data, str | Path), DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    if isinstance(data, str | Path) and model.template and Path(data).suffix in (".json", ".jsonl"):
+        return _entries(model, Path(data).expanduser(), split, max_length, size)
+    datamodule = _datamodule_of(model, data, max_length, size)
+    if datamodule is data and (max_length, batch_size) != (None, None):
+        raise InputError(
+            f"max_length and batch_size are settings of the {type(data).__name__}: set them there"
+        )
+    split = split or ("all" if is_path or isinstance(data, Corpus) else "val")
     T = getattr(datamodule, "max_length", 0)
     _check_length(T, context_length(model.net))
     splits = get_args(TextSplit if isinstance(datamodule, TextDataModule) else Split)
@@ -85,7 +85,7 @@ def language_data(
     _check_tokenizer(model, datamodule)
     if isinstance(datamodule, TextDataModule):
         return EvaluationData(
-            name=f"{data if isinstance(data, str | Path) else datamodule.name}, split {split}",
+            name=f"{data if is_path else datamodule.name}, split {split}",
             context=f"every token once, in sequences of {T:,} tokens laid end to end: the first of each have"
             " little context (gptpl inspect gives every token more)",
             batches=datamodule.evaluation_dataloader(cast(TextSplit, split)),
@@ -104,23 +104,16 @@ def language_data(
 
 
 def _datamodule_of(
-    model: "LanguageModel", data: TextData, *, max_length: int | None = None, batch_size: int | None = None
+    model: "LanguageModel", data: TextData, max_length: int | None, batch_size: int
 ) -> L.LightningDataModule:
-    context = context_length(model.net)
     if data is None:
-        return _own_data(model, max_length, _batch_size(batch_size))
+        return _own_data(model, max_length, batch_size)
     if isinstance(data, str | Path | Corpus):
-        _check_length(max_length or context, context)
+        corpus = data if isinstance(data, Corpus) else TextFiles(data)
+        T = context_length(model.net) if max_length is None else max_length
+        _check_length(T, context_length(model.net))
         return TextDataModule(
-            corpus=data if isinstance(data, Corpus) else TextFiles(data),
-            tokenizer=model.tokenizer,
-            max_length=context if max_length is None else max_length,
-            stride=context if max_length is None else max_length,
-            batch_size=_batch_size(batch_size),
-        )
-    if max_length is not None or batch_size is not None:
-        raise InputError(
-            f"max_length and batch_size are settings of the {type(data).__name__}: set them there"
+            corpus=corpus, tokenizer=model.tokenizer, max_length=T, stride=T, batch_size=batch_size
         )
     if isinstance(data, LabelledDataModule):
         raise InputError(
@@ -132,17 +125,13 @@ def _datamodule_of(
 
 def training_tokens(model: "LanguageModel", data: TextData) -> np.ndarray[Any, Any]:
     """The tokens of a text: of the own data and of a datamodule the training part, else the whole."""
-    datamodule = _datamodule_of(model, data)
+    datamodule = _datamodule_of(model, data, None, DEFAULT_BATCH_SIZE)
     if not isinstance(datamodule, TextDataModule):
         raise InputError(f"memorisation needs a training text, and {type(datamodule).__name__} has none")
     _check_tokenizer(model, datamodule)
     encoded = datamodule.encoded
     whole = isinstance(data, str | Path | Corpus)
     return np.concatenate([encoded.train, encoded.val]) if whole else np.asarray(encoded.train)
-
-
-def _batch_size(given: int | None) -> int:
-    return DEFAULT_BATCH_SIZE if given is None else given
 
 
 def _check_tokenizer(model: "LanguageModel", datamodule: L.LightningDataModule) -> None:
@@ -255,12 +244,8 @@ def _instructions(model: "LanguageModel", datamodule: InstructionDataModule, spl
         log.warning(line)
     if split != "train" and model.run_dir is not None:
         _warn_of_known(datamodule.splits.of(split), split_file(model.run_dir, "train", ".json"))
-    return _of_examples(
-        f"{datamodule.name}, split {split}",
-        used,
-        datamodule.mask_instruction,
-        datamodule.split_dataloader(split),
-    )
+    batches, name = datamodule.split_dataloader(split), f"{datamodule.name}, split {split}"
+    return _of_examples(name, used, datamodule.mask_instruction, batches)
 
 
 def _of_examples(name: str, template: PromptTemplate, masked: bool, batches: Iterable[Any]) -> EvaluationData:
