@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,12 +31,8 @@ _QUOTED_CHARACTERS = 300
 class Options:
     """How the model is to answer; None is left to the server.
 
-    Attributes:
-        temperature: 0 is always the most likely token.
-        seed: of the draws.
-        num_ctx: context in tokens, of Ollama alone.
-        max_tokens: of the reply.
-        extra: more of the server's own options.
+    `num_ctx` is the context in tokens, of Ollama alone, `max_tokens` those of the reply, `extra` more of the
+    server's own options.
     """
 
     temperature: float | None
@@ -44,6 +40,12 @@ class Options:
     num_ctx: int | None
     max_tokens: int | None
     extra: dict[str, Any]
+
+    def settings(self, max_tokens: str) -> dict[str, Any]:
+        """Those that are given, under the server's name for `max_tokens`."""
+        named = {"temperature": self.temperature, "seed": self.seed, "num_ctx": self.num_ctx}
+        named[max_tokens] = self.max_tokens
+        return {name: value for name, value in named.items() if value is not None} | self.extra
 
 
 class ChatProtocol(Protocol):
@@ -53,7 +55,7 @@ class ChatProtocol(Protocol):
     path: str
 
     def body(self, model: str, messages: Sequence[Message], options: Options) -> dict[str, Any]:
-        """The JSON that asks for one whole reply."""
+        """The JSON that asks for one whole reply. Raises InputError for an option that it cannot hold."""
 
     def text(self, data: Any) -> str | None:
         """The reply's text in the server's JSON; None where it has none."""
@@ -65,83 +67,60 @@ class ChatProtocol(Protocol):
         """What to do where the server does not know the model."""
 
 
-class Ollama:
-    """Ollama's own API, /api/chat: https://github.com/ollama/ollama/blob/main/docs/api.md."""
+class _Ollama:
+    """Ollama's own API: https://github.com/ollama/ollama/blob/main/docs/api.md."""
 
     name = "ollama"
     path = "/api/chat"
 
     def body(self, model: str, messages: Sequence[Message], options: Options) -> dict[str, Any]:
-        """As in ChatProtocol; a prompt longer than the context is refused by servers that know `truncate`."""
-        named = {
-            "temperature": options.temperature,
-            "seed": options.seed,
-            "num_ctx": options.num_ctx,
-            "num_predict": options.max_tokens,
-        }
-        given = {name: value for name, value in named.items() if value is not None} | options.extra
-        return {
-            "model": model,
-            "messages": list(messages),
-            "stream": False,
-            "truncate": False,
-            "options": given,
-        }
+        body = {"model": model, "messages": list(messages), "stream": False}
+        # A prompt longer than the context is refused by servers that know `truncate`.
+        return {**body, "truncate": False, "options": options.settings("num_predict")}
 
     def text(self, data: Any) -> str | None:
-        """As in ChatProtocol: `message.content`."""
-        return _text_at(data, "message", "content")
+        return _content(data)
 
     def how_to_start(self, model: str) -> str:
-        """As in ChatProtocol."""
         return f"start it with `ollama serve`, and get the model with `ollama pull {model}`"
 
     def how_to_get(self, model: str) -> str:
-        """As in ChatProtocol."""
         return f"get it with `ollama pull {model}`"
 
 
-class OpenAI:
+class _OpenAI:
     """OpenAI's chat completions, which vLLM, llama.cpp, LM Studio and many services speak too."""
 
     name = "openai"
     path = "/v1/chat/completions"
 
     def body(self, model: str, messages: Sequence[Message], options: Options) -> dict[str, Any]:
-        """As in ChatProtocol. Raises InputError for num_ctx, which these servers set when they start."""
-        if options.num_ctx is not None:
+        if options.num_ctx is not None:  # these servers set it when they start
             raise InputError(
                 "judge.num_ctx is Ollama's: set the context where your server starts, leave it out"
             )
-        named = {
-            "temperature": options.temperature,
-            "seed": options.seed,
-            "max_tokens": options.max_tokens,
-        }
-        given = {name: value for name, value in named.items() if value is not None} | options.extra
-        return {"model": model, "messages": list(messages), "stream": False, **given}
+        body = {"model": model, "messages": list(messages), "stream": False}
+        return {**body, **options.settings("max_tokens")}
 
     def text(self, data: Any) -> str | None:
-        """As in ChatProtocol: `choices[0].message.content`."""
         choices = data.get("choices") if isinstance(data, dict) else None
-        return _text_at(choices[0], "message", "content") if isinstance(choices, list) and choices else None
+        return _content(choices[0]) if isinstance(choices, list) and choices else None
 
     def how_to_start(self, model: str) -> str:
-        """As in ChatProtocol."""
         return "start the server, or give its address with judge.address="
 
     def how_to_get(self, model: str) -> str:
-        """As in ChatProtocol."""
         return "give the name of one that it has with judge.model="
 
 
-PROTOCOLS: dict[str, ChatProtocol] = {"ollama": Ollama(), "openai": OpenAI()}
+PROTOCOLS: dict[str, ChatProtocol] = {"ollama": _Ollama(), "openai": _OpenAI()}
 
 
-def _text_at(data: Any, *keys: str) -> str | None:
-    for key in keys:
-        data = data.get(key) if isinstance(data, dict) else None
-    return data if isinstance(data, str) else None
+def _content(data: Any) -> str | None:
+    """The text at `message.content`."""
+    message = data.get("message") if isinstance(data, dict) else None
+    content = message.get("content") if isinstance(message, dict) else None
+    return content if isinstance(content, str) else None
 
 
 class UnreadableReplyError(Exception):
@@ -169,7 +148,6 @@ class JudgeClient:
         retries: tries after the first, of one question.
         backoff_seconds: wait after the first failed try, doubled after each further one.
         max_wait_seconds: longest wait that a server may ask for.
-        sleep: waits.
         retried: tries that failed and were made again, so far.
     """
 
@@ -194,10 +172,9 @@ class JudgeClient:
     def reply(self, body: dict[str, Any]) -> str:
         """The text of the model's reply; time-outs, lost connections, HTTP 408, 429 and 5xx are tried again.
 
-        Raises:
-            UnreadableReplyError: a reply that is no JSON, or holds no text where the protocol has it.
-            InputError: no connection, all tries failed, a longer wait asked for, or a question that the
-                server refuses, in its own words.
+        Raises UnreadableReplyError for a reply that is no JSON, or holds no text where the protocol has it,
+        and InputError where there is no connection, all tries failed, a longer wait is asked for, or the
+        server refuses the question, in its own words.
         """
         for failures in range(1, self.retries + 2):
             try:
@@ -249,9 +226,8 @@ class JudgeClient:
             raise _TryAgainError("the connection was lost") from error
         except requests.RequestException as error:
             said = " ".join(str(error).split())
-            raise InputError(
-                f"the judge at {self.address} cannot be asked ({said}): mend judge.address"
-            ) from error
+            message = f"the judge at {self.address} cannot be asked ({said}): mend judge.address"
+            raise InputError(message) from error
         self._answered = True
         return self._text(response)
 
@@ -327,15 +303,11 @@ def api_key(variable: str | None) -> str | None:
     return key
 
 
-def _nobody_listens(error: BaseException) -> bool:
+def _nobody_listens(error: BaseException | None) -> bool:
     """Whether a connection was refused, or the host is unknown."""
-    return any(isinstance(each, (ConnectionRefusedError, socket.gaierror)) for each in _causes(error))
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
+    while error is not None and not isinstance(error, (ConnectionRefusedError, socket.gaierror)):
         error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _said(response: "requests.Response") -> str:

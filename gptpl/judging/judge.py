@@ -5,13 +5,17 @@ import json
 import logging
 import math
 import os
+import queue
+import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from gptpl.errors import InputError
+from gptpl.files.template import SafeTemplate
 from gptpl.judging.client import (
     PROTOCOLS,
     JudgeClient,
@@ -25,17 +29,27 @@ from gptpl.judging.prompts import (
     COMPARISON_FIELDS,
     COMPARISON_PROMPT,
     COMPARISON_REMINDER,
+    FIRST,
     PROMPT,
     REMINDER,
     RUBRIC,
     SCORE_FIELDS,
-    Prompt,
+    TIE,
     asked_again,
+    conversation,
+    parse_score,
+    parse_winner,
 )
+from gptpl.judging.responses import Entry, Pair
 
 log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
+Thing = TypeVar("Thing")
+Result = TypeVar("Result")
+
+WIN, LOSS, DRAW = "win", "loss", "tie"
+"""Of the first model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +66,7 @@ class JudgeModel:
         protocol: what the server speaks.
         address: http(s) address of the server, without the protocol's path.
         api_key_env: environment variable that holds the key; None: the server wants none.
-        temperature, seed, num_ctx, max_tokens: see `client.Options`.
-        options: more of the server's own options.
+        temperature, seed, num_ctx, max_tokens, options: see `client.Options`; `options` are its extra ones.
         system: the system message; "" is none.
         rubric: what is good, a field of the templates.
         prompt: Jinja template with `prompts.SCORE_FIELDS`.
@@ -114,20 +127,20 @@ class JudgeModel:
         self.comparison_prompts()
         PROTOCOLS[self.protocol].body(self.model, [], self._options())
 
-    def score_prompts(self) -> tuple[Prompt, Prompt]:
-        """The question for a score, and the reminder. Raises InputError for a template that is wrong."""
-        return (
-            Prompt(self.prompt, key="judge.prompt", fields=SCORE_FIELDS, needed=("model_response",)),
-            Prompt(self.reminder, key="judge.reminder", fields=SCORE_FIELDS),
-        )
+    def template(self, key: str, needed: Collection[str] = ()) -> SafeTemplate:
+        """One of the four prompts, by its name here. Raises InputError for a template that is wrong."""
+        fields = COMPARISON_FIELDS if key.startswith("comparison") else SCORE_FIELDS
+        source = getattr(self, key)
+        return SafeTemplate(source, name=f"judge.{key}", fields=fields, needed=needed, trim_blocks=True)
 
-    def comparison_prompts(self) -> tuple[Prompt, Prompt]:
+    def score_prompts(self) -> tuple[SafeTemplate, SafeTemplate]:
+        """The question for a score, and the reminder."""
+        return self.template("prompt", ("model_response",)), self.template("reminder")
+
+    def comparison_prompts(self) -> tuple[SafeTemplate, SafeTemplate]:
         """The question which answer is better, and the reminder."""
-        key, both = "judge.comparison_prompt", ("answer_a", "answer_b")
-        return (
-            Prompt(self.comparison_prompt, key=key, fields=COMPARISON_FIELDS, needed=both),
-            Prompt(self.comparison_reminder, key="judge.comparison_reminder", fields=COMPARISON_FIELDS),
-        )
+        both = ("answer_a", "answer_b")
+        return self.template("comparison_prompt", both), self.template("comparison_reminder")
 
     def connected(self, cache: Path | None = None) -> "Judge":
         """The judge, not asked yet; `cache` is the file of its replies, see `ReplyCache`.
@@ -159,11 +172,9 @@ class JudgeModel:
 
 @dataclass(frozen=True)
 class Verdict(Generic[Value]):
-    """What the judge said of one thing.
+    """What the judge said of one thing: the value of its last reply, None where none could be read.
 
-    Attributes:
-        value: what was read from its last reply; None: no reply could be read.
-        replies: all of them, as they came; those that were no reply at all with the reason in brackets.
+    `replies` are all of them, as they came; those that were no reply at all with the reason in brackets.
     """
 
     value: Value | None
@@ -174,14 +185,8 @@ class Verdict(Generic[Value]):
 class Judge:
     """Asks one model, and keeps what it says.
 
-    Attributes:
-        client: the server.
-        options: how the model answers.
-        cache: replies of earlier questions, which are not put again.
-        asks: times a question is put, with a reminder of the form from the second time on, until its reply
-            can be read.
-        asked: questions put to the server so far.
-        remembered: questions that the cache answered so far.
+    A question is put up to `asks` times, with a reminder of the form from the second time on, until its reply
+    can be read; `asked` counts those put to the server so far, `remembered` those that the cache answered.
     """
 
     client: JudgeClient
@@ -221,15 +226,145 @@ class Judge:
         key = question_key(protocol.name, body)
         known = self.cache.get(key)
         with self._lock:
-            if known is None:
-                self.asked += 1
-            else:
-                self.remembered += 1
+            self.asked += known is None
+            self.remembered += known is not None
         if known is not None:
             return known
         reply = self.client.reply(body)
         self.cache.add(key, reply)
         return reply
+
+
+# ----------------------------------------------------------------------------------------- the whole test set
+
+
+def judged(
+    entries: Sequence[Entry], judge: Judge, settings: JudgeModel
+) -> Iterator[tuple[int, Verdict[float]]]:
+    """Yields (place, verdict) as the judge answers; a verdict's value is a score, or None.
+
+    The answer is part of what the judge reads: one that is written to sway it may do so.
+
+    Raises InputError where the judge cannot be asked any more.
+    """
+    prompt, reminder = settings.score_prompts()
+    low, high = settings.min_score, settings.max_score
+    parse = partial(parse_score, low=low, high=high)
+
+    def score(entry: Entry) -> Verdict[float]:
+        fields = {**_texts(entry), "model_response": entry.model_response, "rubric": settings.rubric}
+        fields |= {"min_score": f"{low:g}", "max_score": f"{high:g}"}
+        messages = conversation(settings.system, prompt.filled(fields))
+        return judge.verdict(messages, parse, reminder=reminder.filled(fields))
+
+    return in_threads(entries, score, threads=settings.max_concurrent)
+
+
+def _texts(entry: Entry) -> dict[str, object]:
+    return {"instruction": entry.instruction, "input": entry.input, "output": entry.output}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """What the judge thinks of one pair.
+
+    Attributes:
+        result: WIN, LOSS or DRAW of the first model; None where a reply could not be read.
+        contradictory: whether the two orders gave different results, which counts as a tie.
+        swapped: for each of the `verdicts`, whether the second model's answer came first.
+    """
+
+    result: str | None
+    contradictory: bool
+    swapped: tuple[bool, ...]
+    verdicts: tuple[Verdict[str], ...]
+
+    @property
+    def points(self) -> float | None:
+        """1 for a win, 0.5 for a tie, 0 for a loss: their mean is the win rate."""
+        return None if self.result is None else {WIN: 1.0, DRAW: 0.5, LOSS: 0.0}[self.result]
+
+
+def compared(
+    pairs: Sequence[Pair], judge: Judge, settings: JudgeModel, *, seed: int, both_orders: bool
+) -> Iterator[tuple[int, Preference]]:
+    """Yields (place, preference) as the judge answers.
+
+    Judges prefer what comes first, or second: which answer does is drawn anew for each pair from the seed,
+    or each pair is shown in both orders, and a result counts only if both give it.
+
+    Source: Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", 3.4.
+
+    Raises InputError where the judge cannot be asked any more.
+    """
+    draw = random.Random(seed)
+    orders = [(False, True) if both_orders else (draw.random() < 0.5,) for _ in pairs]
+    prompt, reminder = settings.comparison_prompts()
+
+    def ask(pair: Pair, swapped: bool) -> Verdict[str]:
+        first, second = (pair.second, pair.first) if swapped else (pair.first, pair.second)
+        fields = {**_texts(pair.first), "rubric": settings.rubric}
+        fields |= {"answer_a": first.model_response, "answer_b": second.model_response}
+        messages = conversation(settings.system, prompt.filled(fields))
+        return judge.verdict(messages, parse_winner, reminder=reminder.filled(fields))
+
+    def prefer(task: tuple[Pair, tuple[bool, ...]]) -> Preference:
+        pair, order = task
+        verdicts = tuple(ask(pair, swapped) for swapped in order)
+        results = {_result(verdict.value, swapped) for verdict, swapped in zip(verdicts, order, strict=True)}
+        contradictory = len(results) > 1 and None not in results
+        result = DRAW if contradictory else None if None in results else results.pop()
+        return Preference(result=result, contradictory=contradictory, swapped=order, verdicts=verdicts)
+
+    return in_threads(list(zip(pairs, orders, strict=True)), prefer, threads=settings.max_concurrent)
+
+
+def _result(winner: str | None, swapped: bool) -> str | None:
+    if winner is None or winner == TIE:
+        return None if winner is None else DRAW
+    return WIN if (winner == FIRST) != swapped else LOSS
+
+
+def in_threads(
+    things: Sequence[Thing], work: Callable[[Thing], Result], *, threads: int
+) -> Iterator[tuple[int, Result]]:
+    """Yields (place, `work(thing)`) as they are ready, with so many under way at a time.
+
+    The first error of `work` is raised here, and no new thing is begun after it, nor after the iterator is
+    closed. The threads are daemons: the program ends though a server keeps one of them waiting, which
+    `concurrent.futures` would not allow.
+    """
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[tuple[int, Result | None, BaseException | None]] = queue.SimpleQueue()
+    stopped = threading.Event()
+    for place in range(len(things)):
+        waiting.put(place)
+
+    def run() -> None:
+        while not stopped.is_set():
+            try:
+                place = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                ready.put((place, work(things[place]), None))
+            except BaseException as error:  # noqa: BLE001 - it is raised below, in the thread that waits for it
+                stopped.set()  # here, before another thing is begun
+                ready.put((place, None, error))
+
+    for _ in range(min(threads, len(things))):
+        threading.Thread(target=run, daemon=True).start()
+    try:
+        for _ in things:
+            place, result, error = ready.get()
+            if error is not None:
+                raise error
+            yield place, result  # type: ignore[misc]
+    finally:
+        stopped.set()
+
+
+# ------------------------------------------------------------------------------------------ replies on disk
 
 
 def question_key(protocol: str, body: Mapping[str, Any]) -> str:
@@ -279,25 +414,19 @@ class ReplyCache:
     def _read(self, path: Path) -> None:
         data = path.read_bytes()
         whole, _, rest = data.rpartition(b"\n")
-        damaged = 0
+        damaged = int(bool(rest))
         for line in whole.split(b"\n") if whole else []:
-            key, reply = _parsed(line)
-            if key is None:
-                damaged += 1
-            else:
+            try:
+                found = json.loads(line)
+                key, reply = found["key"], found["reply"]
+            except (ValueError, LookupError, TypeError, RecursionError):
+                key = reply = None
+            if isinstance(key, str) and isinstance(reply, str):
                 self._replies.setdefault(key, reply)
+            else:
+                damaged += 1
         if rest:
             os.truncate(path, len(data) - len(rest))  # the next line must not be glued to it
-        if damaged := damaged + bool(rest):
+        if damaged:
             lines = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
             log.warning("%s: %s dropped, and asked for again", path, lines)
-
-
-def _parsed(line: bytes) -> tuple[str | None, str]:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
-        return None, ""
-    if isinstance(data, dict) and isinstance(data.get("key"), str) and isinstance(data.get("reply"), str):
-        return data["key"], data["reply"]
-    return None, ""

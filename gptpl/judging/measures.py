@@ -1,7 +1,7 @@
 """What an answer is worth by its reference alone, and how sure a mean over a test set is."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 
 import numpy as np
@@ -41,56 +41,40 @@ class ReferenceScores:
     well_formed: float
 
 
-NAMES = ("exact_match", "token_f1", "rouge_l", "well_formed")
-"""Fields of ReferenceScores, in the order in which they are shown."""
-
-
 def reference_scores(entry: Entry, *, markers: Sequence[str]) -> ReferenceScores:
     """The scores of one answer; all by torchmetrics but `well_formed`.
 
-    ROUGE sees letters a to z and digits alone, so that it says nothing of texts in other scripts. The time
-    of ROUGE-L grows with the product of both lengths.
+    `markers` are what only the prompt's template holds, such as "### Instruction". ROUGE sees letters a to z
+    and digits alone, so that it says nothing of texts in other scripts; the time of ROUGE-L grows with the
+    product of both lengths.
 
     Sources: Rajpurkar et al. 2016, "SQuAD"; Lin 2004, "ROUGE".
-
-    Args:
-        entry: answer and reference.
-        markers: what only the prompt's template holds, such as "### Instruction".
     """
     # Imported here, for it takes seconds.
     from torchmetrics.functional.text import rouge_score, squad
 
-    predicted = {"prediction_text": entry.model_response, "id": "0"}
+    answer = entry.model_response
     target = {"answers": {"text": [entry.output], "answer_start": [0]}, "id": "0"}
-    words = squad(predicted, target)  # type: ignore[arg-type]
-    rouge = rouge_score(entry.model_response, entry.output, rouge_keys="rougeL")
-    blank = not entry.model_response.strip()
+    words = squad({"prediction_text": answer, "id": "0"}, target)  # type: ignore[arg-type]
+    rouge = rouge_score(answer, entry.output, rouge_keys="rougeL")
     ended = entry.fields.get("well_formed") is not False
     return ReferenceScores(
         exact_match=float(words["exact_match"]) / 100,
         token_f1=float(words["f1"]) / 100,
         rouge_l=float(rouge["rougeL_fmeasure"]),
-        well_formed=float(
-            ended and not blank and not any(marker in entry.model_response for marker in markers)
-        ),
+        well_formed=float(ended and bool(answer.strip()) and not any(mark in answer for mark in markers)),
     )
 
 
 def by_name(scores: Sequence[ReferenceScores]) -> dict[str, list[float]]:
     """Every kind of score as a list over the entries."""
-    rows = [asdict(each) for each in scores]
-    return {name: [row[name] for row in rows] for name in NAMES}
+    names = [field.name for field in fields(ReferenceScores)]
+    return {name: [getattr(each, name) for each in scores] for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A mean over entries.
-
-    Attributes:
-        value: the mean; None over no entry.
-        low, high: ends of the 95 % interval; None over fewer than two entries, which tell nothing of it.
-        count: entries.
-    """
+    """A mean over `count` entries, None over none, and its 95 % interval, None over fewer than two."""
 
     value: float | None
     low: float | None
@@ -101,14 +85,11 @@ class Mean:
 def bootstrap_mean(values: Sequence[float], *, seed: int, samples: int) -> Mean:
     """The mean with its 95 % interval by the percentile bootstrap.
 
-    For the difference of two models give the differences of each entry: that is the paired bootstrap.
+    The same values and seed give the same interval; 10,000 `samples`, the resampled sets, make its ends
+    steady to about a hundredth of it. For the difference of two models give the differences of each entry:
+    that is the paired bootstrap.
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
-
-    Args:
-        values: one for each entry.
-        seed: of the draws; the same values and seed give the same interval.
-        samples: resampled sets, 10,000 for ends that are steady to about a hundredth of the interval.
 
     Raises InputError for fewer than 100 samples, or a negative seed.
     """
@@ -137,10 +118,7 @@ def check_bootstrap(*, seed: int, samples: int) -> None:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p-value of so uneven a split if both were equally likely; ties are left out. Exact.
-
-    1.0 where there is neither a win nor a loss.
-    """
+    """Two-sided exact p-value of so uneven a split if both were equally likely; 1.0 where there is none."""
     n = wins + losses
     tail = ways = 1  # to have no win or no loss at all
     for k in range(1, min(wins, losses) + 1):

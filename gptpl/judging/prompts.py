@@ -5,10 +5,8 @@ Whatever can be doubted in a reply is None.
 
 import json
 import re
-from collections.abc import Collection
 from typing import Any
 
-from gptpl.files.template import SafeTemplate
 from gptpl.judging.client import Message
 
 SCORE_FIELDS = ("instruction", "input", "output", "model_response", "rubric", "min_score", "max_score")
@@ -75,15 +73,6 @@ Winner: B
 Winner: tie"""
 
 # ----------------------------------------------------------------------------------------------- questions
-
-
-class Prompt(SafeTemplate):
-    """What the judge is asked: the template of a setting `key`; see `SafeTemplate`."""
-
-    def __init__(
-        self, template: str, *, key: str, fields: Collection[str], needed: Collection[str] = ()
-    ) -> None:
-        super().__init__(template, name=key, fields=fields, needed=needed, trim_blocks=True)
 
 
 def conversation(system: str, prompt: str) -> list[Message]:

@@ -9,24 +9,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gptpl.errors import InputError
+from gptpl.text import shortened
 
 log = logging.getLogger(__name__)
 
 _REMEDY = "give a file that gptpl respond wrote"
-_SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One instruction with its reference and a model's answer.
+    """One instruction with its reference, `output`, and a model's answer.
 
-    Attributes:
-        index: place in the file, from 0.
-        instruction: the task.
-        input: what the task is about; empty where there is nothing more.
-        output: the reference.
-        model_response: the answer to judge.
-        fields: the whole object of the file, more keys included.
+    `index` is its place in the file, from 0, `fields` the whole object there, more keys included.
     """
 
     index: int
@@ -44,7 +38,7 @@ class Entry:
     @property
     def name(self) -> str:
         """The entry, for messages: its number, from 1, and how its instruction begins."""
-        return f"entry {self.index + 1} ({_shown(self.instruction)})"
+        return f"entry {self.index + 1} ({shortened(self.instruction, 60)!r})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +55,8 @@ def read_responses(given: Path | str | Sequence[Mapping[str, Any]], *, key: str 
     `input` may be missing or null, which is an empty one. Entries with an empty answer, or with the same task
     as another, are kept, with a warning. `key` is the setting that named the file, for messages.
 
-    Raises:
-        InputError: no such file, not UTF-8, no JSON (NaN is none), no list, an empty one, an entry without
-            a needed field, or with one that is no text.
+    Raises InputError for a file that is missing, not UTF-8, no JSON (NaN is none), no list or an empty one,
+    and for an entry without a needed field, or with one that is no text.
     """
     name, data = key, given
     if isinstance(given, Path | str):
@@ -78,12 +71,9 @@ def read_responses(given: Path | str | Sequence[Mapping[str, Any]], *, key: str 
 
 
 def paired(first: Sequence[Entry], second: Sequence[Entry]) -> list[Pair]:
-    """The entries of two files by their tasks, in the order of the first file.
+    """The entries of two files by their tasks, in the order of the first file; equal tasks in their order.
 
-    Several entries with one task are matched in their order.
-
-    Raises:
-        InputError: a task that only one file has, or has more often, or whose reference differs.
+    Raises InputError for a task that only one file has, or has more often, or whose reference differs.
     """
     waiting: dict[tuple[str, str], list[Entry]] = {}
     for entry in second:
@@ -151,17 +141,11 @@ def _entry(index: int, fields: Any, name: str) -> Entry:
         if not isinstance(value, str):
             raise InputError(f"{where}: {field} is {_kind(value)}: give a text")
         texts[field] = value
-    if not _is_unicode(json.dumps(fields, ensure_ascii=False)):
-        raise InputError(f"{where} holds half of a surrogate pair: give whole characters")
-    return Entry(index=index, fields=fields, **texts)
-
-
-def _is_unicode(text: str) -> bool:
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+        json.dumps(fields, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} holds half of a surrogate pair: give whole characters") from error
+    return Entry(index=index, fields=fields, **texts)
 
 
 def _warn_of_oddities(entries: Sequence[Entry], name: str) -> None:
@@ -183,8 +167,3 @@ def _warn_of_oddities(entries: Sequence[Entry], name: str) -> None:
 def _kind(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")
-
-
-def _shown(text: str) -> str:
-    line = " ".join(text.split())
-    return repr(line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 3]}...")

@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gptpl import __version__
 from gptpl.errors import InputError
 from gptpl.files.durable import sha256_of, write_atomically
-from gptpl.files.figures import figure_png
-from gptpl.judging.figures import comparison_figure, scores_figure
-from gptpl.judging.judge import Judge, JudgeModel, NoJudge, Verdict
+from gptpl.files.figures import COLOURS, DOTS_PER_INCH, GREY, SIZE_INCHES, figure_png
+from gptpl.judging.judge import (
+    DRAW,
+    LOSS,
+    WIN,
+    Judge,
+    JudgeModel,
+    NoJudge,
+    Preference,
+    Verdict,
+    compared,
+    judged,
+)
 from gptpl.judging.measures import (
     TITLES,
     Mean,
@@ -26,10 +36,10 @@ from gptpl.judging.measures import (
     sign_test,
 )
 from gptpl.judging.responses import Entry, Pair, paired, read_responses
-from gptpl.judging.verdicts import DRAW, LOSS, WIN, Preference, compared, judged
-from gptpl.text import table
+from gptpl.text import shortened, table
 
 if TYPE_CHECKING:  # matplotlib takes long to import
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
@@ -43,7 +53,6 @@ Result = TypeVar("Result")
 MARKERS = ("### Instruction", "### Input", "### Response", "<|")
 """What only the prompt's template holds: an answer with one of them is not well-formed."""
 CACHE_FILE = "judgements.jsonl"
-_SHOWN_CHARACTERS = 100
 
 
 def score(
@@ -69,34 +78,29 @@ def score(
         markers: see MARKERS.
         progress: shows the progress, for example `tqdm.tqdm`.
 
-    Raises:
-        InputError: answers that cannot be read (see `read_responses`), an output that cannot be written, a
-            judge that cannot be asked.
+    Raises InputError for answers that cannot be read (see `read_responses`), an output that cannot be
+    written, and a judge that cannot be asked.
     """
-    _check_settings(seed, bootstrap_samples, markers)
     entries = read_responses(responses)
-    files = {"responses": _file(responses)}
-    output = _checked_output(output, responses)
-    asked = _connected(judge, output)
-    references = _references(entries, markers, progress)
+    job = _Job(judge, output, {}, seed, bootstrap_samples, markers, progress, {"responses": responses})
+    references = job.references(entries)
     values, verdicts = by_name(references), []
-    if asked is not None:
+    if job.judge is not None:
         assert isinstance(judge, JudgeModel)
-        found = judged(entries, asked, judge)
-        verdicts = _in_order(found, asked, total=len(entries), progress=progress)
+        verdicts = job.in_order(judged(entries, job.judge, judge), total=len(entries))
         values["judge"] = [each.value for each in verdicts if each.value is not None]
     scores = Scores(
         entries=entries,
         references=references,
         verdicts=verdicts,
-        means=_means(values, seed, bootstrap_samples),
         scale=(judge.min_score, judge.max_score) if isinstance(judge, JudgeModel) else (0.0, 1.0),
-        judge=asked,
-        files=files,
-        settings={"seed": seed, "bootstrap_samples": bootstrap_samples, **_plain(judge, markers)},
+        means=job.means(values),
+        judge=job.judge,
+        files=job.files,
+        settings=job.settings,
     )
-    if output is not None:
-        scores.write(output)
+    if job.output is not None:
+        scores.write(job.output)
     return scores
 
 
@@ -120,39 +124,105 @@ def compare(
 
     Raises InputError as `score`, and for answers to different test sets (see `paired`).
     """
-    _check_settings(seed, bootstrap_samples, markers)
     pairs = paired(read_responses(responses), read_responses(other, key="compare"))
-    files = {"responses": _file(responses), "compare": _file(other)}
-    output = _checked_output(output, responses, other)
-    asked = _connected(judge, output)
-    first = _references([pair.first for pair in pairs], markers, progress)
-    second = _references([pair.second for pair in pairs], markers, progress)
+    files = {"responses": responses, "compare": other}
+    own = {"both_orders": both_orders}
+    job = _Job(judge, output, own, seed, bootstrap_samples, markers, progress, files)
+    first = job.references([pair.first for pair in pairs])
+    second = job.references([pair.second for pair in pairs])
     ours, theirs = by_name(first), by_name(second)
     values = {name: [a - b for a, b in zip(each, theirs[name], strict=True)] for name, each in ours.items()}
     preferences = []
-    if asked is not None:
+    if job.judge is not None:
         assert isinstance(judge, JudgeModel)
-        found = compared(pairs, asked, judge, seed=seed, both_orders=both_orders)
-        preferences = _in_order(found, asked, total=len(pairs), progress=progress)
+        found = compared(pairs, job.judge, judge, seed=seed, both_orders=both_orders)
+        preferences = job.in_order(found, total=len(pairs))
         values["win_rate"] = [each.points for each in preferences if each.points is not None]
     comparison = Comparison(
         pairs=pairs,
         first=first,
         second=second,
         preferences=preferences,
-        means=_means(values, seed, bootstrap_samples),
-        judge=asked,
-        files=files,
-        settings={
-            "both_orders": both_orders,
+        means=job.means(values),
+        judge=job.judge,
+        files=job.files,
+        settings=job.settings,
+    )
+    if job.output is not None:
+        comparison.write(job.output)
+    return comparison
+
+
+class _Job:
+    """What `score` and `compare` have in common: their arguments, checked, and the work with them."""
+
+    def __init__(
+        self,
+        judge: JudgeModel | NoJudge | None,
+        output: Path | str | None,
+        own: dict[str, Any],
+        seed: int,
+        bootstrap_samples: int,
+        markers: Sequence[str],
+        progress: Progress | None,
+        read: Mapping[str, Responses],
+    ) -> None:
+        check_bootstrap(seed=seed, samples=bootstrap_samples)
+        if not all(markers):
+            raise InputError("markers holds an empty text, which is in every answer: leave it out")
+        self.seed, self.samples, self.markers, self.progress = seed, bootstrap_samples, markers, progress
+        paths = {
+            name: Path(given).expanduser() if isinstance(given, str | Path) else None
+            for name, given in read.items()
+        }
+        self.files = {
+            name: None if path is None else {"path": str(path.absolute()), "sha256": sha256_of(path)}
+            for name, path in paths.items()
+        }
+        self.output = None if output is None else Path(output).expanduser()
+        if self.output is not None:
+            if self.output.suffix != ".json" or self.output.is_dir() or not self.output.parent.is_dir():
+                raise InputError(
+                    f"output={self.output} cannot be written: give a .json file in a folder that exists"
+                )
+            if self.output.resolve() in {path.resolve() for path in paths.values() if path is not None}:
+                raise InputError(
+                    f"output={self.output} is the file that is judged: give another one with output="
+                )
+        self.settings = {
+            **own,
             "seed": seed,
             "bootstrap_samples": bootstrap_samples,
-            **_plain(judge, markers),
-        },
-    )
-    if output is not None:
-        comparison.write(output)
-    return comparison
+            "markers": list(markers),
+        }
+        self.settings["judge"], self.judge = None, None
+        if isinstance(judge, JudgeModel):
+            self.settings["judge"] = asdict(judge)
+            self.judge = judge.connected(None if self.output is None else self.output.parent / CACHE_FILE)
+
+    def references(self, entries: Sequence[Entry]) -> list[ReferenceScores]:
+        shown = self.progress(entries, desc="against the references") if self.progress else entries
+        return [reference_scores(entry, markers=self.markers) for entry in shown]
+
+    def in_order(self, found: Iterator[tuple[int, Result]], *, total: int) -> list[Result]:
+        """What the judge says, in the order of the entries; after an interruption, logs what is kept."""
+        assert self.judge is not None
+        cache = self.judge.cache
+        if len(cache):
+            log.info("%s: earlier replies (%d) are not asked for again", cache.path, len(cache))
+        try:
+            by_place = dict(self.progress(found, total=total, desc="judging") if self.progress else found)
+        except BaseException:
+            if cache.path is not None and len(cache):
+                replies = "1 reply is" if len(cache) == 1 else f"{len(cache)} replies are"
+                log.info("%s: %s kept, the same command goes on from there", cache.path, replies)
+            raise
+        return [by_place[place] for place in range(total)]
+
+    def means(self, values: Mapping[str, Sequence[float]]) -> dict[str, Mean]:
+        return {
+            name: bootstrap_mean(each, seed=self.seed, samples=self.samples) for name, each in values.items()
+        }
 
 
 # ------------------------------------------------------------------------------------------------- results
@@ -203,19 +273,11 @@ class _Judged(ABC):
         output = Path(output).expanduser()
         summary = {"entries": self.count, **self._summary()}
         if self.judge is not None:
-            summary |= {
-                "parse_failures": len(self.failures),
-                "questions_asked": self.judge.asked,
-                "questions_from_cache": self.judge.remembered,
-                "tries_repeated": self.judge.client.retried,
-            }
-        record = {
-            "gptpl": __version__,
-            **self.files,
-            "summary": summary,
-            "settings": self.settings,
-            "entries": list(self._rows()),
-        }
+            summary |= {"parse_failures": len(self.failures), "questions_asked": self.judge.asked}
+            summary |= {"questions_from_cache": self.judge.remembered}
+            summary |= {"tries_repeated": self.judge.client.retried}
+        record = {"gptpl": __version__, **self.files, "summary": summary, "settings": self.settings}
+        record["entries"] = list(self._rows())
         content = json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         write_atomically(output, content)
         write_atomically(output.with_suffix(".png"), figure_png(self.figure()))
@@ -224,8 +286,7 @@ class _Judged(ABC):
         """Logs a warning for replies of the judge that could not be read; InputError where none could."""
         if not self.failures:
             return
-        line = " ".join(next(iter(self.failures.values())).split())
-        first = repr(line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 3]}...")
+        first = repr(shortened(next(iter(self.failures.values())), 100))
         if len(self.failures) == self.count:
             raise InputError(
                 f"no reply of the judge could be read, the first was {first}:"
@@ -263,7 +324,29 @@ class Scores(_Judged):
         return _mean_lines(self.means)
 
     def figure(self) -> "Figure":  # noqa: D102
-        return scores_figure(self)
+        from matplotlib.ticker import MaxNLocator
+
+        names = ("token_f1", "rouge_l")
+        panels = {name: [getattr(each, name) for each in self.references] for name in names}
+        scored = [each.value for each in self.verdicts if each.value is not None]
+        if scored:
+            panels = {"judge": scored, **panels}
+        figure, row = _panels(len(panels))
+        for axes, (name, values) in zip(row, panels.items(), strict=True):
+            scale = self.scale if name == "judge" else (0.0, 1.0)
+            axes.hist(values, bins=20, range=scale, color=COLOURS[0])
+            axes.set_ylabel("Entries")
+            axes.grid(visible=True, axis="y", alpha=0.3)
+            axes.set_axisbelow(True)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            mean = self.means[name]
+            axes.axvline(mean.value or 0.0, color=COLOURS[3])
+            if mean.low is not None and mean.high is not None:
+                axes.axvspan(mean.low, mean.high, color=COLOURS[3], alpha=0.25, linewidth=0)
+            axes.set_xlabel(TITLES[name][0].upper() + TITLES[name][1:])
+        title = f"Scores of {self.count} answers, with their mean and its 95 % interval"
+        figure.suptitle(title, fontweight="bold")
+        return figure
 
     def _summary(self) -> dict[str, Any]:
         return {name: asdict(mean) for name, mean in self.means.items()}
@@ -335,7 +418,24 @@ class Comparison(_Judged):
         return lines
 
     def figure(self) -> "Figure":  # noqa: D102
-        return comparison_figure(self)
+        figure, panels = _panels(2 if self.preferences else 1)
+        names = list(reversed(self.differences))
+        for row, name in enumerate(names):
+            mean = self.means[name]
+            assert mean.value is not None
+            if mean.low is not None and mean.high is not None:
+                panels[0].plot([mean.low, mean.high], [row, row], color=COLOURS[0], linewidth=2)
+            panels[0].plot([mean.value], [row], color=COLOURS[0], marker="o")
+        panels[0].axvline(0, color=GREY, linewidth=1)
+        panels[0].set_yticks(range(len(names)), [TITLES[name] for name in names])
+        panels[0].set_xlabel("First minus second")
+        if self.preferences:
+            counts = [self.results[each] for each in (WIN, DRAW, LOSS)]
+            labels, colours = ("first better", "tie", "second better"), (COLOURS[0], GREY, COLOURS[1])
+            panels[1].bar_label(panels[1].bar(labels, counts, color=colours))
+            panels[1].set_ylabel("Entries")
+        figure.suptitle(f"Two models' answers to {self.count} instructions", fontweight="bold")
+        return figure
 
     def _summary(self) -> dict[str, Any]:
         summary: dict[str, Any] = {
@@ -362,74 +462,6 @@ class Comparison(_Judged):
             yield row
 
 
-# ------------------------------------------------------------------------------------------------- the work
-
-
-def _check_settings(seed: int, bootstrap_samples: int, markers: Sequence[str]) -> None:
-    check_bootstrap(seed=seed, samples=bootstrap_samples)
-    if not all(markers):
-        raise InputError("markers holds an empty text, which is in every answer: leave it out")
-
-
-def _checked_output(output: Path | str | None, *read: Responses) -> Path | None:
-    """The JSON to write: a file in a folder that exists, and none of those that are read."""
-    if output is None:
-        return None
-    output = Path(output).expanduser()
-    if output.suffix != ".json" or output.is_dir() or not output.parent.is_dir():
-        raise InputError(f"output={output} cannot be written: give a .json file in a folder that exists")
-    if output.resolve() in {
-        Path(path).expanduser().resolve() for path in read if isinstance(path, str | Path)
-    }:
-        raise InputError(f"output={output} is the file that is judged: give another one with output=")
-    return output
-
-
-def _connected(judge: JudgeModel | NoJudge | None, output: Path | None) -> Judge | None:
-    if not isinstance(judge, JudgeModel):
-        return None
-    return judge.connected(None if output is None else output.parent / CACHE_FILE)
-
-
-def _references(
-    entries: Sequence[Entry], markers: Sequence[str], progress: Progress | None
-) -> list[ReferenceScores]:
-    shown = progress(entries, desc="against the references") if progress else entries
-    return [reference_scores(entry, markers=markers) for entry in shown]
-
-
-def _in_order(
-    found: Iterator[tuple[int, Result]], judge: Judge, *, total: int, progress: Progress | None
-) -> list[Result]:
-    """What the judge says, in the order of the entries; after an interruption, logs what is kept."""
-    cache = judge.cache
-    if len(cache):
-        log.info("%s: earlier replies (%d) are not asked for again", cache.path, len(cache))
-    try:
-        by_place = dict(progress(found, total=total, desc="judging") if progress else found)
-    except BaseException:
-        if cache.path is not None and len(cache):
-            replies = "1 reply is" if len(cache) == 1 else f"{len(cache)} replies are"
-            log.info("%s: %s kept, the same command goes on from there", cache.path, replies)
-        raise
-    return [by_place[place] for place in range(total)]
-
-
-def _means(values: Mapping[str, Sequence[float]], seed: int, samples: int) -> dict[str, Mean]:
-    return {name: bootstrap_mean(each, seed=seed, samples=samples) for name, each in values.items()}
-
-
-def _plain(judge: JudgeModel | NoJudge | None, markers: Sequence[str]) -> dict[str, Any]:
-    return {"markers": list(markers), "judge": asdict(judge) if isinstance(judge, JudgeModel) else None}
-
-
-def _file(given: Responses) -> dict[str, str] | None:
-    if not isinstance(given, str | Path):
-        return None
-    path = Path(given).expanduser()
-    return {"path": str(path.absolute()), "sha256": sha256_of(path)}
-
-
 def _mean_lines(means: Mapping[str, Mean], *, signed: bool = False) -> list[str]:
     rows = [("", "mean", "95 % interval", "entries")]
     for name, mean in means.items():
@@ -440,3 +472,10 @@ def _mean_lines(means: Mapping[str, Mean], *, signed: bool = False) -> list[str]
         interval = "-" if mean.low is None else f"{low} to {high}"
         rows.append((TITLES[name], value, interval, str(mean.count)))
     return table(rows, right=(1, 2, 3))
+
+
+def _panels(count: int) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])

@@ -9,9 +9,8 @@ import pytest
 
 from gptpl.errors import InputError
 from gptpl.judging.client import Options
-from gptpl.judging.judge import JudgeModel, ReplyCache, Verdict, question_key
+from gptpl.judging.judge import JudgeModel, ReplyCache, Verdict, compared, in_threads, judged, question_key
 from gptpl.judging.responses import Pair
-from gptpl.judging.verdicts import compared, in_threads, judged
 
 MESSAGES = [{"role": "user", "content": "Score this."}]
 
@@ -150,7 +149,7 @@ def test_nothing_at_all():
 def test_the_program_ends_though_a_server_keeps_a_thread_waiting():
     program = (
         "import time\n"
-        "from gptpl.judging.verdicts import in_threads\n"
+        "from gptpl.judging.judge import in_threads\n"
         "for _ in in_threads([0, 60], time.sleep, threads=2):\n"
         "    raise SystemExit(7)"
     )
