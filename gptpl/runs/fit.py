@@ -116,12 +116,10 @@ def _fit(run: Run) -> dict[str, float]:
         except KeyboardInterrupt:
             _say_how_to_go_on(run)
             raise
-        except NonFiniteError as error:  # which cannot just go on: see `train`
-            _record_failure(run, error, started_seconds)
-            raise
         except Exception as error:
             _record_failure(run, error, started_seconds)
-            _say_how_to_go_on(run)
+            if not isinstance(error, NonFiniteError):  # which cannot just go on: see `train`
+                _say_how_to_go_on(run)
             raise
         metrics = _final_metrics(run.trainer)
         if run.trainer.is_global_zero:
@@ -182,8 +180,8 @@ def _write_start(run: Run) -> None:
     run.datamodule.write_record(run.run_dir)
     planned, environment = run.module.total_steps, _environment_record(run.command)
     if run.resume is None:
-        record = {**environment, **_data_record(run), "choices": run.config.get("choices")}
-        write_run_json(run.run_dir, planned_steps=planned, **record)
+        record = {**environment, **_data_record(run), "planned_steps": planned}
+        write_run_json(run.run_dir, **record, choices=run.config.get("choices"))
     else:
         earlier = read_run_json(run.run_dir).get("resumed", [])
         changes = {change.key: change.new for change in run.resume.changes}
