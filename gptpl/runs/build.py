@@ -26,9 +26,9 @@ from gptpl.generation.sampling import check_seed
 from gptpl.model import GPTConfig, GPTModel, count_parameters, parameters_of
 from gptpl.model.protocol import check_language_model
 from gptpl.runs.claims import RunClaim, claim_new_run, is_worker_process, process_run_dir
-from gptpl.runs.data import build_datamodule, settle_batch, settle_vocabulary
 from gptpl.runs.listing import DEFAULT_FOLDER, find_run
 from gptpl.runs.parts import (
+    build_datamodule,
     build_tokenizer,
     build_trainer,
     check_gpt,
@@ -37,6 +37,8 @@ from gptpl.runs.parts import (
     let_module_end,
     model_config,
     optimizer_factory,
+    settle_batch,
+    settle_vocabulary,
     task_class,
     tuning_of,
 )

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from gptpl.runs import data as batch
+from gptpl.runs import parts as batch
 
 TRAIN = (
     "train",

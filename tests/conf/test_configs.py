@@ -24,8 +24,7 @@ from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.model import GPTConfig, GPTModel, count_parameters
-from gptpl.runs.data import build_datamodule
-from gptpl.runs.parts import build_trainer, choose
+from gptpl.runs.parts import build_datamodule, build_trainer, choose
 from gptpl.training.checkpoint_files import DurableCheckpointIO
 from gptpl.training.training_module import TrainingModule
 from gptpl.weights.starting import StartingWeights
