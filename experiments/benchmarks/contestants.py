@@ -158,8 +158,9 @@ def gptpl(work: Work, turns: Turns) -> None:
         )
 
         trainer = build_trainer(
-            compose("trainer.max_epochs=null", f"trainer.max_steps={10**6}").trainer,
-            precision="bf16-mixed",
+            compose(
+                "trainer.max_epochs=null", f"trainer.max_steps={10**6}", "trainer.precision=bf16-mixed"
+            ).trainer,
             eval_every_n_steps=10**6,
             deterministic=False,
             callbacks=[Throughput(), LearningRate(), Parts()],

@@ -362,7 +362,6 @@ def _trainer(cfg: Config) -> L.Trainer:
 
     return build_trainer(
         cfg.trainer,
-        precision=choose(cfg.trainer).precision,
         eval_every_n_steps=cfg.eval_every_n_steps,
         deterministic=cfg.deterministic,
         callbacks=callbacks,

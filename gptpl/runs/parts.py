@@ -300,7 +300,6 @@ def choose(conf: Mapping[str, Any]) -> PrecisionChoice:
 def build_trainer(
     conf: Mapping[str, Any],
     *,
-    precision: str,
     eval_every_n_steps: int,
     deterministic: bool,
     callbacks: Sequence[L.Callback],
@@ -326,7 +325,7 @@ def build_trainer(
         "enable_model_summary": given.get("enable_model_summary", False),
         "accelerator": device_type(conf["accelerator"]),
         "strategy": build_strategy(conf["strategy"]),
-        "precision": precision,
+        "precision": choose(conf).precision,
         "max_epochs": conf["max_epochs"] if conf["max_epochs"] is not None else -1,
         "max_steps": conf["max_steps"] if conf["max_steps"] is not None else -1,
         "check_val_every_n_epoch": None,

@@ -106,7 +106,6 @@ def train_a_little(
     with tempfile.TemporaryDirectory(prefix="gptpl-trial-") as folder:
         trainer = build_trainer(
             conf,
-            precision=choose(conf).precision,
             eval_every_n_steps=settled.cfg.eval_every_n_steps,
             deterministic=settled.cfg.deterministic,
             callbacks=callbacks,

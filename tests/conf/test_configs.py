@@ -24,7 +24,7 @@ from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.model import GPTConfig, GPTModel, count_parameters
-from gptpl.runs.parts import build_datamodule, build_trainer, choose
+from gptpl.runs.parts import build_datamodule, build_trainer
 from gptpl.training.checkpoint_files import DurableCheckpointIO
 from gptpl.training.training_module import TrainingModule
 from gptpl.weights.starting import StartingWeights
@@ -264,10 +264,8 @@ def test_trainers_are_built_or_refused_in_a_line(choice, compose, tmp_path):
     conf = compose("train", *CHEAP, f"trainer={choice}").trainer
 
     def build() -> L.Trainer:
-        choice = choose(conf)
         return build_trainer(
             conf,
-            precision=choice.precision,
             eval_every_n_steps=5,
             deterministic=False,
             default_root_dir=tmp_path,
