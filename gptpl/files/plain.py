@@ -12,13 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _DAMAGE = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError),
     zipfile.BadZipFile,
 )
 """What torch raises over a file that is cut short (OSError 22 among them) or has wrong bytes in it."""
@@ -38,11 +32,11 @@ def read_plain(path: Path, *, key: str = "") -> Any:
     if not path.is_file():
         raise InputError(f"{name} does not exist: give a run folder or a .ckpt file")
     try:
-        path.open("rb").close()
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}): check its permissions") from error
     try:
-        zipped = _begins_as_zip(path)
         if zipped and not _is_stored(path):
             raise InputError(f"{name} is packed otherwise than torch.save packs: use another one")
         # What torch wrote before version 1.6 is no zip file, and cannot be mapped.
@@ -58,23 +52,14 @@ def read_plain(path: Path, *, key: str = "") -> Any:
         raise InputError(
             f"{name} is damaged or cut short ({path.stat().st_size:,} bytes): use another one"
         ) from error
-    check_held(tensors_in(content), name)
-    return content
-
-
-def check_held(tensors: Iterable["Tensor"], name: str) -> None:
-    """Raises InputError for tensors that are no plain numbers on the CPU, or claim more than there are.
-
-    A tensor of a trillion numbers takes a few bytes of a file if all of them are the same one.
-    """
-    import torch
-
-    for tensor in tensors:
+    for tensor in tensors_in(content):
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        # A tensor of a trillion numbers takes a few bytes of a file if all of them are the same one.
         if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise InputError(
                 f"{name} holds a tensor that claims to be {tuple(tensor.shape)} and is not: use another one"
             )
+    return content
 
 
 def check_sharing(tensors: Iterable["Tensor"], name: str) -> None:
@@ -113,8 +98,3 @@ def _is_stored(path: Path) -> bool:
         parts = archive.infolist()
     sizes = sum(part.file_size for part in parts)
     return sizes <= path.stat().st_size and all(part.compress_type == zipfile.ZIP_STORED for part in parts)
-
-
-def _begins_as_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"

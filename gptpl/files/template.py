@@ -36,6 +36,8 @@ _METHODS = frozenset(
 )
 _LOOP = frozenset(("index", "index0", "revindex", "revindex0", "first", "last", "length"))
 _LARGEST_NUMBER = 2**64
+_BUDGET = "_budget"
+"""In the template's context, where no template can name it."""
 _NOT_FILLED = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
 
 
@@ -93,7 +95,7 @@ class SafeTemplate:
         budget = _Budget(MOST_MADE + 10 * given)
         pieces = []
         try:
-            for piece in self._template.generate({**values, _Budget.NAME: budget}):
+            for piece in self._template.generate({**values, _BUDGET: budget}):
                 budget.spend(len(piece))
                 pieces.append(piece)
         except _NOT_FILLED as error:
@@ -109,9 +111,6 @@ class _RefusedError(Exception):
 class _Budget:
     """Characters and steps that a template has left."""
 
-    NAME = "_budget"
-    """In the template's context, where no template can name it."""
-
     def __init__(self, left: int) -> None:
         self._left = left
 
@@ -124,7 +123,7 @@ class _Budget:
 
 
 def _spend(context: Context, amount: int) -> None:
-    context[_Budget.NAME].spend(amount)
+    context[_BUDGET].spend(amount)
 
 
 def _length(value: object) -> int:
@@ -142,18 +141,17 @@ def _plain(value: Any) -> Any:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Strict: a field that is missing must not become an empty text."""
+    """A field that is missing must not become an empty text, and what grows is paid for."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%"))
 
     def __init__(self, **options: Any) -> None:
         super().__init__(undefined=jinja2.StrictUndefined, autoescape=False, finalize=_plain, **options)
         self.globals = {}
-        ours = {_PLAIN: _plain, _WEIGHED: _weighed, _COUNTED: _counted, _CONCATENATED: _concatenated}
-        self.filters = {**_ALLOWED, **ours}
+        ours = (_plain, _weighed, _counted, _concatenated)
+        self.filters = {**_ALLOWED, **{function.__name__: function for function in ours}}
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Texts and lists may be added; of numbers small ones alone are reckoned with."""
         if operator == "+" and isinstance(left, str | list) and isinstance(right, str | list):
             _spend(context, _length(left) + _length(right))
         else:
@@ -163,7 +161,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, method: Any, *values: Any, **options: Any) -> Any:
-        """A method of a text costs what the text does, times what it looks for in it."""
+        # A method of a text costs what the text does, times what it looks for in it.
         _spend(context, _length(getattr(method, "__self__", None)) * (1 + _length(values)))
         return super().call(context, method, *values, **options)
 
@@ -212,7 +210,6 @@ def _concatenated(context: Context, values: list[Any]) -> str:
     return "".join(map(str, values))
 
 
-_PLAIN, _WEIGHED, _COUNTED, _CONCATENATED = "_plain", "_weighed", "_counted", "_concatenated"
 _ALLOWED: dict[str, Callable[..., Any]] = {
     **{name: _charged(FILTERS[name]) for name in ("trim", "upper", "lower", "title", "capitalize")},
     **{name: _charged(FILTERS[name]) for name in ("length", "count", "default", "d", "int", "float", "list")},
@@ -236,7 +233,9 @@ def _bounded(node: Any) -> Any:
     match node:
         case nodes.Filter() if node.name not in _ALLOWED:
             raise _refused(node, f"uses the filter {node.name!r}")
-        case nodes.Getattr() if node.attr not in _METHODS and not _is_of_loop(node):
+        case nodes.Getattr(node=nodes.Name(name="loop")) if node.attr in _LOOP:
+            pass
+        case nodes.Getattr() if node.attr not in _METHODS:
             raise _refused(node, f"uses .{node.attr}")
         case nodes.Call() if not (isinstance(node.node, nodes.Getattr) and node.node.attr in _METHODS):
             raise _refused(node, "calls what is no method of a text")
@@ -245,28 +244,24 @@ def _bounded(node: Any) -> Any:
         case nodes.For() if node.recursive:
             raise _refused(node, "loops within itself")
         case nodes.For():  # a step costs what is in the loop
-            node.iter = _filter(node.iter, _COUNTED, sum(1 for _ in node.find_all(nodes.Node)))
+            node.iter = _filter(node.iter, _counted, sum(1 for _ in node.find_all(nodes.Node)))
         case nodes.Concat():  # as a filter, for Jinja lets nobody look at it
-            texts = nodes.List([_filter(text, _PLAIN) for text in node.nodes], lineno=node.lineno)
-            return _filter(texts, _CONCATENATED)
+            texts = nodes.List([_filter(text, _plain) for text in node.nodes], lineno=node.lineno)
+            return _filter(texts, _concatenated)
         case nodes.List() | nodes.Tuple():  # no lists in lists, which a short template could make endless
-            node.items = [_filter(item, _PLAIN) for item in node.items]
+            node.items = [_filter(item, _plain) for item in node.items]
         case nodes.Compare():
-            node.expr = _filter(node.expr, _WEIGHED)
+            node.expr = _filter(node.expr, _weighed)
             for operand in node.ops:
-                operand.expr = _filter(operand.expr, _WEIGHED)
+                operand.expr = _filter(operand.expr, _weighed)
         case nodes.Test() | nodes.Getitem():
-            node.node = _filter(node.node, _WEIGHED)
+            node.node = _filter(node.node, _weighed)
     return node
 
 
-def _is_of_loop(node: nodes.Getattr) -> bool:
-    return isinstance(node.node, nodes.Name) and node.node.name == "loop" and node.attr in _LOOP
-
-
-def _filter(node: nodes.Node, name: str, *values: int) -> nodes.Filter:
+def _filter(node: nodes.Node, function: Callable[..., Any], *values: int) -> nodes.Filter:
     given: list[nodes.Expr] = [nodes.Const(value) for value in values]
-    return nodes.Filter(node, name, given, [], None, None, lineno=node.lineno)
+    return nodes.Filter(node, function.__name__, given, [], None, None, lineno=node.lineno)
 
 
 def _refused(node: nodes.Node, what: str) -> Exception:

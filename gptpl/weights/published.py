@@ -168,7 +168,7 @@ def fetch(size: Size, source: str, *, mirror: str | None = None) -> Path:
     for file in files_of(size, source):
         address = f"{server}/{file.path}"
         try:
-            download(address, sha256=file.sha256, size=file.size, filename=file.name, cache_dir=folder)
+            download(address, sha256=file.sha256, size=file.size, filename=file.name, folder=folder)
         except InputError as error:
             cached = [
                 f"{other} from {origin}"

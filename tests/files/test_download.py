@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from gptpl.errors import InputError
+from gptpl.files import download as module
 from gptpl.files.download import cache_dir, download
 
 DATA = b"".join(hashlib.sha256(bytes([n % 251, n // 251])).digest() for n in range(10_000))  # 320,000 bytes
@@ -118,17 +119,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", 0.0)
+
+
 @pytest.fixture
 def fetch(server: Server, tmp_path: Path) -> Callable[..., Path]:
-    """`download` of the server's file to `tmp_path`, impatient."""
+    """`download` of the server's file to `tmp_path`."""
 
     def fetch_file(**changes: Any) -> Path:
-        settings: dict[str, Any] = {
-            "url": server.url,
-            "sha256": SHA256,
-            "cache_dir": tmp_path,
-            "backoff_seconds": 0.0,
-        }
+        settings: dict[str, Any] = {"url": server.url, "sha256": SHA256, "folder": tmp_path}
         return download(**settings | changes)
 
     return fetch_file
@@ -164,7 +165,7 @@ def test_the_final_name_never_holds_half_a_file(
 
 def test_a_file_put_there_by_hand_needs_no_network(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_bytes(DATA)
-    path = download("http://host.invalid/x.txt", sha256=SHA256, filename="mine.txt", cache_dir=tmp_path)
+    path = download("http://host.invalid/x.txt", sha256=SHA256, filename="mine.txt", folder=tmp_path)
     assert path == tmp_path / "mine.txt"
 
 
@@ -173,7 +174,7 @@ def test_the_cache_folder_can_be_chosen(
 ) -> None:
     monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "a" / "b"))
     assert cache_dir() == tmp_path / "a" / "b"
-    assert fetch(cache_dir=None) == tmp_path / "a" / "b" / "story.txt"
+    assert fetch(folder=None) == tmp_path / "a" / "b" / "story.txt"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GPTPL_CACHE", "~/c")
     assert cache_dir() == tmp_path / "c"
@@ -216,10 +217,11 @@ def test_what_an_earlier_download_left_is_continued(
 
 
 def test_a_connection_cut_more_often_than_there_are_attempts_is_fine_while_bytes_arrive(
-    fetch: Callable[..., Path], server: Server
+    fetch: Callable[..., Path], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
     server.script = [Handler.cut] * 4
-    assert fetch(attempts=2).read_bytes() == DATA
+    assert fetch().read_bytes() == DATA
     assert server.ranges[0] is None
     assert len(set(server.ranges)) == 5  # each continues where the one before it ended
 
@@ -270,7 +272,8 @@ def test_the_wait_doubles(
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     server.script = [status(500)] * 3
-    fetch(backoff_seconds=0.5)
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", 0.5)
+    fetch()
     assert waits == [0.5, 1.0, 2.0]
 
 
@@ -287,8 +290,8 @@ def test_a_damaged_cached_file_is_reported_and_replaced(
 def test_two_processes_share_one_download(server: Server, tmp_path: Path) -> None:
     server.midway = lambda: server.released.wait(0.5)  # long enough for the second to come
     code = (
-        "import sys; from gptpl.files.download import download\n"
-        "print(download(sys.argv[1], sha256=sys.argv[2], cache_dir=sys.argv[3]))"
+        "import pathlib, sys; from gptpl.files.download import download\n"
+        "print(download(sys.argv[1], sha256=sys.argv[2], folder=pathlib.Path(sys.argv[3])))"
     )
     command = [sys.executable, "-c", code, server.url, SHA256, str(tmp_path)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -343,10 +346,13 @@ def test_a_failure_names_address_path_and_reason(
     behaviour: Callable[[Handler], None],
     reason: str,
     requests: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(module, "ATTEMPTS", 3)
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.2)
     server.always = behaviour
     with pytest.raises(InputError) as raised:
-        fetch(attempts=3, timeout_seconds=0.2)
+        fetch()
     message = one_line(raised)
     for part in (server.url, reason, str(tmp_path / "story.txt"), SHA256):
         assert part in message
@@ -359,7 +365,7 @@ def test_without_a_network_the_message_says_where_to_put_the_file(tmp_path: Path
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/story.txt"
         with pytest.raises(InputError) as raised:
-            download(url, sha256=SHA256, cache_dir=tmp_path, attempts=2, backoff_seconds=0)
+            download(url, sha256=SHA256, folder=tmp_path)
     message = one_line(raised)
     for part in (url, "no connection", f"by hand at {tmp_path / 'story.txt'}"):
         assert part in message
@@ -370,7 +376,7 @@ def test_without_a_network_the_message_says_where_to_put_the_file(tmp_path: Path
 )
 def test_an_address_that_is_none(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
-        download(url, sha256=SHA256, cache_dir=tmp_path, backoff_seconds=0)
+        download(url, sha256=SHA256, folder=tmp_path)
     assert url in one_line(raised)
     assert "cannot keep" not in one_line(raised)
 
@@ -384,7 +390,7 @@ def test_a_file_name_with_a_path_is_refused_before_anything_is_asked(
 ) -> None:
     folder = tmp_path / "cache"
     with pytest.raises(InputError, match="is not a plain name: give one without a folder or drive") as raised:
-        fetch(filename=name, cache_dir=folder)
+        fetch(filename=name, folder=folder)
     assert one_line(raised).isprintable()
     assert not server.ranges
     assert sorted(tmp_path.rglob("*")) == []
@@ -392,7 +398,7 @@ def test_a_file_name_with_a_path_is_refused_before_anything_is_asked(
 
 def test_an_address_whose_last_part_is_a_path_in_disguise(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a plain name"):
-        download(f"http://127.0.0.1:{server.server_port}/..%5Cx", sha256=None, cache_dir=tmp_path)
+        download(f"http://127.0.0.1:{server.server_port}/..%5Cx", sha256=None, folder=tmp_path)
     assert not server.ranges
 
 
@@ -408,7 +414,7 @@ def test_a_full_disk_is_one_line(fetch: Callable[..., Path], tmp_path: Path) -> 
 def test_a_folder_that_cannot_be_made_is_one_line(fetch: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="GPTPL_CACHE") as raised:
-        fetch(cache_dir=tmp_path / "file" / "cache")
+        fetch(folder=tmp_path / "file" / "cache")
     assert os.fspath(tmp_path / "file") in one_line(raised)
 
 
@@ -443,7 +449,7 @@ def test_the_published_size_stands_in_for_one_that_the_server_does_not_tell(
 ) -> None:
     server.always = Handler.serve_without_length
     with pytest.raises(InputError, match=r"it has 320,000 bytes there, not 320,001"):
-        fetch(size=len(DATA) + 1, sha256=None, attempts=2)
+        fetch(size=len(DATA) + 1, sha256=None)
 
 
 def test_a_cached_file_of_another_size_is_fetched_anew(fetch: Callable[..., Path], tmp_path: Path) -> None:
