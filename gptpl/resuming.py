@@ -3,7 +3,7 @@
     def __init__(self, *, num_workers: Annotated[int, FREE] = 0, max_length: int) -> None: ...
 
 A setting that says nothing made the steps so far, and cannot change, except in callbacks, loggers, the
-trainer, optimizers and schedules, whose slots have defaults of their own (`gptpl.config.check.SLOTS`).
+trainer, optimizers and schedules, whose slots have defaults of their own (`gptpl.config.slots.SLOTS`).
 """
 
 from typing import Literal

@@ -102,11 +102,13 @@ def near(path: Path) -> str:
     return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
 
 
-def nearest(word: str, candidates: Iterable[str], *, likeness: float = 0.5, prefix: str = "") -> str:
-    """A question for the candidate most like the word; empty where none has the likeness, of 0 to 1.
-
-    `prefix` is said before the candidate.
-    """
+def closest(word: str, candidates: Iterable[str], *, likeness: float = 0.5) -> str:
+    """The candidate most like the word; empty where none has the likeness, of 0 to 1."""
     others = [candidate for candidate in candidates if not word.startswith(f"{candidate}.")]
-    found = difflib.get_close_matches(word, others, n=1, cutoff=likeness)
-    return f": did you mean {prefix}{found[0]}?" if found else ""
+    return "".join(difflib.get_close_matches(word, others, n=1, cutoff=likeness))
+
+
+def nearest(word: str, candidates: Iterable[str], *, likeness: float = 0.5) -> str:
+    """A question for the closest candidate; empty where there is none."""
+    found = closest(word, candidates, likeness=likeness)
+    return f": did you mean {found}?" if found else ""

@@ -121,7 +121,7 @@ def _unknown_flag(command: str, flag: str, parser: _Parser) -> str:
 
 def _check_root(name: str, folder: Path | None, root: str, command: str) -> None:
     """Raises InputError for a root of the user's that has not the settings of this command."""
-    from gptpl.config.compose import root_of
+    from gptpl.config.groups import root_of
 
     if (found := root_of(name, folder)) != root:
         raise InputError(

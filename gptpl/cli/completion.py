@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gptpl.cli.help import commands, module_of
-from gptpl.config.groups import choices, default_choices
+from gptpl.config.groups import choices, default_choices, known_keys
 from gptpl.errors import InputError
 
 SCRIPT = """\
@@ -46,7 +46,5 @@ def candidates(words: Sequence[str]) -> list[str]:
     if equals:
         offered = [f"{group}={choice}" for choice in choices(group)]
     else:
-        from gptpl.config.messages import known_keys
-
         offered = [f"{name}=" for name in dict.fromkeys((*default_choices(root), *known_keys(root)))]
     return sorted(each for each in offered if each.startswith(word))

@@ -14,44 +14,32 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gptpl.config.check import check
-from gptpl.config.groups import (
-    Folder,
-    config_file,
-    config_folder,
-    folders,
-    is_global,
-    is_group,
-    packages_named,
-)
-from gptpl.config.instantiate import locate
-from gptpl.config.messages import explain
-from gptpl.config.overrides import parsed, readable
+from gptpl.config.groups import Folder, config_folder, folders, is_group, packages_named, said_by, walk
+from gptpl.config.overrides import explain, parsed, readable
+from gptpl.config.signatures import locate
 from gptpl.errors import InputError
 
 __all__ = ["Glob", "IntervalSweep", "Override"]  # of Hydra's grammar, for the rooms without Hydra
 
+_COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError)
+"""What Hydra raises over a config."""
 Config = DictConfig
 """A composed config: `cfg.optimizer.lr`, `cfg["data"]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """A config with what it was made of.
-
-    Attributes:
-        cfg: with interpolations, `hydra` left out.
-        hydra: Hydra's own settings.
-        choices: the choice of each config group.
-        given: the overrides as they were given.
-        trusted: packages that the overrides or the user's folder name classes of.
-        config_dir: the user's folder.
-    """
+    """A config with what it was made of."""
 
     cfg: DictConfig
+    """With interpolations, `hydra` left out."""
     hydra: DictConfig
+    """Hydra's own settings."""
     choices: Mapping[str, Any]
+    """Of each config group."""
     given: Sequence[Override]
     trusted: frozenset[str]
+    """Packages that the overrides or the user's folder name classes of."""
     config_dir: Folder | None
 
 
@@ -114,14 +102,7 @@ def composed(
     try:
         with hydra.initialize_config_dir(str(primary), version_base="1.3", job_name=config_name):
             cfg = hydra.compose(config_name, [*where, *before, *for_hydra], return_hydra_config=True)
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        YAMLError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except _COMPLAINTS as error:
         raise InputError(explain(error, config_name, kept, config_dir)) from error
     OmegaConf.set_struct(cfg, False)
     of_hydra = cfg.pop("hydra")
@@ -144,14 +125,7 @@ def composed(
     )
     if checked:
         try:
-            root = root_of(config_name, config_dir)
-            check(
-                cfg,
-                root=root,
-                extended_by=None if config_name == root else config_name,
-                overrides=given,
-                config_dir=config_dir,
-            )
+            check(cfg, config_name, overrides=given, config_dir=config_dir)
         except OmegaConfBaseException as error:
             raise InputError(explain(error, config_name, kept, config_dir)) from error
         OmegaConf.set_struct(cfg, True)
@@ -184,41 +158,9 @@ def from_plain(settings: Mapping[str, Any]) -> DictConfig:
     return cfg
 
 
-def load_yaml(path: Path) -> Any:
-    """What a YAML file holds, plain, `${...}` in it left alone. Raises ValueError, OSError, YAMLError."""
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-
-
-def said_by(
-    group: str, choice: str, config_dir: Folder | None = None, *, bases: bool = False
-) -> dict[str, Any]:
-    """What the YAML of a choice says of its own group; with `bases`, also what it shares with others."""
-    file = config_file(f"{group}/{choice}", config_dir)
-    content = load_yaml(file) if file else {}
-    if not isinstance(content, dict):
-        return {}
-    shared = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
-    found: dict[str, Any] = {}
-    for base in shared if bases else ():
-        found |= said_by(group, base, config_dir, bases=True)
-    return found | (content.get(group, {}) if file and is_global(file) else content)
-
-
 def is_missing(cfg: DictConfig, key: str) -> bool:
     """Whether a setting is `???`: the user must give it."""
     return OmegaConf.is_missing(cfg, key)
-
-
-def root_of(config_name: str, config_dir: Folder | None) -> str:
-    """The command's root config that a root is, or extends."""
-    from gptpl.config.roots import ROOTS
-
-    if config_name in ROOTS or config_dir is None:
-        return config_name
-    file = Path(config_dir) / f"{config_name}.yaml"
-    content = load_yaml(file) if file.is_file() else {}
-    entries = content.get("defaults", []) if isinstance(content, dict) else []
-    return next((entry for entry in entries if isinstance(entry, str) and entry in ROOTS), "train")
 
 
 def _default_tune(cfg: DictConfig) -> str:
@@ -246,16 +188,9 @@ def _quoted(path: str | Path) -> str:
 
 def _packages(overrides: Sequence[Override]) -> set[str]:
     """The packages of the classes that overrides name."""
-
-    def named(value: Any, key: str) -> set[str]:
-        if isinstance(value, Mapping):
-            return {name for inner, each in value.items() for name in named(each, str(inner))}
-        if isinstance(value, list):
-            return {name for each in value for name in named(each, "")}
-        of_class = isinstance(value, str) and key.rpartition(".")[2] == "_target_"
-        return {value.partition(".")[0]} if of_class else set()
-
-    return {name for override in overrides for name in named(override.value(), override.key_or_group)}
+    named = (each for override in overrides for each in walk(override.value(), override.key_or_group))
+    targets = (value for key, value in named if key.rpartition(".")[2] == "_target_")
+    return {target.partition(".")[0] for target in targets if isinstance(target, str)}
 
 
 def show_info(what: str, config_name: str, overrides: Sequence[str], config_dir: Folder | None) -> None:

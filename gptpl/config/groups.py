@@ -1,13 +1,15 @@
-"""Where config files are, in a checkout, in an installed wheel and in a user's folder, and what they offer.
+"""Where config files are, in a checkout, in an installed wheel and in a user's folder, and what they say.
 
-Read as text, without Hydra or torch, so that `--help` comes at once.
+Without Hydra or torch, and as text where `--help` reads it, so that it comes at once.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gptpl
+from gptpl.config.roots import ROOTS
 from gptpl.errors import InputError
 
 Folder = str | Path
@@ -39,6 +41,13 @@ def config_file(name: str, config_dir: Folder | None = None) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def is_group(key: str, config_dir: Folder | None = None, more: Sequence[Folder] = ()) -> bool:
+    """Whether an override's key (`model`, `hydra/launcher`, `data@other`) names a config group."""
+    group = key.partition("@")[0]
+    places = (*folders(config_dir), *map(Path, more))
+    return bool(group) and "." not in group and any((place / group).is_dir() for place in places)
+
+
 def choices(group: str, config_dir: Folder | None = None) -> list[str]:
     """The choices of a config group, in alphabetical order; none where there is no such group.
 
@@ -64,14 +73,6 @@ def default_choices(root: str, config_dir: Folder | None = None) -> dict[str, st
     return found
 
 
-def members_of(group: str, choice: str, config_dir: Folder | None = None) -> list[str]:
-    """The YAML files of its group that a choice such as `callbacks=default` includes."""
-    file = config_file(f"{group}/{choice}", config_dir)
-    defaults = re.search(r"^defaults:\n((?:  .*\n)*)", file.read_text("utf-8") if file else "", re.MULTILINE)
-    entries = re.findall(r"^  - (\w+)\s*(?:#.*)?$", defaults[1] if defaults else "", re.MULTILINE)
-    return [entry for entry in entries if entry != "_self_"]
-
-
 def when_to_choose(path: Path) -> str:
     """The comment of a YAML that says what it is and when to choose it."""
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -80,20 +81,114 @@ def when_to_choose(path: Path) -> str:
     return ""
 
 
+# ------------------------------------------------------------------------------------ what a YAML file holds
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds, plain, `${...}` in it left alone. Raises ValueError, OSError, YAMLError."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+
+
+def _content(name: str, config_dir: Folder | None) -> tuple[list[str], dict[str, Any]]:
+    """The files that a root or choice extends, of its own group, and what it says beside them."""
+    file = config_file(name, config_dir)
+    content = load_yaml(file) if file else {}
+    if not isinstance(content, dict):
+        return [], {}
+    entries = content.pop("defaults", [])
+    return [entry for entry in entries if isinstance(entry, str) and entry != "_self_"], content
+
+
+def is_global(name: str, config_dir: Folder | None = None) -> bool:
+    """Whether the keys of a YAML are the root's."""
+    file = config_file(name, config_dir)
+    return file is not None and file.read_text(encoding="utf-8").startswith("# @package _global_")
+
+
+def root_of(config_name: str, config_dir: Folder | None) -> str:
+    """The command's root config that a root is, or extends."""
+    if config_name in ROOTS:
+        return config_name
+    return next((entry for entry in _content(config_name, config_dir)[0] if entry in ROOTS), "train")
+
+
+def members_of(group: str, choice: str, config_dir: Folder | None = None) -> list[str]:
+    """The YAML files of its group that a choice such as `callbacks=default` includes."""
+    return _content(f"{group}/{choice}", config_dir)[0]
+
+
+def with_members(group: str, choice: str, config_dir: Folder | None = None) -> Iterator[str]:
+    """A choice and the YAML files of its group that it includes, also those that they include."""
+    yield choice
+    for name in members_of(group, choice, config_dir):
+        yield from with_members(group, name, config_dir)
+
+
+def said_by(
+    group: str, choice: str, config_dir: Folder | None = None, *, bases: bool = False
+) -> dict[str, Any]:
+    """What the YAML of a choice says of its own group; with `bases`, also what it shares with others."""
+    shared, content = _content(f"{group}/{choice}", config_dir)
+    found: dict[str, Any] = {}
+    for base in shared if bases else ():
+        found |= said_by(group, base, config_dir, bases=True)
+    return found | (content.get(group, {}) if is_global(f"{group}/{choice}", config_dir) else content)
+
+
+def keys_of(name: str, group: str, config_dir: Folder | None) -> list[str]:
+    """The dotted keys that a YAML sets; `group` is the one it is in."""
+    prefix = "" if not group or is_global(name, config_dir) else f"{group}."
+    return [prefix + key for key in dotted(_content(name, config_dir)[1])]
+
+
+def known_keys(root: str, config_dir: Folder | None = None) -> list[str]:
+    """Every key that the YAML files of a command have, those of its default choices first."""
+    groups = default_choices(root, config_dir)
+    found: list[str] = [*keys_of(root, "", config_dir), *groups]
+    for group, default in groups.items():
+        for choice in sorted(choices(group, config_dir), key=lambda each: each != default):
+            found += keys_of(f"{group}/{choice}", group.replace("/", "."), config_dir)
+    return found
+
+
+def choices_with(group: str, key: str, config_dir: Folder | None) -> list[str]:
+    """The choices of a group whose YAML sets a key."""
+    return [
+        f"{group}={choice}"
+        for choice in choices(group, config_dir)
+        if key in dotted(_content(f"{group}/{choice}", config_dir)[1])
+    ]
+
+
+def dotted(value: object, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of plain settings."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield f"{prefix}{key}"
+            yield from dotted(each, f"{prefix}{key}.")
+
+
+def walk(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of plain settings with its dotted key, outer before inner, also those in lists."""
+    yield key, value
+    inner = value.items() if isinstance(value, Mapping) else ()
+    for name, each in enumerate(value) if isinstance(value, list) else inner:
+        yield from walk(each, f"{key}.{name}" if key else str(name))
+
+
 def packages_named(config_dir: Folder) -> set[str]:
     """The packages of the classes that the YAML files of a user's folder name."""
-    texts = (file.read_text(encoding="utf-8") for file in sorted(Path(config_dir).rglob("*.yaml")))
-    targets = re.findall(r"_target_:\s*['\"]?([\w.]+)", "\n".join(texts))
+    targets = re.findall(r"_target_:\s*['\"]?([\w.]+)", "\n".join(_texts(Path(config_dir))))
     return {target.partition(".")[0] for target in targets}
 
 
-def is_global(path: Path) -> bool:
-    """Whether a YAML's keys are the root's."""
-    return path.read_text(encoding="utf-8").startswith("# @package _global_")
+def stands_in_a_yaml(value: str, config_dir: Folder | None) -> bool:
+    """Whether a YAML of gptpl's or of the user's has the text, other than in a comment."""
+    lines = (line for folder in folders(config_dir) for text in _texts(folder) for line in text.splitlines())
+    return any(value in line for line in lines if not line.lstrip().startswith("#"))
 
 
-def is_group(key: str, config_dir: Folder | None = None, more: Sequence[Folder] = ()) -> bool:
-    """Whether an override's key (`model`, `hydra/launcher`, `data@other`) names a config group."""
-    group = key.partition("@")[0]
-    places = (*folders(config_dir), *map(Path, more))
-    return bool(group) and "." not in group and any((place / group).is_dir() for place in places)
+def _texts(folder: Path) -> Iterator[str]:
+    return (file.read_text(encoding="utf-8") for file in sorted(folder.rglob("*.yaml")))

@@ -1,13 +1,18 @@
-"""Overrides as users write them (`optimizer.lr=1e-3`, `prompt=a, b`), in the grammar that Hydra reads."""
+"""Overrides as users write them (`optimizer.lr=1e-3`, `prompt=a, b`), in the grammar that Hydra reads.
+
+And what Hydra and OmegaConf complain about, each in one line that names the value and the remedy.
+"""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 
+from gptpl.config.groups import Folder, choices, default_choices, known_keys
 from gptpl.errors import InputError
+from gptpl.text import nearest
 
 FREE_TEXT = frozenset(
     {
@@ -84,3 +89,67 @@ def quoted(text: str) -> str:
 def without_interpolation(text: str) -> str:
     r"""The text with every `${` escaped: OmegaConf takes one of two backslashes away before it."""
     return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
+
+
+# ------------------------------------------------------------------------------------------------ complaints
+
+
+def explain(
+    error: Exception, root: str, overrides: Iterable[str] = (), config_dir: Folder | None = None
+) -> str:
+    """One line for an error in the overrides or the configs of a command, given by its root config's name."""
+    if isinstance(error, OverrideParseException):
+        return not_an_override(error.override)
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        offered = choices(group, config_dir)
+        return f"{group}={choice} is unknown{nearest(choice, offered)}; choices: {', '.join(offered)}"
+    text, command = f"{error}\n{error.__cause__ or ''}", f"gptpl {command_of(root)}"
+    for pattern, saying in _SAYINGS.items():
+        if match := re.search(pattern, text, flags=re.DOTALL):
+            found, meant = match.groupdict(), ""
+            if "group" in found:
+                meant = nearest(found["group"], default_choices(root, config_dir))
+            elif "unknown" in found:
+                meant = nearest_key(found["unknown"], known_keys(root, config_dir))
+            return saying.format(command=command, meant=meant, **found)
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        is_choice = re.match(r"(?!null$)[\[A-Za-z_]", choice)
+        if group in ("", *default_choices(root, config_dir)) and not is_choice:
+            return f"{override} names no choice of a config group: see {command} --help"
+    return f"{' '.join(text.split())}; see {command} --help"
+
+
+def command_of(root: str) -> str:
+    """The command of a root config: `weights fetch` of weights_fetch, `find-lr` of find_lr."""
+    return root.replace("_", " ") if root.startswith("weights_") else root.replace("_", "-")
+
+
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """A question for the key that was meant; one of that very name, wherever it stands, before all others."""
+    candidates = list(dict.fromkeys(known))
+    same = [each for each in candidates if each.rpartition(".")[2] == key]
+    return f": did you mean {' or '.join(same[:3])}?" if same else nearest(key, candidates)
+
+
+_SAYINGS = {
+    r"In '(?P<file>[^']+)': Could not override '(?P<group>[^']+)'": (
+        "{group} in {file}.yaml is no config group of {command}{meant}"
+    ),
+    r"Could not (?:override|delete from config\.) '(?P<unknown>[^']+)'": (
+        "{unknown} is no key of {command}{meant}; see {command} --cfg job"
+    ),
+    r"Could not append to config\. An item is already at '(?P<key>[^']+)'": (
+        "+{key} would add a key that is there: leave out the +"
+    ),
+    r"Error merging override \+*(?P<override>.+?)\n(?P<reason>[^\n]*)": (
+        "{override} cannot be taken: {reason}; see {command} --help"
+    ),
+    r"Ambiguous value for argument '\+*(?P<override>.+?)'\n": (
+        "{override} has several values: add -m to try each, or make it a list [...]"
+    ),
+    r"Missing mandatory value: (?P<key>\S+)": "{key} is not set: give {key}=VALUE",
+    r"'(?P<key>[\w.]+)'[^\n]* is of type": "{key} is no group of settings; see {command} --cfg job",
+}
+"""What to say to which complaint, the special before the general."""

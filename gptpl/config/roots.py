@@ -1,4 +1,7 @@
-"""The settings of the commands' root configs with their types; what a group is, its class says."""
+"""The settings of the commands' root configs with their types; what a group is, its class says.
+
+A field whose type is a class of this file is a node of the root's own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +11,7 @@ from gptpl.resuming import FREE, INEXACT, NEXT_STEP
 
 
 @dataclass(kw_only=True)
-class TrainSettings:
-    """conf/train.yaml."""
-
+class _Train:
     name: Annotated[str | None, FREE]
     run_dir: str | None
     resume: Annotated[str | None, FREE]
@@ -27,18 +28,14 @@ class TrainSettings:
 
 
 @dataclass(kw_only=True)
-class ModelSettings:
-    """What the commands that use a model share."""
-
+class _Model:
     checkpoint: str
     device: str
     trust: Sequence[str]
 
 
 @dataclass(kw_only=True)
-class GenerateSettings(ModelSettings):
-    """conf/generate.yaml."""
-
+class _Generate(_Model):
     prompt: str | None
     prompt_file: str | None
     max_new_tokens: int
@@ -54,9 +51,7 @@ class GenerateSettings(ModelSettings):
 
 
 @dataclass(kw_only=True)
-class RespondSettings(ModelSettings):
-    """conf/respond.yaml."""
-
+class _Respond(_Model):
     instruction: str | None
     input: str
     file: str | None
@@ -74,9 +69,7 @@ class RespondSettings(ModelSettings):
 
 
 @dataclass(kw_only=True)
-class ClassifySettings(ModelSettings):
-    """conf/classify.yaml."""
-
+class _Classify(_Model):
     text: str | None
     file: str | None
     text_column: str
@@ -87,16 +80,19 @@ class ClassifySettings(ModelSettings):
 
 
 @dataclass(kw_only=True)
-class EvaluateSettings(ModelSettings):
-    """conf/evaluate.yaml."""
-
-    split: str
+class _OwnData:  # of the model's own run
+    batch_size: int | Literal["auto"]
+    max_length: int | None
 
 
 @dataclass(kw_only=True)
-class InspectSettings(ModelSettings):
-    """conf/inspect.yaml."""
+class _Evaluate(_Model):
+    split: str
+    data: _OwnData
 
+
+@dataclass(kw_only=True)
+class _Inspect(_Model):
     text: str | None
     text_file: str | None
     output: str
@@ -104,9 +100,7 @@ class InspectSettings(ModelSettings):
 
 
 @dataclass(kw_only=True)
-class JudgeSettings:
-    """conf/judge.yaml."""
-
+class _Judge:
     responses: str
     compare: str | None
     output: str | None
@@ -117,18 +111,14 @@ class JudgeSettings:
 
 
 @dataclass(kw_only=True)
-class WeightsFetchSettings:
-    """conf/weights_fetch.yaml."""
-
+class _WeightsFetch:
     size: str
     source: str
     mirror: str | None
 
 
 @dataclass(kw_only=True)
-class WeightsConvertSettings(ModelSettings):
-    """conf/weights_convert.yaml."""
-
+class _WeightsConvert(_Model):
     format: str
     output: str
     dtype: str | None
@@ -136,19 +126,12 @@ class WeightsConvertSettings(ModelSettings):
 
 
 @dataclass(kw_only=True)
-class SweepSettings:
-    """conf/sweep.yaml, whose groups are the search and the launcher."""
-
-
-@dataclass(kw_only=True)
-class SearchSettings:
-    """The node `sweep`; `params` are settings to sweep over, each with its values in Hydra's grammar."""
-
+class _Search:
     sampler: str
     n_trials: int | None
     pruner: str
     seed: int
-    params: dict[str, Any]
+    params: dict[str, Any]  # settings to sweep over, each with its values in Hydra's grammar
     retry_failed: bool
     mix: bool
     metric: str
@@ -156,17 +139,23 @@ class SearchSettings:
 
 
 @dataclass(kw_only=True)
-class PlanSettings:
-    """The node `plan` of conf/plan.yaml."""
+class _Sweep:
+    sweep: _Search
 
+
+@dataclass(kw_only=True)
+class _PlanNode:
     output: str
     timed_steps: int | None
 
 
 @dataclass(kw_only=True)
-class FindLrSettings:
-    """The node `find` of conf/find_lr.yaml."""
+class _Plan(_Train):
+    plan: _PlanNode
 
+
+@dataclass(kw_only=True)
+class _FindLrNode:
     min_lr: float
     max_lr: float
     steps: int
@@ -174,45 +163,48 @@ class FindLrSettings:
 
 
 @dataclass(kw_only=True)
-class FindBatchSizeSettings:
-    """The node `find` of conf/find_batch_size.yaml."""
+class _FindLr(_Train):
+    find: _FindLrNode
 
+
+@dataclass(kw_only=True)
+class _FindBatchSizeNode:
     max_batch_size: int | None
     timed_steps: int
     output: str
 
 
 @dataclass(kw_only=True)
-class VerifySettings:
-    """The node `verify` of conf/verify_resume.yaml."""
+class _FindBatchSize(_Train):
+    find: _FindBatchSizeNode
 
+
+@dataclass(kw_only=True)
+class _VerifyNode:
     steps: int
     stops: Sequence[int] | None
     seed: int
     keep: str | None
 
 
+@dataclass(kw_only=True)
+class _Verify(_Train):
+    verify: _VerifyNode
+
+
 ROOTS: dict[str, type] = {
-    "train": TrainSettings,
-    "plan": TrainSettings,
-    "find_lr": TrainSettings,
-    "find_batch_size": TrainSettings,
-    "verify_resume": TrainSettings,
-    "generate": GenerateSettings,
-    "respond": RespondSettings,
-    "classify": ClassifySettings,
-    "evaluate": EvaluateSettings,
-    "inspect": InspectSettings,
-    "judge": JudgeSettings,
-    "weights_fetch": WeightsFetchSettings,
-    "weights_convert": WeightsConvertSettings,
-    "sweep": SweepSettings,
+    "train": _Train,
+    "plan": _Plan,
+    "find_lr": _FindLr,
+    "find_batch_size": _FindBatchSize,
+    "verify_resume": _Verify,
+    "generate": _Generate,
+    "respond": _Respond,
+    "classify": _Classify,
+    "evaluate": _Evaluate,
+    "inspect": _Inspect,
+    "judge": _Judge,
+    "weights_fetch": _WeightsFetch,
+    "weights_convert": _WeightsConvert,
+    "sweep": _Sweep,
 }
-NODES: dict[tuple[str, str], type] = {
-    ("sweep", "sweep"): SearchSettings,
-    ("plan", "plan"): PlanSettings,
-    ("find_lr", "find"): FindLrSettings,
-    ("find_batch_size", "find"): FindBatchSizeSettings,
-    ("verify_resume", "verify"): VerifySettings,
-}
-"""The nodes of a root that have no class of their own elsewhere."""

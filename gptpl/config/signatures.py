@@ -1,4 +1,4 @@
-"""What a class takes, read from its signature: names, types, what must be given, what a resume may change."""
+"""A class by its name, and what it takes: names, types, what must be given, what a resume may change."""
 
 import dataclasses
 import inspect
@@ -6,14 +6,42 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
+from gptpl.errors import InputError
 from gptpl.resuming import KINDS, Resume
 
-PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def locate(name: str, key: str) -> Any:
+    """The class or function of a dotted name, also a nested class. Raises InputError where there is none."""
+    parts = name.split(".")
+    if not all(part.isidentifier() for part in parts) or len(parts) < 2:
+        raise InputError(f"{key}={name} is no class: give package.module.Class")
+    for end in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:end])
+        try:
+            found: Any = import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+                continue
+            raise InputError(f"{key}={name} cannot be imported: {error}") from error
+        except ImportError as error:
+            raise InputError(f"{key}={name} cannot be imported: {error}") from error
+        for part in parts[end:]:
+            found = getattr(found, part, None)
+            if found is None:
+                raise InputError(f"{key}={name} cannot be imported: {module} has no {part}")
+        return found
+    raise InputError(
+        f"{key}={name} cannot be imported: there is no package {parts[0]} (it must be installed, or lie in"
+        " the folder that you are in)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,18 +49,16 @@ class Parameter:
     """A setting that a class takes by name.
 
     Attributes:
-        name: as in the signature.
         annotation: its type; `Any` where it has none, or one that cannot be resolved.
         required: whether it has no default.
         positional: whether it may be given without its name.
         resume: see `gptpl.resuming`; None: the signature does not say.
     """
 
-    name: str
-    annotation: Any = Any
-    required: bool = False
-    positional: bool = False
-    resume: Resume | None = None
+    annotation: Any
+    required: bool
+    positional: bool
+    resume: Resume | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +99,11 @@ def _of_function(function: Callable[..., Any], owner: Any) -> Signature:
     if dataclasses.is_dataclass(owner):
         hints = typing.get_type_hints(owner, include_extras=True) | hints
     parameters: dict[str, Parameter] = {}
-    bound = inspect.isclass(owner)
-    for name, each in list(signature.parameters.items())[1 if bound else 0 :]:
+    for name, each in list(signature.parameters.items())[1 if inspect.isclass(owner) else 0 :]:
         if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
             continue
         annotation = hints.get(name, Any)
         parameters[name] = Parameter(
-            name=name,
             annotation=annotation,
             required=each.default is each.empty,
             positional=each.kind is not each.KEYWORD_ONLY,
@@ -94,9 +118,7 @@ def typed(value: Any, annotation: Any) -> Any:
 
     What is to become an object (a mapping with `_target_`) is left as it is.
     """
-    if annotation is Any or _has_target(value):
-        return value
-    adapter = _adapter(annotation)
+    adapter = None if annotation is Any or _has_target(value) else _adapter(annotation)
     if adapter is None:
         return value
     try:
@@ -121,7 +143,7 @@ def _as_before(value: Any, found: Any) -> Any:
     """What was found, where it is plain, in the containers that a YAML has."""
     if isinstance(value, list) and isinstance(found, list | tuple) and len(value) == len(found):
         return [_as_before(one, other) for one, other in zip(value, found, strict=True)]
-    return found if isinstance(value, PLAIN) and isinstance(found, PLAIN) else value
+    return found if isinstance(value, _PLAIN) and isinstance(found, _PLAIN) else value
 
 
 def _said(error: ValidationError, annotation: Any) -> str:

@@ -17,8 +17,9 @@ from gptpl.callbacks.sample_text import SampleText
 from gptpl.callbacks.stopping import CTRL_C, RunStopped, StopAtBoundary
 from gptpl.config.compose import Config, composed, plain
 from gptpl.config.groups import Folder
-from gptpl.config.instantiate import OWN_PACKAGES, instantiate, locate, partial_of
+from gptpl.config.instantiate import OWN_PACKAGES, instantiate, partial_of
 from gptpl.config.overrides import is_path
+from gptpl.config.signatures import locate
 from gptpl.data.stock_data import UNKNOWN
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import lightning as L
 import numpy as np
 
-from gptpl.config.check import settings_of
-from gptpl.config.instantiate import check_paths_inside, check_trusted, instantiate, locate
+from gptpl.config.instantiate import check_paths_inside, check_trusted, instantiate
+from gptpl.config.signatures import locate
+from gptpl.config.slots import settings_of
 from gptpl.data.corpora import Corpus, TextFiles
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.instructions.datamodule import InstructionDataModule, length_lines

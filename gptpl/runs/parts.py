@@ -16,10 +16,11 @@ from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
-from gptpl.config.check import settings_of
-from gptpl.config.compose import Config, plain, said_by
-from gptpl.config.groups import choices
-from gptpl.config.instantiate import instantiate, locate, partial_of
+from gptpl.config.compose import Config, plain
+from gptpl.config.groups import choices, said_by
+from gptpl.config.instantiate import instantiate, partial_of
+from gptpl.config.signatures import locate
+from gptpl.config.slots import settings_of
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.stock_data import StockData
 from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state

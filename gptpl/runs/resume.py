@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gptpl.config.check import check
-from gptpl.config.compose import Composed, Config, composed, from_plain, plain, said_by
-from gptpl.config.groups import Folder, choices, config_file, default_choices, members_of
+from gptpl.config.compose import Composed, Config, composed, from_plain, plain
+from gptpl.config.groups import Folder, choices, config_file, default_choices, members_of, said_by
 from gptpl.config.instantiate import check_paths_inside, check_trusted
 from gptpl.errors import InputError
 from gptpl.files.run_record import read_config, read_run_json
@@ -170,7 +170,6 @@ def resume_plan(
     config = from_plain(settings)
     check(
         config,
-        root="train",
         overrides=asked.given,
         config_dir=config_dir,
         only=frozenset(given),

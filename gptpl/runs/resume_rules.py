@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptpl.config.check import resume_of
+from gptpl.config.slots import resume_of
 from gptpl.errors import InputError
 from gptpl.resuming import FREE, INEXACT, NEVER, Resume
 

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from gptpl.config.check import check_launcher
 from gptpl.config.compose import Glob, IntervalSweep, Override, composed, plain
 from gptpl.config.groups import Folder, choices, is_group
-from gptpl.config.instantiate import instantiate, locate
+from gptpl.config.instantiate import instantiate
 from gptpl.config.overrides import is_path, parsed, readable
+from gptpl.config.signatures import locate
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import LOSS

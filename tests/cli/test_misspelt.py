@@ -21,6 +21,7 @@ from gptpl.config.groups import choices, config_folder, default_choices
         (["data.batchsize=8"], "data.batch_size"),
         (["data=text_file", "data.pth=x"], "data.path"),
         (["data=the_verdict", "data.corpus.urll=x"], "data.corpus.url"),
+        (["data=the_verdict", "data.filenam=x"], "data.corpus.filename"),
         (["task.target=x"], "task._target_"),
         (["optimizer.weight_dcay=1"], "optimizer.weight_decay"),
         (["optimizer=muon", "optimizer.muonlr=1"], "optimizer.muon_lr"),

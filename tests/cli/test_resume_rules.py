@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gptpl.config.check import resume_of
 from gptpl.config.compose import compose, plain
+from gptpl.config.slots import resume_of
 from gptpl.errors import InputError
 from gptpl.resuming import FREE, INEXACT, NEVER, NEXT_STEP
 from gptpl.runs.resume_rules import Change, changes_between, check_changes

@@ -2,7 +2,7 @@
 
 from lightning.pytorch.strategies import DDPStrategy
 
-from gptpl.config.compose import said_by
+from gptpl.config.groups import said_by
 from gptpl.runs.parts import build_trainer
 
 

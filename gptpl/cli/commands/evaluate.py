@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from gptpl.cli.console import Console
 from gptpl.cli.model_input import composed, given_model
-from gptpl.config.instantiate import instantiate, locate
+from gptpl.config.instantiate import instantiate
+from gptpl.config.signatures import locate
 from gptpl.data.labelled.corpora import LabelledCorpus
 from gptpl.errors import InputError
 from gptpl.model.protocol import context_length

@@ -1,0 +1,177 @@
+"""The places of a config: what may stand there, what a run adds to it, and what a resume may change of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from gptpl.config.roots import ROOTS
+from gptpl.config.signatures import Signature, locate, signature_of
+from gptpl.resuming import FREE, INEXACT, NEVER, NEXT_STEP, Resume
+
+HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+@dataclass(kw_only=True)
+class _TrainerExtras:
+    precision: str
+    max_epochs: int | None
+    max_steps: int | None
+    stop_at_step: int | None
+    compile: Literal["auto", "on", "off"]
+    attention: Literal["auto", "blocked", "sdpa"]
+    head: Literal["auto", "fused", "plain"]
+    recompute_activations: bool
+    keep_freed_memory: bool | None
+
+
+@dataclass(kw_only=True)
+class _DataExtras:
+    batch_size: Annotated[int | Literal["auto"], INEXACT]
+    global_batch_size: int | None
+    max_length: int | None
+
+
+@dataclass(kw_only=True)
+class _ModelExtras:
+    vocab_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A place in the config.
+
+    Attributes:
+        kinds: what the class of the node must be, one of these; none: anything.
+        of_strangers: the same in the settings of a stranger's run, where that is less.
+        implicit: the class of a node that names none.
+        several: whether the node's members are the objects, each under a name of its own.
+        optional: whether a command can do without, whatever its default is.
+        extras: settings that are no class's, by a dataclass.
+        at_runtime: what a run hands over when it builds the object.
+        by_position: whether it does so by position, so that a function will do, too.
+        lenient: whether the run hands over more than that, or the class asks for what is missing.
+        resume: what may become of a setting that does not say so itself.
+    """
+
+    kinds: Sequence[str] = ()
+    of_strangers: Sequence[str] = ()
+    implicit: str | None = None
+    several: bool = False
+    optional: bool = False
+    extras: type | None = None
+    at_runtime: Sequence[str] = ()
+    by_position: bool = False
+    lenient: bool = False
+    resume: Resume = NEVER
+
+
+SLOTS: Mapping[str, Slot] = {
+    "model": Slot(
+        kinds=("torch.nn.Module", "gptpl.model.GPTConfig"),
+        implicit="gptpl.model.GPTConfig",
+        extras=_ModelExtras,
+        at_runtime=("vocab_size",),  # where the tokenizer is not known before
+        lenient=True,
+    ),
+    "tokenizer": Slot(kinds=("gptpl.data.tokenizers.Tokenizer",), extras=_ModelExtras),
+    "init": Slot(kinds=("gptpl.weights.starting.StartingWeights",), optional=True),
+    "data": Slot(
+        kinds=("lightning.LightningDataModule",),
+        of_strangers=(
+            "gptpl.data.training_data.TrainingData",
+        ),  # Lightning's example downloads where it is told
+        extras=_DataExtras,
+        at_runtime=("tokenizer", "seed", "eval_train_batches", "eval_val_batches"),
+    ),
+    "task": Slot(
+        kinds=("lightning.LightningModule",),
+        of_strangers=("gptpl.training.training_module.TrainingModule",),
+        lenient=True,
+    ),
+    "tune": Slot(kinds=("gptpl.training.tuning.Tuning",)),
+    "optimizer": Slot(
+        kinds=("torch.optim.Optimizer",), at_runtime=("net", "params"), by_position=True, resume=NEXT_STEP
+    ),
+    "scheduler": Slot(
+        kinds=("torch.optim.lr_scheduler.LRScheduler", "gptpl.training.schedules.Schedule"),
+        at_runtime=("optimizer",),
+        by_position=True,
+        resume=NEXT_STEP,
+    ),
+    "trainer": Slot(kinds=("lightning.Trainer",), implicit="lightning.Trainer", extras=_TrainerExtras),
+    "callbacks": Slot(kinds=("lightning.Callback",), several=True, optional=True, resume=FREE),
+    "logger": Slot(kinds=("lightning.pytorch.loggers.Logger",), several=True, optional=True, resume=FREE),
+    "sampling": Slot(
+        kinds=("gptpl.generation.SamplingRules",), implicit="gptpl.generation.SamplingRules", optional=True
+    ),
+    "judge": Slot(kinds=("gptpl.judging.JudgeModel", "gptpl.judging.NoJudge")),
+    "hydra.launcher": Slot(at_runtime=("folder",)),
+}
+_RESUME_OF_TRAINER: Mapping[str, Resume] = {
+    **dict.fromkeys(("max_epochs", "max_steps", "gradient_clip_val", "gradient_clip_algorithm"), NEXT_STEP),
+    **dict.fromkeys(
+        ("accelerator", "devices", "num_nodes", "strategy", "precision", "compile", "attention", "head"),
+        INEXACT,
+    ),
+    **dict.fromkeys(
+        (
+            *("max_time", "stop_at_step", "log_every_n_steps", "recompute_activations", "keep_freed_memory"),
+            *("profiler", "detect_anomaly", "num_sanity_val_steps", "enable_model_summary", "inference_mode"),
+            *("limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+        ),
+        FREE,
+    ),
+}
+"""Of `lightning.Trainer`, whose signature cannot say it."""
+
+
+def slot_of(key: str) -> Slot:
+    """The place of a node, by its dotted key: `callbacks` of `callbacks.mine`, `data.corpus` of itself."""
+    first, _, rest = key.partition(".")
+    place = SLOTS.get(first, Slot())
+    return place if place.several and "." not in rest else SLOTS.get(key, Slot())
+
+
+def settings_of(target: Any, key: str) -> Signature:
+    """The settings that a node may have: its class's, with what its place adds."""
+    found, extras = signature_of(target), slot_of(key).extras
+    added = dict(signature_of(extras).parameters) if extras else {}
+    if key == "data":  # whether they must be given says the class that takes them
+        own = {name: each.required for name, each in found.parameters.items()}
+        own.setdefault("global_batch_size", False)
+        added = {name: replace(each, required=own[name]) for name, each in added.items() if name in own}
+    return Signature(parameters={**found.parameters, **added}, open=found.open)
+
+
+def resume_of(key: str, settings: Mapping[str, Any]) -> Resume:
+    """What may become of a setting on resume, by its dotted key in the settings of a run.
+
+    The class that takes it says so; where its slot and class say nothing, it cannot change.
+    """
+    first, _, rest = key.partition(".")
+    place = SLOTS.get(first, Slot())
+    if first == "choices":
+        return FREE
+    if not rest:
+        of_root = signature_of(ROOTS["train"]).parameters.get(first)
+        return (of_root and of_root.resume) or place.resume
+    if place.several:
+        return place.resume
+    if first == "trainer":
+        return _RESUME_OF_TRAINER.get(rest.partition(".")[0], NEVER)
+    if first == "tokenizer" or rest.endswith(HYDRA_KEYS):
+        return NEXT_STEP if first == "scheduler" else NEVER
+    parent, _, name = key.rpartition(".")
+    holder: Any = settings
+    for part in parent.split("."):
+        holder = holder.get(part) if isinstance(holder, Mapping) else None
+    if not isinstance(holder, Mapping):
+        return place.resume
+    target = holder.get("_target_") or slot_of(parent).implicit
+    parameters = settings_of(locate(str(target), parent), parent).parameters if target else {}
+    if name in parameters:
+        return parameters[name].resume or slot_of(parent).resume
+    # The short name of a nested setting.
+    inner = [child for child, value in holder.items() if isinstance(value, Mapping) and "_target_" in value]
+    kinds = {resume_of(f"{parent}.{child}.{name}", settings) for child in inner if name in holder[child]}
+    return kinds.pop() if len(kinds) == 1 else place.resume
