@@ -26,23 +26,9 @@ from gptpl.errors import InputError
 from gptpl.generation.sampling import check_seed
 from gptpl.model import GPTConfig, GPTModel, count_parameters, parameters_of
 from gptpl.model.protocol import check_language_model
+from gptpl.runs import parts
 from gptpl.runs.claims import RunClaim, claim_new_run, is_worker_process, process_run_dir
 from gptpl.runs.listing import DEFAULT_FOLDER, find_run
-from gptpl.runs.parts import (
-    build_datamodule,
-    build_tokenizer,
-    build_trainer,
-    check_gpt,
-    choose,
-    is_gpt,
-    let_module_end,
-    model_config,
-    optimizer_factory,
-    settle_batch,
-    settle_vocabulary,
-    task_class,
-    tuning_of,
-)
 from gptpl.runs.resume import Resumption, resume_plan
 from gptpl.runs.resume_rules import lr_ceiling
 from gptpl.training.checkpoint import RANDOM, check_same_model
@@ -137,8 +123,8 @@ class Settled:
     @property
     def config(self) -> GPTConfig:
         """The model's. Raises InputError for a model of the user's own class."""
-        check_gpt(self.cfg, "what is planned is known of a GPTModel")
-        return model_config(self.cfg, None)
+        parts.check_gpt(self.cfg, "what is planned is known of a GPTModel")
+        return parts.model_config(self.cfg, None)
 
 
 def build(
@@ -199,7 +185,7 @@ def _build(
         with RunLogFile() if log_file is None else log_file as kept:
             settled = settle(cfg, plan)
             trainer = settled.trainer
-            let_module_end(trainer)
+            parts.let_module_end(trainer)
             module = build_module(settled, resume=plan, weights=settled.weights)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, SampleText | SampleResponses):
@@ -265,17 +251,17 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
         resume.check_global_batch(trainer.world_size)
     if cfg.trainer.max_steps is not None:  # a run has no more; how many an epoch has, only the data know
         schedule(cfg, cfg.trainer.max_steps)
-    datamodule = build_datamodule(cfg, resume=resume)
-    settle_vocabulary(cfg, datamodule)
-    settle_batch(cfg, trainer, datamodule, fast_path)
+    datamodule = parts.build_datamodule(cfg, resume=resume)
+    parts.settle_vocabulary(cfg, datamodule)
+    parts.settle_batch(cfg, trainer, datamodule, fast_path)
     batches = datamodule.steps_per_epoch(world_size=trainer.world_size)
     if batches == UNKNOWN and trainer.max_steps == -1:
         raise InputError(f"{datamodule.name} does not say how many batches it has: give trainer.max_steps")
     total_steps = planned_steps(trainer, batches)
     if resume is not None:
         resume.check_horizon(total_steps)
-    if is_gpt(cfg):
-        config, tokenizer = model_config(cfg, None), datamodule.tokenizer.state()
+    if parts.is_gpt(cfg):
+        config, tokenizer = parts.model_config(cfg, None), datamodule.tokenizer.state()
         if resume is not None:
             check_same_model(resume.header, config, tokenizer)
         else:
@@ -313,20 +299,20 @@ def _check_numbers(cfg: Config) -> None:
             "optimizer=muon needs whole matrices, which trainer.strategy=fsdp divides:"
             " use optimizer=adamw, or trainer=ddp"
         )
-    if cfg.trainer.strategy == "fsdp" and (tune := tuning_of(cfg)).state() != ALL:
+    if cfg.trainer.strategy == "fsdp" and (tune := parts.tuning_of(cfg)).state() != ALL:
         raise InputError(
             f"tune={tune.name} freezes weights, which trainer.strategy=fsdp cannot divide apart from the"
             " others: use trainer=ddp, or tune=all"
         )
-    if is_gpt(cfg):
-        model_config(cfg, None)
+    if parts.is_gpt(cfg):
+        parts.model_config(cfg, None)
 
 
 def _fast_path(cfg: Config, *, total_steps: int = 0) -> FastPath:
     conf = cfg.trainer
     return choose_fast_path(
         device_type=device_type(conf.accelerator),
-        precision=choose(conf).precision,
+        precision=parts.choose(conf).precision,
         drop_rate=cfg.model.get("drop_rate", 0.0),
         total_steps=total_steps,
         compile=conf.compile,
@@ -342,11 +328,11 @@ def _starting_weights(cfg: Config, resume: Resumption | None) -> StartingWeights
     if resume is not None:
         return RandomWeights()  # the checkpoint has them
     weights: StartingWeights = instantiate(cfg.init)
-    if not is_gpt(cfg):
+    if not parts.is_gpt(cfg):
         return weights  # what a class of the user's is, only its object says
     if cfg.tokenizer.get("vocab_size") is not None:
-        tokenizer = build_tokenizer(cfg.tokenizer)
-        weights.check(model_config(cfg, cfg.tokenizer.vocab_size), tokenizer.state())
+        tokenizer = parts.build_tokenizer(cfg.tokenizer)
+        weights.check(parts.model_config(cfg, cfg.tokenizer.vocab_size), tokenizer.state())
         if isinstance(weights, FileWeights | PublishedWeights) and weights.path and tokenizer.name == "gpt2":
             check_vocabulary(Path(weights.path).expanduser())
     return weights
@@ -354,14 +340,14 @@ def _starting_weights(cfg: Config, resume: Resumption | None) -> StartingWeights
 
 def _trainer(cfg: Config) -> L.Trainer:
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
-    if known := known_metrics(task_class(cfg), callbacks):
+    if known := known_metrics(parts.task_class(cfg), callbacks):
         for monitor in filter(None, (getattr(callback, "monitor", None) for callback in callbacks)):
             better(monitor, known)
 
     def has(kind: type) -> bool:
         return any(isinstance(callback, kind) for callback in callbacks)
 
-    return build_trainer(
+    return parts.build_trainer(
         cfg.trainer,
         eval_every_n_steps=cfg.eval_every_n_steps,
         deterministic=cfg.deterministic,
@@ -388,7 +374,7 @@ def build_module(
     # The seed is set right before the weights are drawn, so that they depend on nothing else.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net, start = _model(settled, weights, resume)
-    make_optimizer, tune = optimizer_factory(cfg), tuning_of(cfg)
+    make_optimizer, tune = parts.optimizer_factory(cfg), parts.tuning_of(cfg)
     # Made here, and below, only to be refused here, not in the middle of the set-up, if a number is wrong.
     make_optimizer(net)
     given: dict[str, Any] = {
@@ -405,7 +391,7 @@ def build_module(
         **_schedule(cfg, settled.total_steps, resume),
         **datamodule.module_settings(),
     }
-    if not is_gpt(cfg):
+    if not parts.is_gpt(cfg):
         given["model_config"] = plain(cfg.model)
     module: TrainingModule = partial_of(cfg.task)(net, **given)
     tune.apply(module.net)
@@ -419,7 +405,7 @@ def build_module(
 def _model(
     settled: Settled, weights: StartingWeights, resume: Resumption | None
 ) -> tuple[nn.Module, Mapping[str, Any]]:
-    if is_gpt(settled.cfg):
+    if parts.is_gpt(settled.cfg):
         if resume is None:
             return weights.make_model(settled.config)
         net: nn.Module = GPTModel(settled.config)
@@ -480,7 +466,7 @@ def _schedule(cfg: Config, total_steps: int, resume: Resumption | None) -> dict[
 def _report(settled: Settled, module: TrainingModule) -> None:
     cfg, trainer, datamodule = settled.cfg, settled.trainer, settled.datamodule
     parameters = parameters_of(module.net)
-    if is_gpt(cfg):
+    if parts.is_gpt(cfg):
         config, count = settled.config, count_parameters(settled.config)
         head = "tied" if config.tie_weights else "untied"
         log.info(
@@ -496,10 +482,10 @@ def _report(settled: Settled, module: TrainingModule) -> None:
     else:
         log.info("model: %s, %s parameters", cfg.model._target_, f"{parameters:,}")
     if module.tune != ALL:
-        log.info("%s", tuning_of(cfg).report(module.net))
+        log.info("%s", parts.tuning_of(cfg).report(module.net))
     for line in datamodule.report(parameters=parameters, world_size=trainer.world_size):
         log.info("%s", line)
-    device, chosen = device_type(cfg.trainer.accelerator), choose(cfg.trainer)
+    device, chosen = device_type(cfg.trainer.accelerator), parts.choose(cfg.trainer)
     log.info(
         "device: %d x %s, precision %s (%s), %s",
         trainer.world_size, device, chosen.precision, chosen.reason,
