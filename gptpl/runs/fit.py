@@ -180,8 +180,19 @@ def _write_start(run: Run) -> None:
     run.datamodule.write_record(run.run_dir)
     planned, environment = run.module.total_steps, _environment_record(run.command)
     if run.resume is None:
-        record = {**environment, **_data_record(run), "planned_steps": planned}
-        write_run_json(run.run_dir, **record, choices=run.config.get("choices"))
+        tokenizer = run.datamodule.tokenizer
+        of_tokenizer = {name: getattr(tokenizer, name) for name in ("name", "vocab_size", "sha256")}
+        write_run_json(
+            run.run_dir,
+            **environment,
+            data={"name": run.datamodule.name, "sha256": run.datamodule.content_sha256()},
+            tokenizer=of_tokenizer,
+            parameters=parameters_of(run.module.net),
+            use=getattr(run.module, "use", None),
+            start=dict(run.module.start),
+            planned_steps=planned,
+            choices=run.config.get("choices"),
+        )
     else:
         earlier = read_run_json(run.run_dir).get("resumed", [])
         changes = {change.key: change.new for change in run.resume.changes}
@@ -230,17 +241,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
-
-
-def _data_record(run: Run) -> dict[str, Any]:
-    tokenizer = run.datamodule.tokenizer
-    return {
-        "data": {"name": run.datamodule.name, "sha256": run.datamodule.content_sha256()},
-        "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
-        "parameters": parameters_of(run.module.net),
-        "use": getattr(run.module, "use", None),
-        "start": dict(run.module.start),
-    }
 
 
 def _cost(run: Run, started_seconds: float) -> dict[str, Any]:

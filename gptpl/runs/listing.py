@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -251,11 +252,9 @@ def list_runs(
 
 def _listed(folders: Sequence[Path]) -> Iterator[Listed]:
     paths = [path for folder in folders if folder.is_dir() for path in find_runs(folder)]
-    sweeps: dict[Path, bool] = {}
+    in_a_sweep = cache(is_sweep)  # asked once a folder
     for path in {path.resolve(): path for path in paths}.values():
-        if path.parent not in sweeps:
-            sweeps[path.parent] = is_sweep(path.parent)
-        use, sweep = disk_use(path), path.parent if sweeps[path.parent] else None
+        use, sweep = disk_use(path), path.parent if in_a_sweep(path.parent) else None
         try:
             yield Listed(path=path, use=use, record=read_run(path), sweep=sweep)
         except RunError as error:

@@ -372,8 +372,6 @@ def _guessed_seconds(settled: Settled, plan: Plan, steps: int) -> float:
 # --- in lines -------------------------------------------------------------------------------------------
 
 _MEANINGS = {
-    "weights": "",
-    "gradients": "",
     "optimizer": "what it keeps from step to step",
     "activations": "what the blocks keep for the backward pass",
     "head": "logits, copies of the head's matrix",
@@ -401,7 +399,7 @@ def _memory_lines(plan: Plan) -> list[str]:
     ]
     for name, number in plan.parts.items():
         if number or name not in ("held", "process"):
-            lines.append(f"  {name:<11} {_size(number):>9}  {_MEANINGS[name]}".rstrip())
+            lines.append(f"  {name:<11} {_size(number):>9}  {_MEANINGS.get(name, '')}".rstrip())
     if not plan.memory.gradients_stay:
         lines.append("  gradients come while activations and head go: the larger of the two counts")
     if plan.usable_bytes is None or plan.largest_batch is None:
