@@ -267,7 +267,7 @@ def _entries(
     assert model.template is not None
     T = context_length(model.net) if max_length is None else max_length
     _check_length(T, context_length(model.net))
-    settings = model.loaded.run_config.get("data", {})
+    settings = model.run_config.get("data", {})
     masked = bool(settings.get("mask_instruction", False))
     rows = make_rows(
         read_entries(path), model.tokenizer, model.template,
@@ -307,16 +307,15 @@ def labelled_data(model: "Classifier", data: LabelledData, *, split: str, batch_
                 f"line {example.line} has the label {example.label!r}, which the classifier does not know"
                 f" (it has {known}): rename or remove it"
             )
-    loaded = model.loaded
-    encoded = encode_texts([example.text for example in examples], loaded.tokenizer)
-    kept, lost = truncated(encoded, loaded.max_length)
+    encoded = encode_texts([example.text for example in examples], model.tokenizer)
+    kept, lost = truncated(encoded, model.max_length)
     if lost:
         log.warning(
             "%s of %s texts are longer than %s tokens: %s tokens at their ends were not read",
-            f"{len(lost):,}", f"{len(examples):,}", f"{loaded.max_length:,}", f"{sum(lost):,}",
+            f"{len(lost):,}", f"{len(examples):,}", f"{model.max_length:,}", f"{sum(lost):,}",
         )  # fmt: skip
-    numbers = class_numbers(examples, loaded.labels)
-    texts = LabelledTexts(kept, numbers, pad_id=loaded.pad_id, padded_to=loaded.padded_to)
+    numbers = class_numbers(examples, model.labels)
+    texts = LabelledTexts(kept, numbers, pad_id=model.pad_id, padded_to=model.padded_to)
     by_length = sorted(range(len(texts)), key=lambda i: texts.lengths[i])  # for little padding
     return EvaluationData(name=name, batches=_Batches(texts, by_length, batch_size))
 

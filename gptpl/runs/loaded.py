@@ -117,9 +117,9 @@ def load_language_model(
         loaded.net.to(dtype)
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
     if "template" not in loaded.task:
-        return LanguageModel(loaded=loaded, trust=tuple(trust))
+        return LanguageModel(**vars(loaded), trust=tuple(trust))
     template = PromptTemplate.from_state(loaded.task["template"])
-    return InstructionModel(loaded=loaded, trust=tuple(trust), template=template)
+    return InstructionModel(**vars(loaded), trust=tuple(trust), template=template)
 
 
 def load_classifier(
@@ -144,7 +144,7 @@ def load_classifier(
         best = path / "checkpoints/best.ckpt"
         loaded = load_classifier_file(best if best.is_file() else checkpoint_file(str(path)), device=place)
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
-    return Classifier(loaded=loaded, trust=tuple(trust))
+    return Classifier(**vars(loaded), trust=tuple(trust))
 
 
 def names_classifier(source: Source) -> bool:

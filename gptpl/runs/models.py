@@ -1,4 +1,4 @@
-"""What a trained model can do: continue text, answer instructions, classify, be evaluated."""
+"""What a model that was loaded can do: continue text, answer instructions, classify, be evaluated."""
 
 import dataclasses
 import logging
@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
-
 from gptpl.data.instructions.entries import PlacedRecord, read_records
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.labelled.table import Table
 from gptpl.data.splits import SPLITS, Split, split_file
-from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.generation import Completion, Piece, SamplingRules, complete, search_text, stream_text
 from gptpl.generation.memorisation import Memorisation, TrainingText, memorisation
@@ -51,59 +48,11 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """Wraps batches to show how far the work is, such as `tqdm.tqdm`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A trained model, in evaluation mode, with its tokenizer and its past.
-
-    Attributes:
-        loaded: what its files hold.
-        trust: packages of the user's whose classes its run may use, beside gptpl's own.
-    """
-
-    loaded: LoadedCheckpoint | LoadedClassifier
-    trust: tuple[str, ...] = ()
-
-    @property
-    def net(self) -> nn.Module:
-        """Token ids (B, T) to logits (B, T, V); a classifier's, with lengths (B,), to logits (B, C)."""
-        return self.loaded.net
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """What turns text into the model's tokens."""
-        return self.loaded.tokenizer
-
-    @property
-    def path(self) -> Path:
-        """The file or folder of the weights."""
-        return self.loaded.path
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps that the weights were trained for; 0 where another program trained them."""
-        return self.loaded.step
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """What it was trained for, by its `name`."""
-        return self.loaded.task
-
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """What it was trained on and began with; see `gptpl.training.checkpoint.lineage_of`."""
-        return self.loaded.lineage
-
-    @property
-    def run_dir(self) -> Path | None:
-        """The folder of its run; None: the weights lie elsewhere."""
-        return run_dir_of(self.path)
-
-
 # --- what continues text --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModel(Model):
+class LanguageModel(LoadedCheckpoint):
     """A model that continues text.
 
     Where a method takes `**rules`, they are fields of `gptpl.generation.SamplingRules` (temperature, top_k,
@@ -111,9 +60,15 @@ class LanguageModel(Model):
     one each time. A text has no more than `max_new_tokens`.
     """
 
-    loaded: LoadedCheckpoint
+    trust: tuple[str, ...] = ()
+    """Packages of the user's whose classes its run may use, beside gptpl's own."""
     template: PromptTemplate | None = None
     """How it is asked, where it was tuned to follow instructions."""
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The folder of its run; None: the weights lie elsewhere."""
+        return run_dir_of(self.path)
 
     def generate(self, prompt: str, **settings: Any) -> str:
         """What follows the prompt; settings as for `complete`, for one text."""
@@ -233,7 +188,7 @@ class LanguageModel(Model):
     def training_text(self, data: TextData = None) -> TrainingText:
         """A text to look for memorised parts in, `data` as for `evaluate`; None: the own training text."""
         own = data is None
-        return TrainingText(training_corpus(self.loaded).train if own else training_tokens(self, data))
+        return TrainingText(training_corpus(self).train if own else training_tokens(self, data))
 
     def with_template(self, template: str | None, response_marker: str | None = None) -> "InstructionModel":
         """The model asked in a template: alpaca, phi3, a file or a Jinja text; None: its own."""
@@ -250,7 +205,7 @@ class LanguageModel(Model):
                 f"checkpoint={self.path} was not tuned to follow instructions (task={self.task['name']}):"
                 " give template=alpaca to ask it all the same"
             )
-        return InstructionModel(loaded=self.loaded, trust=self.trust, template=asked)
+        return InstructionModel(**(vars(self) | {"template": asked}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,15 +320,15 @@ class InstructionModel(LanguageModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(Model):
+class Classifier(LoadedClassifier):
     """A model that says to which class a text belongs."""
 
-    loaded: LoadedClassifier
+    trust: tuple[str, ...] = ()
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the classes in the order of the logits."""
-        return self.loaded.labels
+    def run_dir(self) -> Path | None:
+        """The folder of its run; None: the weights lie elsewhere."""
+        return run_dir_of(self.path)
 
     def classify(self, texts: str | Iterable[str], *, batch_size: int = 16) -> list[Prediction]:
         """What it says of each text, in order; of a single text a list of one."""
@@ -381,7 +336,7 @@ class Classifier(Model):
 
     def predictions(self, texts: Iterable[str], *, batch_size: int = 16) -> Iterator[Prediction]:
         """As `classify`, one by one: never more than a few texts are in memory."""
-        return predictions(self.loaded, texts, batch_size=batch_size)
+        return predictions(self, texts, batch_size=batch_size)
 
     def classify_file(
         self,
@@ -425,5 +380,5 @@ class Classifier(Model):
         Raises InputError for texts that cannot be had, and for a label that the model does not know.
         """
         given = labelled_data(self, data, split=split, batch_size=batch_size)
-        found = evaluate_classifier(self.loaded.net, progress(given.batches))
+        found = evaluate_classifier(self.net, progress(given.batches))
         return dataclasses.replace(found, data=given.name)

@@ -44,12 +44,12 @@ def _loaded(cfg: dict[str, Any]) -> LoadedCheckpoint | LoadedClassifier:
     given = given_model(cfg)
     if not names_classifier(given["source"]):
         config, tokenizer = _given_model(cfg)
-        return load_language_model(**given, config=config, tokenizer=tokenizer).loaded
+        return load_language_model(**given, config=config, tokenizer=tokenizer)
     if cfg.get("model") or cfg.get("tokenizer"):
         raise InputError(
             f"checkpoint={cfg['checkpoint']} says itself which model it is: leave model= and tokenizer= out"
         )
-    return load_classifier(**given).loaded
+    return load_classifier(**given)
 
 
 def _given_model(cfg: dict[str, Any]) -> tuple[GPTConfig | None, Tokenizer | None]:
