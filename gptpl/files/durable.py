@@ -4,30 +4,35 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gptpl.errors import InputError
 
 
-def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
-    """Writes beside the file and renames; text as UTF-8, its line ends as they are.
+@contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a new file, which takes its place at the end, or is removed on failure.
 
-    A reader sees the file as it was or as it is; where several processes write it, the last one's content
-    stays. If `durable`, it also survives a power cut.
+    A reader sees the file as it was or as it is; where several processes write it, the last one's stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
+    """Writes a `replacement`; text as UTF-8, its line ends as they are; `durable` also after a power cut."""
+    with replacement(path) as temporary, temporary.open("wb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     if durable:
         sync_folder(path.parent)
 

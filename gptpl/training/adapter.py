@@ -28,14 +28,7 @@ from gptpl.training.resume_state import digest
 from gptpl.training.starting_run import RunWeights
 from gptpl.training.tuning import ALL, TuneLowRank, low_rank_scale
 from gptpl.weights.adapter import Adapter, read_adapter, write_adapter
-from gptpl.weights.model_files import (
-    DTYPES,
-    RECORD_FILE,
-    read_record,
-    record_of,
-    recorded_config,
-    write_json,
-)
+from gptpl.weights.model_files import DTYPES, RECORD_FILE, read_record, record_of, recorded_config, write_json
 from gptpl.weights.published import cached_bytes, checked_size, hub_name
 from gptpl.weights.starting import FileWeights, PublishedWeights, StartingWeights
 
@@ -46,9 +39,8 @@ def export_adapter(path: Path, folder: Path) -> None:
     """Writes the adapter of a checkpoint into a folder, which is made, or whose adapter is replaced.
 
     `adapter_model.safetensors` and `adapter_config.json` are PEFT's; `gptpl.json` beside them says which
-    weights they belong to: where those are, and the SHA-256 of their numbers.
-
-    Raises InputError for a checkpoint that was not trained by LoRA, or whose first weights no file holds.
+    weights they belong to: where those are, and the SHA-256 of their numbers. Raises InputError for a
+    checkpoint that was not trained by LoRA, or whose first weights no file holds.
     """
     checkpoint = read_checkpoint(path)
     header = checkpoint[HEADER_KEY]
@@ -71,7 +63,8 @@ def export_adapter(path: Path, folder: Path) -> None:
         dropout=tune["dropout"],
         final_norm={name: weights[name] for name in ("final_norm.weight", "final_norm.bias")},
     )
-    about_base = {"sha256": digest(base), "dtype": _dtype(base)}
+    dtype = next(iter(base.values())).dtype
+    about_base = {"sha256": digest(base), "dtype": str(dtype).removeprefix("torch.")}
     folder.mkdir(exist_ok=True)
     with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary:
         made = Path(temporary)
@@ -87,12 +80,8 @@ def export_adapter(path: Path, folder: Path) -> None:
 def adapter_checkpoint(folder: Path, *, base: StartingWeights | None = None) -> dict[str, Any]:
     """An adapter added to its base, as `read_checkpoint` would give the merged model.
 
-    Args:
-        folder: what `export_adapter` wrote.
-        base: the weights that it belongs to; None: where they were when it was trained.
-
-    Raises:
-        InputError: for files that are damaged or not gptpl's, a base that cannot be read, or another one.
+    `folder` is what `export_adapter` wrote; `base` None: the weights are where they were when it was trained.
+    Raises InputError for files that are damaged or not gptpl's, a base that cannot be read, or another one.
     """
     record = _record_of(folder)
     config = recorded_config(record["model"], folder)
@@ -123,10 +112,10 @@ def _record_of(folder: Path) -> dict[str, Any]:
             f"{folder} does not tell which weights its adapter belongs to ({RECORD_FILE} is missing, or the"
             " adapter was changed since): export it anew, or merge it with PEFT and use the merged model"
         )
-    wanted = {"base": ("sha256", "dtype"), "tune": ("name", "rank", "alpha"), "task": ("name",)}
-    for part, names in wanted.items():
-        if missing := [name for name in names if name not in record[part]]:
-            raise InputError(f"{folder / RECORD_FILE} lacks {part}.{missing[0]}: export the adapter anew")
+    for place in ("base.sha256", "base.dtype", "tune.name", "tune.rank", "tune.alpha", "task.name"):
+        part, _, name = place.partition(".")
+        if name not in record[part]:
+            raise InputError(f"{folder / RECORD_FILE} lacks {place}: export the adapter anew")
     if record["base"]["dtype"] not in DTYPES:
         raise InputError(
             f"{folder / RECORD_FILE} says base.dtype={record['base']['dtype']}: export the adapter anew"
@@ -140,8 +129,10 @@ def _base_weights(
     """The weights that the adapter was trained beside, and no others."""
     try:
         starting = base or base_of(record["lineage"]["start"], folder)
-        if base is None:
-            _check_here(starting, config)
+        if base is None and isinstance(starting, PublishedWeights) and starting.path is None:
+            size = starting.size_for(config)  # only the user's word is asked for weights that must be fetched
+            if not cached_bytes(size, starting.source)[1]:
+                raise InputError(f"GPT-2 {size.name} is not in the cache: give init={starting.name}")
         starting.check(config, tokenizer_from_state(record["tokenizer"]).state())
         net, _ = starting.make_model(config)
     except InputError as error:
@@ -165,24 +156,19 @@ def _base_weights(
     return dict(weights)
 
 
-def _check_here(starting: StartingWeights, config: GPTConfig) -> None:
-    """Raises InputError for weights that would have to be fetched: only the user's word is asked for that."""
-    if isinstance(starting, PublishedWeights) and starting.path is None:
-        size = starting.size_for(config)
-        if not cached_bytes(size, starting.source)[1]:
-            raise InputError(f"GPT-2 {size.name} is not in the cache: give init={starting.name}")
-
-
 def base_of(start: Mapping[str, Any], path: Path) -> StartingWeights:
     """The weights that a run began with, from what it recorded of them.
 
     Raises InputError where no file holds them.
     """
-    kind = start.get("init")
-    needed = {"run": "checkpoint", "state_dict": "path", "gpt2_hf": "size", "gpt2_openai": "size"}.get(
-        str(kind)
-    )
-    if needed is not None and not isinstance(start.get(needed), str):
+    kind = str(start.get("init"))
+    needed = {"run": "checkpoint", "state_dict": "path", "gpt2_hf": "size", "gpt2_openai": "size"}.get(kind)
+    if needed is None:
+        raise InputError(
+            f"{path} began with {start.get('init')} weights, which no file holds for an adapter to belong to:"
+            " convert it to a whole model, format=gptpl or format=hf"
+        )
+    if not isinstance(start.get(needed), str):
         raise InputError(
             f"{path} does not say where its first weights are ({needed} is missing): export it anew"
         )
@@ -193,13 +179,8 @@ def base_of(start: Mapping[str, Any], path: Path) -> StartingWeights:
         return RunWeights(checkpoint=start["checkpoint"], **crops)
     if kind == "state_dict":
         return FileWeights(path=start["path"], **crops)
-    if kind in ("gpt2_hf", "gpt2_openai"):
-        source = kind.removeprefix("gpt2_")
-        return PublishedWeights(source=source, size=start["size"], path=start.get("path"), **crops)
-    raise InputError(
-        f"{path} began with {start.get('init')} weights, which no file holds for an adapter to belong to:"
-        " convert it to a whole model, format=gptpl or format=hf"
-    )
+    source = kind.removeprefix("gpt2_")
+    return PublishedWeights(source=source, size=start["size"], path=start.get("path"), **crops)
 
 
 def has_base(start: Mapping[str, Any]) -> bool:
@@ -219,9 +200,3 @@ def _where(weights: StartingWeights) -> str:
         if value := getattr(weights, name, None):
             return str(value)
     return type(weights).__name__
-
-
-def _dtype(weights: Mapping[str, Tensor]) -> str:
-    kinds = {tensor.dtype for tensor in weights.values()}
-    assert len(kinds) == 1, "a model's weights have one data type"
-    return str(kinds.pop()).removeprefix("torch.")

@@ -46,9 +46,9 @@ LOSSES = ("eval/train_loss", "val/loss")
 
 
 def describe(net: nn.Module, built_from: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The model as plain data: a GPT-2's configuration, or the `_target_` and keywords of another class.
+    """The model as plain data: a GPT-2's configuration, or what another class was built from.
 
-    `built_from` are these; None: the class alone, which whoever rebuilds the model has to know how to call.
+    Those are its `_target_` and keywords; None: the class alone, for whoever knows how to call it.
     """
     if type(net) in (GPTModel, GPTClassifier):
         return dataclasses.asdict(cast(GPTBackbone, net).config)
@@ -81,11 +81,9 @@ def _plain(model: GPTConfig | Mapping[str, Any]) -> dict[str, Any]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The whole checkpoint as plain data and CPU tensors, mapped from the file rather than copied.
 
-    A file may be damaged, or made by anybody: its entries are of the right kinds, or it is refused.
-
-    Raises:
-        InputError: no such file, not a checkpoint, cut short, holding code, or not written by gptpl; it
-            names a whole checkpoint beside it, if there is one.
+    A file may be damaged, or made by anybody: its entries are of the right kinds, or it is refused. Raises
+    InputError where it does not exist, is cut short, holds code, or was not written by gptpl; the message
+    names a whole checkpoint beside it, if there is one.
     """
     with whole_one_named(path):
         checkpoint: dict[str, Any] = read_plain(path, key="checkpoint")
@@ -240,10 +238,7 @@ def check_writes_text(header: Mapping[str, Any], path: Path, *, key: str = "chec
 
 
 def other_class(header: Mapping[str, Any], path: Path) -> str | None:
-    """The class of a checkpoint's model, `mypackage.models.TinyRNN`; None: it is a `GPTModel`.
-
-    Raises InputError for what is no name of a class.
-    """
+    """The class of a checkpoint's model, `mypackage.models.TinyRNN`; None: it is a `GPTModel`."""
     target = header["model"].get(TARGET)
     if target is None:
         return None
@@ -279,10 +274,7 @@ def trained_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def net_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's own tensors of a checkpoint, by the names that they have in the model.
-
-    Those of a training by LoRA are merged: they are a model's without low-rank layers, in fp32.
-    """
+    """The model's own tensors by their names in the model; those of LoRA merged into the others, in fp32."""
     weights = trained_weights(checkpoint)
     scale = low_rank_scale(checkpoint[HEADER_KEY].get("tune", ALL))
     return weights if scale is None else merged_weights(weights, scale=scale)

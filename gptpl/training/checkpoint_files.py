@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from gptpl.errors import InputError
-from gptpl.files.durable import record_file, sha256_of, sync_folder
+from gptpl.files.durable import record_file, replacement, sha256_of, sync_folder, write_atomically
 from gptpl.files.plain import read_plain
 
 log = logging.getLogger(__name__)
@@ -43,10 +43,7 @@ class DurableCheckpointIO(CheckpointIO):
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        map_location: Any | None = None,
-        weights_only: bool | None = None,
+        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """The checkpoint, its tensors mapped from the file; raises ValueError for `weights_only=False`."""
         if weights_only is False:
@@ -70,23 +67,19 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    record, old = record_file(path), ""
     try:
-        line = f"{_write(checkpoint, temporary)}  {path.name}\n"
-        record, old = record_file(path), ""
-        if path.exists():  # a record is made now where it has none, or it would pass for damaged soon
-            known = record.exists()
-            old = _text(record) if known else f"{sha256_of(path)}  {path.name}\n"
-        _write_record(record, old + line)
-        temporary.replace(path)
+        with replacement(path) as temporary:
+            line = f"{_write(checkpoint, temporary)}  {path.name}\n"
+            if path.exists():  # a record is made now where it has none, or it would pass for damaged soon
+                old = _text(record) if record.exists() else f"{sha256_of(path)}  {path.name}\n"
+            write_atomically(record, old + line, durable=True)
         sync_folder(path.parent)
         if old:
-            _write_record(record, line)
+            write_atomically(record, line, durable=True)
     except OSError as error:
         error.filename = str(path)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write(checkpoint: dict[str, Any], temporary: Path) -> str:
@@ -145,23 +138,10 @@ class _HashingFile:
         pass
 
 
-def _write_record(record: Path, text: str) -> None:
-    temporary = record.with_name(f".{record.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="ascii", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(record)
-        sync_folder(record.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _remove_leftovers(folder: Path) -> None:
     """Removes what killed processes were writing."""
     for leftover in folder.glob(".*.tmp"):
-        process = leftover.suffixes[-2].removeprefix(".") if len(leftover.suffixes) > 1 else ""
+        process = leftover.stem.rpartition(".")[2].partition("-")[0]  # of its thread
         if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
             with suppress(OSError):
                 leftover.unlink()
@@ -268,10 +248,7 @@ class CheckpointFolder:
             record_file(self.path(old)).unlink(missing_ok=True)
 
     def newest_good(self) -> GoodCheckpoint | None:
-        """The newest file that is whole, by its SHA-256; None where there is none at all.
-
-        Raises InputError where there are some, and all are damaged.
-        """
+        """The newest file that is whole, by its SHA-256; None: there is none. InputError: all are damaged."""
         last = self.folder / LAST
         damaged: list[Damaged] = []
         if last.is_symlink() and not last.exists():
@@ -338,13 +315,8 @@ def set_aside(damaged: Sequence[Damaged]) -> None:
 
 def _link(target: Path, link: Path) -> None:
     """Makes `link` point at a file of its folder, in one move."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.symlink_to(target.name)
-    except (OSError, NotImplementedError):  # Windows, FAT
-        os.link(target, temporary)
-    try:
-        temporary.replace(link)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacement(link) as temporary:
+        try:
+            temporary.symlink_to(target.name)
+        except (OSError, NotImplementedError):  # Windows, FAT
+            os.link(target, temporary)

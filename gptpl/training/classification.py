@@ -107,11 +107,7 @@ class ClassificationModule(TrainingModule):
         """
         logits = self.net(batch.tokens, batch.lengths).float()  # (B, C)
         total = F.cross_entropy(
-            logits,
-            batch.labels,
-            weight=self.class_weights,
-            ignore_index=IGNORED_TARGET,
-            reduction="sum",
+            logits, batch.labels, weight=self.class_weights, ignore_index=IGNORED_TARGET, reduction="sum"
         )
         return total / (batch.labels != IGNORED_TARGET).sum()
 

@@ -5,7 +5,6 @@
 import csv
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from gptpl.data.labelled.datamodule import LabelledBatch, encode_texts, padded
 from gptpl.errors import InputError
+from gptpl.files.durable import replacement
 from gptpl.model import GPTClassifier, eval_mode
 from gptpl.training.loading import LoadedClassifier
 from gptpl.training.loss import IGNORED_TARGET, evaluation_loss, perplexity
@@ -56,17 +56,16 @@ class Evaluation:
 def evaluate(net: nn.Module, batches: Iterable[Sequence[Any]]) -> Evaluation:
     """Mean next-token loss over all targets of all batches: inputs and targets, each (B, T), come first.
 
-    A row is one text. Targets of -100 are not counted. The model is put into evaluation mode for it
-    and gets its mode back.
+    A row is one text. Targets of -100 are not counted. The model is in evaluation mode meanwhile.
     """
     device = next(net.parameters()).device
     total = count = 0.0
     with torch.inference_mode(), eval_mode(net):
         for inputs, targets, *_ in batches:
-            sums = evaluation_loss(net, inputs.to(device), targets.to(device))
-            total, count = total + sums[0].item(), count + sums[1].item()
-    loss = total / count
-    return Evaluation(loss=loss, perplexity=perplexity(loss), tokens=int(count))
+            loss, tokens = evaluation_loss(net, inputs.to(device), targets.to(device)).tolist()
+            total, count = total + loss, count + tokens
+    mean = total / count
+    return Evaluation(loss=mean, perplexity=perplexity(mean), tokens=int(count))
 
 
 # --- a classifier, from sums that batches and processes add up ------------------------------------------
@@ -176,10 +175,7 @@ class ClassifierEvaluation:
 
 
 def evaluate_classifier(net: GPTClassifier, batches: Iterable[LabelledBatch]) -> ClassifierEvaluation:
-    """Of all texts of the batches, of which there must be one; labels of -100 are not counted.
-
-    The model is put into evaluation mode for it and gets its mode back.
-    """
+    """Of all texts of the batches, at least one, in evaluation mode; labels of -100 are not counted."""
     totals: dict[str, Tensor] = {}
     with torch.inference_mode(), eval_mode(net):
         for batch in batches:
@@ -227,10 +223,9 @@ class Prediction:
 def predictions(
     loaded: LoadedClassifier, texts: Iterable[str], *, batch_size: int = 16
 ) -> Iterator[Prediction]:
-    """What the classifier says of each text, in order; texts are taken up a chunk at a time.
+    """What the classifier says of each text, in order. Raises InputError for a text without tokens.
 
-    At the end the log says how many texts were longer than what is read of one. Raises InputError for a text
-    without tokens.
+    At the end the log says how many texts were longer than what is read of one.
     """
     cut_texts = cut_tokens = 0
     for chunk in _in_parts(texts, batch_size * CHUNK_BATCHES):
@@ -282,20 +277,12 @@ def check_prediction_file(output: Path) -> None:
 
 @contextmanager
 def prediction_file(output: Path, labels: Sequence[str]) -> Iterator[Callable[[Prediction], object]]:
-    """What writes predictions into a CSV or JSON Lines file, which appears when all are in it.
-
-    Raises InputError as `check_prediction_file`.
-    """
+    """What writes predictions into a CSV or JSON Lines file, which appears when all are in it."""
     check_prediction_file(output)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="") as file:
-            if output.suffix == ".csv":
-                rows = csv.writer(file, lineterminator="\n")
-                rows.writerow(["label", *(f"probability_{label}" for label in labels), "lost_tokens", "text"])
-                yield lambda it: rows.writerow([it.label, *it.probabilities, it.lost_tokens, it.text])
-            else:
-                yield lambda it: file.write(f"{json.dumps(it.record(), ensure_ascii=False)}\n")
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacement(output) as temporary, temporary.open("x", encoding="utf-8", newline="") as file:
+        if output.suffix == ".csv":
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["label", *(f"probability_{label}" for label in labels), "lost_tokens", "text"])
+            yield lambda it: rows.writerow([it.label, *it.probabilities, it.lost_tokens, it.text])
+        else:
+            yield lambda it: file.write(f"{json.dumps(it.record(), ensure_ascii=False)}\n")

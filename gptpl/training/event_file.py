@@ -31,10 +31,8 @@ class OrderedSummaryWriter(SummaryWriter):
 
 
 class _EventFileWriter(FileWriter):
-    """torch's FileWriter with another file below it; the rest of it knows only `event_writer`."""
-
     def __init__(self, log_dir: Path) -> None:
-        self.event_writer = EventFile(log_dir)
+        self.event_writer = EventFile(log_dir)  # the rest of torch's FileWriter knows only this
 
 
 class EventFile:
@@ -42,17 +40,18 @@ class EventFile:
 
     TensorBoard reads a folder's files in the order of their names, and an event of step s makes its fast
     server drop what it has read of the same tag at step s and beyond. Its own writer names a file for the
-    second of its making and, within that, the process: after a clock went back, or when a run was resumed at
-    once, the older file would come last and the newer points would be gone.
-
-    An event is with the operating system when `add_event` returns: its own writer has a thread for that,
-    which a killed process would take with it.
+    second of its making: after a clock went back, or when a run was resumed at once, the older file would
+    come last and the newer points would be gone. It also has a thread for writing, whose events a killed
+    process would take with it; here they are with the operating system when `add_event` returns.
     """
 
     def __init__(self, log_dir: Path) -> None:
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log_dir = log_dir
-        self._file = (log_dir / _next_name(log_dir)).open("xb")
+        stamps = [int(found[1]) for path in log_dir.iterdir() if (found := _NAME.match(path.name))]
+        stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
+        name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"  # TensorBoard's
+        self._file = (log_dir / name).open("xb")
         self._records = RecordWriter(self._file)
         # Nobody has to close a SummaryWriter, so nobody is to be warned that its file was left open.
         weakref.finalize(self, self._file.close)
@@ -73,10 +72,3 @@ class EventFile:
     def close(self) -> None:
         """Closes the file; more than once does no harm."""
         self._file.close()
-
-
-def _next_name(folder: Path) -> str:
-    """TensorBoard's pattern: seconds since 1970, or later than the latest file's, host and process."""
-    stamps = [int(name[1]) for path in folder.iterdir() if (name := _NAME.match(path.name))]
-    stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
-    return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"

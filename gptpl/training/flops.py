@@ -4,16 +4,14 @@
 
 import statistics
 import time
-from dataclasses import replace
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptpl.model import GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.gpt import EXPANSION
-from gptpl.training.memory import Prepare
+from gptpl.training.memory import Prepare, of_any_depth
 
 PEAKS = {
     # Dense bf16 (fp16 where there is no bf16) tensor FLOP/s from NVIDIA's data sheets, without sparsity. The
@@ -56,26 +54,18 @@ def training_flops_per_token(config: GPTConfig, max_length: int) -> int:
     return 6 * weights + 12 * config.n_layers * max_length * D
 
 
-def model_flops_per_token(net: nn.Module, T: int) -> int | None:
-    """The model's own `flops_per_token(T)`, or `training_flops_per_token` of a GPT-2; None: not known."""
-    if (own := getattr(net, "flops_per_token", None)) is not None:
-        return int(own(T))
-    return training_flops_per_token(net.config, T) if isinstance(net, GPTModel) else None
-
-
 def counted_flops_per_token(config: GPTConfig, max_length: int, prepare: Prepare) -> int:
     """`training_flops_per_token` of a training of a part: what torch counts of one block and of two."""
 
-    def counted(n_layers: int) -> int:
+    def counted(of_few: GPTConfig) -> int:
         with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            net = prepare(GPTModel(replace(config, n_layers=n_layers)))
+            net = prepare(GPTModel(of_few))
             tokens = torch.zeros(1, max_length, dtype=torch.int64)
             lengths = (torch.full((1,), max_length),) if isinstance(net, GPTClassifier) else ()
             net(tokens, *lengths).sum().backward()
         return counter.get_total_flops()
 
-    one, two = counted(1), counted(2)
-    return (one + (config.n_layers - 1) * (two - one)) // max_length
+    return of_any_depth(config, counted) // max_length
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, config: object) -> float | None:

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.training.language_model import LanguageModelingModule
-from gptpl.training.loss import evaluation_scores, perplexity, training_loss
+from gptpl.training.loss import evaluation_scores, training_loss
 from gptpl.training.task import Better, Sums
 
 
@@ -18,12 +17,8 @@ class InstructionModule(LanguageModelingModule):
 
     Targets of -100 count nowhere. Within a batch every other target counts alike; the micro-batches and ranks
     of a step count alike, however many targets each has. Beside what pretraining logs: `val/token_accuracy`,
-    the share of the validation targets that are the model's most likely token.
-
-    Args:
-        net: the model.
-        template: the prompts', kept in every checkpoint, so that the model can be asked without it.
-        settings: arguments of `TrainingModule`.
+    the share of the validation targets that are the model's most likely token. The `template` is kept in
+    every checkpoint, so that the model can be asked without it.
     """
 
     task = "instruct"
@@ -41,24 +36,18 @@ class InstructionModule(LanguageModelingModule):
         return training_loss(self.net, batch.inputs, batch.targets, head=self.head, segments=batch.segments)
 
     def tokens_in(self, batch: Any) -> int:
-        """See `TrainingModule`."""
+        """See `Task`."""
         return int(batch.tokens)
 
     def evaluation_sums(self, batch: Any) -> Sums:
         """Sum of the losses, number of targets, and how many of these are the most likely token."""
-        scores = evaluation_scores(self.net, batch.inputs, batch.targets, batch.segments)
-        return {"scores": torch.stack(scores)}
+        return {"loss": evaluation_scores(self.net, batch.inputs, batch.targets, batch.segments)}
 
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
-        """Means over all targets."""
-        metrics: dict[str, float] = {}
-        if "train" in sums:
-            total, count, _ = sums["train"]["scores"].tolist()
-            metrics["eval/train_loss"] = total / count
+        """Means over all targets, and the share of right tokens."""
+        metrics = super().evaluation_metrics(sums)
         if "val" in sums:
-            total, count, correct = sums["val"]["scores"].tolist()
-            metrics["val/loss"] = total / count
-            metrics["val/perplexity"] = perplexity(total / count)
+            _, count, correct = sums["val"]["loss"].tolist()
             metrics["val/token_accuracy"] = correct / count
         return metrics
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from gptpl.data.datamodule import TextDataModule
 from gptpl.data.training_data import TrainingData
+from gptpl.model import GPTModel
 from gptpl.model.protocol import vocab_size
-from gptpl.training.flops import model_flops_per_token
+from gptpl.training.flops import training_flops_per_token
 from gptpl.training.loss import evaluation_loss, perplexity, training_loss
 from gptpl.training.task import Better, Sums, Task
 from gptpl.training.training_module import TrainingModule
@@ -21,11 +21,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 class LanguageModelingModule(TrainingModule):
-    """Trains a language model on windows of tokens: batches of (inputs, targets), each (B, T) int64.
+    """Trains a language model on sequences of tokens: batches of (inputs, targets), each (B, T) int64.
 
-    A `GPTModel`, or any module from tokens to logits, see `gptpl.model.protocol`.
-    Targets of -100 count nowhere. Beside what every task logs: `train/perplexity` of a step, `val/perplexity`
-    of an evaluation.
+    A `GPTModel`, or any module from tokens to logits, see `gptpl.model.protocol`. Targets of -100 count
+    nowhere. Beside what every task logs: `train/perplexity` of a step, `val/perplexity` of an evaluation.
     """
 
     task = "pretrain"
@@ -43,7 +42,7 @@ class LanguageModelingModule(TrainingModule):
         return training_loss(self.net, batch[0], batch[1], head=self.head)
 
     def inputs_of(self, batch: Batch) -> Tensor:
-        """See `TrainingModule`."""
+        """See `Task`."""
         return batch[0]
 
     def step_metrics(self, loss: Tensor) -> dict[str, Tensor]:
@@ -53,14 +52,14 @@ class LanguageModelingModule(TrainingModule):
     def evaluation_sums(self, batch: Batch) -> Sums:
         """Sum of the losses and number of targets."""
         inputs, targets = batch
-        return {"loss": torch.stack(evaluation_loss(self.net, inputs, targets))}
+        return {"loss": evaluation_loss(self.net, inputs, targets)}
 
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """Means over all targets, and the validation perplexity."""
         metrics: dict[str, float] = {}
         for split, name in (("train", "eval/train_loss"), ("val", "val/loss")):
             if split in sums:
-                total, count = sums[split]["loss"].tolist()
+                total, count = sums[split]["loss"].tolist()[:2]
                 metrics[name] = total / count
         if "val/loss" in metrics:
             metrics["val/perplexity"] = perplexity(metrics["val/loss"])
@@ -72,7 +71,9 @@ class LanguageModelingModule(TrainingModule):
         return math.log(vocab_size(self.net))
 
     def flops_per_token(self, T: int) -> int | None:
-        """What the model says, which counts the gradients of all weights."""
+        """What the model or a GPT-2's configuration says, which counts the gradients of all weights."""
         if not all(parameter.requires_grad for parameter in self.net.parameters()):
             return None
-        return model_flops_per_token(self.net, T)
+        if (own := getattr(self.net, "flops_per_token", None)) is not None:
+            return int(own(T))
+        return training_flops_per_token(self.net.config, T) if isinstance(self.net, GPTModel) else None

@@ -109,11 +109,9 @@ def classifier_task(
 def load_model(path: Path | str, *, device: str = "cpu", build: Build | None = None) -> LoadedCheckpoint:
     """Rebuilds model and tokenizer from a checkpoint file, or from a run folder's last checkpoint.
 
-    A `GPTModel` is made here. The class of another model is never called here: `build` does, if it trusts it.
-
-    Raises:
-        InputError: as `read_checkpoint`, for a model that writes no text, for one of another class without
-            `build`, and where names or shapes of the weights are not the configuration's.
+    The class of a model that is no `GPTModel` is never called here: `build` does, if it trusts it. Raises
+    InputError as `read_checkpoint`, for a model of another task, for one of another class without `build`,
+    and where names or shapes of the weights are not the configuration's.
     """
     path = checkpoint_file(str(path))
     checkpoint = read_checkpoint(path)
@@ -156,22 +154,14 @@ def is_classifier_checkpoint(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def load_classifier(path: Path, *, device: str = "cpu") -> LoadedClassifier:
-    """Rebuilds classifier and tokenizer from a checkpoint file.
-
-    Raises:
-        InputError: as `read_checkpoint`; for a checkpoint of another task; where names or shapes of the
-            weights are not the configuration's.
-    """
+    """As `load_model`, of a checkpoint file of a classifier."""
     checkpoint = read_checkpoint(path)
     check_intact(path)
     return classifier_of(checkpoint, path, device=device)
 
 
 def classifier_of(checkpoint: dict[str, Any], path: Path, *, device: str = "cpu") -> LoadedClassifier:
-    """Classifier and tokenizer of a checkpoint that was read from `path`.
-
-    Raises InputError as `load_classifier`.
-    """
+    """Classifier and tokenizer of a checkpoint that was read from `path`."""
     header = checkpoint[HEADER_KEY]
     if not is_classifier_checkpoint(checkpoint):
         raise InputError(
@@ -216,10 +206,7 @@ def _check_weights(
     *,
     make: Callable[[GPTConfig], GPTBackbone],
 ) -> None:
-    """Refuses weights whose names or shapes are not the model's, naming the first that is not.
-
-    No memory is taken, and no more blocks are made than there are weights for.
-    """
+    """As `check_shapes`: no memory is taken, and no more blocks are made than there are weights for."""
     check_sharing(weights.values(), f"checkpoint={path}")
     blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     if len(blocks) != config.n_layers:
@@ -242,14 +229,8 @@ def write_model(loaded: LoadedCheckpoint, path: Path) -> None:
     """Writes a model alone, to generate, evaluate and start from, not to resume; its past stays with it."""
     header = checkpoint_header(describe(loaded.net, loaded.model), loaded.tokenizer, loaded.run_config)
     weights = {f"{NET_PREFIX}{name}": tensor for name, tensor in loaded.net.state_dict().items()}
-    write_checkpoint(
-        {
-            HEADER_KEY: header | {"lineage": loaded.lineage},
-            "state_dict": weights,
-            "global_step": loaded.step,
-        },
-        path,
-    )
+    header["lineage"] = loaded.lineage
+    write_checkpoint({HEADER_KEY: header, "state_dict": weights, "global_step": loaded.step}, path)
 
 
 # --- other programs' files ------------------------------------------------------------------------------
@@ -264,11 +245,10 @@ def load_foreign(
     dtype: torch.dtype = torch.float32,
     start: Mapping[str, Any] | None = None,
 ) -> LoadedCheckpoint:
-    """The model of the files, in evaluation mode, in that data type.
+    """The model of the files, in that data type; `start` is where they come from, if known.
 
-    `start` is where they come from, if known; `config` and `tokenizer` are for files that say neither.
-
-    Raises InputError for files that are not whole, and where nobody says which model or tokenizer they have.
+    `config` and `tokenizer` are for files that say neither. Raises InputError for files that are not whole,
+    and where nobody says which model or tokenizer they have.
     """
     if files.config is not None and config is not None:
         raise InputError(f"{files.path} says itself which model it is: leave model= out")
@@ -304,10 +284,7 @@ def load_published(
 
 
 def load_foreign_classifier(path: Path, *, device: str = "cpu") -> LoadedClassifier:
-    """The classifier of a folder that transformers, or an export of ours, wrote.
-
-    Raises InputError for files that are not whole, and for one whose tokenizer gptpl does not know.
-    """
+    """The classifier of a folder that transformers, or an export of ours, wrote; errors as `load_foreign`."""
     files, labels = open_classifier(path)
     config = files.config
     assert config is not None

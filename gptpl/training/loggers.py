@@ -25,7 +25,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from gptpl.errors import InputError
-from gptpl.files.durable import sync_folder
+from gptpl.files.durable import replacement, sync_folder
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -152,18 +152,15 @@ class ResumableLogger(Protocol):
     """A logger that can forget what was logged after a checkpoint."""
 
     def position(self) -> dict[str, Any]:
-        """Where the log ends now, as plain data for a checkpoint; cheap enough to be asked at every step.
-
-        Empty on ranks other than 0.
-        """
+        """Where the log ends, as plain data for a checkpoint: cheap at every step, empty on ranks but 0."""
 
     def sync(self) -> None:
         """Brings everything logged so far to the disk, where it survives a power cut."""
 
     def return_to(self, position: dict[str, Any]) -> None:
-        """Forgets what was written after `position` was taken, if that can be; an empty one changes nothing.
+        """Forgets, before anything is logged, what was written after `position` was taken, if that can be.
 
-        To be called before anything is logged. What is missing from before it is a warning.
+        An empty one changes nothing. What is missing from before it is a warning.
         """
 
 
@@ -212,15 +209,11 @@ class RunTensorBoardLogger(TensorBoardLogger):
         """`{"files": {...}}`: the size in bytes of every event file, by its path below the folder."""
         if not _is_rank_zero():
             return {}
-        if self._experiment is not None:
-            self._experiment.flush()
         return {"files": {name: path.stat().st_size for name, path in self._event_files().items()}}
 
     @rank_zero_only
     def sync(self) -> None:
-        """See `ResumableLogger`."""
-        if self._experiment is not None:
-            self._experiment.flush()
+        """See `ResumableLogger`; every event is with the operating system when it has been logged."""
         files = self._event_files().values()
         for path in files:
             with path.open("rb+") as file:  # Windows syncs no file that is open for reading alone
@@ -275,12 +268,12 @@ class MetricsCSVLogger(Logger):
 
     @property
     def name(self) -> str:
-        """A fixed name: there is one such file a run."""
+        """Fixed: there is one such file a run."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """None are counted: the run folder is the version."""
+        """Empty: the run folder is the version."""
         return ""
 
     @property
@@ -302,10 +295,7 @@ class MetricsCSVLogger(Logger):
         self._last_step = number if self._last_step is None else max(number, self._last_step)
 
     def position(self) -> dict[str, Any]:
-        """The number of rows, the columns, and the last row with its step: later numbers may change that one.
-
-        Numbers are as the file has them: texts, to the last digit.
-        """
+        """The number of rows, the columns, and the last row with its step, its numbers as in the file."""
         if not _is_rank_zero():
             return {}
         rows, step = self._loaded(), self._last_step
@@ -322,16 +312,11 @@ class MetricsCSVLogger(Logger):
 
     @rank_zero_only
     def return_to(self, position: dict[str, Any]) -> None:
-        """Drops the rows behind the last of `position` and what was added to that one.
-
-        Raises InputError for a file that is no table of numbers.
-        """
+        """Drops the rows behind the last of `position` and what was added to that one."""
         if self._unsaved_steps:
             raise RuntimeError("numbers have been logged: return_to has to come first")
         if not position:
             return
-        if self._path.exists():
-            _check_table(self._path)
         before, columns = self._loaded(), list(self._columns)
         last = -1 if position["step"] is None else position["step"]
         self._columns = list(position["columns"])
@@ -350,14 +335,7 @@ class MetricsCSVLogger(Logger):
 
     def _loaded(self) -> dict[int, dict[str, str | float]]:
         if self._rows is None:
-            self._rows = {}
-            if self._path.is_file():
-                with self._path.open(newline="", encoding="utf-8") as file:
-                    reader = csv.DictReader(file)
-                    self._columns = [name for name in reader.fieldnames or () if name != "step"]
-                    for row in reader:
-                        filled = {name: value for name, value in row.items() if name != "step" and value}
-                        self._rows[int(row["step"])] = dict(filled)
+            self._columns, self._rows = _table(self._path) if self._path.exists() else ([], {})
             self._last_step = max(self._rows, default=None)
         return self._rows
 
@@ -368,18 +346,18 @@ class MetricsCSVLogger(Logger):
             self._write()
 
     def _write(self) -> None:
-        """Writes the file anew and puts it in the place of the old one."""
         rows = self._loaded()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with (
+            replacement(self._path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, fieldnames=["step", *self._columns])
             writer.writeheader()
             writer.writerows({"step": step, **rows[step]} for step in sorted(rows))
             # Otherwise a power cut could leave the new name with no text behind it.
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(self._path)
         self._unsaved_steps.clear()
 
     @rank_zero_only
@@ -393,19 +371,23 @@ def _is_rank_zero() -> bool:
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
-def _check_table(path: Path) -> None:
-    """Raises InputError for a file that `MetricsCSVLogger` has not written, or not to its end."""
+def _table(path: Path) -> tuple[list[str], dict[int, dict[str, str | float]]]:
+    """Columns, and what each step's row has; InputError where `MetricsCSVLogger` has not written it whole."""
     try:
         text = path.read_bytes().decode("utf-8")
         columns, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-        for step, *cells in rows:
-            int(step)
-            for cell in cells:
-                float(cell or 0)
-        whole = text.endswith("\n") and columns[:1] == ["step"] and {len(columns)} >= set(map(len, rows))
+        filled: dict[int, dict[str, str | float]] = {
+            int(step): {name: cell for name, cell in zip(columns[1:], cells, strict=True) if cell}
+            for step, *cells in rows
+        }
+        for row in filled.values():
+            for cell in row.values():
+                float(cell)
+        whole = text.endswith("\n") and columns[:1] == ["step"]
     except (OSError, ValueError, csv.Error):
         whole = False
     if not whole:
         raise InputError(
             f"{path} is no whole table of numbers: move it away, and the run goes on without its earlier rows"
         )
+    return columns[1:], filled

@@ -35,23 +35,22 @@ MULTIPLE = 64
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats per target token, a float32 scalar; nan when every target is ignored.
 
-    Logits are (B, T, V), any floating dtype; the softmax is taken in float32. Targets are (B, T) int64;
+    Logits are (..., V), any floating dtype; the softmax is taken in float32. Targets are (...) int64;
     positions holding `IGNORED_TARGET` count neither in the sum nor in the mean.
     """
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_TARGET)
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED_TARGET)
 
 
-def summed_next_token_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies in nats and the number of target tokens, for exact means over many batches.
+def summed_next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropies and number of targets, for exact means over many batches: (2,).
 
-    Arguments as for `next_token_loss`. Returns (sum, count), two float64 scalars (float32 on devices without
-    float64).
+    In float64, or float32 on devices without it, as all sums here. Arguments as for `next_token_loss`.
     """
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     total = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_TARGET, reduction="sum"
+        logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED_TARGET, reduction="sum"
     )
-    return total.to(wide), (targets != IGNORED_TARGET).sum().to(wide)
+    return torch.stack([total.to(wide), (targets != IGNORED_TARGET).sum().to(wide)])
 
 
 def perplexity(loss: float) -> float:
@@ -76,29 +75,30 @@ def training_loss(
     given = _given(net, inputs, segments)
     if head == "fused":
         check_fused_head(net)
-        body, out_head = body_and_head(net)
-        return head_loss(*head_factors(out_head, body(*given)), targets)
+        return head_loss(*_factors(net, *given), targets)
     return next_token_loss(net(*given), targets)
 
 
-def evaluation_loss(net: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def evaluation_loss(net: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """`summed_next_token_loss` of the model, without all logits at once where it has a fused head."""
-    if not has_fused_head(net):
-        return summed_next_token_loss(net(inputs), targets)
-    body, head = body_and_head(net)
-    return summed_head_loss(*head_factors(head, body(inputs)), targets)
+    if has_fused_head(net):
+        return summed_head_loss(*_factors(net, inputs), targets)
+    return summed_next_token_loss(net(inputs), targets)
 
 
 def evaluation_scores(
     net: nn.Module, inputs: Tensor, targets: Tensor, segments: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensor:
     """`summed_head_scores` of the model; of one without a fused head from all logits. `segments` as above."""
     given = _given(net, inputs, segments)
-    if not has_fused_head(net):
-        total, count, correct = _score_sums(net(*given).flatten(0, 1), targets.flatten())
-        return total, count, correct
+    if has_fused_head(net):
+        return summed_head_scores(*_factors(net, *given), targets)
+    return _score_sums(net(*given), targets)
+
+
+def _factors(net: nn.Module, *given: Tensor) -> tuple[Tensor, Tensor]:
     body, head = body_and_head(net)
-    return summed_head_scores(*head_factors(head, body(*given)), targets)
+    return head_factors(head, body(*given))
 
 
 def _given(net: nn.Module, inputs: Tensor, segments: Tensor | None) -> tuple[Tensor, ...]:
@@ -157,28 +157,19 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return loss
 
 
-def summed_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def summed_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """`summed_next_token_loss`, without gradients; arguments as for `head_loss`, fp16 included."""
-    total, count = _summed(hidden.flatten(0, -2), weight, targets.flatten(), _loss_sums)
-    return total, count
+    return _summed(hidden.flatten(0, -2), weight, targets.flatten(), summed_next_token_loss)
 
 
-def summed_head_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `summed_head_loss`, with the number of targets that have the highest logit, the lowest id of equals.
-
-    Only positions with a target are looked at.
-    """
+def summed_head_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """As `summed_head_loss`, and how many targets have the highest logit, of equals the lowest id: (3,)."""
     counted = targets != IGNORED_TARGET
-    total, count, correct = _summed(hidden[counted], weight, targets[counted], _score_sums)
-    return total, count, correct
-
-
-def _loss_sums(logits: Tensor, targets: Tensor) -> Tensor:
-    return torch.stack(summed_next_token_loss(logits[None], targets[None]))
+    return _summed(hidden[counted], weight, targets[counted], _score_sums)
 
 
 def _score_sums(logits: Tensor, targets: Tensor) -> Tensor:
-    sums = _loss_sums(logits, targets)
+    sums = summed_next_token_loss(logits, targets)
     return torch.cat([sums, (logits.argmax(-1) == targets).sum().to(sums.dtype)[None]])
 
 

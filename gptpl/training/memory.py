@@ -6,6 +6,7 @@ import bisect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,7 @@ def step_memory(
     accumulates: bool = False,
     prepare: Prepare = lambda net: net,
 ) -> StepMemory:
-    """Estimated bytes of a training step.
-
-    Counted on tensors that have shapes and no memory, for one block and for two; the others are like them.
+    """Estimated bytes of a training step, counted on tensors without memory, for one block and for two.
 
     Args:
         config: the model's.
@@ -87,30 +86,38 @@ def step_memory(
         accumulates: whether an optimizer step has several batches.
         prepare: see `Prepare`; of the blocks it may treat the last one differently.
     """
-    small = [replace(config, n_layers=n) for n in (1, 2)]
-    one, two = (
-        kept_bytes(
+
+    def kept(of_few: GPTConfig) -> int:
+        return kept_bytes(
             of_few, path, batch_size=batch_size, max_length=max_length, low=low,
             weight_bytes=weight_bytes, prepare=prepare,
-        )
-        for of_few in small
-    )  # fmt: skip
-    block, rest = two - one, 2 * one - two
-    kept = config.n_layers * block
-    if path.recompute:
-        inputs_of_blocks = config.n_layers * batch_size * max_length * config.emb_dim * weight_bytes
-        kept = inputs_of_blocks + _RECOMPUTED_BLOCKS * block
-    of_one, of_two = (_parameter_bytes(of_few, weight_bytes, prepare) for of_few in small)
-    weights, trained = (a + (config.n_layers - 1) * (b - a) for a, b in zip(of_one, of_two, strict=True))
+        )  # fmt: skip
+
+    def parameters(of_few: GPTConfig, *, trained: bool = False) -> int:
+        with torch.device("meta"):
+            net = prepare(GPTModel(of_few))
+        return sum(p.numel() * weight_bytes for p in net.parameters() if p.requires_grad or not trained)
+
+    there = replace(config, n_layers=_RECOMPUTED_BLOCKS) if path.recompute else config
+    activations = of_any_depth(there, kept)
+    if path.recompute:  # the inputs of all blocks are kept
+        activations += config.n_layers * batch_size * max_length * config.emb_dim * weight_bytes
+    trained = of_any_depth(config, partial(parameters, trained=True))
     rows, low_products = batch_size * max_length, low or weight_bytes == _BF16_BYTES
     return StepMemory(
-        weights=weights,
+        weights=of_any_depth(config, parameters),
         gradients=trained,
         optimizer=_ADAMW_AVERAGES * trained if optimizer_bytes is None else optimizer_bytes,
-        activations=kept + rest,
+        activations=activations,
         head=_head_bytes(config, path, prepare, rows=rows, low=low_products),
         gradients_stay=accumulates,
     )
+
+
+def of_any_depth(config: GPTConfig, counted: Callable[[GPTConfig], int]) -> int:
+    """What is counted of a model with one block and of one with two, for as many as there are."""
+    one, two = (counted(replace(config, n_layers=n)) for n in (1, 2))
+    return one + (config.n_layers - 1) * (two - one)
 
 
 def kept_bytes(
@@ -174,17 +181,16 @@ def optimizer_state_bytes(
 ) -> int:
     """Bytes that the optimizer keeps between steps: counted after a step, as those of `step_memory`."""
 
-    def counted(n_layers: int) -> int:
+    def counted(of_few: GPTConfig) -> int:
         with ShapesAlone():
-            net = _model(replace(config, n_layers=n_layers), weight_bytes, prepare)
+            net = _model(of_few, weight_bytes, prepare)
             optimizer = make_optimizer(net)
             for parameter in net.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
             optimizer.step()
             return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(optimizer.state_dict()))
 
-    one, two = counted(1), counted(2)
-    return one + (config.n_layers - 1) * (two - one)
+    return of_any_depth(config, counted)
 
 
 def _tensors(state: Any) -> Iterator[torch.Tensor]:
@@ -193,14 +199,6 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
     elif isinstance(state, dict):
         for value in state.values():
             yield from _tensors(value)
-
-
-def _parameter_bytes(config: GPTConfig, weight_bytes: int, prepare: Prepare) -> tuple[int, int]:
-    """Of all parameters, and of those that train."""
-    with torch.device("meta"):
-        sizes = [(p.numel(), p.requires_grad) for p in prepare(GPTModel(config)).parameters()]
-    trained = sum(size for size, trains in sizes if trains)
-    return sum(size for size, _ in sizes) * weight_bytes, trained * weight_bytes
 
 
 def _model(config: GPTConfig, weight_bytes: int, prepare: Prepare) -> GPTBackbone:
@@ -240,10 +238,7 @@ def largest_batch_size(
 
 
 def accumulation(*, global_batch: int, batch_size: int, world_size: int) -> int:
-    """Batches of every device in an optimizer step of `global_batch` sequences.
-
-    Raises InputError where they do not make it up exactly.
-    """
+    """Batches of every device in an optimizer step; InputError where they do not make it up exactly."""
     at_once = batch_size * world_size
     if global_batch < 1 or global_batch % at_once:
         devices = f" on {world_size} devices" if world_size > 1 else ""

@@ -122,10 +122,6 @@ def muon(
     `betas`, `eps` and `decay` are AdamW's, `muon_lr` and `momentum` Muon's, `weight_decay` is of both.
     """
     _check(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, muon_lr=muon_lr, momentum=momentum)
-    if not hasattr(torch.optim, "Muon"):
-        raise InputError(
-            f"optimizer=muon needs torch.optim.Muon, torch {torch.__version__} has none: upgrade torch"
-        )
     hidden = [
         p
         for name, p in net.named_parameters()
@@ -136,10 +132,9 @@ def muon(
             "optimizer=muon finds no whole matrix that trains in the model's blocks: use optimizer=adamw"
         )
     chosen = {id(p) for p in hidden}
-    rest = [
-        {**group, "params": [p for p in group["params"] if id(p) not in chosen]}
-        for group in decay_groups(net, weight_decay=weight_decay, decay=decay)
-    ]
+    rest = decay_groups(net, weight_decay=weight_decay, decay=decay)
+    for group in rest:
+        group["params"] = [p for p in group["params"] if id(p) not in chosen]
     return MuonWithAdamW(
         torch.optim.Muon(
             [{"params": hidden, "name": "muon"}],
@@ -160,21 +155,18 @@ class MuonWithAdamW(Optimizer):
 
     def __init__(self, muon_part: Optimizer, adamw_part: Optimizer) -> None:
         self.parts = {"muon": muon_part, "adamw": adamw_part}
-        super().__init__(
-            [p for part in self.parts.values() for g in part.param_groups for p in g["params"]], {}
-        )
-        self._share_groups()
+        groups = self._groups()
+        super().__init__([p for group in groups for p in group["params"]], {})
+        self.param_groups = groups
 
-    def _share_groups(self) -> None:
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts.values() for group in part.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both parts; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure is not None else None
         for part in self.parts.values():
             part.step()
         return loss
@@ -191,7 +183,7 @@ class MuonWithAdamW(Optimizer):
             )
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
-        self._share_groups()
+        self.param_groups = self._groups()
 
 
 def _check(**settings: Any) -> None:

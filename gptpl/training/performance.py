@@ -101,10 +101,7 @@ class CompileChoice:
 
 
 def choose_compile(*, wanted: str, device_type: str, total_steps: int) -> CompileChoice:
-    """Decides whether to compile where "auto" is wanted: on CUDA, for `WORTHWHILE_STEPS` steps and more.
-
-    Raises InputError for "on" where a tool is missing.
-    """
+    """Decides "auto": on CUDA, for `WORTHWHILE_STEPS` and more. InputError for "on" without the tools."""
     if wanted == "off":
         return CompileChoice(False, "as asked")
     missing = missing_tool(device_type)

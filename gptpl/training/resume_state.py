@@ -33,7 +33,7 @@ class Position:
 
 
 def random_state(*, accelerators: bool = True) -> dict[str, Any]:
-    """The state of every global random number generator of this process, as plain data and tensors.
+    """The state of every global random number generator, as plain data and tensors.
 
     Without `accelerators` theirs are left out, and nothing is done that would start CUDA.
     """

@@ -34,12 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunWeights(CroppedWeights):
-    """The weights of a checkpoint that gptpl wrote; optimizer, schedule and position begin anew.
-
-    `checkpoint` is a run's folder (its last checkpoint) or a `.ckpt` file.
-    """
+    """The weights of a checkpoint that gptpl wrote; optimizer, schedule and position begin anew."""
 
     checkpoint: str | None = None
+    """A run's folder (its last checkpoint) or a `.ckpt` file."""
 
     @property
     def file(self) -> Path:

@@ -186,10 +186,8 @@ class TrainingModule(Task, L.LightningModule):
         self._schedule_evaluation()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Keeps Lightning's count of steps right, by which `trainer.log_every_n_steps` goes.
-
-        It counts an evaluation that a resumed run makes up for as one more.
-        """
+        """Keeps Lightning's count of steps right, by which `trainer.log_every_n_steps` goes."""
+        # It counts an evaluation that a resumed run makes up for as one more.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -206,10 +204,8 @@ class TrainingModule(Task, L.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Makes the gradient of an epoch's last, short accumulation the mean over its micro-batches too.
-
-        Lightning divides by `trainer.accumulate_grad_batches`.
-        """
+        """Makes the gradient of an epoch's last, short accumulation the mean over its micro-batches too."""
+        # Lightning divides by accumulate_grad_batches.
         scale = self.trainer.accumulate_grad_batches / len(self._micro_losses)
         if scale != 1:
             for parameter in self.net.parameters():

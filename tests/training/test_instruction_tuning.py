@@ -224,8 +224,8 @@ def test_padding_rows_of_other_ranks_change_no_metric(tuning):
             data = tuning.data()
             data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
             for batch in data.val_dataloader()[1]:
-                found = module.evaluation_sums(batch)["scores"]
-                sums["scores"] = sums["scores"] + found if sums else found
+                found = module.evaluation_sums(batch)["loss"]
+                sums["loss"] = sums["loss"] + found if sums else found
         return module.evaluation_metrics({"val": sums})
 
     assert metrics(3) == pytest.approx(metrics(1), rel=1e-6)  # 2 entries, the third rank has padding alone
