@@ -17,12 +17,11 @@ from gptpl.model import GPTConfig
 from gptpl.runs.listing import find_run
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
 from gptpl.training.adapter import adapter_checkpoint
-from gptpl.training.checkpoint import CLASSIFY, read_checkpoint
+from gptpl.training.checkpoint import CLASSIFY, HEADER_KEY, read_checkpoint, task_of
 from gptpl.training.checkpoint_files import checkpoint_file
 from gptpl.training.loading import (
     Build,
     classifier_of,
-    is_classifier_checkpoint,
     load_foreign,
     load_foreign_classifier,
     load_model,
@@ -157,7 +156,8 @@ def names_classifier(source: Source) -> bool:
             return bool(read_record(path).get("task", {}).get("name") == CLASSIFY)
         if is_foreign(path):
             return is_classifier(path)
-        return is_classifier_checkpoint(read_checkpoint(checkpoint_file(str(path))))
+        header = read_checkpoint(checkpoint_file(str(path)))[HEADER_KEY]
+        return bool(task_of(header)["name"] == CLASSIFY)
     except InputError:
         return False
 

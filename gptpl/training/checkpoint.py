@@ -9,9 +9,7 @@ class than `GPTModel` is described by what it was built from: `_target_`, the cl
 import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
 from typing import Any, cast
 
 import torch
@@ -109,43 +107,29 @@ def check_intact(path: Path) -> None:
             raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A value's kind, its smallest value if it is a number, and whether it has to be there."""
-
-    kind: type | UnionType
-    least: float | None = None
-    needed: bool = True
-
-
-_TEXT, _COUNT, _STEP = _Entry(str), _Entry(int, 1), _Entry(int, 0)
-_CHECKPOINT = {"state_dict": _Entry(dict), "global_step": _Entry(int, 0, needed=False)}
+# The kind of each entry, with its smallest value if it is a number; one with a "?" may be missing.
+_COUNT, _STEP = (int, 1), (int, 0)
+_CHECKPOINT = {"state_dict": dict, "global_step?": _STEP}
 _HEADER = {
-    **dict.fromkeys(("model", "tokenizer", "config"), _Entry(dict)),
-    **dict.fromkeys(("start", "lineage", "tune", "task"), _Entry(dict, needed=False)),
-    **dict.fromkeys(("tokens_seen", "global_batch"), _Entry(int, 0, needed=False)),
-    "data_sha256": _Entry(str, needed=False),
+    **dict.fromkeys(("model", "tokenizer", "config", "start?", "lineage?", "tune?", "task?"), dict),
+    **dict.fromkeys(("tokens_seen?", "global_batch?"), _STEP),
+    "data_sha256?": str,
 }
-_LINEAGE = {
-    "step": _STEP,
-    "start": _Entry(dict),
-    "tokens_seen": _Entry(int, 0, needed=False),
-    **dict.fromkeys(("data", "losses"), _Entry(dict, needed=False)),
-}
-_LORA = {"rank": _COUNT, "alpha": _Entry(int | float)}
+_LINEAGE = {"step": _STEP, "start": dict, "tokens_seen?": _STEP, "data?": dict, "losses?": dict}
+_LORA = {"rank": _COUNT, "alpha": int | float}
 _CLASSIFIER = {
-    "labels": _Entry(list),
-    "pooling": _TEXT,
-    "head_bias": _Entry(bool),
+    "labels": list,
+    "pooling": str,
+    "head_bias": bool,
     "max_length": _COUNT,
-    "padded_to": _Entry(int | None, 1),
+    "padded_to": (int | None, 1),
 }
 _RESUMABLE = {
     "tokens_seen": _STEP,
-    "data_sha256": _TEXT,
+    "data_sha256": str,
     "world_size": _COUNT,
     "total_steps": _COUNT,
-    "lr_ceiling": _Entry(int | float | None, needed=False),
+    "lr_ceiling?": int | float | None,
 }
 
 
@@ -158,9 +142,9 @@ def _check_entries(checkpoint: Mapping[str, Any], header: Mapping[str, Any], pat
     if "lineage" in header:
         _check(header["lineage"], _LINEAGE, "lineage.", path)
     if task is not None:
-        _check(task, {"name": _TEXT}, "task.", path)
+        _check(task, {"name": str}, "task.", path)
     if tune is not None:
-        _check(tune, {"name": _TEXT, **(_LORA if tune.get("name") == "lora" else {})}, "tune.", path)
+        _check(tune, {"name": str, **(_LORA if tune.get("name") == "lora" else {})}, "tune.", path)
     weights = checkpoint["state_dict"]
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
@@ -201,19 +185,21 @@ def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
     _check(checkpoint[RESUME_KEY], {"step": _STEP}, "", path)
 
 
-def _check(found: Mapping[str, Any], entries: Mapping[str, _Entry], place: str, path: Path) -> None:
-    for name, entry in entries.items():
+def _check(found: Mapping[str, Any], entries: Mapping[str, Any], place: str, path: Path) -> None:
+    for entry, wanted in entries.items():
+        name = entry.removesuffix("?")
+        kind, least = wanted if isinstance(wanted, tuple) else (wanted, None)
         if name not in found:
-            if entry.needed:
+            if name == entry:
                 raise InputError(
                     f"checkpoint={path} holds no {place}{name} (it is damaged): use another checkpoint"
                 )
             continue
         value = found[name]
-        if not isinstance(value, entry.kind) or (isinstance(value, bool) and entry.kind is not bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise _damaged(f"{place}{name}", "of another kind", path)
-        if entry.least is not None and isinstance(value, int | float) and value < entry.least:
-            raise _damaged(f"{place}{name}", f"below {entry.least}", path)
+        if least is not None and isinstance(value, int) and value < least:
+            raise _damaged(f"{place}{name}", f"below {least}", path)
 
 
 def _damaged(entry: str, what: str, path: Path) -> InputError:

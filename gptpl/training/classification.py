@@ -30,15 +30,9 @@ class ClassificationModule(TrainingModule):
     losses: accuracy (`eval/train_accuracy`, `val/accuracy`), the mean F1 of the classes (`val/f1`), each
     class's (`val/f1_<label>`; nan for one that neither occurs nor is predicted), and `val/calibration_error`.
 
-    Args:
-        net: the model that it begins with; its layers are taken over, all but the head.
-        labels: names of the C classes.
-        class_weights: weight of each class in the loss; None: all are 1.
-        max_length: tokens that are read of a text.
-        padded_to: tokens that every text is filled up to; None: it does not matter.
-        pooling: see `ClassifierConfig`, and for `head_bias`.
-        head_bias: whether the head has a bias.
-        run: the arguments of `TrainingModule`.
+    The layers of `net` are taken over, all but its head. `max_length` tokens are read of a text, and every
+    text is filled up to `padded_to`; None: it does not matter. `pooling` and `head_bias` are those of
+    `ClassifierConfig`, `run` the arguments of `TrainingModule`.
 
     Raises InputError for "last_position" where the texts of every batch are padded as its longest wants.
     """

@@ -1,4 +1,4 @@
-"""TensorBoard event files for runs that are broken off and resumed: in order by name, and never behind."""
+"""TensorBoard event files for runs that are interrupted and resumed: in order by name, and never behind."""
 
 import os
 import re

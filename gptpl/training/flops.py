@@ -36,9 +36,6 @@ PEAKS = {
     "RTX 3090": 71e12,
 }
 
-_MEASURED_ROWS = 2048
-_GPT2_SMALL_DIM = 768
-
 
 def training_flops_per_token(config: GPTConfig, max_length: int) -> int:
     """Floating-point operations of forward and backward pass for one token in a sequence of `max_length`.
@@ -78,8 +75,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype, config: object) -> floa
         name = torch.cuda.get_device_name(device)
         return next((peak for part, peak in PEAKS.items() if part in name), None)
     if device.type == "cpu":
-        D = getattr(config, "emb_dim", _GPT2_SMALL_DIM)
-        return matrix_product_flops(_MEASURED_ROWS, EXPANSION * D, D, dtype)
+        D = getattr(config, "emb_dim", 768)
+        return matrix_product_flops(2048, EXPANSION * D, D, dtype)
     return None
 
 

@@ -148,11 +148,6 @@ def model_of(
     return LoadedCheckpoint(net=net.eval(), task=task_of(header), model=model, **_past(checkpoint, path))
 
 
-def is_classifier_checkpoint(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint, as `read_checkpoint` gives it, is a classifier's."""
-    return task_of(checkpoint[HEADER_KEY])["name"] == CLASSIFY
-
-
 def load_classifier(path: Path, *, device: str = "cpu") -> LoadedClassifier:
     """As `load_model`, of a checkpoint file of a classifier."""
     checkpoint = read_checkpoint(path)
@@ -163,7 +158,7 @@ def load_classifier(path: Path, *, device: str = "cpu") -> LoadedClassifier:
 def classifier_of(checkpoint: dict[str, Any], path: Path, *, device: str = "cpu") -> LoadedClassifier:
     """Classifier and tokenizer of a checkpoint that was read from `path`."""
     header = checkpoint[HEADER_KEY]
-    if not is_classifier_checkpoint(checkpoint):
+    if task_of(header)["name"] != CLASSIFY:
         raise InputError(
             f"checkpoint={path} is a language model, no classifier: train one with gptpl train task=classify"
             f" init=run init.checkpoint={path}"

@@ -254,7 +254,7 @@ class MetricsCSVLogger(Logger):
     Lightning's CSVLogger deletes an existing file, so a resumed run would lose its past. This one keeps it:
     rows of the same step become one row, and new columns are added at the right. The file is replaced
     atomically: every `flush_every_n_steps` steps (in a long run every hundredth part of its steps, or it
-    would be written thousands of times), for a checkpoint, and at the end, also of a run that is broken off.
+    would be written thousands of times), for a checkpoint, and at the end, also of a run that is interrupted.
     """
 
     def __init__(self, *, save_dir: str, flush_every_n_steps: int = 10) -> None:

@@ -139,14 +139,10 @@ def head_factors(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats per target token: `next_token_loss(hidden @ weight.T, targets)`.
 
-    The product is computed in autocast's type where autocast is on, else in `hidden`'s; softmax and sums in
-    fp32. Can be differentiated once, by `hidden` and `weight`.
-
-    Args:
-        hidden: (..., D), normalised hidden states; fp32 or bf16. fp16 would lose small gradients, which a
-            loss scale saves only where it comes before them.
-        weight: (V, D), the head's.
-        targets: (...) int64.
+    Normalised hidden states (..., D), the head's weight (V, D), targets (...) int64. The product is computed
+    in autocast's type where that is on, else in `hidden`'s, fp32 or bf16: fp16 would lose small gradients,
+    which a loss scale saves only where it comes before them. Softmax and sums are in fp32. Can be
+    differentiated once, by `hidden` and `weight`.
     """
     dtype = _product_dtype(hidden)
     if dtype == torch.float16:

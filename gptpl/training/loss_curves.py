@@ -69,11 +69,8 @@ def curve_verdict(
 ) -> Verdict:
     """Judge a run by its evaluations, in any order.
 
-    Args:
-        points: the evaluations.
-        uniform_loss: ln V, the loss of guessing evenly among V tokens, where it is known.
-        whole_model: whether all of the model trains: if not, a larger one is no advice.
-        caveat: a sentence on the data without which the losses would mislead; it comes first.
+    `uniform_loss` is ln V, the loss of guessing evenly among V tokens, where it is known. Unless the
+    `whole_model` trains, a larger one is no advice. A `caveat` on the data comes first.
 
     The first rule that holds decides:
 

@@ -75,16 +75,9 @@ def step_memory(
 ) -> StepMemory:
     """Estimated bytes of a training step, counted on tensors without memory, for one block and for two.
 
-    Args:
-        config: the model's.
-        path: its attention, head and recomputation decide what a step keeps.
-        batch_size: B.
-        max_length: T.
-        low: whether products are bf16.
-        optimizer_bytes: what the optimizer keeps, see `optimizer_state_bytes`; None: AdamW's two averages.
-        weight_bytes: of one weight: 4, or 2 where the weights themselves are bf16.
-        accumulates: whether an optimizer step has several batches.
-        prepare: see `Prepare`; of the blocks it may treat the last one differently.
+    Products are bf16 if `low`, weights too if `weight_bytes` is 2. The optimizer keeps `optimizer_bytes`, see
+    `optimizer_state_bytes`; None: AdamW's two averages. An optimizer step that `accumulates` has several
+    batches. `prepare` may treat the last block differently from the others.
     """
 
     def kept(of_few: GPTConfig) -> int:
@@ -217,10 +210,9 @@ def _model(config: GPTConfig, weight_bytes: int, prepare: Prepare) -> GPTBackbon
 def largest_batch_size(
     config: GPTConfig, path: FastPath, *, max_length: int, windows: int, free: int, **memory: Any
 ) -> int:
-    """The largest divisor of `windows` whose training step fits into `USABLE` of `free` bytes.
+    """The largest divisor of `windows`, a device's share of a step, that fits into `USABLE` of `free` bytes.
 
-    `windows` are what one device has to see in an optimizer step; `memory` is what else `step_memory` should
-    know. Raises InputError when not even one sequence fits.
+    `memory` is what else `step_memory` should know. Raises InputError when not even one sequence fits.
     """
     sizes = [size for size in range(1, windows + 1) if windows % size == 0]
 
@@ -270,9 +262,8 @@ def container_free_bytes(
     Files that the kernel keeps in memory, and would drop, count as free. None: there is no limit, or no
     version 2. `root` is where the groups are mounted, in a container its own; `own` names the process's.
     """
-    if not own.exists():
-        return None
-    names = [line.removeprefix("0::/") for line in own.read_text().splitlines() if line.startswith("0::/")]
+    lines = own.read_text().splitlines() if own.exists() else []
+    names = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
     if not names:
         return None
     group = root / names[0]

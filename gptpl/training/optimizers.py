@@ -122,6 +122,10 @@ def muon(
     `betas`, `eps` and `decay` are AdamW's, `muon_lr` and `momentum` Muon's, `weight_decay` is of both.
     """
     _check(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, muon_lr=muon_lr, momentum=momentum)
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(
+            f"optimizer=muon needs torch.optim.Muon, torch {torch.__version__} has none: upgrade torch"
+        )
     hidden = [
         p
         for name, p in net.named_parameters()

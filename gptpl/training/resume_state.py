@@ -68,7 +68,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 def loops_at(loops: dict[str, Any], position: Position, *, evaluate: bool) -> dict[str, Any]:
     """Lightning's loop counters (`checkpoint["loops"]`) as they have to be to go on at `position`.
 
-    Lightning counts at several places of a step, and reads from the differences where it was broken off. The
+    Lightning counts at several places of a step, and reads from the differences where it was interrupted. The
     counters of two such places are set here, wherever the checkpoint was written: between two batches of an
     epoch, and (`evaluate`) the same with an evaluation begun, which it then runs before the next batch.
     """
