@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gptpl.errors import InputError
 from gptpl.generation.decoding import NextLogits, check_counts, check_prompts
@@ -64,49 +64,33 @@ def beam_search(
         return [Beam(tokens=(), log_probability=0.0, score=0.0)]
     following = NextLogits(model, rows=num_beams, room=len(prompt) + max_new_tokens)
     logits = following.start([prompt], copies=1)  # (1, V); later (N, V)
-    running = [_Running((), 0.0, parent=0)]
+    running: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     finished: list[Beam] = []
     for n in range(1, max_new_tokens + 1):
-        ends, goes_on = [], []
         log_p = ban_tokens(logits.float().log_softmax(dim=-1), banned_tokens)
-        for place, candidate in enumerate(_candidates(running, log_p, count=2 * num_beams)):
-            if candidate.tokens[-1] != eot_id and n < max_new_tokens:
-                goes_on.append(candidate)
-            elif place < num_beams:
-                ends.append(candidate.finished(length_penalty))
-        finished = sorted([*finished, *ends], key=lambda beam: beam.score, reverse=True)[:num_beams]
-        running = goes_on[:num_beams]
+        sums = torch.tensor([log_probability for _, log_probability in running], device=log_p.device)
+        # Each beam can end in one way only: of twice as many as there are beams, enough go on.
+        totals, places = (log_p + sums[:, None]).flatten().topk(min(2 * num_beams, log_p.numel()))
+        best, parents = [], []
+        for rank, (total, place) in enumerate(zip(totals.tolist(), places.tolist(), strict=True)):
+            parent, token = divmod(place, V)
+            tokens = (*running[parent][0], token)
+            if token != eot_id and n < max_new_tokens:
+                best.append((tokens, total))
+                parents.append(parent)
+            elif rank < num_beams:
+                finished.append(_beam(tokens, total, length_penalty))
+        finished = sorted(finished, key=lambda beam: beam.score, reverse=True)[:num_beams]
+        running, parents = best[:num_beams], parents[:num_beams]
         if not running:
             break
-        best = running[0].finished(length_penalty).score
-        if len(finished) == num_beams and (early_stopping or best <= finished[-1].score):
+        likeliest = _beam(*running[0], length_penalty).score
+        if len(finished) == num_beams and (early_stopping or likeliest <= finished[-1].score):
             break
-        logits = following.advance([beam.parent for beam in running], [beam.tokens[-1] for beam in running])
+        logits = following.advance(parents, [tokens[-1] for tokens, _ in running])
     return finished
 
 
-@dataclass(frozen=True)
-class _Running:
-    """A continuation, its log-probability, and its parent's place among the beams of the step before."""
-
-    tokens: tuple[int, ...]
-    log_probability: float
-    parent: int
-
-    def finished(self, length_penalty: float) -> Beam:
-        score = self.log_probability / len(self.tokens) ** length_penalty
-        return Beam(tokens=self.tokens, log_probability=self.log_probability, score=score)
-
-
-def _candidates(running: list[_Running], log_p: Tensor, *, count: int) -> list[_Running]:
-    """The likeliest continuations by one token, best first; log_p (N, V) of the beams in order.
-
-    Twice as many as there are beams: each beam can end in one way only, so as many go on as are needed.
-    """
-    N, V = log_p.shape
-    sums = torch.tensor([beam.log_probability for beam in running], device=log_p.device)
-    totals, places = (log_p + sums[:, None]).flatten().topk(min(count, N * V))
-    return [
-        _Running((*running[place // V].tokens, place % V), total, parent=place // V)
-        for total, place in zip(totals.tolist(), places.tolist(), strict=True)
-    ]
+def _beam(tokens: tuple[int, ...], log_probability: float, length_penalty: float) -> Beam:
+    score = log_probability / len(tokens) ** length_penalty
+    return Beam(tokens=tokens, log_probability=log_probability, score=score)

@@ -141,18 +141,14 @@ def _scores(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> Iterato
             row[: len(tokens) - 1] = torch.tensor(tokens[:-1])
         with torch.inference_mode(), eval_mode(model):
             hidden = body(inputs.to(device_of(model)))  # (B, T, D)
-            found = [
-                _score(head, states[: len(tokens) - 1], tokens[-len(continuation) :])
-                for states, tokens, (_, continuation) in zip(hidden, rows, batch, strict=True)
-            ]
+            found = []
+            for states, tokens, (_, continuation) in zip(hidden, rows, batch, strict=True):
+                n, end = len(continuation), len(tokens) - 1
+                targets = torch.tensor(tokens[-n:], device=states.device)
+                log_p = head(states[end - n : end]).float().log_softmax(dim=-1)  # (n, V)
+                score = ContinuationScore(
+                    log_probability=log_p.gather(-1, targets[:, None]).sum().item(),
+                    is_greedy=bool((log_p.argmax(dim=-1) == targets).all()),
+                )
+                found.append(score)
         yield from found
-
-
-def _score(head: nn.Module, states: Tensor, continuation: Sequence[int]) -> ContinuationScore:
-    """Of hidden states (T, D), the last of which predicts the continuation's last token."""
-    targets = torch.tensor(continuation, device=states.device)
-    log_p = head(states[-len(continuation) :]).float().log_softmax(dim=-1)
-    return ContinuationScore(
-        log_probability=log_p.gather(-1, targets[:, None]).sum().item(),
-        is_greedy=bool((log_p.argmax(dim=-1) == targets).all()),
-    )

@@ -143,10 +143,9 @@ def stream_text(
         generator=generator,
         alternatives=alternatives,
     )
+    detailed = alternatives is not None
     rows = [
-        _Row(
-            tokenizer, ids[prompt], prompt=prompt, sample=sample, stop=stop, detailed=alternatives is not None
-        )
+        _Row(tokenizer, ids[prompt], prompt=prompt, sample=sample, stop=stop, detailed=detailed)
         for prompt in range(len(prompts))
         for sample in range(num_samples)
     ]
@@ -185,10 +184,9 @@ def search_text(
 def prompt_ids(prompt: str, tokenizer: TextCodec) -> list[int]:
     """Token ids of the prompt; of one that holds no token, end-of-text, which the log says."""
     ids = [int(token) for token in tokenizer.encode(prompt)]
-    if ids:
-        return ids
-    log.info("the prompt is empty: starting from end-of-text")
-    return [tokenizer.eot_id]
+    if not ids:
+        log.info("the prompt is empty: starting from end-of-text")
+    return ids or [tokenizer.eot_id]
 
 
 def check_stop(stop: Sequence[str], tokenizer: TextCodec) -> None:
@@ -340,7 +338,8 @@ class StopStrings:
         if starts:
             self.found, self._held = True, ""
             return text[: min(starts)]
-        length = max((_overlap(text, stop) for stop in self._stop), default=0)
+        ends = (n for stop in self._stop for n in range(len(stop)) if text.endswith(stop[:n]))
+        length = max(ends, default=0)  # of the longest end that is a beginning of a stop string
         self._held = text[len(text) - length :]
         return text[: len(text) - length]
 
@@ -348,11 +347,3 @@ class StopStrings:
         """At the end: what was still held back."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

@@ -61,7 +61,7 @@ def read_responses(given: Path | str | Sequence[Mapping[str, Any]], *, key: str 
     name, data = key, given
     if isinstance(given, Path | str):
         name = f"{key}={given}"
-        data = _parsed(_text_of(Path(given).expanduser(), name), name)
+        data = _parsed(Path(given).expanduser(), name)
     if not isinstance(data, list | tuple) or not data:
         kind = "holds an empty list" if data == [] else f"holds no list but {_kind(data)}"
         raise InputError(f"{name} {kind}: {_REMEDY}, a list of entries")
@@ -101,23 +101,17 @@ def _unmatched(entry: Entry, where: str, other: str) -> InputError:
     )
 
 
-def _text_of(path: Path, name: str) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}): {_REMEDY}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}): save it as UTF-8"
-        ) from error
-
-
-def _parsed(text: str, name: str) -> Any:
+def _parsed(path: Path, name: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise InputError(f"{name} holds {constant}, which is no JSON: give texts and finite numbers")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=refuse)
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}): {_REMEDY}") from error
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise InputError(f"{name} is not UTF-8 ({byte}): save it as UTF-8") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise InputError(f"{name} is no JSON ({error.msg}, {where}): {_REMEDY}") from error

@@ -167,11 +167,7 @@ def _called(module: nn.Module, rows: int) -> Any:
         return [_called(each, rows) for each in module]
     if isinstance(module, nn.Linear):
         return packed(module, rows=rows)
-    return _unchanged if isinstance(module, nn.Dropout) else _packed_copy(module, rows=rows).forward
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x
+    return (lambda x: x) if isinstance(module, nn.Dropout) else _packed_copy(module, rows=rows).forward
 
 
 # --------------------------------------------------------------------------------------------- linear layers

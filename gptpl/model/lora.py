@@ -95,13 +95,6 @@ def add_low_rank(
             net.set_submodule(name, LowRankLinear(layer, rank=rank, alpha=alpha, dropout=dropout))
 
 
-def merge_low_rank(net: nn.Module) -> None:
-    """Makes every `LowRankLinear` a plain `nn.Linear` that computes the same, in place."""
-    for name, layer in list(net.named_modules()):
-        if isinstance(layer, LowRankLinear):
-            net.set_submodule(name, layer.merged())
-
-
 def merged_weights(weights: Mapping[str, Tensor], *, scale: float) -> dict[str, Tensor]:
     """The state dict of a model without low-rank layers that computes what the one of `weights` does.
 

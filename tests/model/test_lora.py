@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gptpl.errors import InputError
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
-from gptpl.model.lora import TARGETS, LowRankLinear, add_low_rank, merge_low_rank, merged_weights
+from gptpl.model.lora import TARGETS, LowRankLinear, add_low_rank, merged_weights
 
 V, C, D, R, ALPHA = 31, 12, 16, 3, 6.0
 BLOCK_LAYERS = ("attn.qkv", "attn.out_proj", "ff.up_proj", "ff.down_proj")
@@ -103,14 +103,21 @@ def test_at_first_the_model_is_what_it_was_bit_for_bit(tied):
     assert 0.9 / (4 * D) ** 0.5 < A.abs().max() <= 1 / (4 * D) ** 0.5
 
 
-def test_merged_equals_unmerged_in_place_and_in_a_state_dict():
+def merge(net: GPTModel) -> None:
+    """Puts each layer's merged one into its place."""
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, LowRankLinear):
+            net.set_submodule(name, layer.merged())
+
+
+def test_merged_equals_unmerged_by_layers_and_in_a_state_dict():
     net = low_rank(model()).eval()
     names, plain_names = list(net.state_dict()), list(model().state_dict())
     logits, base = net(TOKENS), model().eval()(TOKENS)
     other = model().eval()
     other.load_state_dict(merged_weights(net.state_dict(), scale=ALPHA / R))
     assert (logits - base).abs().max() > 0.1
-    merge_low_rank(net)
+    merge(net)
     assert list(net.state_dict()) == plain_names != names
     assert not any(isinstance(layer, LowRankLinear) for layer in net.modules())
     for merged in (net, other):
@@ -162,7 +169,7 @@ def test_bf16_autocast_and_bf16_weights_stay_near_fp32():
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(net(TOKENS).float(), exact, atol=0.1, rtol=0.05)
     net.to(torch.bfloat16)
-    merge_low_rank(net)
+    merge(net)
     assert net.out_head.weight.dtype == torch.bfloat16
     torch.testing.assert_close(net(TOKENS).float(), exact, atol=0.1, rtol=0.05)
 
