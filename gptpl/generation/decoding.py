@@ -62,10 +62,8 @@ def generate(
 class TokenDetails:
     """What the model itself thought where a token was chosen: before any sampling rule, temperature 1.
 
-    Attributes:
-        log_probability: of the chosen token, in nats.
-        entropy: of the distribution, in nats.
-        alternatives: the most likely tokens, best first, each with its log-probability.
+    The token's log-probability and the distribution's entropy are in nats; `alternatives` are the most likely
+    tokens, best first, each with its log-probability.
     """
 
     log_probability: float

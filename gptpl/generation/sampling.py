@@ -255,8 +255,7 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 
     Source: Ackley, Hinton and Sejnowski 1985, "A Learning Algorithm for Boltzmann Machines".
 
-    Raises InputError for a temperature that is negative or not finite, and for 0, which is no division but
-    the greedy choice that `next_token` makes.
+    Raises InputError for a temperature that is negative or not finite, and for 0.
     """
     _check_temperature(temperature)
     if temperature == 0:

@@ -69,13 +69,8 @@ class Completion:
             # A model may have more rows than its tokenizer has tokens.
             return tokenizer.decode([token]) if token < tokenizer.vocab_size else ""
 
-        record: dict[str, Any] = {
-            "prompt": prompt,
-            "text": self.text,
-            "finish": self.finish,
-            "sample": self.sample,
-            "tokens": list(self.tokens),
-        }
+        record: dict[str, Any] = {"prompt": prompt, "text": self.text, "finish": self.finish}
+        record |= {"sample": self.sample, "tokens": list(self.tokens)}
         if self.details is not None:
             record["details"] = [
                 {
@@ -240,12 +235,9 @@ class _Row:
 
     def piece(self) -> Piece:
         """What the last token, or the end, has brought."""
+        text, tokens = self.texts[-1], len(self.tokens)
         return Piece(
-            prompt=self.prompt,
-            sample=self.sample,
-            text=self.texts[-1],
-            tokens=len(self.tokens),
-            completion=self.completion,
+            prompt=self.prompt, sample=self.sample, text=text, tokens=tokens, completion=self.completion
         )
 
     def _complete(self, finish: Finish) -> Completion:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gptpl.errors import InputError
@@ -48,72 +48,36 @@ class Options:
         return {name: value for name, value in named.items() if value is not None} | self.extra
 
 
-class ChatProtocol(Protocol):
-    """One kind of server."""
+@dataclass(frozen=True, kw_only=True)
+class ChatProtocol:
+    """One kind of server: what it is asked at which path, and what to do where it does not answer.
+
+    Attributes:
+        body: the JSON that asks for one whole reply. Raises InputError for an option that it cannot hold.
+        text: the reply's text in the server's JSON; None where it has none.
+        how_to_start: what to do where no server listens.
+        how_to_get: what to do where the server does not know the model.
+    """
 
     name: str
     path: str
-
-    def body(self, model: str, messages: Sequence[Message], options: Options) -> dict[str, Any]:
-        """The JSON that asks for one whole reply. Raises InputError for an option that it cannot hold."""
-
-    def text(self, data: Any) -> str | None:
-        """The reply's text in the server's JSON; None where it has none."""
-
-    def how_to_start(self, model: str) -> str:
-        """What to do where no server listens."""
-
-    def how_to_get(self, model: str) -> str:
-        """What to do where the server does not know the model."""
+    body: Callable[[str, Sequence[Message], Options], dict[str, Any]]
+    text: Callable[[Any], str | None]
+    how_to_start: str
+    how_to_get: str
 
 
-class _Ollama:
-    """Ollama's own API: https://github.com/ollama/ollama/blob/main/docs/api.md."""
-
-    name = "ollama"
-    path = "/api/chat"
-
-    def body(self, model: str, messages: Sequence[Message], options: Options) -> dict[str, Any]:
-        body = {"model": model, "messages": list(messages), "stream": False}
-        # A prompt longer than the context is refused by servers that know `truncate`.
-        return {**body, "truncate": False, "options": options.settings("num_predict")}
-
-    def text(self, data: Any) -> str | None:
-        return _content(data)
-
-    def how_to_start(self, model: str) -> str:
-        return f"start it with `ollama serve`, and get the model with `ollama pull {model}`"
-
-    def how_to_get(self, model: str) -> str:
-        return f"get it with `ollama pull {model}`"
+def _ollama_body(model: str, messages: Sequence[Message], options: Options) -> dict[str, Any]:
+    body = {"model": model, "messages": list(messages), "stream": False}
+    # A prompt longer than the context is refused by servers that know `truncate`.
+    return {**body, "truncate": False, "options": options.settings("num_predict")}
 
 
-class _OpenAI:
-    """OpenAI's chat completions, which vLLM, llama.cpp, LM Studio and many services speak too."""
-
-    name = "openai"
-    path = "/v1/chat/completions"
-
-    def body(self, model: str, messages: Sequence[Message], options: Options) -> dict[str, Any]:
-        if options.num_ctx is not None:  # these servers set it when they start
-            raise InputError(
-                "judge.num_ctx is Ollama's: set the context where your server starts, leave it out"
-            )
-        body = {"model": model, "messages": list(messages), "stream": False}
-        return {**body, **options.settings("max_tokens")}
-
-    def text(self, data: Any) -> str | None:
-        choices = data.get("choices") if isinstance(data, dict) else None
-        return _content(choices[0]) if isinstance(choices, list) and choices else None
-
-    def how_to_start(self, model: str) -> str:
-        return "start the server, or give its address with judge.address="
-
-    def how_to_get(self, model: str) -> str:
-        return "give the name of one that it has with judge.model="
-
-
-PROTOCOLS: dict[str, ChatProtocol] = {"ollama": _Ollama(), "openai": _OpenAI()}
+def _openai_body(model: str, messages: Sequence[Message], options: Options) -> dict[str, Any]:
+    if options.num_ctx is not None:  # these servers set it when they start
+        raise InputError("judge.num_ctx is Ollama's: set the context where your server starts, leave it out")
+    body = {"model": model, "messages": list(messages), "stream": False}
+    return {**body, **options.settings("max_tokens")}
 
 
 def _content(data: Any) -> str | None:
@@ -121,6 +85,32 @@ def _content(data: Any) -> str | None:
     message = data.get("message") if isinstance(data, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
     return content if isinstance(content, str) else None
+
+
+def _first_choice(data: Any) -> str | None:
+    choices = data.get("choices") if isinstance(data, dict) else None
+    return _content(choices[0]) if isinstance(choices, list) and choices else None
+
+
+# Ollama's own API: https://github.com/ollama/ollama/blob/main/docs/api.md. OpenAI's chat completions, which
+# vLLM, llama.cpp, LM Studio and many services speak too.
+_OLLAMA = ChatProtocol(
+    name="ollama",
+    path="/api/chat",
+    body=_ollama_body,
+    text=_content,
+    how_to_start="start it with `ollama serve`, and get the model with `ollama pull {model}`",
+    how_to_get="get it with `ollama pull {model}`",
+)
+_OPENAI = ChatProtocol(
+    name="openai",
+    path="/v1/chat/completions",
+    body=_openai_body,
+    text=_first_choice,
+    how_to_start="start the server, or give its address with judge.address=",
+    how_to_get="give the name of one that it has with judge.model=",
+)
+PROTOCOLS = {each.name: each for each in (_OLLAMA, _OPENAI)}
 
 
 class UnreadableReplyError(Exception):
@@ -137,13 +127,9 @@ class _TryAgainError(Exception):
 
 @dataclass(kw_only=True)
 class JudgeClient:
-    """One server, asked by any number of threads.
+    """One server, asked by any number of threads; `model` is for messages, `api_key` goes as a bearer token.
 
     Attributes:
-        address: http(s) address without the protocol's path.
-        protocol: what the server speaks.
-        model: name of the model, for messages.
-        api_key: sent as a bearer token; None: none is sent.
         timeout_seconds: longest silence of the server.
         retries: tries after the first, of one question.
         backoff_seconds: wait after the first failed try, doubled after each further one.
@@ -163,11 +149,6 @@ class JudgeClient:
     retried: int = 0
     _answered: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    @property
-    def url(self) -> str:
-        """Where questions go."""
-        return f"{self.address}{self.protocol.path}"
 
     def reply(self, body: dict[str, Any]) -> str:
         """The text of the model's reply; time-outs, lost connections, HTTP 408, 429 and 5xx are tried again.
@@ -206,23 +187,23 @@ class JudgeClient:
     def _try(self, body: dict[str, Any]) -> str:
         import requests
 
+        url = f"{self.address}{self.protocol.path}"
         try:
             response = requests.post(
-                self.url,
+                url,
                 json=body,
                 timeout=self.timeout_seconds,
                 auth=self._authorised,
                 allow_redirects=False,  # the question would be sent again without its body
                 # A server on this machine is not behind the proxy that the environment may name.
-                proxies={"http": "", "https": ""} if urlsplit(self.url).hostname in _LOOPBACK else None,
+                proxies={"http": "", "https": ""} if urlsplit(url).hostname in _LOOPBACK else None,
             )
         except requests.Timeout as error:
             raise _TryAgainError(f"no answer for {self.timeout_seconds:g} s") from error
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             if not self._answered and _nobody_listens(error):
-                raise InputError(
-                    f"no judge answers at {self.address}: {self.protocol.how_to_start(self.model)}"
-                ) from error
+                remedy = self.protocol.how_to_start.format(model=self.model)
+                raise InputError(f"no judge answers at {self.address}: {remedy}") from error
             raise _TryAgainError("the connection was lost") from error
         except requests.RequestException as error:
             said = " ".join(str(error).split())
@@ -240,11 +221,8 @@ class JudgeClient:
     def _text(self, response: "requests.Response") -> str:
         status = f"HTTP {response.status_code} {response.reason}"
         if response.status_code in _TRY_AGAIN_STATUS:
-            said = _said(response)
-            raise _TryAgainError(
-                f"{status}: {said}" if said else status,
-                after_seconds=_asked_wait(response.headers.get("Retry-After")),
-            )
+            said, after_seconds = _said(response), _asked_wait(response.headers.get("Retry-After"))
+            raise _TryAgainError(f"{status}: {said}" if said else status, after_seconds=after_seconds)
         if response.status_code != 200:
             raise self._refusal(response, status)
         try:
@@ -259,7 +237,7 @@ class JudgeClient:
     def _refusal(self, response: "requests.Response", status: str) -> InputError:
         said = _said(response)
         if response.status_code == 404 and "model" in said:
-            remedy = self.protocol.how_to_get(self.model)
+            remedy = self.protocol.how_to_get.format(model=self.model)
             return InputError(f"the judge at {self.address} has no model {self.model} ({said}): {remedy}")
         if response.status_code in (401, 403):
             remedy = "name the variable that holds a valid key with judge.api_key_env="

@@ -377,18 +377,34 @@ class ReplyCache:
     """Replies by the keys of their questions: a line of JSON each, on disk before `add` returns.
 
     Lines that cannot be read, such as the last one of a process that was killed, are dropped with a warning;
-    the questions are then put again. Threads may share an object.
-
-    Args:
-        path: the file, made by the first reply; None: replies are kept in memory only.
+    the questions are then put again. Threads may share an object. The file at `path` is made by the first
+    reply; None: replies are kept in memory only.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._replies: dict[str, str] = {}
-        if path is not None and path.exists():
-            self._read(path)
+        if path is None or not path.exists():
+            return
+        data = path.read_bytes()
+        whole, _, rest = data.rpartition(b"\n")
+        damaged = int(bool(rest))
+        for line in whole.split(b"\n") if whole else []:
+            try:
+                found = json.loads(line)
+                key, reply = found["key"], found["reply"]
+            except (ValueError, LookupError, TypeError, RecursionError):
+                key = reply = None
+            if isinstance(key, str) and isinstance(reply, str):
+                self._replies.setdefault(key, reply)
+            else:
+                damaged += 1
+        if rest:
+            os.truncate(path, len(data) - len(rest))  # the next line must not be glued to it
+        if damaged:
+            lines = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
+            log.warning("%s: %s dropped, and asked for again", path, lines)
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -410,23 +426,3 @@ class ReplyCache:
                     file.flush()
                     os.fsync(file.fileno())
             self._replies[key] = reply
-
-    def _read(self, path: Path) -> None:
-        data = path.read_bytes()
-        whole, _, rest = data.rpartition(b"\n")
-        damaged = int(bool(rest))
-        for line in whole.split(b"\n") if whole else []:
-            try:
-                found = json.loads(line)
-                key, reply = found["key"], found["reply"]
-            except (ValueError, LookupError, TypeError, RecursionError):
-                key = reply = None
-            if isinstance(key, str) and isinstance(reply, str):
-                self._replies.setdefault(key, reply)
-            else:
-                damaged += 1
-        if rest:
-            os.truncate(path, len(data) - len(rest))  # the next line must not be glued to it
-        if damaged:
-            lines = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
-            log.warning("%s: %s dropped, and asked for again", path, lines)

@@ -53,9 +53,8 @@ def blocked_attention(qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor 
             weights = _weights(q, k, first, last, hidden)  # (N, Q, last)
             weights = dropout(weights, dropout.mask_like(weights))
             mixed[:, first:last] = torch.bmm(weights, v[:, :last])
-        out[rows].view(-1, T, n_heads, q.shape[2]).copy_(
-            mixed.view(-1, n_heads, *q.shape[1:]).transpose(1, 2)
-        )
+        heads = mixed.view(-1, n_heads, *q.shape[1:])  # (rows, H, T, K)
+        out[rows].view(-1, T, n_heads, q.shape[2]).copy_(heads.transpose(1, 2))
     return out
 
 

@@ -23,14 +23,10 @@ _PARTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """Parameters of a model.
+    """Parameters of a model: `total`, as configured, with the head tied to the embedding, with its own head.
 
-    Attributes:
-        total: as configured; a tied head counts once.
-        tied: with the head tied to the token embedding.
-        untied: with a head of its own.
-        fp32_bytes: of the `total` weights in fp32 (gradients and optimizer state come on top).
-        parts: the same `total` by part of the model, in the order of the data; a tied head has none.
+    `fp32_bytes` are those of the total weights; gradients and optimizer state come on top. `parts` is the
+    total by part of the model, in the order of the data; a tied head has none.
     """
 
     total: int
@@ -43,7 +39,7 @@ class ParameterCount:
 def parameters_of(net: nn.Module) -> int:
     """How many parameters a model has: a GPT-2 by its configuration, as a language model."""
     if isinstance(net, GPTBackbone):
-        return count_parameters(net.config).total
+        return net.config.n_parameters
     return sum(parameter.numel() for parameter in net.parameters())
 
 
