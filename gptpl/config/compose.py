@@ -46,10 +46,8 @@ class Composed:
 def compose(*overrides: str, config_name: str = "train", config_dir: Folder | None = None) -> DictConfig:
     """The config of a command: `compose("experiment=quick", "optimizer.lr=1e-3")`.
 
-    Args:
-        overrides: as on the command line.
-        config_name: the root config: a command's, or one in the user's folder that extends it.
-        config_dir: a folder of the user's own YAML files, beside gptpl's.
+    `config_name` is a command's root config, or one that extends it in `config_dir`, a folder of the user's
+    own YAML files beside gptpl's.
 
     Every node with a `_target_` is checked against the signature of its class. Raises InputError for whatever
     is wrong with an override or a YAML, naming the nearest right one.
@@ -57,13 +55,11 @@ def compose(*overrides: str, config_name: str = "train", config_dir: Folder | No
     return composed(overrides, config_name, config_dir=config_dir).cfg
 
 
-def as_config(
-    config: Sequence[DictConfig | str], config_dir: Folder | None = None, config_name: str = "train"
-) -> DictConfig:
+def as_config(config: Sequence[DictConfig | str], config_dir: Folder | None = None) -> DictConfig:
     """A copy of a composed config, or what overrides compose to."""
     if len(config) == 1 and not isinstance(config[0], str):
         return config[0].copy()
-    return compose(*map(str, config), config_name=config_name, config_dir=config_dir)
+    return compose(*map(str, config), config_dir=config_dir)
 
 
 def composed(

@@ -54,16 +54,11 @@ def download(
     continues; only the complete file with the right hash is renamed to its final name. Two processes that
     want the same file wait for each other.
 
-    Args:
-        url: http(s) address.
-        sha256: hash of the file, 64 hexadecimal digits; None: not published.
-        size: bytes of the file; None: not published.
-        filename: name in the folder, without a path; None: the last part of the address.
-        folder: None: `cache_dir()`.
+    `sha256` is 64 hexadecimal digits; it and `size` (bytes) are None where they are not published. Without
+    `filename`, which has no path, it is the last part of the address; without `folder`, it is `cache_dir()`.
 
-    Raises:
-        InputError: a file name with a path, no connection, an address that does not exist, a download that
-            stays cut short, a wrong size or hash, a folder or disk that does not take the file.
+    Raises InputError for a file name with a path, no connection, an address that does not exist, a download
+    that stays cut short, a wrong size or hash, and a folder or disk that does not take the file.
     """
     name = filename or PurePosixPath(unquote(urlsplit(url).path)).name
     if not name:

@@ -81,11 +81,8 @@ class PartialResults:
     """A list of JSON values that come one by one, and become `output` when it is complete.
 
     Until then the values stand in `<output>.partial`, JSON Lines, after a line that says what they are made
-    with; what has been added is on disk, also after a power cut. A last line that was torn is made anew.
-
-    Args:
-        output: the file to be; its folder must be there.
-        settings: what the values depend on, as plain data.
+    with, their `settings`; what has been added is on disk, also after a power cut. A last line that was torn
+    is made anew.
 
     Raises InputError where `output` is there already, for a `.partial` of other settings, naming the first
     that differs, and for one that is something else.

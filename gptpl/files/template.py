@@ -47,15 +47,11 @@ class SafeTemplate:
     It may use `if`, `for`, `set`, comparisons, arithmetic, `~`, parts of texts (`input[:80]`), methods such
     as `strip` and `splitlines`, and the filters of `FILTER_NAMES`.
 
-    Args:
-        source: Jinja.
-        name: what messages call it, such as "judge.prompt".
-        fields: names that it may use.
-        needed: those that it must use.
-        trim_blocks: whether a block on a line of its own leaves no line behind.
+    `name` is what messages call it, such as "judge.prompt". With `trim_blocks` a block on a line of its own
+    leaves no line behind.
 
-    Raises:
-        InputError: no Jinja, too long, another field, a needed one left out, or what templates may not use.
+    Raises InputError for what is no Jinja, too long, uses another field than `fields`, leaves one of `needed`
+    out, or uses what templates may not.
     """
 
     def __init__(

@@ -45,22 +45,19 @@ _FIXED: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """What a training by LoRA made: matrices, and a classifier's head.
-
-    Attributes:
-        tensors: `<layer>.lora_A` (R, I) and `<layer>.lora_B` (O, R) by the names of our layers, and a
-            classifier's `out_head.weight` and `out_head.bias`.
-        rank: R.
-        alpha: the product of the matrices counts alpha / R times.
-        dropout: in training; kept for whoever trains on.
-        final_norm: the base's, `final_norm.weight` and `final_norm.bias`; needed to write a head with a bias.
-    """
+    """What a training by LoRA made: matrices, whose product counts alpha / rank times, and a head."""
 
     tensors: Mapping[str, Tensor]
+    """`<layer>.lora_A` (R, I) and `<layer>.lora_B` (O, R) by the names of our layers.
+
+    And a classifier's `out_head.weight` and `out_head.bias`.
+    """
     rank: int
     alpha: float
     dropout: float = 0.0
+    """In training; kept for whoever trains on."""
     final_norm: Mapping[str, Tensor] = field(default_factory=dict)
+    """The base's, `final_norm.weight` and `final_norm.bias`; needed to write a head with a bias."""
 
     @property
     def scale(self) -> float:

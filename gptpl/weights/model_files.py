@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,14 @@ _SIZES = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSource:
-    """Tensors by name; nothing but what is read takes memory.
-
-    Attributes:
-        where: the file or folder, for messages.
-        shapes: every tensor's name and shape.
-        dtypes: their data types in torch's words, such as "float32".
-        read: gives the tensor on the CPU; it may lie over the file, and is not to be written to.
-    """
+    """Tensors by name; nothing but what is read takes memory. `where` is the file or folder, for messages."""
 
     where: str
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
+    """In torch's words, such as "float32"."""
     read: Callable[[str], Tensor]
+    """Gives a tensor on the CPU; it may lie over the file, and is not to be written to."""
 
 
 def state_dict_source(tensors: Mapping[str, Any], where: str) -> TensorSource:
@@ -124,22 +119,18 @@ def _mapped(paths: list[Path], where: str) -> TensorSource:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """What was found at a path.
-
-    Attributes:
-        path: the folder or file.
-        table: the format's table, under the names that the tensors have here.
-        tensors: the tensors.
-        config: what the files say of the model; None: nothing but the shapes of its tensors.
-        record: what gptpl wrote beside an export: `model`, `tokenizer`, `lineage`; empty elsewhere. Where
-            another program changed the weights since, `tokenizer` and `model_before`.
-    """
+    """What was found in a folder or file; the table has the names that the tensors have there."""
 
     path: Path
     table: Table
     tensors: TensorSource
     config: GPTConfig | None
-    record: Mapping[str, Any] = field(default_factory=dict)
+    """What the files say of the model; None: nothing but the shapes of its tensors."""
+    record: Mapping[str, Any]
+    """What gptpl wrote beside an export: `model`, `tokenizer`, `lineage`; empty elsewhere.
+
+    Where another program changed the weights since, `tokenizer` and `model_before`.
+    """
 
 
 def with_record(path: Path, table: Table, tensors: TensorSource, said: GPTConfig, where: Path) -> ModelFiles:

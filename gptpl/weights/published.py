@@ -13,19 +13,14 @@ from gptpl.model import GPTConfig, count_parameters
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file of a checkpoint.
-
-    Attributes:
-        name: in its folder.
-        path: on the source's server.
-        size: bytes; None: not published where gptpl could look it up.
-        sha256: None: not published; the first download's is recorded, and holds from then on.
-    """
+    """A file of a checkpoint; None is what is not published where gptpl could look it up."""
 
     name: str
     path: str
+    """On the source's server."""
     size: int | None
     sha256: str | None
+    """None: the first download's is recorded, and holds from then on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,12 +40,8 @@ def check_fits(
 ) -> None:
     """Raises InputError with every field that differs, what it is on both sides, and what to set.
 
-    Args:
-        wanted: the model that is to be filled.
-        got: the model that the weights are of.
-        name: of the weights, for the message.
-        crop: what may be shorter than in the weights; None: nothing, and no setting could allow it.
-        choice: the model of conf/model that has just these weights.
+    `wanted` is the model to be filled, `got` the one that the weights `name` are of, `choice` the one of
+    conf/model that is the same. `crop` None: nothing may be shorter, and no setting could allow it.
     """
     croppable = {"context_length": "context", "vocab_size": "vocabulary"}
     shorter = [field for field in croppable if getattr(wanted, field) < getattr(got, field)]
