@@ -96,10 +96,8 @@ _NESTED = (
 def check_trusted(settings: Mapping[str, Any], source: str, trusted: Collection[str]) -> None:
     """Raises InputError for a class in settings of a stranger's that may not be used; imports none of theirs.
 
-    Args:
-        settings: plain data, such as a run's config.yaml.
-        source: where they come from, for the message.
-        trusted: packages of the user's.
+    The settings are plain data, such as a run's config.yaml; `source` says in messages where they come from,
+    `trusted` are packages of the user's.
     """
     for key, node in walk(settings):
         if not (isinstance(node, Mapping) and "_target_" in node):

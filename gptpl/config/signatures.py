@@ -46,19 +46,15 @@ def locate(name: str, key: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A setting that a class takes by name.
-
-    Attributes:
-        annotation: its type; `Any` where it has none, or one that cannot be resolved.
-        required: whether it has no default.
-        positional: whether it may be given without its name.
-        resume: see `gptpl.resuming`; None: the signature does not say.
-    """
+    """A setting that a class takes by name."""
 
     annotation: Any
+    """Its type; `Any` where it has none, or one that cannot be resolved."""
     required: bool
     positional: bool
+    """Whether it may be given without its name."""
     resume: Resume | None
+    """None: the signature does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,15 +87,11 @@ class LoadedWeights(StartingWeights):
 class PublishedWeights(LoadedWeights):
     """GPT-2 as OpenAI published it, from the Hugging Face hub or from OpenAI's own TensorFlow checkpoints.
 
-    Args:
-        source: "hf" or "openai".
-        size: "124M", "355M", "774M" or "1558M"; None: the one that has the model's shape.
-        path: a folder with the files, instead of the cache and the network.
-        mirror: an address in place of the source's server; None: the environment's GPTPL_MIRROR, or none.
-        crop_context: whether the model's context may be shorter than 1,024.
+    `source` is "hf" or "openai", `size` one of SIZES, or None for the one of the model's shape; `path` is a
+    folder with the files instead of the cache and the network, `mirror` an address in place of the source's
+    server (None: the environment's GPTPL_MIRROR). With `crop_context` the model's context may be shorter.
 
-    Raises:
-        InputError: for a source or size that is unknown.
+    Raises InputError for a source or size that is unknown.
     """
 
     source: str
@@ -179,12 +175,7 @@ class PublishedWeights(LoadedWeights):
 
 @dataclass(frozen=True, kw_only=True)
 class CroppedWeights(LoadedWeights):
-    """Weights of which the model may take a part.
-
-    Args:
-        crop_context: whether the model's context may be shorter than the weights'.
-        crop_vocabulary: whether rows of the token embedding beyond the model's vocabulary may be left out.
-    """
+    """Weights of which the model may take a part: a shorter context, fewer rows of the token embedding."""
 
     crop_context: bool = False
     crop_vocabulary: bool = False
