@@ -4,7 +4,7 @@
 
 import bisect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from gptpl.errors import InputError
+from gptpl.files.plain import tensors_in
 from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.training.loss import MULTIPLE, PRODUCT_ROWS
 from gptpl.training.performance import FastPath
@@ -181,17 +182,11 @@ def optimizer_state_bytes(
             for parameter in net.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
             optimizer.step()
-            return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(optimizer.state_dict()))
+            return sum(
+                tensor.numel() * tensor.element_size() for tensor in tensors_in(optimizer.state_dict())
+            )
 
     return of_any_depth(config, counted)
-
-
-def _tensors(state: Any) -> Iterator[torch.Tensor]:
-    if isinstance(state, torch.Tensor):
-        yield state
-    elif isinstance(state, dict):
-        for value in state.values():
-            yield from _tensors(value)
 
 
 def _model(config: GPTConfig, weight_bytes: int, prepare: Prepare) -> GPTBackbone:

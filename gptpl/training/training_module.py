@@ -62,18 +62,14 @@ class TrainingModule(Task, L.LightningModule):
 
     Args:
         net: the model; it stays a plain torch module.
-        tokenizer: what turned text into the tokens.
-        make_optimizer: builds the optimizer of the model's parameters.
         lr_factor: the multiple of the peak learning rate for the update after so many finished ones; None:
             the peak throughout.
         make_scheduler: builds a scheduler such as torch's instead, see `scheduler_of`.
         total_steps: optimizer steps the run is planned for; after them it evaluates once more and ends. None:
             the Trainer ends it.
-        run_config: the resolved configuration as plain data.
         eval_every_n_steps: optimizer steps between evaluations; Lightning would count batches. None: it does.
         lr_ceiling: the multiple of the peak learning rate that the schedule is cut off at; None: it is not.
         skip_steps: optimizer steps, from 1, that leave the weights as they are.
-        data_sha256: of the text trained on.
         global_batch: sequences of all ranks in one batch.
         start: what the model's weights began as; see `gptpl.training.checkpoint.lineage_of`.
         tune: which weights are trained; see `gptpl.training.tuning`.
