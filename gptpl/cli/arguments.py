@@ -3,31 +3,26 @@
 import argparse
 import re
 import sys
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from gptpl.errors import InputError
 from gptpl.text import nearest
+
+if TYPE_CHECKING:
+    from gptpl.config.compose import Composed
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What was given.
+    """What was given: all that is no flag as `overrides`, the command's own flags, and Hydra's.
 
-    Attributes:
-        overrides: all that is no flag, as it was given.
-        flags: the command's own flags that were given.
-        multirun: whether to sweep.
-        config_name: the root config.
-        config_dir: the user's own config folder, absolute.
-        cfg: what of the config to show instead of running: job, hydra or all.
-        resolve: whether to fill in interpolations there.
-        package: the part of the config to show.
-        info: what Hydra is to tell instead.
+    `config_dir` is absolute; `cfg` (job, hydra or all) and `info` say what to show instead of running.
     """
 
     overrides: list[str]
@@ -46,58 +41,60 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def parse(
-    command: str, arguments: Sequence[str], *, flags: Mapping[str, str] | None = None, sweeps: bool = False
-) -> Arguments:
-    """Sorts the arguments of a command that has a config.
+def read(
+    command: str, arguments: Sequence[str], *, flags: Collection[str] = ()
+) -> tuple["Composed | None", Arguments]:
+    """The config of a command with these flags of its own; None where --cfg or --info only had it shown."""
+    from gptpl.config.compose import composed
 
-    `flags` are its own, each with the name that it is kept under. Raises InputError for an unknown flag, and
-    for `-m` where the command does not sweep.
+    given = parse(command, arguments, flags=flags)
+    if shown(given):
+        return None, given
+    return composed(given.overrides, given.config_name, config_dir=given.config_dir), given
+
+
+def parse(
+    command: str, arguments: Sequence[str], *, flags: Collection[str] = (), sweeps: bool = False
+) -> Arguments:
+    """Sorts the arguments of a command that has a config and these flags of its own.
+
+    Raises InputError for an unknown flag, and for `-m` where the command does not sweep.
     """
-    own = dict(flags or {})
     parser = _Parser(prog=f"gptpl {command}", add_help=False, allow_abbrev=False)
-    for flag, name in own.items():
-        parser.add_argument(flag, dest="flags", action="append_const", const=name)
-    parser.set_defaults(flags=None)
+    for flag in flags:
+        parser.add_argument(flag, dest="flags", action="append_const", const=flag)
+    parser.set_defaults(flags=[])
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("-p", "--package")
-    parser.add_argument(*(() if "-i" in own else ("-i",)), "--info", nargs="?", const="all", choices=INFO)
+    parser.add_argument(*(() if "-i" in flags else ("-i",)), "--info", nargs="?", const="all", choices=INFO)
     root = command.replace(" ", "_").replace("-", "_")
     parser.add_argument("-cn", "--config-name", default=root)
     parser.add_argument("-cd", "--config-dir")
-    known, overrides = _apart(parser, arguments)
-    for override in overrides:
+    if "" in arguments:
+        raise InputError("'' is no override: give KEY=VALUE")
+    known, rest = parser.parse_known_args(list(arguments))
+    overrides = [each for each in rest if each != "--"]
+    for override in overrides:  # `~callbacks.x=1` and the like are no flags of argparse's
         if override.startswith("-"):
             raise InputError(_unknown_flag(command, override, parser))
     if known.multirun and not sweeps:
         raise InputError(f"-m sweeps over settings of gptpl train: run gptpl {command} once for each value")
-    folder = None if known.config_dir is None else Path(known.config_dir).expanduser().absolute()
-    if folder is not None:
-        use_working_folder()
+    if known.config_dir is not None:
+        known.config_dir = str(Path(known.config_dir).expanduser().absolute())
+        here = str(Path.cwd())  # whose classes can be imported, as with `python -m`
+        if here not in sys.path and "" not in sys.path:
+            sys.path.append(here)
     if known.config_name != root:
-        _check_root(known.config_name, folder, root, command)
-    return Arguments(
-        overrides=overrides,
-        flags=frozenset(known.flags or ()),
-        multirun=known.multirun,
-        config_name=known.config_name,
-        config_dir=None if folder is None else str(folder),
-        cfg=known.cfg,
-        resolve=known.resolve,
-        package=known.package,
-        info=known.info,
-    )
+        from gptpl.config.compose import root_of
 
-
-def _apart(parser: _Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Flags, and all else in its order."""
-    for argument in arguments:  # `~callbacks.x=1`, `-1` and the like are no flags of argparse's
-        if argument == "":
-            raise InputError("'' is no override: give KEY=VALUE")
-    known, rest = parser.parse_known_args(list(arguments))
-    return known, [each for each in rest if each != "--"]
+        if (found := root_of(known.config_name, known.config_dir)) != root:
+            raise InputError(
+                f"--config-name {known.config_name} extends {found}: give gptpl {command} a root that extends"
+                f" {root}"
+            )
+    return Arguments(overrides=overrides, **{**vars(known), "flags": frozenset(known.flags)})
 
 
 def _unknown_flag(command: str, flag: str, parser: _Parser) -> str:
@@ -108,32 +105,9 @@ def _unknown_flag(command: str, flag: str, parser: _Parser) -> str:
     if name == "--hydra-help":
         return f"--hydra-help: see gptpl {command} --help, and --info for what Hydra knows"
     word = name.lstrip("-").replace("-", "_")
-    key = (
-        f": did you mean {word}=VALUE?"
-        if re.fullmatch(r"[a-z_.]{2,}", word) and f"--{word}" not in flags
-        else ""
-    )
-    return (
-        f"{name} is no flag of gptpl {command}"
-        f"{nearest(name, flags, likeness=0.75) or key or ': its flags are ' + ', '.join(flags)}"
-    )
-
-
-def _check_root(name: str, folder: Path | None, root: str, command: str) -> None:
-    """Raises InputError for a root of the user's that has not the settings of this command."""
-    from gptpl.config.groups import root_of
-
-    if (found := root_of(name, folder)) != root:
-        raise InputError(
-            f"--config-name {name} extends {found}: give gptpl {command} a root that extends {root}"
-        )
-
-
-def use_working_folder() -> None:
-    """Lets classes of the folder that one is in be imported, as `python -m` does."""
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
+    is_key = re.fullmatch(r"[a-z_.]{2,}", word) and f"--{word}" not in flags
+    remedy = f": did you mean {word}=VALUE?" if is_key else f": its flags are {', '.join(flags)}"
+    return f"{name} is no flag of gptpl {command}{nearest(name, flags, likeness=0.75) or remedy}"
 
 
 def shown(arguments: Arguments) -> bool:
@@ -186,17 +160,15 @@ def parse_plain(
     and choices. A path with a `=` in it is a path where it is there.
     """
     known = settings or {}
-    found = PlainArguments(paths=[], flags=frozenset(a for a in arguments if a in flags), settings={})
+    paths: list[Path] = []
     values: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if argument in found.flags:
+        if argument in flags:
             continue
         if argument.startswith("-"):
-            raise InputError(
-                f"{argument} is no flag of gptpl {command}"
-                f"{nearest(argument, flags, likeness=0.7) or _offer('flags', flags)}"
-            )
+            remedy = nearest(argument, flags, likeness=0.7) or _offer("flags", flags)
+            raise InputError(f"{argument} is no flag of gptpl {command}{remedy}")
         if equals and key in known:
             if known[key] and value not in known[key]:
                 raise InputError(f"{argument} is unknown: choose one of {', '.join(known[key])}")
@@ -208,9 +180,42 @@ def parse_plain(
         elif not argument:
             raise InputError(f"'' is no path: give gptpl {command} a folder, or leave it out")
         else:
-            found.paths.append(Path(argument).expanduser())
-    return PlainArguments(paths=found.paths, flags=found.flags, settings=values)
+            paths.append(Path(argument).expanduser())
+    return PlainArguments(paths=paths, flags=frozenset(arguments) & frozenset(flags), settings=values)
 
 
 def _offer(kind: str, names: Collection[str]) -> str:
     return f": its {kind} are {', '.join(names)}" if names else f", which has no {kind}: leave it out"
+
+
+# --- where a command is to write, checked before the work begins ----------------------------------------
+
+
+def checked_picture(key: str, given: str) -> Path:
+    """A PNG file that can be written; raises InputError otherwise."""
+    path = Path(given).expanduser()
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{key}={path} is no picture: give a name that ends in .png")
+    if path.is_dir():
+        raise InputError(f"{key}={path} is a folder: give a file, such as {path / 'picture.png'}")
+    _check_writable(key, path, path.parent)
+    return path
+
+
+def checked_folder(key: str, given: str) -> Path:
+    """A folder that can be written into; raises InputError otherwise."""
+    folder = Path(given).expanduser()
+    _check_writable(key, folder, folder)
+    return folder
+
+
+def _check_writable(key: str, path: Path, folder: Path) -> None:
+    existing = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
+    if not existing.is_dir():
+        raise InputError(f"{key}={path} cannot be written: {existing} is a file")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise InputError(
+            f"{key}={path} cannot be written ({error.strerror}): choose a folder you may write to"
+        ) from error

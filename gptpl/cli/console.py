@@ -1,5 +1,6 @@
 """What a command shows of the log: lines on standard error."""
 
+import io
 import logging
 import re
 import sys
@@ -30,10 +31,12 @@ class Console:
     """Shows on standard error what all loggers say from INFO on, and warnings, until it is closed.
 
     Lines come above an open progress bar. Of other processes than the first only errors are shown. Closed, it
-    leaves logging as it was.
+    leaves logging as it was. A terminal that lacks a character shows a question mark, on standard output too.
     """
 
     def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
         handler = logging.StreamHandler(DummyTqdmFile(sys.stderr))
         handler.setFormatter(_PlainFormatter("%(message)s"))
         handler.setLevel(logging.INFO if is_first_process() else logging.ERROR)

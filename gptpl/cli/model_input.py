@@ -1,17 +1,15 @@
-"""What the commands that use a model read: settings, a model, and a text set, in a file, or piped in."""
+"""What the commands that use a model have in common: whose model, and a text set, in a file, or piped in."""
 
-import io
 import logging
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gptpl.cli.arguments import parse, shown
-from gptpl.config.compose import composed as compose_config
+from gptpl.cli.arguments import read
 from gptpl.config.compose import plain
 from gptpl.config.instantiate import OWN_PACKAGES, instantiate
 from gptpl.config.overrides import quoted, without_interpolation
@@ -29,16 +27,15 @@ SHORT_KEYS = frozenset(field.name for field in fields(SamplingRules))
 
 
 def composed(
-    command: str, arguments: list[str], *, flags: Mapping[str, str] | None = None
+    command: str, arguments: list[str], *, flags: Collection[str] = ()
 ) -> tuple[dict[str, Any] | None, frozenset[str]]:
     """The settings of a command as plain data, and its own flags that were given.
 
     No settings where a flag such as --cfg only had them shown. What has to be set and is not is "???".
     """
-    given = parse(command, [in_full(argument) for argument in arguments], flags=flags)
-    if shown(given):
+    found, given = read(command, [in_full(argument) for argument in arguments], flags=flags)
+    if found is None:
         return None, given.flags
-    found = compose_config(given.overrides, given.config_name, config_dir=given.config_dir)
     # `in` would say False of an interpolation that cannot be filled in.
     if found.cfg.get("tokenizer") is None and "vocab_size" in list(found.cfg.get("model") or {}):
         found.cfg.model.vocab_size = None  # that of the tokenizer, which is the checkpoint's
@@ -56,11 +53,11 @@ def in_full(argument: str) -> str:
 
 
 def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The model of `checkpoint=` or `init=`, as `source`, `base` and `device` of `gptpl.runs.loaded.load`.
+    """The model of `checkpoint=` or `init=`, as arguments of `gptpl.load`.
 
     An adapter's base is what `init=` names, where it is no longer where it was.
     """
-    checkpoint, init = cfg.get("checkpoint", None), cfg.get("init", None)
+    checkpoint, init = cfg["checkpoint"], cfg["init"]
     weights = None if init is None else instantiate(init)
     base, source = None, weights
     if checkpoint not in (None, NOT_SET):
@@ -71,52 +68,49 @@ def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             "checkpoint is not set: give checkpoint=RUN_FOLDER, checkpoint=FILE.ckpt, or init=gpt2_hf"
         )
-    return {
-        "source": source,
-        "base": base,
-        "device": cfg.get("device", "cpu"),
-        "trust": cfg.get("trust", ()),
-    }
+    return {"source": source, "base": base, "device": cfg["device"], "trust": cfg["trust"]}
 
 
-def replace_unknown_letters() -> None:
-    """Has a terminal that lacks a character show a question mark: better than no text at all."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+def given_text(text: str | None, file: str | None = None, *, key: str, piped: bool = True) -> str | None:
+    """The text set as `key`, or in the file set as `<key>_file` ("-" is standard input), or else piped in.
 
-
-def given_text(text: str | None, file: str | None, *, key: str) -> str | None:
-    """The text set as `key`, or in the file set as `<key>_file` ("-" is standard input); None if neither is.
-
-    One line break at the end of a file or of standard input is taken away: `echo` and editors add it.
+    None if there is none. One line break at the end of a file or of standard input is taken away: `echo` and
+    editors add it.
 
     Raises InputError for both at once, a file that cannot be read, and what is not UTF-8.
     """
     if text is not None and file is not None:
         raise InputError(f"{key}= and {key}_file={file} are both set: give one of them")
     if text is not None:
-        return _checked_utf8(text, key)
-    if file == STANDARD_INPUT:
-        return _decoded(sys.stdin.buffer.read(), "standard input")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # what Python makes of bytes that are none
+            raise InputError(
+                f"{key}={text!r} is not UTF-8: give it in UTF-8, or in {key}_file=FILE"
+            ) from error
+        return text
+    if file is not None and file != STANDARD_INPUT:
+        try:
+            data = Path(file).expanduser().read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{key}_file={file} cannot be read ({error.strerror}): give a text file"
+            ) from error
+        return _decoded(data, f"{key}_file={file}")
     if file is None:
-        return None
-    try:
-        data = Path(file).expanduser().read_bytes()
-    except OSError as error:
-        raise InputError(f"{key}_file={file} cannot be read ({error.strerror}): give a text file") from error
-    return _decoded(data, f"{key}_file={file}")
+        if not piped or not _is_piped():
+            return None
+        log.info("%s: from standard input", key)
+    return _decoded(sys.stdin.buffer.read(), "standard input")
 
 
-def piped_text(key: str) -> str | None:
-    """The text of a pipe or file that standard input is; None at a terminal and where there is no input."""
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or file, not a terminal."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):  # closed, or replaced by what is no file
-        return None
-    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
-        return None
-    log.info("%s: from standard input", key)
-    return _decoded(sys.stdin.buffer.read(), "standard input")
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
 def _decoded(data: bytes, name: str) -> str:
@@ -127,11 +121,3 @@ def _decoded(data: bytes, name: str) -> str:
             f"{name} is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}): save it as UTF-8"
         ) from error
     return text.removesuffix("\n").removesuffix("\r")
-
-
-def _checked_utf8(text: str, key: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # what Python makes of bytes that are none
-        raise InputError(f"{key}={text!r} is not UTF-8: give it in UTF-8, or in {key}_file=FILE") from error
-    return text

@@ -6,10 +6,12 @@ output, since a signal reaches no other machine; the sweep's folder must be one 
 
 import signal
 import time
-from collections.abc import Callable
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gptpl.errors import InputError
 from gptpl.sweeps.jobs import Command, ProcessJob, trial_environment
@@ -20,35 +22,22 @@ _LOST = -9
 """The exit status of a job that its pool has lost, which is as if it had been killed."""
 
 
-class Promise(Protocol):
-    """What submitit's jobs, Ray's and joblib's futures have in common."""
-
-    def done(self) -> bool:
-        """Whether it has ended."""
-
-    def result(self) -> Any:
-        """The exit status; raises where there is none."""
-
-    def cancel(self) -> Any:
-        """Takes it out of the queue, if it still waits there."""
-
-
 class ExecutorJob:
     """A trial that a pool has taken."""
 
     process = ""
 
-    def __init__(self, promise: Promise, stop_file: Path, losses: tuple[type[Exception], ...]) -> None:
-        self._promise, self._stop_file = promise, stop_file
+    def __init__(self, future: Future[int], stop_file: Path, losses: Sequence[type[Exception]]) -> None:
+        self._future, self._stop_file = future, stop_file
         self._losses: tuple[type[Exception], ...] = (CancelledError, *losses)
 
     def poll(self) -> int | None:
         """See `gptpl.sweeps.jobs.Job`."""
-        if not self._promise.done():
+        if not self._future.done():
             return None
         self._stop_file.unlink(missing_ok=True)
         try:
-            return int(self._promise.result())
+            return int(self._future.result())
         except self._losses:
             return _LOST
 
@@ -56,17 +45,21 @@ class ExecutorJob:
         """See `gptpl.sweeps.jobs.Job`."""
         self._stop_file.write_text(_STOP_AT_ONCE if at_once else _STOP, encoding="utf-8")
         if at_once:
-            self._promise.cancel()
+            self._future.cancel()
 
 
 class Executor:
-    """A launcher that hands `run_command` to a pool's `submit`."""
+    """A launcher that hands `run_command` to a pool's `submit`.
+
+    The futures of joblib and Ray, and submitit's jobs, have the same methods; where a process is lost they
+    raise one of `losses`.
+    """
 
     def __init__(
         self,
         n_jobs: int,
-        submit: Callable[[Command, Path], Promise],
-        losses: tuple[type[Exception], ...] = (),
+        submit: Callable[[Command, Path], Future[int]],
+        losses: Sequence[type[Exception]],
         close: Callable[[], object] = lambda: None,
     ) -> None:
         if n_jobs < 1:
@@ -124,27 +117,22 @@ def slurm(*, folder: str, n_jobs: int, cluster: str | None = None, **parameters:
                 " out, and give gpus_per_node or cpus_per_task and trainer.devices, for a trial starts the"
                 " processes of its devices itself"
             )
-    try:
-        import submitit
-    except ImportError as error:
-        raise _missing("slurm", "submitit") from error
+    submitit = _imported("submitit", "slurm")
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     except RuntimeError as error:
         raise InputError(f"hydra/launcher=slurm: {error}; hydra.launcher.cluster=local runs here") from error
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
-    lost = (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError)
-    return Executor(n_jobs, lambda command, stop: executor.submit(run_command, command, stop), lost)
+    errors = submitit.core.utils
+    lost = (errors.UncompletedJobError, errors.FailedJobError)
+    return Executor(n_jobs, partial(executor.submit, run_command), lost)
 
 
 def ray(
     *, n_jobs: int, address: str | None = None, cpus_per_trial: int = 1, gpus_per_trial: float = 0
 ) -> Executor:
     """Each trial a task of a Ray cluster, or of one started here; Ray gives it its GPUs."""
-    try:
-        import ray as library
-    except ImportError as error:
-        raise _missing("ray", "ray") from error
+    library = _imported("ray", "ray")
     library.init(address=address, log_to_driver=False, ignore_reinit_error=True)
     task = library.remote(num_cpus=cpus_per_trial, num_gpus=gpus_per_trial, max_retries=0)(run_command)
     lost = (library.exceptions.RayError,)
@@ -153,21 +141,17 @@ def ray(
 
 def joblib(*, n_jobs: int) -> Executor:
     """Each trial a task of joblib's pool of processes, loky."""
+    loky = _imported("joblib.externals.loky", "joblib")
+    pool = loky.get_reusable_executor(max_workers=max(1, n_jobs))
+    return Executor(n_jobs, partial(pool.submit, run_command), (loky.BrokenProcessPool,), pool.shutdown)
+
+
+def _imported(module: str, launcher: str) -> Any:
     try:
-        from joblib.externals.loky import get_reusable_executor
-        from joblib.externals.loky.process_executor import BrokenProcessPool
+        return import_module(module)
     except ImportError as error:
-        raise _missing("joblib", "joblib") from error
-    pool = get_reusable_executor(max_workers=max(1, n_jobs))
-    return Executor(
-        n_jobs,
-        lambda command, stop: pool.submit(run_command, command, stop),
-        (BrokenProcessPool,),
-        pool.shutdown,
-    )
-
-
-def _missing(launcher: str, package: str) -> InputError:
-    return InputError(
-        f"hydra/launcher={launcher} needs {package}: pip install {package}, or use hydra/launcher=processes"
-    )
+        package = module.partition(".")[0]
+        raise InputError(
+            f"hydra/launcher={launcher} needs {package}: pip install {package}, or use"
+            " hydra/launcher=processes"
+        ) from error

@@ -13,12 +13,11 @@ import psutil
 
 from gptpl.errors import InputError
 
-# What would make a trial take itself for a part of another job: torch's and Lightning's names for the
-# processes of one training. A trial on several devices starts a group of its own.
 _OF_A_PROCESS_GROUP = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "GPTPL_RUN_DIR", "PL_GLOBAL_SEED"),
 )
+"""torch's and Lightning's names for the processes of one training: a trial starts a group of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,34 +96,26 @@ class ProcessJob:
 class Processes:
     """Trials as processes on this machine: by default one for each GPU, or else one at a time.
 
-    On a machine with GPUs each trial sees only its own, and trainer.devices counts among those. Where several
-    trials share a CPU, each gets its share of the cores, unless OMP_NUM_THREADS says otherwise.
-
-    Args:
-        n_jobs: trials at a time; None: as many as there are GPUs for, or 1.
-        gpus_per_trial: what a trial needs; None: 1 where there are GPUs.
+    On a machine with GPUs each trial sees only its own (`gpus_per_trial`, by default 1), and trainer.devices
+    counts among those. Where several trials share a CPU, each gets its share of the cores, unless
+    OMP_NUM_THREADS says otherwise.
     """
 
     def __init__(self, *, n_jobs: int | None = None, gpus_per_trial: int | None = None) -> None:
         devices = visible_gpus()
-        if gpus_per_trial is None:
-            gpus_per_trial = 1 if devices else 0
-        if gpus_per_trial < 0 or gpus_per_trial > len(devices):
+        each = min(1, len(devices)) if gpus_per_trial is None else gpus_per_trial
+        if not 0 <= each <= len(devices):
             raise InputError(
-                f"hydra.launcher.gpus_per_trial={gpus_per_trial}, but this machine has {len(devices)} GPUs:"
+                f"hydra.launcher.gpus_per_trial={each}, but this machine has {len(devices)} GPUs:"
                 f" give 0 to {len(devices)}"
             )
-        places = len(devices) // gpus_per_trial if gpus_per_trial else 0
-        if n_jobs is None:
-            n_jobs = max(1, places)
-        if n_jobs < 1 or (gpus_per_trial and n_jobs > places):
-            most = f"1 to {places}" if gpus_per_trial else "1 or more"
+        places = len(devices) // each if each else None
+        self.n_jobs = (places or 1) if n_jobs is None else n_jobs
+        if self.n_jobs < 1 or (places is not None and self.n_jobs > places):
+            most = f"1 to {places}" if places else "1 or more"
             raise InputError(f"hydra.launcher.n_jobs={n_jobs} trials cannot run at a time: give {most}")
-        self.n_jobs = n_jobs
-        self._groups = [
-            devices[place * gpus_per_trial : (place + 1) * gpus_per_trial] for place in range(n_jobs)
-        ]
-        self._jobs: list[ProcessJob | None] = [None] * n_jobs
+        self._groups = [devices[place * each : (place + 1) * each] for place in range(self.n_jobs)]
+        self._jobs: list[ProcessJob | None] = [None] * self.n_jobs
 
     def start(self, command: Command) -> ProcessJob:
         """See `Launcher`."""

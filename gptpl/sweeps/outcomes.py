@@ -34,16 +34,13 @@ class Outcome:
 
 
 def outcome(status: int, run_dir: Path, output: Path, search: Search) -> Outcome:
-    """Judges a process that has ended.
-
-    Args:
-        status: as `subprocess` gives it: negative for the signal that killed it.
-        run_dir: the trial's run; there may be none.
-        output: the file that holds what the process printed.
-        search: says by which metric trials are compared.
-    """
-    if number := _signal(status):
-        return Outcome(kind="interrupted", error=_signal_text(number))
+    """Judges a process that has ended, by its status (as `subprocess` gives it) and what it printed."""
+    number = -status if status < 0 else status - _SHELL_BASE
+    if number == signal.SIGKILL:
+        why = "killed by SIGKILL (the system does so when memory runs out)"
+        return Outcome(kind="interrupted", error=why)
+    if number in signal.valid_signals():
+        return Outcome(kind="interrupted", error=f"stopped by {signal.Signals(number).name}")
     if status:
         return Outcome(kind="failed", error=_last_error(output) or f"exit status {status}")
     try:
@@ -64,18 +61,6 @@ def measured_values(run: RunRecord, metric: str) -> list[float]:
     return [each.metrics.get(metric, math.nan) for each in run.evaluations if each.step > 0]
 
 
-def _signal(status: int) -> int:
-    """The signal that ended a process, 0 for none."""
-    number = -status if status < 0 else status - _SHELL_BASE
-    return number if number in signal.valid_signals() else 0
-
-
-def _signal_text(number: int) -> str:
-    name = signal.Signals(number).name
-    why = " (the system does so when memory runs out)" if name == "SIGKILL" else ""
-    return f"killed by {name}{why}" if name == "SIGKILL" else f"stopped by {name}"
-
-
 def _last_error(output: Path) -> str:
     """The last line that names an error, or else the last line."""
     if not output.is_file():
@@ -83,8 +68,7 @@ def _last_error(output: Path) -> str:
     with output.open("rb") as file:
         file.seek(max(0, output.stat().st_size - _LAST_BYTES))
         text = file.read().decode("utf-8", errors="replace").rpartition(BEGINS)[2]
-    lines = text.splitlines()
-    lines = [line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     for mark in ("gptpl: error: ", "error: "):
         named = [line for line in lines if line.startswith(mark)]
         if named:
@@ -134,34 +118,29 @@ def rows(
         found.append(before if before is not None and same else _row(folder, result, search))
     sign = 1 if search.mode == "min" else -1
 
-    def rank(row: Row) -> tuple[bool, bool, float]:
+    def rank(row: Row) -> tuple[bool, float]:
         """Trials that have ended well first, then those with a value."""
-        missing = math.isnan(row.best)
-        return row.result.state != "finished", missing, 0.0 if missing else sign * row.best
+        return row.result.state != "finished", math.inf if math.isnan(row.best) else sign * row.best
 
     return sorted(found, key=rank)
 
 
 def _row(folder: Path, result: TrialResult, search: Search) -> Row:
     best, last, error = result.value, math.nan, result.error
-    if result.state == "waiting":
-        return Row(result=result, best=best, last=last, error=error)
-    try:
-        run = read_run(folder / result.folder)
-    except RunError as damage:  # its row says at least how it ended
-        error = str(damage) if result.state == "finished" else error
-    else:
-        if (found := run.best_by(search.metric, search.mode)) is not None:
-            best = found.metrics[search.metric]
-        if run.last is not None:
-            last = run.last.metrics.get(search.metric, math.nan)
+    if result.state != "waiting":
+        try:
+            run = read_run(folder / result.folder)
+            if (found := run.best_by(search.metric, search.mode)) is not None:
+                best = found.metrics[search.metric]
+            if run.last is not None:
+                last = run.last.metrics.get(search.metric, math.nan)
+        except RunError as damage:  # its row says at least how it ended
+            error = str(damage) if result.state == "finished" else error
     return Row(result=result, best=best, last=last, error=error)
 
 
-def write_results(folder: Path, table: Sequence[Row], search: Search) -> Path:
-    """Writes the file, in one move; returns its path."""
-    path = folder / RESULTS_FILE
+def write_results(folder: Path, table: Sequence[Row], search: Search) -> None:
+    """Writes `results.csv`."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows([header(search), *(row.cells() for row in table)])
-    write_atomically(path, text.getvalue())
-    return path
+    write_atomically(folder / RESULTS_FILE, text.getvalue())

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,35 +39,38 @@ class Interval:
     log: bool = False
     whole: bool = False
 
-    def check(self, name: str) -> None:
-        """Raises InputError where there are no numbers to draw, or none have a logarithm."""
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise InputError(f"{name}={self} is no interval: give interval(LOW, HIGH) with LOW < HIGH")
-        if self.log and self.low <= 0:
-            raise InputError(f"{name}={self}: a logarithmic interval begins above 0")
-
     def drawn(self, trial: "Trial", name: str) -> str:
-        """The value of a trial; asked again, the same one."""
+        """See `Choices`."""
         if self.whole:
             return str(trial.suggest_int(name, int(self.low), int(self.high), log=self.log))
         return repr(trial.suggest_float(name, self.low, self.high, log=self.log))
 
     def extremes(self) -> tuple[str, ...]:
         """Values that are valid only if all are, as far as one can tell."""
-        return str(self._number(self.low)), str(self._number(self.high))
+        return tuple(str(int(end) if self.whole else end) for end in (self.low, self.high))
 
     def __str__(self) -> str:
-        text = f"interval({self._number(self.low)}, {self._number(self.high)})"
+        text = f"interval({', '.join(self.extremes())})"
         text = f"int({text})" if self.whole else text
         return f"tag(log, {text})" if self.log else text
-
-    def _number(self, value: float) -> float:
-        return int(value) if self.whole else value
 
 
 Dimension = Choices | Interval
 SearchSpace = Mapping[str, Dimension]
 """The swept settings, by their keys."""
+
+
+def check(space: SearchSpace) -> None:
+    """Raises InputError for an interval without numbers, and for a list that names a value twice."""
+    for name, dimension in space.items():
+        if isinstance(dimension, Choices):
+            values = dimension.values
+            if twice := next((value for value in values if values.count(value) > 1), None):
+                raise InputError(f"{name}={dimension} has {twice} twice: leave one out")
+        elif not (-math.inf < dimension.low < dimension.high < math.inf):
+            raise InputError(f"{name}={dimension} is no interval: give interval(LOW, HIGH) with LOW < HIGH")
+        elif dimension.log and dimension.low <= 0:
+            raise InputError(f"{name}={dimension}: a logarithmic interval begins above 0")
 
 
 def combinations(space: SearchSpace) -> list[dict[str, str]]:
@@ -95,34 +98,6 @@ def one_at_a_time(space: SearchSpace) -> list[dict[str, str]]:
     return [first, *others]
 
 
-def drawn(trial: "Trial", space: SearchSpace) -> dict[str, str]:
-    """The values of a trial, as texts of overrides; asked again, the same ones."""
-    return {name: dimension.drawn(trial, name) for name, dimension in space.items()}
-
-
 def overrides(values: Mapping[str, object]) -> tuple[str, ...]:
     """`key=value` for each."""
     return tuple(f"{name}={value}" for name, value in values.items())
-
-
-def written(space: SearchSpace) -> dict[str, str]:
-    """The space as it would be given on the command line."""
-    return {name: str(dimension) for name, dimension in space.items()}
-
-
-def check(space: SearchSpace) -> None:
-    """Raises InputError for an interval without numbers, and for a list that names a value twice."""
-    for name, dimension in space.items():
-        if isinstance(dimension, Interval):
-            dimension.check(name)
-        elif twice := _repeated(dimension.values):
-            raise InputError(f"{name}={dimension} has {twice} twice: leave one out")
-
-
-def _repeated(values: Iterable[str]) -> str:
-    seen: set[str] = set()
-    for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return ""

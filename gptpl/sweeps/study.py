@@ -11,8 +11,6 @@ import os
 import socket
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,12 +24,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from gptpl.files.run_record import LOSS, Mode
 from gptpl.runs.listing import STUDY_FILE, WORKERS
 from gptpl.sweeps.jobs import is_alive
-from gptpl.sweeps.space import SearchSpace, combinations, drawn, overrides
+from gptpl.sweeps.space import SearchSpace, combinations, overrides
 
-NAME = "sweep"
 _BUSY_SECONDS = 120
 """How long to wait for another process that writes to the file."""
-
 _FOLDER, _WORKER, _PROCESS = "folder", "worker", "process"
 _ERROR, _RETRY_OF, _INTERRUPTED = "error", "retry_of", "interrupted"
 
@@ -86,11 +82,11 @@ class Claim:
 
 
 class SweepStudy:
-    """The trials of the sweep in a folder, seen by one worker; to be closed, or used with `with`."""
+    """The trials of the sweep in a folder, seen by one worker while `with` lasts; then another may go on."""
 
     def __init__(self, folder: Path, space: SearchSpace, search: Search) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space, self._search = space, search
+        self._space, self.search = space, search
         self._workers = folder / WORKERS
         self._workers.mkdir(parents=True, exist_ok=True)
         self._worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -99,16 +95,21 @@ class SweepStudy:
         self._one_at_a_time = FileLock(self._workers / "study.lock")
         with self._one_at_a_time:
             try:
-                # The name is what Hyperband deals trials to its brackets by.
+                storage = optuna.storages.RDBStorage(
+                    f"sqlite:///{folder / STUDY_FILE}",
+                    engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}},
+                )
                 self._study = optuna.create_study(
-                    study_name=NAME,
-                    storage=_storage(folder),
+                    study_name="sweep",  # by which Hyperband deals trials to its brackets
+                    storage=storage,
                     load_if_exists=True,
                     direction="minimize" if search.mode == "min" else "maximize",
-                    pruner=_pruner(search.pruner),
+                    pruner=_PRUNERS[search.pruner](),
                 )
-                if search.sampler == "grid":
-                    self._enqueue_grid()
+                there = len(self._latest())
+                missing = combinations(space)[there:] if search.sampler == "grid" else []
+                for number, values in enumerate(missing, start=there):
+                    self._study.enqueue_trial(values, user_attrs={_FOLDER: str(number)})
             except STORAGE_ERRORS as error:
                 raise storage_error(folder, error) from error
 
@@ -116,10 +117,6 @@ class SweepStudy:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Lets go of what this worker still has: another may continue it."""
         self._alive.release()
         (self._workers / f"{self._worker}.lock").unlink(missing_ok=True)
 
@@ -146,29 +143,31 @@ class SweepStudy:
             trials = self._trials()
             waiting = any(trial.state == TrialState.WAITING for trial in trials)
             drawn_so_far = sum(_RETRY_OF not in trial.user_attrs for trial in trials)
-            wanted = 0 if self._search.sampler == "grid" else self._search.n_trials or 0
+            wanted = 0 if self.search.sampler == "grid" else self.search.n_trials or 0
             if not waiting and drawn_so_far >= wanted:
                 return None
             # A sampler of its own for each trial: one that was made anew for a continued sweep, or in
             # another worker, would draw the same values again.
-            self._study.sampler = self._sampler(len(trials))
+            seed = (self.search.seed * 100_003 + len(trials)) % 2**32
+            if self.search.sampler == "tpe":
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    # A running one counts as a bad one: the next is drawn elsewhere.
+                    self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            else:
+                self._study.sampler = optuna.samplers.RandomSampler(seed=seed)
             return self._claimed(self._study.ask()._trial_id)
 
     def total(self) -> int:
         """Trials that the sweep has in all, a retried one counted once."""
         here = len(self._latest())
-        return here if self._search.sampler == "grid" else max(here, self._search.n_trials or 0)
+        return here if self.search.sampler == "grid" else max(here, self.search.n_trials or 0)
 
     # --- how a trial goes -----------------------------------------------------------------------------
 
     def begun(self, claim: Claim, process: str) -> None:
         """The trial has been started; `process` is what `gptpl.sweeps.jobs.is_alive` knows it by."""
         claim.trial.set_user_attr(_PROCESS, process)
-
-    @property
-    def search(self) -> Search:
-        """How trials are chosen and compared."""
-        return self._search
 
     def report(self, claim: Claim, values: list[float]) -> None:
         """Tells the study a trial's values of the metric, one an evaluation, but for those that it knows."""
@@ -181,22 +180,14 @@ class SweepStudy:
         """Whether the pruner would stop a trial with the values that have been reported."""
         return claim.trial.should_prune()
 
-    def finish(self, claim: Claim, value: float) -> None:
-        """The trial has run to its end."""
-        self._study.tell(claim.trial, value)
-
-    def prune(self, claim: Claim) -> None:
-        """The trial was stopped because others are better."""
-        self._study.tell(claim.trial, state=TrialState.PRUNED)
-
-    def fail(self, claim: Claim, error: str) -> None:
-        """The trial cannot be continued as it is."""
-        claim.trial.set_user_attr(_ERROR, error)
-        self._study.tell(claim.trial, state=TrialState.FAIL)
-
-    def interrupt(self, claim: Claim, reason: str) -> None:
-        """The trial was stopped from outside: whoever works on the sweep next goes on with it."""
-        claim.trial.set_user_attr(_INTERRUPTED, reason)
+    def end(self, claim: Claim, state: State, *, value: float = math.nan, error: str = "") -> None:
+        """The trial is finished (with this value), pruned, failed, or interrupted: to be continued."""
+        if error:
+            claim.trial.set_user_attr(_INTERRUPTED if state == "interrupted" else _ERROR, error)
+        if state == "finished":
+            self._study.tell(claim.trial, value)
+        elif state != "interrupted":
+            self._study.tell(claim.trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
     # --- what came of them ----------------------------------------------------------------------------
 
@@ -208,20 +199,17 @@ class SweepStudy:
 
     def _result(self, trial: FrozenTrial) -> TrialResult:
         values = trial.params or trial.system_attrs.get("fixed_params", {})
-        given = {name: values[name] for name in self._space if name in values}
-        state: State
-        error = str(trial.user_attrs.get(_ERROR, ""))
-        if trial.state == TrialState.PRUNED:
+        state, error = _STATES.get(trial.state, "running"), str(trial.user_attrs.get(_ERROR, ""))
+        if state == "pruned":
             error = "stopped: others were better after as many evaluations"
-        if trial.state == TrialState.RUNNING:
-            working = self._worked_on(trial)
-            state = "running" if working else "interrupted"
-            error = "" if working else str(trial.user_attrs.get(_INTERRUPTED) or "its worker has ended")
-        else:
-            state = _STATES[trial.state]
-        value = trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.nan
+        if state == "running" and not self._worked_on(trial):
+            state, error = "interrupted", trial.user_attrs.get(_INTERRUPTED) or "its worker has ended"
         return TrialResult(
-            folder=_folder(trial), overrides=overrides(given), state=state, error=error, value=value
+            folder=_folder(trial),
+            overrides=overrides({name: values[name] for name in self._space if name in values}),
+            state=state,
+            error=error,
+            value=trial.value if state == "finished" and trial.value is not None else math.nan,
         )
 
     # --- inside ---------------------------------------------------------------------------------------
@@ -232,18 +220,12 @@ class SweepStudy:
     def _latest(self) -> dict[str, FrozenTrial]:
         return {_folder(trial): trial for trial in self._trials()}
 
-    def _enqueue_grid(self) -> None:
-        """Adds the combinations that are not there yet."""
-        there = len(self._latest())
-        for number, values in enumerate(combinations(self._space)[there:], start=there):
-            self._study.enqueue_trial(values, user_attrs={_FOLDER: str(number)})
-
     def _claimed(self, trial_id: int) -> Claim:
         trial = optuna.Trial(self._study, trial_id)
         trial.set_user_attr(_WORKER, self._worker)
         trial.set_user_attr(_INTERRUPTED, "")
-        folder = str(trial.user_attrs.get(_FOLDER, trial.number))
-        return Claim(folder=folder, overrides=overrides(drawn(trial, self._space)), trial=trial)
+        values = {name: dimension.drawn(trial, name) for name, dimension in self._space.items()}
+        return Claim(folder=_folder(trial), overrides=overrides(values), trial=trial)
 
     def _worked_on(self, trial: FrozenTrial) -> bool:
         """Whether a worker has it that is still there, or its own process has outlived the worker."""
@@ -261,14 +243,6 @@ class SweepStudy:
             path.unlink(missing_ok=True)
         return is_alive(trial.user_attrs.get(_PROCESS, ""))
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = (self._search.seed * 100_003 + number) % 2**32
-        if self._search.sampler == "tpe":
-            with _experimental():
-                # With trials side by side, a running one counts as a bad one: the next is drawn elsewhere.
-                return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        return optuna.samplers.RandomSampler(seed=seed)
-
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "finished",
@@ -276,9 +250,14 @@ _STATES: dict[TrialState, State] = {
     TrialState.FAIL: "failed",
     TrialState.WAITING: "waiting",
 }
+_PRUNERS: dict[Pruner, type[optuna.pruners.BasePruner]] = {
+    "none": optuna.pruners.NopPruner,
+    "median": optuna.pruners.MedianPruner,
+    "hyperband": optuna.pruners.HyperbandPruner,
+}
 
 
-def _folder(trial: FrozenTrial) -> str:
+def _folder(trial: FrozenTrial | optuna.Trial) -> str:
     return str(trial.user_attrs.get(_FOLDER, trial.number))
 
 
@@ -287,24 +266,3 @@ def storage_error(folder: Path, error: BaseException) -> OSError:
     while error.__cause__ is not None:
         error = error.__cause__
     return OSError(f"{folder / STUDY_FILE} cannot be used ({str(error).splitlines()[0]})")
-
-
-def _storage(folder: Path) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(
-        f"sqlite:///{folder / STUDY_FILE}", engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}}
-    )
-
-
-def _pruner(name: Pruner) -> optuna.pruners.BasePruner:
-    if name == "hyperband":
-        return optuna.pruners.HyperbandPruner()
-    if name == "median":
-        return optuna.pruners.MedianPruner()
-    return optuna.pruners.NopPruner()
-
-
-@contextmanager
-def _experimental() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield

@@ -13,7 +13,7 @@ import yaml
 from tqdm import tqdm
 
 from gptpl.config.check import check_launcher
-from gptpl.config.compose import Glob, IntervalSweep, Override, composed, plain
+from gptpl.config.compose import Composed, Glob, IntervalSweep, Override, composed, plain
 from gptpl.config.groups import Folder, choices, is_group
 from gptpl.config.instantiate import instantiate
 from gptpl.config.overrides import is_path, parsed, readable
@@ -35,7 +35,6 @@ from gptpl.sweeps.space import (
     check,
     combinations,
     one_at_a_time,
-    written,
 )
 from gptpl.sweeps.space import overrides as overrides_of
 from gptpl.sweeps.study import Pruner, Sampler, Search, SweepStudy
@@ -50,20 +49,14 @@ _SET_BY_THE_SWEEP = {
     "run_dir": "each trial has a folder of its own in the sweep's: give hydra.sweep.dir, or leave -m out",
     "resume": "it continues one run, which no sweep can: leave -m out",
 }
-_PACKAGES = ("gptpl", "torch", "lightning")
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """What came of a sweep.
+    """What came of a sweep of `total` trials, whose runs are `folder / "0"`, ...
 
-    Attributes:
-        folder: the sweep's; its trials are runs like any other, `folder / "0"`, ...
-        trials: a row for each, the best first.
-        search: how they were chosen, and by which metric they are ranked.
-        total: trials of the whole sweep.
-        stopped_by: the signal that ended the work before its time.
+    `trials` has a row for each, the best first; `stopped_by` is the signal that ended it early.
     """
 
     folder: Path
@@ -122,21 +115,28 @@ def sweep(
     Raises InputError for what no sweep can be, before the first trial starts.
     """
     given = sort_overrides(overrides, config_dir)
-    settings = _settings(given.own, config_dir)
-    space = _space(settings, given)
+    asked = composed(given.own, "sweep", config_dir=config_dir)
+    own, node = _checked(plain(asked.cfg.sweep)), _launcher(asked)
+    space = _space(own, given)
     name, data, metrics = _check_trials(given.shared, space, config_dir, config_name)
-    search = _directed(settings.search, metrics)
+    search = Search(
+        **{key: own[key] for key in ("sampler", "n_trials", "pruner", "seed", "metric")},
+        mode=own["mode"] or better(own["metric"], metrics),
+    )
     flags = [] if config_dir is None else [f"--config-dir={Path(config_dir).expanduser().absolute()}"]
     flags += [] if config_name == "train" else [f"--config-name={config_name}"]
     shared = [*flags, *given.shared]
-    record = sweep_record(shared, space, search, data)
-    folder = settings.folder or Path("runs/sweeps") / f"{name}_{record.short_hash}"
-    folder = folder.absolute()
-    launcher: Launcher = instantiate(settings.launcher, **_needs_folder(settings.launcher, folder))
+    identity = _identity(shared, space, search)
+    short_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    folder = Path(asked.hydra.sweep.dir or f"runs/sweeps/{name}_{short_hash}").expanduser().absolute()
+    # submitit's own files lie in the sweep's folder.
+    files = {"folder": str(folder / ".slurm")} if node["_target_"].endswith(".slurm") else {}
+    launcher: Launcher = instantiate(node, **files)
     try:
-        settle(folder, record, overrides, mix=settings.mix)
+        command = shlex.join(["gptpl", "train", *overrides])
+        _settle(folder, identity, _dependencies(data), command, mix=own["mix"])
         with SweepStudy(folder, space, search) as study:
-            if settings.retry_failed:
+            if own["retry_failed"]:
                 say(f"failed trials tried again: {study.retry_failed()}")
             say(f"sweep folder: {folder}")
             watcher = watch(folder, study, launcher.n_jobs)
@@ -145,12 +145,12 @@ def sweep(
                 worker.work()
             finally:
                 watcher.close()
-            found = rows(folder, study.results(), study.search)
-            write_results(folder, found, study.search)
+            found = rows(folder, study.results(), search)
+            write_results(folder, found, search)
             return SweepResult(
                 folder=folder,
                 trials=found,
-                search=study.search,
+                search=search,
                 total=study.total(),
                 stopped_by=worker.stopped_by,
             )
@@ -163,29 +163,11 @@ def sweep(
 
 @dataclass(frozen=True, kw_only=True)
 class _Given:
-    """Overrides of a sweep, sorted.
-
-    Attributes:
-        own: of the sweep's own settings.
-        shared: that every trial has, as they were given.
-        swept: the settings with several values.
-    """
+    """Overrides of a sweep: of its own settings; that every trial has, as given; and with several values."""
 
     own: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
     swept: dict[str, Dimension] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """The sweep's own settings, composed. `folder` is None where the sweep's name and hash put it."""
-
-    search: dict[str, Any]
-    params: dict[str, str]
-    retry_failed: bool
-    mix: bool
-    folder: Path | None
-    launcher: Any
 
 
 def sort_overrides(overrides: Sequence[str], config_dir: Folder | None = None) -> _Given:
@@ -255,41 +237,31 @@ def _dimension(override: Override, value: Any, config_dir: Folder | None) -> Dim
     return Choices(values=tuple(override.sweep_string_iterator()))
 
 
-def _settings(own: list[str], config_dir: Folder | None) -> _Settings:
-    found = composed(own, "sweep", config_dir=config_dir)
-    conf, hydra = found.cfg.sweep, found.hydra
-    _check_choice("sweep.sampler", conf.sampler, get_args(Sampler))
-    _check_choice("sweep.pruner", conf.pruner, get_args(Pruner))
-    if conf.seed < 0:
-        raise InputError(f"sweep.seed={conf.seed} must be 0 or more")
-    if conf.sampler != "grid" and (conf.n_trials is None or conf.n_trials < 1):
-        raise InputError(f"sweep.n_trials={conf.n_trials} draws nothing: give 1 or more")
-    launcher = plain(hydra.launcher)
+def _checked(own: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the search, if there are such."""
+    for key, known in (("sampler", get_args(Sampler)), ("pruner", get_args(Pruner))):
+        if own[key] not in known:
+            raise InputError(f"sweep.{key}={own[key]} is unknown: choose one of {', '.join(known)}")
+    if own["seed"] < 0:
+        raise InputError(f"sweep.seed={own['seed']} must be 0 or more")
+    if own["sampler"] != "grid" and (own["n_trials"] is None or own["n_trials"] < 1):
+        raise InputError(f"sweep.n_trials={own['n_trials']} draws nothing: give 1 or more")
+    return own
+
+
+def _launcher(asked: Composed) -> dict[str, Any]:
+    launcher = plain(asked.hydra.launcher)
     if not str(launcher.get("_target_")).startswith("gptpl."):
-        raise InputError(
-            f"hydra/launcher={hydra.runtime.choices['hydra/launcher']} starts no trials of gptpl: choose"
-            f" one of {', '.join(choices('hydra/launcher'))}"
-        )
-    return _Settings(
-        search={name: conf[name] for name in ("sampler", "n_trials", "pruner", "seed", "metric", "mode")},
-        params={str(key): str(value) for key, value in conf.params.items()},
-        retry_failed=conf.retry_failed,
-        mix=conf.mix,
-        folder=Path(hydra.sweep.dir).expanduser() if hydra.sweep.dir else None,
-        launcher=check_launcher(launcher),
-    )
+        name, offered = asked.hydra.runtime.choices["hydra/launcher"], ", ".join(choices("hydra/launcher"))
+        raise InputError(f"hydra/launcher={name} starts no trials of gptpl: choose one of {offered}")
+    return check_launcher(launcher)
 
 
-def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InputError(f"{key}={value} is unknown: choose one of {', '.join(known)}")
-
-
-def _space(settings: _Settings, given: _Given) -> SearchSpace:
+def _space(own: Mapping[str, Any], given: _Given) -> SearchSpace:
     """What is swept: the search's own settings, then those of the command line, which win."""
     space = {}
     shared = {override.lstrip("+~").partition("=")[0] for override in given.shared}
-    for key, text in settings.params.items():
+    for key, text in own["params"].items():
         dimension = _dimension_of(f"{key}={text}", None)
         if dimension is None:
             raise InputError(f"sweep.params has {key}={text}, which is one value: give several")
@@ -302,13 +274,11 @@ def _space(settings: _Settings, given: _Given) -> SearchSpace:
             " search, such as sweep=learning_rate"
         )
     check(space)
-    if settings.search["sampler"] == "grid":
-        there = len(combinations(space))
-        if settings.search["n_trials"] not in (None, there):
-            raise InputError(
-                f"sweep.n_trials={settings.search['n_trials']}, but the grid has {there} combinations: leave"
-                " it out, or draw from them with sweep=random"
-            )
+    if own["sampler"] == "grid" and own["n_trials"] not in (None, there := len(combinations(space))):
+        raise InputError(
+            f"sweep.n_trials={own['n_trials']}, but the grid has {there} combinations: leave it out, or draw"
+            " from them with sweep=random"
+        )
     return space
 
 
@@ -335,61 +305,35 @@ def _check_trials(
     return names[0], data, metrics
 
 
-def _directed(search: Mapping[str, Any], metrics: Mapping[str, Better]) -> Search:
-    """The search with the direction of its metric. Raises InputError for a metric that no evaluation has."""
-    mode = search["mode"] or better(str(search["metric"]), metrics)
-    return Search(**{**search, "mode": mode})
-
-
-def _needs_folder(launcher: Any, folder: Path) -> dict[str, str]:
-    """submitit's own files lie in the sweep's folder."""
-    return {"folder": str(folder / ".slurm")} if launcher["_target_"].endswith(".slurm") else {}
-
-
 # --- sweep.yaml: what a sweep is, so that its folder takes no trials of another one ---------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepRecord:
-    """What makes two sweeps the same, and what their trials depend on beside it.
-
-    Attributes:
-        identity: the settings that are shared and swept, and how values are drawn.
-        versions: of packages, and of gptpl's source.
-        data: hashes of the texts, by their settings.
-    """
-
-    identity: dict[str, Any]
-    versions: dict[str, Any]
-    data: dict[str, str]
-
-    @property
-    def short_hash(self) -> str:
-        """Eight hexadecimal digits that stand for the identity."""
-        text = json.dumps(self.identity, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _identity(shared: Sequence[str], space: SearchSpace, search: Search) -> dict[str, Any]:
+    """What makes two sweeps the same: not how many trials they have, which may change later."""
+    return {
+        "shared": sorted(shared),
+        "swept": {name: str(dimension) for name, dimension in space.items()},
+        "sampler": search.sampler,
+        "pruner": search.pruner,
+        **({} if search.sampler == "grid" else {"seed": search.seed}),
+        **({} if search.metric == LOSS else {"metric": search.metric, "mode": search.mode}),
+    }
 
 
-def sweep_record(
-    shared: Sequence[str], space: SearchSpace, search: Search, data: Mapping[str, str]
-) -> SweepRecord:
-    """Of the sweep that is asked for. How many trials it has may change later, and is no part of it."""
-    drawn = {} if search.sampler == "grid" else {"seed": search.seed}
-    return SweepRecord(
-        identity={
-            "shared": sorted(shared),
-            "swept": written(space),
-            "sampler": search.sampler,
-            "pruner": search.pruner,
-            **drawn,
-            **({} if search.metric == LOSS else {"metric": search.metric, "mode": search.mode}),
-        },
-        versions={name: package_version(name) for name in _PACKAGES} | {"git_commit": git_commit()},
-        data=dict(data),
-    )
+def _dependencies(data: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What its trials depend on beside it: packages, gptpl's source, hashes of texts by their settings."""
+    versions = {name: package_version(name) for name in ("gptpl", "torch", "lightning")}
+    return {"versions": {**versions, "git_commit": git_commit()}, "data": dict(data)}
 
 
-def settle(folder: Path, record: SweepRecord, arguments: Sequence[str], *, mix: bool) -> None:
+def _settle(
+    folder: Path,
+    identity: Mapping[str, Any],
+    dependencies: Mapping[str, Mapping[str, Any]],
+    command: str,
+    *,
+    mix: bool,
+) -> None:
     """Makes the folder the sweep's, or checks that it is: the same search, the same code, the same texts.
 
     Raises InputError where it is another's; of code and texts not with `mix`.
@@ -400,51 +344,34 @@ def settle(folder: Path, record: SweepRecord, arguments: Sequence[str], *, mix: 
             not folder.is_dir() or any(not each.name.startswith(".") for each in folder.iterdir())
         ):
             raise InputError(f"hydra.sweep.dir={folder} is there already and no sweep's: give a new folder")
-        _write(path, record, arguments)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"hydra.sweep.dir={folder} cannot be made ({error.strerror}):"
+                " choose a folder you may write to"
+            ) from error
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"command": command, "started": started, **identity, **dependencies}
+        write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         return
-    before = _read(path)
-    if differences := _differences(before.identity, record.identity):
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        code_and_texts = {name: dict(before.pop(name)) for name in dependencies}
+        search = {name: value for name, value in before.items() if name not in ("command", "started")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is damaged: restore it, or give another hydra.sweep.dir") from error
+    if differences := _differences(search, identity):
         raise InputError(
             f"{folder} holds another sweep ({'; '.join(differences)}): give another hydra.sweep.dir, or"
             " the settings that it has"
         )
-    changed = _differences(before.versions, record.versions) + _differences(before.data, record.data)
+    changed = _differences(code_and_texts, dependencies)
     if changed and not mix:
         raise InputError(
             f"the trials in {folder} were made with other code or data ({'; '.join(changed)}): give another"
             " hydra.sweep.dir, or sweep.mix=true to go on all the same"
         )
-
-
-def _write(path: Path, record: SweepRecord, arguments: Sequence[str]) -> None:
-    content = {
-        "command": shlex.join(["gptpl", "train", *arguments]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        **record.identity,
-        "versions": record.versions,
-        "data": record.data,
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"hydra.sweep.dir={path.parent} cannot be made ({error.strerror}):"
-            " choose a folder you may write to"
-        ) from error
-    write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def _read(path: Path) -> SweepRecord:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        identity = {
-            name: value
-            for name, value in content.items()
-            if name not in ("command", "started", "versions", "data")
-        }
-        return SweepRecord(identity=identity, versions=dict(content["versions"]), data=dict(content["data"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is damaged: restore it, or give another hydra.sweep.dir") from error
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -66,15 +66,9 @@ class Watcher:
 
 
 class Worker:
-    """Runs the trials of a sweep, as many at a time as the launcher takes.
+    """Runs the trials of the sweep in a folder, as many at a time as the launcher takes.
 
-    Args:
-        folder: the sweep's.
-        study: its state.
-        launcher: where trials run.
-        train: the arguments of `gptpl train` that every trial has.
-        watcher: is told what happens.
-        poll_seconds: how often to look after the trials.
+    `train` are the arguments of `gptpl train` that every trial has.
     """
 
     def __init__(
@@ -127,7 +121,7 @@ class Worker:
             time.sleep(self._poll_seconds)
             self._look()
         for claim in abandoned:
-            self._study.interrupt(claim, "not taken up again")
+            self._study.end(claim, "interrupted", error="not taken up again")
 
     def _stopping(self) -> bool:
         return self.stopped_by is not None
@@ -145,10 +139,19 @@ class Worker:
     def _start(self, claim: Claim) -> None:
         run_dir = self._folder / claim.folder
         if run_dir.is_dir() and is_locked(run_dir):
-            self._study.interrupt(claim, "a process that an earlier start has left is still training it")
+            why = "a process that an earlier start has left is still training it"
+            self._study.end(claim, "interrupted", error=why)
             return
         output = self._folder / OUTPUT / f"{claim.folder}.log"
-        arguments = [*PROGRAM, *self._arguments(claim, run_dir)]
+        checkpoints = run_dir / "checkpoints"
+        # A copy of the folder may have lost the link to the newest, which resuming does not need.
+        if (checkpoints / "last.ckpt").exists() or any(checkpoints.glob("step-*.ckpt")):
+            flags = [each for each in self._train if each.startswith("--config-dir")]
+            own = [*flags, f"resume={run_dir}"]
+        else:
+            remove_folder(run_dir)  # of a run that ended before its first checkpoint
+            own = [*self._train, *claim.overrides, f"run_dir={run_dir}"]
+        arguments = [*PROGRAM, *own]
         with output.open("a", encoding="utf-8") as file:
             file.write(f"{BEGINS}{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(arguments)}\n")
         job = self._launcher.start(Command(arguments=arguments, cwd=Path.cwd(), output=output))
@@ -159,23 +162,16 @@ class Worker:
         self._study.begun(claim, job.process)
         self._watcher.started(trial)
 
-    def _arguments(self, claim: Claim, run_dir: Path) -> list[str]:
-        """Of a trial that has saved something, those that go on with it."""
-        checkpoints = run_dir / "checkpoints"
-        # A copy of the folder may have lost the link to the newest, which resuming does not need.
-        if (checkpoints / "last.ckpt").exists() or any(checkpoints.glob("step-*.ckpt")):
-            flags = [each for each in self._train if each.startswith("--config-dir")]
-            return [*flags, f"resume={run_dir}"]
-        remove_folder(run_dir)  # of a run that ended before its first checkpoint
-        return [*self._train, *claim.overrides, f"run_dir={run_dir}"]
-
     def _look(self) -> None:
         for trial in list(self._running):
             status = trial.job.poll()
             self._read(trial)
             if status is not None:
                 self._running.remove(trial)
-                self._end(trial, outcome(status, trial.run_dir, trial.output, self._study.search))
+                result = outcome(status, trial.run_dir, trial.output, self._study.search)
+                state = "pruned" if result.kind == "interrupted" and trial.pruned else result.kind
+                self._study.end(trial.claim, state, value=result.value, error=result.error)
+                self._watcher.ended(trial, result)
             elif not trial.pruned and trial.values and self._study.hopeless(trial.claim):
                 trial.pruned = True
                 trial.job.stop()
@@ -198,17 +194,6 @@ class Worker:
         trial.values = measured_values(run, self._study.search.metric)
         self._study.report(trial.claim, trial.values)
         trial.step = run.steps
-
-    def _end(self, trial: RunningTrial, result: Outcome) -> None:
-        if result.kind == "finished":
-            self._study.finish(trial.claim, result.value)
-        elif result.kind == "failed":
-            self._study.fail(trial.claim, result.error)
-        elif trial.pruned:
-            self._study.prune(trial.claim)
-        else:
-            self._study.interrupt(trial.claim, result.error)
-        self._watcher.ended(trial, result)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -219,7 +219,7 @@ def test_a_model_that_was_not_tuned_needs_a_template(gptpl, refused, quick):
     ],
 )
 def test_wrong_settings_are_refused(given, said, refused, tuned, monkeypatch):
-    monkeypatch.setattr("gptpl.cli.commands.respond.piped_text", lambda key: None)
+    monkeypatch.setattr("sys.stdin", None)
     assert said in refused("respond", f"checkpoint={tuned}", *given)
 
 

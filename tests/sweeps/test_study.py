@@ -18,7 +18,7 @@ def tried(sweep, count=None):
             if claim is None:
                 break
             found.append(dict(each.split("=") for each in claim.overrides))
-            study.finish(claim, float(found[-1]["lr"]))
+            study.end(claim, "finished", value=float(found[-1]["lr"]))
     return found
 
 

@@ -13,7 +13,6 @@ RUN is a run of task=classify; its best weights are used. The model reads the be
 """
 
 import json
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gptpl.cli.console import Console
-from gptpl.cli.model_input import composed, given_model, given_text, piped_text
+from gptpl.cli.model_input import composed, given_model, given_text
 from gptpl.data.labelled.table import Table
 from gptpl.errors import InputError
 from gptpl.runs.loaded import load_classifier
@@ -33,15 +32,19 @@ SHOWN_CHARACTERS = 80
 
 def run(arguments: list[str]) -> int:
     """Prints a line a text to standard output, or writes `output`; returns the exit status."""
-    cfg, flags = composed("classify", arguments, flags={"--json": "json"})
-    as_json = "json" in flags
+    cfg, flags = composed("classify", arguments, flags=["--json"])
     if cfg is None:
         return 0
     with Console():
         output = None if cfg["output"] is None else Path(cfg["output"]).expanduser()
-        _check(cfg, output, as_json=as_json)
+        _check(cfg, output, as_json=bool(flags))
         alone = cfg["file"] is None
-        texts = [_given(cfg)] if alone else _texts_of(cfg)
+        if alone:
+            texts = iter([_given(cfg)])
+        else:
+            path = Path(cfg["file"]).expanduser()
+            table = Table(path=path, format=cfg["format"], columns=cfg["columns"], keys="")
+            texts = (row.text for row in table.rows(cfg["text_column"]))  # read as they are asked for
         model = load_classifier(**given_model(cfg))
         found = model.predictions(texts, batch_size=cfg["batch_size"])
         bar = partial(tqdm, unit="text", desc="classifying", disable=alone or None)
@@ -51,9 +54,8 @@ def run(arguments: list[str]) -> int:
                     write(prediction)
             print(cfg["output"])
             return 0
-        show = _print_json if as_json else _print_all if alone else _print_line
         for prediction in bar(found):
-            show(prediction)
+            tqdm.write(_json(prediction) if flags else _chances(prediction) if alone else _line(prediction))
     return 0
 
 
@@ -71,8 +73,7 @@ def _check(cfg: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
 
 def _given(cfg: dict[str, Any]) -> str:
     """The one text that is set or piped in."""
-    text = given_text(cfg["text"], None, key="text")
-    text = piped_text("text") if text is None else text
+    text = given_text(cfg["text"], key="text")
     if text is None:
         raise InputError("text is not set: give text='...', or file=FILE, or pipe a text in")
     if not text or text.isspace():
@@ -80,28 +81,21 @@ def _given(cfg: dict[str, Any]) -> str:
     return text
 
 
-def _texts_of(cfg: dict[str, Any]) -> Iterable[str]:
-    """The texts of the file, read as they are asked for."""
-    path = Path(cfg["file"]).expanduser()
-    table = Table(path=path, format=cfg["format"], columns=cfg["columns"], keys="")
-    return (row.text for row in table.rows(cfg["text_column"]))
-
-
-def _print_all(prediction: Prediction) -> None:
-    """For one text: every class with its probability, the most likely first."""
+def _chances(prediction: Prediction) -> str:
+    """For one text: every class with its probability, the most likely first, a line each."""
     chances = zip(prediction.labels, prediction.probabilities, strict=True)
     width = max(map(len, prediction.labels))
-    for label, chance in sorted(chances, key=lambda pair: -pair[1]):
-        print(f"{label:<{width}}  {chance:.4f}", flush=True)
+    ranked = sorted(chances, key=lambda pair: -pair[1])
+    return "\n".join(f"{label:<{width}}  {chance:.4f}" for label, chance in ranked)
 
 
-def _print_line(prediction: Prediction) -> None:
+def _line(prediction: Prediction) -> str:
     """For many texts: the class, its probability, and the beginning of the text."""
     shown = " ".join(prediction.text.split())
     shown = shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[: SHOWN_CHARACTERS - 3]}..."
     width, chance = max(map(len, prediction.labels)), max(prediction.probabilities)
-    tqdm.write(f"{prediction.label:<{width}}  {chance:.4f}  {shown}")
+    return f"{prediction.label:<{width}}  {chance:.4f}  {shown}"
 
 
-def _print_json(prediction: Prediction) -> None:
-    tqdm.write(json.dumps(prediction.record(), ensure_ascii=False))
+def _json(prediction: Prediction) -> str:
+    return json.dumps(prediction.record(), ensure_ascii=False)

@@ -31,7 +31,6 @@ from gptpl.runs.models import Classifier, LanguageModel
 from gptpl.text import table
 from gptpl.training.evaluation import ClassifierEvaluation
 
-WHOLE = "all"
 TEMPLATE = ("data.template", "data.response_marker")
 PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 
@@ -47,8 +46,7 @@ def run(arguments: list[str]) -> int:
         if data["batch_size"] == "auto":
             raise InputError("data.batch_size=auto is for training: give a whole number")
         if isinstance(model, Classifier):
-            for line in _report(_classified(cfg, model), model.labels):
-                print(line)
+            print("\n".join(_report(_classified(cfg, model), model.labels)))
             return 0
         assert isinstance(model, LanguageModel)
         if "_target_" in data:
@@ -96,7 +94,7 @@ def _classified(cfg: dict[str, Any], model: Classifier) -> ClassifierEvaluation:
             f"checkpoint={cfg['checkpoint']} is a classifier, and these data have no labels: give"
             " data=labelled data.path=FILE, or leave data= out for the run's own texts"
         )
-    if split != WHOLE:
+    if split != "all":
         raise InputError(f"split={split}: a file that is given is taken whole, give split=all")
     return model.evaluate(corpus, **settings)
 

@@ -10,10 +10,8 @@ On a CPU the memory is that of the whole process at its peak. Writes batch_size_
 batch_size_finder.csv into find.output (older ones are replaced), and nothing else.
 """
 
-from gptpl.cli.arguments import parse, shown
+from gptpl.cli.arguments import checked_folder, read
 from gptpl.cli.console import Console
-from gptpl.cli.outputs import checked_folder
-from gptpl.config.compose import composed
 from gptpl.errors import InputError
 from gptpl.runs.finders import SETTLED_BY_FINDER, find_batch_size
 
@@ -22,18 +20,16 @@ NAME = "batch_size_finder"
 
 def run(arguments: list[str]) -> int:
     """Prints a table and the suggestion, writes plot and numbers; returns the exit status."""
-    given = parse("find-batch-size", arguments)
-    for override in given.overrides:
-        key = override.partition("=")[0].lstrip("+~")
-        if key in SETTLED_BY_FINDER:
-            raise InputError(f"{key} is what gptpl find-batch-size tries out: leave it out")
-    if shown(given):
+    found, given = read("find-batch-size", arguments)
+    if found is None:
         return 0
-    cfg = composed(given.overrides, given.config_name, config_dir=given.config_dir).cfg
-    own = cfg.find
+    for override in given.overrides:
+        if (key := override.partition("=")[0].lstrip("+~")) in SETTLED_BY_FINDER:
+            raise InputError(f"{key} is what gptpl find-batch-size tries out: leave it out")
+    own = found.cfg.find
     folder = checked_folder("find.output", own.output)
     with Console():
-        found = find_batch_size(cfg, max_batch_size=own.max_batch_size, timed_steps=own.timed_steps)
-    found.write(folder, NAME)
-    print("\n".join([*found.lines, f"written     {folder / NAME}.png, .csv"]))
+        result = find_batch_size(found.cfg, max_batch_size=own.max_batch_size, timed_steps=own.timed_steps)
+    result.write(folder, NAME)
+    print("\n".join([*result.lines, f"written     {folder / NAME}.png, .csv"]))
     return 0

@@ -10,10 +10,8 @@ all parameter groups grow together, by the same factor each step. Takes the sett
 lr_finder.png and lr_finder.csv into find.output (older ones are replaced), and nothing else.
 """
 
-from gptpl.cli.arguments import parse, shown
+from gptpl.cli.arguments import checked_folder, read
 from gptpl.cli.console import Console
-from gptpl.cli.outputs import checked_folder
-from gptpl.config.compose import composed
 from gptpl.runs.finders import find_lr
 
 NAME = "lr_finder"
@@ -21,14 +19,13 @@ NAME = "lr_finder"
 
 def run(arguments: list[str]) -> int:
     """Prints a table and the suggestion, writes plot and numbers; returns the exit status."""
-    given = parse("find-lr", arguments)
-    if shown(given):
+    found, _ = read("find-lr", arguments)
+    if found is None:
         return 0
-    cfg = composed(given.overrides, given.config_name, config_dir=given.config_dir).cfg
-    own = cfg.find
+    own = found.cfg.find
     folder = checked_folder("find.output", own.output)
     with Console():
-        found = find_lr(cfg, min_lr=own.min_lr, max_lr=own.max_lr, steps=own.steps)
-    found.write(folder, NAME)
-    print("\n".join([*found.lines, f"written     {folder / NAME}.png, .csv"]))
+        result = find_lr(found.cfg, min_lr=own.min_lr, max_lr=own.max_lr, steps=own.steps)
+    result.write(folder, NAME)
+    print("\n".join([*result.lines, f"written     {folder / NAME}.png, .csv"]))
     return 0

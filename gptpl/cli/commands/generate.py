@@ -20,17 +20,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from gptpl.cli.console import Console
-from gptpl.cli.conversation import converse
-from gptpl.cli.model_input import (
-    composed,
-    given_model,
-    given_text,
-    piped_text,
-    replace_unknown_letters,
-)
+from gptpl.cli.model_input import composed, given_model, given_text
+from gptpl.cli.texts import completed, converse
 from gptpl.errors import InputError
 from gptpl.generation import Completion, SamplingRules
 from gptpl.generation.memorisation import memorisation_lines
@@ -42,27 +35,25 @@ from gptpl.runs.models import LanguageModel
 log = logging.getLogger(__name__)
 
 DEFAULT_PROMPT = "Every effort moves you"
-FLAGS = {"--json": "json", "-i": "interactive", "--interactive": "interactive"}
 
 
 def run(arguments: list[str]) -> int:
     """Prints texts to standard output, everything else to standard error; returns the exit status."""
-    cfg, modes = composed("generate", arguments, flags=FLAGS)
-    if len(modes) > 1:
+    cfg, flags = composed("generate", arguments, flags=["--json", "-i", "--interactive"])
+    as_json, interactive = "--json" in flags, bool(flags - {"--json"})
+    if as_json and interactive:
         raise InputError("--json and -i exclude each other: -i is for people, --json for programs")
     if cfg is None:
         return 0
     with Console():
-        replace_unknown_letters()
         rules = SamplingRules(**cfg["sampling"])
         if cfg["seed"] is not None:
             check_seed(cfg["seed"])
-        prompt = given_text(cfg["prompt"], cfg["prompt_file"], key="prompt")
-        if modes == {"interactive"}:
-            converse(_model(cfg), cfg, rules)
+        prompt = given_text(cfg["prompt"], cfg["prompt_file"], key="prompt", piped=not interactive)
+        model = load_language_model(**given_model(cfg), precision=cfg["precision"])
+        if interactive:
+            converse(model, cfg, rules)
             return 0
-        prompt = piped_text("prompt") if prompt is None else prompt
-        model = _model(cfg)
         prompt = DEFAULT_PROMPT if prompt is None else prompt
         read = model.tokenizer.decode(model.tokenizer.encode(prompt))
         if read != prompt:  # a vocabulary of words does not know every word
@@ -70,17 +61,13 @@ def run(arguments: list[str]) -> int:
         cfg["seed"] = int(torch.seed() % 2**32) if cfg["seed"] is None else cfg["seed"]
         # What the report needs is read before the texts are made, and may be refused.
         training = model.training_text(cfg["training_text"]) if cfg["memorisation"] else None
-        completions = _written(cfg, model, prompt, rules, as_json=modes == {"json"})
+        completions = _written(cfg, model, prompt, rules, as_json=as_json)
         lines = statistics_lines(completions) if cfg["statistics"] else []
         if training is not None:
             lines += memorisation_lines(completions, training, decode=model.tokenizer.decode)
         for line in lines:
             log.info("%s", line)
     return 0
-
-
-def _model(cfg: dict[str, Any]) -> LanguageModel:
-    return load_language_model(**given_model(cfg), precision=cfg["precision"])
 
 
 def _written(
@@ -94,7 +81,7 @@ def _written(
     streamed = cfg["num_beams"] is None and cfg["num_samples"] == 1 and not as_json
     facts: dict[str, Any] = {"checkpoint": str(model.path), "step": model.step}
     if cfg["num_beams"] is None:
-        completions = _sampled(model, prompt, settings, streamed=streamed)
+        completions = completed(model, prompt, settings, streamed=streamed)
         used = model.rules(**asdict(rules))
         facts |= {"sampling": {"temperature": used.temperature} | used.changes, "seed": cfg["seed"]}
     else:
@@ -110,27 +97,3 @@ def _written(
                 print(f"--- {completion.sample + 1} of {len(completions)}")
             print(prompt + completion.text, flush=True)
     return completions
-
-
-def _sampled(
-    model: LanguageModel, prompt: str, settings: dict[str, Any], *, streamed: bool
-) -> list[Completion]:
-    """Texts in order: one printed as it comes, several with a progress bar."""
-    count, length = settings["num_samples"], settings["max_new_tokens"]
-    pieces = model.pieces([prompt], **settings)  # refuses wrong settings before anything is printed
-    tokens, completions = [0] * count, []
-    bar = tqdm(total=count * length, unit="token", desc="writing", disable=streamed or None, leave=False)
-    try:
-        print(prompt if streamed else "", end="", flush=True)
-        for piece in pieces:
-            print(piece.text if streamed else "", end="", flush=True)
-            bar.update(piece.tokens - tokens[piece.sample])
-            tokens[piece.sample] = piece.tokens
-            if piece.completion is not None:
-                completions.append(piece.completion)
-                bar.total -= length - piece.tokens
-    finally:
-        bar.close()
-        if streamed:
-            print(flush=True)  # also after Ctrl-C: the shell's prompt begins a line of its own
-    return sorted(completions, key=lambda completion: completion.sample)

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gptpl.cli.console import Console
-from gptpl.cli.model_input import composed, given_model, given_text, piped_text
+from gptpl.cli.model_input import composed, given_model, given_text
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
 from gptpl.model.protocol import context_length
@@ -33,15 +33,13 @@ def run(arguments: list[str]) -> int:
         if output.is_dir() or not output.parent.is_dir():
             raise InputError(f"output={cfg['output']} cannot be written: give a file in a folder that exists")
         text = given_text(cfg["text"], cfg["text_file"], key="text")
-        text = piped_text("text") if text is None else text
         if not text:
             origin = "" if cfg["text_file"] is None else f" of text_file={cfg['text_file']}"
             given = "no text is given" if text is None else f"the text{origin} is empty"
             raise InputError(f"{given}: give text='...', text_file=FILE, or pipe one in")
         model = load_language_model(**given_model(cfg))
-        progress = partial(
-            tqdm, total=len(model.tokenizer.encode(text)), unit="token", desc="reading", disable=None
-        )
+        total = len(model.tokenizer.encode(text))
+        progress = partial(tqdm, total=total, unit="token", desc="reading", disable=None)
         found = model.inspect(text, alternatives=cfg["alternatives"], progress=progress)
         write_atomically(output, found.page(facts={"checkpoint": str(model.path), "step": f"{model.step:,}"}))
         T = context_length(model.net)

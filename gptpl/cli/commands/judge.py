@@ -17,9 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gptpl.cli.arguments import parse, shown
+from gptpl.cli.arguments import read
 from gptpl.cli.console import Console
-from gptpl.config.compose import Config, composed, is_missing
+from gptpl.cli.model_input import NOT_SET
+from gptpl.config.compose import plain
 from gptpl.config.instantiate import instantiate
 from gptpl.errors import InputError
 from gptpl.judging import Comparison, Scores, compare, score
@@ -27,41 +28,35 @@ from gptpl.judging import Comparison, Scores, compare, score
 
 def run(arguments: list[str]) -> int:
     """Writes the result and its picture, prints a table to standard output; returns the exit status."""
-    given = parse("judge", arguments)
-    if not shown(given):
-        cfg = composed(given.overrides, given.config_name, config_dir=given.config_dir).cfg
+    found, _ = read("judge", arguments)
+    if found is not None:
         with Console():
-            _judge(cfg)
+            _judge(plain(found.cfg))
     return 0
 
 
-def _judge(cfg: Config) -> None:
-    if is_missing(cfg, "responses"):
+def _judge(cfg: dict[str, Any]) -> None:
+    responses, other, both_orders = cfg["responses"], cfg["compare"], cfg["both_orders"]
+    if responses == NOT_SET:
         raise InputError("responses is not set: give responses=FILE, which gptpl respond wrote")
-    if cfg.both_orders and cfg.compare is None:
+    if both_orders and other is None:
         raise InputError(
             "both_orders=true has two answers to swap only with compare=: give it, or leave it out"
         )
-    name = "scores.json" if cfg.compare is None else "comparison.json"
-    output = Path(cfg.output or Path(cfg.responses).with_name(name)).expanduser()
+    name = "scores.json" if other is None else "comparison.json"
+    output = Path(cfg["output"] or Path(responses).with_name(name)).expanduser()
     settings: dict[str, Any] = {
-        "judge": instantiate(cfg.judge),
+        "judge": instantiate(cfg["judge"]),
         "output": output,
-        "seed": cfg.seed,
-        "bootstrap_samples": cfg.bootstrap_samples,
-        "markers": list(cfg.markers),
         "progress": partial(tqdm, unit="answer", disable=None, leave=False),
+        **{key: cfg[key] for key in ("seed", "bootstrap_samples", "markers")},
     }
     result: Scores | Comparison
-    if cfg.compare is None:
-        result = score(cfg.responses, **settings)
+    if other is None:
+        result = score(responses, **settings)
     else:
-        result = compare(cfg.responses, cfg.compare, both_orders=cfg.both_orders, **settings)
-    _print(cfg, result, output)
-
-
-def _print(cfg: Config, result: Scores | Comparison, output: Path) -> None:
-    files = [str(Path(path).expanduser()) for path in (cfg.responses, cfg.compare) if path is not None]
+        result = compare(responses, other, both_orders=both_orders, **settings)
+    files = [str(Path(path).expanduser()) for path in (responses, other) if path is not None]
     print(f"answers     {' against '.join(files)}, {result.count} entries")
     if result.judge is not None:
         print(f"judge       {result.judge.client.model} at {result.judge.client.address}")

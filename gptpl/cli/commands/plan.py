@@ -15,29 +15,25 @@ larger than this machine can be planned. Writes the picture plan.output and noth
 
 import json
 import logging
-from pathlib import Path
 
-from gptpl.cli.arguments import parse, shown
+from gptpl.cli.arguments import checked_picture, read
 from gptpl.cli.console import Console
-from gptpl.cli.outputs import checked_picture
-from gptpl.config.compose import composed
 from gptpl.runs.plan import plan
 
 
 def run(arguments: list[str]) -> int:
     """Prints the plan to standard output and draws the learning rate; returns the exit status."""
-    given = parse("plan", arguments, flags={"--json": "json"})
-    if shown(given):
+    found, given = read("plan", arguments, flags=["--json"])
+    if found is None:
         return 0
-    cfg = composed(given.overrides, given.config_name, config_dir=given.config_dir).cfg
-    own = cfg.plan
+    own = found.cfg.plan
     picture = checked_picture("plan.output", own.output)
     with Console():
         logging.getLogger().setLevel(logging.WARNING)  # the plan says what the log of a run would
-        found = plan(cfg, timed_steps=own.timed_steps)
-        found.draw(picture)
-    if "json" in given.flags:
-        print(json.dumps(found.record() | {"picture": str(Path(picture).absolute())}, indent=2))
+        planned = plan(found.cfg, timed_steps=own.timed_steps)
+        planned.draw(picture)
+    if "--json" in given.flags:
+        print(json.dumps(planned.record() | {"picture": str(picture.absolute())}, indent=2))
     else:
-        print("\n".join([*found.lines(), f"{'picture':<11} {picture}"]))
+        print("\n".join([*planned.lines(), f"{'picture':<11} {picture}"]))
     return 0

@@ -13,26 +13,20 @@ Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input.
 
 import sys
 
-from gptpl.cli.arguments import parse, shown
-from gptpl.config.compose import composed, plain
-from gptpl.errors import InputError
-from gptpl.runs.verify import SET_HERE, report, verify_resume
+from gptpl.cli.arguments import read
+from gptpl.config.compose import plain
+from gptpl.runs.verify import report, verify_resume
 
 EXIT_DIFFERENT = 1
 
 
 def run(arguments: list[str]) -> int:
     """Trains, compares, prints; returns the exit status."""
-    given = parse("verify-resume", arguments)
-    for override in given.overrides:
-        key = override.partition("=")[0].lstrip("+~")
-        if key in SET_HERE:
-            raise InputError(f"{key} is set by verify-resume itself: leave it out")
-    if shown(given):
+    found, given = read("verify-resume", arguments)
+    if found is None:
         return 0
-    cfg = composed(given.overrides, given.config_name, config_dir=given.config_dir).cfg
     of_runs = [each for each in given.overrides if not each.lstrip("+~").startswith("verify.")]
-    own = plain(cfg.verify)
+    own = plain(found.cfg.verify)
     comparison = verify_resume(*of_runs, **own, config_dir=given.config_dir, say=_say)
     if comparison is None:
         return EXIT_DIFFERENT

@@ -1,24 +1,23 @@
-"""`gptpl generate -i`: prompts typed at a terminal, with a history and rules that can be changed."""
+"""Texts at a terminal: shown while a model makes them, and a conversation, `gptpl generate -i`."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import yaml
-from torch import nn
+from tqdm import tqdm
 
 from gptpl.config.groups import choices, config_folder
-from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
-from gptpl.generation import SamplingRules, stream_text
+from gptpl.generation import Completion, Piece, SamplingRules, stream_text
 from gptpl.generation.sampling import check_seed, seeded_generator
-from gptpl.model.protocol import Cached, cached_form, device_of, vocab_size
+from gptpl.model.protocol import cached_form, device_of, vocab_size
 from gptpl.runs.models import LanguageModel
 
-PROMPT = ">>> "
 HISTORY_LINES = 1000
 RULES = tuple(field.name for field in dataclasses.fields(SamplingRules))
 HELP = f"""\
@@ -31,6 +30,47 @@ Type a text and it is continued. An empty line starts from end-of-text. Ctrl-C s
   /show                the settings
   /help                this
   /quit                leave"""
+
+
+def show(texts: Iterable[str]) -> None:
+    """Prints a text bit by bit, and ends its line."""
+    try:
+        for text in texts:
+            print(text, end="", flush=True)
+    finally:
+        print(flush=True)  # also after Ctrl-C: the shell's prompt begins a line of its own
+
+
+def completed(
+    model: LanguageModel, prompt: str, settings: dict[str, Any], *, streamed: bool
+) -> list[Completion]:
+    """Continuations in order: a single one is printed as it comes if `streamed`; else there is a bar."""
+    count, length = settings["num_samples"], settings["max_new_tokens"]
+    pieces = model.pieces([prompt], **settings)  # refuses wrong settings before anything is printed
+    found: list[Completion] = []
+    tokens = [0] * count
+    bar = tqdm(total=count * length, unit="token", desc="writing", disable=streamed or None, leave=False)
+
+    def texts() -> Iterator[str]:
+        yield prompt
+        for piece in pieces:
+            yield piece.text
+            bar.update(piece.tokens - tokens[piece.sample])
+            tokens[piece.sample] = piece.tokens
+            if piece.completion is not None:
+                found.append(piece.completion)
+                bar.total -= length - piece.tokens
+
+    with bar:
+        if streamed:
+            show(texts())
+        else:
+            for _ in texts():
+                pass
+    return sorted(found, key=lambda completion: completion.sample)
+
+
+# --- a conversation -------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -48,13 +88,13 @@ class Settings:
         if name == "help":
             return HELP
         if name == "sampling":
-            self.rules = preset(value)
+            self.rules = _preset(value)
         elif name in RULES:
             self.rules = dataclasses.replace(self.rules, **{name: _parsed(name, value)})
         elif name == "max_new_tokens":
-            self.max_new_tokens = _whole(name, value, least=0)
+            self.max_new_tokens = _whole(name, value)
         elif name == "seed":
-            self.seed = None if value == "null" else _whole(name, value, least=0)
+            self.seed = None if value == "null" else _whole(name, value)
             if self.seed is not None:
                 check_seed(self.seed)
         elif name != "show":
@@ -66,55 +106,37 @@ class Settings:
 def converse(language_model: LanguageModel, cfg: Mapping[str, Any], rules: SamplingRules) -> None:
     """Reads lines until the input ends, and continues each or carries it out as a command."""
     settings = Settings(rules=rules, max_new_tokens=cfg["max_new_tokens"], seed=cfg["seed"])
-    model = cached_form(language_model.net, rows=1) or language_model.net
+    model = cached_form(language_model.net, rows=1) or language_model.net  # made once for all texts
+
+    def pieces(line: str) -> Iterator[Piece]:
+        return stream_text(
+            model,
+            language_model.tokenizer,
+            [line],
+            rules=settings.rules.within(vocab_size(model)),
+            max_new_tokens=settings.max_new_tokens,
+            stop=cfg["stop"],
+            generator=seeded_generator(settings.seed, device_of(model)),
+        )
+
     print(f"{rules.name}; /help lists what can be changed, Ctrl-D leaves")
     with _history() as read:
         while True:
             try:
-                line = read(PROMPT)
+                line = read(">>> ")
+                if line.strip() in ("/quit", "/exit"):
+                    return
+                if line.startswith("/"):
+                    print(settings.command(line))
+                else:
+                    show(itertools.chain([line], (piece.text for piece in pieces(line))))
             except EOFError:
                 print()
                 return
             except KeyboardInterrupt:
                 print()
-                continue
-            if line.strip() in ("/quit", "/exit"):
-                return
-            _answer(model, language_model.tokenizer, settings, line, cfg["stop"])
-
-
-def preset(name: str) -> SamplingRules:
-    """The rules of conf/sampling/<name>.yaml. Raises InputError where there is none."""
-    if name not in choices("sampling"):
-        raise InputError(f"/sampling {name} is unknown: choose one of {', '.join(choices('sampling'))}")
-    settings = yaml.safe_load((config_folder() / "sampling" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return SamplingRules(**{key: value for key, value in settings.items() if key in RULES})
-
-
-def _answer(
-    model: nn.Module | Cached, tokenizer: Tokenizer, settings: Settings, line: str, stop: list[str]
-) -> None:
-    try:
-        if line.startswith("/"):
-            print(settings.command(line))
-            return
-        pieces = stream_text(
-            model,
-            tokenizer,
-            [line],
-            rules=settings.rules.within(vocab_size(model)),
-            max_new_tokens=settings.max_new_tokens,
-            stop=stop,
-            generator=seeded_generator(settings.seed, device_of(model)),
-        )
-        print(line, end="", flush=True)
-        for piece in pieces:
-            print(piece.text, end="", flush=True)
-        print()
-    except InputError as error:
-        print(f"error: {error}")
-    except KeyboardInterrupt:
-        print()
+            except InputError as error:
+                print(f"error: {error}")
 
 
 @contextlib.contextmanager
@@ -137,19 +159,25 @@ def _history() -> Iterator[Callable[[str], str]]:
             readline.write_history_file(path)
 
 
+def _preset(name: str) -> SamplingRules:
+    """The rules of conf/sampling/<name>.yaml. Raises InputError where there is none."""
+    if name not in choices("sampling"):
+        raise InputError(f"/sampling {name} is unknown: choose one of {', '.join(choices('sampling'))}")
+    settings = yaml.safe_load((config_folder() / "sampling" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return SamplingRules(**{key: value for key, value in settings.items() if key in RULES})
+
+
 def _parsed(name: str, value: str) -> Any:
     """The value of a rule as it is written in YAML; ids may be written without brackets."""
     if name.endswith("_tokens"):
-        return tuple(
-            _whole(name, part, least=0) for part in value.replace(",", " ").split() if part != "null"
-        )
+        return tuple(_whole(name, part) for part in value.replace(",", " ").split() if part != "null")
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InputError(f"/{name} {value} is no value: give a number or null") from error
 
 
-def _whole(name: str, value: str, *, least: int) -> int:
-    if not value.isdecimal() or int(value) < least:
-        raise InputError(f"/{name} {value} is no number: give {least} or more")
+def _whole(name: str, value: str) -> int:
+    if not value.isdecimal():
+        raise InputError(f"/{name} {value} is no number: give 0 or more")
     return int(value)
