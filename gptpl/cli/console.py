@@ -5,7 +5,8 @@ import logging
 import re
 import sys
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm.contrib import DummyTqdmFile
 
@@ -27,47 +28,34 @@ class _PlainFormatter(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
-class Console:
-    """Shows on standard error what all loggers say from INFO on, and warnings, until it is closed.
+@contextmanager
+def console() -> Iterator[None]:
+    """Shows on standard error what all loggers say from INFO on, and warnings, until it ends.
 
-    Lines come above an open progress bar. Of other processes than the first only errors are shown. Closed, it
-    leaves logging as it was. A terminal that lacks a character shows a question mark, on standard output too.
+    Lines come above an open progress bar. Of other processes than the first only errors are shown. At its end
+    logging is as it was. A terminal that lacks a character shows a question mark, on standard output too.
     """
-
-    def __init__(self) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")
-        handler = logging.StreamHandler(DummyTqdmFile(sys.stderr))
-        handler.setFormatter(_PlainFormatter("%(message)s"))
-        handler.setLevel(logging.INFO if is_first_process() else logging.ERROR)
-        with ExitStack() as stack:
-            for logger in (logging.root, *map(logging.getLogger, (*QUIET, ASKED_FOR))):
-                stack.callback(_restore, logger, logger.level, list(logger.handlers), logger.propagate)
-            logging.root.addHandler(handler)
-            logging.root.setLevel(logging.INFO)
-            for name in QUIET:
-                # Lightning, imported before there are handlers, adds some of its own.
-                quiet = logging.getLogger(name)
-                quiet.handlers, quiet.propagate = [], True
-                quiet.setLevel(logging.WARNING)
-            logging.getLogger(ASKED_FOR).setLevel(logging.INFO)
-            stack.enter_context(warnings.catch_warnings())
-            stack.callback(logging.captureWarnings, False)
-            logging.captureWarnings(True)
-            ignore_known_warnings()
-            self._stack = stack.pop_all()
-
-    def close(self) -> None:
-        """Puts logging and the showing of warnings back as they were."""
-        self._stack.close()
-
-    def __enter__(self) -> "Console":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-def _restore(logger: logging.Logger, level: int, handlers: list[logging.Handler], propagate: bool) -> None:
-    logger.setLevel(level)
-    logger.handlers, logger.propagate = handlers, propagate
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    handler = logging.StreamHandler(DummyTqdmFile(sys.stderr))
+    handler.setFormatter(_PlainFormatter("%(message)s"))
+    handler.setLevel(logging.INFO if is_first_process() else logging.ERROR)
+    loggers = [logging.root, *map(logging.getLogger, (*QUIET, ASKED_FOR))]
+    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    with warnings.catch_warnings():
+        logging.captureWarnings(True)
+        ignore_known_warnings()
+        logging.root.addHandler(handler)
+        logging.root.setLevel(logging.INFO)
+        for quiet in map(logging.getLogger, QUIET):
+            # Lightning, imported before there are handlers, adds some of its own.
+            quiet.handlers, quiet.propagate = [], True
+            quiet.setLevel(logging.WARNING)
+        logging.getLogger(ASKED_FOR).setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            for logger, level, handlers, propagate in before:
+                logger.setLevel(level)
+                logger.handlers, logger.propagate = handlers, propagate

@@ -1,84 +1,68 @@
-"""What `--help` prints: of the docstrings of the commands and of conf/, as text, so that it comes at once."""
+"""What `--help` prints and a shell completes: docstrings of the commands and conf/, read as text: at once."""
 
 import ast
 import re
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from gptpl.config.groups import Folder, choices, config_file, default_choices, when_to_choose
+from gptpl.errors import InputError
 
 FOLDER = Path(__file__).parent / "commands"
 ORDER = (
     *("train", "sweep", "plan", "find-lr", "find-batch-size", "verify-resume", "generate", "respond"),
-    *(
-        "classify",
-        "inspect",
-        "evaluate",
-        "judge",
-        "report",
-        "runs list",
-        "runs show",
-        "runs diff",
-        "runs tag",
-    ),
-    *("runs note", "runs rm", "weights fetch", "weights list", "weights convert"),
+    *("classify", "inspect", "evaluate", "judge", "report", "runs list", "runs show", "runs diff"),
+    *("runs tag", "runs note", "runs rm", "weights fetch", "weights list", "weights convert"),
 )
-"""In which the overview has them; others come after."""
-SUBCOMMANDS = ("runs", "weights")
-"""First words of commands of two words."""
+"""In which the overview has the commands; others come after."""
 
 
 @cache
 def commands() -> dict[str, str]:
     """Every command with its summary: a file in `commands/` each, whose docstring begins with it."""
-    files = (file for file in sorted(FOLDER.glob("*.py")) if not file.stem.startswith("_"))
-    found = {name_of(file.stem): _docstring(file)[0] for file in files}
-    place = {name: number for number, name in enumerate(ORDER)}
-    return dict(sorted(found.items(), key=lambda item: place.get(item[0], len(ORDER))))
-
-
-def name_of(module: str) -> str:
-    """The command of a module: `find-lr` of find_lr, `runs list` of runs_list."""
-    first, _, rest = module.partition("_")
-    return f"{first} {rest}" if first in SUBCOMMANDS and rest else module.replace("_", "-")
+    found = {}
+    for file in sorted(FOLDER.glob("[!_]*.py")):
+        first, _, rest = file.stem.partition("_")
+        name = f"{first} {rest}" if first in ("runs", "weights") else file.stem.replace("_", "-")
+        found[name] = _docstring(file)[0]
+    order = [*ORDER, *found]
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
 
 
 def module_of(command: str) -> str:
-    """The module of a command."""
+    """The module of a command, and its root config: find_lr of `find-lr`, runs_list of `runs list`."""
     return command.replace("-", "_").replace(" ", "_")
 
 
 def _docstring(file: Path) -> tuple[str, str]:
-    """The summary of a command's docstring, without the command's name before it, and the rest."""
+    """The summary of a command's docstring, and the rest."""
     found = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     summary, _, rest = found.partition("\n")
-    return re.sub(r"^`gptpl [^:]*: ", "", summary).rstrip("."), rest
+    return summary.rstrip("."), rest
 
 
 def program_help(listed: Mapping[str, str]) -> str:
     """The overview: every command in a line."""
     width = max(map(len, listed))
-    lines = [
-        "gptpl: experiments with GPT-2-style language models",
-        "",
-        "usage: gptpl COMMAND [overrides]",
-        "",
-    ]
-    lines += [f"  {name:<{width}}  {text}" for name, text in listed.items()]
-    lines += [
-        "",
-        "gptpl COMMAND --help shows a command's settings; --debug shows tracebacks; --version the version.",
-        "gptpl completion bash (or zsh) prints a script that completes commands, choices and settings.",
-    ]
-    return "\n".join(lines)
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in listed.items())
+    return f"""\
+gptpl: experiments with GPT-2-style language models
+
+usage: gptpl COMMAND [overrides]
+
+{lines}
+
+gptpl COMMAND --help shows a command's settings; --debug shows tracebacks; --version the version.
+gptpl completion bash (or zsh) prints a script that completes commands, choices and settings."""
 
 
 def command_help(command: str, config_dir: Folder | None = None) -> str:
     """One command: what its docstring says, settings of its own, config groups with their choices."""
-    summary, text = _docstring(FOLDER / f"{module_of(command)}.py")
-    lines = [f"gptpl {command}: {summary}"]
     root = module_of(command)
+    summary, text = _docstring(FOLDER / f"{root}.py")
+    lines = [f"gptpl {command}: {summary}"]
     file = config_file(root, config_dir)
     if file and "usage:" not in text:
         lines += ["", f"usage: gptpl {command} [group=choice] [key=value] ..."]
@@ -86,9 +70,10 @@ def command_help(command: str, config_dir: Folder | None = None) -> str:
         lines += ["", text.strip("\n")]
     if file is None:
         return "\n".join(lines)
-    if settings := _settings(file.read_text(encoding="utf-8")):
+    yaml = file.read_text(encoding="utf-8")
+    if settings := _settings(yaml):
         lines += ["", "settings:", *settings]
-    extends = "  - train\n" in file.read_text(encoding="utf-8")
+    extends = "  - train\n" in yaml
     groups = {} if extends else default_choices(root, config_dir)
     if groups:
         lines += ["", "groups (* is the default):"]
@@ -129,8 +114,6 @@ def _settings(root: str) -> list[str]:
 
 def _keys_of(name: str) -> list[str]:
     """The settings of a YAML with their values, some to a line."""
-    import textwrap
-
     file = config_file(name)
     text = file.read_text(encoding="utf-8") if file else ""
     keys = [f"{key}={value.strip()}" for key, value in re.findall(r"^(\w+):([^#\n]*)", text, re.MULTILINE)]
@@ -148,3 +131,42 @@ def _group(group: str, default: str, config_dir: Folder | None) -> list[str]:
         mark = "*" if name == default else " "
         lines.append(f"   {mark} {name:<{width}}  {when_to_choose(file) if file else ''}".rstrip())
     return lines
+
+
+# --- completion in a shell ------------------------------------------------------------------------------
+
+SCRIPT = """\
+_gptpl() {
+    local IFS=$'\\n'
+    COMPREPLY=($(gptpl completion words "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    [[ "${COMPREPLY[0]}" == *= ]] && compopt -o nospace
+    COMPREPLY=("${COMPREPLY[@]#"${COMP_WORDS[COMP_CWORD]%"${COMP_WORDS[COMP_CWORD]##*=}"}"}")
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -F _gptpl gptpl
+"""
+ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
+
+
+def completion(arguments: Sequence[str]) -> str:
+    """Of `bash` or `zsh` a script for `eval`; of `words` the candidates for a line's last word."""
+    kind = arguments[0] if arguments else ""
+    if kind in ("bash", "zsh"):
+        return (ZSH if kind == "zsh" else "") + SCRIPT.rstrip()
+    if kind != "words":
+        raise InputError(f'completion {kind}: choose bash or zsh, as in eval "$(gptpl completion bash)"')
+    *before, word = arguments[1:] or [""]
+    names = [name.split() for name in commands()]
+    command = next((" ".join(name) for name in names if name == before[: len(name)]), None)
+    group, equals, _ = word.partition("=")
+    if command is None:
+        place = len(before)
+        offered = {name[place] for name in names if name[:place] == before and len(name) > place}
+    elif equals:
+        offered = {f"{group}={choice}" for choice in choices(group)}
+    else:
+        from gptpl.config.messages import known_keys
+
+        root = module_of(command)
+        offered = {f"{name}=" for name in (*default_choices(root), *known_keys(root))}
+    return "\n".join(sorted(each for each in offered if each.startswith(word)))

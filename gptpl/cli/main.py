@@ -6,7 +6,7 @@ import traceback
 from importlib import import_module
 
 from gptpl import __version__
-from gptpl.cli.help import command_help, commands, module_of, program_help
+from gptpl.cli.help import command_help, commands, completion, module_of, program_help
 from gptpl.errors import InputError, one_line, os_error_text
 from gptpl.text import nearest
 
@@ -55,9 +55,8 @@ def _run(arguments: list[str]) -> int:
         print(f"gptpl {__version__}")
         return 0
     if arguments[0] == "completion":
-        from gptpl.cli import completion
-
-        return completion.run(arguments[1:])
+        print(completion(arguments[1:]))
+        return 0
     command, overrides = arguments[0], arguments[1:]
     group = {name: text for name, text in commands().items() if name.startswith(f"{command} ")}
     if group:

@@ -57,7 +57,7 @@ def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     An adapter's base is what `init=` names, where it is no longer where it was.
     """
-    checkpoint, init = cfg["checkpoint"], cfg["init"]
+    checkpoint, init = cfg["checkpoint"], cfg.get("init")
     weights = None if init is None else instantiate(init)
     base, source = None, weights
     if checkpoint not in (None, NOT_SET):

@@ -1,92 +1,133 @@
-"""What a run's record says, in words; `-` for what it does not say."""
+"""What a run's record says, in words and as plain data; the commands that go on with the run."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from gptpl.files.run_record import Evaluation, RunRecord
-from gptpl.text import bytes_text, duration_text, loss_text, near
+from gptpl.records.disk import CHECKPOINT_FOLDER, DiskUse
+from gptpl.records.run_record import Evaluation, RunRecord
+from gptpl.text import NONE, bytes_text, duration_text, loss_text, near, time_text
+
+LAST = f"{CHECKPOINT_FOLDER}/last.ckpt"
+BEST = f"{CHECKPOINT_FOLDER}/best.ckpt"
+SHAPE = {"n_layers": "layers", "n_heads": "heads", "emb_dim": "wide", "context_length": "tokens of context"}
+USES = {
+    "ClassificationModule": ("classify", "text='See you at six'"),
+    "InstructionModule": ("respond", "instruction='Name a synonym of happy.'"),
+}
+"""How the models of older runs are used, by the class of the task; a newer run's record says it (`use`)."""
 
 
-def state_text(run: RunRecord) -> str:
+def facts(run: RunRecord) -> dict[str, str]:
+    """By their names; "-" for what the record does not say."""
+    speed, peak = run.metric("train/tokens_per_second"), run.record.get("peak_memory_bytes")
+    data, tokenizer = run.entry("data", "name"), run.entry("tokenizer", "name")
+    planned = "" if run.planned_steps is None else f" of {run.planned_steps:,}"
+    return {
+        "state": _state(run),
+        "tags": ", ".join(run.tags) or NONE,
+        "notes": run.notes or NONE,
+        "command": run.record.get("command", NONE),
+        "started": time_text(run.started),
+        "data": f"{data} (SHA-256 {str(run.entry('data', 'sha256'))[:12]})" if data else NONE,
+        "tokenizer": f"{tokenizer}, {run.entry('tokenizer', 'vocab_size')} tokens" if tokenizer else NONE,
+        "model": _model(run),
+        "weights": _start(run),
+        "steps": f"{run.steps:,}{planned}",
+        "tokens": f"{run.tokens_seen:,}",
+        "lowest val loss": _loss(run.best),
+        "last val loss": _loss(run.last),
+        "first val loss": _loss(run.evaluations[0] if run.evaluations else None),
+        "last train loss": loss_text(run.last.train_loss if run.last else None),
+        "time": _time(run),
+        "tokens per second": NONE if math.isnan(speed) else f"{speed:,.0f}",
+        "peak memory": NONE if peak is None else bytes_text(peak),
+    }
+
+
+def entry(run: RunRecord, use: DiskUse) -> dict[str, Any]:
+    """What `--json` prints of every run."""
+    return {
+        "run": near(run.path),
+        "state": run.state,
+        "started": run.started.isoformat(timespec="seconds"),
+        "steps": run.steps,
+        "planned_steps": run.planned_steps,
+        "tokens_seen": run.tokens_seen,
+        "tags": run.tags,
+        "notes": run.notes,
+        "bytes": use.total,
+        "checkpoint_bytes": sum(use.checkpoints.values()),
+    }
+
+
+def _state(run: RunRecord) -> str:
     """How it ended, and why."""
     step = run.entry(run.state, "step")
     if run.state == "stopped" and step is not None:
         return f"stopped at step {step} ({run.entry('stopped', 'reason')})"
     if run.state == "failed" and step is not None:
         return f"failed at step {step}: {run.entry('failed', 'error')}"
-    return {"unfinished": "unfinished: still running, or ended without a word"}.get(run.state, run.state)
+    return "unfinished: still running, or ended without a word" if run.state == "unfinished" else run.state
 
 
-def steps_text(run: RunRecord) -> str:
-    """`15` or, where the plan is known, `15 of 20`."""
-    return f"{run.steps:,}" + ("" if run.planned_steps is None else f" of {run.planned_steps:,}")
+def _loss(evaluation: Evaluation | None) -> str:
+    return f"{loss_text(evaluation.val_loss)} at step {evaluation.step:,}" if evaluation else NONE
 
 
-def evaluation_text(evaluation: Evaluation | None) -> str:
-    """`3.0257 at step 30`."""
-    return f"{loss_text(evaluation.val_loss)} at step {evaluation.step:,}" if evaluation else "-"
-
-
-def time_text(run: RunRecord) -> str:
-    """How long it took; of a run that was resumed, since then."""
+def _time(run: RunRecord) -> str:
     if run.state != "finished" or "seconds" not in run.record:
-        return "-"
-    return duration_text(run.record["seconds"]) + (
-        " since it was resumed" if run.record.get("resumed") else ""
-    )
+        return NONE
+    since = " since it was resumed" if run.record.get("resumed") else ""
+    return f"{duration_text(run.record['seconds'])}{since}"
 
 
-def speed_text(run: RunRecord) -> str:
-    """The last tokens per second."""
-    speed = run.metric("train/tokens_per_second")
-    return "-" if math.isnan(speed) else f"{speed:,.0f}"
-
-
-def memory_text(run: RunRecord) -> str:
-    """The most memory that it took."""
-    peak = run.record.get("peak_memory_bytes")
-    return "-" if peak is None else bytes_text(peak)
-
-
-def start_text(run: RunRecord) -> str:
+def _start(run: RunRecord) -> str:
     """What its weights began with."""
     start = run.record.get("start")
     if start is None:
-        return "-"
+        return NONE
     step = run.entry("start", "parent", "step")
     place = start.get("checkpoint") or start.get("path") or start.get("size")
-    return " ".join(
-        [
-            str(start.get("init")),
-            *([f"({near(Path(place)) if '/' in place else place})"] if isinstance(place, str) else []),
-            *([f"after {step:,} steps"] if isinstance(step, int) else []),
-        ]
-    )
+    words = [str(start.get("init"))]
+    if isinstance(place, str):
+        words.append(f"({near(Path(place)) if '/' in place else place})")
+    if isinstance(step, int):
+        words.append(f"after {step:,} steps")
+    return " ".join(words)
 
 
-def model_text(run: RunRecord) -> str:
+def _model(run: RunRecord) -> str:
     """Its shape, and its parameters."""
-    config = run.config.get("model")
+    config, parameters = run.config.get("model"), run.record.get("parameters")
     model = config if isinstance(config, Mapping) else {}
-    names = {
-        "n_layers": "layers",
-        "n_heads": "heads",
-        "emb_dim": "wide",
-        "context_length": "tokens of context",
-    }
-    shape = [f"{model[key]} {noun}" for key, noun in names.items() if model.get(key) is not None]
-    parameters = run.record.get("parameters")
-    return ", ".join([*shape, *([f"{parameters:,} parameters"] if parameters is not None else [])]) or "-"
+    parts = [f"{model[key]} {noun}" for key, noun in SHAPE.items() if model.get(key) is not None]
+    parts += [] if parameters is None else [f"{parameters:,} parameters"]
+    return ", ".join(parts) or NONE
 
 
-def data_text(run: RunRecord) -> str:
-    """The name of the data and the beginning of their hash."""
-    name, sha256 = run.entry("data", "name"), run.entry("data", "sha256")
-    return "-" if name is None else f"{name} (SHA-256 {str(sha256)[:12]})"
+def resume_command(run: RunRecord) -> str | None:
+    """None without a checkpoint to go on from. A run that has finished needs more steps to go on."""
+    if not (run.path / LAST).is_file():
+        return None
+    command = f"gptpl train {shlex.quote(f'resume={near(run.path)}')}"
+    trainer = run.config.get("trainer")
+    if run.state != "finished" or not isinstance(trainer, Mapping):
+        return command
+    steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
+    if isinstance(steps, int) and run.steps >= steps > 0:
+        return f"{command} trainer.max_steps={2 * steps}"
+    return f"{command} trainer.max_epochs={2 * epochs}" if isinstance(epochs, int) else command
 
 
-def tokenizer_text(run: RunRecord) -> str:
-    """The tokenizer with the size of its vocabulary."""
-    name, size = run.entry("tokenizer", "name"), run.entry("tokenizer", "vocab_size")
-    return "-" if name is None else f"{name}, {size} tokens"
+def use_command(run: RunRecord) -> str | None:
+    """None where there are no weights."""
+    if not any((run.path / name).is_file() for name in (LAST, BEST)):
+        return None
+    task = run.config.get("task")
+    target = str(task.get("_target_")) if isinstance(task, Mapping) else ""
+    default = USES.get(target.rpartition(".")[2], ("generate", "prompt='Every effort moves you'"))
+    verb, example = run.record.get("use") or default
+    return f"gptpl {verb} {shlex.quote(f'checkpoint={near(run.path)}')} {example}"

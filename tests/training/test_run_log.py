@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.errors import InputError
 from gptpl.training.run_log import RunLogFile
 
@@ -105,7 +105,7 @@ def test_lines_of_building_come_first_and_a_second_session_is_appended(tmp_path)
 
 def test_a_command_writes_what_it_shows(tmp_path, capsys):
     before = state()
-    with Console(), RunLogFile(whole_process=True) as log_file:
+    with console(), RunLogFile(whole_process=True) as log_file:
         log_file.open(tmp_path)
         say()
         warnings.simplefilter("always")

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.cli.model_input import composed, given_model, given_text
 from gptpl.data.labelled.table import Table
 from gptpl.errors import InputError
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
     cfg, flags = composed("classify", arguments, flags=["--json"])
     if cfg is None:
         return 0
-    with Console():
+    with console():
         output = None if cfg["output"] is None else Path(cfg["output"]).expanduser()
         _check(cfg, output, as_json=bool(flags))
         alone = cfg["file"] is None

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.cli.model_input import composed, given_model
 from gptpl.config.instantiate import instantiate
 from gptpl.config.signatures import locate
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     cfg, _ = composed("evaluate", arguments)
     if cfg is None:
         return 0
-    with Console():
+    with console():
         model = load(**given_model(cfg))
         data = cfg["data"]
         if data["batch_size"] == "auto":

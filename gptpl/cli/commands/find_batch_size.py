@@ -11,7 +11,7 @@ batch_size_finder.csv into find.output (older ones are replaced), and nothing el
 """
 
 from gptpl.cli.arguments import checked_folder, read
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.errors import InputError
 from gptpl.runs.finders import SETTLED_BY_FINDER, find_batch_size
 
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
             raise InputError(f"{key} is what gptpl find-batch-size tries out: leave it out")
     own = found.cfg.find
     folder = checked_folder("find.output", own.output)
-    with Console():
+    with console():
         result = find_batch_size(found.cfg, max_batch_size=own.max_batch_size, timed_steps=own.timed_steps)
     result.write(folder, NAME)
     print("\n".join([*result.lines, f"written     {folder / NAME}.png, .csv"]))

@@ -11,7 +11,7 @@ lr_finder.png and lr_finder.csv into find.output (older ones are replaced), and 
 """
 
 from gptpl.cli.arguments import checked_folder, read
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.runs.finders import find_lr
 
 NAME = "lr_finder"
@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
         return 0
     own = found.cfg.find
     folder = checked_folder("find.output", own.output)
-    with Console():
+    with console():
         result = find_lr(found.cfg, min_lr=own.min_lr, max_lr=own.max_lr, steps=own.steps)
     result.write(folder, NAME)
     print("\n".join([*result.lines, f"written     {folder / NAME}.png, .csv"]))

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.cli.model_input import composed, given_model, given_text
 from gptpl.cli.texts import completed, converse
 from gptpl.errors import InputError
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
         raise InputError("--json and -i exclude each other: -i is for people, --json for programs")
     if cfg is None:
         return 0
-    with Console():
+    with console():
         rules = SamplingRules(**cfg["sampling"])
         if cfg["seed"] is not None:
             check_seed(cfg["seed"])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.cli.model_input import composed, given_model, given_text
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     cfg, _ = composed("inspect", arguments)
     if cfg is None:
         return 0
-    with Console():
+    with console():
         output = Path(cfg["output"]).expanduser()
         if output.is_dir() or not output.parent.is_dir():
             raise InputError(f"output={cfg['output']} cannot be written: give a file in a folder that exists")

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gptpl.cli.arguments import read
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.cli.model_input import NOT_SET
 from gptpl.config.compose import plain
 from gptpl.config.instantiate import instantiate
@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
     """Writes the result and its picture, prints a table to standard output; returns the exit status."""
     found, _ = read("judge", arguments)
     if found is not None:
-        with Console():
+        with console():
             _judge(plain(found.cfg))
     return 0
 

@@ -17,7 +17,7 @@ import json
 import logging
 
 from gptpl.cli.arguments import checked_picture, read
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.runs.plan import plan
 
 
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
         return 0
     own = found.cfg.plan
     picture = checked_picture("plan.output", own.output)
-    with Console():
+    with console():
         logging.getLogger().setLevel(logging.WARNING)  # the plan says what the log of a run would
         planned = plan(found.cfg, timed_steps=own.timed_steps)
         planned.draw(picture)

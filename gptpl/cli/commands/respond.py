@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.cli.model_input import composed, given_model, given_text
 from gptpl.cli.texts import show
 from gptpl.data.instructions.split import SPLITS
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     cfg, flags = composed("respond", arguments, flags=["--json"])
     if cfg is None:
         return 0
-    with Console():
+    with console():
         rules = SamplingRules(**cfg["sampling"])
         many = _check(cfg, as_json=bool(flags))
         instruction = None if many else given_text(cfg["instruction"], key="instruction")

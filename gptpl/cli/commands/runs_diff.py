@@ -15,28 +15,25 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptpl.cli.arguments import parse_plain as parse
-from gptpl.cli.run_facts import (
-    evaluation_text,
-    memory_text,
-    speed_text,
-    state_text,
-    steps_text,
-    time_text,
-)
+from gptpl.cli.arguments import parse_plain
+from gptpl.cli.run_facts import facts
 from gptpl.errors import InputError
-from gptpl.files.run_record import RunRecord, read_run
-from gptpl.files.run_settings import Differences, Setting, differing_beside, differing_settings
-from gptpl.runs.listing import find_run
+from gptpl.records.listing import find_run
+from gptpl.records.run_record import read_run
+from gptpl.records.settings import Differences, Setting, differing_beside, differing_settings
 from gptpl.text import near, one_line, setting_text, table
 
 WIDEST = 40
 """Characters of a value that still has a column; longer ones are written below one another."""
+RESULTS = (
+    *("state", "steps", "tokens", "lowest val loss", "last val loss"),
+    *("time", "tokens per second", "peak memory"),
+)
 
 
 def run(arguments: list[str]) -> int:
     """Prints the differences and the results; returns the exit status."""
-    paths = parse("runs diff", arguments).paths
+    paths = parse_plain("runs diff", arguments).paths
     if len(paths) < 2:
         raise InputError(
             f"gptpl runs diff compares two runs or more, not {len(paths)}: give it their folders"
@@ -49,7 +46,9 @@ def run(arguments: list[str]) -> int:
     lines = _section("settings", names, settings) if settings else ["the same settings"]
     if beside:
         lines += ["", *_section("beside them", names, beside)]
-    print("\n".join([*lines, "", *_results(names, runs)]))
+    known = [facts(run) for run in runs]
+    results = ([name, *(each[name] for each in known)] for name in RESULTS)
+    print("\n".join([*lines, "", *table([["results", *names], *results])]))
     return 0
 
 
@@ -69,10 +68,8 @@ def _section(title: str, names: Sequence[str], differences: Differences) -> list
     lines = table([[title, *names], *([name, *row] for name, row in short.items())])
     width = max(map(len, names))
     for name in texts.keys() - short.keys():
-        lines += [
-            one_line(name),
-            *(f"  {run:<{width}}  {value}" for run, value in zip(names, texts[name], strict=True)),
-        ]
+        values = zip(names, texts[name], strict=True)
+        lines += [one_line(name), *(f"  {run:<{width}}  {value}" for run, value in values)]
     return lines
 
 
@@ -80,17 +77,3 @@ def _text(value: Setting | None) -> str:
     if isinstance(value, str) and value.startswith(os.sep):
         return one_line(near(Path(value)))
     return one_line(setting_text(value, exact=True))
-
-
-def _results(names: Sequence[str], runs: Sequence[RunRecord]) -> list[str]:
-    rows = {
-        "state": [state_text(run) for run in runs],
-        "steps": [steps_text(run) for run in runs],
-        "tokens": [f"{run.tokens_seen:,}" for run in runs],
-        "lowest val loss": [evaluation_text(run.best) for run in runs],
-        "last val loss": [evaluation_text(run.last) for run in runs],
-        "time": [time_text(run) for run in runs],
-        "tokens per second": [speed_text(run) for run in runs],
-        "peak memory": [memory_text(run) for run in runs],
-    }
-    return table([["results", *names], *([name, *row] for name, row in rows.items())])

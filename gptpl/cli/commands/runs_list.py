@@ -18,9 +18,9 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from gptpl.cli.arguments import parse_plain as parse
+from gptpl.cli.arguments import parse_plain
+from gptpl.cli.run_facts import entry
 from gptpl.errors import InputError
 from gptpl.runs.listing import DEFAULT_FOLDER, SORTS, Listed, disk_use, list_runs
 from gptpl.runs.removal import rest_of, rests_below
@@ -34,7 +34,7 @@ TAGS_WIDTH = 40
 def run(arguments: list[str]) -> int:
     """Prints the table, or a JSON object a line; returns the exit status."""
     tags = [argument.removeprefix("tag=") for argument in arguments if argument.startswith("tag=")]
-    given = parse("runs list", arguments, flags=["--json"], settings={"sort": SORTS, "tag": tags})
+    given = parse_plain("runs list", arguments, flags=["--json"], settings={"sort": SORTS, "tag": tags})
     folders = given.paths or [DEFAULT_FOLDER]
     for folder in given.paths:
         if not folder.is_dir():
@@ -43,8 +43,8 @@ def run(arguments: list[str]) -> int:
             )
     by = given.settings.get("sort", "date")
     runs = list_runs(folders, by=by, tags=tags)
-    if "--json" in given.flags:
-        print("".join(json.dumps(_entry(each)) + "\n" for each in runs), end="")
+    if given.flags:
+        print("".join(f"{_json(each)}\n" for each in runs), end="")
         return 0
     lines = _lines(runs, grouped=by == "date") if runs else []
     print("\n".join([*lines, _total(runs, folders, tags), *map(one_line, _notes(runs, folders))]))
@@ -52,36 +52,29 @@ def run(arguments: list[str]) -> int:
 
 
 def _lines(runs: list[Listed], *, grouped: bool) -> list[str]:
-    tags = ["tags"] if any(each.record and each.record.tags for each in runs) else []
-    rows, group = [[*HEADER, *tags]], None
+    tagged = any(each.record and each.record.tags for each in runs)
+    rows, group = [[*HEADER, *(["tags"] if tagged else [])]], None
     for each in runs:
         sweep = each.sweep if grouped else None
         if sweep is not None and sweep != group:
             name = f"{near(sweep)}: sweep of {count_text(sum(other.sweep == sweep for other in runs), 'run')}"
             rows.append([name, *[""] * (len(rows[0]) - 1)])
         group = sweep
-        own = [shortened(", ".join(each.record.tags), TAGS_WIDTH) if each.record else ""] if tags else []
-        rows.append([*_row(each, f"  {each.path.name}" if sweep else near(each.path)), *own])
+        run = each.record
+        plan = "" if run is None or run.planned_steps is None else f"/{run.planned_steps:,}"
+        row = [
+            f"  {each.path.name}" if sweep else near(each.path),
+            run.state if run else "damaged",
+            time_text(run.started) if run else "-",
+            f"{run.steps:,}{plan}" if run else "-",
+            loss_text(run.best.val_loss if run and run.best else None),
+            f"{run.tokens_seen:,}" if run else "-",
+            bytes_text(each.use.total),
+            bytes_text(sum(each.use.checkpoints.values())),
+            shortened(", ".join(run.tags), TAGS_WIDTH) if run else "",
+        ]
+        rows.append(row[: len(rows[0])])
     return table(rows, right=NUMBERS)
-
-
-def _row(each: Listed, name: str) -> list[str]:
-    size = bytes_text(each.use.total)
-    checkpoints = bytes_text(sum(each.use.checkpoints.values()))
-    record = each.record
-    if record is None:
-        return [name, "damaged", "-", "-", "-", "-", size, checkpoints]
-    plan = "" if record.planned_steps is None else f"/{record.planned_steps:,}"
-    return [
-        name,
-        record.state,
-        time_text(record.started),
-        f"{record.steps:,}{plan}",
-        loss_text(record.best.val_loss if record.best else None),
-        f"{record.tokens_seen:,}",
-        size,
-        checkpoints,
-    ]
 
 
 def _total(runs: Sequence[Listed], folders: Sequence[Path], tags: Sequence[str]) -> str:
@@ -107,22 +100,12 @@ def _notes(runs: Sequence[Listed], folders: Sequence[Path]) -> Iterator[str]:
         yield f"half removed: {name} ({size}): gptpl runs rm {shlex.quote(name)} removes the rest"
 
 
-def _entry(each: Listed) -> dict[str, Any]:
-    entry: dict[str, Any] = {"run": near(each.path), "state": "damaged", "error": each.damage}
-    record = each.record
-    if record is not None:
-        best = record.best
-        entry = {
-            "run": near(each.path),
-            "state": record.state,
-            "started": record.started.isoformat(timespec="seconds"),
-            "steps": record.steps,
-            "planned_steps": record.planned_steps,
-            "best_val_loss": best.val_loss if best else None,
-            "best_step": best.step if best else None,
-            "tokens_seen": record.tokens_seen,
-            "tags": record.tags,
-            "notes": record.notes,
-        }
-    sizes = {"bytes": each.use.total, "checkpoint_bytes": sum(each.use.checkpoints.values())}
-    return entry | {"sweep": near(each.sweep) if each.sweep else None} | sizes
+def _json(each: Listed) -> str:
+    run, sweep = each.record, near(each.sweep) if each.sweep else None
+    if run is None:
+        sizes = {"bytes": each.use.total, "checkpoint_bytes": sum(each.use.checkpoints.values())}
+        known = {"run": near(each.path), "state": "damaged", "error": each.damage, **sizes}
+    else:
+        best = {"best_val_loss": run.best.val_loss, "best_step": run.best.step} if run.best else {}
+        known = {**entry(run, each.use), "best_val_loss": None, "best_step": None, **best}
+    return json.dumps({**known, "sweep": sweep})

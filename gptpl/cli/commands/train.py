@@ -25,7 +25,7 @@ import shlex
 
 from gptpl.callbacks.stopping import RunStopped
 from gptpl.cli.arguments import parse, shown
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.runs.build import build
 from gptpl.runs.fit import train
 from gptpl.training.run_log import RunLogFile
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
         return sweep.run(arguments)
     if shown(given):
         return 0
-    with Console():
+    with console():
         made = build(
             *given.overrides,
             config_dir=given.config_dir,

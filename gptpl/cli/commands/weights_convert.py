@@ -13,7 +13,7 @@ logits compared before the folder appears.
 
 from typing import Any
 
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.cli.model_input import NOT_SET, composed, given_model
 from gptpl.config.instantiate import instantiate
 from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer
@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     cfg, _ = composed("weights convert", arguments)
     if cfg is None:
         return 0
-    with Console():
+    with console():
         for key in ("format", "output"):
             if cfg[key] == NOT_SET:
                 raise InputError(f"{key} is not set: give {key}=VALUE; see gptpl weights convert --help")

@@ -9,7 +9,7 @@ Prints the folder, in GPTPL_CACHE or your cache folder. Downloads resume, and ar
 """
 
 from gptpl.cli.arguments import read
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.weights.published import checked_size, checked_source, fetch
 
 
@@ -18,6 +18,6 @@ def run(arguments: list[str]) -> int:
     found, _ = read("weights fetch", arguments)
     if found is not None:
         cfg = found.cfg
-        with Console():
+        with console():
             print(fetch(checked_size(cfg.size), checked_source(cfg.source), mirror=cfg.mirror))
     return 0
