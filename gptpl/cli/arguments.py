@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What was given: all that is no flag as `overrides`, the command's own flags, and Hydra's.
+class Arguments(argparse.Namespace):
+    """What was given: `overrides`, all that is no flag; the command's own `flags`; and Hydra's.
 
     `config_dir` is absolute; `cfg` (job, hydra or all) and `info` say what to show instead of running.
     """
 
     overrides: list[str]
-    flags: frozenset[str]
+    flags: list[str]
     multirun: bool
     config_name: str
     config_dir: str | None
@@ -41,16 +40,29 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def read(
-    command: str, arguments: Sequence[str], *, flags: Collection[str] = ()
-) -> tuple["Composed | None", Arguments]:
-    """The config of a command with these flags of its own; None where --cfg or --info only had it shown."""
+def configured(
+    command: str, *, flags: Collection[str] = (), in_full: Callable[[str], str] = str
+) -> Callable[[Callable[["Composed", Arguments], int | None]], Callable[[Sequence[str]], int]]:
+    """Makes a command of a function that is given the composed config; it returns the exit status, None is 0.
+
+    The log is shown while it runs; with --cfg or --info it does not run. `flags` are the command's own;
+    `in_full` writes abbreviated arguments out.
+    """
+    from gptpl.cli.console import console
     from gptpl.config.compose import composed
 
-    given = parse(command, arguments, flags=flags)
-    if shown(given):
-        return None, given
-    return composed(given.overrides, given.config_name, config_dir=given.config_dir), given
+    def command_of(function: Callable[["Composed", Arguments], int | None]) -> Callable[[Sequence[str]], int]:
+        def run(arguments: Sequence[str]) -> int:
+            given = parse(command, list(map(in_full, arguments)), flags=flags)
+            if shown(given):
+                return 0
+            found = composed(given.overrides, given.config_name, config_dir=given.config_dir)
+            with console():
+                return function(found, given) or 0
+
+        return run
+
+    return command_of
 
 
 def parse(
@@ -74,27 +86,27 @@ def parse(
     parser.add_argument("-cd", "--config-dir")
     if "" in arguments:
         raise InputError("'' is no override: give KEY=VALUE")
-    known, rest = parser.parse_known_args(list(arguments))
-    overrides = [each for each in rest if each != "--"]
-    for override in overrides:  # `~callbacks.x=1` and the like are no flags of argparse's
+    given, rest = parser.parse_known_args(arguments, namespace=Arguments())
+    given.overrides = [each for each in rest if each != "--"]
+    for override in given.overrides:  # `~callbacks.x=1` and the like are no flags of argparse's
         if override.startswith("-"):
             raise InputError(_unknown_flag(command, override, parser))
-    if known.multirun and not sweeps:
+    if given.multirun and not sweeps:
         raise InputError(f"-m sweeps over settings of gptpl train: run gptpl {command} once for each value")
-    if known.config_dir is not None:
-        known.config_dir = str(Path(known.config_dir).expanduser().absolute())
+    if given.config_dir is not None:
+        given.config_dir = str(Path(given.config_dir).expanduser().absolute())
         here = str(Path.cwd())  # whose classes can be imported, as with `python -m`
         if here not in sys.path and "" not in sys.path:
             sys.path.append(here)
-    if known.config_name != root:
+    if given.config_name != root:
         from gptpl.config.compose import root_of
 
-        if (found := root_of(known.config_name, known.config_dir)) != root:
+        if (found := root_of(given.config_name, given.config_dir)) != root:
             raise InputError(
-                f"--config-name {known.config_name} extends {found}: give gptpl {command} a root that extends"
+                f"--config-name {given.config_name} extends {found}: give gptpl {command} a root that extends"
                 f" {root}"
             )
-    return Arguments(overrides=overrides, **{**vars(known), "flags": frozenset(known.flags)})
+    return given
 
 
 def _unknown_flag(command: str, flag: str, parser: _Parser) -> str:

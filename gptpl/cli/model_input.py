@@ -4,13 +4,12 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gptpl.cli.arguments import read
-from gptpl.config.compose import plain
+from gptpl.config.compose import Composed, plain
 from gptpl.config.instantiate import OWN_PACKAGES, instantiate
 from gptpl.config.overrides import quoted, without_interpolation
 from gptpl.errors import InputError
@@ -26,22 +25,11 @@ SHORT_KEYS = frozenset(field.name for field in fields(SamplingRules))
 """May be given without the `sampling.` before them."""
 
 
-def composed(
-    command: str, arguments: list[str], *, flags: Collection[str] = ()
-) -> tuple[dict[str, Any] | None, frozenset[str]]:
-    """The settings of a command as plain data, and its own flags that were given.
-
-    No settings where a flag such as --cfg only had them shown. What has to be set and is not is "???".
-    """
-    found, given = read(command, [in_full(argument) for argument in arguments], flags=flags)
-    if found is None:
-        return None, given.flags
-    # `in` would say False of an interpolation that cannot be filled in.
-    if found.cfg.get("tokenizer") is None and "vocab_size" in list(found.cfg.get("model") or {}):
-        found.cfg.model.vocab_size = None  # that of the tokenizer, which is the checkpoint's
+def settings_of(found: Composed) -> dict[str, Any]:
+    """The settings of a command as plain data; what has to be set and is not is "???"."""
     settings = plain(found.cfg)
     settings["trust"] = sorted({*settings.get("trust", []), *(found.trusted - OWN_PACKAGES)})
-    return settings, given.flags
+    return settings
 
 
 def in_full(argument: str) -> str:

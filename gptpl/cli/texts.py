@@ -83,24 +83,42 @@ class Settings:
 
     def command(self, line: str) -> str:
         """Carries out `/name value`; returns what to answer. Raises InputError for what it does not know."""
-        name, _, value = line.removeprefix("/").strip().partition(" ")
-        value = value.strip()
+        name, _, value = (part.strip() for part in line[1:].strip().partition(" "))
         if name == "help":
             return HELP
         if name == "sampling":
             self.rules = _preset(value)
         elif name in RULES:
             self.rules = dataclasses.replace(self.rules, **{name: _parsed(name, value)})
-        elif name == "max_new_tokens":
-            self.max_new_tokens = _whole(name, value)
-        elif name == "seed":
-            self.seed = None if value == "null" else _whole(name, value)
-            if self.seed is not None:
-                check_seed(self.seed)
+        elif name in ("max_new_tokens", "seed"):
+            if not value.isdecimal() and (name, value) != ("seed", "null"):
+                raise InputError(f"/{name} {value} is no number: give 0 or more")
+            number = None if value == "null" else int(value)
+            if name == "seed" and number is not None:
+                check_seed(number)
+            setattr(self, name, number)
         elif name != "show":
             known = ", ".join(f"/{each}" for each in ("help", "show", "sampling", "seed", "quit", *RULES))
             raise InputError(f"/{name} is no command: give one of {known}, /max_new_tokens")
         return f"{self.rules.name}; max_new_tokens {self.max_new_tokens}; seed {self.seed}"
+
+
+def _preset(name: str) -> SamplingRules:
+    """The rules of conf/sampling/<name>.yaml."""
+    if name not in choices("sampling"):
+        raise InputError(f"/sampling {name} is unknown: choose one of {', '.join(choices('sampling'))}")
+    settings = yaml.safe_load((config_folder() / "sampling" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return SamplingRules(**{key: value for key, value in settings.items() if key in RULES})
+
+
+def _parsed(name: str, value: str) -> Any:
+    """The value of a rule as it is written in YAML; ids may be written without brackets."""
+    if name.endswith("_tokens"):
+        value = f"[{','.join(part for part in value.replace(',', ' ').split() if part != 'null')}]"
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"/{name} {value} is no value: give a number or null") from error
 
 
 def converse(language_model: LanguageModel, cfg: Mapping[str, Any], rules: SamplingRules) -> None:
@@ -157,27 +175,3 @@ def _history() -> Iterator[Callable[[str], str]]:
         with contextlib.suppress(OSError):  # a home that cannot be written: no history is kept
             path.parent.mkdir(parents=True, exist_ok=True)
             readline.write_history_file(path)
-
-
-def _preset(name: str) -> SamplingRules:
-    """The rules of conf/sampling/<name>.yaml. Raises InputError where there is none."""
-    if name not in choices("sampling"):
-        raise InputError(f"/sampling {name} is unknown: choose one of {', '.join(choices('sampling'))}")
-    settings = yaml.safe_load((config_folder() / "sampling" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return SamplingRules(**{key: value for key, value in settings.items() if key in RULES})
-
-
-def _parsed(name: str, value: str) -> Any:
-    """The value of a rule as it is written in YAML; ids may be written without brackets."""
-    if name.endswith("_tokens"):
-        return tuple(_whole(name, part) for part in value.replace(",", " ").split() if part != "null")
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"/{name} {value} is no value: give a number or null") from error
-
-
-def _whole(name: str, value: str) -> int:
-    if not value.isdecimal():
-        raise InputError(f"/{name} {value} is no number: give 0 or more")
-    return int(value)

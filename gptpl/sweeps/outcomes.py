@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from gptpl.files.durable import write_atomically
-from gptpl.files.run_record import LOSS, RunError, RunRecord, read_run
-from gptpl.runs.listing import RESULTS_FILE
+from gptpl.records.run_record import LOSS, RunError, read_run
+from gptpl.records.sweep_folder import RESULTS_FILE
 from gptpl.sweeps.study import Search, TrialResult
 
 _SHELL_BASE = 128
@@ -36,11 +36,10 @@ class Outcome:
 def outcome(status: int, run_dir: Path, output: Path, search: Search) -> Outcome:
     """Judges a process that has ended, by its status (as `subprocess` gives it) and what it printed."""
     number = -status if status < 0 else status - _SHELL_BASE
-    if number == signal.SIGKILL:
-        why = "killed by SIGKILL (the system does so when memory runs out)"
-        return Outcome(kind="interrupted", error=why)
     if number in signal.valid_signals():
-        return Outcome(kind="interrupted", error=f"stopped by {signal.Signals(number).name}")
+        name = signal.Signals(number).name
+        killed = "killed by SIGKILL (the system does so when memory runs out)"
+        return Outcome(kind="interrupted", error=killed if name == "SIGKILL" else f"stopped by {name}")
     if status:
         return Outcome(kind="failed", error=_last_error(output) or f"exit status {status}")
     try:
@@ -54,11 +53,6 @@ def outcome(status: int, run_dir: Path, output: Path, search: Search) -> Outcome
         measured = ", ".join(sorted({name for each in run.evaluations for name in each.metrics})) or "nothing"
         return Outcome(kind="failed", error=f"no {search.metric} that is a number: it measured {measured}")
     return Outcome(kind="finished", value=best.metrics[search.metric])
-
-
-def measured_values(run: RunRecord, metric: str) -> list[float]:
-    """Of a trial that may still be running, without that of the model which has learned nothing yet."""
-    return [each.metrics.get(metric, math.nan) for each in run.evaluations if each.step > 0]
 
 
 def _last_error(output: Path) -> str:

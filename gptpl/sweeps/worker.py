@@ -1,30 +1,27 @@
 """Works on a sweep: starts trials, watches them, prunes them, and writes down what comes of them."""
 
+import math
 import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
+from gptpl.callbacks.stopping import SIGNALS
 from gptpl.files.folder_lock import is_locked
 from gptpl.files.run_record import EVALUATIONS_FILE, METRICS_FILE, RunError, read_run
 from gptpl.runs.listing import OUTPUT
 from gptpl.runs.removal import remove_folder
 from gptpl.sweeps.jobs import Command, Job, Launcher
-from gptpl.sweeps.outcomes import BEGINS, Outcome, measured_values, outcome
+from gptpl.sweeps.outcomes import BEGINS, Outcome, outcome
 from gptpl.sweeps.study import STORAGE_ERRORS, Claim, SweepStudy, storage_error
 
 PROGRAM = (sys.executable, "-m", "gptpl", "train")
-_STOPPING = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-]
-"""Those that `gptpl train` saves and ends for."""
 PATIENCE_SECONDS = 60.0
 """So long trials may take to save when the worker itself cannot go on."""
 
@@ -44,6 +41,11 @@ class RunningTrial:
     step: int = 0
     read_version: list[tuple[int, int, int]] = field(default_factory=list)
     """Number, time and size of the files that `values` and `step` were read from."""
+
+    @property
+    def name(self) -> str:
+        """Its folder, and what it tries."""
+        return f"{self.claim.folder}: {' '.join(self.claim.overrides)}"
 
 
 class Watcher:
@@ -93,13 +95,14 @@ class Worker:
         Raises OSError where the sweep's own state cannot be written; the trials are told to save first.
         """
         (self._folder / OUTPUT).mkdir(exist_ok=True)
-        with self._signals():
+        with ExitStack() as stack:
+            for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
+                stack.callback(signal.signal, number, signal.signal(number, self._stop))
+            stack.callback(self._end_what_runs)
             try:
                 self._work()
             except STORAGE_ERRORS as error:
                 raise storage_error(self._folder, error) from error
-            finally:
-                self._end_what_runs()
 
     def _work(self) -> None:
         abandoned = self._study.abandoned()
@@ -179,36 +182,24 @@ class Worker:
 
     def _read(self, trial: RunningTrial) -> None:
         """How far a trial is; a file that is just being written is read the next time."""
+        files = [trial.run_dir / name for name in (EVALUATIONS_FILE, METRICS_FILE)]
         try:
-            version = [
-                (written.st_ino, written.st_mtime_ns, written.st_size)
-                for name in (EVALUATIONS_FILE, METRICS_FILE)
-                if (trial.run_dir / name).exists() and (written := (trial.run_dir / name).stat())
-            ]
+            found = [file.stat() for file in files if file.exists()]
+            version = [(each.st_ino, each.st_mtime_ns, each.st_size) for each in found]
             if version == trial.read_version:
                 return
             run = read_run(trial.run_dir)
         except (FileNotFoundError, RunError):
             return
         trial.read_version = version
-        trial.values = measured_values(run, self._study.search.metric)
+        # Without that of the model that has learned nothing yet.
+        measured = [each.metrics for each in run.evaluations if each.step > 0]
+        trial.values = [metrics.get(self._study.search.metric, math.nan) for metrics in measured]
         self._study.report(trial.claim, trial.values)
         trial.step = run.steps
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Takes the signals over: the trials save and end, then the work does."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before: dict[int, Any] = {number: signal.signal(number, self._stop) for number in _STOPPING}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        """A signal came: the trials save and end, then the work does."""
         for trial in self._running:
             trial.job.stop(at_once=self.stopped_by is not None)
         self.stopped_by = self.stopped_by or number

@@ -19,8 +19,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gptpl.cli.console import console
-from gptpl.cli.model_input import composed, given_model, given_text
+from gptpl.cli.arguments import Arguments, configured
+from gptpl.cli.model_input import given_model, given_text, settings_of
+from gptpl.config.compose import Composed
 from gptpl.data.labelled.table import Table
 from gptpl.errors import InputError
 from gptpl.runs.loaded import load_classifier
@@ -30,33 +31,30 @@ SHOWN_CHARACTERS = 80
 """So much of a text stands beside its class where a person reads it."""
 
 
-def run(arguments: list[str]) -> int:
-    """Prints a line a text to standard output, or writes `output`; returns the exit status."""
-    cfg, flags = composed("classify", arguments, flags=["--json"])
-    if cfg is None:
-        return 0
-    with console():
-        output = None if cfg["output"] is None else Path(cfg["output"]).expanduser()
-        _check(cfg, output, as_json=bool(flags))
-        alone = cfg["file"] is None
-        if alone:
-            texts = iter([_given(cfg)])
-        else:
-            path = Path(cfg["file"]).expanduser()
-            table = Table(path=path, format=cfg["format"], columns=cfg["columns"], keys="")
-            texts = (row.text for row in table.rows(cfg["text_column"]))  # read as they are asked for
-        model = load_classifier(**given_model(cfg))
-        found = model.predictions(texts, batch_size=cfg["batch_size"])
-        bar = partial(tqdm, unit="text", desc="classifying", disable=alone or None)
-        if output is not None:
-            with prediction_file(output, model.labels) as write:
-                for prediction in bar(found):
-                    write(prediction)
-            print(cfg["output"])
-            return 0
-        for prediction in bar(found):
-            tqdm.write(_json(prediction) if flags else _chances(prediction) if alone else _line(prediction))
-    return 0
+@configured("classify", flags=["--json"])
+def run(found: Composed, given: Arguments) -> None:
+    """Prints a line a text to standard output, or writes `output`."""
+    cfg = settings_of(found)
+    output = None if cfg["output"] is None else Path(cfg["output"]).expanduser()
+    _check(cfg, output, as_json=bool(given.flags))
+    alone = cfg["file"] is None
+    if alone:
+        texts = iter([_given(cfg)])
+    else:
+        path = Path(cfg["file"]).expanduser()
+        table = Table(path=path, format=cfg["format"], columns=cfg["columns"], keys="")
+        texts = (row.text for row in table.rows(cfg["text_column"]))  # read as they are asked for
+    model = load_classifier(**given_model(cfg))
+    predictions = model.predictions(texts, batch_size=cfg["batch_size"])
+    bar = partial(tqdm, unit="text", desc="classifying", disable=alone or None)
+    if output is not None:
+        with prediction_file(output, model.labels) as write:
+            for prediction in bar(predictions):
+                write(prediction)
+        print(cfg["output"])
+        return
+    for prediction in bar(predictions):
+        tqdm.write(_json(prediction) if given.flags else _chances(prediction) if alone else _line(prediction))
 
 
 def _check(cfg: dict[str, Any], output: Path | None, *, as_json: bool) -> None:

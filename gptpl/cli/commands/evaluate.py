@@ -18,10 +18,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gptpl.cli.console import console
-from gptpl.cli.model_input import composed, given_model
-from gptpl.config.instantiate import instantiate
-from gptpl.config.signatures import locate
+from gptpl.cli.arguments import Arguments, configured
+from gptpl.cli.model_input import given_model, settings_of
+from gptpl.config.compose import Composed
+from gptpl.config.instantiate import instantiate, locate
+from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.labelled.corpora import LabelledCorpus
 from gptpl.errors import InputError
 from gptpl.model.protocol import context_length
@@ -31,50 +32,47 @@ from gptpl.runs.models import Classifier, LanguageModel
 from gptpl.text import table
 from gptpl.training.evaluation import ClassifierEvaluation
 
-TEMPLATE = ("data.template", "data.response_marker")
 PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 
 
-def run(arguments: list[str]) -> int:
-    """Prints loss, perplexity and tokens to standard output; returns the exit status."""
-    cfg, _ = composed("evaluate", arguments)
-    if cfg is None:
-        return 0
-    with console():
-        model = load(**given_model(cfg))
-        data = cfg["data"]
-        if data["batch_size"] == "auto":
-            raise InputError("data.batch_size=auto is for training: give a whole number")
-        if isinstance(model, Classifier):
-            print("\n".join(_report(_classified(cfg, model), model.labels)))
-            return 0
-        assert isinstance(model, LanguageModel)
-        if "_target_" in data:
-            datamodule = _datamodule(data, model, arguments)
-            result = model.evaluate(datamodule, split=cfg["split"], progress=PROGRESS)
-        else:
-            result = model.evaluate(split=cfg["split"], progress=PROGRESS, **data)
-        print(f"data        {result.data}")
-        print(f"scored      {result.context}")
-        print(f"tokens      {result.tokens:,}")
-        print(f"loss        {result.loss:.4f} nats per token")
-        print(f"perplexity  {result.perplexity:.2f}")
-    return 0
+@configured("evaluate")
+def run(found: Composed, _: Arguments) -> None:
+    """Prints loss, perplexity and tokens to standard output."""
+    cfg = settings_of(found)
+    model = load(**given_model(cfg))
+    data = cfg["data"]
+    if data["batch_size"] == "auto":
+        raise InputError("data.batch_size=auto is for training: give a whole number")
+    if isinstance(model, Classifier):
+        print("\n".join(_report(_classified(cfg, model), model.labels)))
+        return
+    assert isinstance(model, LanguageModel)
+    if "_target_" not in data:
+        result = model.evaluate(split=cfg["split"], progress=PROGRESS, **data)
+    else:
+        # In the model's template, unless another one was asked for.
+        asked = any(each.key_or_group in ("data.template", "data.response_marker") for each in found.given)
+        datamodule = _datamodule(data, model, None if asked else model.template)
+        result = model.evaluate(datamodule, split=cfg["split"], progress=PROGRESS)
+    print(f"data        {result.data}")
+    print(f"scored      {result.context}")
+    print(f"tokens      {result.tokens:,}")
+    print(f"loss        {result.loss:.4f} nats per token")
+    print(f"perplexity  {result.perplexity:.2f}")
 
 
-def _datamodule(data: dict[str, Any], model: LanguageModel, arguments: list[str]) -> Any:
-    """The data that were asked for, in the model's tokens, and template unless another was asked for."""
+def _datamodule(data: dict[str, Any], model: LanguageModel, template: PromptTemplate | None) -> Any:
     if data.get("stride") not in (None, data["max_length"]):
         raise InputError(
             f"data.stride={data['stride']} has no meaning here: the sequences lie end to end, leave it out"
         )
-    asked = any(argument.partition("=")[0].lstrip("+") in TEMPLATE for argument in arguments)
-    template = None if asked or model.template is None else model.template.state()
     length = context_length(model.net) if data["max_length"] is None else data["max_length"]
-    settings = {**data, "corpus": instantiate(data["corpus"]), "max_length": length}
-    kind = locate(data["_target_"], "data._target_")
     return make_datamodule(
-        kind, settings, tokenizer=model.tokenizer, template=template, batch_size=data["batch_size"]
+        locate(data["_target_"], "data._target_"),
+        {**data, "corpus": instantiate(data["corpus"]), "max_length": length},
+        tokenizer=model.tokenizer,
+        template=None if template is None else template.state(),
+        batch_size=data["batch_size"],
     )
 
 
@@ -107,7 +105,6 @@ def _report(found: ClassifierEvaluation, labels: Sequence[str]) -> Iterator[str]
     yield f"F1, mean           {found.scores.macro_f1:.4f}"
     yield f"calibration error  {found.scores.calibration_error:.4f}"
     yield ""
-    rows = [["true \\ predicted", *labels, "F1"]]
-    for label, counts, f1 in zip(labels, found.confusion, found.scores.f1, strict=True):
-        rows.append([label, *(f"{count:,.0f}" for count in counts), f"{f1:.4f}"])
-    yield from table(rows)
+    classes = zip(labels, found.confusion, found.scores.f1, strict=True)
+    rows = [[label, *(f"{count:,.0f}" for count in counts), f"{f1:.4f}"] for label, counts, f1 in classes]
+    yield from table([["true \\ predicted", *labels, "F1"], *rows])

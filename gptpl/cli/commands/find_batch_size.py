@@ -10,26 +10,22 @@ On a CPU the memory is that of the whole process at its peak. Writes batch_size_
 batch_size_finder.csv into find.output (older ones are replaced), and nothing else.
 """
 
-from gptpl.cli.arguments import checked_folder, read
-from gptpl.cli.console import console
+from gptpl.cli.arguments import Arguments, checked_folder, configured
+from gptpl.config.compose import Composed
 from gptpl.errors import InputError
 from gptpl.runs.finders import SETTLED_BY_FINDER, find_batch_size
 
 NAME = "batch_size_finder"
 
 
-def run(arguments: list[str]) -> int:
-    """Prints a table and the suggestion, writes plot and numbers; returns the exit status."""
-    found, given = read("find-batch-size", arguments)
-    if found is None:
-        return 0
+@configured("find-batch-size")
+def run(found: Composed, given: Arguments) -> None:
+    """Prints a table and the suggestion, writes plot and numbers."""
     for override in given.overrides:
         if (key := override.partition("=")[0].lstrip("+~")) in SETTLED_BY_FINDER:
             raise InputError(f"{key} is what gptpl find-batch-size tries out: leave it out")
     own = found.cfg.find
     folder = checked_folder("find.output", own.output)
-    with console():
-        result = find_batch_size(found.cfg, max_batch_size=own.max_batch_size, timed_steps=own.timed_steps)
+    result = find_batch_size(found.cfg, max_batch_size=own.max_batch_size, timed_steps=own.timed_steps)
     result.write(folder, NAME)
     print("\n".join([*result.lines, f"written     {folder / NAME}.png, .csv"]))
-    return 0

@@ -10,22 +10,16 @@ all parameter groups grow together, by the same factor each step. Takes the sett
 lr_finder.png and lr_finder.csv into find.output (older ones are replaced), and nothing else.
 """
 
-from gptpl.cli.arguments import checked_folder, read
-from gptpl.cli.console import console
+from gptpl.cli.arguments import Arguments, checked_folder, configured
+from gptpl.config.compose import Composed
 from gptpl.runs.finders import find_lr
 
-NAME = "lr_finder"
 
-
-def run(arguments: list[str]) -> int:
-    """Prints a table and the suggestion, writes plot and numbers; returns the exit status."""
-    found, _ = read("find-lr", arguments)
-    if found is None:
-        return 0
+@configured("find-lr")
+def run(found: Composed, _: Arguments) -> None:
+    """Prints a table and the suggestion, writes plot and numbers."""
     own = found.cfg.find
     folder = checked_folder("find.output", own.output)
-    with console():
-        result = find_lr(found.cfg, min_lr=own.min_lr, max_lr=own.max_lr, steps=own.steps)
-    result.write(folder, NAME)
-    print("\n".join([*result.lines, f"written     {folder / NAME}.png, .csv"]))
-    return 0
+    result = find_lr(found.cfg, min_lr=own.min_lr, max_lr=own.max_lr, steps=own.steps)
+    result.write(folder, "lr_finder")
+    print("\n".join([*result.lines, f"written     {folder / 'lr_finder'}.png, .csv"]))

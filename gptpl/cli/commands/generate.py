@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
-from gptpl.cli.console import console
-from gptpl.cli.model_input import composed, given_model, given_text
+from gptpl.cli.arguments import Arguments, configured
+from gptpl.cli.model_input import given_model, given_text, in_full, settings_of
 from gptpl.cli.texts import completed, converse
+from gptpl.config.compose import Composed
 from gptpl.errors import InputError
 from gptpl.generation import Completion, SamplingRules
 from gptpl.generation.memorisation import memorisation_lines
@@ -37,37 +38,34 @@ log = logging.getLogger(__name__)
 DEFAULT_PROMPT = "Every effort moves you"
 
 
-def run(arguments: list[str]) -> int:
-    """Prints texts to standard output, everything else to standard error; returns the exit status."""
-    cfg, flags = composed("generate", arguments, flags=["--json", "-i", "--interactive"])
-    as_json, interactive = "--json" in flags, bool(flags - {"--json"})
+@configured("generate", flags=["--json", "-i", "--interactive"], in_full=in_full)
+def run(found: Composed, given: Arguments) -> None:
+    """Prints texts to standard output, everything else to standard error."""
+    as_json, interactive = "--json" in given.flags, bool({"-i", "--interactive"} & {*given.flags})
     if as_json and interactive:
         raise InputError("--json and -i exclude each other: -i is for people, --json for programs")
-    if cfg is None:
-        return 0
-    with console():
-        rules = SamplingRules(**cfg["sampling"])
-        if cfg["seed"] is not None:
-            check_seed(cfg["seed"])
-        prompt = given_text(cfg["prompt"], cfg["prompt_file"], key="prompt", piped=not interactive)
-        model = load_language_model(**given_model(cfg), precision=cfg["precision"])
-        if interactive:
-            converse(model, cfg, rules)
-            return 0
-        prompt = DEFAULT_PROMPT if prompt is None else prompt
-        read = model.tokenizer.decode(model.tokenizer.encode(prompt))
-        if read != prompt:  # a vocabulary of words does not know every word
-            log.info("the model reads the prompt as: %s", read)
-        cfg["seed"] = int(torch.seed() % 2**32) if cfg["seed"] is None else cfg["seed"]
-        # What the report needs is read before the texts are made, and may be refused.
-        training = model.training_text(cfg["training_text"]) if cfg["memorisation"] else None
-        completions = _written(cfg, model, prompt, rules, as_json=as_json)
-        lines = statistics_lines(completions) if cfg["statistics"] else []
-        if training is not None:
-            lines += memorisation_lines(completions, training, decode=model.tokenizer.decode)
-        for line in lines:
-            log.info("%s", line)
-    return 0
+    cfg = settings_of(found)
+    rules = SamplingRules(**cfg["sampling"])
+    if cfg["seed"] is not None:
+        check_seed(cfg["seed"])
+    prompt = given_text(cfg["prompt"], cfg["prompt_file"], key="prompt", piped=not interactive)
+    model = load_language_model(**given_model(cfg), precision=cfg["precision"])
+    if interactive:
+        converse(model, cfg, rules)
+        return
+    prompt = DEFAULT_PROMPT if prompt is None else prompt
+    read = model.tokenizer.decode(model.tokenizer.encode(prompt))
+    if read != prompt:  # a vocabulary of words does not know every word
+        log.info("the model reads the prompt as: %s", read)
+    cfg["seed"] = int(torch.seed() % 2**32) if cfg["seed"] is None else cfg["seed"]
+    # What the report needs is read before the texts are made, and may be refused.
+    training = model.training_text(cfg["training_text"]) if cfg["memorisation"] else None
+    completions = _written(cfg, model, prompt, rules, as_json=as_json)
+    lines = statistics_lines(completions) if cfg["statistics"] else []
+    if training is not None:
+        lines += memorisation_lines(completions, training, decode=model.tokenizer.decode)
+    for line in lines:
+        log.info("%s", line)
 
 
 def _written(

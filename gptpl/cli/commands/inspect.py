@@ -15,40 +15,38 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gptpl.cli.console import console
-from gptpl.cli.model_input import composed, given_model, given_text
+from gptpl.cli.arguments import Arguments, configured
+from gptpl.cli.model_input import given_model, given_text, settings_of
+from gptpl.config.compose import Composed
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
 from gptpl.model.protocol import context_length
 from gptpl.runs.loaded import load_language_model
 
 
-def run(arguments: list[str]) -> int:
-    """Writes the page, prints loss, perplexity and where it is; returns the exit status."""
-    cfg, _ = composed("inspect", arguments)
-    if cfg is None:
-        return 0
-    with console():
-        output = Path(cfg["output"]).expanduser()
-        if output.is_dir() or not output.parent.is_dir():
-            raise InputError(f"output={cfg['output']} cannot be written: give a file in a folder that exists")
-        text = given_text(cfg["text"], cfg["text_file"], key="text")
-        if not text:
-            origin = "" if cfg["text_file"] is None else f" of text_file={cfg['text_file']}"
-            given = "no text is given" if text is None else f"the text{origin} is empty"
-            raise InputError(f"{given}: give text='...', text_file=FILE, or pipe one in")
-        model = load_language_model(**given_model(cfg))
-        total = len(model.tokenizer.encode(text))
-        progress = partial(tqdm, total=total, unit="token", desc="reading", disable=None)
-        found = model.inspect(text, alternatives=cfg["alternatives"], progress=progress)
-        write_atomically(output, found.page(facts={"checkpoint": str(model.path), "step": f"{model.step:,}"}))
-        T = context_length(model.net)
-        print(f"tokens      {len(found.tokens):,}")
-        print(
-            f"scored      every token once, from all before it, in a long text the last {T // 2:,} to {T:,}"
-            " tokens (gptpl evaluate lays sequences end to end: less context)"
-        )
-        print(f"loss        {found.loss:.4f} nats per token")
-        print(f"perplexity  {found.perplexity:.2f}" if found.perplexity < math.inf else "perplexity  inf")
-        print(f"page        {output}")
-    return 0
+@configured("inspect")
+def run(found: Composed, _: Arguments) -> None:
+    """Writes the page, prints loss, perplexity and where it is."""
+    cfg = settings_of(found)
+    output = Path(cfg["output"]).expanduser()
+    if output.is_dir() or not output.parent.is_dir():
+        raise InputError(f"output={cfg['output']} cannot be written: give a file in a folder that exists")
+    text = given_text(cfg["text"], cfg["text_file"], key="text")
+    if not text:
+        origin = "" if cfg["text_file"] is None else f" of text_file={cfg['text_file']}"
+        given = "no text is given" if text is None else f"the text{origin} is empty"
+        raise InputError(f"{given}: give text='...', text_file=FILE, or pipe one in")
+    model = load_language_model(**given_model(cfg))
+    total = len(model.tokenizer.encode(text))
+    progress = partial(tqdm, total=total, unit="token", desc="reading", disable=None)
+    inspected = model.inspect(text, alternatives=cfg["alternatives"], progress=progress)
+    write_atomically(output, inspected.page(facts={"checkpoint": str(model.path), "step": f"{model.step:,}"}))
+    T = context_length(model.net)
+    print(f"tokens      {len(inspected.tokens):,}")
+    print(
+        f"scored      every token once, from all before it, in a long text the last {T // 2:,} to {T:,}"
+        " tokens (gptpl evaluate lays sequences end to end: less context)"
+    )
+    print(f"loss        {inspected.loss:.4f} nats per token")
+    print(f"perplexity  {inspected.perplexity:.2f}" if inspected.perplexity < math.inf else "perplexity  inf")
+    print(f"page        {output}")

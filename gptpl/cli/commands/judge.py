@@ -17,25 +17,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gptpl.cli.arguments import read
-from gptpl.cli.console import console
+from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import NOT_SET
-from gptpl.config.compose import plain
+from gptpl.config.compose import Composed, plain
 from gptpl.config.instantiate import instantiate
 from gptpl.errors import InputError
 from gptpl.judging import Comparison, Scores, compare, score
 
 
-def run(arguments: list[str]) -> int:
-    """Writes the result and its picture, prints a table to standard output; returns the exit status."""
-    found, _ = read("judge", arguments)
-    if found is not None:
-        with console():
-            _judge(plain(found.cfg))
-    return 0
-
-
-def _judge(cfg: dict[str, Any]) -> None:
+@configured("judge")
+def run(found: Composed, _: Arguments) -> None:
+    """Writes the result and its picture, prints a table to standard output."""
+    cfg = plain(found.cfg)
     responses, other, both_orders = cfg["responses"], cfg["compare"], cfg["both_orders"]
     if responses == NOT_SET:
         raise InputError("responses is not set: give responses=FILE, which gptpl respond wrote")

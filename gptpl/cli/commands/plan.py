@@ -16,24 +16,19 @@ larger than this machine can be planned. Writes the picture plan.output and noth
 import json
 import logging
 
-from gptpl.cli.arguments import checked_picture, read
-from gptpl.cli.console import console
+from gptpl.cli.arguments import Arguments, checked_picture, configured
+from gptpl.config.compose import Composed
 from gptpl.runs.plan import plan
 
 
-def run(arguments: list[str]) -> int:
-    """Prints the plan to standard output and draws the learning rate; returns the exit status."""
-    found, given = read("plan", arguments, flags=["--json"])
-    if found is None:
-        return 0
-    own = found.cfg.plan
-    picture = checked_picture("plan.output", own.output)
-    with console():
-        logging.getLogger().setLevel(logging.WARNING)  # the plan says what the log of a run would
-        planned = plan(found.cfg, timed_steps=own.timed_steps)
-        planned.draw(picture)
-    if "--json" in given.flags:
+@configured("plan", flags=["--json"])
+def run(found: Composed, given: Arguments) -> None:
+    """Prints the plan to standard output and draws the learning rate."""
+    picture = checked_picture("plan.output", found.cfg.plan.output)
+    logging.getLogger().setLevel(logging.WARNING)  # the plan says what the log of a run would
+    planned = plan(found.cfg, timed_steps=found.cfg.plan.timed_steps)
+    planned.draw(picture)
+    if given.flags:
         print(json.dumps(planned.record() | {"picture": str(picture.absolute())}, indent=2))
     else:
         print("\n".join([*planned.lines(), f"{'picture':<11} {picture}"]))
-    return 0

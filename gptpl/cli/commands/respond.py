@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gptpl.cli.console import console
-from gptpl.cli.model_input import composed, given_model, given_text
+from gptpl.cli.arguments import Arguments, configured
+from gptpl.cli.model_input import given_model, given_text, in_full, settings_of
 from gptpl.cli.texts import show
+from gptpl.config.compose import Composed
 from gptpl.data.instructions.split import SPLITS
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
@@ -36,52 +37,49 @@ from gptpl.training.answers import WELL_FORMED
 log = logging.getLogger(__name__)
 
 
-def run(arguments: list[str]) -> int:
-    """Prints the answer to standard output, or writes all answers to the output; returns the exit status."""
-    cfg, flags = composed("respond", arguments, flags=["--json"])
-    if cfg is None:
-        return 0
-    with console():
-        rules = SamplingRules(**cfg["sampling"])
-        many = _check(cfg, as_json=bool(flags))
-        instruction = None if many else given_text(cfg["instruction"], key="instruction")
-        if not many and (instruction is None or not instruction.strip()):
-            raise InputError("instruction is not set: give instruction='...', file=FILE, or split=test")
-        model = load_language_model(**given_model(cfg), precision=cfg["precision"])
-        asked = model.with_template(cfg["template"], cfg["response_marker"])
-        settings = {"max_new_tokens": cfg["max_new_tokens"], "seed": cfg["seed"], **asdict(rules)}
-        if instruction is None:
-            taken = ("output", "instruction_column", "input_column", "batch_size")
-            answers = asked.respond_all(
-                cfg["file"] if cfg["file"] is not None else asked.split_file(cfg["split"]),
-                skip_too_long=cfg["too_long"] == "skip",
-                progress=partial(tqdm, unit="batch", desc="answering", disable=None),
-                **{name: cfg[name] for name in taken},
-                **settings,
-            )
-            good, count = sum(answer[WELL_FORMED] for answer in answers), len(answers)
-            log.info("well-formed answers: %d of %d (%.1f %%)", good, count, 100 * good / count)
-            log.info("answers: %s", cfg["output"])
-        elif not flags:
-            show(asked.stream_response(instruction, cfg["input"], **settings))
-        else:
-            settings["seed"] = int(torch.seed() % 2**32) if cfg["seed"] is None else cfg["seed"]
-            answer = asked.answer(instruction, cfg["input"], **settings)
-            used = asked.answerer(**asdict(rules)).rules
-            record = {
-                "instruction": instruction,
-                "input": cfg["input"],
-                "model_response": answer.text,
-                "finish": answer.finish,
-                "well_formed": answer.well_formed,
-                "template": asked.template.name,
-                "checkpoint": str(asked.path),
-                "step": asked.step,
-                "sampling": {"temperature": used.temperature} | used.changes,
-                "seed": settings["seed"],
-            }
-            print(json.dumps(record, ensure_ascii=False), flush=True)
-    return 0
+@configured("respond", flags=["--json"], in_full=in_full)
+def run(found: Composed, given: Arguments) -> None:
+    """Prints the answer to standard output, or writes all answers to the output."""
+    cfg = settings_of(found)
+    rules = SamplingRules(**cfg["sampling"])
+    many = _check(cfg, as_json=bool(given.flags))
+    instruction = None if many else given_text(cfg["instruction"], key="instruction")
+    if not many and (instruction is None or not instruction.strip()):
+        raise InputError("instruction is not set: give instruction='...', file=FILE, or split=test")
+    model = load_language_model(**given_model(cfg), precision=cfg["precision"])
+    asked = model.with_template(cfg["template"], cfg["response_marker"])
+    settings = {"max_new_tokens": cfg["max_new_tokens"], "seed": cfg["seed"], **asdict(rules)}
+    if instruction is None:
+        taken = ("output", "instruction_column", "input_column", "batch_size")
+        answers = asked.respond_all(
+            cfg["file"] if cfg["file"] is not None else asked.split_file(cfg["split"]),
+            skip_too_long=cfg["too_long"] == "skip",
+            progress=partial(tqdm, unit="batch", desc="answering", disable=None),
+            **{name: cfg[name] for name in taken},
+            **settings,
+        )
+        good, count = sum(answer[WELL_FORMED] for answer in answers), len(answers)
+        log.info("well-formed answers: %d of %d (%.1f %%)", good, count, 100 * good / count)
+        log.info("answers: %s", cfg["output"])
+    elif not given.flags:
+        show(asked.stream_response(instruction, cfg["input"], **settings))
+    else:
+        settings["seed"] = int(torch.seed() % 2**32) if cfg["seed"] is None else cfg["seed"]
+        answer = asked.answer(instruction, cfg["input"], **settings)
+        used = asked.answerer(**asdict(rules)).rules
+        record = {
+            "instruction": instruction,
+            "input": cfg["input"],
+            "model_response": answer.text,
+            "finish": answer.finish,
+            "well_formed": answer.well_formed,
+            "template": asked.template.name,
+            "checkpoint": str(asked.path),
+            "step": asked.step,
+            "sampling": {"temperature": used.temperature} | used.changes,
+            "seed": settings["seed"],
+        }
+        print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
 def _check(cfg: dict[str, Any], *, as_json: bool) -> bool:

@@ -27,7 +27,6 @@ from gptpl.runs.removal import rest_of, rests_below
 from gptpl.text import bytes_text, count_text, loss_text, near, one_line, shortened, table, time_text
 
 HEADER = ["run", "state", "started", "steps", "val loss", "tokens", "size", "checkpoints"]
-NUMBERS = range(3, len(HEADER))
 TAGS_WIDTH = 40
 
 
@@ -74,7 +73,7 @@ def _lines(runs: list[Listed], *, grouped: bool) -> list[str]:
             shortened(", ".join(run.tags), TAGS_WIDTH) if run else "",
         ]
         rows.append(row[: len(rows[0])])
-    return table(rows, right=NUMBERS)
+    return table(rows, right=range(3, len(HEADER)))
 
 
 def _total(runs: Sequence[Listed], folders: Sequence[Path], tags: Sequence[str]) -> str:
@@ -83,11 +82,9 @@ def _total(runs: Sequence[Listed], folders: Sequence[Path], tags: Sequence[str])
         if tags:
             return one_line(f"no runs in {where} with {' and '.join(f'tag={tag}' for tag in tags)}")
         return f"no runs in {where}: gptpl train makes one (gptpl train experiment=quick, in seconds)"
-    total = sum(each.use.total for each in runs)
-    checkpoints = sum(sum(each.use.checkpoints.values()) for each in runs)
-    return (
-        f"{count_text(len(runs), 'run')}, {bytes_text(total)}, of which checkpoints {bytes_text(checkpoints)}"
-    )
+    total = bytes_text(sum(each.use.total for each in runs))
+    checkpoints = bytes_text(sum(sum(each.use.checkpoints.values()) for each in runs))
+    return f"{count_text(len(runs), 'run')}, {total}, of which checkpoints {checkpoints}"
 
 
 def _notes(runs: Sequence[Listed], folders: Sequence[Path]) -> Iterator[str]:

@@ -78,11 +78,10 @@ def _files(run: RunRecord, use: DiskUse) -> list[str]:
     for name, size in use.files.items():
         shown = "tensorboard/" if name.startswith("tensorboard/") else name
         sizes[shown] = sizes.get(shown, 0) + size
-    link = run.path / LAST
-    notes = {LAST: f"-> {link.readlink()}"} if link.is_symlink() else {}
-    rows = [
-        [name, notes.get(name) or bytes_text(size)] for name, size in sizes.items() if size or name in notes
-    ]
+    rows = [[name, bytes_text(size)] for name, size in sizes.items() if size]
+    if (link := run.path / LAST).is_symlink():
+        rows.append([LAST, f"-> {link.readlink()}"])
+        rows.sort()
     share = bytes_text(sum(use.checkpoints.values()))
     lines = [f"  {line}" for line in table(rows, right=[1])]
     return [f"files, {bytes_text(use.total)}, of which checkpoints {share}:", *lines]

@@ -13,18 +13,16 @@ Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input.
 
 import sys
 
-from gptpl.cli.arguments import read
-from gptpl.config.compose import plain
+from gptpl.cli.arguments import Arguments, configured
+from gptpl.config.compose import Composed, plain
 from gptpl.runs.verify import report, verify_resume
 
 EXIT_DIFFERENT = 1
 
 
-def run(arguments: list[str]) -> int:
-    """Trains, compares, prints; returns the exit status."""
-    found, given = read("verify-resume", arguments)
-    if found is None:
-        return 0
+@configured("verify-resume")
+def run(found: Composed, given: Arguments) -> int:
+    """Trains, compares, prints."""
     of_runs = [each for each in given.overrides if not each.lstrip("+~").startswith("verify.")]
     own = plain(found.cfg.verify)
     comparison = verify_resume(*of_runs, **own, config_dir=given.config_dir, say=_say)

@@ -13,8 +13,9 @@ logits compared before the folder appears.
 
 from typing import Any
 
-from gptpl.cli.console import console
-from gptpl.cli.model_input import NOT_SET, composed, given_model
+from gptpl.cli.arguments import Arguments, configured
+from gptpl.cli.model_input import NOT_SET, given_model, settings_of
+from gptpl.config.compose import Composed
 from gptpl.config.instantiate import instantiate
 from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer
 from gptpl.errors import InputError
@@ -24,20 +25,17 @@ from gptpl.runs.loaded import load_classifier, load_language_model, names_classi
 from gptpl.training.loading import LoadedCheckpoint, LoadedClassifier
 
 
-def run(arguments: list[str]) -> int:
-    """Writes the folder and prints its name; returns the exit status."""
-    cfg, _ = composed("weights convert", arguments)
-    if cfg is None:
-        return 0
-    with console():
-        for key in ("format", "output"):
-            if cfg[key] == NOT_SET:
-                raise InputError(f"{key} is not set: give {key}=VALUE; see gptpl weights convert --help")
-        check_export(cfg["format"], cfg["output"], dtype=cfg["dtype"])  # before a model is read
-        if cfg["format"] == "adapter" and any(cfg.get(key) for key in ("model", "tokenizer", "init")):
-            raise InputError("format=adapter keeps what the run has: leave model=, tokenizer= and init= out")
-        print(export(_loaded(cfg), cfg["format"], cfg["output"], dtype=cfg["dtype"], verify=cfg["verify"]))
-    return 0
+@configured("weights convert")
+def run(found: Composed, _: Arguments) -> None:
+    """Writes the folder and prints its name."""
+    cfg = settings_of(found)
+    for key in ("format", "output"):
+        if cfg[key] == NOT_SET:
+            raise InputError(f"{key} is not set: give {key}=VALUE; see gptpl weights convert --help")
+    check_export(cfg["format"], cfg["output"], dtype=cfg["dtype"])  # before a model is read
+    if cfg["format"] == "adapter" and any(cfg.get(key) for key in ("model", "tokenizer", "init")):
+        raise InputError("format=adapter keeps what the run has: leave model=, tokenizer= and init= out")
+    print(export(_loaded(cfg), cfg["format"], cfg["output"], dtype=cfg["dtype"], verify=cfg["verify"]))
 
 
 def _loaded(cfg: dict[str, Any]) -> LoadedCheckpoint | LoadedClassifier:

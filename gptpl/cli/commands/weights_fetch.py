@@ -8,16 +8,13 @@ examples:
 Prints the folder, in GPTPL_CACHE or your cache folder. Downloads resume, and are checked.
 """
 
-from gptpl.cli.arguments import read
-from gptpl.cli.console import console
+from gptpl.cli.arguments import Arguments, configured
+from gptpl.config.compose import Composed
 from gptpl.weights.published import checked_size, checked_source, fetch
 
 
-def run(arguments: list[str]) -> int:
-    """Prints the folder to standard output, progress to standard error; returns the exit status."""
-    found, _ = read("weights fetch", arguments)
-    if found is not None:
-        cfg = found.cfg
-        with console():
-            print(fetch(checked_size(cfg.size), checked_source(cfg.source), mirror=cfg.mirror))
-    return 0
+@configured("weights fetch")
+def run(found: Composed, _: Arguments) -> None:
+    """Prints the folder to standard output, progress to standard error."""
+    cfg = found.cfg
+    print(fetch(checked_size(cfg.size), checked_source(cfg.source), mirror=cfg.mirror))
