@@ -5,15 +5,14 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from gptpl.errors import InputError
 from gptpl.text import nearest
 
 if TYPE_CHECKING:
-    from gptpl.config.compose import Composed
+    from gptpl.config.compose import Config
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -21,9 +20,12 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 class Arguments(argparse.Namespace):
     """What was given: `overrides`, all that is no flag; the command's own `flags`; and Hydra's.
 
-    `config_dir` is absolute; `cfg` (job, hydra or all) and `info` say what to show instead of running.
+    `config_dir` is absolute; `cfg` (job, hydra or all) and `info` say what to show instead of running. A
+    command that is `configured` has also the config that they compose to, and the packages that they name.
     """
 
+    config: "Config"
+    trusted: frozenset[str]
     overrides: list[str]
     flags: list[str]
     multirun: bool
@@ -42,8 +44,8 @@ class _Parser(argparse.ArgumentParser):
 
 def configured(
     command: str, *, flags: Collection[str] = (), in_full: Callable[[str], str] = str
-) -> Callable[[Callable[["Composed", Arguments], int | None]], Callable[[Sequence[str]], int]]:
-    """Makes a command of a function that is given the composed config; it returns the exit status, None is 0.
+) -> Callable[[Callable[[Arguments], int | None]], Callable[[Sequence[str]], int]]:
+    """Makes a command of a function of its arguments, which returns the exit status; None is 0.
 
     The log is shown while it runs; with --cfg or --info it does not run. `flags` are the command's own;
     `in_full` writes abbreviated arguments out.
@@ -51,14 +53,15 @@ def configured(
     from gptpl.cli.console import console
     from gptpl.config.compose import composed
 
-    def command_of(function: Callable[["Composed", Arguments], int | None]) -> Callable[[Sequence[str]], int]:
+    def command_of(function: Callable[[Arguments], int | None]) -> Callable[[Sequence[str]], int]:
         def run(arguments: Sequence[str]) -> int:
             given = parse(command, list(map(in_full, arguments)), flags=flags)
             if shown(given):
                 return 0
             found = composed(given.overrides, given.config_name, config_dir=given.config_dir)
+            given.config, given.trusted = found.cfg, found.trusted
             with console():
-                return function(found, given) or 0
+                return function(given) or 0
 
         return run
 
@@ -150,8 +153,7 @@ def shown(arguments: Arguments) -> bool:
 # --- commands without a config --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlainArguments:
+class PlainArguments(NamedTuple):
     """What was given."""
 
     paths: list[Path]
@@ -200,29 +202,18 @@ def _offer(kind: str, names: Collection[str]) -> str:
     return f": its {kind} are {', '.join(names)}" if names else f", which has no {kind}: leave it out"
 
 
-# --- where a command is to write, checked before the work begins ----------------------------------------
+# --- where a command is to write ------------------------------------------------------------------------
 
 
-def checked_picture(key: str, given: str) -> Path:
-    """A PNG file that can be written; raises InputError otherwise."""
+def checked_output(key: str, given: str, *, suffix: str = "") -> Path:
+    """A file with the suffix, or a folder where there is none; raises InputError if it cannot be written."""
     path = Path(given).expanduser()
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{key}={path} is no picture: give a name that ends in .png")
-    if path.is_dir():
-        raise InputError(f"{key}={path} is a folder: give a file, such as {path / 'picture.png'}")
-    _check_writable(key, path, path.parent)
-    return path
-
-
-def checked_folder(key: str, given: str) -> Path:
-    """A folder that can be written into; raises InputError otherwise."""
-    folder = Path(given).expanduser()
-    _check_writable(key, folder, folder)
-    return folder
-
-
-def _check_writable(key: str, path: Path, folder: Path) -> None:
-    existing = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
+    if suffix and path.suffix.lower() != suffix:
+        raise InputError(f"{key}={path} is no picture: give a name that ends in {suffix}")
+    if suffix and path.is_dir():
+        raise InputError(f"{key}={path} is a folder: give a file, such as {path / 'picture'}{suffix}")
+    folder = (path.parent if suffix else path).absolute()
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
     if not existing.is_dir():
         raise InputError(f"{key}={path} cannot be written: {existing} is a file")
     try:
@@ -231,3 +222,4 @@ def _check_writable(key: str, path: Path, folder: Path) -> None:
         raise InputError(
             f"{key}={path} cannot be written ({error.strerror}): choose a folder you may write to"
         ) from error
+    return path

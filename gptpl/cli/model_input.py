@@ -9,7 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gptpl.config.compose import Composed, plain
+from gptpl.cli.arguments import Arguments
+from gptpl.config.compose import plain
 from gptpl.config.instantiate import OWN_PACKAGES, instantiate
 from gptpl.config.overrides import quoted, without_interpolation
 from gptpl.errors import InputError
@@ -25,11 +26,10 @@ SHORT_KEYS = frozenset(field.name for field in fields(SamplingRules))
 """May be given without the `sampling.` before them."""
 
 
-def settings_of(found: Composed) -> dict[str, Any]:
+def settings_of(given: Arguments) -> dict[str, Any]:
     """The settings of a command as plain data; what has to be set and is not is "???"."""
-    settings = plain(found.cfg)
-    settings["trust"] = sorted({*settings.get("trust", []), *(found.trusted - OWN_PACKAGES)})
-    return settings
+    settings = plain(given.config)
+    return {**settings, "trust": sorted({*settings["trust"], *(given.trusted - OWN_PACKAGES)})}
 
 
 def in_full(argument: str) -> str:
@@ -86,19 +86,14 @@ def given_text(text: str | None, file: str | None = None, *, key: str, piped: bo
             ) from error
         return _decoded(data, f"{key}_file={file}")
     if file is None:
-        if not piped or not _is_piped():
+        try:
+            mode = os.fstat(sys.stdin.fileno()).st_mode
+        except (OSError, ValueError, AttributeError):  # closed, or replaced by what is no file
+            return None
+        if not piped or not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
             return None
         log.info("%s: from standard input", key)
     return _decoded(sys.stdin.buffer.read(), "standard input")
-
-
-def _is_piped() -> bool:
-    """Whether standard input is a pipe or file, not a terminal."""
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError, AttributeError):  # closed, or replaced by what is no file
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
 def _decoded(data: bytes, name: str) -> str:

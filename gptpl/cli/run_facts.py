@@ -24,6 +24,8 @@ def facts(run: RunRecord) -> dict[str, str]:
     """By their names; "-" for what the record does not say."""
     speed, peak = run.metric("train/tokens_per_second"), run.record.get("peak_memory_bytes")
     data, tokenizer = run.entry("data", "name"), run.entry("tokenizer", "name")
+    seconds = run.record.get("seconds") if run.state == "finished" else None
+    since = " since it was resumed" if run.record.get("resumed") else ""
     planned = "" if run.planned_steps is None else f" of {run.planned_steps:,}"
     return {
         "state": _state(run),
@@ -41,7 +43,7 @@ def facts(run: RunRecord) -> dict[str, str]:
         "last val loss": _loss(run.last),
         "first val loss": _loss(run.evaluations[0] if run.evaluations else None),
         "last train loss": loss_text(run.last.train_loss if run.last else None),
-        "time": _time(run),
+        "time": NONE if seconds is None else f"{duration_text(seconds)}{since}",
         "tokens per second": NONE if math.isnan(speed) else f"{speed:,.0f}",
         "peak memory": NONE if peak is None else bytes_text(peak),
     }
@@ -75,13 +77,6 @@ def _state(run: RunRecord) -> str:
 
 def _loss(evaluation: Evaluation | None) -> str:
     return f"{loss_text(evaluation.val_loss)} at step {evaluation.step:,}" if evaluation else NONE
-
-
-def _time(run: RunRecord) -> str:
-    if run.state != "finished" or "seconds" not in run.record:
-        return NONE
-    since = " since it was resumed" if run.record.get("resumed") else ""
-    return f"{duration_text(run.record['seconds'])}{since}"
 
 
 def _start(run: RunRecord) -> str:

@@ -18,7 +18,6 @@ from gptpl.generation.sampling import check_seed, seeded_generator
 from gptpl.model.protocol import cached_form, device_of, vocab_size
 from gptpl.runs.models import LanguageModel
 
-HISTORY_LINES = 1000
 RULES = tuple(field.name for field in dataclasses.fields(SamplingRules))
 HELP = f"""\
 Type a text and it is continued. An empty line starts from end-of-text. Ctrl-C stops a text, Ctrl-D leaves.
@@ -166,7 +165,7 @@ def _history() -> Iterator[Callable[[str], str]]:
         yield input
         return
     path = Path(platformdirs.user_state_dir("gptpl", appauthor=False)) / "generate_history"
-    readline.set_history_length(HISTORY_LINES)
+    readline.set_history_length(1000)
     with contextlib.suppress(OSError):
         readline.read_history_file(path)
     try:

@@ -60,21 +60,17 @@ class Executor:
         n_jobs: int,
         submit: Callable[[Command, Path], Future[int]],
         losses: Sequence[type[Exception]],
-        close: Callable[[], object] = lambda: None,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         if n_jobs < 1:
             raise InputError(f"hydra.launcher.n_jobs={n_jobs} trials cannot run at a time: give 1 or more")
-        self.n_jobs, self._submit, self._losses, self._close = n_jobs, submit, losses, close
+        self.n_jobs, self._submit, self._losses, self.close = n_jobs, submit, losses, close
 
     def start(self, command: Command) -> ExecutorJob:
         """See `gptpl.sweeps.jobs.Launcher`."""
         stop_file = command.output.with_suffix(".stop")
         stop_file.unlink(missing_ok=True)
         return ExecutorJob(self._submit(command, stop_file), stop_file, self._losses)
-
-    def close(self) -> None:
-        """See `gptpl.sweeps.jobs.Launcher`."""
-        self._close()
 
 
 def run_command(command: Command, stop_file: Path) -> int:

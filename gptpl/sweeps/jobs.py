@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,9 +33,8 @@ class Command:
 class Job(Protocol):
     """A trial that has been started."""
 
-    @property
-    def process(self) -> str:
-        """What `is_alive` knows it by; empty where another machine may run it."""
+    process: str
+    """What `is_alive` knows it by; empty where another machine may run it."""
 
     def poll(self) -> int | None:
         """The exit status, negative for the signal that killed it; None while it runs."""
@@ -44,14 +44,12 @@ class Job(Protocol):
 
 
 class Launcher(Protocol):
-    """Where trials run."""
+    """Where trials run, `n_jobs` at a time."""
 
-    @property
-    def n_jobs(self) -> int:
-        """How many at a time."""
+    n_jobs: int
 
     def start(self, command: Command) -> Job:
-        """Begins a trial; at most `n_jobs` are to run at a time."""
+        """Begins a trial."""
 
     def close(self) -> None:
         """Gives back what was taken to run trials."""
@@ -71,10 +69,9 @@ class ProcessJob:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        try:
+        started_seconds = 0.0
+        with suppress(psutil.NoSuchProcess):
             started_seconds = psutil.Process(self._process.pid).create_time()
-        except psutil.NoSuchProcess:
-            started_seconds = 0.0
         self.process = f"{socket.gethostname()} {self._process.pid} {started_seconds}"
 
     def poll(self) -> int | None:
@@ -135,9 +132,9 @@ class Processes:
 def is_alive(process: str) -> bool:
     """Whether a `Job.process` of this machine still runs; a later process with its number is another one."""
     host, _, rest = process.partition(" ")
-    pid, _, started_seconds = rest.partition(" ")
     if host != socket.gethostname():
         return False
+    pid, started_seconds = rest.split()
     try:
         found = psutil.Process(int(pid))
         return found.create_time() == float(started_seconds) and found.status() != psutil.STATUS_ZOMBIE

@@ -41,15 +41,9 @@ State = Literal["finished", "pruned", "failed", "interrupted", "running", "waiti
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How trials are chosen.
+    """How trials are chosen (`n_trials` None: as many as the grid has), and the metric they are compared by.
 
-    Attributes:
-        sampler: grid: every combination; random; tpe: Optuna's tree-structured Parzen estimator.
-        n_trials: how many are drawn; None: as many as the grid has.
-        pruner: which trials to stop early by their metric.
-        seed: of what is drawn.
-        metric: of an evaluation, by whose best value trials are compared.
-        mode: whether its lowest or its highest value is the best.
+    `tpe` is Optuna's tree-structured Parzen estimator; `pruner` says which trials to stop early.
     """
 
     sampler: Sampler

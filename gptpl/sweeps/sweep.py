@@ -25,18 +25,10 @@ from gptpl.runs.build import run_name
 from gptpl.runs.fit import git_commit, package_version
 from gptpl.runs.listing import RESULTS_FILE, SWEEP_FILE
 from gptpl.runs.parts import task_class
+from gptpl.sweeps import space as spaces
 from gptpl.sweeps.jobs import Launcher
 from gptpl.sweeps.outcomes import Row, header, rows, write_results
-from gptpl.sweeps.space import (
-    Choices,
-    Dimension,
-    Interval,
-    SearchSpace,
-    check,
-    combinations,
-    one_at_a_time,
-)
-from gptpl.sweeps.space import overrides as overrides_of
+from gptpl.sweeps.space import Choices, Dimension, Interval, SearchSpace
 from gptpl.sweeps.study import Pruner, Sampler, Search, SweepStudy
 from gptpl.sweeps.worker import Watcher, Worker
 from gptpl.training.task import Better, better, known_metrics
@@ -126,15 +118,22 @@ def sweep(
     flags = [] if config_dir is None else [f"--config-dir={Path(config_dir).expanduser().absolute()}"]
     flags += [] if config_name == "train" else [f"--config-name={config_name}"]
     shared = [*flags, *given.shared]
-    identity = _identity(shared, space, search)
+    # What makes two sweeps the same: not how many trials they have, which may change later.
+    identity = {
+        "shared": sorted(shared),
+        "swept": {key: str(dimension) for key, dimension in space.items()},
+        "sampler": search.sampler,
+        "pruner": search.pruner,
+        **({} if search.sampler == "grid" else {"seed": search.seed}),
+        **({} if search.metric == LOSS else {"metric": search.metric, "mode": search.mode}),
+    }
     short_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     folder = Path(asked.hydra.sweep.dir or f"runs/sweeps/{name}_{short_hash}").expanduser().absolute()
     # submitit's own files lie in the sweep's folder.
     files = {"folder": str(folder / ".slurm")} if node["_target_"].endswith(".slurm") else {}
     launcher: Launcher = instantiate(node, **files)
     try:
-        command = shlex.join(["gptpl", "train", *overrides])
-        _settle(folder, identity, _dependencies(data), command, mix=own["mix"])
+        _settle(folder, identity, data, shlex.join(["gptpl", "train", *overrides]), mix=own["mix"])
         with SweepStudy(folder, space, search) as study:
             if own["retry_failed"]:
                 say(f"failed trials tried again: {study.retry_failed()}")
@@ -273,8 +272,8 @@ def _space(own: Mapping[str, Any], given: _Given) -> SearchSpace:
             "nothing to sweep over: give a setting several values, such as optimizer.lr=1e-4,4e-4, or a"
             " search, such as sweep=learning_rate"
         )
-    check(space)
-    if own["sampler"] == "grid" and own["n_trials"] not in (None, there := len(combinations(space))):
+    spaces.check(space)
+    if own["sampler"] == "grid" and own["n_trials"] not in (None, there := len(spaces.combinations(space))):
         raise InputError(
             f"sweep.n_trials={own['n_trials']}, but the grid has {there} combinations: leave it out, or draw"
             " from them with sweep=random"
@@ -293,8 +292,10 @@ def _check_trials(
     names: list[str] = []
     data: dict[str, str] = {}
     metrics: dict[str, Better] = {}
-    for values in tqdm(one_at_a_time(space), desc="checking values", leave=False, disable=None, delay=2):
-        cfg = composed([*shared, *overrides_of(values)], config_name, config_dir=config_dir).cfg
+    for values in tqdm(
+        spaces.one_at_a_time(space), desc="checking values", leave=False, disable=None, delay=2
+    ):
+        cfg = composed([*shared, *spaces.overrides(values)], config_name, config_dir=config_dir).cfg
         names.append(run_name(cfg))
         callbacks = [locate(str(node._target_), "callbacks") for node in cfg.callbacks.values() if node]
         metrics |= known_metrics(task_class(cfg), callbacks)
@@ -308,36 +309,15 @@ def _check_trials(
 # --- sweep.yaml: what a sweep is, so that its folder takes no trials of another one ---------------------
 
 
-def _identity(shared: Sequence[str], space: SearchSpace, search: Search) -> dict[str, Any]:
-    """What makes two sweeps the same: not how many trials they have, which may change later."""
-    return {
-        "shared": sorted(shared),
-        "swept": {name: str(dimension) for name, dimension in space.items()},
-        "sampler": search.sampler,
-        "pruner": search.pruner,
-        **({} if search.sampler == "grid" else {"seed": search.seed}),
-        **({} if search.metric == LOSS else {"metric": search.metric, "mode": search.mode}),
-    }
-
-
-def _dependencies(data: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What its trials depend on beside it: packages, gptpl's source, hashes of texts by their settings."""
-    versions = {name: package_version(name) for name in ("gptpl", "torch", "lightning")}
-    return {"versions": {**versions, "git_commit": git_commit()}, "data": dict(data)}
-
-
 def _settle(
-    folder: Path,
-    identity: Mapping[str, Any],
-    dependencies: Mapping[str, Mapping[str, Any]],
-    command: str,
-    *,
-    mix: bool,
+    folder: Path, identity: Mapping[str, Any], data: dict[str, str], command: str, *, mix: bool
 ) -> None:
     """Makes the folder the sweep's, or checks that it is: the same search, the same code, the same texts.
 
     Raises InputError where it is another's; of code and texts not with `mix`.
     """
+    versions = {name: package_version(name) for name in ("gptpl", "torch", "lightning")}
+    dependencies = {"versions": {**versions, "git_commit": git_commit()}, "data": data}
     path = folder / SWEEP_FILE
     if not path.exists():
         if folder.exists() and (

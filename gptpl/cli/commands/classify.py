@@ -21,20 +21,17 @@ from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, settings_of
-from gptpl.config.compose import Composed
 from gptpl.data.labelled.table import Table
 from gptpl.errors import InputError
 from gptpl.runs.loaded import load_classifier
-from gptpl.training.evaluation import Prediction, check_prediction_file, prediction_file
-
-SHOWN_CHARACTERS = 80
-"""So much of a text stands beside its class where a person reads it."""
+from gptpl.text import shortened
+from gptpl.training.prediction import Prediction, check_prediction_file, prediction_file
 
 
 @configured("classify", flags=["--json"])
-def run(found: Composed, given: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Prints a line a text to standard output, or writes `output`."""
-    cfg = settings_of(found)
+    cfg = settings_of(given)
     output = None if cfg["output"] is None else Path(cfg["output"]).expanduser()
     _check(cfg, output, as_json=bool(given.flags))
     alone = cfg["file"] is None
@@ -54,7 +51,8 @@ def run(found: Composed, given: Arguments) -> None:
         print(cfg["output"])
         return
     for prediction in bar(predictions):
-        tqdm.write(_json(prediction) if given.flags else _chances(prediction) if alone else _line(prediction))
+        record = prediction.record() if given.flags else None
+        tqdm.write(json.dumps(record, ensure_ascii=False) if record else _shown(prediction, alone=alone))
 
 
 def _check(cfg: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
@@ -79,21 +77,10 @@ def _given(cfg: dict[str, Any]) -> str:
     return text
 
 
-def _chances(prediction: Prediction) -> str:
-    """For one text: every class with its probability, the most likely first, a line each."""
-    chances = zip(prediction.labels, prediction.probabilities, strict=True)
+def _shown(prediction: Prediction, *, alone: bool) -> str:
+    """Of one text every class with its probability, the most likely first; of many a line each."""
     width = max(map(len, prediction.labels))
+    chances = zip(prediction.labels, prediction.probabilities, strict=True)
     ranked = sorted(chances, key=lambda pair: -pair[1])
-    return "\n".join(f"{label:<{width}}  {chance:.4f}" for label, chance in ranked)
-
-
-def _line(prediction: Prediction) -> str:
-    """For many texts: the class, its probability, and the beginning of the text."""
-    shown = " ".join(prediction.text.split())
-    shown = shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[: SHOWN_CHARACTERS - 3]}..."
-    width, chance = max(map(len, prediction.labels)), max(prediction.probabilities)
-    return f"{prediction.label:<{width}}  {chance:.4f}  {shown}"
-
-
-def _json(prediction: Prediction) -> str:
-    return json.dumps(prediction.record(), ensure_ascii=False)
+    lines = [f"{label:<{width}}  {chance:.4f}" for label, chance in ranked]
+    return "\n".join(lines) if alone else f"{lines[0]}  {shortened(prediction.text, 80)}"

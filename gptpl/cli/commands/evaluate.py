@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, settings_of
-from gptpl.config.compose import Composed
 from gptpl.config.instantiate import instantiate, locate
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.labelled.corpora import LabelledCorpus
@@ -36,9 +35,9 @@ PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 
 
 @configured("evaluate")
-def run(found: Composed, _: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Prints loss, perplexity and tokens to standard output."""
-    cfg = settings_of(found)
+    cfg = settings_of(given)
     model = load(**given_model(cfg))
     data = cfg["data"]
     if data["batch_size"] == "auto":
@@ -51,7 +50,8 @@ def run(found: Composed, _: Arguments) -> None:
         result = model.evaluate(split=cfg["split"], progress=PROGRESS, **data)
     else:
         # In the model's template, unless another one was asked for.
-        asked = any(each.key_or_group in ("data.template", "data.response_marker") for each in found.given)
+        keys = {override.partition("=")[0].lstrip("+") for override in given.overrides}
+        asked = keys & {"data.template", "data.response_marker"}
         datamodule = _datamodule(data, model, None if asked else model.template)
         result = model.evaluate(datamodule, split=cfg["split"], progress=PROGRESS)
     print(f"data        {result.data}")

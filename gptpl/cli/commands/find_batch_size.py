@@ -10,8 +10,7 @@ On a CPU the memory is that of the whole process at its peak. Writes batch_size_
 batch_size_finder.csv into find.output (older ones are replaced), and nothing else.
 """
 
-from gptpl.cli.arguments import Arguments, checked_folder, configured
-from gptpl.config.compose import Composed
+from gptpl.cli.arguments import Arguments, checked_output, configured
 from gptpl.errors import InputError
 from gptpl.runs.finders import SETTLED_BY_FINDER, find_batch_size
 
@@ -19,13 +18,13 @@ NAME = "batch_size_finder"
 
 
 @configured("find-batch-size")
-def run(found: Composed, given: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Prints a table and the suggestion, writes plot and numbers."""
     for override in given.overrides:
         if (key := override.partition("=")[0].lstrip("+~")) in SETTLED_BY_FINDER:
             raise InputError(f"{key} is what gptpl find-batch-size tries out: leave it out")
-    own = found.cfg.find
-    folder = checked_folder("find.output", own.output)
-    result = find_batch_size(found.cfg, max_batch_size=own.max_batch_size, timed_steps=own.timed_steps)
+    own = given.config.find
+    folder = checked_output("find.output", own.output)
+    result = find_batch_size(given.config, max_batch_size=own.max_batch_size, timed_steps=own.timed_steps)
     result.write(folder, NAME)
     print("\n".join([*result.lines, f"written     {folder / NAME}.png, .csv"]))

@@ -10,16 +10,15 @@ all parameter groups grow together, by the same factor each step. Takes the sett
 lr_finder.png and lr_finder.csv into find.output (older ones are replaced), and nothing else.
 """
 
-from gptpl.cli.arguments import Arguments, checked_folder, configured
-from gptpl.config.compose import Composed
+from gptpl.cli.arguments import Arguments, checked_output, configured
 from gptpl.runs.finders import find_lr
 
 
 @configured("find-lr")
-def run(found: Composed, _: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Prints a table and the suggestion, writes plot and numbers."""
-    own = found.cfg.find
-    folder = checked_folder("find.output", own.output)
-    result = find_lr(found.cfg, min_lr=own.min_lr, max_lr=own.max_lr, steps=own.steps)
+    own = given.config.find
+    folder = checked_output("find.output", own.output)
+    result = find_lr(given.config, min_lr=own.min_lr, max_lr=own.max_lr, steps=own.steps)
     result.write(folder, "lr_finder")
     print("\n".join([*result.lines, f"written     {folder / 'lr_finder'}.png, .csv"]))

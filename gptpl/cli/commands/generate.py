@@ -24,7 +24,6 @@ import torch
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, in_full, settings_of
 from gptpl.cli.texts import completed, converse
-from gptpl.config.compose import Composed
 from gptpl.errors import InputError
 from gptpl.generation import Completion, SamplingRules
 from gptpl.generation.memorisation import memorisation_lines
@@ -35,16 +34,14 @@ from gptpl.runs.models import LanguageModel
 
 log = logging.getLogger(__name__)
 
-DEFAULT_PROMPT = "Every effort moves you"
-
 
 @configured("generate", flags=["--json", "-i", "--interactive"], in_full=in_full)
-def run(found: Composed, given: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Prints texts to standard output, everything else to standard error."""
     as_json, interactive = "--json" in given.flags, bool({"-i", "--interactive"} & {*given.flags})
     if as_json and interactive:
         raise InputError("--json and -i exclude each other: -i is for people, --json for programs")
-    cfg = settings_of(found)
+    cfg = settings_of(given)
     rules = SamplingRules(**cfg["sampling"])
     if cfg["seed"] is not None:
         check_seed(cfg["seed"])
@@ -53,7 +50,7 @@ def run(found: Composed, given: Arguments) -> None:
     if interactive:
         converse(model, cfg, rules)
         return
-    prompt = DEFAULT_PROMPT if prompt is None else prompt
+    prompt = "Every effort moves you" if prompt is None else prompt
     read = model.tokenizer.decode(model.tokenizer.encode(prompt))
     if read != prompt:  # a vocabulary of words does not know every word
         log.info("the model reads the prompt as: %s", read)

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, settings_of
-from gptpl.config.compose import Composed
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
 from gptpl.model.protocol import context_length
@@ -25,17 +24,17 @@ from gptpl.runs.loaded import load_language_model
 
 
 @configured("inspect")
-def run(found: Composed, _: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Writes the page, prints loss, perplexity and where it is."""
-    cfg = settings_of(found)
+    cfg = settings_of(given)
     output = Path(cfg["output"]).expanduser()
     if output.is_dir() or not output.parent.is_dir():
         raise InputError(f"output={cfg['output']} cannot be written: give a file in a folder that exists")
     text = given_text(cfg["text"], cfg["text_file"], key="text")
     if not text:
         origin = "" if cfg["text_file"] is None else f" of text_file={cfg['text_file']}"
-        given = "no text is given" if text is None else f"the text{origin} is empty"
-        raise InputError(f"{given}: give text='...', text_file=FILE, or pipe one in")
+        wrong = "no text is given" if text is None else f"the text{origin} is empty"
+        raise InputError(f"{wrong}: give text='...', text_file=FILE, or pipe one in")
     model = load_language_model(**given_model(cfg))
     total = len(model.tokenizer.encode(text))
     progress = partial(tqdm, total=total, unit="token", desc="reading", disable=None)

@@ -19,16 +19,16 @@ from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import NOT_SET
-from gptpl.config.compose import Composed, plain
+from gptpl.config.compose import plain
 from gptpl.config.instantiate import instantiate
 from gptpl.errors import InputError
 from gptpl.judging import Comparison, Scores, compare, score
 
 
 @configured("judge")
-def run(found: Composed, _: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Writes the result and its picture, prints a table to standard output."""
-    cfg = plain(found.cfg)
+    cfg = plain(given.config)
     responses, other, both_orders = cfg["responses"], cfg["compare"], cfg["both_orders"]
     if responses == NOT_SET:
         raise InputError("responses is not set: give responses=FILE, which gptpl respond wrote")

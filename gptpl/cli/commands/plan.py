@@ -16,17 +16,16 @@ larger than this machine can be planned. Writes the picture plan.output and noth
 import json
 import logging
 
-from gptpl.cli.arguments import Arguments, checked_picture, configured
-from gptpl.config.compose import Composed
+from gptpl.cli.arguments import Arguments, checked_output, configured
 from gptpl.runs.plan import plan
 
 
 @configured("plan", flags=["--json"])
-def run(found: Composed, given: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Prints the plan to standard output and draws the learning rate."""
-    picture = checked_picture("plan.output", found.cfg.plan.output)
+    picture = checked_output("plan.output", given.config.plan.output, suffix=".png")
     logging.getLogger().setLevel(logging.WARNING)  # the plan says what the log of a run would
-    planned = plan(found.cfg, timed_steps=found.cfg.plan.timed_steps)
+    planned = plan(given.config, timed_steps=given.config.plan.timed_steps)
     planned.draw(picture)
     if given.flags:
         print(json.dumps(planned.record() | {"picture": str(picture.absolute())}, indent=2))

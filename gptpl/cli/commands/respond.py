@@ -26,7 +26,6 @@ from tqdm import tqdm
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, in_full, settings_of
 from gptpl.cli.texts import show
-from gptpl.config.compose import Composed
 from gptpl.data.instructions.split import SPLITS
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
@@ -38,9 +37,9 @@ log = logging.getLogger(__name__)
 
 
 @configured("respond", flags=["--json"], in_full=in_full)
-def run(found: Composed, given: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Prints the answer to standard output, or writes all answers to the output."""
-    cfg = settings_of(found)
+    cfg = settings_of(given)
     rules = SamplingRules(**cfg["sampling"])
     many = _check(cfg, as_json=bool(given.flags))
     instruction = None if many else given_text(cfg["instruction"], key="instruction")

@@ -27,7 +27,6 @@ from gptpl.runs.removal import rest_of, rests_below
 from gptpl.text import bytes_text, count_text, loss_text, near, one_line, shortened, table, time_text
 
 HEADER = ["run", "state", "started", "steps", "val loss", "tokens", "size", "checkpoints"]
-TAGS_WIDTH = 40
 
 
 def run(arguments: list[str]) -> int:
@@ -70,7 +69,7 @@ def _lines(runs: list[Listed], *, grouped: bool) -> list[str]:
             f"{run.tokens_seen:,}" if run else "-",
             bytes_text(each.use.total),
             bytes_text(sum(each.use.checkpoints.values())),
-            shortened(", ".join(run.tags), TAGS_WIDTH) if run else "",
+            shortened(", ".join(run.tags), 40) if run else "",
         ]
         rows.append(row[: len(rows[0])])
     return table(rows, right=range(3, len(HEADER)))

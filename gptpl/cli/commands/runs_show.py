@@ -25,8 +25,6 @@ from gptpl.records.listing import find_run
 from gptpl.records.run_record import RunRecord, read_run
 from gptpl.text import bytes_text, near, one_line, printable, shortened, table, time_text
 
-SAMPLE_CHARACTERS = 300
-
 
 def run(arguments: list[str]) -> int:
     """Prints what is known of the run; returns the exit status."""
@@ -68,7 +66,7 @@ def _facts(run: RunRecord, use: DiskUse) -> Iterator[tuple[str, str]]:
         given = ", ".join(f"{k}={v}" for k, v in changes.items()) if isinstance(changes, dict) else ""
         yield "resumed", f"at step {each.get('step')}{f' with {given}' if given else ''}"
     for sample in run.samples()[-1:]:
-        text = shortened(f"[{sample.get('prompt')}]{sample.get('continuation')}", SAMPLE_CHARACTERS)
+        text = shortened(f"[{sample.get('prompt')}]{sample.get('continuation')}", 300)
         yield "sample", f"at step {sample.get('step')}: {text}"
 
 

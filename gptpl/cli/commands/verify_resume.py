@@ -12,27 +12,25 @@ Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input.
 """
 
 import sys
+from functools import partial
 
 from gptpl.cli.arguments import Arguments, configured
-from gptpl.config.compose import Composed, plain
+from gptpl.config.compose import plain
 from gptpl.runs.verify import report, verify_resume
 
 EXIT_DIFFERENT = 1
 
 
 @configured("verify-resume")
-def run(found: Composed, given: Arguments) -> int:
+def run(given: Arguments) -> int:
     """Trains, compares, prints."""
     of_runs = [each for each in given.overrides if not each.lstrip("+~").startswith("verify.")]
-    own = plain(found.cfg.verify)
-    comparison = verify_resume(*of_runs, **own, config_dir=given.config_dir, say=_say)
+    own = plain(given.config.verify)
+    say = partial(print, file=sys.stderr, flush=True)
+    comparison = verify_resume(*of_runs, **own, config_dir=given.config_dir, say=say)
     if comparison is None:
         return EXIT_DIFFERENT
     print("\n".join(report(comparison)))
     if own["keep"]:
-        _say(f"both runs: {own['keep']}")
+        say(f"both runs: {own['keep']}")
     return 0 if comparison.same else EXIT_DIFFERENT
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -15,7 +15,6 @@ from typing import Any
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import NOT_SET, given_model, settings_of
-from gptpl.config.compose import Composed
 from gptpl.config.instantiate import instantiate
 from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer
 from gptpl.errors import InputError
@@ -26,9 +25,9 @@ from gptpl.training.loading import LoadedCheckpoint, LoadedClassifier
 
 
 @configured("weights convert")
-def run(found: Composed, _: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Writes the folder and prints its name."""
-    cfg = settings_of(found)
+    cfg = settings_of(given)
     for key in ("format", "output"):
         if cfg[key] == NOT_SET:
             raise InputError(f"{key} is not set: give {key}=VALUE; see gptpl weights convert --help")

@@ -9,12 +9,11 @@ Prints the folder, in GPTPL_CACHE or your cache folder. Downloads resume, and ar
 """
 
 from gptpl.cli.arguments import Arguments, configured
-from gptpl.config.compose import Composed
 from gptpl.weights.published import checked_size, checked_source, fetch
 
 
 @configured("weights fetch")
-def run(found: Composed, _: Arguments) -> None:
+def run(given: Arguments) -> None:
     """Prints the folder to standard output, progress to standard error."""
-    cfg = found.cfg
+    cfg = given.config
     print(fetch(checked_size(cfg.size), checked_source(cfg.source), mirror=cfg.mirror))
