@@ -25,7 +25,7 @@ from gptpl.data.labelled.table import Table
 from gptpl.errors import InputError
 from gptpl.runs.loaded import load_classifier
 from gptpl.text import shortened
-from gptpl.training.prediction import Prediction, check_prediction_file, prediction_file
+from gptpl.training.evaluation import Prediction, check_prediction_file, prediction_file
 
 
 @configured("classify", flags=["--json"])

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, in_full, settings_of
 from gptpl.cli.texts import show
-from gptpl.data.instructions.split import SPLITS
+from gptpl.data.splits import SPLITS
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.generation.sampling import check_seed
