@@ -1,1 +1,1 @@
-"""The commands: the only room that knows Hydra, prints, and sets exit codes."""
+"""The commands: the only room that prints and sets exit codes."""

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptpl.cli.arguments import parse_plain as parse
+from gptpl.cli.arguments import parse_plain
 from gptpl.errors import InputError
 from gptpl.runs.listing import DEFAULT_FOLDER, find_run
 from gptpl.runs.removal import BEST, Removal, plan_removal, rest_of, some, warnings
@@ -29,15 +29,19 @@ from gptpl.text import bytes_text, count_text, near, one_line, table
 
 def run(arguments: list[str]) -> int:
     """Shows what would go, asks, and removes; returns the exit status."""
-    given = parse("runs rm", arguments, flags=["--yes", "-y", "--checkpoints"])
+    given = parse_plain("runs rm", arguments, flags=["--yes", "-y", "--checkpoints"])
     if not given.paths:
         raise InputError("gptpl runs rm takes runs: give it folders or names that gptpl runs list shows")
     checkpoints_only = "--checkpoints" in given.flags
     removals = plan_removal([_meant(path) for path in given.paths], checkpoints_only=checkpoints_only)
     sure = bool({"--yes", "-y"} & given.flags)
-    if sure:
-        _check_own(removals)
-    elif sys.stdin is None or not sys.stdin.isatty():
+    for each in removals if sure else ():  # of which nobody is asked
+        if each.foreign:
+            raise InputError(
+                f"{near(each.path)} holds files that gptpl did not write ({some(each.foreign)}): move them"
+                " away, or leave out --yes and answer"
+            )
+    if not sure and (sys.stdin is None or not sys.stdin.isatty()):
         raise InputError("gptpl runs rm asks first, and there is no terminal to ask on: add --yes to remove")
     rows = [[near(each.path), each.kind, bytes_text(each.bytes)] for each in removals]
     notes = [one_line(f"warning: {warning}") for warning in warnings(removals)]
@@ -63,16 +67,6 @@ def _meant(path: Path) -> Path:
         if folder.is_symlink() or folder.exists() or rest_of(folder.absolute()).is_dir():
             return folder
     return find_run(path)
-
-
-def _check_own(removals: Sequence[Removal]) -> None:
-    """Raises InputError for a folder with files of others, which nobody is asked about."""
-    for each in removals:
-        if each.foreign:
-            raise InputError(
-                f"{near(each.path)} holds files that gptpl did not write ({some(each.foreign)}): move them"
-                " away, or leave out --yes and answer"
-            )
 
 
 def _agreed(removals: Sequence[Removal], size: int) -> bool:

@@ -38,22 +38,18 @@ def run(given: Arguments) -> None:
 
 
 def _loaded(cfg: dict[str, Any]) -> LoadedCheckpoint | LoadedClassifier:
-    given = given_model(cfg)
-    if not names_classifier(given["source"]):
-        config, tokenizer = _given_model(cfg)
-        return load_language_model(**given, config=config, tokenizer=tokenizer)
-    if cfg.get("model") or cfg.get("tokenizer"):
-        raise InputError(
-            f"checkpoint={cfg['checkpoint']} says itself which model it is: leave model= and tokenizer= out"
-        )
-    return load_classifier(**given)
-
-
-def _given_model(cfg: dict[str, Any]) -> tuple[GPTConfig | None, Tokenizer | None]:
-    """What the user says of files that do not say it themselves."""
-    node, fields = cfg.get("tokenizer"), cfg.get("model")
+    given, node, fields = given_model(cfg), cfg.get("tokenizer"), cfg.get("model")
+    if names_classifier(given["source"]):
+        if fields or node:
+            raise InputError(
+                f"checkpoint={cfg['checkpoint']} says itself which model it is: leave model= and"
+                " tokenizer= out"
+            )
+        return load_classifier(**given).loaded
+    # What the user says of files that do not say it themselves.
     tokenizer: Tokenizer | None = None if node is None else instantiate({"_target_": node["_target_"]})
-    if fields is None:
-        return None, tokenizer
-    own = fields.get("vocab_size") or (tokenizer or GPT2Tokenizer()).vocab_size
-    return GPTConfig(**{**fields, "vocab_size": own}), tokenizer
+    config = None
+    if fields is not None:
+        vocab_size = fields.get("vocab_size") or (tokenizer or GPT2Tokenizer()).vocab_size
+        config = GPTConfig(**{**fields, "vocab_size": vocab_size})
+    return load_language_model(**given, config=config, tokenizer=tokenizer).loaded
