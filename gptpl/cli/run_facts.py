@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptpl.records.disk import CHECKPOINT_FOLDER, DiskUse
-from gptpl.records.run_record import Evaluation, RunRecord
+from gptpl.files.run_record import Evaluation, RunRecord
+from gptpl.runs.listing import CHECKPOINT_FOLDER, DiskUse
 from gptpl.text import NONE, bytes_text, duration_text, loss_text, near, time_text
 
 LAST = f"{CHECKPOINT_FOLDER}/last.ckpt"

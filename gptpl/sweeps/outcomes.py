@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from gptpl.files.durable import write_atomically
-from gptpl.records.run_record import LOSS, RunError, read_run
-from gptpl.records.sweep_folder import RESULTS_FILE
+from gptpl.files.run_record import LOSS, RunError, read_run
+from gptpl.runs.listing import RESULTS_FILE
 from gptpl.sweeps.study import Search, TrialResult
 
 _SHELL_BASE = 128

@@ -21,7 +21,7 @@ import pytest
 from tqdm import tqdm
 
 from gptpl.callbacks.progress import EVALUATED, TRAINED, Display, ProgressBar, seconds_left, words
-from gptpl.cli.console import Console
+from gptpl.cli.console import console
 from gptpl.errors import InputError
 
 Logged = Callable[[], list[str]]
@@ -153,7 +153,7 @@ def test_no_line_of_a_real_terminal_mixes_bar_and_log(
     terminal = RealTerminal()
     monkeypatch.setattr("gptpl.callbacks.progress.REDRAW_SECONDS", 0.0)
     monkeypatch.setattr(sys, "stderr", terminal.stream)
-    with Console():
+    with console():
         training.fit(ProgressBar(), Warn())
     assert sys.stderr is terminal.stream, "the bar did not give the stream back"
     monkeypatch.undo()

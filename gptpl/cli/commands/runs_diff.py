@@ -18,9 +18,9 @@ from pathlib import Path
 from gptpl.cli.arguments import parse_plain
 from gptpl.cli.run_facts import facts
 from gptpl.errors import InputError
-from gptpl.records.listing import find_run
-from gptpl.records.run_record import read_run
-from gptpl.records.settings import Differences, Setting, differing_beside, differing_settings
+from gptpl.files.run_record import read_run
+from gptpl.files.run_settings import Differences, Setting, differing_beside, differing_settings
+from gptpl.runs.listing import find_run
 from gptpl.text import near, one_line, setting_text, table
 
 WIDEST = 40

@@ -20,9 +20,8 @@ from typing import Any
 from gptpl.cli.arguments import parse_plain
 from gptpl.cli.run_facts import LAST, entry, facts, resume_command, use_command
 from gptpl.errors import InputError
-from gptpl.records.disk import DiskUse, disk_use
-from gptpl.records.listing import find_run
-from gptpl.records.run_record import RunRecord, read_run
+from gptpl.files.run_record import RunRecord, read_run
+from gptpl.runs.listing import DiskUse, disk_use, find_run
 from gptpl.text import bytes_text, near, one_line, printable, shortened, table, time_text
 
 
