@@ -20,7 +20,6 @@ from gptpl.weights.adapter import is_adapter
 
 log = logging.getLogger(__name__)
 
-STANDARD_INPUT = "-"
 NOT_SET = "???"
 SHORT_KEYS = frozenset(field.name for field in fields(SamplingRules))
 """May be given without the `sampling.` before them."""
@@ -77,7 +76,7 @@ def given_text(text: str | None, file: str | None = None, *, key: str, piped: bo
                 f"{key}={text!r} is not UTF-8: give it in UTF-8, or in {key}_file=FILE"
             ) from error
         return text
-    if file is not None and file != STANDARD_INPUT:
+    if file is not None and file != "-":
         try:
             data = Path(file).expanduser().read_bytes()
         except OSError as error:

@@ -134,7 +134,7 @@ def _row(folder: Path, result: TrialResult, search: Search) -> Row:
 
 
 def write_results(folder: Path, table: Sequence[Row], search: Search) -> None:
-    """Writes `results.csv`."""
+    """Writes `results.csv`, a row a trial."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows([header(search), *(row.cells() for row in table)])
     write_atomically(folder / RESULTS_FILE, text.getvalue())

@@ -10,8 +10,6 @@ examples:
 A new run has that of notes=TEXT.
 """
 
-from pathlib import Path
-
 from gptpl.errors import InputError
 from gptpl.files.run_record import read_run, write_run_json
 from gptpl.runs.listing import find_run
@@ -22,7 +20,7 @@ def run(arguments: list[str]) -> int:
     """Writes the note in place of an earlier one, if one is given, and prints it; returns the exit status."""
     if len(arguments) not in (1, 2):
         raise InputError("gptpl runs note takes a run and a text, as in gptpl runs note latest 'too slow'")
-    folder = find_run(Path(arguments[0]).expanduser())
+    folder = find_run(arguments[0])
     record = read_run(folder)
     if len(arguments) == 2:
         write_run_json(folder, notes=arguments[1])

@@ -10,8 +10,6 @@ examples:
 A new run has those of tags=[a,b]. Prints the run's tags.
 """
 
-from pathlib import Path
-
 from gptpl.errors import InputError
 from gptpl.files.run_record import change_tags
 from gptpl.runs.listing import find_run
@@ -20,16 +18,15 @@ from gptpl.text import near, one_line
 
 def run(arguments: list[str]) -> int:
     """Adds and removes tags, and prints those that the run has then; returns the exit status."""
-    changes = [argument for argument in arguments if argument[:1] in ("+", "-")]
+    add = [argument[1:] for argument in arguments if argument.startswith("+")]
+    remove = [argument[1:] for argument in arguments if argument.startswith("-")]
     names = [argument for argument in arguments if argument[:1] not in ("+", "-")]
     if len(names) != 1:
         raise InputError(
             f"gptpl runs tag takes one run, not {len(names)}, and +TAG or -TAG, as in"
             " gptpl runs tag latest +good"
         )
-    folder = find_run(Path(names[0]).expanduser())
-    add = [change[1:] for change in changes if change.startswith("+")]
-    remove = [change[1:] for change in changes if change.startswith("-")]
+    folder = find_run(names[0])
     tags = change_tags(folder, add=add, remove=remove)
     print(one_line(f"{near(folder)}: {', '.join(tags) or 'no tags'}"))
     return 0
