@@ -102,7 +102,7 @@ def parse(
         if here not in sys.path and "" not in sys.path:
             sys.path.append(here)
     if given.config_name != root:
-        from gptpl.config.compose import root_of
+        from gptpl.config.groups import root_of
 
         if (found := root_of(given.config_name, given.config_dir)) != root:
             raise InputError(

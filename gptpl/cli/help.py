@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from gptpl.config.groups import Folder, choices, config_file, default_choices, when_to_choose
+from gptpl.config.groups import Folder, choices, config_file, default_choices, known_keys, when_to_choose
 from gptpl.errors import InputError
 
 FOLDER = Path(__file__).parent / "commands"
@@ -165,8 +165,6 @@ def completion(arguments: Sequence[str]) -> str:
     elif equals:
         offered = {f"{group}={choice}" for choice in choices(group)}
     else:
-        from gptpl.config.messages import known_keys
-
         root = module_of(command)
         offered = {f"{name}=" for name in (*default_choices(root), *known_keys(root))}
     return "\n".join(sorted(each for each in offered if each.startswith(word)))

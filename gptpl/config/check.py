@@ -156,6 +156,7 @@ class _Check:
                 plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             except OmegaConfBaseException as error:
                 if isinstance(error, InterpolationKeyError) and key in slot_of(prefix).at_runtime:
+                    node[key] = None  # that of the tokenizer, which is the checkpoint's
                     continue
                 raise InputError(f"{path}: {' '.join(str(error).split())}{self._origin(path)}") from error
             if value is None and by_reference:

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, settings_of
-from gptpl.config.instantiate import instantiate, locate
+from gptpl.config.instantiate import instantiate
+from gptpl.config.signatures import locate
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.labelled.corpora import LabelledCorpus
 from gptpl.errors import InputError

@@ -45,11 +45,11 @@ def _loaded(cfg: dict[str, Any]) -> LoadedCheckpoint | LoadedClassifier:
                 f"checkpoint={cfg['checkpoint']} says itself which model it is: leave model= and"
                 " tokenizer= out"
             )
-        return load_classifier(**given).loaded
+        return load_classifier(**given)
     # What the user says of files that do not say it themselves.
     tokenizer: Tokenizer | None = None if node is None else instantiate({"_target_": node["_target_"]})
     config = None
     if fields is not None:
         vocab_size = fields.get("vocab_size") or (tokenizer or GPT2Tokenizer()).vocab_size
         config = GPTConfig(**{**fields, "vocab_size": vocab_size})
-    return load_language_model(**given, config=config, tokenizer=tokenizer).loaded
+    return load_language_model(**given, config=config, tokenizer=tokenizer)
