@@ -39,8 +39,7 @@ PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 def run(given: Arguments) -> None:
     """Prints loss, perplexity and tokens to standard output."""
     cfg = settings_of(given)
-    model = load(**given_model(cfg))
-    data = cfg["data"]
+    model, data = load(**given_model(cfg)), cfg["data"]
     if data["batch_size"] == "auto":
         raise InputError("data.batch_size=auto is for training: give a whole number")
     if isinstance(model, Classifier):
