@@ -33,6 +33,8 @@ from gptpl.training.optimizers import adamw
 from gptpl.training.resume_state import RESUME_KEY
 from gptpl.training.schedules import CosineSchedule
 
+os.environ.pop("GPTPL_RUNS", None)  # of whoever runs the tests
+
 SETTINGS = {"model": {"n_layers": 1}, "seed": 1, "name": None}
 """Stands for a run's resolved configuration."""
 

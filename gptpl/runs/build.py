@@ -28,7 +28,7 @@ from gptpl.model import GPTConfig, GPTModel, count_parameters, parameters_of
 from gptpl.model.protocol import check_language_model
 from gptpl.runs import parts
 from gptpl.runs.claims import RunClaim, claim_new_run, is_worker_process, process_run_dir
-from gptpl.runs.listing import DEFAULT_FOLDER, find_run
+from gptpl.runs.listing import find_run, runs_folder
 from gptpl.runs.resume import Resumption, resume_plan
 from gptpl.runs.resume_rules import lr_ceiling
 from gptpl.training.checkpoint import RANDOM, check_same_model
@@ -286,7 +286,7 @@ def _settle_run_dir(cfg: Config) -> None:
     cfg.name = run_name(cfg)
     run_dir = process_run_dir()
     if run_dir is None:
-        run_dir = Path(cfg.run_dir or DEFAULT_FOLDER / cfg.name / "<date>_<time>").expanduser()
+        run_dir = Path(cfg.run_dir or runs_folder() / cfg.name / "<date>_<time>").expanduser()
     cfg.run_dir = str(run_dir.absolute())
 
 

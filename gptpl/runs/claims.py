@@ -11,7 +11,7 @@ from pathlib import Path
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import locked_folder
 from gptpl.files.run_record import CONFIG_FILE, METRICS_FILE, RUN_FILE
-from gptpl.runs.listing import CHECKPOINT_FOLDER, DEFAULT_FOLDER
+from gptpl.runs.listing import CHECKPOINT_FOLDER, runs_folder
 
 OF_A_RUN = (CONFIG_FILE, RUN_FILE, METRICS_FILE, CHECKPOINT_FOLDER)
 """What no folder of a new run may hold."""
@@ -44,7 +44,7 @@ class RunClaim(AbstractContextManager["RunClaim"]):
         self.release()
 
 
-def claim_new_run(run_dir: Path | None, *, name: str, root: Path = DEFAULT_FOLDER) -> RunClaim:
+def claim_new_run(run_dir: Path | None, *, name: str, root: Path | None = None) -> RunClaim:
     """Makes and claims the folder of a new run, at once and before anything slow.
 
     `run_dir` is the folder that was asked for; None: `<root>/<name>/<date>_<time>`, with a number behind it
@@ -53,7 +53,7 @@ def claim_new_run(run_dir: Path | None, *, name: str, root: Path = DEFAULT_FOLDE
     """
     if run_dir is not None:
         return _claimed(run_dir.expanduser().absolute())
-    first = root.absolute() / name / _moment()
+    first = (root or runs_folder()).absolute() / name / _moment()
     for number in count(1):
         path = first if number == 1 else first.with_name(f"{first.name}_{number}")
         made = [] if path.exists() else _make(path)

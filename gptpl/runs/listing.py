@@ -119,7 +119,6 @@ def trial_order(run: Path) -> tuple[bool, str]:
 
 # --- one run, and all of them ---------------------------------------------------------------------------
 
-DEFAULT_FOLDER = Path("runs")
 LATEST = "latest"
 SORTS = ("date", "loss", "size")
 
@@ -128,11 +127,16 @@ _DEPTH = 5
 _SHOWN = 5
 
 
-def find_run(name: str | Path, *, root: Path = DEFAULT_FOLDER, key: str = "") -> Path:
+def runs_folder() -> Path:
+    """Where runs and sweeps go, and are looked for by name: GPTPL_RUNS, else `runs` in the working folder."""
+    return Path(os.environ.get("GPTPL_RUNS") or "runs").expanduser()
+
+
+def find_run(name: str | Path, *, root: Path | None = None, key: str = "") -> Path:
     """The run that is meant by a folder or by a name; folders are listed, but no metrics are read.
 
     A path that is there is meant as it is, a run or not, unless it is a folder that only holds runs. Else a
-    name is, below `root`,
+    name is, below `root` (None: `runs_folder()`),
 
     - the path of a run: `quick/2026-11-26_02-14-00`, `sweeps/quick_1a2b/3`;
     - that of a folder with one run in it: `quick`;
@@ -141,7 +145,7 @@ def find_run(name: str | Path, *, root: Path = DEFAULT_FOLDER, key: str = "") ->
 
     `key` is the setting that named the run, for messages. Raises RunError where no run fits, or several do.
     """
-    given = Path(name).expanduser()
+    given, root = Path(name).expanduser(), root or runs_folder()
     shown = f"{key}={name}" if key else str(name)
     if given.exists():
         below = [] if given.is_file() or is_run(given) else find_runs(given, depth=_DEPTH)
@@ -229,12 +233,13 @@ class Listed:
         return self.record.best.val_loss if self.record and self.record.best else float("inf")
 
 
-def list_runs(
-    folders: Sequence[Path] = (DEFAULT_FOLDER,), *, by: str = "date", tags: Collection[str] = ()
-) -> list[Listed]:
-    """The runs below folders that have all of these tags; by `date` a sweep counts as one run."""
-    wanted = set(tags)
-    runs = [each for each in _listed(folders) if wanted <= set(each.record.tags if each.record else ())]
+def list_runs(folders: Sequence[Path] = (), *, by: str = "date", tags: Collection[str] = ()) -> list[Listed]:
+    """The runs below folders that have all of these tags; by `date` a sweep counts as one run.
+
+    Where no folder is given: below `runs_folder()`.
+    """
+    listed, wanted = _listed(folders or [runs_folder()]), set(tags)
+    runs = [each for each in listed if wanted <= set(each.record.tags if each.record else ())]
     if by == "loss":
         return sorted(runs, key=lambda each: (each.best_loss, -each.started_seconds))
     if by == "size":

@@ -22,7 +22,7 @@ from gptpl.files.run_record import (
     read_mapping,
     read_run,
 )
-from gptpl.runs.listing import CHECKPOINT_FOLDER, DEFAULT_FOLDER, DiskUse, disk_use, is_sweep, trials
+from gptpl.runs.listing import CHECKPOINT_FOLDER, DiskUse, disk_use, is_sweep, runs_folder, trials
 from gptpl.text import count_text, near
 
 BEST = "best.ckpt"
@@ -156,7 +156,7 @@ def warnings(removals: Sequence[Removal]) -> Iterator[str]:
         if each.foreign:
             yield f"{near(each.path)} holds files that gptpl did not write: {some(each.foreign)}"
     # Those below runs/ and those beside a folder that goes: not all of a disk.
-    others = find_runs(DEFAULT_FOLDER) if DEFAULT_FOLDER.is_dir() else []
+    others = find_runs(runs_folder()) if runs_folder().is_dir() else []
     for parent in {each.path.parent for each in removals}:
         others += [child for child in parent.iterdir() if is_run(child)]
     checkpoints_only = any(each.checkpoints_only for each in removals)

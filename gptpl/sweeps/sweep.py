@@ -23,7 +23,7 @@ from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import LOSS
 from gptpl.runs.build import run_name
 from gptpl.runs.fit import git_commit, package_version
-from gptpl.runs.listing import RESULTS_FILE, SWEEP_FILE
+from gptpl.runs.listing import RESULTS_FILE, SWEEP_FILE, runs_folder
 from gptpl.runs.parts import task_class
 from gptpl.sweeps import space as spaces
 from gptpl.sweeps.jobs import Launcher
@@ -128,7 +128,8 @@ def sweep(
         **({} if search.metric == LOSS else {"metric": search.metric, "mode": search.mode}),
     }
     short_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    folder = Path(asked.hydra.sweep.dir or f"runs/sweeps/{name}_{short_hash}").expanduser().absolute()
+    folder = Path(asked.hydra.sweep.dir or runs_folder() / "sweeps" / f"{name}_{short_hash}")
+    folder = folder.expanduser().absolute()
     # submitit's own files lie in the sweep's folder.
     files = {"folder": str(folder / ".slurm")} if node["_target_"].endswith(".slurm") else {}
     launcher: Launcher = instantiate(node, **files)

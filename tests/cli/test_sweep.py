@@ -78,6 +78,16 @@ def test_the_same_command_again_finds_its_folder_and_only_what_is_left(gptpl, tm
     assert list((tmp_path / "runs/sweeps").iterdir()) == [folder]
 
 
+def test_sweeps_go_where_runs_go(gptpl, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTPL_RUNS", str(tmp_path / "scratch"))
+    assert gptpl("sweep", "model=tiny", "tokenizer=bytes", "seed=1,2").status == 0
+    [folder] = (tmp_path / "scratch/sweeps").iterdir()
+    assert len(starts_in(folder)) == 2
+    assert not (tmp_path / "runs").exists()
+    shown = gptpl("runs", "show", "sweeps/latest").out.splitlines()[0]
+    assert shown == str((folder / "1").relative_to(tmp_path))
+
+
 def test_failed_trials_are_tried_again_on_request(gptpl, tmp_path):
     command = ("train", "-m", *GIVEN, "seed=1,2", "name=2:fail")
     gptpl(*command)

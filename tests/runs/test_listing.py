@@ -8,6 +8,8 @@ import pytest
 
 from gptpl.errors import InputError
 from gptpl.files.run_record import change_tags, read_run
+from gptpl.runs.build import planned_config
+from gptpl.runs.claims import claim_new_run
 from gptpl.runs.listing import find_run, list_runs
 
 RUNS = {
@@ -56,6 +58,18 @@ def root(tmp_path, make_run, monkeypatch):
 def test_a_run_has_many_names(root, name, found):
     assert find_run(name) == root / found
     assert find_run(Path(name), root=root.absolute()).resolve() == (root / found).resolve()
+
+
+def test_all_runs_may_be_elsewhere(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv("GPTPL_RUNS", str(tmp_path / "runs"))
+    assert find_run("latest") == tmp_path / "runs/quick/2026-11-26_02-14-00_2"
+    assert {run.path for run in list_runs()} == {tmp_path / "runs" / name for name in RUNS}
+    with claim_new_run(None, name="quick") as claim:
+        assert claim.path.parent == tmp_path / "runs/quick"
+    assert Path(planned_config(["experiment=quick"])[0].run_dir).parent == tmp_path / "runs/quick"
+    with pytest.raises(InputError, match=f"gptpl runs list shows all in .*{tmp_path.name}/runs"):
+        find_run("tael")
 
 
 @pytest.mark.parametrize(

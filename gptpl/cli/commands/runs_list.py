@@ -22,7 +22,7 @@ from pathlib import Path
 from gptpl.cli.arguments import parse_plain
 from gptpl.cli.run_facts import entry
 from gptpl.errors import InputError
-from gptpl.runs.listing import DEFAULT_FOLDER, SORTS, Listed, disk_use, list_runs
+from gptpl.runs.listing import SORTS, Listed, disk_use, list_runs, runs_folder
 from gptpl.runs.removal import rest_of, rests_below
 from gptpl.text import bytes_text, count_text, loss_text, near, one_line, shortened, table, time_text
 
@@ -33,11 +33,11 @@ def run(arguments: list[str]) -> int:
     """Prints the table, or a JSON object a line; returns the exit status."""
     tags = [argument.removeprefix("tag=") for argument in arguments if argument.startswith("tag=")]
     given = parse_plain("runs list", arguments, flags=["--json"], settings={"sort": SORTS, "tag": tags})
-    folders = given.paths or [DEFAULT_FOLDER]
+    folders = given.paths or [runs_folder()]
     for folder in given.paths:
         if not folder.is_dir():
             raise InputError(
-                f"{folder} is no folder: give one with runs in it, or none for {DEFAULT_FOLDER}/"
+                f"{folder} is no folder: give one with runs in it, or none for {near(runs_folder())}/"
             )
     by = given.settings.get("sort", "date")
     runs = list_runs(folders, by=by, tags=tags)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from gptpl.cli.arguments import parse_plain
 from gptpl.errors import InputError
-from gptpl.runs.listing import DEFAULT_FOLDER, find_run
+from gptpl.runs.listing import find_run, runs_folder
 from gptpl.runs.removal import BEST, Removal, plan_removal, rest_of, some, warnings
 from gptpl.text import bytes_text, count_text, near, one_line, table
 
@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
 
 def _meant(path: Path) -> Path:
     """A folder as given or below `runs/`, so that a sweep can be named, too; else the run of that name."""
-    for folder in (path, DEFAULT_FOLDER / path):
+    for folder in (path, runs_folder() / path):
         if folder.is_symlink() or folder.exists() or rest_of(folder.absolute()).is_dir():
             return folder
     return find_run(path)
