@@ -36,12 +36,15 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
     tokens, and in the whole row of the number PADDING, inputs are 0 and targets IGNORED.
 
     With `to_the_end` the last windows may be shorter than T, as long as they have a target. Raises InputError
-    when not even one whole window fits, where they must be whole; it calls the tokens those of `split`.
+    for lengths below 1, and, without `to_the_end`, when not even one window fits; it calls the tokens those
+    of `split`.
     """
 
     def __init__(
         self, tokens: Tokens, *, max_length: int, stride: int, split: str = "text", to_the_end: bool = False
     ) -> None:
+        check_at_least(1, "data.max_length", max_length)
+        check_at_least(1, "data.stride", stride)
         if len(tokens) <= max_length and not to_the_end:
             raise InputError(
                 f"the {split} split has {len(tokens):,} tokens, too short for one window of "

@@ -69,21 +69,10 @@ class SamplingRules:
         _check_temperature(self.temperature)
         if self.top_k is not None and (not _is_whole(self.top_k) or self.top_k < 1):
             raise InputError(f"top_k={self.top_k!r} is no number of tokens: give 1 or more, or null for all")
-        for name in ("top_p", "typical_p"):
-            share, limits = getattr(self, name), "a number above 0 and at most 1 (1: no limit)"
-            if share is not None and not 0 < share <= 1:
-                raise InputError(f"{name}={share} is out of range: give {limits}")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise InputError(f"min_p={self.min_p} is out of range: give a number from 0 (no limit) to 1")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise InputError(
-                f"repetition_penalty={self.repetition_penalty} is out of range:"
-                " give a positive number, 1 for no penalty"
-            )
-        for name in ("frequency_penalty", "presence_penalty"):
-            if not math.isfinite(value := getattr(self, name)):
-                remedy = "give a finite one, 0 for no penalty"
-                raise InputError(f"{name}={value} is no number to subtract: {remedy}")
+        _check_share("top_p", self.top_p)
+        _check_share("typical_p", self.typical_p)
+        _check_min_p(self.min_p)
+        _check_penalties(self.repetition_penalty, self.frequency_penalty, self.presence_penalty)
         for name in ("banned_tokens", "forced_tokens"):
             ids = getattr(self, name)
             if isinstance(ids, str) or not isinstance(ids, Sequence) or not all(map(_is_whole, ids)):
@@ -205,10 +194,12 @@ def penalise_repetition(logits: Tensor, tokens: Tensor, penalty: float) -> Tenso
     """Make every token that occurs in `tokens` less likely.
 
     Its logit is divided by `penalty`, or multiplied by it where negative. Logits (B, V), tokens (B, T) int64
-    with -1 for "no token". 1 changes nothing, 1.2 is usual; below 1 rewards repetition.
+    with -1 for "no token". 1 changes nothing, 1.2 is usual; below 1 rewards repetition. Raises InputError
+    for one that is not positive and finite.
 
     Source: Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model for Controllable Generation".
     """
+    _check_penalties(repetition=penalty)
     penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(token_counts(tokens, logits.shape[-1]) > 0, penalised, logits)
 
@@ -217,9 +208,11 @@ def penalise_frequency(logits: Tensor, tokens: Tensor, *, frequency: float, pres
     """Subtract from each token's logit `frequency` times its count in `tokens`, and `presence` if it occurs.
 
     Logits (B, V), tokens (B, T) int64 with -1 for "no token". 0 changes nothing; below 0 rewards repetition.
+    Raises InputError for what is not finite.
 
     Source: OpenAI's API reference, frequency_penalty and presence_penalty.
     """
+    _check_penalties(frequency=frequency, presence=presence)
     counts = token_counts(tokens, logits.shape[-1])
     return logits - frequency * counts - presence * (counts > 0).to(logits.dtype)
 
@@ -281,9 +274,11 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest most likely tokens whose probabilities reach p together (nucleus sampling).
 
     The most likely token always stays. Among equals the lowest token ids come first. p = 1 keeps every token.
+    Raises InputError unless 0 < p <= 1.
 
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
     """
+    _check_share("top_p", p)
     if p == 1:
         return logits
     # The nucleus is small as a rule: the largest thousand are found ten times faster than all are sorted.
@@ -300,8 +295,11 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
     """Keep the tokens at least p times as likely as the most likely one; p = 0 keeps every token.
 
+    Raises InputError unless 0 <= p <= 1.
+
     Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs".
     """
+    _check_min_p(p)
     if p == 0:
         return logits
     best = logits.amax(dim=-1, keepdim=True)  # (..., 1)
@@ -313,9 +311,11 @@ def keep_typical(logits: Tensor, mass: float) -> Tensor:
 
     A token's surprise is -log p, the expected one is the distribution's entropy: a dull and a far-fetched
     token are let out alike. Among equals the lowest token ids come first. mass = 1 keeps every token.
+    Raises InputError unless 0 < mass <= 1.
 
     Source: Meister et al. 2023, "Locally Typical Sampling".
     """
+    _check_share("typical_p", mass)
     if mass == 1:
         return logits
     log_p = torch.log_softmax(logits, dim=-1)
@@ -390,14 +390,19 @@ def row_generators(
     """
     if generator is None:
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
-    source = generator.clone_state()
+    source = _copy(generator)
     seeds = [int(torch.randint(2**62, (), generator=source, device=device)) for _ in range(samples - 1)]
     rows: list[torch.Generator] = []
     for _ in range(prompts):
-        rows.append(generator.clone_state())
+        rows.append(_copy(generator))
         rows += [torch.Generator(device).manual_seed(seed) for seed in seeds]
     rows[0] = generator
     return rows
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    """Not `clone_state`: on Apple's GPUs some versions of torch begin at the seed again."""
+    return torch.Generator(generator.device).set_state(generator.get_state())
 
 
 # ----------------------------------------------------------------------------------------------------- checks
@@ -424,6 +429,26 @@ def _check_top_k(top_k: int, vocab_size: int) -> None:
         raise InputError(
             f"top_k={top_k} is out of range: give 1 to {vocab_size} (the vocabulary) or leave it out"
         )
+
+
+def _check_share(name: str, share: float | None) -> None:
+    if share is not None and not 0 < share <= 1:
+        raise InputError(f"{name}={share} is out of range: give a number above 0 and at most 1 (1: no limit)")
+
+
+def _check_min_p(min_p: float | None) -> None:
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise InputError(f"min_p={min_p} is out of range: give a number from 0 (no limit) to 1")
+
+
+def _check_penalties(repetition: float = 1, frequency: float = 0, presence: float = 0) -> None:
+    if not (math.isfinite(repetition) and repetition > 0):
+        raise InputError(
+            f"repetition_penalty={repetition} is out of range: give a positive number, 1 for no penalty"
+        )
+    for name, value in (("frequency_penalty", frequency), ("presence_penalty", presence)):
+        if not math.isfinite(value):
+            raise InputError(f"{name}={value} is no number to subtract: give a finite one, 0 for no penalty")
 
 
 def _is_number(value: object) -> bool:

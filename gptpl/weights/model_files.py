@@ -193,7 +193,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """A JSON file that people can read."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with writing(path.parent):
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -72,6 +72,12 @@ def test_a_text_too_short_for_a_window_says_what_to_do(length: int):
     TokenWindows(np.zeros(257, dtype=np.uint16), max_length=256, stride=256)
 
 
+@pytest.mark.parametrize(("max_length", "stride"), [(0, 1), (4, -2), (4, 0)])
+def test_lengths_below_1_are_refused(max_length: int, stride: int):
+    with pytest.raises(InputError, match=r"data\.(max_length=0|stride=-2|stride=0) .*1 or more"):
+        TokenWindows(np.zeros(10, dtype=np.uint16), max_length=max_length, stride=stride)
+
+
 def test_past_the_end_targets_are_ignored_and_inputs_stay_in_the_vocabulary():
     tokens = np.array([5, 6, 7, 8], np.uint16)
     inputs, targets = TokenWindows(tokens, max_length=4, stride=1, to_the_end=True)[1]

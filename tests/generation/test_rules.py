@@ -12,10 +12,19 @@ from torch import Tensor
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.generation import next_token as choose
-from gptpl.generation.sampling import apply_temperature, keep_top_k
+from gptpl.generation.sampling import (
+    apply_temperature,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical,
+    penalise_frequency,
+    penalise_repetition,
+)
 
 # "closer every effort forward inches moves pizza toward you"
 LOGITS = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
+NONE = torch.zeros(1, 0, dtype=torch.int64)
 
 # Few whole numbers: many ties.
 tied_rows = st.lists(st.integers(-2, 2), min_size=1, max_size=12)
@@ -151,6 +160,17 @@ def test_global_randomness_is_left_alone(temperature: float, generator: torch.Ge
         (lambda: apply_temperature(LOGITS, 0), "temperature=0"),
         (lambda: keep_top_k(LOGITS, 0), "top_k=0"),
         (lambda: keep_top_k(LOGITS, 10), "top_k=10 is out of range: give 1 to 9"),
+        (lambda: keep_top_p(LOGITS, 0), "top_p=0 is out of range"),
+        (lambda: keep_top_p(LOGITS, math.nan), "top_p=nan"),
+        (lambda: keep_min_p(LOGITS, 1.5), "min_p=1.5"),
+        (lambda: keep_min_p(LOGITS, -1), "min_p=-1"),
+        (lambda: keep_typical(LOGITS, 2), "typical_p=2"),
+        (lambda: penalise_repetition(LOGITS[None], NONE, 0), "repetition_penalty=0"),
+        (lambda: penalise_frequency(LOGITS[None], NONE, frequency=math.inf), "frequency_penalty=inf"),
+        (
+            lambda: penalise_frequency(LOGITS[None], NONE, frequency=0, presence=math.nan),
+            "presence_penalty=nan",
+        ),
         (lambda: next_token(LOGITS[None], temperature=-1), "temperature=-1"),
         (lambda: next_token(LOGITS[None], temperature=0, top_k=-2), "top_k=-2"),
     ],

@@ -214,6 +214,13 @@ def test_tensors_that_are_refused(base, written, config):
         read_adapter(folder, net.config)
 
 
+def test_a_file_in_the_way_is_one_line(base, tmp_path):
+    net, base_folder = base()
+    (tmp_path / "adapter/adapter_config.json").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"does not take the files \(.*directory"):
+        write_adapter(with_adapter(net, "qkv"), net.config, tmp_path / "adapter", base=str(base_folder))
+
+
 def test_a_matrix_without_its_twin_is_refused(base, written):
     net, base_folder = base()
     whole = with_adapter(net, "qkv")

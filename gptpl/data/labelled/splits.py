@@ -204,7 +204,7 @@ def _warnings(splits: Mapping[Split, Sequence[Example]]) -> tuple[str, ...]:
 
 
 def _balanced(examples: Sequence[Example], how: Preparation, remarks: list[str]) -> list[Example]:
-    if how.balance != "undersample":
+    if how.balance != "undersample" or not examples:
         return list(examples)
     kept = undersample(examples, seed=how.seed)
     counts = label_counts(examples)

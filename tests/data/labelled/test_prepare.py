@@ -145,6 +145,11 @@ def test_what_cannot_be_split_is_refused() -> None:
         prepared(examples("aaaaa"))
     with pytest.raises(InputError, match="no example is left for validation: give more examples"):
         prepared(examples("abab"))
+    with pytest.raises(InputError, match="no example is left for training: give more examples"):
+        prepare(
+            {"train": [], "val": examples("ab")},
+            Preparation(**SHARES, balance="undersample", duplicates="keep"),
+        )
     split = {"train": examples("ab"), "val": [Example(text="x", label="c", line=7)]}
     with pytest.raises(
         InputError, match=r"the label 'c' \(line 7\) is in validation and in no training example"
