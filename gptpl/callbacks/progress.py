@@ -207,16 +207,19 @@ class Display:
     """
 
     def __init__(self, unit: str, initial: int, total: int | None, log_every_seconds: float) -> None:
+        self._unit, self._total = unit, total
         self._shown_at, self._every_seconds = -math.inf, REDRAW_SECONDS
         self._stack = ExitStack()
+        self._bar: tqdm[Any] | None = None
         form = unit + " {n_fmt}/{total_fmt} |{bar}| {desc}"
-        # Where tqdm has no terminal: nothing by itself, all that it is asked for, whatever TQDM_DISABLE says.
-        options: dict[str, Any] = {"ascii": False, "delay": math.inf, "disable": False}
+        options: dict[str, Any]
         if _in_notebook():
             from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # a notebook's kernel has it
 
             handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
-            options["file"] = _Sink(lambda line: handle.update({"text/plain": line}, raw=True))
+            sink = _Sink(lambda line: handle.update({"text/plain": line}, raw=True))
+            # Nothing by itself, all that it is asked for, whatever TQDM_DISABLE says.
+            options = {"file": sink, "ascii": False, "delay": math.inf, "disable": False}
             form = form.replace("{bar}", "{bar:24}")
         elif _is_terminal(sys.stderr):
             options = {"file": sys.stderr, "dynamic_ncols": True}
@@ -227,8 +230,7 @@ class Display:
             sys.stderr = DummyTqdmFile(sys.stderr)
         else:
             self._shown_at, self._every_seconds = time.monotonic(), log_every_seconds
-            options["file"] = _Sink(lambda line: log.info("%s", line))
-            form = form.replace("|{bar}| ", "")
+            return
         self._bar = tqdm(total=total, initial=initial, bar_format=form, **options)
 
     def due(self) -> bool:
@@ -237,14 +239,19 @@ class Display:
 
     def show(self, done: int, text: str) -> None:
         """Show the count and the text beside it, due or not."""
-        self._bar.n = done
-        self._bar.set_description_str(text, refresh=False)
-        self._bar.refresh()
+        if self._bar is None:
+            # Not by way of tqdm, which would hold its lock while it waits for a log handler's.
+            log.info("%s %d/%s %s", self._unit, done, "?" if self._total is None else self._total, text)
+        else:
+            self._bar.n = done
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.refresh()
         self._shown_at = time.monotonic()
 
     def close(self) -> None:
         """Leave the last state standing and give the terminal back."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
         self._stack.close()
 
 

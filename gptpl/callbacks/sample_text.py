@@ -4,7 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -20,8 +20,6 @@ from gptpl.text import one_line
 from gptpl.training.loggers import log_table
 from gptpl.training.sharding import FullyShardedStrategy
 from gptpl.training.training_module import TrainingModule
-
-N = TypeVar("N", int, int | None)
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +51,15 @@ class Samples(AfterStep, ABC):
     ) -> None:
         super().__init__()
         self.max_new_tokens = self._positive("max_new_tokens", max_new_tokens)
-        self.every_n_steps = self._positive("every_n_steps", every_n_steps)
-        self.every_n_epochs = self._positive("every_n_epochs", every_n_epochs)
+        self.every_n_steps, self.every_n_epochs = (
+            None if value is None else self._positive(name, value)
+            for name, value in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs))
+        )
         self._file = RecordFile(Path(path))
         self._active = False
 
-    def _positive(self, name: str, value: N) -> N:
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+    def _positive(self, name: str, value: int) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"{name}={value!r} of the {self.what}: give 1 or more")
         return value
 

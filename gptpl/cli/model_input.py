@@ -28,7 +28,7 @@ SHORT_KEYS = frozenset(field.name for field in fields(SamplingRules))
 def settings_of(given: Arguments) -> dict[str, Any]:
     """The settings of a command as plain data; what has to be set and is not is "???"."""
     settings = plain(given.config)
-    return {**settings, "trust": sorted({*settings["trust"], *(given.trusted - OWN_PACKAGES)})}
+    return {**settings, "trust": sorted({*settings.get("trust", ()), *(given.trusted - OWN_PACKAGES)})}
 
 
 def in_full(argument: str) -> str:
@@ -55,7 +55,7 @@ def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             "checkpoint is not set: give checkpoint=RUN_FOLDER, checkpoint=FILE.ckpt, or init=gpt2_hf"
         )
-    return {"source": source, "base": base, "device": cfg["device"], "trust": cfg["trust"]}
+    return {"source": source, "base": base, "device": cfg.get("device", "cpu"), "trust": cfg["trust"]}
 
 
 def given_text(text: str | None, file: str | None = None, *, key: str, piped: bool = True) -> str | None:

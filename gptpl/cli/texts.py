@@ -113,7 +113,10 @@ def _preset(name: str) -> SamplingRules:
 def _parsed(name: str, value: str) -> Any:
     """The value of a rule as it is written in YAML; ids may be written without brackets."""
     if name.endswith("_tokens"):
-        value = f"[{','.join(part for part in value.replace(',', ' ').split() if part != 'null')}]"
+        parts = [part for part in value.replace(",", " ").strip("[] ").split() if part != "null"]
+        if wrong := [part for part in parts if not part.isdecimal()]:
+            raise InputError(f"/{name} {wrong[0]} is no number: give 0 or more")
+        return tuple(map(int, parts))
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -146,7 +149,8 @@ def converse(language_model: LanguageModel, cfg: Mapping[str, Any], rules: Sampl
                 if line.startswith("/"):
                     print(settings.command(line))
                 else:
-                    show(itertools.chain([line], (piece.text for piece in pieces(line))))
+                    with contextlib.suppress(KeyboardInterrupt):  # after which `show` ends the line
+                        show(itertools.chain([line], (piece.text for piece in pieces(line))))
             except EOFError:
                 print()
                 return

@@ -97,7 +97,8 @@ class _Check:
 
     def is_right(self, path: str) -> bool:
         """Whether a key need not be checked."""
-        return self.only is not None and not any(f"{path}.".startswith(f"{each}.") for each in self.only)
+        key = path.partition("[")[0]  # a list is checked with its members
+        return self.only is not None and not any(f"{key}.".startswith(f"{each}.") for each in self.only)
 
     def node(self, cfg: DictConfig, key: str) -> None:
         """The node of a group, or of one callback or logger, and what is nested in it."""
@@ -124,7 +125,8 @@ class _Check:
         self.values(node, key, signature, known=HYDRA_KEYS, of=str(name))
         around = SLOTS.get(key.partition(".")[0], Slot())
         for each, parameter in signature.parameters.items():
-            handed_over = around.lenient or each in place.at_runtime
+            lenient = place.lenient or key.startswith("model.")
+            handed_over = lenient or each in place.at_runtime
             by_position = around.by_position and parameter.positional
             needed = parameter.required and not (handed_over or by_position)
             if needed and each not in node and not self.is_right(f"{key}.{each}"):
@@ -155,7 +157,7 @@ class _Check:
                 value = node[key]
                 plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             except OmegaConfBaseException as error:
-                if isinstance(error, InterpolationKeyError) and key in slot_of(prefix).at_runtime:
+                if isinstance(error, InterpolationKeyError) and path == "model.vocab_size":
                     node[key] = None  # that of the tokenizer, which is the checkpoint's
                     continue
                 raise InputError(f"{path}: {' '.join(str(error).split())}{self._origin(path)}") from error

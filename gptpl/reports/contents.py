@@ -194,12 +194,12 @@ class SharedPrompt:
 def shared_prompts(entries: Sequence[Entry]) -> list[SharedPrompt]:
     """The prompts and strategies that two runs or more have, or all of a single run, in the runs' order."""
     runs = [(entry, entry.run.samples()) for entry in entries if entry.run is not None]
-    found: dict[str, dict[str, tuple[Entry, Mapping[str, Any]]]] = {}
+    found: dict[str, dict[int, tuple[Entry, Mapping[str, Any]]]] = {}
     for entry, samples in runs:
         for sample in samples:
             if isinstance(sample.get("prompt"), str) and isinstance(sample.get("continuation"), str):
                 key = json.dumps([sample["prompt"], sample.get("strategy")], sort_keys=True)
-                found.setdefault(key, {})[entry.name] = entry, sample  # the last one stays
+                found.setdefault(key, {})[id(entry)] = entry, sample  # the last one stays
     shared = []
     for made in found.values():
         if len(made) >= min(2, len(runs)):

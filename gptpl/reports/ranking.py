@@ -74,7 +74,7 @@ def find_failures(folder: Path) -> list[Failure]:
             below.clear()
             continue
         below[:] = sorted(name for name in below if not name.startswith("."))
-        if RESULTS_FILE in files:
+        if RESULTS_FILE in files and (Path(path) / RESULTS_FILE).is_file():  # no link to nothing
             failures += _failures_of(Path(path))
     return failures
 

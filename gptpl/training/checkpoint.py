@@ -91,7 +91,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 f"checkpoint={path} was not written by gptpl train: give a checkpoint of one of its runs"
             )
         version = header.get("format_version")
-        if version not in READABLE_VERSIONS:
+        if not isinstance(version, int) or version not in READABLE_VERSIONS:
             raise InputError(
                 f"checkpoint={path} has format version {version}, this gptpl reads up to {FORMAT_VERSION}:"
                 " use the gptpl that wrote it"

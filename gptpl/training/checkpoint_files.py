@@ -142,8 +142,8 @@ def _remove_leftovers(folder: Path) -> None:
     """Removes what killed processes were writing."""
     for leftover in folder.glob(".*.tmp"):
         process = leftover.stem.rpartition(".")[2].partition("-")[0]  # of its thread
-        if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
-            with suppress(OSError):
+        with suppress(OSError, OverflowError):  # a name that no process has
+            if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
                 leftover.unlink()
                 log.info("removed %s, which a killed process had left", leftover)
 

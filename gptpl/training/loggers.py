@@ -315,9 +315,9 @@ class MetricsCSVLogger(Logger):
         """Drops the rows behind the last of `position` and what was added to that one."""
         if self._unsaved_steps:
             raise RuntimeError("numbers have been logged: return_to has to come first")
+        before, columns = self._loaded(), list(self._columns)
         if not position:
             return
-        before, columns = self._loaded(), list(self._columns)
         last = -1 if position["step"] is None else position["step"]
         self._columns = list(position["columns"])
         self._rows = {

@@ -102,7 +102,7 @@ class TrainingModule(Task, L.LightningModule):
         self.net = net
         self.tokenizer = tokenizer
         self.make_optimizer = make_optimizer
-        self.lr_factor = lr_factor or (lambda step: 1.0)
+        self.lr_factor = lr_factor or _peak_throughout
         self.make_scheduler = make_scheduler
         self._total_steps = total_steps
         self.run_config: dict[str, Any] = dict(run_config or {})
@@ -419,3 +419,7 @@ def _steps(trainer: L.Trainer, planned: float) -> int:
 def _norm(tensor: Tensor) -> float:
     """In fp32, or the norm of a large half-precision tensor would be infinite by itself."""
     return float(whole(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32)))
+
+
+def _peak_throughout(step: int) -> float:
+    return 1.0

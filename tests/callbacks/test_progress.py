@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import struct
+import subprocess
 import sys
 import termios
 import threading
@@ -296,6 +297,33 @@ def test_lines_come_when_they_are_due(monkeypatch: pytest.MonkeyPatch, logged: L
     lines.show(3, "words")
     assert not lines.due()
     assert logged() == ["step 3/? words"]
+
+
+CHATTER = """
+import logging, threading
+from gptpl.callbacks.progress import Display
+from gptpl.cli.console import console
+
+def chatter():
+    while not finished.is_set():
+        logging.getLogger("mine").info("chatter")
+
+finished = threading.Event()
+with console():
+    threading.Thread(target=chatter, daemon=True).start()
+    display = Display("step", 0, 10_000, 1)
+    for step in range(2000):
+        display.show(step, "words")
+    finished.set()
+"""
+
+
+def test_another_thread_may_log_while_a_line_is_logged() -> None:
+    """A command's log handler takes its own lock, then tqdm's: a line must not take them the other way."""
+    command = [sys.executable, "-W", "ignore", "-c", CHATTER]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("step ") == 2000
 
 
 def test_bar_lets_every_logger_of_the_terminal_write_above_it(terminal: Terminal) -> None:

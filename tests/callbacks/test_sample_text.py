@@ -339,6 +339,7 @@ def test_text_survives_the_cut_back_at_a_resume(tmp_path: Path) -> None:
         ({"strategies": [{"temperature": -1}]}, "temperature=-1"),
         ({"strategies": [{"temperature": float("nan")}]}, "temperature=nan"),
         ({"strategies": [{"temperature": float("inf")}]}, "temperature=inf"),
+        ({"max_new_tokens": None}, "max_new_tokens=None of the text samples: give 1 or more"),
         ({"strategies": [{"temperature": "hot"}]}, "temperature='hot'"),
         ({"strategies": [{"top_k": 0}]}, "top_k=0"),
         ({"strategies": [{"top_k": 1.5}]}, "top_k=1.5"),

@@ -40,9 +40,17 @@ def test_a_conversation_continues_lines_and_changes_rules(talk, gptpl, quick):
 def test_a_conversation_goes_on_after_mistakes_and_ctrl_c(talk):
     out = talk(
         "/temperature -1", "/temperature hot", "/wild", "/sampling wild", "/top_k x y", KeyboardInterrupt,
+        "/banned_tokens -1", "/banned_tokens {",
         "/banned_tokens 1,2", "/sampling creative", "/help", "/show", "",
     )  # fmt: skip
-    for words in ("temperature=-1", "temperature='hot'", "/wild is no command", "/sampling wild is unknown"):
+    for words in (
+        "temperature=-1",
+        "temperature='hot'",
+        "/wild is no command",
+        "/sampling wild is unknown",
+        "/banned_tokens -1 is no number",
+        "/banned_tokens { is no number",
+    ):
         assert f"error: {words}" in out
     assert "banned tokens 1 2" in out
     assert "\ntemperature 1, top-k 60; max_new_tokens 6; seed None\n" in out

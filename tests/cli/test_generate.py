@@ -72,6 +72,12 @@ def test_only_text_goes_to_standard_output(gptpl, quick):
     assert list(outcome.folder.iterdir()) == []
 
 
+def test_settings_with_a_default_may_be_taken_away(gptpl, quick):
+    given = ("generate", f"checkpoint={quick.run.path}", "prompt=The sea", "max_new_tokens=4", "seed=1")
+    without = gptpl(*given, "~trust", "~device")
+    assert (without.status, without.out) == (0, gptpl(*given).out)
+
+
 def test_greedy_text_is_what_the_model_thinks_most_likely(generate, quick):
     loaded = load_model(quick.run.path / "checkpoints/last.ckpt")
     ids = list(b"The sea ")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,17 @@ def test_what_was_asked_for_before_the_checkpoint_still_counts(plan, folder):
 def test_whether_a_rate_is_asked_for(overrides, asked, plan):
     """Where one is, the ceiling goes: test_resume_schedule trains such runs."""
     assert plan(*overrides).rate_asked is asked
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        ("{temperatur: 1}", r"strategies\[0\]\.temperatur is no setting .* did you mean temperature\?"),
+        ("{temperature: hot}", r"strategies\[0\]\.temperature=hot cannot be taken"),
+    ],
+)
+def test_members_of_a_list_are_checked(plan, member, words):
+    assert re.search(words, refusal(plan, f"callbacks.sample_text.strategies=[{member}]"))
 
 
 def test_the_text_must_be_the_same(plan, folder):

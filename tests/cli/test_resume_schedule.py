@@ -95,12 +95,14 @@ def test_asked_for_it_rises(go_on):
     assert "held" not in outcome.err
 
 
-def test_the_ceiling_outlives_the_next_resumption(go_on, gptpl, tmp_path, run_folder):
-    go_on("finished", "trainer.max_steps=30", "trainer.stop_at_step=25")
-    outcome = gptpl("train", "resume=run")
-    assert outcome.status == 0, outcome.err
+def test_the_ceiling_holds_until_a_rate_is_asked_for(go_on, gptpl, tmp_path, run_folder):
+    go_on("finished", "trainer.max_steps=30", "trainer.stop_at_step=23")
+    for overrides in (["trainer.stop_at_step=26"], [f"optimizer.lr={PEAK}", "trainer.stop_at_step=null"]):
+        outcome = gptpl("train", "resume=run", *overrides)
+        assert outcome.status == 0, outcome.err
     rates = {int(row["step"]): float(row["lr"]) for row in run_folder(tmp_path / "run").rows if row["lr"]}
-    assert [rates[step] for step in range(21, 31)] == pytest.approx([FLOOR] * 10)
+    assert [rates[step] for step in range(21, 27)] == pytest.approx([FLOOR] * 6)
+    assert [rates[s + 1] for s in range(26, 30)] == pytest.approx([cosine(s, 30) for s in range(26, 30)])
 
 
 def test_evaluations_go_by_the_new_interval(go_on):

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 
+import gptpl
 from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
@@ -373,3 +374,9 @@ def test_instruction_tuning_has_the_published_setting_unless_something_else_is_a
     other = compose("train", "task=instruct", *asked)
     assert (other.optimizer.lr, other.trainer.max_epochs, other.scheduler.min_lr) == (1e-3, 7, 1e-6)
     assert (dict(other.callbacks), "corpus" in other.data, "template" in other.data) == ({}, True, False)
+
+
+@pytest.mark.parametrize("key", ["data.seed", "data.eval_val_batches", "scheduler.warmup_steps"])
+def test_a_reference_to_nothing_is_refused(key: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}.*nothing\.at_all"):
+        gptpl.compose(f"{key}=${{nothing.at_all}}")

@@ -195,7 +195,7 @@ def test_a_torch_file_of_another_program(tmp_path, content):
 # --- checkpoints that do not fit ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [3, 0, None, "1"])
+@pytest.mark.parametrize("version", [3, 0, None, "1", torch.ones(2)])
 def test_another_format_version(save, version):
     path = save(lambda checkpoint: checkpoint[HEADER_KEY].update(format_version=version))
     message = refusal(path)

@@ -258,6 +258,13 @@ def test_a_device_that_is_full(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("process", ["999999999999999999999999", "1" * 30])
+def test_a_leftover_that_no_process_can_have_written_stops_nothing(tmp_path, process):
+    (tmp_path / f".a.{process}.tmp").touch()
+    write_checkpoint(state(1), tmp_path / "a.ckpt")
+    assert verify(tmp_path / "a.ckpt") is None
+
+
 MEASURED = """
 import resource, sys
 from pathlib import Path

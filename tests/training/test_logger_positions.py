@@ -187,6 +187,8 @@ def test_a_broken_table_is_named_and_can_be_moved_away(run, junk, caplog):
         csv_logger(run).return_to(position)
     assert str(path) in str(error.value)
     assert path.read_bytes() == junk
+    with pytest.raises(InputError, match="move it away"):  # a new run's, before it trains
+        csv_logger(run).return_to({})
     path.rename(run / "elsewhere")
     with caplog.at_level(logging.WARNING):
         resume(csv_logger(run), position, at=5, to=6)

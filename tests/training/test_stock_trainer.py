@@ -1,6 +1,7 @@
 """Module and data under a stock `lightning.Trainer`, and under each of its arguments that concerns them."""
 
 import contextlib
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,13 @@ def test_a_development_run_leaves_no_checkpoint(pretraining: Any, tmp_path: Path
     trainer = pretraining.fit(callback, module=pretraining.module(total_steps=4), fast_dev_run=4)
     assert trainer.global_step == 4
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_module_can_be_pickled(pretraining: Any) -> None:
+    """As a strategy that spawns processes does."""
+    module = LanguageModelingModule(pretraining.net(), tokenizer=BytesTokenizer())
+    again = pickle.loads(pickle.dumps(module))  # noqa: S301
+    assert again.lr_factor(5) == 1.0
 
 
 def test_a_limit_that_leaves_nothing_is_refused() -> None:

@@ -3,7 +3,7 @@
 import codecs
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from gptpl.errors import InputError
@@ -71,7 +71,7 @@ def read_utf8(path: Path) -> str:
     return not_blank(_decoded(data, path).replace("\r\n", "\n").replace("\r", "\n"), path)
 
 
-def utf8_lines(path: Path) -> Iterator[str]:
+def utf8_lines(path: Path) -> Generator[str, None, None]:
     r"""Each line with its `\n` or `\r\n`, without a byte order mark; the file is never held as a whole.
 
     Raises InputError, naming the file, the line and the remedy, when it is missing, a folder, unreadable,

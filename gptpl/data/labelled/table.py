@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,32 +64,37 @@ class Table:
             raise InputError(f"{self.path} is plain lines without labels: give a CSV, TSV or JSONL file")
         columns = [text_column] if label_column is None else [text_column, label_column]
         line, label, label_type = 0, "", None
-        for line, fields in self._fields(kind, columns):
-            text = self._text(fields[text_column], text_column, line)
-            if label_column is not None:
-                value = fields[label_column]
-                label = self._label(value, label_column, line)
-                if label_type not in (None, type(value)):
-                    called = "whole numbers" if label_type is int else "texts"
-                    raise self._wrong(
-                        line, f"has {value!r} as label, before it {called}: make them of one type"
-                    )
-                label_type = type(value)
-            yield Example(text=text, label=label, line=line)
+        with closing(utf8_lines(self.path)) as lines:  # the file too, whatever is wrong in it
+            for line, fields in self._fields(lines, kind, columns):
+                text = self._text(fields[text_column], text_column, line)
+                if label_column is not None:
+                    value = fields[label_column]
+                    label = self._label(value, label_column, line)
+                    if label_type not in (None, type(value)):
+                        called = "whole numbers" if label_type is int else "texts"
+                        raise self._wrong(
+                            line, f"has {value!r} as label, before it {called}: make them of one type"
+                        )
+                    label_type = type(value)
+                yield Example(text=text, label=label, line=line)
         if not line:
             raise InputError(f"{self.path} has no rows below its header: give a file with texts in it")
 
-    def _fields(self, kind: str, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def _fields(
+        self, lines: Iterator[str], kind: str, wanted: Sequence[str]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if kind == "lines":
-            for number, line in enumerate(utf8_lines(self.path), start=1):
+            for number, line in enumerate(lines, start=1):
                 yield number, {wanted[0]: line.rstrip("\r\n")}
         elif kind == "jsonl":
-            yield from self._json_objects(wanted)
+            yield from self._json_objects(lines, wanted)
         else:
-            yield from self._separated(kind, wanted)
+            yield from self._separated(lines, kind, wanted)
 
-    def _json_objects(self, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        for number, line in enumerate(utf8_lines(self.path), start=1):
+    def _json_objects(
+        self, lines: Iterator[str], wanted: Sequence[str]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        for number, line in enumerate(lines, start=1):
             try:
                 fields = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -100,10 +106,12 @@ class Table:
                 raise self._wrong(number, self._lacks(missing, list(fields)))
             yield number, fields
 
-    def _separated(self, kind: str, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def _separated(
+        self, lines: Iterator[str], kind: str, wanted: Sequence[str]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
         csv.field_size_limit(LONGEST_FIELD)
         quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
-        reader = csv.reader(utf8_lines(self.path), strict=True, **quoting)
+        reader = csv.reader(lines, strict=True, **quoting)
         names = None if self.columns is None else self._checked_names(self.columns, wanted)
         line = 1
         try:

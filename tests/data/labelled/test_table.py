@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +109,7 @@ def test_one_line_for_each_thing_that_is_wrong(
     assert said.startswith(str(tmp_path / name))
     assert message in said
     assert "\n" not in said
+    assert str(tmp_path / name) not in {file.path for file in psutil.Process().open_files()}
 
 
 @pytest.mark.parametrize("name, separator", [("a.csv", ","), ("a.tsv", "\t")])
