@@ -9,9 +9,10 @@ import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Self, get_args
@@ -30,6 +31,7 @@ Part = Literal["train", "val"]
 PARTS: tuple[Part, ...] = get_args(Part)
 DAMAGE = (OSError, ValueError, KeyError, TypeError)
 """What reading an entry raises that is not there, or not whole."""
+_ABANDONED = 24 * 3600  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,7 @@ class DraftEntry:
     @_told_apart()
     def __init__(self, entry: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
         self._entry = entry
+        _remove_abandoned(entry.parent)
         self._folder = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.partial")
         self._files = ExitStack()
         self._writers: dict[Part, TokenFileWriter] = {}
@@ -172,16 +175,30 @@ class DraftEntry:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def _remove_abandoned(cache: Path) -> None:
+    """Removes drafts of processes that were killed: nothing has been written to them for a day."""
+    for draft in cache.glob("*.partial"):
+        with suppress(OSError):  # another process removes it, or has just finished it
+            if time.time() - max(path.stat().st_mtime for path in (draft, *draft.iterdir())) > _ABANDONED:
+                shutil.rmtree(draft)
+                log.info("removed %s, which a killed process had left", draft)
+
+
 def read_entry(entry: Path, tokenizer: Tokenizer | None) -> EncodedCorpus | None:
     """Open an entry without reading its tokens; None if there is none.
 
     `tokenizer` is the one that the entry was made with, if it is at hand; None: it is rebuilt from the entry.
-    A damaged entry (something missing, cut short, unreadable) counts as none: it is removed, with a warning.
+    A damaged entry (something missing, cut short, of another kind) counts as none: it is removed, with a
+    warning. So does one that the system does not let us read now, with too many open files for example; it
+    stays where it is.
     """
     try:
         return open_entry(entry, tokenizer) if entry.is_dir() else None
-    except DAMAGE as damage:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as damage:
         log.warning("the cached tokens in %s are damaged (%s): they are made again", entry, damage)
+    except OSError as error:
+        log.warning("the cached tokens in %s cannot be read (%s): they are encoded once more", entry, error)
+        return None
     doomed = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.damaged")
     try:
         entry.rename(doomed)  # in one step: another process sees it whole or not at all

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -218,6 +219,26 @@ def test_a_damaged_entry_is_told_and_made_again(
     assert entries(tmp_path) == [entry]
 
 
+def test_an_entry_that_cannot_be_read_now_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    first = encode_corpus(Texts(TEXT), BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
+    with monkeypatch.context() as patch:
+
+        def too_many(*_: object, **__: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        patch.setattr("gptpl.data.token_cache.npy_format.open_memmap", too_many)
+        again = encode_corpus(Texts(TEXT), BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
+    assert same(first, again)
+    assert "cannot be read (" in caplog.text
+    assert "damaged" not in caplog.text
+    corpus = Texts(TEXT)
+    (entry,) = entries(tmp_path)
+    assert same(first, encode_corpus(corpus, BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path))
+    assert (entry, corpus.readings) == (entries(tmp_path)[0], 0)
+
+
 def test_a_spoilt_vocabulary_is_damage_too(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     first = encode_corpus(Texts(TEXT), WordsTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
     stats = entries(tmp_path)[0] / "stats.json"
@@ -225,6 +246,20 @@ def test_a_spoilt_vocabulary_is_damage_too(tmp_path: Path, caplog: pytest.LogCap
     second = encode_corpus(Texts(TEXT), WordsTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
     assert "damaged" in caplog.text
     assert same(first, second)
+
+
+def test_drafts_of_killed_processes_go_after_a_day(tmp_path: Path):
+    first = encode_corpus(Texts(TEXT), BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
+    (entry,) = entries(tmp_path)
+    for name, hours in (("old", 25), ("new", 23)):
+        draft = entry.with_name(f"{entry.name}.{name}.partial")
+        draft.mkdir()
+        (draft / "train.npy").touch()
+        for path in (draft / "train.npy", draft):
+            os.utime(path, (time.time() - hours * 3600,) * 2)
+    encode_corpus(Texts(TEXT), BytesTokenizer(), train_ratio=0.8, cache_dir=tmp_path)
+    assert [path.name for path in entry.parent.glob("*.partial")] == [f"{entry.name}.new.partial"]
+    assert same(first, encode_corpus(Texts(TEXT), BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path))
 
 
 # --- a cache that cannot be written -------------------------------------------------------------------
