@@ -49,8 +49,9 @@ class GPTClassifier(GPTBackbone):
         """A classifier that shares the layers of another model, all but its head."""
         with torch.device("meta"):
             made = cls(net.config, classifier)
-        for name in ("tok_emb", "pos_emb", "drop_emb", "blocks", "final_norm"):
-            setattr(made, name, getattr(net, name))
+        for name, layers in net.named_children():
+            if name != "out_head":
+                setattr(made, name, layers)
         made.recompute_blocks = net.recompute_blocks
         made._add_head(classifier)
         weight = net.final_norm.weight

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gptpl.model.classifier import GPTClassifier
 from gptpl.model.gpt import GPTBackbone, GPTConfig, GPTModel
 
 _PARTS = {
@@ -37,7 +38,14 @@ class ParameterCount:
 
 
 def parameters_of(net: nn.Module) -> int:
-    """How many parameters a model has: a GPT-2 by its configuration, as a language model."""
+    """How many parameters a model has, low-rank matrices beside its weights apart.
+
+    A GPT-2 is counted by its configuration: here may be a part of its weights only.
+    """
+    if isinstance(net, GPTClassifier):
+        D, head = net.config.emb_dim, net.classifier
+        language_head = 0 if net.config.tie_weights else net.config.vocab_size * D
+        return net.config.n_parameters - language_head + (D + head.head_bias) * head.n_classes
     if isinstance(net, GPTBackbone):
         return net.config.n_parameters
     return sum(parameter.numel() for parameter in net.parameters())

@@ -24,7 +24,7 @@ from gptpl.data.stock_data import UNKNOWN
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.generation.sampling import check_seed
-from gptpl.model import GPTConfig, GPTModel, count_parameters, parameters_of
+from gptpl.model import GPTClassifier, GPTConfig, GPTModel, count_parameters, parameters_of
 from gptpl.model.protocol import check_language_model
 from gptpl.runs import parts
 from gptpl.runs.claims import RunClaim, claim_new_run, is_worker_process, process_run_dir
@@ -466,7 +466,13 @@ def _schedule(cfg: Config, total_steps: int, resume: Resumption | None) -> dict[
 def _report(settled: Settled, module: TrainingModule) -> None:
     cfg, trainer, datamodule = settled.cfg, settled.trainer, settled.datamodule
     parameters = parameters_of(module.net)
-    if parts.is_gpt(cfg):
+    if isinstance(module.net, GPTClassifier):
+        log.info(
+            "model: %s parameters, of which %s in its head of %d classes, %.1f MB in fp32",
+            f"{parameters:,}", f"{parameters_of(module.net.out_head):,}", module.net.classifier.n_classes,
+            4 * parameters / 1e6,
+        )  # fmt: skip
+    elif parts.is_gpt(cfg):
         config, count = settled.config, count_parameters(settled.config)
         head = "tied" if config.tie_weights else "untied"
         log.info(

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gptpl.model import GPTConfig, GPTModel, count_parameters
+from gptpl.model import (
+    ClassifierConfig,
+    GPTClassifier,
+    GPTConfig,
+    GPTModel,
+    count_parameters,
+    parameters_of,
+)
 
 
 def gpt2(emb_dim: int, n_heads: int, n_layers: int) -> GPTConfig:
@@ -73,3 +80,14 @@ def test_counting_spends_neither_memory_nor_random_numbers(init: str) -> None:
     before = torch.get_rng_state()
     assert count_parameters(terabytes).total == by_hand(terabytes, tied=False)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("head_bias", [False, True])
+def test_a_classifier_is_counted_with_its_own_head(tied: bool, head_bias: bool) -> None:
+    config = GPTConfig(
+        vocab_size=90, context_length=16, emb_dim=24, n_heads=2, n_layers=2, qkv_bias=True, tie_weights=tied
+    )
+    net = GPTClassifier(config, ClassifierConfig(n_classes=3, head_bias=head_bias))
+    assert parameters_of(net) == sum(parameter.numel() for parameter in net.parameters())
+    assert parameters_of(GPTModel(config)) == sum(p.numel() for p in GPTModel(config).parameters())
