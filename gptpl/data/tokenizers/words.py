@@ -58,11 +58,15 @@ class WordsTokenizer(Tokenizer):
     @property
     def eot_id(self) -> int:
         """Id of `<|endoftext|>`: the last but one after fitting."""
-        return self.vocabulary.index(END_OF_TEXT)
+        return self._id(END_OF_TEXT)
+
+    def _id(self, special: str) -> int:
+        """Looked up: a vocabulary may be long, and this is asked for with every text."""
+        return self._ids[special] if self.vocabulary else 0
 
     def encode(self, text: str) -> TokenIds:
         """One id a word or punctuation mark."""
-        unknown = self.vocabulary.index(UNKNOWN)
+        unknown = self._id(UNKNOWN)
         return np.array([self._ids.get(word, unknown) for word in split_words(text)], dtype=np.uint32)
 
     def decode(self, ids: Iterable[int]) -> str:
