@@ -95,7 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
 def full_plan(pretrained: Path, entries: Path | None) -> Plan:
     """The runs of the record."""
     start = ("init=run", f"init.checkpoint={pretrained}")
-    data = () if entries is None else ("data=instruction_file", f"data.path={entries.resolve()}")
+    path = f"data.path={entries.resolve()}" if entries else ""
+    data = ("data=instruction_file", path, "data.shuffle=false") if entries else ()
     methods = {
         name: (*(start if name.startswith(PRETRAINED) else ()), *overrides)
         for name, overrides in METHODS.items()

@@ -26,7 +26,13 @@ def tuned(command, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tuned")
     (folder / "my entries.json").write_text(json.dumps(ENTRIES))
     outcome = command(
-        *("train", "task=instruct", "data=instruction_file", "data.path=my entries.json"),
+        *(
+            "train",
+            "task=instruct",
+            "data=instruction_file",
+            "data.path=my entries.json",
+            "data.shuffle=false",
+        ),
         *("data.template='{{ instruction }}{{ input }}'", f"data.response_marker={MARKER}"),
         *("model=tiny", "model.n_layers=1", "tokenizer=bytes", "model.drop_rate=0", "optimizer.lr=5e-3"),
         *("trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=20", "eval_every_n_steps=80"),
@@ -234,7 +240,7 @@ def test_evaluate_gives_the_loss_of_the_answers(gptpl, tuned, tmp_path, masked):
     (tmp_path / "e.json").write_text(json.dumps(ENTRIES))
     outcome = gptpl(
         *("evaluate", f"checkpoint={tuned}", "data=instruction_file", "data.path=e.json", "split=test"),
-        f"data.mask_instruction={masked}",
+        *("data.shuffle=false", f"data.mask_instruction={masked}"),
     )
     assert outcome.status == 0, outcome.err
     net = load_model(tuned / "checkpoints/last.ckpt").net
@@ -252,16 +258,16 @@ def test_evaluate_gives_the_loss_of_the_answers(gptpl, tuned, tmp_path, masked):
 def test_evaluate_says_what_is_cut_and_what_the_model_was_trained_on(gptpl, tuned, tmp_path):
     (tmp_path / "e.json").write_text(json.dumps(ENTRIES))
     given = ("evaluate", f"checkpoint={tuned}", "data=instruction_file", "data.path=e.json", "split=test")
-    own = gptpl(*given)
+    own = gptpl(*given, "data.shuffle=false")
     assert "trained on" not in own.err
     assert "data.max_length" not in own.err
-    cut = gptpl(*given, "data.max_length=14")
+    cut = gptpl(*given, "data.max_length=14", "data.shuffle=false")
     assert "4 examples longer than data.max_length=14 lost the end" in cut.err
     drawn = ENTRIES.copy()
     random.Random(123).shuffle(drawn)
     known = sum(entry in ENTRIES[:34] for entry in drawn[34:38])
     assert known
-    shuffled = gptpl(*given, "data.shuffle=true")
+    shuffled = gptpl(*given)  # as a file of one's own is, unless told otherwise
     assert f"{known} of 4 entries are in {tuned / 'data/train.json'}, which the model was" in shuffled.err
 
 
