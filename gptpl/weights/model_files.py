@@ -245,7 +245,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} holds a lineage without step or start: restore the file, or remove it")
     if record["weights_sha256"] != weights_sha256(folder):
         log.warning(
-            "%s: the weights beside it were changed since, so what it says of their past is not used", path
+            "%s: the weights beside it were damaged or edited since, so what it says of their past is not"
+            " used",
+            path,
         )
         return {"tokenizer": record["tokenizer"], "model_before": record["model"]}
     return record

@@ -347,7 +347,7 @@ def test_an_export_that_was_trained_on_elsewhere_is_read_as_it_is_now(gptpl, qui
             parameter.add_(0.01)
     model.save_pretrained(tmp_path / "hf")
     outcome = convert(gptpl, "checkpoint=hf", "format=book", "output=book")
-    assert "gptpl.json: the weights beside it were changed since" in outcome.err
+    assert "gptpl.json: the weights beside it were damaged or edited since" in outcome.err
     record = json.loads((tmp_path / "book/gptpl.json").read_text())
     assert record["model"]["qkv_bias"] is True
     assert record["lineage"]["step"] == 0
