@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.training.language_model import LanguageModelingModule
-from gptpl.training.loss import evaluation_scores, training_loss
+from gptpl.training.loss import IGNORED_TARGET, evaluation_scores, training_loss
 from gptpl.training.task import Better, Sums
 
 
 class InstructionModule(LanguageModelingModule):
     """Trains a language model to answer, on batches of `gptpl.data.instructions.rows.InstructionBatch`.
 
-    Targets of -100 count nowhere. Within a batch every other target counts alike; the micro-batches and ranks
-    of a step count alike, however many targets each has. Beside what pretraining logs: `val/token_accuracy`,
-    the share of the validation targets that are the model's most likely token. The `template` is kept in
-    every checkpoint, so that the model can be asked without it.
+    Targets of -100 count nowhere; every other target of a step counts alike, in whatever micro-batch and rank
+    it is. Logs beside what pretraining logs `val/token_accuracy`, the share of the validation targets that
+    are the model's most likely token. The `template` is kept in every checkpoint, so that the model can be
+    asked without it.
     """
 
     task = "instruct"
@@ -34,6 +34,10 @@ class InstructionModule(LanguageModelingModule):
     def batch_loss(self, batch: Any) -> Tensor:
         """Mean cross-entropy of the targets of the batch."""
         return training_loss(self.net, batch.inputs, batch.targets, head=self.head, segments=batch.segments)
+
+    def loss_weight(self, batch: Any) -> Tensor:
+        """The number of targets."""
+        return (batch.targets != IGNORED_TARGET).sum()
 
     def tokens_in(self, batch: Any) -> int:
         """See `Task`."""

@@ -47,6 +47,13 @@ class Task(ABC):
     def batch_loss(self, batch: Any) -> Tensor:
         """Mean loss of one micro-batch, a float32 scalar that can be differentiated."""
 
+    def loss_weight(self, batch: Any) -> Tensor | None:
+        """What `batch_loss` is the mean over, such as the number of targets, as an integer scalar.
+
+        The micro-batches and ranks of a step count by it; None: they count alike.
+        """
+        return None
+
     @abstractmethod
     def inputs_of(self, batch: Any) -> Tensor:
         """The tokens (B, T) that the model is given."""

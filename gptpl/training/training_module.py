@@ -29,7 +29,12 @@ from gptpl.training.task import EVALUATED, Sums, Task
 from gptpl.training.tuning import ALL
 
 _NEVER = sys.maxsize
+_WEIGHT_UNIT = (
+    1024  # of a micro-batch's weight, which keeps its loss from growing; a power of 2 rounds nothing
+)
 """As an interval of batches between evaluations, and as a number of steps: without end."""
+_WEIGHT_UNIT = 1024
+"""Of micro-batches' weights, so that their losses stay small; to divide by a power of 2 rounds nothing."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -125,6 +130,8 @@ class TrainingModule(Task, L.LightningModule):
         self._scheduler_before_evaluation: dict[str, Any] | None = None
         self._micro_batches: list[Tensor] = []
         self._micro_losses: list[Tensor] = []
+        self._micro_weights: list[Tensor] = []
+        self._step_weight: Tensor | None = None
         self._grad_norm: Tensor | None = None
         self._sums: dict[str, Sums] = {}
 
@@ -187,8 +194,10 @@ class TrainingModule(Task, L.LightningModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Mean loss of one micro-batch."""
+        """Mean loss of one micro-batch, times what it counts in a step of several."""
         loss = self.batch_loss(batch)
+        alone = self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
+        weight = None if alone else self.loss_weight(batch)
         self._micro_batches.append(self.inputs_of(batch))
         self._micro_losses.append(loss.detach())
         tokens, world_size = self.tokens_in(batch), self.trainer.world_size
@@ -197,12 +206,23 @@ class TrainingModule(Task, L.LightningModule):
         else:
             here = torch.tensor(tokens, device=self.device)
             self.tokens_seen += int(self.trainer.strategy.reduce(here, reduce_op="sum"))
-        return loss
+        if weight is None:
+            return loss
+        self._micro_weights.append(weight)
+        return loss * (weight / _WEIGHT_UNIT)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Makes the gradient of an epoch's last, short accumulation the mean over its micro-batches too."""
-        # Lightning divides by accumulate_grad_batches.
+        """Makes the gradient the mean over the step: by `loss_weight`, or over its micro-batches.
+
+        An epoch's last accumulation may have fewer of them.
+        """
+        # Lightning divides by accumulate_grad_batches, the strategy by the number of ranks.
         scale = self.trainer.accumulate_grad_batches / len(self._micro_losses)
+        if self._micro_weights:
+            here = torch.stack(self._micro_weights).sum()
+            self._step_weight = cast(Tensor, self.trainer.strategy.reduce(here, reduce_op="sum"))
+            means = self.trainer.accumulate_grad_batches * self.trainer.world_size
+            scale = means * _WEIGHT_UNIT / self._step_weight.item()
         if scale != 1:
             for parameter in self.net.parameters():
                 if parameter.grad is not None:
@@ -282,7 +302,8 @@ class TrainingModule(Task, L.LightningModule):
         self._log_step(step, self._grad_norm)
         self._micro_batches.clear()
         self._micro_losses.clear()
-        self._grad_norm = None
+        self._micro_weights.clear()
+        self._step_weight = self._grad_norm = None
         # Lightning would keep the gradients through the next forward pass, where memory is short.
         self.zero_grad()
         self._schedule_evaluation()
@@ -291,7 +312,12 @@ class TrainingModule(Task, L.LightningModule):
             self.trainer.should_stop = True
 
     def _log_step(self, step: int, grad_norm: Tensor) -> None:
-        loss = self.trainer.strategy.reduce(torch.stack(self._micro_losses).mean(), reduce_op="mean")
+        losses = torch.stack(self._micro_losses)
+        if self._step_weight is None:
+            loss = self.trainer.strategy.reduce(losses.mean(), reduce_op="mean")
+        else:
+            total = (losses * torch.stack(self._micro_weights)).sum()
+            loss = self.trainer.strategy.reduce(total, reduce_op="sum") / self._step_weight
         if step in self.skip_steps:  # Lightning would log the numbers of the step before, if there were none
             loss, grad_norm = torch.full_like(loss, math.nan), torch.full_like(grad_norm, math.nan)
         self.log("step", float(step))  # Lightning would count from 0

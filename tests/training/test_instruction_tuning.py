@@ -133,6 +133,26 @@ def test_twenty_steps_equal_a_plain_loop(tuning, head, masked):
     assert expected[-1] < expected[0] / 2
 
 
+@pytest.mark.parametrize("head", ["plain", "fused"])
+def test_a_step_is_the_same_however_it_is_divided(tuning, head):
+    """Into micro-batches with different numbers of targets, in the 8 steps of the first epoch."""
+    weights, losses = [], []
+    for size in (4, 2, 1):
+        module = tuning.module(head=head, total_steps=8)
+        tuning.pretraining.fit(
+            module=module,
+            data=tuning.data(mask_instruction=True, batch_size=size),
+            accumulate_grad_batches=4 // size,
+            gradient_clip_val=1.0,
+        )
+        weights.append([parameter.detach().clone() for parameter in module.net.parameters()])
+        losses.append(tuning.pretraining.column("train/loss"))
+    for other, found in zip(weights[1:], losses[1:], strict=True):
+        for ours, theirs in zip(weights[0], other, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+        assert found == pytest.approx(losses[0], abs=1e-4)
+
+
 def test_masked_targets_carry_no_gradient(tuning):
     """Whatever the target at a masked place would be: no number of any gradient changes."""
     data = tuning.data(mask_instruction=True)
@@ -239,7 +259,9 @@ def test_tokens_seen_are_those_of_both_ranks(tuning):
         return here + (here + 7)
 
     module = tuning.module()
-    module._trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce))
+    module._trainer = SimpleNamespace(
+        world_size=2, accumulate_grad_batches=1, strategy=SimpleNamespace(reduce=reduce)
+    )
     batch = next(iter(tuning.data().train_dataloader()))
     module.training_step(batch, 0)
     assert module.tokens_seen == 2 * batch.tokens + 7
