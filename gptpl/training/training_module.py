@@ -29,9 +29,6 @@ from gptpl.training.task import EVALUATED, Sums, Task
 from gptpl.training.tuning import ALL
 
 _NEVER = sys.maxsize
-_WEIGHT_UNIT = (
-    1024  # of a micro-batch's weight, which keeps its loss from growing; a power of 2 rounds nothing
-)
 """As an interval of batches between evaluations, and as a number of steps: without end."""
 _WEIGHT_UNIT = 1024
 """Of micro-batches' weights, so that their losses stay small; to divide by a power of 2 rounds nothing."""

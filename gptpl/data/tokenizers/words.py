@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -55,18 +56,18 @@ class WordsTokenizer(Tokenizer):
         """Number of words, punctuation marks and special tokens."""
         return len(self.vocabulary)
 
-    @property
+    @cached_property
     def eot_id(self) -> int:
         """Id of `<|endoftext|>`: the last but one after fitting."""
-        return self._id(END_OF_TEXT)
+        return self.vocabulary.index(END_OF_TEXT)
 
-    def _id(self, special: str) -> int:
-        """Looked up: a vocabulary may be long, and this is asked for with every text."""
-        return self._ids[special] if self.vocabulary else 0
+    @cached_property
+    def _unknown_id(self) -> int:
+        return self.vocabulary.index(UNKNOWN)
 
     def encode(self, text: str) -> TokenIds:
         """One id a word or punctuation mark."""
-        unknown = self._id(UNKNOWN)
+        unknown = self._unknown_id
         return np.array([self._ids.get(word, unknown) for word in split_words(text)], dtype=np.uint32)
 
     def decode(self, ids: Iterable[int]) -> str:
