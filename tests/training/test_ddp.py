@@ -1,5 +1,7 @@
 """Two processes with batches of 4 train as one process with batches of 8: through the command, for real."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -109,3 +111,25 @@ def test_lora_trains_the_same_and_leaves_the_same_adapter(runs, train, logged, t
         of_b = name.replace("lora_A", "lora_B")
         product = one[of_b] @ one[name]
         assert (other[of_b] @ other[name] - product).norm() < 0.01 * product.norm(), name
+
+
+@pytest.mark.slow
+def test_every_target_of_a_step_counts_alike(train, logged, tmp_path):
+    """Of instructions, whose answers give each process another number of targets."""
+    entries = [{"instruction": f"Say {i}", "output": "y" * (1 + 7 * i % 13)} for i in range(60)]
+    (tmp_path / "entries.json").write_text(json.dumps(entries))
+    own = (
+        *("task=instruct", "data=instruction_file", f"data.path={tmp_path / 'entries.json'}"),
+        *("data.template='{{ instruction }}'", "data.response_marker='>'", "data.mask_instruction=true"),
+        *("data.input_column=null", "trainer.precision=32-true", "callbacks=none", "~callbacks.sample_text"),
+    )
+    rows = []
+    for name, more in (
+        ("one", ("trainer=cpu", "data.batch_size=4")),
+        ("two", ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2")),
+    ):
+        (tmp_path / name).mkdir()
+        rows.append(logged(train(tmp_path / name, *own, *more)))
+    for step in range(1, STEPS + 1):
+        for key in ("train/loss", "train/grad_norm"):
+            assert rows[1][step][key] == pytest.approx(rows[0][step][key], rel=1e-5), (step, key)
