@@ -52,7 +52,8 @@ def test_the_four_sizes_are_the_published_ones_and_need_no_memory(
 def test_padding_is_not_counted_as_tokens(planned, tmp_path):
     entries = [{"instruction": f"Say {n}.", "input": "", "output": "Yes!"} for n in range(60)]
     (tmp_path / "e.json").write_text(json.dumps(entries))
-    given = ("task=instruct", "data=instruction_file", "data.path=e.json", "model=tiny", "tokenizer=bytes")
+    data = ("data=instruction_file", "data.path=e.json", "data.shuffle=false")
+    given = ("task=instruct", *data, "model=tiny", "tokenizer=bytes")
     plan = planned(*given, "data.template='{{ instruction }}'", "data.response_marker=>", "trainer=cpu")
     # 51 examples, "Say 10.>Yes!" but for the first ten a character less; 6 batches of 8 in each of 2 epochs
     assert plan["tokens"] == round(2 * 6 * 8 * (51 * 12 - 10) / 51)

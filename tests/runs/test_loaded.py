@@ -76,7 +76,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gptpl(
         *("train", *TINY, "task=instruct", "data=instruction_file", f"data.path={folder / 'entries.json'}"),
         *("data.template='{{ instruction }}{{ input }}'", f"data.response_marker={MARKER}"),
-        *("data.mask_instruction=true", "callbacks.sample_responses.entries=1"),
+        *("data.shuffle=false", "data.mask_instruction=true", "callbacks.sample_responses.entries=1"),
         cwd=folder,
     )
     return folder / "run"
