@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 
 from gptpl.callbacks.after_step import epochs_done, language_module, metric, show_picture
-from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES
+from gptpl.files.figures import new_figure
 from gptpl.training.loggers import log_text
 from gptpl.training.loss_curves import LossPoint, curve_verdict, finite, tokens_text
 
@@ -99,11 +99,9 @@ class LossCurve(L.Callback):
 def loss_figure(points: Sequence[LossPoint], *, caption: str = "", unit: str = "nats per token") -> "Figure":
     """Draw the losses of one or more evaluations, with a caption under the title.
 
-    Losses that are not finite leave gaps. Uses no state of pyplot: nothing has to be closed.
+    Losses that are not finite leave gaps.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    figure = new_figure()
     axes = figure.subplots()
     epochs = [point.epoch for point in points]
     marker, width = (".", 1.5) if len(points) <= MARKED_POINTS else ("", 1.0)

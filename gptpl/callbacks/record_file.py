@@ -1,7 +1,6 @@
 """JSON Lines files of a run: appended while it goes on, and cut back when it resumes; its evaluations."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from gptpl.callbacks.after_step import language_module
-from gptpl.files.durable import sync_folder
+from gptpl.files.durable import append_durably, json_lines, sync_folder, write_atomically
 from gptpl.files.run_record import EVALUATIONS_FILE
 
 Record = dict[str, Any]
@@ -37,12 +36,9 @@ class RecordFile:
         lines = text.split("\n")
         records = [record for record in map(_parsed, lines) if record is not None and record["step"] <= step]
         self._keys = {_key(record) for record in records}
-        kept = _as_lines(records)
+        kept = json_lines(records)
         if kept != text:
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-            _write(temporary, kept, mode="w")
-            temporary.replace(self.path)
-            sync_folder(self.path.parent)
+            write_atomically(self.path, kept, durable=True)
 
     def __contains__(self, record: Record) -> bool:
         """Whether a sample of the same step, prompt and strategy is in the file."""
@@ -53,20 +49,9 @@ class RecordFile:
 
         A checkpoint written later takes them for done.
         """
-        _write(self.path, _as_lines(records), mode="a")
+        append_durably(self.path, json_lines(records))
         sync_folder(self.path.parent)
         self._keys.update(map(_key, records))
-
-
-def _write(path: Path, text: str, *, mode: str) -> None:
-    with path.open(mode, encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _as_lines(records: Sequence[Record]) -> str:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def _parsed(line: str) -> Record | None:

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gptpl.errors import InputError
 from gptpl.text import nearest
@@ -38,6 +38,15 @@ class Arguments(argparse.Namespace):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        self.flags: list[str] = []
+        super().__init__(**settings)
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        action = super().add_argument(*names, **settings)
+        self.flags += action.option_strings
+        return action
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
@@ -114,7 +123,7 @@ def parse(
 
 def _unknown_flag(command: str, flag: str, parser: _Parser) -> str:
     name = flag.partition("=")[0]
-    flags = [each for action in parser._actions for each in action.option_strings]
+    flags = parser.flags
     if name in ("-cp", "--config-path"):
         return f"{name}: gptpl keeps its own configs; give --config-dir FOLDER for yours beside them"
     if name == "--hydra-help":

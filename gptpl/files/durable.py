@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,19 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
             os.fsync(file.fileno())
     if durable:
         sync_folder(path.parent)
+
+
+def append_durably(path: Path, text: str) -> None:
+    """Adds UTF-8 text to a file, in one write; it is on disk when this returns."""
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def json_lines(values: Iterable[Any]) -> str:
+    """A line of JSON for each value."""
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 
 
 def sync_folder(folder: Path) -> None:
@@ -100,7 +113,7 @@ class PartialResults:
         if self.path.exists():
             self.values = self._found(settings)
         else:
-            write_atomically(self.path, _line({"settings": settings}), durable=True)
+            write_atomically(self.path, json_lines([{"settings": settings}]), durable=True)
 
     def _found(self, wanted: Mapping[str, Any]) -> list[Any]:
         """What is there already; the file is cut behind the last whole line."""
@@ -123,10 +136,7 @@ class PartialResults:
 
     def add(self, values: Sequence[Any]) -> None:
         """Appends values; they are on disk when it returns."""
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(map(_line, values)))
-            file.flush()
-            os.fsync(file.fileno())
+        append_durably(self.path, json_lines(values))
         self.values += values
 
     def finish(self) -> None:
@@ -134,7 +144,3 @@ class PartialResults:
         text = json.dumps(self.values, ensure_ascii=False, indent=4) + "\n"
         write_atomically(self.output, text, durable=True)
         self.path.unlink()
-
-
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"

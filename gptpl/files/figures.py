@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gptpl.files.durable import replacement
+
 if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
 
@@ -21,6 +23,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 GREY = "#8c8c90"
 """What is not compared by colour."""
+
+
+def new_figure() -> "Figure":
+    """An empty figure of the usual size. It is none of pyplot's: nothing has to be closed."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
 
 
 def figure_pixels(figure: "Figure") -> npt.NDArray[np.uint8]:
@@ -44,9 +53,8 @@ def write_png(pixels: npt.NDArray[np.uint8], path: Path) -> None:
     from matplotlib.image import imsave
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    imsave(temporary, pixels, format="png", dpi=DOTS_PER_INCH)
-    temporary.replace(path)
+    with replacement(path) as temporary:
+        imsave(temporary, pixels, format="png", dpi=DOTS_PER_INCH)
 
 
 def marker_of(colour: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gptpl import __version__
 from gptpl.errors import InputError
 from gptpl.files.durable import sha256_of, write_atomically
-from gptpl.files.figures import COLOURS, DOTS_PER_INCH, GREY, SIZE_INCHES, figure_png
+from gptpl.files.figures import COLOURS, GREY, figure_png, new_figure
 from gptpl.judging.judge import (
     DRAW,
     LOSS,
@@ -475,7 +475,5 @@ def _mean_lines(means: Mapping[str, Mean], *, signed: bool = False) -> list[str]
 
 
 def _panels(count: int) -> tuple["Figure", list["Axes"]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    figure = new_figure()
     return figure, list(figure.subplots(1, count, squeeze=False)[0])

@@ -62,6 +62,13 @@ class GPTClassifier(GPTBackbone):
         self.classifier = classifier
         self.out_head = nn.Linear(self.config.emb_dim, classifier.n_classes, bias=classifier.head_bias)
 
+    @property
+    def n_parameters(self) -> int:
+        """With the classes' head in place of the language model's."""
+        D, head = self.config.emb_dim, self.classifier
+        language_head = 0 if self.config.tie_weights else self.config.vocab_size * D
+        return self.config.n_parameters - language_head + (D + head.head_bias) * head.n_classes
+
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Logits of the classes: tokens (B, T) int64, padded at the end, lengths (B,) int64 -> (B, C).
 

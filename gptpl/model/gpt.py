@@ -231,6 +231,11 @@ class GPTBackbone(nn.Module):
         """Where the weights are."""
         return self.tok_emb.weight.device
 
+    @property
+    def n_parameters(self) -> int:
+        """By its configuration: a process may hold a part of them, and low-rank matrices are none of them."""
+        return self.config.n_parameters
+
     def hidden(
         self, tokens: Tensor, segments: Tensor | None = None, cache: "KVCache | None" = None
     ) -> Tensor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gptpl.model.classifier import GPTClassifier
 from gptpl.model.gpt import GPTBackbone, GPTConfig, GPTModel
 
 _PARTS = {
@@ -38,16 +37,9 @@ class ParameterCount:
 
 
 def parameters_of(net: nn.Module) -> int:
-    """How many parameters a model has, low-rank matrices beside its weights apart.
-
-    A GPT-2 is counted by its configuration: here may be a part of its weights only.
-    """
-    if isinstance(net, GPTClassifier):
-        D, head = net.config.emb_dim, net.classifier
-        language_head = 0 if net.config.tie_weights else net.config.vocab_size * D
-        return net.config.n_parameters - language_head + (D + head.head_bias) * head.n_classes
+    """How many parameters a model has; a GPT-2 says it itself."""
     if isinstance(net, GPTBackbone):
-        return net.config.n_parameters
+        return net.n_parameters
     return sum(parameter.numel() for parameter in net.parameters())
 
 

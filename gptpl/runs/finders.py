@@ -24,7 +24,7 @@ from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
-from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES, figure_pixels, write_png
+from gptpl.files.figures import figure_pixels, new_figure, write_png
 from gptpl.runs.build import Settled, build_module, settle
 from gptpl.runs.parts import check_gpt, is_gpt
 from gptpl.runs.plan import peak_rates
@@ -147,9 +147,7 @@ def _lr_lines(settled: Settled, rates: list[float], losses: list[float], result:
 
 
 def _lr_figure(rates: Sequence[float], losses: Sequence[float], result: RangeResult) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    figure = new_figure()
     axes = figure.subplots()
     axes.plot(rates, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss of each step")
     axes.plot(rates, result.smoothed, color="tab:blue", label="smoothed")
@@ -275,9 +273,7 @@ def _size_lines(measured: list[Measured], suggested: Measured, ended: str) -> li
 
 
 def _size_figure(measured: list[Measured], suggested: Measured) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    figure = new_figure()
     speed, memory = figure.subplots(2, 1, sharex=True)
     sizes = [m.batch_size for m in measured]
     speed.plot(sizes, [m.tokens_per_second for m in measured], color="tab:blue", marker="o")

@@ -19,7 +19,7 @@ from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.data.datamodule import TOKENS_PER_PARAMETER, TextDataModule
 from gptpl.errors import InputError
-from gptpl.files.figures import DOTS_PER_INCH, SIZE_INCHES, figure_pixels, write_png
+from gptpl.files.figures import figure_pixels, new_figure, write_png
 from gptpl.model import GPTModel, ParameterCount, count_parameters
 from gptpl.runs.build import Settled, build_module, peak_rate, schedule, settle
 from gptpl.runs.parts import choose, is_gpt, optimizer_factory, preparation, tuning_of
@@ -189,9 +189,7 @@ class Plan:
 
     def figure(self) -> "Figure":
         """Every group's learning rate against the optimizer steps, with epochs above."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+        figure = new_figure()
         axes = figure.subplots()
         updates, curves = rate_curves(self.rates, self.rate_factor, self.steps)
         for name, values in curves.items():
