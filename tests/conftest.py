@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptpl.callbacks.exact_resume import ExactResume, return_loggers
-from gptpl.data.corpora import TextFiles
-from gptpl.data.datamodule import TextDataModule
-from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.checkpoints.files import DurableCheckpointIO
+from gptpl.checkpoints.format import read_checkpoint
+from gptpl.checkpoints.resume_state import RESUME_KEY
+from gptpl.data.pretraining.datamodule import TextDataModule
+from gptpl.data.sources import TextFiles
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.checkpoint_files import DurableCheckpointIO
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.training.language_model import LanguageModelingModule
 from gptpl.training.loggers import MetricsCSVLogger
 from gptpl.training.optimizers import adamw
-from gptpl.training.resume_state import RESUME_KEY
 from gptpl.training.schedules import CosineSchedule
 
 os.environ.pop("GPTPL_RUNS", None)  # of whoever runs the tests

@@ -49,7 +49,7 @@ def test_the_package_itself_loads_no_library(module):
     assert packages_loaded_by(f"import {module}") & (HEAVY | {"torch"}) == set()
 
 
-@pytest.mark.parametrize("module", ["gptpl.model", "gptpl.generation", "gptpl.data.tokenizers"])
+@pytest.mark.parametrize("module", ["gptpl.model", "gptpl.generation", "gptpl.tokenizers"])
 def test_the_lower_rooms_load_torch_at_most(module):
     assert packages_loaded_by(f"import {module}") & HEAVY == set()
 

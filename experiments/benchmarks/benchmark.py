@@ -34,10 +34,10 @@ from contestants import SIZES, C, V
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from gptpl.data.corpora import PythonStdlib
-from gptpl.data.encoding import encode_corpus
-from gptpl.data.tokenizers import GPT2Tokenizer
+from gptpl.data.pretraining.encoding import encode_corpus
+from gptpl.data.sources import PythonStdlib
 from gptpl.model import GPTConfig, count_parameters
+from gptpl.tokenizers import GPT2Tokenizer
 from gptpl.training.flops import training_flops_per_token
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

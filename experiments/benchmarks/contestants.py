@@ -118,8 +118,8 @@ def gptpl(work: Work, turns: Turns) -> None:
     from gptpl import compose
     from gptpl.callbacks.learning_rate import LearningRate
     from gptpl.callbacks.throughput import Throughput
-    from gptpl.data.tokenizers import GPT2Tokenizer
     from gptpl.runs.parts import build_trainer
+    from gptpl.tokenizers import GPT2Tokenizer
     from gptpl.training.language_model import LanguageModelingModule
     from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
 
@@ -220,7 +220,7 @@ def gptpl_bare(work: Work, turns: Turns) -> None:
 
 def gptpl_step(net: Any, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor) -> float:
     """A step of the bare loop; returns its loss."""
-    from gptpl.training.loss import head_loss
+    from gptpl.model.loss import head_loss
 
     with torch.autocast(DEVICE, torch.bfloat16):
         loss = head_loss(net.hidden(inputs), net.out_head.weight, targets)

@@ -23,9 +23,9 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.checkpoint_files import CheckpointFolder, verify
-from gptpl.training.resume_state import state_digest
+from gptpl.checkpoints.files import CheckpointFolder, verify
+from gptpl.checkpoints.format import read_checkpoint
+from gptpl.checkpoints.resume_state import state_digest
 
 SETTINGS = [
     "experiment=quick",

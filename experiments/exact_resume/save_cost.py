@@ -23,8 +23,8 @@ from typing import Any
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
+from gptpl.checkpoints.files import DurableCheckpointIO
 from gptpl.cli.main import main as gptpl
-from gptpl.training.checkpoint_files import DurableCheckpointIO
 from gptpl.training.language_model import LanguageModelingModule
 
 EVERY_N_STEPS = 50

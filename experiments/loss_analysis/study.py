@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.training.loss import next_token_loss, perplexity
+from gptpl.model.loss import next_token_loss, perplexity
 
 # B batch, T time, V vocabulary
 

@@ -17,11 +17,11 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from gptpl.checkpoints.loading import LoadedCheckpoint, load_model
+from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation
+from gptpl.evaluation.surprisal import surprisals
+from gptpl.evaluation.training_text import training_corpus
 from gptpl.generation import SamplingRules, complete
-from gptpl.generation.memorisation import Memorisation, TrainingText, memorisation
-from gptpl.generation.surprisal import surprisals
-from gptpl.training.loading import LoadedCheckpoint, load_model
-from gptpl.training.training_text import training_corpus
 
 HERE = Path(__file__).parent
 OWN_RUN = Path("runs/memorisation")

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gptpl.data.tokenizers import Tokenizer
+from gptpl.checkpoints.files import checkpoint_file
+from gptpl.checkpoints.loading import LoadedCheckpoint, load_foreign, load_model, load_published
 from gptpl.errors import InputError
-from gptpl.generation.surprisal import ContinuationScore, Pair, score_continuations
-from gptpl.training.checkpoint_files import checkpoint_file
-from gptpl.training.loading import LoadedCheckpoint, load_foreign, load_model, load_published
+from gptpl.evaluation.surprisal import ContinuationScore, Pair, score_continuations
+from gptpl.tokenizers import Tokenizer
 from gptpl.weights.formats import is_foreign, open_model
 from gptpl.weights.starting import PublishedWeights
 

@@ -16,12 +16,12 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
+from gptpl.checkpoints.files import checkpoint_file
+from gptpl.checkpoints.loading import load_model
+from gptpl.evaluation.memorisation import TrainingText, memorisation
+from gptpl.evaluation.statistics import text_statistics
+from gptpl.evaluation.training_text import training_corpus
 from gptpl.generation import Completion, SamplingRules, complete
-from gptpl.generation.memorisation import TrainingText, memorisation
-from gptpl.generation.statistics import text_statistics
-from gptpl.training.checkpoint_files import checkpoint_file
-from gptpl.training.loading import load_model
-from gptpl.training.training_text import training_corpus
 
 HERE = Path(__file__).parent
 OWN_RUN = Path("runs/sampling_strategies")

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from gptpl.data.corpora import Tale
-from gptpl.data.tokenizers import GPT2Tokenizer
+from gptpl.checkpoints.loading import load_published
+from gptpl.data.sources import Tale
 from gptpl.model import CachedGPT, count_parameters, empty_model
 from gptpl.model.gpt import draw_gpt2
-from gptpl.training.loading import load_published
+from gptpl.tokenizers import GPT2Tokenizer
 from gptpl.weights.published import SIZES
 from gptpl.weights.starting import PublishedWeights
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer
+from gptpl.checkpoints.files import checkpoint_file
+from gptpl.checkpoints.loading import load_foreign, load_model, load_published
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, complete
 from gptpl.model import GPTModel
-from gptpl.training.checkpoint_files import checkpoint_file
-from gptpl.training.loading import load_foreign, load_model, load_published
+from gptpl.tokenizers import GPT2Tokenizer, Tokenizer
 from gptpl.weights.formats import is_foreign, open_model
 from gptpl.weights.published import checked_size
 from gptpl.weights.starting import PublishedWeights

@@ -10,7 +10,7 @@ import torch
 
 from gptpl.files.figures import figure_pixels, write_png
 from gptpl.training.loggers import log_image
-from gptpl.training.training_module import TrainingModule
+from gptpl.training.module import TrainingModule
 
 if TYPE_CHECKING:  # matplotlib takes long to import; only who draws needs it
     from matplotlib.figure import Figure

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gptpl.callbacks.after_step import AfterStep, language_module
+from gptpl.checkpoints.files import CheckpointFolder
 from gptpl.errors import InputError
-from gptpl.training.checkpoint_files import CheckpointFolder
 from gptpl.training.task import Better, better, known_metrics
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gptpl.callbacks.after_step import show_picture
 from gptpl.errors import InputError
+from gptpl.evaluation.losses import accuracy_text, scores
 from gptpl.training.classification import ClassificationModule
-from gptpl.training.evaluation import accuracy_text, scores
 
 if TYPE_CHECKING:  # matplotlib takes long to import; only an evaluation needs it
     from matplotlib.figure import Figure

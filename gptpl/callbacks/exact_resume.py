@@ -7,15 +7,15 @@ from typing import Any
 import lightning as L
 
 from gptpl.callbacks.after_step import AfterStep, language_module, of_every_rank
-from gptpl.errors import InputError
-from gptpl.training.loggers import ResumableLogger
-from gptpl.training.resume_state import (
+from gptpl.checkpoints.resume_state import (
     RESUME_KEY,
     Position,
     loops_at,
     random_state,
     set_random_state,
 )
+from gptpl.errors import InputError
+from gptpl.training.loggers import ResumableLogger
 
 
 class ExactResume(AfterStep):

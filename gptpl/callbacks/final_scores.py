@@ -6,11 +6,11 @@ from pathlib import Path
 import lightning as L
 
 from gptpl.callbacks.checkpoints import BestCheckpoint
-from gptpl.data.labelled.datamodule import LabelledDataModule
+from gptpl.checkpoints.format import read_checkpoint
+from gptpl.data.classification.datamodule import LabelledDataModule
 from gptpl.data.splits import Split
-from gptpl.training.checkpoint import read_checkpoint
+from gptpl.evaluation.losses import ClassifierEvaluation, accuracy_text, evaluate_classifier
 from gptpl.training.classification import ClassificationModule, named_scores
-from gptpl.training.evaluation import ClassifierEvaluation, accuracy_text, evaluate_classifier
 from gptpl.training.sharding import FullyShardedStrategy
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 
 from gptpl.callbacks.after_step import epochs_done, language_module, metric, show_picture
+from gptpl.evaluation.loss_curves import LossPoint, curve_verdict, finite, tokens_text
 from gptpl.files.figures import new_figure
 from gptpl.training.loggers import log_text
-from gptpl.training.loss_curves import LossPoint, curve_verdict, finite, tokens_text
 
 if TYPE_CHECKING:  # matplotlib takes long to import; only the end of a run needs it
     from matplotlib.figure import Figure

@@ -11,8 +11,8 @@ from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.entries import Entry
 from gptpl.data.sampler import evenly_spaced
 from gptpl.errors import InputError
+from gptpl.evaluation.answers import Answerer
 from gptpl.generation import SamplingRules
-from gptpl.training.answers import Answerer
 from gptpl.training.instruction_tuning import InstructionModule
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from gptpl.model import GPTClassifier
 from gptpl.model.protocol import device_of, vocab_size
 from gptpl.text import one_line
 from gptpl.training.loggers import log_table
+from gptpl.training.module import TrainingModule
 from gptpl.training.sharding import FullyShardedStrategy
-from gptpl.training.training_module import TrainingModule
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 
 from gptpl.callbacks.after_step import AfterStep, metric, of_every_rank
 from gptpl.callbacks.record_file import RecordFile
-from gptpl.training.loss_curves import Divergence
+from gptpl.evaluation.loss_curves import Divergence
 
 
 class StepTrace(L.Callback):

@@ -82,9 +82,9 @@ def partial_of(node: Mapping[str, Any] | DictConfig, *, without: Sequence[str] =
 # --- settings of strangers ------------------------------------------------------------------------------
 
 _NESTED = (
-    "gptpl.data.corpora.Corpus",
-    "gptpl.data.labelled.corpora.LabelledCorpus",
-    "gptpl.data.tokenizers.Tokenizer",
+    "gptpl.data.sources.Corpus",
+    "gptpl.data.classification.corpora.LabelledCorpus",
+    "gptpl.tokenizers.Tokenizer",
     "gptpl.generation.SamplingRules",
     "torch.nn.Module",
     "torch.optim.Optimizer",

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from gptpl.errors import InputError
+from gptpl.files.run_settings import current_name
 from gptpl.resuming import KINDS, Resume
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -23,6 +24,8 @@ def locate(name: str, key: str) -> Any:
     parts = name.split(".")
     if not all(part.isidentifier() for part in parts) or len(parts) < 2:
         raise InputError(f"{key}={name} is no class: give package.module.Class")
+    if (now := current_name(name)) != name:
+        raise InputError(f"{key}={name} has moved: write {now}")
     for end in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:end])
         try:

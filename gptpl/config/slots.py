@@ -73,7 +73,7 @@ SLOTS: Mapping[str, Slot] = {
         at_runtime=("vocab_size",),  # where the tokenizer is not known before
         lenient=True,
     ),
-    "tokenizer": Slot(kinds=("gptpl.data.tokenizers.Tokenizer",), extras=_ModelExtras),
+    "tokenizer": Slot(kinds=("gptpl.tokenizers.Tokenizer",), extras=_ModelExtras),
     "init": Slot(kinds=("gptpl.weights.starting.StartingWeights",), optional=True),
     "data": Slot(
         kinds=("lightning.LightningDataModule",),
@@ -85,10 +85,10 @@ SLOTS: Mapping[str, Slot] = {
     ),
     "task": Slot(
         kinds=("lightning.LightningModule",),
-        of_strangers=("gptpl.training.training_module.TrainingModule",),
+        of_strangers=("gptpl.training.module.TrainingModule",),
         lenient=True,
     ),
-    "tune": Slot(kinds=("gptpl.training.tuning.Tuning",)),
+    "tune": Slot(kinds=("gptpl.model.tuning.Tuning",)),
     "optimizer": Slot(
         kinds=("torch.optim.Optimizer",), at_runtime=("net", "params"), by_position=True, resume=NEXT_STEP
     ),

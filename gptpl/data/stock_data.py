@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from gptpl.data.splits import Split
-from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import BatchedExamples, Batches, Positioned, TrainingData
 from gptpl.errors import InputError
+from gptpl.tokenizers import Tokenizer
 
 UNKNOWN = sys.maxsize
 """As a number of batches: the loader has no length."""

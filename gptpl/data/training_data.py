@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from gptpl.data.sampler import EpochSampler, Indices, InOrder, evenly_spaced, rank_share
 from gptpl.data.splits import Split
-from gptpl.data.tokenizers import Tokenizer
 from gptpl.errors import InputError
 from gptpl.resuming import FREE
+from gptpl.tokenizers import Tokenizer
 
 Batches = DataLoader[Any]
 IGNORED = -100

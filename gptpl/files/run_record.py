@@ -19,7 +19,7 @@ import yaml
 
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
-from gptpl.files.run_settings import Setting, flat_settings
+from gptpl.files.run_settings import Setting, flat_settings, with_current_names
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ def read_config(folder: Path, *, needs: Collection[str] = ()) -> dict[str, Any]:
     """
     if not is_run(folder):
         raise RunError(f"{folder} is no run folder (it has no {CONFIG_FILE}): give one that gptpl train made")
-    config = read_mapping(folder / CONFIG_FILE, parse_yaml)
+    config: dict[str, Any] = with_current_names(read_mapping(folder / CONFIG_FILE, parse_yaml))
     for section in needs:
         if not isinstance(config.get(section), dict):
             raise RunError(f"{folder / CONFIG_FILE} is damaged (it has no section {section}): restore it")

@@ -12,6 +12,36 @@ LEFT_OUT = ("callbacks", "logger", *NOT_COMPARED)
 
 Setting = bool | int | float | str
 
+_MOVED = {
+    "gptpl.data.corpora": "gptpl.data.sources",
+    "gptpl.data.datamodule": "gptpl.data.pretraining.datamodule",
+    "gptpl.data.labelled": "gptpl.data.classification",
+    "gptpl.data.tokenizers": "gptpl.tokenizers",
+    "gptpl.training.starting_run": "gptpl.checkpoints.starting_run",
+    "gptpl.training.tuning": "gptpl.model.tuning",
+}
+"""Modules that the settings of older runs name, and where their classes are now."""
+
+
+def current_name(name: str) -> str:
+    """The dotted name that a class has now."""
+    for old, new in _MOVED.items():
+        if name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return name
+
+
+def with_current_names(settings: Any) -> Any:
+    """The settings of a run, which an older gptpl may have written, with every `_target_` up to date."""
+    if isinstance(settings, dict):
+        return {
+            key: current_name(value)
+            if key == "_target_" and isinstance(value, str)
+            else with_current_names(value)
+            for key, value in settings.items()
+        }
+    return [with_current_names(each) for each in settings] if isinstance(settings, list) else settings
+
 
 def flat_settings(
     config: Mapping[str, Any], prefix: str = "", *, left_out: Sequence[str] = LEFT_OUT

@@ -25,7 +25,7 @@ _TOKENS_BEFORE = 8  # enough for what a token's text depends on: a space, a char
 
 
 class TextCodec(Protocol):
-    """What is needed of a tokenizer; `gptpl.data.tokenizers.Tokenizer` has it."""
+    """What is needed of a tokenizer; `gptpl.tokenizers.Tokenizer` has it."""
 
     @property
     def vocab_size(self) -> int:

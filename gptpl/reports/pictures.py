@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gptpl.evaluation.loss_curves import finite, tokens_text
 from gptpl.files.figures import COLOURS, DOTS_PER_INCH, GREY, marker_of
 from gptpl.files.run_record import RunRecord
 from gptpl.reports.ranking import BY_LOSS, Criterion, Entry, Group
 from gptpl.reports.settings import Axis
 from gptpl.text import count_text, one_line, setting_text, shortened
-from gptpl.training.loss_curves import finite, tokens_text
 
 if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.axes import Axes

@@ -15,6 +15,9 @@ from torch import nn
 from gptpl.callbacks.sample_responses import SampleResponses
 from gptpl.callbacks.sample_text import SampleText
 from gptpl.callbacks.stopping import CTRL_C, RunStopped, StopAtBoundary
+from gptpl.checkpoints.format import RANDOM, check_same_model
+from gptpl.checkpoints.loading import check_vocabulary
+from gptpl.checkpoints.resume_state import random_state
 from gptpl.config.compose import Config, composed, plain
 from gptpl.config.groups import Folder
 from gptpl.config.instantiate import OWN_PACKAGES, instantiate, partial_of
@@ -26,21 +29,18 @@ from gptpl.errors import InputError
 from gptpl.generation.sampling import check_seed
 from gptpl.model import GPTClassifier, GPTConfig, GPTModel, count_parameters, parameters_of
 from gptpl.model.protocol import check_language_model
+from gptpl.model.tuning import ALL
 from gptpl.runs import parts
 from gptpl.runs.claims import RunClaim, claim_new_run, is_worker_process, process_run_dir
 from gptpl.runs.listing import find_run, runs_folder
 from gptpl.runs.resume import Resumption, resume_plan
 from gptpl.runs.resume_rules import lr_ceiling
-from gptpl.training.checkpoint import RANDOM, check_same_model
-from gptpl.training.loading import check_vocabulary
+from gptpl.training.module import TrainingModule, planned_steps
 from gptpl.training.optimizers import peak_lr
 from gptpl.training.performance import FastPath, choose_fast_path, device_type, keep_freed_memory
-from gptpl.training.resume_state import random_state
 from gptpl.training.run_log import RunLogFile
 from gptpl.training.schedules import takes_optimizer
 from gptpl.training.task import better, known_metrics
-from gptpl.training.training_module import TrainingModule, planned_steps
-from gptpl.training.tuning import ALL
 from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)

@@ -12,29 +12,29 @@ import numpy as np
 from gptpl.config.instantiate import check_paths_inside, check_trusted, instantiate
 from gptpl.config.signatures import locate
 from gptpl.config.slots import settings_of
-from gptpl.data.corpora import Corpus, TextFiles
-from gptpl.data.datamodule import TextDataModule
-from gptpl.data.instructions.datamodule import InstructionDataModule, length_lines
-from gptpl.data.instructions.entries import Entry, read_entries
-from gptpl.data.instructions.rows import InstructionExamples, make_rows
-from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.labelled.corpora import LabelledCorpus, LabelledFiles
-from gptpl.data.labelled.datamodule import (
+from gptpl.data.classification.corpora import LabelledCorpus, LabelledFiles
+from gptpl.data.classification.datamodule import (
     LabelledDataModule,
     LabelledTexts,
     class_numbers,
     encode_texts,
     truncated,
 )
-from gptpl.data.labelled.splits import read_split
-from gptpl.data.labelled.table import Example
+from gptpl.data.classification.splits import read_split
+from gptpl.data.classification.table import Example
+from gptpl.data.instructions.datamodule import InstructionDataModule, length_lines
+from gptpl.data.instructions.entries import Entry, read_entries
+from gptpl.data.instructions.rows import InstructionExamples, make_rows
+from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.pretraining.datamodule import TextDataModule
+from gptpl.data.sources import Corpus, TextFiles
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.data.stock_data import StockData
-from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
-from gptpl.files.run_record import CONFIG_FILE, is_run, parse_yaml, read_mapping
+from gptpl.files.run_record import CONFIG_FILE, is_run, read_config
 from gptpl.model.protocol import context_length
+from gptpl.tokenizers import Tokenizer
 from gptpl.weights.adapter import FORMAT as ADAPTER
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -
             f"{model.path} lies in no run folder, which would say what it was trained on: {REMEDY}"
         )
     where = run_dir / CONFIG_FILE
-    config = read_mapping(where, parse_yaml)
+    config = read_config(run_dir)
     node = config.get("data")
     if not isinstance(node, dict):
         raise InputError(f"{where} names no data: {REMEDY}")

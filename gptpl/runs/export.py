@@ -18,17 +18,9 @@ from typing import Any
 import torch
 
 from gptpl import __version__
-from gptpl.data.tokenizers import GPT2Tokenizer
-from gptpl.data.tokenizers.gpt2 import vocabulary_files
-from gptpl.data.tokenizers.hugging_face import write_tokenizer
-from gptpl.errors import InputError
-from gptpl.files.durable import share
-from gptpl.model import GPTModel, count_parameters, empty_model
-from gptpl.model.lora import TARGETS
-from gptpl.model.protocol import gpt_model
-from gptpl.text import one_line
-from gptpl.training.adapter import adapter_checkpoint, export_adapter
-from gptpl.training.checkpoint import (
+from gptpl.checkpoints.adapter import adapter_checkpoint, export_adapter
+from gptpl.checkpoints.files import EXPORTED
+from gptpl.checkpoints.format import (
     CLASSIFY,
     HEADER_KEY,
     LOSSES,
@@ -37,8 +29,7 @@ from gptpl.training.checkpoint import (
     read_checkpoint,
     task_of,
 )
-from gptpl.training.checkpoint_files import EXPORTED
-from gptpl.training.loading import (
+from gptpl.checkpoints.loading import (
     LoadedCheckpoint,
     LoadedClassifier,
     load_foreign,
@@ -46,7 +37,16 @@ from gptpl.training.loading import (
     load_model,
     write_model,
 )
-from gptpl.training.loss import perplexity
+from gptpl.errors import InputError
+from gptpl.files.durable import share
+from gptpl.model import GPTModel, count_parameters, empty_model
+from gptpl.model.lora import TARGETS
+from gptpl.model.loss import perplexity
+from gptpl.model.protocol import gpt_model
+from gptpl.text import one_line
+from gptpl.tokenizers import GPT2Tokenizer
+from gptpl.tokenizers.gpt2 import vocabulary_files
+from gptpl.tokenizers.hugging_face import write_tokenizer
 from gptpl.weights.adapter import FORMAT as ADAPTER
 from gptpl.weights.adapter import is_adapter
 from gptpl.weights.formats import (

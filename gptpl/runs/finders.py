@@ -23,16 +23,16 @@ from gptpl.callbacks.step_trace import LossOfSteps, SeenEnough, StepTimer
 from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.errors import InputError
+from gptpl.evaluation.loss_curves import RangeResult, ramp_rate, range_result
 from gptpl.files.durable import write_atomically
 from gptpl.files.figures import figure_pixels, new_figure, write_png
 from gptpl.runs.build import Settled, build_module, settle
 from gptpl.runs.parts import check_gpt, is_gpt
 from gptpl.runs.plan import peak_rates
 from gptpl.runs.trial import check_fits, check_one_device, step_memory_of, train_a_little, usable_memory
-from gptpl.training.loss_curves import RangeResult, ramp_rate, range_result
 from gptpl.training.memory import forget_peak, peak_memory_bytes
+from gptpl.training.module import NonFiniteError
 from gptpl.training.performance import device_type
-from gptpl.training.training_module import NonFiniteError
 from gptpl.weights.starting import RandomWeights
 
 if TYPE_CHECKING:  # matplotlib takes long to import

@@ -19,20 +19,20 @@ import torch
 
 from gptpl.callbacks.exact_resume import return_loggers
 from gptpl.callbacks.stopping import RunStopped, interrupts
+from gptpl.checkpoints.adapter import export_adapter, has_base
+from gptpl.checkpoints.files import LAST, set_aside
+from gptpl.checkpoints.resume_state import set_random_state
 from gptpl.config.groups import config_folder
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import read_run_json, write_config, write_run_json
 from gptpl.model import parameters_of
+from gptpl.model.tuning import TuneLowRank
 from gptpl.resuming import NEXT_STEP
 from gptpl.runs.build import Run, rolled_back
 from gptpl.runs.claims import PROCESS_RUN_DIR, RunClaim, is_worker_process
-from gptpl.training.adapter import export_adapter, has_base
-from gptpl.training.checkpoint_files import LAST, set_aside
 from gptpl.training.memory import peak_memory_bytes
-from gptpl.training.resume_state import set_random_state
-from gptpl.training.training_module import NonFiniteError
-from gptpl.training.tuning import TuneLowRank
+from gptpl.training.module import NonFiniteError
 
 log = logging.getLogger(__name__)
 

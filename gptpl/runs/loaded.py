@@ -9,17 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptpl.config.instantiate import check_trusted, instantiate
-from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.tokenizers import Tokenizer
-from gptpl.errors import InputError
-from gptpl.model import GPTConfig
-from gptpl.runs.listing import find_run
-from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
-from gptpl.training.adapter import adapter_checkpoint
-from gptpl.training.checkpoint import CLASSIFY, HEADER_KEY, read_checkpoint, task_of
-from gptpl.training.checkpoint_files import checkpoint_file
-from gptpl.training.loading import (
+from gptpl.checkpoints.adapter import adapter_checkpoint
+from gptpl.checkpoints.files import checkpoint_file
+from gptpl.checkpoints.format import CLASSIFY, HEADER_KEY, read_checkpoint, task_of
+from gptpl.checkpoints.loading import (
     Build,
     classifier_of,
     load_foreign,
@@ -28,9 +21,16 @@ from gptpl.training.loading import (
     load_published,
     model_of,
 )
-from gptpl.training.loading import load_classifier as load_classifier_file
+from gptpl.checkpoints.loading import load_classifier as load_classifier_file
+from gptpl.checkpoints.starting_run import RunWeights
+from gptpl.config.instantiate import check_trusted, instantiate
+from gptpl.data.instructions.template import PromptTemplate
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig
+from gptpl.runs.listing import find_run
+from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
+from gptpl.tokenizers import Tokenizer
 from gptpl.training.performance import device_type
-from gptpl.training.starting_run import RunWeights
 from gptpl.weights.adapter import is_adapter
 from gptpl.weights.formats import is_foreign, open_model
 from gptpl.weights.hugging_face import is_classifier

@@ -7,17 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier
+from gptpl.data.classification.table import Table
 from gptpl.data.instructions.entries import PlacedRecord, read_records
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.labelled.table import Table
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.errors import InputError
+from gptpl.evaluation.answers import Answer, Answerer, answer_all, answer_generator
+from gptpl.evaluation.losses import (
+    ClassifierEvaluation,
+    Evaluation,
+    Prediction,
+    evaluate,
+    evaluate_classifier,
+    prediction_file,
+    predictions,
+)
+from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation
+from gptpl.evaluation.statistics import TextStatistics, text_statistics
+from gptpl.evaluation.surprisal import surprisals
+from gptpl.evaluation.surprisal_page import InspectedText
+from gptpl.evaluation.training_text import training_corpus
 from gptpl.generation import Completion, Piece, SamplingRules, complete, search_text, stream_text
-from gptpl.generation.memorisation import Memorisation, TrainingText, memorisation
 from gptpl.generation.sampling import seeded_generator
-from gptpl.generation.statistics import TextStatistics, text_statistics
-from gptpl.generation.surprisal import surprisals
-from gptpl.generation.surprisal_page import InspectedText
 from gptpl.model.protocol import device_of, vocab_size
 from gptpl.runs.evaluation_data import (
     LabelledData,
@@ -27,18 +39,6 @@ from gptpl.runs.evaluation_data import (
     run_dir_of,
     training_tokens,
 )
-from gptpl.training.answers import Answer, Answerer, answer_all, answer_generator
-from gptpl.training.evaluation import (
-    ClassifierEvaluation,
-    Evaluation,
-    Prediction,
-    evaluate,
-    evaluate_classifier,
-    prediction_file,
-    predictions,
-)
-from gptpl.training.loading import LoadedCheckpoint, LoadedClassifier
-from gptpl.training.training_text import training_corpus
 
 log = logging.getLogger(__name__)
 
@@ -351,9 +351,9 @@ class Classifier(LoadedClassifier):
     ) -> Path:
         """Classifies every text of a file into a `.csv` or `.jsonl` file, which is returned.
 
-        The file is CSV, TSV, JSON Lines, or a text on each line, and may be larger than the memory; `format`
-        and `columns` as for `gptpl.data.labelled.table.Table`. Raises InputError for a file that cannot be
-        read, and for an output that is there already.
+        The file is CSV, TSV, JSON Lines, or a text on each line, and may be larger than the memory;
+        `format` and `columns` as for `Table`. Raises InputError for a file that cannot be read, and for an
+        output that is there already.
         """
         path = Path(output).expanduser()
         with prediction_file(path, self.labels) as write:

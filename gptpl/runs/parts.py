@@ -16,20 +16,22 @@ from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
+from gptpl.checkpoints.files import DurableCheckpointIO
+from gptpl.checkpoints.format import HEADER_KEY, read_checkpoint
+from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.config.compose import Config, plain
 from gptpl.config.groups import choices, said_by
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.config.signatures import locate
 from gptpl.config.slots import settings_of
-from gptpl.data.datamodule import TextDataModule
+from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.data.stock_data import StockData
-from gptpl.data.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
+from gptpl.model.tuning import Tuning
 from gptpl.runs.resume import Resumption
-from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
-from gptpl.training.checkpoint_files import DurableCheckpointIO
+from gptpl.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.training.memory import (
     Prepare,
     accumulation,
@@ -40,8 +42,6 @@ from gptpl.training.memory import (
 from gptpl.training.optimizers import optimizer_of
 from gptpl.training.performance import FastPath, PrecisionChoice, choose_precision, device_type, product_dtype
 from gptpl.training.sharding import FullyShardedStrategy
-from gptpl.training.starting_run import RunWeights
-from gptpl.training.tuning import Tuning
 
 log = logging.getLogger(__name__)
 

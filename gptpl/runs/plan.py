@@ -17,20 +17,20 @@ from gptpl.callbacks.step_trace import StepTimer
 from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate, partial_of
-from gptpl.data.datamodule import TOKENS_PER_PARAMETER, TextDataModule
+from gptpl.data.pretraining.datamodule import TOKENS_PER_PARAMETER, TextDataModule
 from gptpl.errors import InputError
 from gptpl.files.figures import figure_pixels, new_figure, write_png
 from gptpl.model import GPTModel, ParameterCount, count_parameters
+from gptpl.model.tuning import ALL
 from gptpl.runs.build import Settled, build_module, peak_rate, schedule, settle
 from gptpl.runs.parts import choose, is_gpt, optimizer_factory, preparation, tuning_of
 from gptpl.runs.trial import largest_batch_of, step_memory_of, train_a_little, usable_memory
 from gptpl.text import duration_text
 from gptpl.training.flops import counted_flops_per_token, peak_flops
 from gptpl.training.memory import ShapesAlone, StepMemory
+from gptpl.training.module import NonFiniteError
 from gptpl.training.performance import device_type, product_dtype
 from gptpl.training.schedules import scheduler_of
-from gptpl.training.training_module import NonFiniteError
-from gptpl.training.tuning import ALL
 from gptpl.weights.starting import RandomWeights
 
 if TYPE_CHECKING:  # matplotlib takes long to import

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptpl.checkpoints.files import CheckpointFolder, Damaged
+from gptpl.checkpoints.format import HEADER_KEY, check_resumable, read_checkpoint
+from gptpl.checkpoints.resume_state import RESUME_KEY
 from gptpl.config.check import check
 from gptpl.config.compose import Composed, Config, composed, from_plain, plain
 from gptpl.config.groups import Folder, choices, config_file, default_choices, members_of, said_by
 from gptpl.config.instantiate import check_paths_inside, check_trusted
 from gptpl.errors import InputError
 from gptpl.files.run_record import read_config, read_run_json
+from gptpl.model.tuning import TuneAll
 from gptpl.runs.resume_rules import (
     ABSENT,
     NO_LONGER_EXACT,
@@ -22,10 +26,6 @@ from gptpl.runs.resume_rules import (
     check_changes,
     words_if_held,
 )
-from gptpl.training.checkpoint import HEADER_KEY, check_resumable, read_checkpoint
-from gptpl.training.checkpoint_files import CheckpointFolder, Damaged
-from gptpl.training.resume_state import RESUME_KEY
-from gptpl.training.tuning import TuneAll
 
 log = logging.getLogger(__name__)
 

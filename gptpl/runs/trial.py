@@ -19,8 +19,8 @@ from gptpl.training.memory import (
     optimizer_state_bytes,
     step_memory,
 )
+from gptpl.training.module import TrainingModule
 from gptpl.training.performance import device_type, product_dtype
-from gptpl.training.training_module import TrainingModule
 
 
 def step_memory_of(settled: Settled, batch_size: int | None = None) -> StepMemory:

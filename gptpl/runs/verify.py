@@ -20,14 +20,14 @@ from typing import Any
 import torch
 
 from gptpl.callbacks.stopping import SIGNALS
+from gptpl.checkpoints.files import LAST
+from gptpl.checkpoints.format import HEADER_KEY, read_checkpoint
+from gptpl.checkpoints.resume_state import RESUME_KEY, state_digest
 from gptpl.config.compose import composed
 from gptpl.config.groups import Folder
 from gptpl.config.overrides import quoted
 from gptpl.errors import InputError
 from gptpl.text import table
-from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
-from gptpl.training.checkpoint_files import LAST
-from gptpl.training.resume_state import RESUME_KEY, state_digest
 
 DEFAULT_STEPS = 12
 DEFAULT_STOPS = 3

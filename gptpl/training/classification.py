@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptpl.data.labelled.datamodule import LabelledBatch, LabelledDataModule
+from gptpl.checkpoints.loading import classifier_task
+from gptpl.data.classification.datamodule import LabelledBatch, LabelledDataModule
 from gptpl.errors import InputError
+from gptpl.evaluation.losses import Numbers, Scores, classification_sums, scores
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier
 from gptpl.model.classifier import Pooling
+from gptpl.model.loss import IGNORED_TARGET
 from gptpl.model.protocol import class_path
-from gptpl.training.evaluation import Numbers, Scores, classification_sums, scores
-from gptpl.training.loading import classifier_task
-from gptpl.training.loss import IGNORED_TARGET
+from gptpl.training.module import TrainingModule
 from gptpl.training.task import Better, Sums, Task
-from gptpl.training.training_module import TrainingModule
 
 
 class ClassificationModule(TrainingModule):

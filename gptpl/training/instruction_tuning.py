@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.template import PromptTemplate
+from gptpl.model.loss import IGNORED_TARGET, evaluation_scores, training_loss
 from gptpl.training.language_model import LanguageModelingModule
-from gptpl.training.loss import IGNORED_TARGET, evaluation_scores, training_loss
 from gptpl.training.task import Better, Sums
 
 

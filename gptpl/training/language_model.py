@@ -8,14 +8,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gptpl.data.datamodule import TextDataModule
+from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.data.training_data import TrainingData
 from gptpl.model import GPTModel
+from gptpl.model.loss import evaluation_loss, perplexity, training_loss
 from gptpl.model.protocol import vocab_size
 from gptpl.training.flops import training_flops_per_token
-from gptpl.training.loss import evaluation_loss, perplexity, training_loss
+from gptpl.training.module import TrainingModule
 from gptpl.training.task import Better, Sums, Task
-from gptpl.training.training_module import TrainingModule
 
 Batch = tuple[Tensor, Tensor]
 

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from gptpl.errors import InputError
 from gptpl.files.plain import tensors_in
 from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel
-from gptpl.training.loss import MULTIPLE, PRODUCT_ROWS
+from gptpl.model.loss import MULTIPLE, PRODUCT_ROWS
 from gptpl.training.performance import FastPath
 
 Prepare = Callable[[GPTModel], GPTBackbone]

@@ -17,8 +17,8 @@ from torch import nn
 from gptpl.errors import InputError
 from gptpl.model.attention_kernels import Kernel, chosen_kernel
 from gptpl.model.gpt import MultiHeadAttention
+from gptpl.model.loss import Head, check_fused_head
 from gptpl.model.protocol import blocks_of, class_path, has_fused_head
-from gptpl.training.loss import Head, check_fused_head
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 WORTHWHILE_STEPS = 1_000
@@ -164,7 +164,7 @@ class FastPath:
     attention: Kernel | None
     """See `gptpl.model.gpt.causal_attention`; None: the model has none of its layers."""
     head: Head
-    """See `gptpl.training.loss.training_loss`."""
+    """See `gptpl.model.loss.training_loss`."""
     recompute: bool
     """Whether a block's activations are recomputed in the backward pass instead of kept."""
     keep_freed_memory: bool

@@ -21,7 +21,7 @@ EVALUATED = ("train", "val")
 
 
 class Task(ABC):
-    """What `gptpl.training.training_module.TrainingModule` asks of the class of a task."""
+    """What `gptpl.training.module.TrainingModule` asks of the class of a task."""
 
     task: ClassVar[str]
     """The choice of conf/task."""

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.model import GPTConfig, GPTModel
+from gptpl.tokenizers import BytesTokenizer
 
 Batch = tuple[Tensor, Tensor]
 BATCHES = 4  # an epoch

@@ -13,8 +13,8 @@ import torch
 from gptpl.callbacks import checkpoints
 from gptpl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from gptpl.callbacks.hyperparameters import Hyperparameters
+from gptpl.checkpoints.loading import load_model
 from gptpl.errors import InputError
-from gptpl.training.loading import load_model
 
 
 @pytest.fixture

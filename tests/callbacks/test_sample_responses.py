@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from gptpl.callbacks.sample_responses import SampleResponses
-from gptpl.data.corpora import InstructionFile
 from gptpl.data.instructions.datamodule import InstructionDataModule
-from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.data.sources import InstructionFile
 from gptpl.errors import InputError
-from gptpl.training.answers import Answer, Answerer
+from gptpl.evaluation.answers import Answer, Answerer
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.training.instruction_tuning import InstructionModule
 
 

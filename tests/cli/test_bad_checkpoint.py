@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptpl.data.tokenizers import WordsTokenizer
+from gptpl.tokenizers import WordsTokenizer
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptpl.data.corpora import Tale
-from gptpl.data.tokenizers import WordsTokenizer
-from gptpl.training.loading import load_model
+from gptpl.checkpoints.loading import load_model
+from gptpl.data.sources import Tale
+from gptpl.tokenizers import WordsTokenizer
 
 
 def plain_loss(folder, tokens: list[int], T: int) -> tuple[float, int]:

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from gptpl.training import language_model
-from gptpl.training.training_module import NonFiniteError
+from gptpl.training.module import NonFiniteError
 
 FIND = ("find-lr", "trainer=cpu", "trainer.precision=32-true", "experiment=quick", "model.n_layers=1")
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from gptpl.checkpoints.loading import load_model
 from gptpl.cli.main import main
-from gptpl.training.loading import load_model
 
 AWKWARD = [
     "plain",
@@ -350,7 +350,7 @@ def test_statistics_and_memorisation_are_reported(gptpl, quick):
 def test_a_checkpoint_does_not_decide_what_is_read_for_memorisation(filename, refused, quick, tmp_path):
     checkpoint = torch.load(quick.run.path / "checkpoints/last.ckpt", weights_only=True)
     url = "http://127.0.0.1:9/story.txt"
-    corpus = {"_target_": "gptpl.data.corpora.Downloaded", "url": url, "filename": filename, "sha256": None}
+    corpus = {"_target_": "gptpl.data.sources.Downloaded", "url": url, "filename": filename, "sha256": None}
     checkpoint["gptpl"]["config"]["data"]["corpus"] = corpus
     checkpoint["gptpl"]["data_sha256"] = "0" * 64
     torch.save(checkpoint, tmp_path / "changed.ckpt")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptpl.training.loading import load_model
+from gptpl.checkpoints.loading import load_model
 
 
 def data_of(page: str) -> list[list[object]]:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.training.checkpoint import HEADER_KEY, read_checkpoint
-from gptpl.training.checkpoint_files import verify
-from gptpl.training.resume_state import state_digest
+from gptpl.checkpoints.files import verify
+from gptpl.checkpoints.format import HEADER_KEY, read_checkpoint
+from gptpl.checkpoints.resume_state import state_digest
 
 TRAIN = (
     *("train", "experiment=quick", "trainer=cpu", "callbacks.sample_text=null", "callbacks.loss_curve=null"),

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gptpl.checkpoints.loading import load_model
 from gptpl.files.durable import PartialResults
-from gptpl.training.loading import load_model
 
 MARKER = "\n> "
 ENTRIES = [

@@ -233,7 +233,7 @@ def test_what_cannot_be_resumed_is_refused(run_dir, refused, tmp_path):
     ("old", "new", "words"),
     [
         ("emb_dim: 64", "emb_dim: 32", "model.emb_dim=64"),
-        ("Bytes", "Words", "tokenizer._target_=gptpl.data.tokenizers.BytesTokenizer"),
+        ("Bytes", "Words", "tokenizer._target_=gptpl.tokenizers.BytesTokenizer"),
         ("name: quick", "[not: yaml", "config.yaml"),
     ],
 )

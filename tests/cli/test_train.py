@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.tokenizers import BytesTokenizer
 
 RUN_FILES = {
     "checkpoints/best.ckpt",

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.training.checkpoint import net_weights, read_checkpoint
-from gptpl.training.loading import load_model
-from gptpl.training.resume_state import state_digest
+from gptpl.checkpoints.format import net_weights, read_checkpoint
+from gptpl.checkpoints.loading import load_model
+from gptpl.checkpoints.resume_state import state_digest
 
 SETTINGS = (
     *("train", "trainer=cpu", "trainer.precision=32-true", "experiment=quick", "scheduler.warmup_steps=1"),

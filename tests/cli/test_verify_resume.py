@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from gptpl.checkpoints.files import write_checkpoint
 from gptpl.errors import InputError
 from gptpl.runs import verify
 from gptpl.runs.verify import compare, report
-from gptpl.training.checkpoint_files import write_checkpoint
 
 # --- what is asked for ----------------------------------------------------------------------------------
 

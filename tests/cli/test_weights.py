@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptpl.data.corpora import Tale
-from gptpl.data.tokenizers import GPT2Tokenizer
+from gptpl.data.sources import Tale
 from gptpl.model import GPTModel
+from gptpl.tokenizers import GPT2Tokenizer
 from gptpl.weights import published
 from gptpl.weights.formats import FORMATS
 

@@ -16,18 +16,18 @@ import gptpl
 from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
+from gptpl.checkpoints.files import DurableCheckpointIO
 from gptpl.config.groups import choices, config_folder, default_choices, when_to_choose
 from gptpl.config.instantiate import instantiate, partial_of
-from gptpl.data.corpora import Corpus
+from gptpl.data.classification.corpora import LabelledCorpus
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.labelled.corpora import LabelledCorpus
-from gptpl.data.tokenizers import Tokenizer
+from gptpl.data.sources import Corpus
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.model import GPTConfig, GPTModel, count_parameters
 from gptpl.runs.parts import build_datamodule, build_trainer
-from gptpl.training.checkpoint_files import DurableCheckpointIO
-from gptpl.training.training_module import TrainingModule
+from gptpl.tokenizers import Tokenizer
+from gptpl.training.module import TrainingModule
 from gptpl.weights.starting import StartingWeights
 
 Compose = Callable[..., DictConfig]

@@ -16,10 +16,10 @@ import torch
 import yaml
 
 import gptpl
+from gptpl.checkpoints.format import HEADER_KEY
 from gptpl.cli.main import main
 from gptpl.errors import InputError
 from gptpl.runs.loaded import load_language_model
-from gptpl.training.checkpoint import HEADER_KEY
 
 Edit = Callable[[dict[str, Any]], None]
 OUT = "OUT"
@@ -188,7 +188,7 @@ def test_of_our_own_packages_only_what_its_place_expects(target, theirs):
         (at("trainer.profiler", {"_target_": PROFILER, "dirpath": OUT}), "trainer.profiler._target_"),
         (at("trainer.plugins", [{"_target_": PLUGIN}]), "trainer.plugins.0._target_"),
         (at("callbacks.evil", '${oc.create:"{_target_: os.system}"}'), "os.system"),
-        (at("callbacks.evil", "${data.corpus}"), "gptpl.data.corpora.Tale, which is no Callback"),
+        (at("callbacks.evil", "${data.corpus}"), "gptpl.data.sources.Tale, which is no Callback"),
         (at("data._target_", MNIST), "which is no TrainingData"),
         (at("task._target_", BORING), "which is no TrainingModule"),
     ],
@@ -259,7 +259,7 @@ WANDB = "gptpl.training.tracking.RunWandbLogger"
         ),
         (
             "data.corpus",
-            {"_target_": "gptpl.data.corpora.Downloaded", "url": "URL/a", "name": "a", "sha256": "0" * 64},
+            {"_target_": "gptpl.data.sources.Downloaded", "url": "URL/a", "name": "a", "sha256": "0" * 64},
             "data.corpus.url",
         ),
     ],
@@ -333,7 +333,7 @@ def test_generating_needs_none_of_it(theirs):
         {"_target_": "os.system", "command": "touch outside/touched"},
         {"_target_": "torch.nn.Sequential", "_args_": [SYSTEM]},
         {"_target_": "torch.nn.Identity", "evil": SYSTEM},
-        {"_target_": "gptpl.data.corpora.Tale"},
+        {"_target_": "gptpl.data.sources.Tale"},
     ],
 )
 def test_the_class_of_its_model_is_checked_before_it_is_called(node, theirs):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.encoding import BLOCK_TOKENS, count_duplicates
+from gptpl.data.pretraining.encoding import BLOCK_TOKENS, count_duplicates
 
 
 def brute_force(train: list[int], val: list[int], size: int) -> tuple[int, int]:

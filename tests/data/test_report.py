@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptpl.data.datamodule import TextDataModule
-from gptpl.data.token_cache import CorpusStats, EncodedCorpus
-from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.data.pretraining.datamodule import TextDataModule
+from gptpl.data.pretraining.token_cache import CorpusStats, EncodedCorpus
 from gptpl.errors import InputError
+from gptpl.tokenizers import BytesTokenizer
 
 STATS = CorpusStats(
     documents=1,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.encoding import check_train_ratio, split_documents
+from gptpl.data.pretraining.encoding import check_train_ratio, split_documents
 from gptpl.errors import InputError
 
 RATIOS = st.floats(0.01, 0.99)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from gptpl.data.stock_data import UNKNOWN, StockData
-from gptpl.data.tokenizers import BytesTokenizer
 from gptpl.errors import InputError
+from gptpl.tokenizers import BytesTokenizer
 
 
 class Numbers(L.LightningDataModule):

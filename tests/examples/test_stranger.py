@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 import gptpl
+from gptpl.checkpoints.format import read_checkpoint
+from gptpl.checkpoints.resume_state import state_digest
 from gptpl.config.groups import config_folder
 from gptpl.errors import InputError
-from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.resume_state import state_digest
 
 NOTES = ("experiment=lab", "data=csv_column", "data.path=notes.csv")
 COUNTING = ("experiment=lab", "data=counting")
@@ -292,7 +292,7 @@ def test_a_value_of_another_type_in_their_yaml(lab):
 
 TOYS = """
 import lightning as L
-from gptpl.data.corpora import TextFiles
+from gptpl.data.sources import TextFiles
 
 class Count(L.Callback):
     def __init__(self, *, step: int = 1) -> None:

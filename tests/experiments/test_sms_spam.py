@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gptpl.training.evaluation import predictions
-from gptpl.training.loading import load_classifier
+from gptpl.checkpoints.loading import load_classifier
+from gptpl.evaluation.losses import predictions
 
 RECORDED = Path(__file__).parents[2] / "experiments/sms_spam/result.json"
 BASELINE = "TF-IDF"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gptpl.errors import InputError
-from gptpl.generation.surprisal import score_continuations
+from gptpl.evaluation.surprisal import score_continuations
 
 
 def test_scores_are_those_of_transformers(twins):

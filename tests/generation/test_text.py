@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.tokenizers import BytesTokenizer, GPT2Tokenizer, WordsTokenizer
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, complete, stream_text
 from gptpl.generation.text import StopStrings, TextStream
 from gptpl.model import GPTConfig, GPTModel
+from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, WordsTokenizer
 
 EOT = 256
 GREEDY = SamplingRules()

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 
 import gptpl
 from gptpl import InputError
-from gptpl.training.checkpoint import read_checkpoint
+from gptpl.checkpoints.format import read_checkpoint
 
 SMALL = (
     *("experiment=quick", "model.n_layers=1", "trainer.max_steps=4", "scheduler.warmup_steps=1"),

@@ -9,14 +9,14 @@ from typing import Any, cast
 import pytest
 import torch
 
-from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.checkpoints.files import write_checkpoint
+from gptpl.checkpoints.format import HEADER_KEY, checkpoint_header
+from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier, load_foreign_classifier, load_model
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTClassifier, GPTModel
+from gptpl.model.tuning import TuneLowRank
 from gptpl.runs.export import export
-from gptpl.training.checkpoint import HEADER_KEY, checkpoint_header
-from gptpl.training.checkpoint_files import write_checkpoint
-from gptpl.training.loading import LoadedCheckpoint, LoadedClassifier, load_foreign_classifier, load_model
-from gptpl.training.tuning import TuneLowRank
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.weights.hugging_face import open_files
 
 SHA256 = "7" * 64

@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from gptpl.checkpoints.loading import load_model
 from gptpl.cli.main import main
-from gptpl.data.corpora import TextFiles
-from gptpl.data.datamodule import TextDataModule
-from gptpl.data.tokenizers import WordsTokenizer
+from gptpl.data.pretraining.datamodule import TextDataModule
+from gptpl.data.sources import TextFiles
 from gptpl.errors import InputError
 from gptpl.files.durable import PartialResults
 from gptpl.runs.loaded import load
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
-from gptpl.training.loading import load_model
+from gptpl.tokenizers import WordsTokenizer
 
 TINY = (
     *("trainer=cpu", "trainer.precision=32-true", "tokenizer=bytes", "model=tiny", "model.context_length=32"),
@@ -275,7 +275,7 @@ def test_a_lone_checkpoint_opens_nothing_that_it_names(
 
 STRANGERS_MODULE = """
 from pathlib import Path
-from gptpl.data.corpora import TextFiles
+from gptpl.data.sources import TextFiles
 Path({mark!r}).touch()
 class Theirs(TextFiles): pass
 """

@@ -18,22 +18,22 @@ from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.callbacks.sample_text import SampleText
 from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
 from gptpl.callbacks.throughput import Throughput
-from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.checkpoints.format import HEADER_KEY, check_same_model, model_config, read_checkpoint
+from gptpl.checkpoints.loading import LoadedCheckpoint, load_model, write_model
+from gptpl.checkpoints.resume_state import state_digest
+from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.errors import InputError
+from gptpl.evaluation.losses import evaluate
+from gptpl.evaluation.surprisal import score_continuations, surprisals
 from gptpl.generation import SamplingRules, complete, search_text
-from gptpl.generation.surprisal import score_continuations, surprisals
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
+from gptpl.model.loss import training_loss
 from gptpl.model.protocol import cached_form, check_language_model, gpt_model, has_fused_head
-from gptpl.training.checkpoint import HEADER_KEY, check_same_model, model_config, read_checkpoint
+from gptpl.model.tuning import TuneHead, TuneLastBlock, TuneLowRank
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.training.classification import ClassificationModule
-from gptpl.training.evaluation import evaluate
-from gptpl.training.loading import LoadedCheckpoint, load_model, write_model
-from gptpl.training.loss import training_loss
 from gptpl.training.performance import choose_fast_path
-from gptpl.training.resume_state import state_digest
 from gptpl.training.sharding import shard
-from gptpl.training.starting_run import RunWeights
-from gptpl.training.tuning import TuneHead, TuneLastBlock, TuneLowRank
 from gptpl.weights.starting import PublishedWeights, RandomWeights
 
 V, C = 257, 16

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptpl.data.labelled.corpora import LabelledFiles
-from gptpl.data.labelled.datamodule import LabelledBatch, LabelledDataModule
-from gptpl.data.tokenizers import BytesTokenizer, WordsTokenizer
+from gptpl.checkpoints.loading import load_classifier, load_foreign_classifier, load_model
+from gptpl.data.classification.corpora import LabelledFiles
+from gptpl.data.classification.datamodule import LabelledBatch, LabelledDataModule
 from gptpl.errors import InputError
+from gptpl.evaluation.losses import class_logits, evaluate_classifier, predictions
 from gptpl.model import GPTModel
+from gptpl.model.tuning import TuneLastBlock
+from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
 from gptpl.training.classification import ClassificationModule
-from gptpl.training.evaluation import class_logits, evaluate_classifier, predictions
-from gptpl.training.loading import load_classifier, load_foreign_classifier, load_model
-from gptpl.training.tuning import TuneLastBlock
 from gptpl.weights.hugging_face import write_classifier
 
 STEPS = 20

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.loading import load_model
+from gptpl.checkpoints.format import read_checkpoint
+from gptpl.checkpoints.loading import load_model
 
 STEPS = 6  # as many as `train` makes
 RUN_FILES = {

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.resume_state import RESUME_KEY, state_digest
+from gptpl.checkpoints.format import read_checkpoint
+from gptpl.checkpoints.resume_state import RESUME_KEY, state_digest
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6

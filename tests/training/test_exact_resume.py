@@ -21,11 +21,11 @@ from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.sample_text import SampleText
 from gptpl.callbacks.step_trace import StepTrace
 from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
-from gptpl.data.datamodule import TextDataModule
-from gptpl.training.checkpoint import read_checkpoint
+from gptpl.checkpoints.format import read_checkpoint
+from gptpl.checkpoints.resume_state import state_digest
+from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
 from gptpl.training.optimizers import muon, optimizer_of
-from gptpl.training.resume_state import state_digest
 
 STEPS = 12
 """One and a half epochs of 15 batches, two of them a step, the eighth step with one batch only."""

@@ -6,14 +6,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
+from gptpl.model.loss import next_token_loss
+from gptpl.model.tuning import TuneAll, TuneHead, TuneLastBlock, TuneLowRank, Tuning
 from gptpl.training.flops import (
     counted_flops_per_token,
     matrix_product_flops,
     peak_flops,
     training_flops_per_token,
 )
-from gptpl.training.loss import next_token_loss
-from gptpl.training.tuning import TuneAll, TuneHead, TuneLastBlock, TuneLowRank, Tuning
 
 SMALL = GPTConfig(
     vocab_size=96, context_length=32, emb_dim=24, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.loading import load_model
+from gptpl.checkpoints.format import read_checkpoint
+from gptpl.checkpoints.loading import load_model
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6  # as many as `train` makes

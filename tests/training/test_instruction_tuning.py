@@ -17,15 +17,15 @@ from torch.nn import functional as F
 from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.callbacks.sample_responses import SampleResponses
 from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
-from gptpl.data.corpora import InstructionFile
+from gptpl.checkpoints.format import read_checkpoint
+from gptpl.checkpoints.loading import load_model
+from gptpl.checkpoints.resume_state import state_digest
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.sampler import EpochSampler
-from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.data.sources import InstructionFile
 from gptpl.model import GPTModel
-from gptpl.training.checkpoint import read_checkpoint
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.training.instruction_tuning import InstructionModule
-from gptpl.training.loading import load_model
-from gptpl.training.resume_state import state_digest
 
 EOT = 256
 

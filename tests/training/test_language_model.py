@@ -12,7 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gptpl.data.datamodule import TextDataModule
+from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.model import GPTModel
 
 Batch = tuple[Tensor, Tensor]

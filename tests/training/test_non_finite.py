@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
-from gptpl.training.checkpoint import read_checkpoint
-from gptpl.training.training_module import NonFiniteError
+from gptpl.checkpoints.format import read_checkpoint
+from gptpl.training.module import NonFiniteError
 
 WEIGHT = "blocks.1.ff.down_proj.weight"
 

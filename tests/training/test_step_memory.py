@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
+from gptpl.model.tuning import TuneHead, TuneLastBlock, TuneLowRank, Tuning
 from gptpl.training.memory import StepMemory, kept_bytes, optimizer_state_bytes, step_memory
 from gptpl.training.optimizers import adamw, muon
 from gptpl.training.performance import FastPath, choose_fast_path
-from gptpl.training.tuning import TuneHead, TuneLastBlock, TuneLowRank, Tuning
 
 V, T, D, L = 512, 32, 64, 3
 CONFIG = GPTConfig(

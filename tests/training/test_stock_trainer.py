@@ -14,15 +14,15 @@ from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.callbacks.loss_curve import LossCurve
 from gptpl.callbacks.progress import ProgressBar
 from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
-from gptpl.data.corpora import TextFiles
-from gptpl.data.datamodule import TextDataModule
-from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.checkpoints.loading import load_model
+from gptpl.data.pretraining.datamodule import TextDataModule
+from gptpl.data.sources import TextFiles
 from gptpl.data.training_data import planned_batches
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.training.language_model import LanguageModelingModule
-from gptpl.training.loading import load_model
-from gptpl.training.training_module import planned_steps
+from gptpl.training.module import planned_steps
 
 BATCHES = 15
 """In an epoch of `pretraining`'s text."""

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.data.tokenizers import BytesTokenizer
+from gptpl.checkpoints.loading import load_foreign
 from gptpl.errors import InputError
-from gptpl.training.loading import load_foreign
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.weights.formats import open_model
 from gptpl.weights.starting import FileWeights, PublishedWeights
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gptpl.data.tokenizers import BytesTokenizer, GPT2Tokenizer
 from gptpl.errors import InputError
 from gptpl.model import count_parameters
+from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer
 from gptpl.weights import published
 from gptpl.weights.published import SIZES, cached_bytes, fetch, files_of, weights_folder
 from gptpl.weights.starting import PublishedWeights

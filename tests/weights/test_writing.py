@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.data.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer, WordsTokenizer
-from gptpl.data.tokenizers.hugging_face import is_gpt2_vocabulary, write_tokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel, empty_model
+from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer, WordsTokenizer
+from gptpl.tokenizers.hugging_face import is_gpt2_vocabulary, write_tokenizer
 from gptpl.weights.formats import FORMATS, open_model
 from gptpl.weights.transfer import load_tensors
 

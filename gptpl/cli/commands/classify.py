@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, settings_of
-from gptpl.data.labelled.table import Table
+from gptpl.data.classification.table import Table
 from gptpl.errors import InputError
+from gptpl.evaluation.losses import Prediction, check_prediction_file, prediction_file
 from gptpl.runs.loaded import load_classifier
 from gptpl.text import shortened
-from gptpl.training.evaluation import Prediction, check_prediction_file, prediction_file
 
 
 @configured("classify", flags=["--json"])

@@ -22,15 +22,15 @@ from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, settings_of
 from gptpl.config.instantiate import instantiate
 from gptpl.config.signatures import locate
+from gptpl.data.classification.corpora import LabelledCorpus
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.labelled.corpora import LabelledCorpus
 from gptpl.errors import InputError
+from gptpl.evaluation.losses import ClassifierEvaluation
 from gptpl.model.protocol import context_length
 from gptpl.runs.evaluation_data import make_datamodule
 from gptpl.runs.loaded import load
 from gptpl.runs.models import Classifier, LanguageModel
 from gptpl.text import table
-from gptpl.training.evaluation import ClassifierEvaluation
 
 PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 

@@ -25,10 +25,10 @@ from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, in_full, settings_of
 from gptpl.cli.texts import completed, converse
 from gptpl.errors import InputError
+from gptpl.evaluation.memorisation import memorisation_lines
+from gptpl.evaluation.statistics import statistics_lines
 from gptpl.generation import Completion, SamplingRules
-from gptpl.generation.memorisation import memorisation_lines
 from gptpl.generation.sampling import check_seed
-from gptpl.generation.statistics import statistics_lines
 from gptpl.runs.loaded import load_language_model
 from gptpl.runs.models import LanguageModel
 

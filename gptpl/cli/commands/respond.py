@@ -28,10 +28,10 @@ from gptpl.cli.model_input import given_model, given_text, in_full, settings_of
 from gptpl.cli.texts import show
 from gptpl.data.splits import SPLITS
 from gptpl.errors import InputError
+from gptpl.evaluation.answers import WELL_FORMED
 from gptpl.generation import SamplingRules
 from gptpl.generation.sampling import check_seed
 from gptpl.runs.loaded import load_language_model
-from gptpl.training.answers import WELL_FORMED
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from gptpl.cli.arguments import parse, shown
 from gptpl.cli.console import console
 from gptpl.runs.build import build
 from gptpl.runs.fit import train
+from gptpl.training.module import NonFiniteError
 from gptpl.training.run_log import RunLogFile
-from gptpl.training.training_module import NonFiniteError
 
 EXIT_FAILED = 1
 

@@ -13,15 +13,15 @@ logits compared before the folder appears.
 
 from typing import Any
 
+from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import NOT_SET, given_model, settings_of
 from gptpl.config.instantiate import instantiate
-from gptpl.data.tokenizers import GPT2Tokenizer, Tokenizer
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
 from gptpl.runs.export import check_export, export
 from gptpl.runs.loaded import load_classifier, load_language_model, names_classifier
-from gptpl.training.loading import LoadedCheckpoint, LoadedClassifier
+from gptpl.tokenizers import GPT2Tokenizer, Tokenizer
 
 
 @configured("weights convert")

@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from gptpl.data.corpora import Corpus
 from gptpl.data.instructions.entries import (
     Duplicates,
     InstructionSplits,
@@ -17,11 +16,12 @@ from gptpl.data.instructions.entries import (
 )
 from gptpl.data.instructions.rows import InstructionExamples, Row, Rows, TooLong, make_rows, pack_rows
 from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.sources import Corpus
 from gptpl.data.splits import SPLITS, Split, split_table
-from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import IGNORED, Loading, TrainingData
 from gptpl.errors import InputError
 from gptpl.text import count_text
+from gptpl.tokenizers import Tokenizer
 
 
 class InstructionDataModule(TrainingData):

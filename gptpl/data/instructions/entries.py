@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
-from gptpl.data.corpora.base import read_utf8
+from gptpl.data.sources.base import read_utf8
 from gptpl.data.splits import SPLITS, Split, homes, write_split
 from gptpl.errors import InputError
 

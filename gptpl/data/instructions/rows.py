@@ -14,10 +14,10 @@ from torch import Tensor
 from gptpl.data.instructions.entries import Entry
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.sampler import PADDING
-from gptpl.data.tokenizers import Tokenizer
 from gptpl.data.training_data import IGNORED
 from gptpl.errors import InputError
 from gptpl.text import shortened
+from gptpl.tokenizers import Tokenizer
 
 TooLong = Literal["truncate", "drop", "refuse"]
 Ids = NDArray[np.int64]

@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from gptpl.data.corpora.base import read_utf8
 from gptpl.data.instructions.entries import Entry
+from gptpl.data.sources.base import read_utf8
 from gptpl.errors import InputError
 from gptpl.files.template import SafeTemplate
 

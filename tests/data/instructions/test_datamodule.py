@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from gptpl.data.corpora import InstructionFile
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.entries import read_entries
+from gptpl.data.sources import InstructionFile
 from gptpl.data.splits import SPLITS, split_file
-from gptpl.data.tokenizers import BytesTokenizer, WordsTokenizer
 from gptpl.errors import InputError
+from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
 
 Make = Callable[..., InstructionDataModule]
 

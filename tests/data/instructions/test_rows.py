@@ -10,8 +10,8 @@ from torch import Tensor
 from gptpl.data.instructions.entries import Entry
 from gptpl.data.instructions.rows import InstructionExamples, Row, collate, make_rows
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.tokenizers import BytesTokenizer, GPT2Tokenizer
 from gptpl.errors import InputError
+from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer
 
 EOT = 50256
 ENTRIES = [

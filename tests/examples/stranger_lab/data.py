@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from gptpl.data.corpora import Corpus
+from gptpl.data.sources import Corpus
 
 
 class CsvColumn(Corpus):

@@ -1,0 +1,352 @@
+"""Models rebuilt from gptpl's checkpoints and other programs' files, with their tokenizer and their past."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptpl.checkpoints.files import checkpoint_file, write_checkpoint
+from gptpl.checkpoints.format import (
+    CLASSIFY,
+    HEADER_KEY,
+    NET_PREFIX,
+    check_classifier_task,
+    check_intact,
+    check_shapes,
+    check_writes_text,
+    checkpoint_header,
+    describe,
+    lineage_of,
+    model_config,
+    net_weights,
+    other_class,
+    read_checkpoint,
+    task_of,
+)
+from gptpl.errors import InputError
+from gptpl.files.plain import check_sharing
+from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel, empty_model
+from gptpl.model.protocol import check_language_model
+from gptpl.tokenizers import GPT2Tokenizer, Tokenizer, tokenizer_from_state
+from gptpl.tokenizers.hugging_face import is_gpt2_vocabulary
+from gptpl.weights.hugging_face import open_classifier
+from gptpl.weights.model_files import ModelFiles, weights_sha256
+from gptpl.weights.starting import PublishedWeights
+from gptpl.weights.transfer import check_memory, check_tensors, load_tensors
+
+Build = Callable[[Mapping[str, Any]], nn.Module]
+"""Builds a model from its description (see `describe`), of a package that the user trusts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A model rebuilt from a file, in evaluation mode, with what is known of its training."""
+
+    path: Path
+    net: nn.Module
+    tokenizer: Tokenizer
+    run_config: dict[str, Any]
+    """The settings that it was trained with; empty where another program trained it."""
+    step: int
+    lineage: dict[str, Any]
+    """See `gptpl.checkpoints.format.lineage_of`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedCheckpoint(_Loaded):
+    """A language model."""
+
+    task: dict[str, Any] = field(default_factory=lambda: task_of({}))
+    """What it was trained for, by its `name`, and what using it needs to know."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """What a model of another class than `GPTModel` was built from; see `describe`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedClassifier(_Loaded):
+    """A classifier."""
+
+    net: GPTClassifier
+    labels: tuple[str, ...]
+    """Names of the classes in the order of the logits."""
+    max_length: int
+    """Tokens that are read of a text."""
+    padded_to: int | None
+    """Tokens that every text must be filled up to, as in training; None: padding changes nothing."""
+
+    @property
+    def pad_id(self) -> int:
+        """The token behind the shorter texts of a batch."""
+        return self.tokenizer.eot_id
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """What a checkpoint says of the task."""
+        return classifier_task(self.net.classifier, self.labels, self.max_length, self.padded_to)
+
+
+def classifier_task(
+    classifier: ClassifierConfig, labels: tuple[str, ...], max_length: int, padded_to: int | None
+) -> dict[str, Any]:
+    """Plain data for checkpoints that says which classifier it is."""
+    return {
+        "name": CLASSIFY,
+        "labels": list(labels),
+        "pooling": classifier.pooling,
+        "head_bias": classifier.head_bias,
+        "max_length": max_length,
+        "padded_to": padded_to,
+    }
+
+
+# --- checkpoints of gptpl -------------------------------------------------------------------------------
+
+
+def load_model(path: Path | str, *, device: str = "cpu", build: Build | None = None) -> LoadedCheckpoint:
+    """Rebuilds model and tokenizer from a checkpoint file, or from a run folder's last checkpoint.
+
+    The class of a model that is no `GPTModel` is never called here: `build` does, if it trusts it. Raises
+    InputError as `read_checkpoint`, for a model of another task, for one of another class without `build`,
+    and where names or shapes of the weights are not the configuration's.
+    """
+    path = checkpoint_file(str(path))
+    checkpoint = read_checkpoint(path)
+    check_intact(path)
+    return model_of(checkpoint, path, device=device, build=build)
+
+
+def model_of(
+    checkpoint: dict[str, Any], path: Path, *, device: str = "cpu", build: Build | None = None
+) -> LoadedCheckpoint:
+    """Model and tokenizer of a checkpoint that was read from `path`. Raises InputError as `load_model`."""
+    header = checkpoint[HEADER_KEY]
+    check_writes_text(header, path)
+    weights = net_weights(checkpoint)
+    other = other_class(header, path)
+    if other is None:
+        config = model_config(header, path)
+        _check_weights(config, weights, path, make=GPTModel)
+        check_memory(config)
+        net: nn.Module = empty_model(config, device=device)
+    else:
+        if build is None:
+            raise InputError(
+                f"checkpoint={path} holds a {other}, whose code runs only if the package is trusted by name:"
+                f" trust=[{other.partition('.')[0]}]"
+            )
+        with torch.random.fork_rng(devices=[]):  # weights are drawn without touching the global generator
+            net = build(header["model"])
+        check_language_model(net)
+        net = net.to(device)
+        check_shapes(net, weights, path)
+    net.load_state_dict(weights)
+    model = {} if other is None else header["model"]
+    return LoadedCheckpoint(net=net.eval(), task=task_of(header), model=model, **_past(checkpoint, path))
+
+
+def load_classifier(path: Path, *, device: str = "cpu") -> LoadedClassifier:
+    """As `load_model`, of a checkpoint file of a classifier."""
+    checkpoint = read_checkpoint(path)
+    check_intact(path)
+    return classifier_of(checkpoint, path, device=device)
+
+
+def classifier_of(checkpoint: dict[str, Any], path: Path, *, device: str = "cpu") -> LoadedClassifier:
+    """Classifier and tokenizer of a checkpoint that was read from `path`."""
+    header = checkpoint[HEADER_KEY]
+    if task_of(header)["name"] != CLASSIFY:
+        raise InputError(
+            f"checkpoint={path} is a language model, no classifier: train one with gptpl train task=classify"
+            f" init=run init.checkpoint={path}"
+        )
+    state = header["task"]
+    check_classifier_task(state, path)
+    weights = net_weights(checkpoint)
+    classifier = ClassifierConfig(
+        n_classes=len(state["labels"]), pooling=state["pooling"], head_bias=state["head_bias"]
+    )
+    config = model_config(header, path)
+    _check_weights(config, weights, path, make=partial(GPTClassifier, classifier=classifier))
+    net = _empty_classifier(config, classifier, device)
+    net.load_state_dict(weights)
+    return LoadedClassifier(
+        net=net.eval(),
+        labels=tuple(state["labels"]),
+        max_length=state["max_length"],
+        padded_to=state["padded_to"],
+        **_past(checkpoint, path),
+    )
+
+
+def _past(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What models of all tasks are loaded with, beside the weights."""
+    header = checkpoint[HEADER_KEY]
+    return {
+        "path": path,
+        "tokenizer": tokenizer_from_state(header["tokenizer"]),
+        "run_config": header["config"],
+        "step": int(checkpoint.get("global_step", 0)),
+        "lineage": lineage_of(checkpoint, path),
+    }
+
+
+def _check_weights(
+    config: GPTConfig,
+    weights: dict[str, torch.Tensor],
+    path: Path,
+    *,
+    make: Callable[[GPTConfig], GPTBackbone],
+) -> None:
+    """As `check_shapes`: no memory is taken, and no more blocks are made than there are weights for."""
+    check_sharing(weights.values(), f"checkpoint={path}")
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    if len(blocks) != config.n_layers:
+        raise InputError(
+            f"checkpoint={path} holds {len(blocks)} blocks, its own configuration wants n_layers="
+            f"{config.n_layers}: the file is not usable, use another checkpoint"
+        )
+    with torch.device("meta"):
+        net = make(config)
+    check_shapes(net, weights, path)
+
+
+def _empty_classifier(config: GPTConfig, classifier: ClassifierConfig, device: str) -> GPTClassifier:
+    with torch.device("meta"):
+        net = GPTClassifier(config, classifier)
+    return net.to_empty(device=device)
+
+
+def write_model(loaded: LoadedCheckpoint, path: Path) -> None:
+    """Writes a model alone, to generate, evaluate and start from, not to resume; its past stays with it."""
+    header = checkpoint_header(describe(loaded.net, loaded.model), loaded.tokenizer, loaded.run_config)
+    weights = {f"{NET_PREFIX}{name}": tensor for name, tensor in loaded.net.state_dict().items()}
+    header["lineage"] = loaded.lineage
+    write_checkpoint({HEADER_KEY: header, "state_dict": weights, "global_step": loaded.step}, path)
+
+
+# --- other programs' files ------------------------------------------------------------------------------
+
+
+def load_foreign(
+    files: ModelFiles,
+    *,
+    config: GPTConfig | None = None,
+    tokenizer: Tokenizer | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    start: Mapping[str, Any] | None = None,
+) -> LoadedCheckpoint:
+    """The model of the files, in that data type; `start` is where they come from, if known.
+
+    `config` and `tokenizer` are for files that say neither. Raises InputError for files that are not whole,
+    and where nobody says which model or tokenizer they have.
+    """
+    if files.config is not None and config is not None:
+        raise InputError(f"{files.path} says itself which model it is: leave model= out")
+    config = files.config or config
+    if config is None:
+        raise InputError(
+            f"{files.path} holds weights, but not which model they are of: convert it once, gptpl weights"
+            f" convert checkpoint={files.path} model=gpt_124m format=gptpl output=FOLDER, and use that FOLDER"
+        )
+    try:
+        check_tensors(config, files.tensors, files.table)
+        tokenizer = _tokenizer_of(files, config, tokenizer)
+        check_memory(config)
+        net = empty_model(config, device=device, dtype=dtype)
+        load_tensors(net, files.tensors, files.table)
+    except InputError as error:
+        fact, _, remedy = str(error).rpartition(": ")
+        if not remedy.startswith("set model."):
+            raise
+        # No setting changes the model of files that describe it, and only model= that of others.
+        described = f"{fact}: restore what describes it, or fetch it anew"
+        raise InputError(described if files.config else str(error).partition(", or init.")[0]) from error
+    return LoadedCheckpoint(net=net.eval(), **_foreign_past(files, tokenizer, start))
+
+
+def load_published(
+    weights: PublishedWeights, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedCheckpoint:
+    """GPT-2 as OpenAI published it, fetched where the cache does not have it."""
+    size = weights.size_for(None)
+    files = weights.open(size)
+    return load_foreign(files, device=device, dtype=dtype, start=weights.origin(size, files))
+
+
+def load_foreign_classifier(path: Path, *, device: str = "cpu") -> LoadedClassifier:
+    """The classifier of a folder that transformers, or an export of ours, wrote; errors as `load_foreign`."""
+    files, labels = open_classifier(path)
+    config = files.config
+    assert config is not None
+    classifier = ClassifierConfig(n_classes=len(labels), head_bias=False)
+    check_tensors(config, files.tensors, files.table, make=partial(GPTClassifier, classifier=classifier))
+    tokenizer = _tokenizer_of(files, config, None)
+    net = _empty_classifier(config, classifier, device)
+    load_tensors(net, files.tensors, files.table)
+    recorded = files.record.get("task")
+    length = recorded.get("max_length") if isinstance(recorded, dict) else None
+    return LoadedClassifier(
+        net=net.eval(),
+        labels=labels,
+        max_length=length if isinstance(length, int) and length > 0 else config.context_length,
+        padded_to=None,
+        **(_foreign_past(files, tokenizer, None) | {"path": path}),
+    )
+
+
+def _foreign_past(files: ModelFiles, tokenizer: Tokenizer, start: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As `_past`: what an export recorded, or else that another program made the files."""
+    lineage = files.record.get("lineage")
+    if lineage is None:
+        found = start or {
+            "init": "file",
+            "path": str(files.path.absolute()),
+            "format": files.table.format,
+            "sha256": weights_sha256(files.path),
+        }
+        lineage = {"step": 0, "tokens_seen": 0, "data": {}, "losses": {}, "start": dict(found)}
+    return {
+        "path": files.path,
+        "tokenizer": tokenizer,
+        "run_config": {},
+        "step": lineage.get("step", 0),
+        "lineage": dict(lineage),
+    }
+
+
+def _tokenizer_of(files: ModelFiles, config: GPTConfig, given: Tokenizer | None) -> Tokenizer:
+    """The tokenizer that the files name, or GPT-2's where nothing speaks against it."""
+    if files.record:
+        if given is not None:
+            raise InputError(f"{files.path} says itself which tokenizer it has: leave tokenizer= out")
+        tokenizer = tokenizer_from_state(files.record["tokenizer"])
+    elif given is not None:
+        tokenizer = given
+    else:
+        tokenizer = GPT2Tokenizer()
+        check_vocabulary(files.path)
+        size = tokenizer.vocab_size
+        padded = -(-size // 128) * 128
+        if not size <= config.vocab_size <= padded:
+            raise InputError(
+                f"{files.path} has {config.vocab_size} tokens, and GPT-2's tokenizer 50257 (padded: up to"
+                f" {padded}): gptpl does not know its tokenizer"
+            )
+    if config.vocab_size < tokenizer.vocab_size:
+        raise InputError(
+            f"{files.path} has {config.vocab_size} tokens, the {tokenizer.name} tokenizer"
+            f" {tokenizer.vocab_size}: give the tokenizer that it was trained with"
+        )
+    return tokenizer
+
+
+def check_vocabulary(path: Path) -> None:
+    """Refuses a model of GPT-2's shape in whose folder the files of another tokenizer are."""
+    folder = path if path.is_dir() else path.parent
+    if is_gpt2_vocabulary(folder) is False:
+        raise InputError(f"{folder} has another tokenizer than GPT-2's: gptpl cannot use its model")

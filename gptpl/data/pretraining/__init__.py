@@ -1,0 +1,1 @@
+"""Plain text as training data: encoding, the cache of token ids, sequences."""

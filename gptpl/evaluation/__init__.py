@@ -1,0 +1,1 @@
+"""Evaluation: losses and scores, answers, text statistics, memorisation, surprisal, loss curves in words."""

@@ -1,0 +1,163 @@
+"""Answers of an instruction-tuned model: prompts made, continued, and judged by their form alone."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gptpl.checkpoints.resume_state import digest
+from gptpl.data.instructions.entries import PlacedRecord
+from gptpl.data.instructions.template import PromptTemplate
+from gptpl.errors import InputError
+from gptpl.files.durable import PartialResults
+from gptpl.generation import Completion, Piece, SamplingRules, complete, stream_text
+from gptpl.generation.sampling import check_seed, is_greedy
+from gptpl.generation.text import Finish
+from gptpl.model.protocol import Cached, cached_form, context_length, device_of
+from gptpl.tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+RESPONSE = "model_response"
+"""What the book calls the answer of the model."""
+WELL_FORMED = "well_formed"
+"""See `Answerer.answer`; the text alone does not show whether the model ended it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model answered, see `Answerer.answer`; `text` has no white space around it, as in the book."""
+
+    text: str
+    well_formed: bool
+    finish: Finish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answerer:
+    """A model, or its form for decoding, with all that it needs to answer as it was tuned to."""
+
+    net: nn.Module | Cached
+    tokenizer: Tokenizer
+    template: PromptTemplate
+    rules: SamplingRules
+    max_new_tokens: int
+
+    def prompt(self, instruction: str, input: str = "", *, place: str = "the prompt") -> str:
+        """What the model is given. Raises InputError for one that leaves no room in the model's context."""
+        text = self.template.prompt(instruction, input)
+        tokens, context = len(self.tokenizer.encode(text)), context_length(self.net)
+        if tokens >= context:
+            raise InputError(
+                f"{place} has {tokens:,} tokens with its template, the model's context_length is {context}:"
+                " shorten instruction or input"
+            )
+        return text
+
+    def stream(self, prompt: str, generator: torch.Generator | None = None) -> Iterator[Piece]:
+        """One answer, piece by piece."""
+        settings: Any = {"rules": self.rules, "max_new_tokens": self.max_new_tokens}
+        return stream_text(self.net, self.tokenizer, [prompt], generator=generator, **settings)
+
+    def answers(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
+        """The answers to several prompts, made together."""
+        settings: Any = {"rules": self.rules, "max_new_tokens": self.max_new_tokens}
+        completions = complete(self.net, self.tokenizer, prompts, generator=generator, **settings)
+        return [self.answer(completion) for completion in completions]
+
+    def answer(self, completion: Completion) -> Answer:
+        """What the model wrote, as an answer.
+
+        It is well-formed where the model ended it by itself, said something, and began no other answer: no
+        line begins with the template's marker.
+        """
+        text = completion.text.strip()
+        marker = self.template.response_marker.strip()
+        again = any(line.lstrip().startswith(marker) for line in text.splitlines())
+        well_formed = completion.finish == "end_of_text" and bool(text) and not again
+        return Answer(text=text, well_formed=well_formed, finish=completion.finish)
+
+
+def answer_generator(seed: int | None, device: torch.device, *numbers: int) -> torch.Generator:
+    """Random numbers of the seed (None: of one from the system) and of these numbers."""
+    if seed is not None:
+        check_seed(seed)
+    # Mixed into 32 bits because torch's CPU generator ignores the upper half of a seed.
+    mixed = np.random.SeedSequence(None if seed is None else (seed, *numbers)).generate_state(1)
+    return torch.Generator(device).manual_seed(int(mixed[0]))
+
+
+def answer_all(
+    answerer: Answerer,
+    records: Sequence[PlacedRecord],
+    *,
+    output: Path,
+    instruction_column: str = "instruction",
+    input_column: str | None = "input",
+    skip_too_long: bool = False,
+    batch_size: int = 8,
+    seed: int | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> list[dict[str, Any]]:
+    """Answers in a JSON file, each with its record: see `InstructionModel.respond_all` in `gptpl.runs`."""
+    asked, prompts, kept = [], [], []
+    for record in records:
+        text = "" if input_column is None else record.text(input_column, may_be_empty=True)
+        question = {"instruction": record.text(instruction_column), "input": text}
+        try:
+            prompts.append(answerer.prompt(question["instruction"], text, place=record.place))
+        except InputError as error:
+            if not skip_too_long:
+                raise InputError(f"{error}, or set too_long=skip") from error
+            log.warning("skipped: %s", error)
+        else:
+            asked.append({**record.fields, **question})
+            kept.append(record)
+    if not prompts:
+        raise InputError(
+            "no record leaves room for an answer: give shorter ones, or a model of longer context"
+        )
+    settings = _settings(answerer, prompts, kept)
+    if not is_greedy(answerer.rules):
+        settings |= {"seed": seed, "batch_size": batch_size}
+    results = PartialResults(output, settings)
+    done = len(results.values)
+    if done:
+        log.info("%d of %d answers are in %s: resuming", done, len(prompts), results.path)
+    rows = min(batch_size, len(prompts))
+    many = dataclasses.replace(answerer, net=cached_form(answerer.net, rows=rows) or answerer.net)
+    # In whole batches, as they were made: what is drawn depends on the place in the batch.
+    for first in progress(range(done, len(prompts), batch_size)):
+        batch = slice(first, first + batch_size)
+        answers = many.answers(prompts[batch], answer_generator(seed, device_of(answerer.net), first))
+        results.add(
+            [
+                {**record, RESPONSE: answer.text, WELL_FORMED: answer.well_formed}
+                for record, answer in zip(asked[batch], answers, strict=True)
+            ]
+        )
+    results.finish()
+    return list(results.values)
+
+
+def _settings(answerer: Answerer, prompts: Sequence[str], records: Sequence[PlacedRecord]) -> dict[str, Any]:
+    """What the answers, and what stands beside them, depend on."""
+    net, rules = answerer.net, answerer.rules
+    net = net if isinstance(net, nn.Module) else net.model
+    asked = [list(prompts), [dict(record.fields) for record in records]]
+    return {
+        "model": digest(net.state_dict())[:16],
+        "file": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+        "template": answerer.template.state(),
+        "max_new_tokens": answerer.max_new_tokens,
+        "precision": "32-true" if next(net.parameters()).dtype == torch.float32 else "bf16-true",
+        "sampling": {"temperature": rules.temperature} | rules.changes,
+    }

@@ -1,0 +1,249 @@
+"""Checkpoints that anybody may have made: every wrong entry ends in one line, and takes no memory or time."""
+
+import copy
+import random
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptpl.checkpoints.files import CheckpointFolder, write_checkpoint
+from gptpl.checkpoints.format import (
+    HEADER_KEY,
+    check_intact,
+    check_resumable,
+    checkpoint_header,
+    read_checkpoint,
+)
+from gptpl.checkpoints.loading import classifier_task, load_classifier, load_model
+from gptpl.checkpoints.resume_state import RESUME_KEY
+from gptpl.errors import InputError
+from gptpl.files.durable import record_file
+from gptpl.generation import SamplingRules, complete
+from gptpl.model import ClassifierConfig, GPTClassifier
+from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
+
+LORA = {"name": "lora", "rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["qkv"]}
+TRAINING = {"world_size": 1, "total_steps": 9, "lr_ceiling": None}
+
+
+@pytest.fixture
+def checkpoint(pretraining) -> Callable[[str], dict[str, Any]]:
+    """What `gptpl train` writes: of a "model", of one "tuned" by LoRA, or of a "classifier"."""
+
+    def make(kind: str = "model") -> dict[str, Any]:
+        words = WordsTokenizer(["a", "b", "<|endoftext|>", "<|unk|>"])
+        tokenizer = words if kind == "model" else BytesTokenizer()
+        net = pretraining.net(vocab_size=tokenizer.vocab_size, tie_weights=kind == "model")
+        config = {"seed": 1, "data": {"corpus": {"_target_": "a.B", "path": "x"}, "train_ratio": 0.9}}
+        header = checkpoint_header(net.config, tokenizer, config)
+        header |= {"tokens_seen": 8, "data_sha256": "0" * 64, "global_batch": 4, **TRAINING}
+        if kind == "classifier":
+            classifier = ClassifierConfig(n_classes=2)
+            net = GPTClassifier.on(net, classifier)
+            header["task"] = classifier_task(classifier, ("ham", "spam"), 16, None)
+        weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+        if kind == "tuned":
+            header |= {"tune": dict(LORA), "task": {"name": "pretrain"}}
+            weights["net.blocks.0.attn.qkv.lora_A"] = torch.zeros(2, 16)
+            weights["net.blocks.0.attn.qkv.lora_B"] = torch.zeros(48, 2)
+            header["lineage"] = {"step": 1, "tokens_seen": 1, "data": {}, "losses": {}, "start": {}}
+        made = {"global_step": 7, "state_dict": weights, HEADER_KEY: header}
+        return made | {RESUME_KEY: {"step": 7}, "optimizer_states": []}
+
+    return make
+
+
+def use(path: Path) -> None:
+    """All that the commands do with a checkpoint."""
+    read = read_checkpoint(path)
+    check_resumable(read, path)
+    if read[HEADER_KEY].get("task", {}).get("name") == "classify":
+        load_classifier(path)
+        return
+    loaded = load_model(path)
+    complete(loaded.net, loaded.tokenizer, ["a b"], rules=SamplingRules(), max_new_tokens=2)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield (*path, key)
+            yield from places(item, (*path, key))
+
+
+VALUES: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2,
+        17,
+        10**9,
+        10**18,
+        10**30,
+        1.5,
+        float("nan"),
+        float("inf"),
+        "",
+        "lora",
+        "classify",
+    ),
+    *("../x", "x" * 10_000, [], [1], ["a"], {}, {"a": 1}, {1: 2}, {"name": "words"}, {"name": None}),
+)
+
+
+@pytest.mark.parametrize("kind", ["model", "tuned", "classifier"])
+def test_a_hundred_wrong_entries_end_in_one_line_each(kind, checkpoint, tmp_path):
+    draw = random.Random(18)
+    path = tmp_path / "a.ckpt"
+    good = checkpoint(kind)
+    torch.save(good, path)
+    use(path)
+    everywhere = list(places(good))
+    refused = 0
+    for _ in range(35):
+        changed = copy.copy(good)
+        place = draw.choice(everywhere)
+        holder: Any = changed
+        for key in place[:-1]:
+            holder[key] = copy.copy(holder[key])
+            holder = holder[key]
+        if draw.random() < 0.2:
+            del holder[place[-1]]
+        else:
+            holder[place[-1]] = draw.choice((*VALUES, torch.zeros(2), torch.zeros(2, dtype=torch.int64)))
+        torch.save(changed, path)
+        begun = time.monotonic()
+        said = None
+        try:
+            use(path)
+        except InputError as error:
+            said = str(error)
+        refused += said is not None
+        assert "\n" not in (said or ""), place
+        assert time.monotonic() - begun < 20, place
+    assert refused > 20
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_model(path)
+    return str(caught.value)
+
+
+def test_more_blocks_than_the_file_has(checkpoint, tmp_path):
+    path = tmp_path / "a.ckpt"
+    for layers, words in ((3_000_000, "n_layers=3000000 is too many"), (9_999, "holds 2 blocks, its own")):
+        made = checkpoint()
+        made[HEADER_KEY]["model"]["n_layers"] = layers
+        torch.save(made, path)
+        begun = time.monotonic()
+        assert words in refusal(path)
+        assert time.monotonic() - begun < 2
+
+
+def test_weights_that_claim_more_numbers_than_the_file_holds(checkpoint, tmp_path):
+    """A trillion numbers that are all the same one; and one matrix for every block."""
+    path = tmp_path / "a.ckpt"
+    made = checkpoint()
+    made[HEADER_KEY]["model"]["vocab_size"] = 10**10
+    made["state_dict"] |= dict.fromkeys(
+        ("net.tok_emb.weight", "net.out_head.weight"), torch.zeros(1).expand(10**10, 16)
+    )
+    torch.save(made, path)
+    assert "holds a tensor that claims to be (10000000000, 16) and is not" in refusal(path)
+    made = checkpoint()
+    del made["state_dict"]["net.out_head.weight"]
+    shared = {name: tensor for name, tensor in made["state_dict"].items() if ".blocks.0." in name}
+    made[HEADER_KEY]["model"]["n_layers"] = 40
+    for block in range(40):
+        made["state_dict"] |= {name.replace(".0.", f".{block}."): t for name, t in shared.items()}
+    torch.save(made, path)
+    assert "holds weights that are one another's numbers" in refusal(path)
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(4, 16, device="meta"), torch.zeros(4, 16).to_sparse()])
+def test_tensors_without_numbers(checkpoint, tmp_path, tensor):
+    made = checkpoint()
+    made["state_dict"]["net.tok_emb.weight"] = tensor
+    torch.save(made, tmp_path / "a.ckpt")
+    assert "holds a tensor that claims to be (4, 16) and is not" in refusal(tmp_path / "a.ckpt")
+
+
+def test_low_rank_matrices_whose_product_would_fill_the_memory(checkpoint, tmp_path):
+    made = checkpoint("tuned")
+    made["state_dict"]["net.blocks.0.attn.qkv.lora_A"] = torch.zeros(2, 10**6)
+    made["state_dict"]["net.blocks.0.attn.qkv.lora_B"] = torch.zeros(10**6, 2)
+    torch.save(made, tmp_path / "a.ckpt")
+    assert "is of another shape than its low-rank matrices" in refusal(tmp_path / "a.ckpt")
+
+
+def test_a_file_that_is_packed(checkpoint, tmp_path):
+    """A packed pickle of a few MB may be of as many GB."""
+    path, packed = tmp_path / "a.ckpt", tmp_path / "packed.ckpt"
+    torch.save(checkpoint(), path)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in stored.infolist():
+            archive.writestr(part.filename, stored.read(part))
+    assert "is packed otherwise than torch.save packs" in refusal(packed)
+
+
+# --- what is named instead, and the SHA-256 beside a file -------------------------------------------------
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path) -> Path:
+    """A run's checkpoints: a best one, steps 1 and 2, and a link to the newest."""
+    there = tmp_path / "checkpoints"
+    write_checkpoint(checkpoint(), there / "best.ckpt")
+    for step in (1, 2):
+        write_checkpoint(checkpoint(), there / f"step-{step:08d}.ckpt")
+    CheckpointFolder(there, keep=2).settle(2)
+    return there
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def test_beside_a_damaged_checkpoint_a_whole_one_is_named(folder):
+    last = folder / "last.ckpt"
+    cut(last)
+    assert refusal(last).endswith(f": use {folder / 'best.ckpt'}, which is whole")
+    with pytest.raises(InputError, match=r"best\.ckpt, which is whole$"):
+        check_intact(last)
+    cut(folder / "best.ckpt")
+    assert refusal(last).endswith(f": use {folder / 'step-00000001.ckpt'}, which is whole")
+    cut(folder / "step-00000001.ckpt")
+    assert refusal(last).endswith(": use another one")
+
+
+def test_a_run_whose_steps_are_all_damaged_may_begin_anew_from_its_best(folder):
+    for step in (1, 2):
+        cut(folder / f"step-{step:08d}.ckpt")
+    with pytest.raises(InputError, match=r"start a new run from init=run init\.checkpoint=.*best\.ckpt$"):
+        CheckpointFolder(folder, keep=2).newest_good()
+
+
+@pytest.mark.parametrize("record", [b"", b"\x00\xff\x00", b"not a hash\n", b"0" * 63, b"\n" * 100_000, None])
+def test_a_record_of_the_hash_that_is_none(folder, record):
+    """It says nothing of the checkpoint, and that is what is said."""
+    path = folder / "best.ckpt"
+    if record is None:
+        record_file(path).unlink()
+        record_file(path).mkdir()
+    else:
+        record_file(path).write_bytes(record)
+    with pytest.raises(InputError, match=r"best\.ckpt cannot be checked \(best\.ckpt\.sha256 beside it"):
+        check_intact(path)
+    shutil.rmtree(record_file(path), ignore_errors=True)
+    record_file(path).unlink(missing_ok=True)
+    check_intact(path)
