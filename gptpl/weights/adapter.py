@@ -16,6 +16,7 @@ from gptpl.model.gpt import EXPANSION
 from gptpl.model.lora import TARGETS, is_low_rank
 from gptpl.weights.hugging_face import bias_as_shift, table, write_tensors
 from gptpl.weights.model_files import DTYPES, read_json, required, safetensors_of, write_json
+from gptpl.weights.transfer import check_is_gpt2
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def write_adapter(adapter: Adapter, config: GPTConfig, folder: Path, *, base: st
 
     PEFT opens them on the base model that gptpl exported as `hf`; `base` is what is said there of it.
     """
+    check_is_gpt2(config, "format=adapter")
     names, for_peft = _names(config), _for_peft(adapter)
     held = {names[name]: tensor for name, tensor in adapter.tensors.items()} | for_peft
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in held.items()}
@@ -121,6 +123,7 @@ def read_adapter(folder: Path, config: GPTConfig) -> Adapter:
 
     Raises InputError for files that are not whole, another kind of adapter, and tensors that do not fit.
     """
+    check_is_gpt2(config, str(folder))
     path = folder / _CONFIG_FILE
     said = read_json(path)
     for fixed, value in _FIXED.items():

@@ -10,6 +10,8 @@ HEAD = "out_head.weight"
 TOKENS = "tok_emb.weight"
 POSITIONS = "pos_emb.weight"
 QKV_BIAS = "attn.qkv.bias"
+OWN = "gptpl"
+"""The name of gptpl's own format, which holds every model."""
 
 
 class Layout(Enum):

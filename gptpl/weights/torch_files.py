@@ -19,7 +19,7 @@ from gptpl.weights.model_files import (
     state_dict_source,
     writing,
 )
-from gptpl.weights.tables import HEAD, POSITIONS, TOKENS, Head, Layout, Row, Table, both, gpt2_rows
+from gptpl.weights.tables import HEAD, OWN, POSITIONS, TOKENS, Head, Layout, Row, Table, both, gpt2_rows
 from gptpl.weights.transfer import export_tensors
 
 BOOK_FILE = "model.pth"
@@ -72,12 +72,12 @@ NANOGPT = Table(
     bias_free=True,
 )
 OURS = Table(
-    format="gptpl",
+    format=OWN,
     rows=tuple(Row(row.ours, (row.ours,)) for row in BOOK.rows),
     head=Head.ALWAYS,
     qkv_bias=False,
 )
-"""`GPTModel.state_dict()` itself."""
+"""`GPTModel.state_dict()` itself; a row may name a parameter that only some models have."""
 
 
 def write_book(net: GPTModel, folder: Path, *, eot_id: int) -> None:

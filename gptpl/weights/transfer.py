@@ -5,7 +5,7 @@ Every tensor of both sides is used once, or an error names it.
 
 # C context, V vocabulary
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -16,7 +16,7 @@ from gptpl.errors import InputError
 from gptpl.model import GPTBackbone, GPTConfig, GPTModel
 from gptpl.text import setting_text
 from gptpl.weights.model_files import DTYPES, TensorSource
-from gptpl.weights.tables import HEAD, POSITIONS, QKV_BIAS, TOKENS, Head, Row, Table, of_blocks
+from gptpl.weights.tables import HEAD, OWN, POSITIONS, QKV_BIAS, TOKENS, Head, Row, Table, of_blocks
 
 _NAMED = 3
 """How many tensors a message names."""
@@ -33,6 +33,21 @@ class Crop:
 
 
 # -------------------------------------------------------------------- before anything is fetched or loaded
+
+_GPT2: Mapping[str, object] = {"position": "learned", "norm": "layernorm", "feed_forward": "gelu"}
+"""What every GPT-2 has, and so every format but gptpl's own."""
+
+
+def check_is_gpt2(config: GPTConfig, name: str) -> None:
+    """Raise InputError, naming the setting, for a model that GPT-2's formats have no place for.
+
+    All formats but gptpl's own are checked here, written or read; `name` is the format or file.
+    """
+    for field, value in _GPT2.items():
+        if (got := getattr(config, field, value)) != value:
+            raise InputError(
+                f"{name} holds GPT-2 models, which have model.{field}={value}, got {got}: use format=gptpl"
+            )
 
 
 def check_fits(
@@ -107,6 +122,8 @@ class _Plan:
     """Which row does what, checked by names, shapes and types, before any number is read."""
 
     def __init__(self, net: GPTBackbone, source: TensorSource, table: Table, crop: Crop) -> None:
+        if table.format != OWN:
+            check_is_gpt2(net.config, source.where)
         names, n_layers = source.shapes.keys(), net.config.n_layers
         self.parameters = dict(net.named_parameters())  # a tied head comes once, as the token embedding
         self.rows: list[Row] = []
@@ -257,6 +274,7 @@ def export_tensors(net: GPTBackbone, table: Table, *, dtype: torch.dtype | None 
 
     Raises InputError for a model that the format cannot hold.
     """
+    check_is_gpt2(net.config, f"format={table.format}")
     if table.head in (Head.NEVER, Head.TWIN) and not net.config.tie_weights:
         raise InputError(
             f"format={table.format} has {table.head.value}, and this model's is untied"
