@@ -56,6 +56,8 @@ def test_the_wheel_holds_the_package_its_configs_and_its_text(wheel):
     assert "train.yaml" in configs
     assert {f"gptpl/_conf/{config}" for config in configs} <= names
     assert {"gptpl/py.typed", "gptpl/data/texts/tale.txt"} <= names
+    vocabulary = ("vocab.bpe", "LICENSE", "README.md")
+    assert {f"gptpl/tokenizers/gpt2_vocabulary/{name}" for name in vocabulary} <= names
 
 
 def test_the_wheel_holds_nothing_else(wheel):

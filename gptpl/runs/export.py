@@ -154,8 +154,8 @@ def _write_model(
     if format == "hf":
         write_tokenizer(tokenizer, folder, context_length=net.config.context_length)
     if format == "openai-tf" and isinstance(tokenizer, GPT2Tokenizer):
-        for file, path in vocabulary_files().items():
-            shutil.copyfile(path, folder / file)
+        for file, content in vocabulary_files().items():
+            (folder / file).write_bytes(content)
     if verify:
         before = prompt_logits(net)
         kind, device = next(net.parameters()).dtype, str(net.device)

@@ -1,4 +1,4 @@
-"""Tokenizers: GPT-2's byte-pair encoding, the book's words, plain bytes. Importing them loads no tiktoken."""
+"""Tokenizers: GPT-2's byte-pair encoding, the book's words, plain bytes. Importing this loads no tiktoken."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,14 +24,12 @@ _KINDS: dict[str, type[Tokenizer]] = {
 
 
 def tokenizer_from_state(state: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer whose `state()` this is.
+    """The tokenizer that a `state()` describes.
 
-    Raises InputError when the name is unknown, when something is missing, or when the rebuilt vocabulary has
-    another size or hash than the stored one.
+    Raises InputError for an unknown name, a missing value, and a vocabulary of another size or hash.
     """
-    missing = [key for key in ("name", "vocab_size", "sha256") if key not in state]
-    if missing:
-        raise InputError(f"the stored tokenizer lacks {', '.join(missing)}: use a checkpoint of gptpl")
+    if missing := {"name", "vocab_size", "sha256"} - state.keys():
+        raise InputError(f"the stored tokenizer lacks {min(missing)}: use a checkpoint of gptpl")
     name = state["name"]
     if not isinstance(name, str) or name not in _KINDS:
         raise InputError(f"the stored tokenizer {name!r} is unknown: this gptpl has {', '.join(_KINDS)}")
@@ -39,7 +37,7 @@ def tokenizer_from_state(state: Mapping[str, Any]) -> Tokenizer:
     for key, value in tokenizer.state().items():
         if type(state[key]) is not type(value) or state[key] != value:
             raise InputError(
-                f"the stored tokenizer {name!r} has {key} {state[key]!r}, its vocabulary gives {value!r}: "
-                "the checkpoint is damaged or was changed; use the original file"
+                f"the stored tokenizer {name!r} has {key} {state[key]!r}, its vocabulary gives {value!r}:"
+                " the checkpoint is damaged or was changed, use the original file"
             )
     return tokenizer

@@ -1,8 +1,9 @@
-"""What every tokenizer promises, text to token ids and back; and the smallest, one token a byte."""
+"""The interface of tokenizers, from text to token ids and back, and the simplest of them: bytes."""
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -54,16 +55,16 @@ class Tokenizer(ABC):
         """A tokenizer with a vocabulary: this one, unless its kind learns the vocabulary from the texts."""
         return self
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Hash of the vocabulary: every token in the order of the ids, each preceded by its length."""
+        """Hash of every token in the order of the ids, each preceded by its length."""
         digest = hashlib.sha256()
         for token in self.vocabulary_bytes():
             digest.update(len(token).to_bytes(4, "little") + token)
         return digest.hexdigest()
 
     def state(self) -> dict[str, Any]:
-        """Plain values that identify the tokenizer, enough for `tokenizer_from_state` to rebuild it."""
+        """Plain values from which `tokenizer_from_state` rebuilds the tokenizer."""
         return {"name": self.name, "vocab_size": self.vocab_size, "sha256": self.sha256}
 
     @classmethod
@@ -111,7 +112,7 @@ class BytesTokenizer(Tokenizer):
         return np.concatenate(pieces, dtype=np.uint32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the bytes; what is not UTF-8 becomes U+FFFD."""
+        """Text of the bytes; invalid UTF-8 becomes U+FFFD."""
         return b"".join([_BYTE_TOKENS[token_id] for token_id in self.known_ids(ids)]).decode(errors="replace")
 
     def vocabulary_bytes(self) -> Iterable[bytes]:

@@ -1,4 +1,7 @@
-"""A tokenizer as the files that Hugging Face's `AutoTokenizer` reads, and whether such files are GPT-2's."""
+"""Tokenizers as the files that Hugging Face's `AutoTokenizer` reads, and whether such files are GPT-2's.
+
+The files are plain JSON: the `tokenizers` package, which could write them, is needed for nothing else.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,52 +10,40 @@ from typing import Any
 
 from gptpl.errors import InputError
 from gptpl.tokenizers.base import END_OF_TEXT, BytesTokenizer, Tokenizer
-from gptpl.tokenizers.gpt2 import GPT2Tokenizer, vocabulary_files
+from gptpl.tokenizers.gpt2 import GPT2Tokenizer, byte_characters, token_ids, vocabulary_files
 from gptpl.tokenizers.words import UNKNOWN, WordsTokenizer
 
 
-def byte_characters() -> list[str]:
-    """The character that GPT-2's files write for each byte 0 .. 255.
-
-    A printable byte of Latin-1 is itself; the others are U+0100 and the characters after it, in order
-    (Radford et al. 2019, `encoder.py` of the released code).
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) -> None:
-    """`tokenizer.json` and `tokenizer_config.json`; GPT-2's older pair of files beside them.
+    """Write `tokenizer.json` and `tokenizer_config.json`; of GPT-2 also the older `vocab.json`, `merges.txt`.
 
-    Raises InputError for a tokenizer that these files have no form for.
+    Raises InputError for a class of tokenizer that these files cannot express.
     """
+    kind, unknown = "PreTrainedTokenizerFast", END_OF_TEXT
     if isinstance(tokenizer, GPT2Tokenizer):
+        kind = "GPT2Tokenizer"
         files = vocabulary_files()
-        vocabulary = files["encoder.json"].read_text(encoding="utf-8")
-        merges = files["vocab.bpe"].read_text(encoding="utf-8")
-        (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
-        (folder / "merges.txt").write_text(merges, encoding="utf-8")
-        pairs = [line for line in merges.split("\n")[1:] if line]
-        content = _byte_level(json.loads(vocabulary), pairs, tokenizer.eot_id, cuts_words=True)
+        (folder / "vocab.json").write_bytes(files["encoder.json"])
+        (folder / "merges.txt").write_bytes(files["vocab.bpe"])
+        content = _byte_level(token_ids(), files["vocab.bpe"].decode().splitlines()[1:], cuts_words=True)
     elif isinstance(tokenizer, BytesTokenizer):
-        ids = {character: byte for byte, character in enumerate(byte_characters())}
-        content = _byte_level(ids | {END_OF_TEXT: tokenizer.eot_id}, [], tokenizer.eot_id, cuts_words=False)
+        characters = [*byte_characters(), END_OF_TEXT]
+        content = _byte_level({each: number for number, each in enumerate(characters)}, [], cuts_words=False)
     elif isinstance(tokenizer, WordsTokenizer):
-        content = _words(tokenizer)
+        unknown = UNKNOWN
+        content = _words({word: number for number, word in enumerate(tokenizer.vocabulary)})
     else:
         raise InputError(
-            f"tokenizer={tokenizer.name} has no form in Hugging Face's files: use another format"
+            f"Hugging Face's files cannot hold tokenizer={tokenizer.name}: convert to another format"
         )
-    gpt2, words = isinstance(tokenizer, GPT2Tokenizer), isinstance(tokenizer, WordsTokenizer)
     config = {
-        "tokenizer_class": "GPT2Tokenizer" if gpt2 else "PreTrainedTokenizerFast",
+        "tokenizer_class": kind,
         "model_max_length": context_length,
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
-        "unk_token": UNKNOWN if words else END_OF_TEXT,
+        "unk_token": unknown,
     }
     for name, value in (("tokenizer.json", content), ("tokenizer_config.json", config)):
         text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
@@ -60,51 +51,39 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
 
 
 def is_gpt2_vocabulary(folder: Path) -> bool | None:
-    """Whether the tokenizer files of a folder hold GPT-2's vocabulary; None: there are none."""
-    if (folder / "vocab.json").is_file():
-        ids = _json(folder / "vocab.json")
-    elif (folder / "tokenizer.json").is_file():
-        content = _json(folder / "tokenizer.json")
-        try:
-            ids = dict(content["model"]["vocab"])
-            ids |= {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        except (LookupError, TypeError, ValueError):  # of another kind than byte-pair encoding
-            return False
-    else:
+    """Whether the tokenizer files of a folder hold GPT-2's vocabulary; None: it has no such files."""
+    paths = [folder / name for name in ("vocab.json", "tokenizer.json") if (folder / name).is_file()]
+    if not paths:
         return None
-    characters = byte_characters()
-    tokenizer = GPT2Tokenizer()
-    ours = {
-        "".join(characters[byte] for byte in token): number
-        for number, token in enumerate(tokenizer.vocabulary_bytes())
-        if number != tokenizer.eot_id
-    }
-    return ids == ours | {END_OF_TEXT: tokenizer.eot_id}
+    path = paths[0]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a JSON file ({error}): download it again") from error
+    if path.name == "tokenizer.json":
+        try:
+            added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+            content = {**content["model"]["vocab"], **added}
+        except (LookupError, TypeError, ValueError, AttributeError):  # not byte-pair encoding
+            return False
+    return bool(content == token_ids())
 
 
-def _byte_level(
-    vocabulary: Mapping[str, int], merges: list[str], eot_id: int, *, cuts_words: bool
-) -> dict[str, Any]:
+def _byte_level(vocabulary: Mapping[str, int], merges: list[str], *, cuts_words: bool) -> dict[str, Any]:
     """Byte-pair encoding; `cuts_words`: after the text has been cut by GPT-2's regular expression."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": cuts_words}
-    return {
-        **_frame({END_OF_TEXT: eot_id}),
-        "pre_tokenizer": level,
-        "decoder": level,
-        "model": {
-            "type": "BPE",
-            **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
-            **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
-            "vocab": dict(vocabulary),
-            "merges": merges,
-        },
+    model = {
+        "type": "BPE",
+        **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
+        **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
+        "vocab": vocabulary,
+        "merges": merges,
     }
+    return _file(model, [END_OF_TEXT], pre_tokenizer=level, decoder=level)
 
 
-def _words(tokenizer: WordsTokenizer) -> dict[str, Any]:
-    """White space taken away, then punctuation cut off, each piece looked up."""
-    ids = {word: number for number, word in enumerate(tokenizer.vocabulary)}
-    special = {word: ids[word] for word in (END_OF_TEXT, UNKNOWN)}
+def _words(vocabulary: Mapping[str, int]) -> dict[str, Any]:
+    """White space removed, then punctuation cut off, each piece looked up."""
     cuts = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
         for pattern, behavior in ((r"\s+", "Removed"), (r"""[,.:;?_!"()']|--""", "Isolated"))
@@ -114,29 +93,17 @@ def _words(tokenizer: WordsTokenizer) -> dict[str, Any]:
     joined = [
         {"type": "Replace", "pattern": {"String": f" {mark}"}, "content": mark} for mark in ",.:;?!\"()'"
     ]
-    return {
-        **_frame(special),
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts},
-        "decoder": {"type": "Sequence", "decoders": [spaced, *joined]},
-        "model": {"type": "WordLevel", "vocab": ids, "unk_token": UNKNOWN},
-    }
+    return _file(
+        {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
+        [END_OF_TEXT, UNKNOWN],
+        pre_tokenizer={"type": "Sequence", "pretokenizers": cuts},
+        decoder={"type": "Sequence", "decoders": [spaced, *joined]},
+    )
 
 
-def _frame(special: Mapping[str, int]) -> dict[str, Any]:
+def _file(model: Mapping[str, Any], special: list[str], **parts: Any) -> dict[str, Any]:
+    """A whole `tokenizer.json`."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": number, "content": word, **flags} for word, number in special.items()],
-        "normalizer": None,
-        "post_processor": None,
-    }
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no vocabulary in JSON ({error}): fetch it anew") from error
-    return content if isinstance(content, dict) else {}
+    added = [{"id": model["vocab"][word], "content": word, **flags} for word in special]
+    empty = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
+    return {"version": "1.0", "added_tokens": added, **empty, **parts, "model": model}

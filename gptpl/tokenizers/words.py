@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,62 +17,51 @@ _SPLIT = re.compile(r"""(<\|endoftext\|>|<\|unk\|>|[,.:;?_!"()']|--|\s)""")
 _SPACE_BEFORE_PUNCTUATION = re.compile(r"""\s+([,.:;?!"()'])""")
 
 
-def split_words(text: str) -> list[str]:
-    """Words and punctuation marks of the text, without white space."""
-    return [word for piece in _SPLIT.split(text) if (word := piece.strip())]
-
-
 class WordsTokenizer(Tokenizer):
     """Splits at white space, punctuation and `--`; a word outside the vocabulary becomes `<|unk|>`.
 
     Not lossless: decoding puts one space between words and none before punctuation. `vocabulary` holds the
-    tokens in the order of their ids, `<|endoftext|>` and `<|unk|>` among them, each once; None: not fitted
-    yet, and everything but `fitted_to` raises InputError.
+    tokens in the order of their ids, `<|endoftext|>` and `<|unk|>` among them, each once. None: not fitted
+    yet; everything but `fitted_to` raises InputError.
     """
 
     name: ClassVar[str] = "words"
 
     def __init__(self, vocabulary: Sequence[str] | None = None) -> None:
-        self._words = None if vocabulary is None else _checked(vocabulary)
-        self._ids = {word: word_id for word_id, word in enumerate(self._words or ())}
+        self._words = () if vocabulary is None else _checked(vocabulary)
+        self._ids = {word: number for number, word in enumerate(self._words)}
 
     def fitted_to(self, texts: Iterable[str]) -> "WordsTokenizer":
         """A tokenizer of the sorted words of the texts; this one where it has a vocabulary already."""
-        if self._words is not None:
+        if self._words:
             return self
-        words = {word for text in texts for word in split_words(text)}
+        words = {word for text in texts for word in _split(text)}
         return WordsTokenizer([*sorted(words.difference(_SPECIAL)), *_SPECIAL])
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """The tokens in the order of their ids."""
-        if self._words is None:
-            raise InputError("tokenizer=words has no vocabulary yet: fit it to a text first (fitted_to)")
-        return self._words
+        return tuple(self._fitted_ids)
 
     @property
     def vocab_size(self) -> int:
         """Number of words, punctuation marks and special tokens."""
-        return len(self.vocabulary)
+        return len(self._fitted_ids)
 
-    @cached_property
+    @property
     def eot_id(self) -> int:
         """Id of `<|endoftext|>`: the last but one after fitting."""
-        return self.vocabulary.index(END_OF_TEXT)
-
-    @cached_property
-    def _unknown_id(self) -> int:
-        return self.vocabulary.index(UNKNOWN)
+        return self._fitted_ids[END_OF_TEXT]
 
     def encode(self, text: str) -> TokenIds:
         """One id a word or punctuation mark."""
-        unknown = self._unknown_id
-        return np.array([self._ids.get(word, unknown) for word in split_words(text)], dtype=np.uint32)
+        ids = self._fitted_ids
+        unknown = ids[UNKNOWN]
+        return np.array([ids.get(word, unknown) for word in _split(text)], dtype=np.uint32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The words with one space between them and none before punctuation."""
-        words = self.vocabulary
-        text = " ".join([words[token_id] for token_id in self.known_ids(ids)])
+        text = " ".join([self._words[token_id] for token_id in self.known_ids(ids)])
         return _SPACE_BEFORE_PUNCTUATION.sub(r"\1", text)
 
     def vocabulary_bytes(self) -> Iterable[bytes]:
@@ -81,7 +69,7 @@ class WordsTokenizer(Tokenizer):
         return (word.encode("utf-8", "surrogatepass") for word in self.vocabulary)
 
     def state(self) -> dict[str, Any]:
-        """Identity and the vocabulary itself: no other place holds it."""
+        """Identity and the vocabulary itself, which is stored nowhere else."""
         return super().state() | {"vocabulary": list(self.vocabulary)}
 
     @classmethod
@@ -92,11 +80,22 @@ class WordsTokenizer(Tokenizer):
             raise InputError("the stored tokenizer 'words' has no vocabulary: the checkpoint is damaged")
         return cls(vocabulary)
 
+    @property
+    def _fitted_ids(self) -> Mapping[str, int]:
+        if not self._ids:
+            raise InputError("tokenizer=words has no vocabulary yet: fit it to a text first (fitted_to)")
+        return self._ids
+
+
+def _split(text: str) -> list[str]:
+    """Words and punctuation marks, without white space."""
+    return [word for piece in _SPLIT.split(text) if (word := piece.strip())]
+
 
 def _checked(vocabulary: Sequence[str]) -> tuple[str, ...]:
     words = tuple(vocabulary)
     if isinstance(vocabulary, str) or not all(isinstance(word, str) for word in words):
-        raise InputError("the vocabulary of tokenizer=words is no list of words: give strings, one a token")
+        raise InputError("the vocabulary of tokenizer=words must be a list of strings, one a token")
     if len(set(words)) != len(words):
         twice = next(word for word in words if words.count(word) > 1)
         raise InputError(f"the vocabulary of tokenizer=words holds {twice!r} twice: give each word once")

