@@ -3,8 +3,8 @@
 `score("responses.json", judge=JudgeModel(model="llama3")).lines()` is the table of `gptpl judge`.
 """
 
-from gptpl.judging.judge import JudgeModel, NoJudge
-from gptpl.judging.measures import Mean, ReferenceScores
+from gptpl.judging.measures import Mean
 from gptpl.judging.results import Comparison, Scores, compare, score
+from gptpl.judging.settings import JudgeModel, NoJudge
 
-__all__ = ["Comparison", "JudgeModel", "Mean", "NoJudge", "ReferenceScores", "Scores", "compare", "score"]
+__all__ = ["Comparison", "JudgeModel", "Mean", "NoJudge", "Scores", "compare", "score"]

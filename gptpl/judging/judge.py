@@ -1,46 +1,26 @@
-"""A judge model: what it is asked and how often, on which server, and what it has answered already."""
+"""A judge model at work: its questions, its replies, and the file that keeps them."""
 
 import hashlib
 import json
 import logging
-import math
 import os
-import queue
 import random
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-from gptpl.errors import InputError
-from gptpl.files.template import SafeTemplate
-from gptpl.judging.client import (
-    PROTOCOLS,
-    JudgeClient,
-    Message,
-    Options,
-    UnreadableReplyError,
-    api_key,
-    checked_address,
-)
-from gptpl.judging.prompts import (
-    COMPARISON_FIELDS,
-    COMPARISON_PROMPT,
-    COMPARISON_REMINDER,
-    FIRST,
-    PROMPT,
-    REMINDER,
-    RUBRIC,
-    SCORE_FIELDS,
-    TIE,
-    asked_again,
-    conversation,
-    parse_score,
-    parse_winner,
-)
-from gptpl.judging.responses import Entry, Pair
+from gptpl.files.durable import append_durably
+from gptpl.judging.client import JudgeClient, Message, UnreadableReplyError
+from gptpl.judging.prompts import FIRST, TIE, parse_score, parse_winner
+from gptpl.judging.responses import Answer
+from gptpl.judging.settings import JudgeModel, NoJudge
+from gptpl.text import count_text
+
+__all__ = ["JudgeModel", "NoJudge"]  # under the names that conf/judge/ gives them
 
 log = logging.getLogger(__name__)
 
@@ -52,178 +32,54 @@ WIN, LOSS, DRAW = "win", "loss", "tie"
 """Of the first model."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoJudge:
-    """The scores against the references alone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeModel:
-    """A model behind an HTTP server, and its prompts; checked when it is made.
-
-    Attributes:
-        model: its name on the server.
-        protocol: what the server speaks.
-        address: http(s) address of the server, without the protocol's path.
-        api_key_env: environment variable that holds the key; None: the server wants none.
-        temperature, seed, num_ctx, max_tokens, options: see `client.Options`; `options` are its extra ones.
-        system: the system message; "" is none.
-        rubric: what is good, a field of the templates.
-        prompt: Jinja template with `prompts.SCORE_FIELDS`.
-        reminder: Jinja template of what is said after a reply that could not be read, the same fields.
-        comparison_prompt: Jinja template with `prompts.COMPARISON_FIELDS`.
-        comparison_reminder: the reminder of a comparison.
-        min_score, max_score: the scale.
-        asks: see `Judge`.
-        timeout_seconds, retries, backoff_seconds, max_wait_seconds: see `JudgeClient`.
-        max_concurrent: questions under way at a time.
-    """
-
-    model: str
-    protocol: Literal["ollama", "openai"] = "ollama"
-    address: str = "http://localhost:11434"
-    api_key_env: str | None = None
-    temperature: float | None = 0.0
-    seed: int | None = 123
-    num_ctx: int | None = None
-    max_tokens: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    system: str = ""
-    rubric: str = RUBRIC
-    prompt: str = PROMPT
-    reminder: str = REMINDER
-    comparison_prompt: str = COMPARISON_PROMPT
-    comparison_reminder: str = COMPARISON_REMINDER
-    min_score: float = 0
-    max_score: float = 100
-    asks: int = 3
-    timeout_seconds: float = 120
-    retries: int = 4
-    backoff_seconds: float = 1
-    max_wait_seconds: float = 120
-    max_concurrent: int = 1
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise InputError(
-                f"judge.protocol={self.protocol} is unknown: choose one of {', '.join(PROTOCOLS)}"
-            )
-        if not self.model.strip():
-            raise InputError("judge.model is empty: name a model that the server has")
-        if not -math.inf < self.min_score < self.max_score < math.inf:
-            raise InputError(
-                f"judge.min_score={self.min_score:g} is not below judge.max_score={self.max_score:g}:"
-                " give a scale such as 0 to 100"
-            )
-        for name, lowest in (("asks", 1), ("max_concurrent", 1), ("retries", 0)):
-            if getattr(self, name) < lowest:
-                raise InputError(f"judge.{name}={getattr(self, name)} is too few: give {lowest} or more")
-        if not 0 < self.timeout_seconds < math.inf:
-            raise InputError(f"judge.timeout_seconds={self.timeout_seconds:g} is no time: give more than 0")
-        for name in ("backoff_seconds", "max_wait_seconds"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"judge.{name}={getattr(self, name):g} is no time: give 0 or more")
-        self.score_prompts()
-        self.comparison_prompts()
-        PROTOCOLS[self.protocol].body(self.model, [], self._options())
-
-    def template(self, key: str, needed: Collection[str] = ()) -> SafeTemplate:
-        """One of the four prompts, by its name here. Raises InputError for a template that is wrong."""
-        fields = COMPARISON_FIELDS if key.startswith("comparison") else SCORE_FIELDS
-        source = getattr(self, key)
-        return SafeTemplate(source, name=f"judge.{key}", fields=fields, needed=needed, trim_blocks=True)
-
-    def score_prompts(self) -> tuple[SafeTemplate, SafeTemplate]:
-        """The question for a score, and the reminder."""
-        return self.template("prompt", ("model_response",)), self.template("reminder")
-
-    def comparison_prompts(self) -> tuple[SafeTemplate, SafeTemplate]:
-        """The question which answer is better, and the reminder."""
-        both = ("answer_a", "answer_b")
-        return self.template("comparison_prompt", both), self.template("comparison_reminder")
-
-    def connected(self, cache: Path | None = None) -> "Judge":
-        """The judge, not asked yet; `cache` is the file of its replies, see `ReplyCache`.
-
-        Raises InputError for a wrong address or a missing key.
-        """
-        protocol = PROTOCOLS[self.protocol]
-        client = JudgeClient(
-            address=checked_address(self.address, protocol),
-            protocol=protocol,
-            model=self.model,
-            api_key=api_key(self.api_key_env),
-            timeout_seconds=self.timeout_seconds,
-            retries=self.retries,
-            backoff_seconds=self.backoff_seconds,
-            max_wait_seconds=self.max_wait_seconds,
-        )
-        return Judge(client=client, options=self._options(), cache=ReplyCache(cache), asks=self.asks)
-
-    def _options(self) -> Options:
-        return Options(
-            temperature=self.temperature,
-            seed=self.seed,
-            num_ctx=self.num_ctx,
-            max_tokens=self.max_tokens,
-            extra=self.options,
-        )
-
-
 @dataclass(frozen=True)
 class Verdict(Generic[Value]):
-    """What the judge said of one thing: the value of its last reply, None where none could be read.
+    """What the judge's last reply says, None if it could not be read, and all replies as they came.
 
-    `replies` are all of them, as they came; those that were no reply at all with the reason in brackets.
+    A reply that does not follow the server's protocol is recorded as its reason in brackets.
     """
 
     value: Value | None
     replies: tuple[str, ...]
 
 
-@dataclass(kw_only=True)
 class Judge:
-    """Asks one model, and keeps what it says.
+    """A model that is asked, and whose replies are remembered; for any number of threads.
 
-    A question is put up to `asks` times, with a reminder of the form from the second time on, until its reply
-    can be read; `asked` counts those put to the server so far, `remembered` those that the cache answered.
+    `asked` counts the questions sent to the server so far, `remembered` those answered from the cache, which
+    is a file, see `ReplyCache`. Raises InputError for a wrong address or a missing key.
     """
 
-    client: JudgeClient
-    options: Options
-    cache: "ReplyCache"
-    asks: int
-    asked: int = 0
-    remembered: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    def __init__(self, settings: JudgeModel, cache: Path | None = None) -> None:
+        self.settings, self.client, self.cache = settings, JudgeClient(settings), ReplyCache(cache)
+        self.asked = self.remembered = 0
+        self._lock = threading.Lock()
 
-    def verdict(
-        self, messages: list[Message], parse: Callable[[str], Value | None], *, reminder: str
-    ) -> Verdict[Value]:
-        """What `parse` reads from the reply, for any number of threads.
+    def verdict(self, prompt: str, parse: Callable[[str], Value | None], *, reminder: str) -> Verdict[Value]:
+        """Ask until `parse` can read the reply, at most `asks` times, each time with a reminder of the form.
 
-        A reply that is none (no JSON, no text in it) is not kept: the same question is put again.
-
-        Raises InputError as `JudgeClient.reply` does.
+        A reply that does not follow the protocol is not kept: the same question is asked again. Raises
+        InputError as `JudgeClient.reply` does.
         """
+        system = self.settings.system
+        messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
         replies: list[str] = []
-        for _ in range(self.asks):
+        for _ in range(self.settings.asks):
             try:
                 reply = self._reply(messages)
             except UnreadableReplyError as error:
                 replies.append(f"({error})")
                 continue
             replies.append(reply)
-            value = parse(reply)
-            if value is not None:
+            if (value := parse(reply)) is not None:
                 return Verdict(value, tuple(replies))
-            messages = asked_again(messages, reply, reminder)
+            messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": reminder}]
         return Verdict(None, tuple(replies))
 
     def _reply(self, messages: list[Message]) -> str:
-        protocol = self.client.protocol
-        body = protocol.body(self.client.model, messages, self.options)
-        key = question_key(protocol.name, body)
+        body = self.client.body(messages)
+        key = question_key(self.settings.protocol, body)
         known = self.cache.get(key)
         with self._lock:
             self.asked += known is None
@@ -235,49 +91,60 @@ class Judge:
         return reply
 
 
-# ----------------------------------------------------------------------------------------- the whole test set
+# --- the whole test set ---------------------------------------------------------------------------------
 
 
-def judged(
-    entries: Sequence[Entry], judge: Judge, settings: JudgeModel
-) -> Iterator[tuple[int, Verdict[float]]]:
-    """Yields (place, verdict) as the judge answers; a verdict's value is a score, or None.
+def judged(answers: Sequence[Answer], judge: Judge) -> Iterator[tuple[int, Verdict[float]]]:
+    """Yield (index, verdict) as the judge replies; the value of a verdict is a score.
 
-    The answer is part of what the judge reads: one that is written to sway it may do so.
-
-    Raises InputError where the judge cannot be asked any more.
+    The judge reads the answer itself, which may be written to influence it. Raises InputError if the judge
+    can no longer be asked.
     """
+    settings = judge.settings
     prompt, reminder = settings.score_prompts()
     low, high = settings.min_score, settings.max_score
     parse = partial(parse_score, low=low, high=high)
 
-    def score(entry: Entry) -> Verdict[float]:
-        fields = {**_texts(entry), "model_response": entry.model_response, "rubric": settings.rubric}
+    def score(answer: Answer) -> Verdict[float]:
+        fields = _fields(answer, settings) | {"model_response": answer.model_response}
         fields |= {"min_score": f"{low:g}", "max_score": f"{high:g}"}
-        messages = conversation(settings.system, prompt.filled(fields))
-        return judge.verdict(messages, parse, reminder=reminder.filled(fields))
+        return judge.verdict(prompt.filled(fields), parse, reminder=reminder.filled(fields))
 
-    return in_threads(entries, score, threads=settings.max_concurrent)
+    return in_threads(answers, score, threads=settings.max_concurrent)
 
 
-def _texts(entry: Entry) -> dict[str, object]:
-    return {"instruction": entry.instruction, "input": entry.input, "output": entry.output}
+def _fields(answer: Answer, settings: JudgeModel) -> dict[str, object]:
+    """The fields of every prompt."""
+    task = {"instruction": answer.instruction, "input": answer.input, "output": answer.output}
+    return {**task, "rubric": settings.rubric}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """What the judge thinks of one pair.
+    """The judge's opinion of a pair; `swapped` tells for each verdict if the second answer came first."""
 
-    Attributes:
-        result: WIN, LOSS or DRAW of the first model; None where a reply could not be read.
-        contradictory: whether the two orders gave different results, which counts as a tie.
-        swapped: for each of the `verdicts`, whether the second model's answer came first.
-    """
-
-    result: str | None
-    contradictory: bool
     swapped: tuple[bool, ...]
     verdicts: tuple[Verdict[str], ...]
+
+    def _results(self) -> set[str | None]:
+        return {
+            {None: None, TIE: DRAW}.get(verdict.value, WIN if (verdict.value == FIRST) != swapped else LOSS)
+            for verdict, swapped in zip(self.verdicts, self.swapped, strict=True)
+        }
+
+    @property
+    def contradictory(self) -> bool:
+        """Whether the winner depended on the order of the answers, which counts as a tie."""
+        results = self._results()
+        return len(results) > 1 and None not in results
+
+    @property
+    def result(self) -> str | None:
+        """WIN, LOSS or DRAW of the first model; None if a reply could not be read."""
+        results = self._results()
+        if None in results:
+            return None
+        return DRAW if self.contradictory else results.pop()
 
     @property
     def points(self) -> float | None:
@@ -286,85 +153,60 @@ class Preference:
 
 
 def compared(
-    pairs: Sequence[Pair], judge: Judge, settings: JudgeModel, *, seed: int, both_orders: bool
+    pairs: Sequence[tuple[Answer, Answer]], judge: Judge, *, seed: int, both_orders: bool
 ) -> Iterator[tuple[int, Preference]]:
-    """Yields (place, preference) as the judge answers.
+    """Yield (index, preference) as the judge replies.
 
-    Judges prefer what comes first, or second: which answer does is drawn anew for each pair from the seed,
-    or each pair is shown in both orders, and a result counts only if both give it.
-
-    Source: Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", 3.4.
-
-    Raises InputError where the judge cannot be asked any more.
+    Judges prefer the first or the second place (Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and
+    Chatbot Arena", 3.4), so the order of each pair is drawn from the seed, or with `both_orders` each pair is
+    shown in both. Raises InputError if the judge can no longer be asked.
     """
     draw = random.Random(seed)
     orders = [(False, True) if both_orders else (draw.random() < 0.5,) for _ in pairs]
-    prompt, reminder = settings.comparison_prompts()
+    prompt, reminder = judge.settings.comparison_prompts()
 
-    def ask(pair: Pair, swapped: bool) -> Verdict[str]:
-        first, second = (pair.second, pair.first) if swapped else (pair.first, pair.second)
-        fields = {**_texts(pair.first), "rubric": settings.rubric}
+    def ask(pair: tuple[Answer, Answer], swapped: bool) -> Verdict[str]:
+        first, second = reversed(pair) if swapped else pair
+        fields = _fields(pair[0], judge.settings)
         fields |= {"answer_a": first.model_response, "answer_b": second.model_response}
-        messages = conversation(settings.system, prompt.filled(fields))
-        return judge.verdict(messages, parse_winner, reminder=reminder.filled(fields))
+        return judge.verdict(prompt.filled(fields), parse_winner, reminder=reminder.filled(fields))
 
-    def prefer(task: tuple[Pair, tuple[bool, ...]]) -> Preference:
-        pair, order = task
-        verdicts = tuple(ask(pair, swapped) for swapped in order)
-        results = {_result(verdict.value, swapped) for verdict, swapped in zip(verdicts, order, strict=True)}
-        contradictory = len(results) > 1 and None not in results
-        result = DRAW if contradictory else None if None in results else results.pop()
-        return Preference(result=result, contradictory=contradictory, swapped=order, verdicts=verdicts)
+    def prefer(index: int) -> Preference:
+        verdicts = tuple(ask(pairs[index], swapped) for swapped in orders[index])
+        return Preference(swapped=orders[index], verdicts=verdicts)
 
-    return in_threads(list(zip(pairs, orders, strict=True)), prefer, threads=settings.max_concurrent)
-
-
-def _result(winner: str | None, swapped: bool) -> str | None:
-    if winner is None or winner == TIE:
-        return None if winner is None else DRAW
-    return WIN if (winner == FIRST) != swapped else LOSS
+    return in_threads(range(len(pairs)), prefer, threads=judge.settings.max_concurrent)
 
 
 def in_threads(
     things: Sequence[Thing], work: Callable[[Thing], Result], *, threads: int
 ) -> Iterator[tuple[int, Result]]:
-    """Yields (place, `work(thing)`) as they are ready, with so many under way at a time.
+    """Yield (index, `work(thing)`) in the order of completion.
 
-    The first error of `work` is raised here, and no new thing is begun after it, nor after the iterator is
-    closed. The threads are daemons: the program ends though a server keeps one of them waiting, which
-    `concurrent.futures` would not allow.
+    The first error of `work` is raised here; after it, or when the iterator is closed, no new thing is begun.
+    Threads of a ThreadPool are daemons, so the program can end while a server keeps one waiting, unlike those
+    of `concurrent.futures`.
     """
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    ready: queue.SimpleQueue[tuple[int, Result | None, BaseException | None]] = queue.SimpleQueue()
     stopped = threading.Event()
-    for place in range(len(things)):
-        waiting.put(place)
 
-    def run() -> None:
-        while not stopped.is_set():
-            try:
-                place = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                ready.put((place, work(things[place]), None))
-            except BaseException as error:  # noqa: BLE001 - it is raised below, in the thread that waits for it
-                stopped.set()  # here, before another thing is begun
-                ready.put((place, None, error))
+    def run(index: int) -> tuple[int, Result]:
+        if stopped.is_set():
+            raise RuntimeError("the work has been stopped")  # nobody waits for it
+        try:
+            return index, work(things[index])
+        except BaseException:
+            stopped.set()
+            raise
 
-    for _ in range(min(threads, len(things))):
-        threading.Thread(target=run, daemon=True).start()
+    pool = ThreadPool(max(1, min(threads, len(things))))
     try:
-        for _ in things:
-            place, result, error = ready.get()
-            if error is not None:
-                raise error
-            yield place, result  # type: ignore[misc]
+        yield from pool.imap_unordered(run, range(len(things)))
     finally:
         stopped.set()
+        pool.terminate()
 
 
-# ------------------------------------------------------------------------------------------ replies on disk
+# --- replies on disk ------------------------------------------------------------------------------------
 
 
 def question_key(protocol: str, body: Mapping[str, Any]) -> str:
@@ -376,9 +218,8 @@ def question_key(protocol: str, body: Mapping[str, Any]) -> str:
 class ReplyCache:
     """Replies by the keys of their questions: a line of JSON each, on disk before `add` returns.
 
-    Lines that cannot be read, such as the last one of a process that was killed, are dropped with a warning;
-    the questions are then put again. Threads may share an object. The file at `path` is made by the first
-    reply; None: replies are kept in memory only.
+    Damaged lines, such as the last one of a process that was killed, are dropped with a warning; their
+    questions are asked again. Without a path, replies are kept in memory only. Threads may share an object.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -387,42 +228,31 @@ class ReplyCache:
         self._replies: dict[str, str] = {}
         if path is None or not path.exists():
             return
-        data = path.read_bytes()
-        whole, _, rest = data.rpartition(b"\n")
+        *lines, rest = path.read_bytes().split(b"\n")
         damaged = int(bool(rest))
-        for line in whole.split(b"\n") if whole else []:
+        for line in lines:
             try:
                 found = json.loads(line)
-                key, reply = found["key"], found["reply"]
+                self._replies.setdefault(found["key"], found["reply"])
             except (ValueError, LookupError, TypeError, RecursionError):
-                key = reply = None
-            if isinstance(key, str) and isinstance(reply, str):
-                self._replies.setdefault(key, reply)
-            else:
                 damaged += 1
         if rest:
-            os.truncate(path, len(data) - len(rest))  # the next line must not be glued to it
+            os.truncate(path, path.stat().st_size - len(rest))  # so that the next line begins on its own
         if damaged:
-            lines = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
-            log.warning("%s: %s dropped, and asked for again", path, lines)
+            log.warning("%s: %s dropped, to be asked again", path, count_text(damaged, "damaged line"))
 
     def __len__(self) -> int:
         return len(self._replies)
 
     def get(self, key: str) -> str | None:
-        """The reply; None where the question was never answered."""
+        """The reply; None for a question that was never answered."""
         return self._replies.get(key)
 
     def add(self, key: str, reply: str) -> None:
-        """Records a reply; another thread's earlier one to the same question stays."""
-        line = json.dumps({"key": key, "reply": reply}) + "\n"
+        """Record a reply, unless another thread has answered the same question."""
         with self._lock:
             if key in self._replies:
                 return
             if self.path is not None:
-                # Appending, so that two processes do not overwrite each other.
-                with self.path.open("ab") as file:
-                    file.write(line.encode("ascii"))
-                    file.flush()
-                    os.fsync(file.fileno())
+                append_durably(self.path, json.dumps({"key": key, "reply": reply}) + "\n")
             self._replies[key] = reply

@@ -1,18 +1,14 @@
-"""What the judge is asked, as Jinja templates filled in a sandbox, and what its reply says.
+"""The prompts of the judge, as Jinja templates, and how its replies are read.
 
-Whatever can be doubted in a reply is None.
+A reply that is ambiguous is read as None.
 """
 
 import json
 import re
 from typing import Any
 
-from gptpl.judging.client import Message
-
 SCORE_FIELDS = ("instruction", "input", "output", "model_response", "rubric", "min_score", "max_score")
 COMPARISON_FIELDS = ("instruction", "input", "output", "answer_a", "answer_b", "rubric")
-
-# ----------------------------------------------------------------------------------------- default templates
 
 RUBRIC = """\
 The best score is for an answer that is right, does all that is asked, and nothing else; half of it for one
@@ -30,29 +26,33 @@ Input:
 {% endif %}
 Correct answer:
 {{ output }}
-
 """
-
-PROMPT = f"""\
-Score how well a model's answer follows an instruction.
-
-{_TASK}\
-Model's answer:
-{{{{ model_response }}}}
-
-{{{{ rubric }}}}
-
-Reply with one line and nothing else; N is a whole number from {{{{ min_score }}}} to {{{{ max_score }}}}:
-Score: N"""
 
 REMINDER = """\
 Reply with one line and nothing else; N is a whole number from {{ min_score }} to {{ max_score }}:
 Score: N"""
 
+PROMPT = f"""\
+Score how well a model's answer follows an instruction.
+
+{_TASK}
+Model's answer:
+{{{{ model_response }}}}
+
+{{{{ rubric }}}}
+
+{REMINDER}"""
+
+COMPARISON_REMINDER = """\
+Reply with one of these lines and nothing else:
+Winner: A
+Winner: B
+Winner: tie"""
+
 COMPARISON_PROMPT = f"""\
 Which of two answers follows an instruction better? Their order has no meaning.
 
-{_TASK}\
+{_TASK}
 Answer A:
 {{{{ answer_a }}}}
 
@@ -61,32 +61,9 @@ Answer B:
 
 {{{{ rubric }}}}
 
-Reply with one of these lines and nothing else:
-Winner: A
-Winner: B
-Winner: tie"""
+{COMPARISON_REMINDER}"""
 
-COMPARISON_REMINDER = """\
-Reply with one of these lines and nothing else:
-Winner: A
-Winner: B
-Winner: tie"""
-
-# ----------------------------------------------------------------------------------------------- questions
-
-
-def conversation(system: str, prompt: str) -> list[Message]:
-    """The messages of one question; an empty `system` is left out."""
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, {"role": "user", "content": prompt}]
-
-
-def asked_again(messages: list[Message], reply: str, reminder: str) -> list[Message]:
-    """The conversation with a reply that could not be read, and the reminder of the form."""
-    return [*messages, {"role": "assistant", "content": reply}, {"role": "user", "content": reminder}]
-
-
-# ------------------------------------------------------------------------------------------------- replies
+# --- replies --------------------------------------------------------------------------------------------
 
 FIRST, SECOND, TIE = "A", "B", "tie"
 
@@ -101,59 +78,58 @@ _AMOUNT = (
 _LABEL = r"(?:score|rating|grade)"
 _END = r"\s*[.!]?"
 _CHOICE = (
-    r"\[*(?:(?:answer|response|assistant|model)\s+)?(A|B|C|tie|draw|equal|neither|both)\b\]*"  # [[C]]: a tie
+    r"\[*(?:(?:answer|response|assistant|model)\s+)?(A|B|C|tie|draw|equal|neither|both)\b\]*"  # [[C]]: tie
+)
+_BETTER = (
+    r"\b(?:answer|response)\s+([AB])\s+(?:is (?:clearly |slightly )?better|wins)\b"
+    r"|\bbetter (?:answer|response) is (?:answer |response )?([AB])\b"
 )
 
 
 def parse_score(reply: str, *, low: float, high: float) -> float | None:
-    """The score that a reply gives on the scale from `low` to `high`, or None.
+    """The score of a reply on the scale from `low` to `high`, or None.
 
-    Lines `Score: N` decide. Without one, JSON with the key "score", a first or last line that is a number
-    alone, a number after "score", "rating" or "grade", and one on the right scale ("85/100", "85 out of
-    100") are read. None where they contradict each other, and for a number that is outside the scale, of
-    another one ("8/10"), a range ("80-90"), or has a comma. The scale itself ("from 0 to 100") is no score.
+    Lines `Score: N` decide. Without one, these are read: JSON with the key "score", a first or last line that
+    is only a number, a number after "score", "rating" or "grade", and one with the scale ("85/100", "85 out
+    of 100"). None if they contradict each other, and for a number that is outside the scale, on another one
+    ("8/10"), a range ("80-90"), or has a comma. The scale itself ("from 0 to 100") is not a score.
     """
     text = _without_scale(_plain(reply), low, high)
-    found = _by_line(text, rf"(?:final |overall )?{_LABEL}\s*[:=]\s*{_AMOUNT}{_END}")
+    found = _lines(text, rf"(?:final |overall )?{_LABEL}\s*[:=]\s*{_AMOUNT}{_END}")
     if not found:
-        every = [match.groups() for match in re.finditer(_AMOUNT, text)]
         found = [
-            *((str(value), "") for value in _from_json(reply, "score")),
-            *_edge_lines(text, _AMOUNT + _END),
+            *((str(value), "") for value in _json_values(reply, "score")),
+            *_lines(_first_and_last(text), _AMOUNT + _END),
             *re.findall(rf"\b{_LABEL}\s*(?:(?::|=|is|of|as|would be)\s*)*{_AMOUNT}", text, re.IGNORECASE),
-            *((number, tail) for number, tail in every if tail and _is_top(tail, high)),
+            *(each for each in re.findall(_AMOUNT, text) if _is_top(each[1], high)),
         ]
     values = {_value(number, tail, low, high) for number, tail in found}
     return values.pop() if len(values) == 1 else None
 
 
 def parse_winner(reply: str) -> str | None:
-    """Which answer a reply prefers, FIRST, SECOND or TIE, or None.
+    """The answer that a reply prefers, FIRST, SECOND or TIE, or None.
 
-    Lines `Winner: A`, `Winner: B` or `Winner: tie` decide. Without one, JSON with the key "winner", a first
-    or last line that is such a word alone ("A", "[[B]]", "Answer A", "Tie.") and "Answer A is better" are
-    read. None where they contradict each other.
+    Lines `Winner: A`, `Winner: B` or `Winner: tie` decide. Without one, these are read: JSON with the key
+    "winner", a first or last line that is only such a word ("A", "[[B]]", "Answer A", "Tie."), and "Answer A
+    is better". None if they contradict each other.
     """
     text = _plain(reply)
-    found = _by_line(text, rf"(?:final |overall )?(?:winner|verdict)\s*[:=]\s*{_CHOICE}{_END}")
+    found = _lines(text, rf"(?:final |overall )?(?:winner|verdict)\s*[:=]\s*{_CHOICE}{_END}")
     if not found:
         found = [
-            *(word for value in _from_json(reply, "winner") for word in _by_line(str(value), f"({_CHOICE})")),
-            *_edge_lines(text, f"({_CHOICE}){_END}"),
-            *_groups(r"\b(?:answer|response)\s+([AB])\s+(?:is (?:clearly |slightly )?better|wins)\b", text),
-            *_groups(r"\bbetter (?:answer|response) is (?:answer |response )?([AB])\b", text),
+            *(word for value in _json_values(reply, "winner") for word in _lines(str(value), _CHOICE)),
+            *_lines(_first_and_last(text), f"{_CHOICE}{_END}"),
+            *re.findall(_BETTER, text, re.IGNORECASE),
         ]
-    winners = {_winner(groups[-1]) for groups in found}
+    words = {next(filter(None, groups)).upper() for groups in found}
+    winners = {word if word in (FIRST, SECOND) else TIE for word in words}
     return winners.pop() if len(winners) == 1 else None
 
 
-def _winner(word: str) -> str:
-    return word.upper() if word.upper() in (FIRST, SECOND) else TIE
-
-
-def _value(number: str, tail: str | None, low: float, high: float) -> float | None:
-    """The number, unless it is off the scale or what comes after it makes another amount of it."""
-    percentage = (tail or "").strip() == "%" and (low, high) == (0, 100)
+def _value(number: str, tail: str, low: float, high: float) -> float | None:
+    """The number, unless it is off the scale or `tail`, the text after it, makes it another amount."""
+    percentage = tail.strip() == "%" and (low, high) == (0, 100)
     if tail and not percentage and not _is_top(tail, high):
         return None
     try:
@@ -164,13 +140,13 @@ def _value(number: str, tail: str | None, low: float, high: float) -> float | No
 
 
 def _is_top(tail: str, high: float) -> bool:
-    """Whether what comes after a number is the right scale: `/100`, `out of 100`."""
+    """Whether the text after a number is the right scale: `/100`, `out of 100`."""
     match = re.fullmatch(r"\s*(?:/|out of|of)\s*(\d+(?:\.\d+)?)[.,]?", tail, re.IGNORECASE)
     return match is not None and float(match[1]) == high
 
 
 def _without_scale(text: str, low: float, high: float) -> str:
-    """The text without where it only says from where to where scores go."""
+    """The text without the places that only name the scale."""
     bottom, top = re.escape(f"{low:g}"), re.escape(f"{high:g}")
     text = re.sub(
         rf"\(?(?<![\d.])(?:from |between )?{bottom}\s*(?:{_DASH}|to|and)\s*{top}(?!\.?\d)\)?", " ", text
@@ -184,30 +160,24 @@ def _plain(reply: str) -> str:
     return _MARKUP.sub("", _THOUGHTS.sub("", reply)).strip()
 
 
-def _by_line(text: str, pattern: str) -> list[tuple[str, ...]]:
+def _lines(text: str, pattern: str) -> list[tuple[str, ...]]:
     """The groups of the pattern in each line that is nothing else."""
     lines = (re.fullmatch(pattern, line.strip(), re.IGNORECASE) for line in text.splitlines())
-    return [match.groups() for match in lines if match]
+    return [match.groups("") for match in lines if match]
 
 
-def _edge_lines(text: str, pattern: str) -> list[tuple[str, ...]]:
-    """The same of the first and the last line that are not blank."""
+def _first_and_last(text: str) -> str:
+    """The first and the last line that are not blank."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return _by_line("\n".join([*lines[:1], *lines[-1:]]), pattern)
+    return "\n".join([*lines[:1], *lines[-1:]])
 
 
-def _groups(pattern: str, text: str) -> list[tuple[str, ...]]:
-    return [match.groups() for match in re.finditer(pattern, text, re.IGNORECASE)]
-
-
-def _from_json(reply: str, key: str) -> list[Any]:
-    """The value of a key where the reply, or the fenced block in it, is a JSON object."""
+def _json_values(reply: str, key: str) -> list[Any]:
+    """The value of a key if the reply, or the fenced block in it, is a JSON object."""
     text = _THOUGHTS.sub("", reply).strip()
     fenced = re.search(r"```(?:json)?\s*(\{.*?\})\s*```", text, re.DOTALL)
     try:
         data = json.loads(fenced[1] if fenced else text)
-    except (ValueError, RecursionError):  # an integer of thousands of digits is a ValueError of its own
+    except (ValueError, RecursionError):
         return []
-    if not isinstance(data, dict):
-        return []
-    return [value for name, value in data.items() if name.lower() == key]
+    return [value for name, value in data.items() if name.lower() == key] if isinstance(data, dict) else []

@@ -1,4 +1,4 @@
-"""Answers of a model beside their references, read from JSON and checked."""
+"""A model's answers to instructions with their references, read from JSON and checked."""
 
 import json
 import logging
@@ -6,21 +6,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from gptpl.errors import InputError
+from gptpl.files.strict_json import parse_json
 from gptpl.text import shortened
 
 log = logging.getLogger(__name__)
 
+Responses = Path | str | Sequence[Mapping[str, Any]]
+"""A file that `gptpl respond` wrote, or such a list: `instruction`, `input`, `output`, `model_response`."""
 _REMEDY = "give a file that gptpl respond wrote"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One instruction with its reference, `output`, and a model's answer.
+class Answer:
+    """A model's answer to one instruction; `output` is the reference.
 
-    `index` is its place in the file, from 0, `fields` the whole object there, more keys included.
+    `index` is its place in the file, from 0, `fields` the whole JSON object, other keys included.
     """
 
     index: int
@@ -32,132 +35,86 @@ class Entry:
 
     @property
     def task(self) -> tuple[str, str]:
-        """By what two files' entries are matched."""
+        """Instruction and input, by which the answers of two models are matched."""
         return self.instruction, self.input
 
     @property
     def name(self) -> str:
-        """The entry, for messages: its number, from 1, and how its instruction begins."""
+        """Its number in the file, from 1, and the beginning of its instruction, for messages."""
         return f"entry {self.index + 1} ({shortened(self.instruction, 60)!r})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two models' answers to the same task."""
+def read_responses(given: Responses, *, key: str = "responses") -> list[Answer]:
+    """Read the answers; `key` is the setting that names them in messages.
 
-    first: Entry
-    second: Entry
-
-
-def read_responses(given: Path | str | Sequence[Mapping[str, Any]], *, key: str = "responses") -> list[Entry]:
-    """The entries of a JSON file, or of a list: objects with `instruction`, `output` and `model_response`.
-
-    `input` may be missing or null, which is an empty one. Entries with an empty answer, or with the same task
-    as another, are kept, with a warning. `key` is the setting that named the file, for messages.
-
-    Raises InputError for a file that is missing, not UTF-8, no JSON (NaN is none), no list or an empty one,
-    and for an entry without a needed field, or with one that is no text.
+    `input` may be missing or null, which means empty. Empty answers and repeated tasks are kept, with a
+    warning. Raises InputError for a file that cannot be read or is not JSON, for anything but a list, and for
+    an entry without one of the texts.
     """
-    name, data = key, given
+    name = key
     if isinstance(given, Path | str):
         name = f"{key}={given}"
-        data = _parsed(Path(given).expanduser(), name)
-    if not isinstance(data, list | tuple) or not data:
-        kind = "holds an empty list" if data == [] else f"holds no list but {_kind(data)}"
-        raise InputError(f"{name} {kind}: {_REMEDY}, a list of entries")
-    entries = [_entry(index, fields, name) for index, fields in enumerate(data)]
-    _warn_of_oddities(entries, name)
-    return entries
+        try:
+            text = Path(given).expanduser().read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise InputError(f"{name} cannot be read ({error.strerror}): {_REMEDY}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    else:
+        text = json.dumps(list(given))
+    entries = parse_json(text, name)
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{name} must be a list with at least one entry: {_REMEDY}")
+    answers = [_answer(index, fields, name) for index, fields in enumerate(entries)]
+    if empty := [answer for answer in answers if not answer.model_response.strip()]:
+        log.warning(
+            "%s: %d of %d answers are empty and are judged as they are, the first is %s",
+            *(name, len(empty), len(answers), empty[0].name),
+        )
+    counts = Counter(answer.task for answer in answers)
+    if repeated := [answer for answer in answers if counts[answer.task] > 1]:
+        log.warning(
+            "%s: %d entries repeat an instruction and input, each counts; the first is %s",
+            *(name, len(repeated), repeated[0].name),
+        )
+    return answers
 
 
-def paired(first: Sequence[Entry], second: Sequence[Entry]) -> list[Pair]:
-    """The entries of two files by their tasks, in the order of the first file; equal tasks in their order.
-
-    Raises InputError for a task that only one file has, or has more often, or whose reference differs.
-    """
-    waiting: dict[tuple[str, str], list[Entry]] = {}
-    for entry in second:
-        waiting.setdefault(entry.task, []).append(entry)
-    pairs = []
-    for entry in first:
-        others = waiting.get(entry.task)
-        if not others:
-            raise _unmatched(entry, "responses", "compare")
-        pairs.append(Pair(first=entry, second=others.pop(0)))
-    if left := [entry for others in waiting.values() for entry in others]:
-        raise _unmatched(min(left, key=lambda entry: entry.index), "compare", "responses")
-    for pair in pairs:
-        if pair.first.output != pair.second.output:
-            raise InputError(
-                f"{pair.first.name} of responses= has another reference in compare=:"
-                " give answers to one test set"
-            )
-    return pairs
-
-
-def _unmatched(entry: Entry, where: str, other: str) -> InputError:
-    return InputError(
-        f"{entry.name} of {where}= has no partner in {other}=: give answers of two models to one test set"
-    )
-
-
-def _parsed(path: Path, name: str) -> Any:
-    def refuse(constant: str) -> NoReturn:
-        raise InputError(f"{name} holds {constant}, which is no JSON: give texts and finite numbers")
-
-    try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=refuse)
-    except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}): {_REMEDY}") from error
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start} is 0x{error.object[error.start]:02x}"
-        raise InputError(f"{name} is not UTF-8 ({byte}): save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise InputError(f"{name} is no JSON ({error.msg}, {where}): {_REMEDY}") from error
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
-        raise InputError(f"{name} is no JSON that can be read ({error}): {_REMEDY}") from error
-
-
-def _entry(index: int, fields: Any, name: str) -> Entry:
+def _answer(index: int, fields: Any, name: str) -> Answer:
     where = f"{name}, entry {index + 1}"
     if not isinstance(fields, dict):
-        raise InputError(f"{where} is {_kind(fields)}, not an object: {_REMEDY}")
-    texts = {}
-    for field in ("instruction", "input", "output", "model_response"):
-        value = fields.get(field)
-        if field == "input" and value is None:
-            value = ""
-        if field not in fields and value is None:
-            raise InputError(f"{where} has no {field}: {_REMEDY}")
+        raise InputError(f"{where} must be an object, got {shortened(json.dumps(fields), 40)}: {_REMEDY}")
+    texts: dict[str, Any] = {
+        key: fields.get(key) for key in ("instruction", "input", "output", "model_response")
+    }
+    texts["input"] = "" if texts["input"] is None else texts["input"]
+    for key, value in texts.items():
         if not isinstance(value, str):
-            raise InputError(f"{where}: {field} is {_kind(value)}: give a text")
-        texts[field] = value
-    try:
-        json.dumps(fields, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where} holds half of a surrogate pair: give whole characters") from error
-    return Entry(index=index, fields=fields, **texts)
+            raise InputError(
+                f"{where}: {key} must be text, got {shortened(json.dumps(value), 40)}: {_REMEDY}"
+            )
+    return Answer(index=index, fields=fields, **texts)
 
 
-def _warn_of_oddities(entries: Sequence[Entry], name: str) -> None:
-    empty = [entry for entry in entries if not entry.model_response.strip()]
-    if empty:
-        log.warning(
-            "%s: %d of %d answers are empty, the first is %s: they are judged as they are",
-            *(name, len(empty), len(entries), empty[0].name),
-        )
-    counts = Counter(entry.task for entry in entries)
-    again = [entry for entry in entries if counts[entry.task] > 1]
-    if again:
-        log.warning(
-            "%s: %d entries share their instruction and input with another, the first is %s: each counts",
-            *(name, len(again), again[0].name),
-        )
+def paired(first: Sequence[Answer], second: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
+    """Match two models' answers by their tasks, in the order of the first; equal tasks in their own order.
 
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    Raises InputError for a task that only one model answers, or answers more often, and for references that
+    differ.
+    """
+    remedy = "give answers of two models to the same test set"
+    unmatched: dict[tuple[str, str], list[Answer]] = {}
+    for answer in second:
+        unmatched.setdefault(answer.task, []).append(answer)
+    pairs = []
+    for answer in first:
+        if not unmatched.get(answer.task):
+            raise InputError(f"{answer.name} of responses= is missing in compare=: {remedy}")
+        pairs.append((answer, unmatched[answer.task].pop(0)))
+    if left := [answer for others in unmatched.values() for answer in others]:
+        missing = min(left, key=lambda answer: answer.index)
+        raise InputError(f"{missing.name} of compare= is missing in responses=: {remedy}")
+    for answer, other in pairs:
+        if answer.output != other.output:
+            raise InputError(f"{answer.name} of responses= has another reference in compare=: {remedy}")
+    return pairs

@@ -1,4 +1,4 @@
-"""What answers are worth: `score` one model's, `compare` two models', as a table, a picture and a file."""
+"""Scores of one model's answers and comparisons of two models', as a table, a picture and a JSON file."""
 
 import json
 import logging
@@ -13,30 +13,18 @@ from gptpl import __version__
 from gptpl.errors import InputError
 from gptpl.files.durable import sha256_of, write_atomically
 from gptpl.files.figures import COLOURS, GREY, figure_png, new_figure
-from gptpl.judging.judge import (
-    DRAW,
-    LOSS,
-    WIN,
-    Judge,
-    JudgeModel,
-    NoJudge,
-    Preference,
-    Verdict,
-    compared,
-    judged,
-)
+from gptpl.judging.judge import DRAW, LOSS, WIN, Judge, Verdict, compared, judged
 from gptpl.judging.measures import (
     TITLES,
     Mean,
-    ReferenceScores,
     bootstrap_mean,
-    by_name,
     check_bootstrap,
     reference_scores,
     sign_test,
 )
-from gptpl.judging.responses import Entry, Pair, paired, read_responses
-from gptpl.text import shortened, table
+from gptpl.judging.responses import Answer, Responses, paired, read_responses
+from gptpl.judging.settings import JudgeModel, NoJudge
+from gptpl.text import NONE, shortened, table
 
 if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.axes import Axes
@@ -44,14 +32,14 @@ if TYPE_CHECKING:  # matplotlib takes long to import
 
 log = logging.getLogger(__name__)
 
-Responses = Path | str | Sequence[Mapping[str, Any]]
-"""A file that `gptpl respond` wrote, or such a list: `instruction`, `input`, `output`, `model_response`."""
 Progress = Callable[..., Iterable[Any]]
-"""Shows how far a loop is, as tqdm does: `progress(iterable, total=..., desc=...)`."""
+"""Shows the progress of a loop, called as tqdm is: `progress(iterable, total=..., desc=...)`."""
+Entry = dict[str, Any]
+"""What is known of one answer, or of a pair, as in the JSON file."""
 Result = TypeVar("Result")
 
 MARKERS = ("### Instruction", "### Input", "### Response", "<|")
-"""What only the prompt's template holds: an answer with one of them is not well-formed."""
+"""Texts of the prompt's template: an answer that contains one is not well-formed."""
 CACHE_FILE = "judgements.jsonl"
 
 
@@ -65,43 +53,40 @@ def score(
     markers: Sequence[str] = MARKERS,
     progress: Progress | None = None,
 ) -> "Scores":
-    """Scores of a model's answers, by their references and by the judge.
+    """Score a model's answers against their references and by a judge model.
 
     Args:
         responses: the answers.
-        judge: a judge model; None: the references alone, which needs no server.
-        output: a .json file for the result, with a picture (.png) beside it; the judge's replies are kept in
-            its folder, so that the same call after an interruption asks only for what is missing. None:
-            nothing is written.
+        judge: a judge model; None: only the references are used, which needs no server.
+        output: a .json file for the result, with a picture (.png) of the same name. The judge's replies are
+            kept in its folder, so that the same call after an interruption asks only what is missing. None
+            writes nothing.
         seed: of the intervals.
         bootstrap_samples: resampled test sets for the 95 % intervals.
         markers: see MARKERS.
         progress: shows the progress, for example `tqdm.tqdm`.
 
-    Raises InputError for answers that cannot be read (see `read_responses`), an output that cannot be
-    written, and a judge that cannot be asked.
+    Raises InputError for answers that cannot be read, an output that cannot be written, and a judge that
+    cannot be asked.
     """
-    entries = read_responses(responses)
-    job = _Job(judge, output, {}, seed, bootstrap_samples, markers, progress, {"responses": responses})
-    references = job.references(entries)
-    values, verdicts = by_name(references), []
-    if job.judge is not None:
-        assert isinstance(judge, JudgeModel)
-        verdicts = job.in_order(judged(entries, job.judge, judge), total=len(entries))
-        values["judge"] = [each.value for each in verdicts if each.value is not None]
-    scores = Scores(
-        entries=entries,
-        references=references,
-        verdicts=verdicts,
-        scale=(judge.min_score, judge.max_score) if isinstance(judge, JudgeModel) else (0.0, 1.0),
-        means=job.means(values),
-        judge=job.judge,
-        files=job.files,
-        settings=job.settings,
-    )
-    if job.output is not None:
-        scores.write(job.output)
-    return scores
+    answers = read_responses(responses)
+    work = _Work({"responses": responses}, judge, output, seed, bootstrap_samples, markers, progress)
+    entries: list[Entry] = [
+        {**answer.fields, "scores": dict(scores)}
+        for answer, scores in zip(answers, work.reference_scores(answers), strict=True)
+    ]
+    failures = {}
+    if work.judge is not None:
+        verdicts = work.collected(judged(answers, work.judge), total=len(answers))
+        for place, (entry, verdict) in enumerate(zip(entries, verdicts, strict=True)):
+            entry["scores"]["judge"], entry["judge_replies"] = verdict.value, list(verdict.replies)
+            if (failure := _failure([verdict])) is not None:
+                failures[place] = failure
+    values = {name: [entry["scores"][name] for entry in entries] for name in entries[0]["scores"]}
+    result = Scores(entries=entries, failures=failures, **work.common(values))
+    if work.output is not None:
+        result.write(work.output)
+    return result
 
 
 def compare(
@@ -116,143 +101,140 @@ def compare(
     markers: Sequence[str] = MARKERS,
     progress: Progress | None = None,
 ) -> "Comparison":
-    """Which of two models answers the same tasks better.
+    """Compare two models' answers to the same tasks.
 
     Takes the arguments of `score`, with the second model's answers as `other`. Which answer of a pair the
     judge reads first is drawn from `seed`; with `both_orders` it is asked twice, the answers swapped, and a
-    win is what wins both times.
+    win must be one both times.
 
-    Raises InputError as `score`, and for answers to different test sets (see `paired`).
+    Raises InputError as `score`, and for answers to different test sets.
     """
     pairs = paired(read_responses(responses), read_responses(other, key="compare"))
-    files = {"responses": responses, "compare": other}
-    own = {"both_orders": both_orders}
-    job = _Job(judge, output, own, seed, bootstrap_samples, markers, progress, files)
-    first = job.references([pair.first for pair in pairs])
-    second = job.references([pair.second for pair in pairs])
-    ours, theirs = by_name(first), by_name(second)
-    values = {name: [a - b for a, b in zip(each, theirs[name], strict=True)] for name, each in ours.items()}
-    preferences = []
-    if job.judge is not None:
-        assert isinstance(judge, JudgeModel)
-        found = compared(pairs, job.judge, judge, seed=seed, both_orders=both_orders)
-        preferences = job.in_order(found, total=len(pairs))
-        values["win_rate"] = [each.points for each in preferences if each.points is not None]
-    comparison = Comparison(
-        pairs=pairs,
-        first=first,
-        second=second,
-        preferences=preferences,
-        means=job.means(values),
-        judge=job.judge,
-        files=job.files,
-        settings=job.settings,
-    )
-    if job.output is not None:
-        comparison.write(job.output)
-    return comparison
+    read = {"responses": responses, "compare": other}
+    work = _Work(read, judge, output, seed, bootstrap_samples, markers, progress, both_orders=both_orders)
+    first, second = (work.reference_scores(answers) for answers in zip(*pairs, strict=True))
+    entries: list[Entry] = [
+        {
+            **{name: getattr(ours, name) for name in ("instruction", "input", "output")},
+            "first": {"model_response": ours.model_response, "scores": our_scores},
+            "second": {"model_response": theirs.model_response, "scores": their_scores},
+        }
+        for (ours, theirs), our_scores, their_scores in zip(pairs, first, second, strict=True)
+    ]
+    values: dict[str, list[float | None]] = {
+        name: [ours[name] - theirs[name] for ours, theirs in zip(first, second, strict=True)]
+        for name in first[0]
+    }
+    failures = {}
+    if work.judge is not None:
+        found = compared(pairs, work.judge, seed=seed, both_orders=both_orders)
+        preferences = work.collected(found, total=len(pairs))
+        for place, (entry, each) in enumerate(zip(entries, preferences, strict=True)):
+            entry |= {"result": each.result, "contradictory": each.contradictory}
+            entry["second_shown_first"] = list(each.swapped)
+            entry["judge_replies"] = [list(verdict.replies) for verdict in each.verdicts]
+            if (failure := _failure(each.verdicts)) is not None:
+                failures[place] = failure
+        values["win_rate"] = [each.points for each in preferences]
+    result = Comparison(entries=entries, failures=failures, **work.common(values))
+    if work.output is not None:
+        result.write(work.output)
+    return result
 
 
-class _Job:
-    """What `score` and `compare` have in common: their arguments, checked, and the work with them."""
+class _Work:
+    """The arguments of `score` and `compare`, checked, and the work that both do with them."""
 
     def __init__(
         self,
+        read: Mapping[str, Responses],
         judge: JudgeModel | NoJudge | None,
         output: Path | str | None,
-        own: dict[str, Any],
         seed: int,
-        bootstrap_samples: int,
+        samples: int,
         markers: Sequence[str],
         progress: Progress | None,
-        read: Mapping[str, Responses],
+        **own_settings: Any,
     ) -> None:
-        check_bootstrap(seed=seed, samples=bootstrap_samples)
+        check_bootstrap(seed=seed, samples=samples)
         if not all(markers):
-            raise InputError("markers holds an empty text, which is in every answer: leave it out")
-        self.seed, self.samples, self.markers, self.progress = seed, bootstrap_samples, markers, progress
-        paths = {
-            name: Path(given).expanduser() if isinstance(given, str | Path) else None
-            for name, given in read.items()
-        }
-        self.files = {
-            name: None if path is None else {"path": str(path.absolute()), "sha256": sha256_of(path)}
-            for name, path in paths.items()
-        }
+            raise InputError("markers contains an empty text, which is in every answer: leave it out")
+        self._seed, self._samples, self._markers, self._progress = seed, samples, markers, progress
+        self._files: dict[str, Any] = {}
+        for name, given in read.items():
+            path = Path(given).expanduser().absolute() if isinstance(given, Path | str) else None
+            self._files[name] = None if path is None else {"path": str(path), "sha256": sha256_of(path)}
+            if path is not None and output is not None and path.resolve() == Path(output).resolve():
+                raise InputError(f"output={output} is the file that is judged: give another output=")
         self.output = None if output is None else Path(output).expanduser()
-        if self.output is not None:
-            if self.output.suffix != ".json" or self.output.is_dir() or not self.output.parent.is_dir():
-                raise InputError(
-                    f"output={self.output} cannot be written: give a .json file in a folder that exists"
-                )
-            if self.output.resolve() in {path.resolve() for path in paths.values() if path is not None}:
-                raise InputError(
-                    f"output={self.output} is the file that is judged: give another one with output="
-                )
-        self.settings = {
-            **own,
+        if self.output is not None and (
+            self.output.suffix != ".json" or self.output.is_dir() or not self.output.parent.is_dir()
+        ):
+            raise InputError(f"output must be a .json file in an existing folder, got {self.output}")
+        model = judge if isinstance(judge, JudgeModel) else None
+        cache = None if self.output is None else self.output.parent / CACHE_FILE
+        self.judge = None if model is None else Judge(model, cache)
+        self._settings = own_settings | {
             "seed": seed,
-            "bootstrap_samples": bootstrap_samples,
+            "bootstrap_samples": samples,
             "markers": list(markers),
+            "judge": None if model is None else asdict(model),
         }
-        self.settings["judge"], self.judge = None, None
-        if isinstance(judge, JudgeModel):
-            self.settings["judge"] = asdict(judge)
-            self.judge = judge.connected(None if self.output is None else self.output.parent / CACHE_FILE)
 
-    def references(self, entries: Sequence[Entry]) -> list[ReferenceScores]:
-        shown = self.progress(entries, desc="against the references") if self.progress else entries
-        return [reference_scores(entry, markers=self.markers) for entry in shown]
+    def reference_scores(self, answers: Sequence[Answer]) -> list[dict[str, float]]:
+        shown = self._progress(answers, desc="against the references") if self._progress else answers
+        return [reference_scores(answer, markers=self._markers) for answer in shown]
 
-    def in_order(self, found: Iterator[tuple[int, Result]], *, total: int) -> list[Result]:
-        """What the judge says, in the order of the entries; after an interruption, logs what is kept."""
-        assert self.judge is not None
-        cache = self.judge.cache
-        if len(cache):
-            log.info("%s: earlier replies (%d) are not asked for again", cache.path, len(cache))
+    def collected(self, found: Iterator[tuple[int, Result]], *, total: int) -> list[Result]:
+        """The judge's results in the order of the answers; logs after an interruption how many are kept."""
         try:
-            by_place = dict(self.progress(found, total=total, desc="judging") if self.progress else found)
+            by_place = dict(self._progress(found, total=total, desc="judging") if self._progress else found)
         except BaseException:
-            if cache.path is not None and len(cache):
-                replies = "1 reply is" if len(cache) == 1 else f"{len(cache)} replies are"
-                log.info("%s: %s kept, the same command goes on from there", cache.path, replies)
+            cache = self.judge.cache if self.judge is not None else ()
+            if self.output is not None and len(cache):
+                log.info(
+                    "%s: replies kept: %d; run the same command again to continue",
+                    *(self.output.parent / CACHE_FILE, len(cache)),
+                )
             raise
         return [by_place[place] for place in range(total)]
 
-    def means(self, values: Mapping[str, Sequence[float]]) -> dict[str, Mean]:
-        return {
-            name: bootstrap_mean(each, seed=self.seed, samples=self.samples) for name, each in values.items()
-        }
+    def common(self, values: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
+        """The fields of `_Judged` that do not depend on the kind of work; None is left out of the means."""
+        means = {}
+        for name, each in values.items():
+            numbers = [value for value in each if value is not None]
+            means[name] = bootstrap_mean(numbers, seed=self._seed, samples=self._samples)
+        return {"means": means, "judge": self.judge, "files": self._files, "settings": self._settings}
 
 
-# ------------------------------------------------------------------------------------------------- results
+def _failure(verdicts: Sequence[Verdict[Any]]) -> str | None:
+    """The last reply to the first question whose replies could not be read."""
+    return next((verdict.replies[-1] for verdict in verdicts if verdict.value is None), None)
+
+
+# --- results --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Judged(ABC):
-    """What `Scores` and `Comparison` share.
+    """The common part of `Scores` and `Comparison`.
 
     Attributes:
-        means: of each kind of score, by its name in TITLES, with their 95 % intervals.
+        entries: what is known of each answer, or of each pair, as in the JSON file.
+        failures: the judge's last reply where none could be read, by the index of the entry.
+        means: the mean of each kind of score, by its name in TITLES.
         judge: the model that was asked; None without one.
-        files: path and SHA-256 of what was read.
-        settings: what the result depends on besides.
+        files: path and SHA-256 of the files that were read.
+        settings: the other settings that the result depends on.
     """
 
-    means: dict[str, Mean]
+    entries: Sequence[Entry]
+    failures: Mapping[int, str]
+    means: Mapping[str, Mean]
     judge: Judge | None
     files: Mapping[str, Any]
     settings: Mapping[str, Any]
-
-    @property
-    @abstractmethod
-    def count(self) -> int:
-        """Entries, or pairs of them."""
-
-    @property
-    @abstractmethod
-    def failures(self) -> dict[int, str]:
-        """The last reply of the judge where none could be read, by the place of the entry."""
 
     @abstractmethod
     def lines(self) -> list[str]:
@@ -265,60 +247,42 @@ class _Judged(ABC):
     @abstractmethod
     def _summary(self) -> dict[str, Any]: ...
 
-    @abstractmethod
-    def _rows(self) -> Iterator[dict[str, Any]]: ...
-
     def write(self, output: Path | str) -> None:
-        """Writes all that is known to a .json file, and the picture beside it."""
+        """Write everything to a .json file, and the picture next to it."""
         output = Path(output).expanduser()
-        summary = {"entries": self.count, **self._summary()}
+        summary = {"entries": len(self.entries), **self._summary()}
         if self.judge is not None:
-            summary |= {"parse_failures": len(self.failures), "questions_asked": self.judge.asked}
-            summary |= {"questions_from_cache": self.judge.remembered}
-            summary |= {"tries_repeated": self.judge.client.retried}
+            summary |= {
+                "parse_failures": len(self.failures),
+                "questions_asked": self.judge.asked,
+                "questions_from_cache": self.judge.remembered,
+                "tries_repeated": self.judge.client.retried,
+            }
         record = {"gptpl": __version__, **self.files, "summary": summary, "settings": self.settings}
-        record["entries"] = list(self._rows())
-        content = json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-        write_atomically(output, content)
+        content = json.dumps(
+            {**record, "entries": self.entries}, ensure_ascii=False, indent=2, allow_nan=False
+        )
+        write_atomically(output, content + "\n")
         write_atomically(output.with_suffix(".png"), figure_png(self.figure()))
 
     def check_readable(self) -> None:
-        """Logs a warning for replies of the judge that could not be read; InputError where none could."""
+        """Log a warning if some replies of the judge could not be read; raise InputError if none could."""
         if not self.failures:
             return
         first = repr(shortened(next(iter(self.failures.values())), 100))
-        if len(self.failures) == self.count:
+        if len(self.failures) == len(self.entries):
             raise InputError(
                 f"no reply of the judge could be read, the first was {first}:"
-                " give another judge.model, or ask for the form more plainly in judge.prompt"
+                " try another judge.model, or ask for the form more plainly in judge.prompt"
             )
         log.warning(
-            "%d of %d judgements could not be read and are in no mean, the first reply was %s",
-            *(len(self.failures), self.count, first),
+            "%d of %d judgements could not be read and are left out of the means, the first reply was %s",
+            *(len(self.failures), len(self.entries), first),
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Scores(_Judged):
-    """One model's answers.
-
-    Attributes:
-        entries, references, verdicts: in the order of the file; no verdicts without a judge model.
-        scale: lowest and highest score of the judge.
-    """
-
-    entries: Sequence[Entry]
-    references: Sequence[ReferenceScores]
-    verdicts: Sequence[Verdict[float]]
-    scale: tuple[float, float]
-
-    @property
-    def count(self) -> int:  # noqa: D102
-        return len(self.entries)
-
-    @property
-    def failures(self) -> dict[int, str]:  # noqa: D102
-        return {place: each.replies[-1] for place, each in enumerate(self.verdicts) if each.value is None}
+    """Scores of one model's answers."""
 
     def lines(self) -> list[str]:  # noqa: D102
         return _mean_lines(self.means)
@@ -326,79 +290,49 @@ class Scores(_Judged):
     def figure(self) -> "Figure":  # noqa: D102
         from matplotlib.ticker import MaxNLocator
 
-        names = ("token_f1", "rouge_l")
-        panels = {name: [getattr(each, name) for each in self.references] for name in names}
-        scored = [each.value for each in self.verdicts if each.value is not None]
-        if scored:
-            panels = {"judge": scored, **panels}
-        figure, row = _panels(len(panels))
-        for axes, (name, values) in zip(row, panels.items(), strict=True):
-            scale = self.scale if name == "judge" else (0.0, 1.0)
-            axes.hist(values, bins=20, range=scale, color=COLOURS[0])
-            axes.set_ylabel("Entries")
-            axes.grid(visible=True, axis="y", alpha=0.3)
-            axes.set_axisbelow(True)
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-            mean = self.means[name]
-            axes.axvline(mean.value or 0.0, color=COLOURS[3])
+        names = [name for name in ("judge", "token_f1", "rouge_l") if name in self.means]
+        figure, panels = _panels(len(names))
+        for axes, name in zip(panels, names, strict=True):
+            mean, title = self.means[name], TITLES[name]
+            values = [entry["scores"][name] for entry in self.entries]
+            scale = (0.0, 1.0)
+            if name == "judge":
+                scale = self.settings["judge"]["min_score"], self.settings["judge"]["max_score"]
+            axes.hist([each for each in values if each is not None], bins=20, range=scale, color=COLOURS[0])
+            if mean.value is not None:
+                axes.axvline(mean.value, color=COLOURS[3])
             if mean.low is not None and mean.high is not None:
                 axes.axvspan(mean.low, mean.high, color=COLOURS[3], alpha=0.25, linewidth=0)
-            axes.set_xlabel(TITLES[name][0].upper() + TITLES[name][1:])
-        title = f"Scores of {self.count} answers, with their mean and its 95 % interval"
+            axes.set(xlabel=title[0].upper() + title[1:], ylabel="Entries", axisbelow=True)
+            axes.grid(visible=True, axis="y", alpha=0.3)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        title = f"Scores of {len(self.entries)} answers, with their mean and its 95 % interval"
         figure.suptitle(title, fontweight="bold")
         return figure
 
     def _summary(self) -> dict[str, Any]:
         return {name: asdict(mean) for name, mean in self.means.items()}
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for place, (entry, reference) in enumerate(zip(self.entries, self.references, strict=True)):
-            row: dict[str, Any] = {**entry.fields, "scores": asdict(reference)}
-            if self.verdicts:
-                row["scores"]["judge"] = self.verdicts[place].value
-                row["judge_replies"] = list(self.verdicts[place].replies)
-            yield row
 
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison(_Judged):
     """Two models' answers to the same tasks.
 
-    `means` are of the differences, first minus second, and the win rate of the first, a tie counting half.
-
-    Attributes:
-        pairs, first, second, preferences: in the order of the first file; no preferences without a judge.
+    `means` are those of the differences, first minus second, and the win rate of the first, where a tie
+    counts half.
     """
-
-    pairs: Sequence[Pair]
-    first: Sequence[ReferenceScores]
-    second: Sequence[ReferenceScores]
-    preferences: Sequence[Preference]
-
-    @property
-    def count(self) -> int:  # noqa: D102
-        return len(self.pairs)
-
-    @property
-    def failures(self) -> dict[int, str]:  # noqa: D102
-        return {
-            place: next(verdict.replies[-1] for verdict in each.verdicts if verdict.value is None)
-            for place, each in enumerate(self.preferences)
-            if each.result is None
-        }
 
     @property
     def results(self) -> Counter[str]:
-        """How often the first model won, lost and drew."""
-        return Counter(each.result for each in self.preferences if each.result is not None)
+        """The number of wins, losses and ties of the first model."""
+        return Counter(entry["result"] for entry in self.entries if entry.get("result"))
 
     @property
     def contradictory(self) -> int:
-        """Pairs whose winner depended on the order of the answers, which counts as a tie."""
-        return sum(each.contradictory for each in self.preferences)
+        """Pairs whose winner depended on the order of the answers."""
+        return sum(entry["contradictory"] for entry in self.entries)
 
     def p_value(self) -> float:
-        """Of the sign test: how likely so uneven a result were between equal models."""
+        """The probability of a result at least as uneven between equal models (sign test)."""
         return sign_test(self.results[WIN], self.results[LOSS])
 
     @property
@@ -408,58 +342,42 @@ class Comparison(_Judged):
 
     def lines(self) -> list[str]:  # noqa: D102
         lines = ["the first minus the second:", *_mean_lines(self.differences, signed=True)]
-        if self.preferences:
-            wins, draws, losses = (self.results[each] for each in (WIN, DRAW, LOSS))
-            lines += ["", f"the judge: {wins} wins, {draws} ties, {losses} losses of the first"]
-            if any(len(each.swapped) > 1 for each in self.preferences):
+        if self.judge is not None:
+            wins, ties, losses = (self.results[each] for each in (WIN, DRAW, LOSS))
+            lines += ["", f"the judge: {wins} wins, {ties} ties, {losses} losses of the first"]
+            if self.settings["both_orders"]:
                 lines.append(f"{self.contradictory} of the ties were decided by the order of the answers")
             lines += _mean_lines({"win_rate": self.means["win_rate"]})
             lines.append(f"sign test: p = {self.p_value():.3g}")
         return lines
 
     def figure(self) -> "Figure":  # noqa: D102
-        figure, panels = _panels(2 if self.preferences else 1)
+        figure, panels = _panels(1 if self.judge is None else 2)
         names = list(reversed(self.differences))
         for row, name in enumerate(names):
             mean = self.means[name]
-            assert mean.value is not None
             if mean.low is not None and mean.high is not None:
                 panels[0].plot([mean.low, mean.high], [row, row], color=COLOURS[0], linewidth=2)
-            panels[0].plot([mean.value], [row], color=COLOURS[0], marker="o")
+            panels[0].plot([mean.value or 0.0], [row], color=COLOURS[0], marker="o")
         panels[0].axvline(0, color=GREY, linewidth=1)
         panels[0].set_yticks(range(len(names)), [TITLES[name] for name in names])
         panels[0].set_xlabel("First minus second")
-        if self.preferences:
+        if self.judge is not None:
             counts = [self.results[each] for each in (WIN, DRAW, LOSS)]
             labels, colours = ("first better", "tie", "second better"), (COLOURS[0], GREY, COLOURS[1])
             panels[1].bar_label(panels[1].bar(labels, counts, color=colours))
             panels[1].set_ylabel("Entries")
-        figure.suptitle(f"Two models' answers to {self.count} instructions", fontweight="bold")
+        figure.suptitle(f"Two models' answers to {len(self.entries)} instructions", fontweight="bold")
         return figure
 
     def _summary(self) -> dict[str, Any]:
-        summary: dict[str, Any] = {
-            "differences": {name: asdict(each) for name, each in self.differences.items()}
-        }
-        if self.preferences:
+        differences = {name: asdict(each) for name, each in self.differences.items()}
+        summary: dict[str, Any] = {"differences": differences}
+        if self.judge is not None:
             wins, ties, losses = (self.results[each] for each in (WIN, DRAW, LOSS))
             summary |= {"wins": wins, "ties": ties, "losses": losses, "contradictory": self.contradictory}
             summary |= {"win_rate": asdict(self.means["win_rate"]), "sign_test_p": self.p_value()}
         return summary
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for place, (pair, first, second) in enumerate(zip(self.pairs, self.first, self.second, strict=True)):
-            row: dict[str, Any] = {
-                **{name: getattr(pair.first, name) for name in ("instruction", "input", "output")},
-                "first": {"model_response": pair.first.model_response, "scores": asdict(first)},
-                "second": {"model_response": pair.second.model_response, "scores": asdict(second)},
-            }
-            if self.preferences:
-                each = self.preferences[place]
-                replies = [list(verdict.replies) for verdict in each.verdicts]
-                row |= {"result": each.result, "contradictory": each.contradictory}
-                row |= {"second_shown_first": list(each.swapped), "judge_replies": replies}
-            yield row
 
 
 def _mean_lines(means: Mapping[str, Mean], *, signed: bool = False) -> list[str]:
@@ -467,9 +385,9 @@ def _mean_lines(means: Mapping[str, Mean], *, signed: bool = False) -> list[str]
     for name, mean in means.items():
         form = f"{'+' if signed else ''}.{1 if name == 'judge' else 3}f"
         value, low, high = (
-            "-" if each is None else format(each, form) for each in (mean.value, mean.low, mean.high)
+            NONE if each is None else format(each, form) for each in (mean.value, mean.low, mean.high)
         )
-        interval = "-" if mean.low is None else f"{low} to {high}"
+        interval = NONE if mean.low is None else f"{low} to {high}"
         rows.append((TITLES[name], value, interval, str(mean.count)))
     return table(rows, right=(1, 2, 3))
 

@@ -1,4 +1,4 @@
-"""Judges of the tests' own server, which wait for nothing."""
+"""Judges on the tests' own server."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from gptpl.judging.client import PROTOCOLS, JudgeClient, Options
-from gptpl.judging.judge import Judge, ReplyCache
-from gptpl.judging.responses import Entry
-
-OPTIONS = Options(temperature=0.0, seed=123, num_ctx=None, max_tokens=None, extra={})
+from gptpl.judging.client import JudgeClient
+from gptpl.judging.judge import Judge
+from gptpl.judging.responses import Answer
+from gptpl.judging.settings import JudgeModel
 
 
 @pytest.fixture
@@ -20,41 +19,38 @@ def waits() -> list[float]:
 
 
 @pytest.fixture
-def client(judge_server: Any, waits: list[float]) -> Callable[..., JudgeClient]:
-    """A client of the server, impatient: `client(protocol="openai", retries=0)`."""
+def settings(judge_server: Any) -> Callable[..., JudgeModel]:
+    """An impatient judge model on the test's server: `settings(protocol="openai", retries=0)`."""
+
+    def make(**changes: Any) -> JudgeModel:
+        given = {"address": judge_server.address, "model": "llama3", "timeout_seconds": 10, "retries": 3}
+        return JudgeModel(**(given | changes))
+
+    return make
+
+
+@pytest.fixture
+def client(settings: Callable[..., JudgeModel], waits: list[float]) -> Callable[..., JudgeClient]:
+    """A client of the server that does not wait: `client("openai", retries=0)`."""
 
     def make(protocol: str = "ollama", **changes: Any) -> JudgeClient:
-        settings: dict[str, Any] = {
-            "address": judge_server.address,
-            "model": "llama3",
-            "timeout_seconds": 10,
-            "retries": 3,
-            "backoff_seconds": 1,
-            "max_wait_seconds": 120,
-            "sleep": waits.append,
-        }
-        return JudgeClient(protocol=PROTOCOLS[protocol], **(settings | changes))
+        return JudgeClient(settings(protocol=protocol, **changes), sleep=waits.append)
 
     return make
 
 
 @pytest.fixture
-def judge(client: Callable[..., JudgeClient], tmp_path: Path) -> Callable[..., Judge]:
+def judge(settings: Callable[..., JudgeModel], tmp_path: Path) -> Callable[..., Judge]:
     """A judge with its cache in the test's folder: `judge(asks=2)`."""
-
-    def make(*, asks: int = 3, options: Options = OPTIONS, **changes: Any) -> Judge:
-        cache = ReplyCache(tmp_path / "judgements.jsonl")
-        return Judge(client=client(**changes), options=options, cache=cache, asks=asks)
-
-    return make
+    return lambda **changes: Judge(settings(**changes), tmp_path / "judgements.jsonl")
 
 
 @pytest.fixture
-def entry() -> Callable[..., Entry]:
-    """`entry(3, "an answer")`."""
+def answer() -> Callable[..., Answer]:
+    """`answer(3, "a text")`."""
 
-    def make(index: int, answer: str, **changes: Any) -> Entry:
+    def make(index: int, text: str, **changes: Any) -> Answer:
         fields = {"instruction": f"Task {index}.", "input": "", "output": "yes"} | changes
-        return Entry(index=index, model_response=answer, fields={}, **fields)
+        return Answer(index=index, model_response=text, fields={}, **fields)
 
     return make

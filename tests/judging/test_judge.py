@@ -8,11 +8,10 @@ import threading
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.judging.client import Options
-from gptpl.judging.judge import JudgeModel, ReplyCache, Verdict, compared, in_threads, judged, question_key
-from gptpl.judging.responses import Pair
+from gptpl.judging.judge import ReplyCache, Verdict, compared, in_threads, judged, question_key
 
-MESSAGES = [{"role": "user", "content": "Score this."}]
+PROMPT = "Score this."
+MESSAGES = [{"role": "user", "content": PROMPT}]
 
 
 def number(reply):
@@ -28,7 +27,7 @@ def say(text):
 
 def test_a_reply_that_cannot_be_read_is_asked_for_again_in_its_conversation(judge, judge_server):
     judge_server.script = [say("Good!"), say("Very."), say("70")]
-    verdict = judge(asks=3).verdict(MESSAGES, number, reminder="A number!")
+    verdict = judge(asks=3).verdict(PROMPT, number, reminder="A number!")
     assert verdict == Verdict(70, ("Good!", "Very.", "70"))
     reminded = [{"role": "assistant", "content": "Good!"}, {"role": "user", "content": "A number!"}]
     again = [{"role": "assistant", "content": "Very."}, {"role": "user", "content": "A number!"}]
@@ -38,14 +37,14 @@ def test_a_reply_that_cannot_be_read_is_asked_for_again_in_its_conversation(judg
 
 def test_a_judge_that_talks_nonsense_is_given_up(judge, judge_server):
     judge_server.reply = lambda prompt: "Hm."
-    assert judge(asks=2).verdict(MESSAGES, number, reminder="!") == Verdict(None, ("Hm.", "Hm."))
+    assert judge(asks=2).verdict(PROMPT, number, reminder="!") == Verdict(None, ("Hm.", "Hm."))
     assert len(judge_server.bodies) == 2
 
 
 def test_what_is_no_reply_is_neither_kept_nor_part_of_the_conversation(judge, judge_server, tmp_path):
     judge_server.script = [lambda handler: handler.send(200, "<html>Log in</html>"), say("70")]
-    verdict = judge().verdict(MESSAGES, number, reminder="!")
-    assert verdict == Verdict(70, ("(no JSON: <html>Log in</html>)", "70"))
+    verdict = judge().verdict(PROMPT, number, reminder="!")
+    assert verdict == Verdict(70, ("(not JSON: <html>Log in</html>)", "70"))
     assert [body["messages"] for body in judge_server.bodies] == [MESSAGES] * 2
     assert len((tmp_path / "judgements.jsonl").read_text().splitlines()) == 1
 
@@ -56,8 +55,8 @@ def test_what_is_no_reply_is_neither_kept_nor_part_of_the_conversation(judge, ju
 def test_an_answered_question_is_not_put_again(judge, judge_server):
     judge_server.script = [say("Good!"), say("70")]
     first, second = judge(), judge()
-    verdict = first.verdict(MESSAGES, number, reminder="!")
-    assert judge().verdict(MESSAGES, number, reminder="!") == verdict
+    verdict = first.verdict(PROMPT, number, reminder="!")
+    assert judge().verdict(PROMPT, number, reminder="!") == verdict
     assert len(judge_server.bodies) == 2
     assert (first.asked, first.remembered, second.asked) == (2, 0, 0)
 
@@ -67,15 +66,15 @@ def test_an_answered_question_is_not_put_again(judge, judge_server):
     [
         {"model": "other"},
         {"protocol": "openai"},
-        {"options": Options(temperature=0.5, seed=123, num_ctx=None, max_tokens=None, extra={})},
+        {"temperature": 0.5},
+        {"system": "You are fair."},
     ],
 )
 def test_another_question_is_put(changes, judge, judge_server):
     judge_server.reply = lambda prompt: "70"
-    judge().verdict(MESSAGES, number, reminder="!")
-    judge(**changes).verdict(MESSAGES, number, reminder="!")
-    judge().verdict([{"role": "system", "content": ""}, *MESSAGES], number, reminder="!")
-    assert len(judge_server.bodies) == 3
+    judge().verdict(PROMPT, number, reminder="!")
+    judge(**changes).verdict(PROMPT, number, reminder="!")
+    assert len(judge_server.bodies) == 2
 
 
 def test_the_key_is_the_hash_of_protocol_and_body():
@@ -93,7 +92,7 @@ def test_a_damaged_line_is_dropped_and_said(rest, tmp_path, caplog):
     with path.open("ab") as file:
         file.write(rest)
     again = ReplyCache(path)
-    assert "judgements.jsonl: 1 damaged line is dropped" in caplog.text
+    assert "judgements.jsonl: 1 damaged line dropped" in caplog.text
     assert (again.get("a"), again.get("b"), len(again)) == ("Score: 1 \u2028 é", None, 1)
     again.add("b", "2")
     assert (ReplyCache(path).get("a"), ReplyCache(path).get("b")) == ("Score: 1 \u2028 é", "2")
@@ -163,43 +162,31 @@ PROMPTED = ("instruction", "input", "output", "model_response", "rubric", "max_s
 
 
 @pytest.fixture
-def settings(judge_server):
+def own_judge(judge):
+    """A judge with prompts that are easily taken apart: `own_judge(max_concurrent=2)`."""
+
     def make(**changes):
         given = {
-            "protocol": "ollama",
-            "address": judge_server.address,
-            "model": "llama3",
-            "api_key_env": None,
-            "temperature": 0.0,
-            "seed": 123,
             "num_ctx": 4096,
-            "max_tokens": None,
-            "options": {},
             "system": "You are fair.",
             "rubric": "Be strict.",
             "prompt": "|".join(f"{{{{ {name} }}}}" for name in PROMPTED),
             "reminder": "{{ min_score }}!",
             "comparison_prompt": "{{ instruction }}|{{ answer_a }}|{{ answer_b }}",
             "comparison_reminder": "!",
-            "min_score": 0,
             "max_score": 10,
             "asks": 2,
-            "timeout_seconds": 10,
-            "retries": 0,
-            "backoff_seconds": 0,
-            "max_wait_seconds": 0,
             "max_concurrent": 4,
         }
-        return JudgeModel(**(given | changes))
+        return judge(**(given | changes))
 
     return make
 
 
-def test_every_answer_gets_its_own_score(settings, judge_server, entry, tmp_path):
+def test_every_answer_gets_its_own_score(own_judge, judge_server, answer):
     judge_server.reply = lambda prompt: f"Score: {prompt.split('|')[3]}"
-    asked = settings()
-    answers = [entry(n, str(n), input="in") for n in range(10)]
-    verdicts = dict(judged(answers, asked.connected(tmp_path / "c"), asked))
+    answers = [answer(n, str(n), input="in") for n in range(10)]
+    verdicts = dict(judged(answers, own_judge()))
     assert {place: verdict.value for place, verdict in verdicts.items()} == {n: n for n in range(10)}
     body = next(body for body in judge_server.bodies if "Task 3" in body["messages"][1]["content"])
     assert body["messages"] == [
@@ -210,53 +197,52 @@ def test_every_answer_gets_its_own_score(settings, judge_server, entry, tmp_path
     assert 1 <= judge_server.most_at_once <= 4
 
 
-def test_a_score_off_the_scale_is_a_failure(settings, judge_server, entry, tmp_path):
+def test_a_score_off_the_scale_is_a_failure(own_judge, judge_server, answer):
     judge_server.reply = lambda prompt: "Score: 11"
-    asked = settings()
-    [(_, verdict)] = judged([entry(0, "a")], asked.connected(tmp_path / "c"), asked)
+    [(_, verdict)] = judged([answer(0, "a")], own_judge())
     assert verdict == Verdict(None, ("Score: 11", "Score: 11"))
     assert judge_server.bodies[1]["messages"][-1] == {"role": "user", "content": "0!"}
 
 
-def preferences(settings, judge_server, entry, path, *, count=40, **changes):
-    pairs = [Pair(first=entry(n, "mine"), second=entry(n, "yours")) for n in range(count)]
-    found = dict(compared(pairs, settings.connected(path), settings, **changes))
+def preferences(judge, answer, *, count=40, **changes):
+    pairs = [(answer(n, "mine"), answer(n, "yours")) for n in range(count)]
+    found = dict(compared(pairs, judge, **changes))
     return [found[place] for place in range(count)]
 
 
 @pytest.mark.parametrize("both_orders", [False, True])
 @pytest.mark.parametrize(("better", "result"), [("mine", "win"), ("yours", "loss"), (None, "tie")])
 def test_the_order_does_not_matter_to_a_judge_who_reads(
-    both_orders, better, result, settings, judge_server, entry, tmp_path
+    both_orders, better, result, own_judge, judge_server, answer
 ):
     def decide(prompt):
         _, first, second = prompt.split("|")
         return f"Winner: {'A' if first == better else 'B' if second == better else 'tie'}"
 
     judge_server.reply = decide
-    found = preferences(settings(), judge_server, entry, tmp_path / "c", seed=1, both_orders=both_orders)
+    found = preferences(own_judge(), answer, seed=1, both_orders=both_orders)
     assert {each.result for each in found} == {result}
     assert not any(each.contradictory for each in found)
     points = {"win": 1.0, "tie": 0.5, "loss": 0.0}
     assert {each.points for each in found} == {points[result]}
 
 
-def test_a_judge_who_prefers_the_first_place_is_found_out(settings, judge_server, entry, tmp_path):
+def test_a_judge_who_prefers_the_first_place_is_found_out(own_judge, judge_server, answer):
     judge_server.reply = lambda prompt: "Winner: A"
-    both = preferences(settings(), judge_server, entry, tmp_path / "c", seed=1, both_orders=True)
+    both = preferences(own_judge(), answer, seed=1, both_orders=True)
     assert all(each.result == "tie" and each.contradictory for each in both)
     assert {each.swapped for each in both} == {(False, True)}
-    once = preferences(settings(), judge_server, entry, tmp_path / "c", seed=1, both_orders=False)
+    once = preferences(own_judge(), answer, seed=1, both_orders=False)
     assert 8 < sum(each.result == "win" for each in once) < 32
     assert all((each.result == "loss") == each.swapped[0] for each in once)
-    again = preferences(settings(), judge_server, entry, tmp_path / "d", seed=1, both_orders=False)
-    other = preferences(settings(), judge_server, entry, tmp_path / "d", seed=2, both_orders=False)
+    again = preferences(own_judge(), answer, seed=1, both_orders=False)
+    other = preferences(own_judge(), answer, seed=2, both_orders=False)
     assert once == again != other
 
 
-def test_a_preference_that_cannot_be_read_counts_for_nobody(settings, judge_server, entry, tmp_path):
+def test_a_preference_that_cannot_be_read_counts_for_nobody(own_judge, judge_server, answer):
     judge_server.reply = lambda prompt: "Winner: A" if prompt.endswith("yours") else "Hm."
-    [found] = preferences(settings(), judge_server, entry, tmp_path / "c", count=1, seed=1, both_orders=True)
+    [found] = preferences(own_judge(), answer, count=1, seed=1, both_orders=True)
     assert (found.result, found.points, found.contradictory) == (None, None, False)
     assert found.verdicts[0].value == "A"
 
@@ -264,31 +250,26 @@ def test_a_preference_that_cannot_be_read_counts_for_nobody(settings, judge_serv
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocol": "smoke"}, "judge.protocol=smoke is unknown: choose one of ollama, openai"),
+        ({"protocol": "smoke"}, "judge.protocol must be ollama or openai, got smoke"),
         ({"model": " "}, "judge.model is empty"),
-        ({"min_score": 10}, "judge.min_score=10 is not below judge.max_score=10"),
-        ({"max_score": float("nan")}, "is not below"),
-        ({"asks": 0}, "judge.asks=0 is too few: give 1 or more"),
-        ({"retries": -1}, "judge.retries=-1 is too few: give 0 or more"),
-        ({"max_concurrent": 0}, "judge.max_concurrent=0"),
-        ({"timeout_seconds": 0}, "judge.timeout_seconds=0 is no time"),
-        ({"backoff_seconds": float("inf")}, "judge.backoff_seconds=inf is no time"),
+        ({"min_score": 10, "max_score": 10}, "judge.min_score=10 must be below judge.max_score=10"),
+        ({"max_score": float("nan")}, "must be below"),
+        ({"asks": 0}, "judge.asks must be 1 or more, got 0"),
+        ({"retries": -1}, "judge.retries must be 0 or more, got -1"),
+        ({"max_concurrent": 0}, "judge.max_concurrent must be 1 or more"),
+        ({"timeout_seconds": 0}, "judge.timeout_seconds must be positive, got 0"),
+        ({"backoff_seconds": float("inf")}, "judge.backoff_seconds must be 0 or more, got inf"),
         ({"prompt": "{{ answer }}"}, "judge.prompt uses {{ answer }}: the fields are instruction, input"),
         ({"prompt": "{{ output }}"}, "judge.prompt leaves {{ model_response }} out"),
         ({"prompt": "{% if %}"}, "judge.prompt is no Jinja template"),
         ({"comparison_prompt": "{{ answer_a }}"}, "judge.comparison_prompt leaves {{ answer_b }} out"),
-        ({"protocol": "openai"}, "judge.num_ctx is Ollama's"),
+        ({"protocol": "openai", "num_ctx": 4096}, "judge.num_ctx is for Ollama only"),
     ],
 )
 def test_settings_are_checked_when_they_are_made(changes, words, settings):
     with pytest.raises(InputError) as raised:
         settings(**changes)
     assert words in str(raised.value)
-
-
-def _judged_with(settings, prompt, entry, folder):
-    asked = settings(prompt=prompt)
-    list(judged([entry(0, "a")], asked.connected(folder / "c"), asked))
 
 
 @pytest.mark.parametrize(
@@ -299,14 +280,13 @@ def _judged_with(settings, prompt, entry, folder):
         "{{ model_response }}{{ 1 / 0 }}",
     ],
 )
-def test_a_template_cannot_leave_its_sandbox(attack, settings, entry, tmp_path):
+def test_a_template_cannot_leave_its_sandbox(attack, own_judge, answer):
     with pytest.raises(InputError, match=r"judge\.prompt(, line 1, uses| cannot be filled in)"):
-        _judged_with(settings, attack, entry, tmp_path)
+        list(judged([answer(0, "a")], own_judge(prompt=attack)))
 
 
-def test_an_answer_is_no_template(settings, judge_server, entry, tmp_path):
-    asked = settings()
-    list(judged([entry(0, "{{ rubric }}")], asked.connected(tmp_path / "c"), asked))
+def test_an_answer_is_no_template(own_judge, judge_server, answer, tmp_path):
+    list(judged([answer(0, "{{ rubric }}")], own_judge()))
     assert "|{{ rubric }}|" in judge_server.bodies[0]["messages"][1]["content"]
-    lines = (tmp_path / "c").read_text().splitlines()
+    lines = (tmp_path / "judgements.jsonl").read_text().splitlines()
     assert all(set(json.loads(line)) == {"key", "reply"} for line in lines)

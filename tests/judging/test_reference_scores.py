@@ -2,13 +2,13 @@
 
 import pytest
 
-from gptpl.judging.measures import by_name, reference_scores
-from gptpl.judging.responses import Entry
+from gptpl.judging.measures import reference_scores
+from gptpl.judging.responses import Answer
 
 
 def scores(output: str, answer: str):
-    entry = Entry(index=0, instruction="i", input="", output=output, model_response=answer, fields={})
-    return reference_scores(entry, markers=["### Response", "<|"])
+    given = Answer(index=0, instruction="i", input="", output=output, model_response=answer, fields={})
+    return reference_scores(given, markers=["### Response", "<|"])
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def scores(output: str, answer: str):
 )
 def test_words_in_common(output, answer, exact, f1, rouge):
     found = scores(output, answer)
-    assert (found.exact_match, found.token_f1) == (exact, pytest.approx(f1))
-    assert found.rouge_l == pytest.approx(rouge)
+    assert (found["exact_match"], found["token_f1"]) == (exact, pytest.approx(f1))
+    assert found["rouge_l"] == pytest.approx(rouge)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_words_in_common(output, answer, exact, f1, rouge):
     [("Blue.", 1), ("", 0), (" \n\t", 0), ("Blue.\n### Response:\nBlue.", 0), ("Blue.<|endoftext|>", 0)],
 )
 def test_an_answer_is_well_formed_without_the_templates_markers(answer, well_formed):
-    assert scores("Blue.", answer).well_formed == well_formed
+    assert scores("Blue.", answer)["well_formed"] == well_formed
 
 
 def test_an_answer_that_its_model_never_ended_is_not_well_formed():
-    entry = Entry(
+    given = Answer(
         index=0,
         instruction="i",
         input="",
@@ -52,10 +52,4 @@ def test_an_answer_that_its_model_never_ended_is_not_well_formed():
         model_response="Blue and blue and",
         fields={"well_formed": False},
     )
-    assert reference_scores(entry, markers=["### Response"]).well_formed == 0
-
-
-def test_scores_by_name():
-    columns = by_name([scores("a red", "red"), scores("blue", "red")])
-    assert columns["exact_match"] == [1.0, 0.0]
-    assert set(columns) == {"exact_match", "token_f1", "rouge_l", "well_formed"}
+    assert reference_scores(given, markers=["### Response"])["well_formed"] == 0

@@ -42,24 +42,19 @@ def without(key):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is no JSON (Expecting value, line 1 column 1)"),
-        (b'[{"instruction": "a",\n]', "line 2 column 1"),
-        (b"[" * 200_000, "is no JSON that can be read"),
-        (b"caf\xe9", "is not UTF-8 (byte 3 is 0xe9): save it as UTF-8"),
-        (b"[NaN]", "holds NaN, which is no JSON"),
-        (b"[1" + b"0" * 5000 + b"]", "is no JSON that can be read"),
-        ([], "holds an empty list"),
-        (ENTRY, "holds no list but an object"),
-        ("text", "holds no list but a text"),
-        ([ENTRY, 3], "entry 2 is a number, not an object"),
-        (without("model_response"), "entry 2 has no model_response: give a file that gptpl respond wrote"),
-        (without("output"), "entry 2 has no output"),
-        (without("instruction"), "entry 2 has no instruction"),
-        ([ENTRY | {"model_response": None}], "entry 1: model_response is null: give a text"),
-        ([ENTRY | {"model_response": 3.5}], "entry 1: model_response is a number"),
-        ([ENTRY | {"output": True}], "entry 1: output is true or false"),
-        ([ENTRY | {"input": ["a"]}], "entry 1: input is a list"),
-        ([ENTRY | {"model_response": "\ud800"}], "entry 1 holds half of a surrogate pair"),
+        (b"", "is not valid JSON (Expecting value: line 1 column 1"),
+        (b"caf\xe9", "is not UTF-8 (byte 3): save it as UTF-8"),
+        (b"[NaN]", "NaN is not JSON"),
+        ([], "must be a list with at least one entry: give a file that gptpl respond wrote"),
+        (ENTRY, "must be a list"),
+        ("text", "must be a list"),
+        ([ENTRY, 3], "entry 2 must be an object, got 3"),
+        (without("model_response"), "entry 2: model_response must be text, got null: give a file that"),
+        (without("output"), "entry 2: output must be text"),
+        (without("instruction"), "entry 2: instruction must be text"),
+        ([ENTRY | {"model_response": 3.5}], "entry 1: model_response must be text, got 3.5"),
+        ([ENTRY | {"output": True}], "entry 1: output must be text, got true"),
+        ([ENTRY | {"input": ["a"]}], 'entry 1: input must be text, got ["a"]'),
     ],
 )
 def test_what_is_no_list_of_answers_is_refused_in_a_line(content, words, read):
@@ -79,25 +74,33 @@ def test_empty_answers_and_duplicates_are_said_and_kept(read, caplog):
     entries = read([ENTRY, ENTRY | {"model_response": " \n"}, ENTRY | {"input": "x"}])
     assert len(entries) == 3
     empty, again = (record.getMessage() for record in caplog.records)
-    assert "1 of 3 answers are empty, the first is entry 2 ('Name a colour.')" in empty
-    assert "judged as they are" in empty
-    assert "2 entries share their instruction and input with another, the first is entry 1" in again
+    assert "1 of 3 answers are empty" in empty
+    assert "are judged as they are, the first is entry 2 ('Name a colour.')" in empty
+    assert "2 entries repeat an instruction and input, each counts; the first is entry 1" in again
 
 
 def test_answers_are_matched_by_their_tasks(read):
     other = ENTRY | {"instruction": "Name a bird."}
     first = read([ENTRY | {"model_response": "1"}, other, ENTRY | {"model_response": "2"}])
     second = read([other, ENTRY | {"model_response": "a"}, ENTRY | {"model_response": "b"}])
-    texts = [(pair.first.model_response, pair.second.model_response) for pair in paired(first, second)]
+    texts = [(ours.model_response, theirs.model_response) for ours, theirs in paired(first, second)]
     assert texts == [("1", "a"), ("Blue.", "Blue."), ("2", "b")]
 
 
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        ([ENTRY, ENTRY | {"input": "x"}], [ENTRY], "entry 2 ('Name a colour.') of responses= has no partner"),
-        ([ENTRY], [ENTRY, ENTRY], "entry 2 ('Name a colour.') of compare= has no partner"),
-        ([ENTRY], [ENTRY | {"instruction": "x"}], "entry 1 ('Name a colour.') of responses= has no partner"),
+        (
+            [ENTRY, ENTRY | {"input": "x"}],
+            [ENTRY],
+            "entry 2 ('Name a colour.') of responses= is missing in compare=",
+        ),
+        ([ENTRY], [ENTRY, ENTRY], "entry 2 ('Name a colour.') of compare= is missing in responses="),
+        (
+            [ENTRY],
+            [ENTRY | {"instruction": "x"}],
+            "entry 1 ('Name a colour.') of responses= is missing in compare=",
+        ),
         (
             [ENTRY],
             [ENTRY | {"output": "x"}],

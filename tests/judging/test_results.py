@@ -29,7 +29,7 @@ def answered(*answers):
 def test_rows_are_scored_and_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scores = score(ROWS)
-    assert (scores.count, scores.means["exact_match"].value) == (2, 0.5)
+    assert (len(scores.entries), scores.means["exact_match"].value) == (2, 0.5)
     assert scores.means["token_f1"].value == pytest.approx((1 + 0.5) / 2)  # 2 * 1/3 * 1 / (1/3 + 1)
     assert scores.lines()[1].split()[:3] == ["exact", "match", "0.500"]
     assert score(ROWS, judge=NoJudge()) == scores
@@ -71,7 +71,7 @@ def test_two_models_are_compared(judge_server):
     found = compare(answered("red", "5"), answered("blue", "5"), judge=judge, both_orders=True)
     assert found.means["exact_match"].value == 0.5
     assert (found.means["win_rate"].value, found.contradictory, found.p_value()) == (0.5, 2, 1.0)
-    assert [each.swapped for each in found.preferences] == [(False, True)] * 2
+    assert [entry["second_shown_first"] for entry in found.entries] == [[False, True]] * 2
 
 
 def test_replies_that_cannot_be_read_are_left_to_the_caller(judge_server, caplog):
@@ -91,15 +91,15 @@ def test_replies_that_cannot_be_read_are_left_to_the_caller(judge_server, caplog
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"output": "none/x.json"}, "none/x.json cannot be written"),
-        ({"seed": -1}, "seed=-1 is negative"),
-        ({"markers": ["a", ""]}, "markers holds an empty text"),
+        ({"output": "none/x.json"}, "must be a .json file in an existing folder, got none/x.json"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"markers": ["a", ""]}, "markers contains an empty text"),
     ],
 )
 def test_what_is_wrong_is_found_before_the_judge_is_asked(changes, words, judge_server):
     with pytest.raises(InputError, match=words):
         score(ROWS, judge=JudgeModel(model="m", address=judge_server.address), **changes)
     assert judge_server.bodies == []
-    with pytest.raises(InputError, match="responses holds an empty list"):
+    with pytest.raises(InputError, match="responses must be a list with at least one entry"):
         score([])
     assert not Path("none").exists()

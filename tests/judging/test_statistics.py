@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.judging.measures import bootstrap_mean, sign_test
+from gptpl.judging.measures import bootstrap_mean, check_bootstrap, sign_test
 
 
 @pytest.mark.parametrize("values", [[0.0, 1.0], [0.0, 3.0, 9.0], [1.0, 2.0, 4.0, 8.0, 16.0]])
@@ -42,8 +42,8 @@ def test_too_few_values_have_no_interval():
 
 @pytest.mark.parametrize(("seed", "samples"), [(0, 99), (-1, 100)])
 def test_settings_that_give_no_interval_are_refused(seed, samples):
-    with pytest.raises(InputError, match="give"):
-        bootstrap_mean([1.0, 2.0], seed=seed, samples=samples)
+    with pytest.raises(InputError, match="must be"):
+        check_bootstrap(seed=seed, samples=samples)
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ def run(given: Arguments) -> None:
     else:
         result = compare(responses, other, both_orders=both_orders, **settings)
     files = [str(Path(path).expanduser()) for path in (responses, other) if path is not None]
-    print(f"answers     {' against '.join(files)}, {result.count} entries")
+    print(f"answers     {' against '.join(files)}, {len(result.entries)} entries")
     if result.judge is not None:
-        print(f"judge       {result.judge.client.model} at {result.judge.client.address}")
+        print(f"judge       {result.judge.settings.model} at {result.judge.client.address}")
     print("\n" + "\n".join(result.lines()) + "\n")
     print(f"result      {output}")
     print(f"picture     {output.with_suffix('.png')}")
