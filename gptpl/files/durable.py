@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, the hashes beside them, and results kept as they come."""
+"""Files that are whole or absent, the hashes next to them, and results kept as they come."""
 
 import hashlib
 import json
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from gptpl.errors import InputError
+from gptpl.text import shortened
 
 
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a new file, which takes its place at the end, or is removed on failure.
+    """A temporary path in the folder of `path`, which it replaces at the end; on failure it is removed.
 
-    A reader sees the file as it was or as it is; where several processes write it, the last one's stays.
+    A reader sees the file as it was or as it is. Of several processes that write it, the last one wins.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -27,7 +28,7 @@ def replacement(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
-    """Writes a `replacement`; text as UTF-8, its line ends as they are; `durable` also after a power cut."""
+    """Write a `replacement`; text as UTF-8, line ends as they are; `durable`: it survives a power cut."""
     with replacement(path) as temporary, temporary.open("wb") as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
         if durable:
@@ -38,7 +39,7 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
 
 
 def append_durably(path: Path, text: str) -> None:
-    """Adds UTF-8 text to a file, in one write; it is on disk when this returns."""
+    """Append UTF-8 text in one write; it is on disk when this returns."""
     with path.open("a", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -62,7 +63,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def share(folder: Path) -> None:
-    """Gives a folder that was made for its owner alone, and its files, the permissions of new ones."""
+    """Give a temporary folder, which only its owner may read, and its files the permissions of new ones."""
     umask = os.umask(0)
     os.umask(umask)
     folder.chmod(0o777 & ~umask)
@@ -71,18 +72,18 @@ def share(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, read in parts."""
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def record_file(path: Path) -> Path:
-    """Where the hash of a file stands, in the form that `sha256sum --check` reads."""
+    """The file with the hash of a file, in the form that `sha256sum --check` reads."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def recorded_sha256(path: Path) -> str | None:
-    """The hash that is recorded beside a file; None: there is none."""
+    """The hash in the `record_file` of a file, if there is one."""
     try:
         words = record_file(path).read_text(encoding="ascii", errors="replace").split()
     except FileNotFoundError:
@@ -91,23 +92,21 @@ def recorded_sha256(path: Path) -> str | None:
 
 
 class PartialResults:
-    """A list of JSON values that come one by one, and become `output` when it is complete.
+    """A list of JSON values that come one by one, and become the file `output` when it is complete.
 
-    Until then the values stand in `<output>.partial`, JSON Lines, after a line that says what they are made
-    with, their `settings`; what has been added is on disk, also after a power cut. A last line that was torn
-    is made anew.
+    Until then they are in `<output>.partial`, JSON Lines, below a line with the `settings` they depend on.
+    What was added is on disk, also after a power cut; a torn last line is dropped.
 
-    Raises InputError where `output` is there already, for a `.partial` of other settings, naming the first
-    that differs, and for one that is something else.
+    Raises InputError where `output` exists, and for a `.partial` that is damaged or of other settings.
     """
 
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
         self.output = output
         self.path = output.with_name(output.name + ".partial")
         if output.exists():
-            raise InputError(f"output={output} is there already: remove it, or give another output=")
+            raise InputError(f"output={output} exists already: remove it, or give another output=")
         if not output.parent.is_dir():
-            raise InputError(f"output={output} lies in no folder that there is: make {output.parent} first")
+            raise InputError(f"output={output} must be in an existing folder: make {output.parent} first")
         settings = json.loads(json.dumps(settings))  # as they will be read
         self.values: list[Any] = []
         if self.path.exists():
@@ -116,31 +115,30 @@ class PartialResults:
             write_atomically(self.path, json_lines([{"settings": settings}]), durable=True)
 
     def _found(self, wanted: Mapping[str, Any]) -> list[Any]:
-        """What is there already; the file is cut behind the last whole line."""
+        """The values of an earlier process; the file is cut behind its last whole line."""
         whole = self.path.read_bytes().rpartition(b"\n")[0]
         try:
             header, *values = map(json.loads, whole.decode("utf-8").split("\n"))
             settings = header["settings"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path} is damaged: remove it, and the work begins anew") from error
+            raise InputError(f"{self.path} is damaged: remove it to start over") from error
         for name in sorted(settings.keys() | wanted.keys()):
             if settings.get(name) != wanted.get(name):
-                texts = (json.dumps(each.get(name), ensure_ascii=False) for each in (settings, wanted))
-                old, new = (text if len(text) <= 40 else text[:37] + "..." for text in texts)
+                old, new = (json.dumps(each.get(name), ensure_ascii=False) for each in (settings, wanted))
                 raise InputError(
-                    f"{self.path} was begun with another {name} ({old}, not {new}): remove it, or give"
-                    " another output="
+                    f"{self.path} was started with {name}={shortened(old, 40)}, not {shortened(new, 40)}:"
+                    " remove it, or give another output="
                 )
         os.truncate(self.path, len(whole) + 1)
         return values
 
     def add(self, values: Sequence[Any]) -> None:
-        """Appends values; they are on disk when it returns."""
+        """Append values; they are on disk when this returns."""
         append_durably(self.path, json_lines(values))
         self.values += values
 
     def finish(self) -> None:
-        """Writes all values into the output, a JSON list, and removes the partial file."""
+        """Write all values to the output, a JSON list, and remove the partial file."""
         text = json.dumps(self.values, ensure_ascii=False, indent=4) + "\n"
         write_atomically(self.output, text, durable=True)
         self.path.unlink()

@@ -1,4 +1,4 @@
-"""How all pictures look, and how they are written."""
+"""How all figures look, and how they are written."""
 
 import io
 from pathlib import Path
@@ -16,17 +16,15 @@ SIZE_INCHES = (8.0, 5.0)
 DOTS_PER_INCH = 150
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#999933", "#AA4499")
-"""Six of Okabe and Ito's, two of Tol's muted ones: told apart by colour-blind eyes, on white and on black."""
-
+"""Six of Okabe and Ito, two of Tol: told apart by colour-blind eyes, on white and on black."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""A sign for each colour, for those who see none."""
-
+"""One for each colour."""
 GREY = "#8c8c90"
-"""What is not compared by colour."""
+"""For what is not compared by colour."""
 
 
 def new_figure() -> "Figure":
-    """An empty figure of the usual size. It is none of pyplot's: nothing has to be closed."""
+    """An empty figure of the usual size, which pyplot does not know: nothing has to be closed."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
@@ -42,7 +40,7 @@ def figure_pixels(figure: "Figure") -> npt.NDArray[np.uint8]:
 
 
 def figure_png(figure: "Figure") -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -58,10 +56,10 @@ def write_png(pixels: npt.NDArray[np.uint8], path: Path) -> None:
 
 
 def marker_of(colour: str) -> str:
-    """The sign of a colour; none for grey."""
+    """The marker of a colour; empty for grey."""
     return dict(zip(COLOURS, MARKERS, strict=True)).get(colour, "")
 
 
 def colour(place: int) -> str:
-    """That of the run at a place of its ranking, 0 being the best."""
+    """The colour of a place in a ranking, from 0."""
     return COLOURS[place] if place < len(COLOURS) else GREY

@@ -1,4 +1,4 @@
-"""A folder that one process at a time works in."""
+"""A folder in which one process works at a time."""
 
 import logging
 import os
@@ -15,17 +15,16 @@ if sys.platform != "win32":
 
 log = logging.getLogger(__name__)
 
-
 _TRIES, _PAUSE_SECONDS = 5, 0.03
-"""`is_locked` has the lock of a folder for a moment."""
+"""`is_locked` holds the lock of a folder for a moment."""
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of the folder, however this one ends; it leaves no file there.
+    """Keep other processes out of a folder, however this one ends; no file is left in it.
 
-    Where a folder cannot be locked (Windows, some network file systems) that is said, and nobody is kept out.
-    Raises InputError where another process has the folder, FileNotFoundError where it is not there.
+    Windows and some network file systems cannot lock a folder: nobody is kept out, with a warning. Raises
+    InputError where another process has the folder, FileNotFoundError for a missing one.
     """
     if sys.platform == "win32":
         yield
@@ -34,16 +33,15 @@ def locked_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Children that were forked meanwhile have the descriptor, too: they must not unlock the folder, nor
-        # keep it locked.
+        # Forked children have the descriptor, too: they must neither unlock the folder nor keep it locked.
         if os.getpid() == process:
-            with suppress(OSError):  # of a file system without locks
+            with suppress(OSError):  # a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
 def _locked(folder: Path) -> int:
-    """A descriptor of the folder, with the lock, if that can be had."""
+    """A descriptor of the folder, locked where the file system can."""
     while True:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -53,7 +51,7 @@ def _locked(folder: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # of a folder that was removed, and made again, before it was locked
+        os.close(descriptor)  # the folder was removed and made again before it was locked
 
 
 def _lock(descriptor: int, folder: Path) -> None:

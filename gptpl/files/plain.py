@@ -1,4 +1,4 @@
-"""Reading what torch has saved, as plain data and tensors: never as code."""
+"""Reading what torch has saved, as plain data and tensors, never as code."""
 
 import pickle
 import zipfile
@@ -19,12 +19,10 @@ _DAMAGE = (
 
 
 def read_plain(path: Path, *, key: str = "") -> Any:
-    """What a file of `torch.save` holds, its tensors on the CPU and mapped from the file rather than copied.
+    """Load a file of `torch.save`; its tensors are on the CPU, mapped from the file rather than copied.
 
-    `key` is the setting that named the file, for messages.
-
-    Raises:
-        InputError: no such file, not readable, cut short, holding code, or less than it claims.
+    `key` is the setting that named the file, for messages. Raises InputError for a file that is missing,
+    unreadable or cut short, that holds code, or whose tensors claim more numbers than it holds.
     """
     import torch
 
@@ -37,12 +35,9 @@ def read_plain(path: Path, *, key: str = "") -> Any:
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}): check its permissions") from error
     try:
-        if zipped and not _is_stored(path):
-            raise InputError(f"{name} is packed otherwise than torch.save packs: use another one")
-        # What torch wrote before version 1.6 is no zip file, and cannot be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except InputError:
-        raise
+        # What torch wrote before version 1.6 is not a zip file, and cannot be mapped.
+        stored = not zipped or _is_stored(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped) if stored else None
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{name} is not a plain checkpoint of tensors and data (it may be cut short or hold"
@@ -52,29 +47,39 @@ def read_plain(path: Path, *, key: str = "") -> Any:
         raise InputError(
             f"{name} is damaged or cut short ({path.stat().st_size:,} bytes): use another one"
         ) from error
+    if not stored:
+        raise InputError(f"{name} is compressed, as torch.save never does: use another one")
     for tensor in tensors_in(content):
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        # A tensor of a trillion numbers takes a few bytes of a file if all of them are the same one.
+        # A trillion numbers that are all the same one take a few bytes of a file.
         if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise InputError(
-                f"{name} holds a tensor that claims to be {tuple(tensor.shape)} and is not: use another one"
+                f"{name} lacks numbers of a tensor of shape {tuple(tensor.shape)}: use another one"
             )
     return content
 
 
-def check_sharing(tensors: Iterable["Tensor"], name: str) -> None:
-    """Raises InputError where a model's tensors are more than twice the numbers that are stored.
+def _is_stored(path: Path) -> bool:
+    """Whether a zip file's parts are not compressed: they could be far larger than the file."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    sizes = sum(part.file_size for part in parts)
+    return sizes <= path.stat().st_size and all(part.compress_type == zipfile.ZIP_STORED for part in parts)
 
-    A head may be the token embedding's matrix; where all weights are one, each gets memory of its own.
+
+def check_sharing(tensors: Iterable["Tensor"], name: str) -> None:
+    """Raise InputError where a model's tensors have more than twice the numbers that are stored.
+
+    A head may be the token embedding's matrix; were all weights one matrix, each would get its own memory.
     """
     found = list(tensors)
     stored = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in found)}
     if sum(tensor.nbytes for tensor in found) > 2 * sum(stored.values()):
-        raise InputError(f"{name} holds weights that are one another's numbers: use another one")
+        raise InputError(f"{name} stores the same numbers for several weights: use another one")
 
 
 def tensors_in(content: Any) -> list["Tensor"]:
-    """All tensors in dictionaries and lists in one another, each once."""
+    """All tensors in nested dictionaries and lists, each once."""
     import torch
 
     found, seen, waiting = [], set(), [content]
@@ -90,11 +95,3 @@ def tensors_in(content: Any) -> list["Tensor"]:
         elif isinstance(value, list | tuple | set):
             waiting += value
     return found
-
-
-def _is_stored(path: Path) -> bool:
-    """Whether the parts of a zip file lie in it as they are: packed ones could be far larger than it."""
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-    sizes = sum(part.file_size for part in parts)
-    return sizes <= path.stat().st_size and all(part.compress_type == zipfile.ZIP_STORED for part in parts)

@@ -140,7 +140,7 @@ def test_it_goes_on_where_it_was_broken_off(gptpl, tuned, tmp_path, monkeypatch)
     assert not (tmp_path / "out.json").exists()
     other = gptpl(*given, "max_new_tokens=3")
     assert other.status == 2
-    assert "out.json.partial was begun with another max_new_tokens (256, not 3): remove it" in other.err
+    assert "out.json.partial was started with max_new_tokens=256, not 3: remove it" in other.err
     calls[:] = [0] * 5
     again = gptpl(*given)
     assert again.status == 0, again.err
@@ -158,7 +158,7 @@ def test_answers_do_not_go_on_beside_other_references(gptpl, refused, tuned, tmp
         broken.setattr(PartialResults, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         assert gptpl(*given).status == 130
     (tmp_path / "f.json").write_text(json.dumps([entries[0], {**entries[1], "output": "mended"}]))
-    assert "o.json.partial was begun with another file" in refused(*given)
+    assert "o.json.partial was started with file=" in refused(*given)
 
 
 def test_runs_show_says_how_to_ask_it(gptpl, tuned):
@@ -171,7 +171,7 @@ def test_another_model_does_not_go_on_with_the_answers(gptpl, tuned, tmp_path):
     (tmp_path / "out.json.partial").write_text(json.dumps({"settings": {"model": "another"}}) + "\n")
     outcome = gptpl("respond", f"checkpoint={tuned}", "split=val", "output=out.json")
     assert outcome.status == 2
-    assert "begun with another" in outcome.err
+    assert "was started with" in outcome.err
 
 
 def test_long_prompts_are_refused_or_skipped_and_said(gptpl, tuned, tmp_path):
@@ -216,7 +216,7 @@ def test_a_model_that_was_not_tuned_needs_a_template(gptpl, refused, quick):
         (("split=test", "output=o.json", "--json"), "--json is for one instruction"),
         (("split=exam", "output=o.json"), "split=exam is unknown: choose one of train, val, test"),
         (("file=no.json", "output=o.json"), "cannot read no.json"),
-        (("split=test", "output=no/o.json"), "output=no/o.json lies in no folder"),
+        (("split=test", "output=no/o.json"), "output=no/o.json must be in an existing folder"),
         (("instruction=a", "batch_size=0"), "batch_size=0 is too small"),
         (("instruction=a", "too_long=cut"), "too_long=cut is unknown: choose one of refuse, skip"),
         (("instruction=a", "template=alpacca"), "alpacca is neither alpaca nor phi3 nor a file"),

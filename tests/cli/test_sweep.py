@@ -140,7 +140,7 @@ def test_a_finished_trial_whose_folder_is_gone_keeps_its_loss(gptpl, tmp_path):
     assert gptpl(*command).status == 0
     first = results_in(tmp_path / "mine")[0]
     assert (first["trial"], first["best_val_loss"]) == ("0", "1.0000")
-    assert "no run folder" in first["error"]
+    assert "not a run folder" in first["error"]
 
 
 def test_a_start_that_died_early_does_not_block_its_sweep(gptpl, tmp_path):

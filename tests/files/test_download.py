@@ -18,7 +18,8 @@ import pytest
 
 from gptpl.errors import InputError
 from gptpl.files import download as module
-from gptpl.files.download import cache_dir, download
+from gptpl.files.download import cache_dir, download, remembered_sha256
+from gptpl.files.durable import sha256_of
 
 DATA = b"".join(hashlib.sha256(bytes([n % 251, n // 251])).digest() for n in range(10_000))  # 320,000 bytes
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -105,6 +106,15 @@ class Handler(BaseHTTPRequestHandler):
 
 def status(code: int) -> Callable[[Handler], None]:
     return lambda handler: handler.send_error(code)
+
+
+def busy(retry_after: str) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        handler.send_response(503)
+        handler.send_header("Retry-After", retry_after)
+        handler.end_headers()
+
+    return answer
 
 
 @pytest.fixture
@@ -266,15 +276,17 @@ def test_a_server_in_trouble_is_asked_again(
     assert caplog.text.count(f"HTTP {code}") == 2
 
 
-def test_the_wait_doubles(
+def test_the_wait_doubles_or_is_what_the_server_asks_for(
     fetch: Callable[..., Path], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
-    server.script = [status(500)] * 3
+    monkeypatch.setattr(module, "ATTEMPTS", 7)
+    asked = [busy(value) for value in ("7", "86400", "soon")]
+    server.script = [status(500), status(500), *asked, status(500)]
     monkeypatch.setattr(module, "BACKOFF_SECONDS", 0.5)
     fetch()
-    assert waits == [0.5, 1.0, 2.0]
+    assert waits == [0.5, 1.0, 7, 300, 8.0, 16.0]
 
 
 def test_a_damaged_cached_file_is_reported_and_replaced(
@@ -367,7 +379,7 @@ def test_without_a_network_the_message_says_where_to_put_the_file(tmp_path: Path
         with pytest.raises(InputError) as raised:
             download(url, sha256=SHA256, folder=tmp_path)
     message = one_line(raised)
-    for part in (url, "no connection", f"by hand at {tmp_path / 'story.txt'}"):
+    for part in (url, "no connection", f"put the file at {tmp_path / 'story.txt'}"):
         assert part in message
 
 
@@ -378,7 +390,7 @@ def test_an_address_that_is_none(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         download(url, sha256=SHA256, folder=tmp_path)
     assert url in one_line(raised)
-    assert "cannot keep" not in one_line(raised)
+    assert "cannot write" not in one_line(raised)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +435,7 @@ def test_a_disk_with_too_little_room_is_found_out_before_a_byte_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=len(DATA) - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match=r"320,000 bytes are to come, 319,999 are free.*make room") as raised:
+    with pytest.raises(InputError, match=r"320,000 bytes are needed, 319,999 are free.*make room") as raised:
         fetch()
     one_line(raised)
     assert not (tmp_path / "story.txt.part").exists()
@@ -475,3 +487,85 @@ def test_a_download_without_a_hash_is_continued_too(fetch: Callable[..., Path], 
     server.script = [Handler.cut]
     assert fetch(sha256=None).read_bytes() == DATA
     assert len(server.ranges) == 2
+
+
+# ------------------------------------------------------------- hashes of large files, remembered
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """The files whose bytes are hashed, in order; every file counts as a large one."""
+    paths: list[Path] = []
+
+    def counted(path: Path) -> str:
+        paths.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(module, "sha256_of", counted)
+    monkeypatch.setattr(module, "_LARGE_BYTES", 0)
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
+    return paths
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A file put there by hand, long ago."""
+    path = tmp_path / "story.txt"
+    path.write_bytes(DATA)
+    os.utime(path, (1e9, 1e9))
+    return path
+
+
+def changed(data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+def test_a_large_file_is_hashed_once_and_again_when_it_has_changed(
+    fetch: Callable[..., Path], server: Server, hashed: list[Path], large: Path
+) -> None:
+    for _ in range(3):
+        assert fetch() == large
+    assert hashed == [large]
+    os.utime(large)
+    fetch()
+    assert hashed == [large] * 2, "another time: hashed again, and unchanged"
+    fetch()
+    assert hashed == [large] * 2
+    assert server.ranges == []
+
+
+@pytest.mark.parametrize("way", ["in place", "replaced", "in place, with the time of before"])
+def test_a_large_file_that_was_changed_is_still_refused(
+    fetch: Callable[..., Path], server: Server, hashed: list[Path], large: Path, tmp_path: Path, way: str
+) -> None:
+    fetch()
+    fetch()
+    if way == "replaced":
+        (tmp_path / "new").write_bytes(changed(DATA))
+        os.utime(tmp_path / "new", (1e9, 1e9))
+        (tmp_path / "new").replace(large)
+    else:
+        large.write_bytes(changed(DATA))
+        if "before" in way:
+            os.utime(large, (1e9, 1e9))
+    server.always = status(404)
+    with pytest.raises(InputError, match="HTTP 404"):
+        fetch()
+    assert hashed == [large] * 2
+
+
+def test_a_hash_is_remembered_for_its_own_file_and_a_damaged_record_is_ignored(
+    hashed: list[Path], large: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_bytes(changed(DATA))
+    os.utime(other, (1e9, 1e9))
+    assert remembered_sha256(large) == SHA256 != remembered_sha256(other)
+    [first, second] = (tmp_path / "cache/sha256").iterdir()
+    for text in ("", "[]", '{"file": 1}', first.read_text()):
+        second.write_text(text)
+        first.write_text(text)
+        assert (remembered_sha256(large), remembered_sha256(other)) == (
+            SHA256,
+            hashlib.sha256(changed(DATA)).hexdigest(),
+        )

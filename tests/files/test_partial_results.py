@@ -26,7 +26,7 @@ def test_it_goes_on_and_becomes_a_list(output):
     second.finish()
     assert json.loads(output.read_text(encoding="utf-8")) == [{"a": "ü\u2028"}, {"a": "2"}, {"a": "3"}]
     assert [path.name for path in output.parent.iterdir()] == ["answers.json"]
-    with pytest.raises(InputError, match=r"^output=.*answers.json is there already: remove it, or give"):
+    with pytest.raises(InputError, match=r"^output=.*answers.json exists already: remove it, or give"):
         PartialResults(output, SETTINGS)
 
 
@@ -45,11 +45,9 @@ def test_a_torn_last_line_is_made_anew(output, torn):
 def test_other_settings_are_refused_and_nothing_is_touched(output):
     path = PartialResults(output, SETTINGS).path
     before = path.read_bytes()
-    with pytest.raises(
-        InputError, match=r'^.*json.partial was begun with another model \("abc", not "x"\): rem'
-    ):
+    with pytest.raises(InputError, match=r'^.*json.partial was started with model="abc", not "x": rem'):
         PartialResults(output, {**SETTINGS, "model": "x"})
-    with pytest.raises(InputError, match=r"was begun with another seed \(null, not 1\)"):
+    with pytest.raises(InputError, match=r"was started with seed=null, not 1"):
         PartialResults(output, {**SETTINGS, "seed": 1})
     assert path.read_bytes() == before
 
@@ -62,5 +60,5 @@ def test_a_damaged_file_is_refused(output, content):
 
 
 def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"lies in no folder that there is: make .*none first$"):
+    with pytest.raises(InputError, match=r"must be in an existing folder: make .*none first$"):
         PartialResults(tmp_path / "none/answers.json", {})

@@ -7,7 +7,7 @@ import jinja2
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.files.template import MOST_MADE, MOST_SOURCE, SafeTemplate
+from gptpl.files.template import MOST_CHARACTERS, MOST_USES, SafeTemplate
 
 TEXT = "The old keeper sang.\nAnd the sea was still.\n"
 
@@ -21,24 +21,14 @@ def made(source: str, text: str = TEXT) -> str:
     [
         "{{ text }}",
         "{% if n > 2 and text is string %}{{ text | upper }}{% elif n %}x{% else %}y{% endif %}",
-        "{% for line in text.splitlines() %}{{ loop.index }}/{{ loop.length }}. {{ line }}"
-        "{{ ',' if not loop.last else '.' }}\n{% endfor %}",
-        "{% for a in text.split() if a != 'sea' %}{% for b in 'xy' %}{{ a ~ b }} {% endfor %}{% endfor %}",
-        "{% set title = text[:8] | trim | title %}{{ title ~ ': ' ~ n }}{{ (n + 1) * 2 / 4 - 1 }}{{ n % 2 }}",
-        "{{ text | replace('sea', 'lake') }}{{ ['a', 'b', n] | join(' + ') }}{{ text | length }}",
-        "{{ text | default('none', true) }}{{ '3' | int + 1 }}{{ 'sea' in text }}{{ text.split(' ')[1] }}",
-        "{% set all = ['a'] + text.split() %}{{ all | join('-') }}{{ -n }}{{ not text.startswith('The') }}",
+        "{{ 'a' if text.startswith('The') else 'b' }}{{ 'sea' in text }}{{ not text.endswith('.') }}",
+        "{{ text[:8] | trim | title ~ ': ' ~ n }}{{ text[-20:-2] }}{{ (n + 1) / 4 - 1 }}{{ n // 2 }}{{ -n }}",
+        "{{ text | length }}{{ text | default('none', true) }}{{ '3' | int + 1 }}{{ text | d('x') }}",
         "{# a comment #}{% raw %}{{ as it is }}{% endraw %}{{ text.removeprefix('The ').strip() }}",
     ],
 )
 def test_what_prompts_are_made_of_gives_what_jinja_gives(source: str) -> None:
     assert made(source) == jinja2.Template(source).render(text=TEXT, n=3)
-
-
-DOUBLED = "{% set a = 'aaaaaaaaaa' %}" + 60 * "{% set a = a ~ a %}"
-NESTED = "{% set a = ['x', 'x'] %}{% set b = ['x', 'x'] %}" + 60 * "{% set a = [a, a] %}{% set b = [b, b] %}"
-LOOPS = "".join(f"{{% for a{i} in text %}}" for i in range(12))
-ENDS = 12 * "{% endfor %}"
 
 
 @pytest.mark.parametrize(
@@ -65,30 +55,28 @@ ENDS = 12 * "{% endfor %}"
         "{% include 'x' %}",
         "{% filter upper %}x{% endfilter %}",
         "{{ {'a': text} }}",
-        f"{LOOPS}{ENDS}",
-        f"{LOOPS}{{{{ a0 }}}}{ENDS}",
-        f"{LOOPS}{{% if text in text %}}{{% endif %}}{ENDS}",
-        f"{LOOPS}{{% if text | upper == text | lower %}}{{% endif %}}{ENDS}",
-        f"{LOOPS}{{% set a = text[1:].strip() %}}{ENDS}",
-        f"{DOUBLED}{{{{ a }}}}",
-        DOUBLED.replace("a ~ a", "a + a"),
-        DOUBLED.replace("a ~ a", "a | replace('a', 'aa')"),
-        DOUBLED.replace("a ~ a", "[a, a] | join(a)"),
-        DOUBLED.replace("a ~ a", "a.split('a') + a.split('a')"),
-        "{% set a = 3 %}" + 60 * "{% set a = a * a %}",
-        f"{NESTED}{{{{ a == b }}}}",
-        f"{NESTED}{{{{ a }}}}",
+        "{% for a in text %}{% endfor %}",
+        "{% set a = text ~ text %}{{ a }}",
+        "{{ text | replace('', text) }}",
+        "{{ text.replace('', text) }}",
+        "{{ text.split() }}",
+        "{{ text | join(text) }}",
+        "{{ text | list }}",
+        "{{ n * n }}",
+        "{{ n % 2 }}",
+        "{{ (text, text) }}",
         f"{{{{ [{300 * 'text, '}] }}}}",
         f"{{{{ text | replace('', '{'x' * 40_000}') }}}}",
         "{{ " + 20_000 * "(" + "text" + 20_000 * ")" + " }}",
         "{{ " + 40_000 * "-" + "n }}",
         100 * "{% if n %}" + 100 * "{% endif %}",
         "{{ " + 9_000 * "9" + " }}",
-        "{{ text" + 9_000 * " ~ text" + " }}",
-        "x" * (MOST_SOURCE + 1),
-        "{{ text._budget }}",
-        "{{ _budget }}",
-        "{{ text | _weighed }}",
+        "{{ text" + MOST_USES * " ~ text" + " }}",
+        "{{ text" + 7_000 * " + text" + " }}",
+        "x" * (MOST_CHARACTERS + 1),
+        "{{ text.upper }}",
+        "{{ text.upper()() }}",
+        "{{ n() }}",
         "{{ self }}",
         "{{ text.__class__ }}",
         "{{ text.upper.__self__ }}",
@@ -106,10 +94,17 @@ def test_what_would_take_gigabytes_or_for_ever_or_lead_out(source: str) -> None:
         tracemalloc.stop()
     assert len(str(refused.value)) < 600
     assert most < 2e8
-    assert time.monotonic() - begun < 20  # under tracemalloc; a tenth of it without
+    assert time.monotonic() - begun < 5
 
 
 def test_a_long_text_is_no_reason_to_refuse() -> None:
-    """The limit is for what the template makes of a text, not for the text."""
-    text = "word " * MOST_MADE
+    text = "word " * 200_000
     assert made("{{ text }}{{ text | upper }}", text) == text + text.upper()
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ text / 2 }}", "{{ text[9999] }}", "{{ text.strip(1) }}", "{{ 1 / 0 }}"]
+)
+def test_an_operation_that_fails_is_one_line(source: str) -> None:
+    with pytest.raises(InputError, match=r"^data\.template=own cannot be filled in \([^\n]+\): correct it$"):
+        made(source)

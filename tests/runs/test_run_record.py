@@ -142,12 +142,12 @@ def test_a_damaged_file_is_named(folder, name, text):
 
 def test_bytes_that_are_no_text_are_damage(folder):
     (folder / "metrics.csv").write_bytes(b"step,val/loss\n1,\xff\n")
-    with pytest.raises(InputError, match=r"metrics\.csv is no whole table"):
+    with pytest.raises(InputError, match=r"metrics\.csv is damaged"):
         read_run(folder)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no run folder \(it has no config\.yaml\)"):
+    with pytest.raises(InputError, match=r"is not a run folder \(it has no config\.yaml\)"):
         read_run(tmp_path)
 
 

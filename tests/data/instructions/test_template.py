@@ -55,8 +55,8 @@ def test_its_state_is_plain_data_that_makes_it_again(tmp_path):
     ("template", "marker", "said"),
     [
         ("alpacca", None, "data.template=alpacca is neither alpaca nor phi3 nor a file"),
-        ("{{ instruction", None, r"data.template=own is no Jinja template \(line 1: "),
-        ("{{ input }}", None, r"data.template=own leaves \{\{ instruction \}\} out"),
+        ("{{ instruction", None, r"data.template=own is not a Jinja template \(line 1: "),
+        ("{{ input }}", None, r"data.template=own does not use \{\{ instruction \}\}"),
         ("{{ instruction }}{{ answer }}", None, r"data.template=own uses \{\{ answer \}\}: the fields are"),
         ("alpaca", " \n", r"data.response_marker=' \\n' is empty"),
     ],
