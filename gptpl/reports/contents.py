@@ -1,4 +1,4 @@
-"""What a report says, before it is written as HTML, Markdown or lines of a terminal."""
+"""The content of a report, before it is written as HTML, Markdown or lines of a terminal."""
 
 import json
 from collections import Counter
@@ -9,56 +9,50 @@ from typing import Any
 from gptpl.files.figures import COLOURS
 from gptpl.files.run_record import RunRecord
 from gptpl.reports.pictures import MOST_AXES, Picture, curves_picture, importance_picture, parallel_picture
-from gptpl.reports.ranking import (
-    BY_LOSS,
-    COLUMNS,
-    Criterion,
-    Entry,
-    Failure,
-    Group,
-    digits,
-    groups,
-    measures,
-    whole,
-)
-from gptpl.reports.settings import Importance, axes, importance
-from gptpl.text import NONE, setting_text
+from gptpl.reports.ranking import BY_LOSS, COLUMNS, Criterion, Failure, Group, RankedRun, groups, measures
+from gptpl.reports.settings import axes, importance
+from gptpl.text import NONE, loss_text, setting_text
 
 FEWEST_LINES = 3
-"""Runs below which parallel coordinates say less than the table."""
-WINDOW_SETTINGS = ("data.max_length", "data.stride", "eval_val_batches", "data.batch_size")
-"""What decides which windows of the validation text a loss is measured on."""
+"""With fewer runs, parallel coordinates say less than the table."""
+SEQUENCE_SETTINGS = ("data.max_length", "data.stride", "eval_val_batches", "data.batch_size")
+"""Settings that decide which sequences of the validation text a loss is measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """The runs of one group; `notes` are what to know when reading the table."""
+    """The runs of one group.
+
+    Attributes:
+        columns: headings of the table after rank and run.
+        rows: each run with its cells.
+        notes: how to read the table.
+        curves: None without any evaluations.
+        parallel: the settings; None for too few runs or settings.
+        parallel_note: what is not drawn.
+        bars: the importance of the settings; None without any.
+        importance_note: how reliable it is, or why there is none.
+    """
 
     group: Group
     columns: Sequence[str]
-    """Headings of the table after rank and run."""
-    rows: Sequence[tuple[Entry, Sequence[str]]]
-    """Each entry with its texts in these columns."""
+    rows: Sequence[tuple[RankedRun, Sequence[str]]]
     notes: Sequence[str]
     curves: Picture | None
-    """None without any evaluations."""
-    importance: Importance
-    importance_bars: Picture | None
-    """None without shares."""
     parallel: Picture | None
-    """None for too few runs or settings."""
     parallel_note: str
-    """What is not drawn."""
+    bars: Picture | None
+    importance_note: str
 
     @property
     def pictures(self) -> list[Picture]:
-        """All that there are."""
-        return [each for each in (self.curves, self.parallel, self.importance_bars) if each is not None]
+        """All that exist."""
+        return [each for each in (self.curves, self.parallel, self.bars) if each is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """All of a report; `problems` are the runs that could not be read."""
+    """A whole report; `problems` are the errors of the runs that could not be read."""
 
     title: str
     facts: dict[str, str]
@@ -76,13 +70,13 @@ def contents(
     problems: Sequence[str] = (),
     by: Criterion = BY_LOSS,
 ) -> Contents:
-    """Ranks, measures and draws."""
+    """Rank, measure and draw."""
     found = groups(records, failures, by)
     entries = [entry for group in found for entry in group.entries]
     states = Counter(entry.state for entry in entries) | Counter(damaged=len(problems))
     notes = []
     if not states["finished"]:
-        notes.append("No run has finished: what follows is all there is.")
+        notes.append("No run has finished: the report shows what there is so far.")
     if sum(bool(group.ranked) for group in found) > 1:
         notes.append(
             "These runs differ in their text, its split or the tokenizer. Losses in nats per token cannot be"
@@ -100,21 +94,19 @@ def contents(
 
 def _section(group: Group, *, suffix: str) -> Section:
     finished = [entry for entry in group.ranked if entry.state == "finished"]
-    runs = [entry.run for entry in finished if entry.run is not None]
-    values = [entry.value for entry in finished]
-    varied = axes(group.settings, runs)
-    weighed = importance(varied, [group.by.sign * value for value in values])
-    order = [axis for axis, _ in weighed.shares]
+    varied = axes(group.settings, [entry.run for entry in finished if entry.run is not None])
+    shares, importance_note = importance(varied, [group.by.sign * entry.value for entry in finished])
+    order = [axis for axis, _ in shares]
     drawn = [*order, *(axis for axis in varied if axis not in order)]
-    columns, rows = _table(group)
-    parallel = bars = None
-    if drawn and len(runs) >= FEWEST_LINES:
-        colours = [entry.colour for entry in finished]
+    parallel = None
+    if drawn and len(finished) >= FEWEST_LINES:
         parallel = parallel_picture(
-            drawn, values, colours, title=group.by.title, name=f"report-settings{suffix}"
+            drawn,
+            [entry.value for entry in finished],
+            [entry.colour for entry in finished],
+            title=group.by.title,
+            name=f"report-settings{suffix}",
         )
-    if weighed.shares:
-        bars = importance_picture(weighed.shares, name=f"report-importance{suffix}")
     parallel_notes = [
         f"{axis.name} stands for {', '.join(axis.together)} too, which change with it."
         for axis in drawn[:MOST_AXES]
@@ -122,6 +114,7 @@ def _section(group: Group, *, suffix: str) -> Section:
     ]
     if left := [axis.name for axis in drawn[MOST_AXES:]]:
         parallel_notes.append(f"Not drawn: {', '.join(left)}.")
+    columns, rows = _table(group)
     names = [axis.name for axis in drawn] or group.settings
     return Section(
         group=group,
@@ -129,15 +122,15 @@ def _section(group: Group, *, suffix: str) -> Section:
         rows=rows,
         notes=_table_notes(group),
         curves=curves_picture(group, names, name=f"report-curves{suffix}"),
-        importance=weighed,
-        importance_bars=bars,
         parallel=parallel,
         parallel_note=" ".join(parallel_notes),
+        bars=importance_picture(shares, name=f"report-importance{suffix}") if shares else None,
+        importance_note=importance_note,
     )
 
 
-def _table(group: Group) -> tuple[list[str], list[tuple[Entry, list[str]]]]:
-    """What it is ranked by, loss, how it ended, settings that differ, what it cost, and what went wrong."""
+def _table(group: Group) -> tuple[list[str], list[tuple[RankedRun, list[str]]]]:
+    """The metric of the ranking, loss, state, settings that differ, costs, and errors."""
     by_value = group.by != BY_LOSS
     trials = any(entry.overrides for entry in group.entries)
     errors = any(entry.error for entry in group.entries)
@@ -147,7 +140,7 @@ def _table(group: Group) -> tuple[list[str], list[tuple[Entry, list[str]]]]:
     for entry in group.entries:
         loss, perplexity, *costs = measures(entry.run)
         settings = map(setting_text, group.differing_settings(entry).values())
-        row = [digits(entry.value)] * by_value + [loss, perplexity, entry.state, *settings, *costs]
+        row = [loss_text(entry.value)] * by_value + [loss, perplexity, entry.state, *settings, *costs]
         rows.append((entry, row + [entry.overrides or NONE] * trials + [entry.error] * errors))
     return columns, rows
 
@@ -162,55 +155,56 @@ def _table_notes(group: Group) -> list[str]:
         )
     if len(group.ranked) > len(COLOURS):
         notes.append(f"The best {len(COLOURS)} have a colour; all others are grey.")
-    windows = [name for name in WINDOW_SETTINGS if name in group.settings]
+    differing = [name for name in SEQUENCE_SETTINGS if name in group.settings]
     limited = any(run.settings.get("eval_val_batches") not in (None, "None") for run in group.runs)
-    if windows and (limited or windows != ["data.batch_size"]):
+    if differing and (limited or differing != ["data.batch_size"]):
         notes.append(
-            f"The runs differ in {', '.join(windows)}: their losses are means over other windows of the"
-            " validation text. A small difference may come of that; gptpl evaluate measures them alike."
+            f"The runs differ in {', '.join(differing)}: their losses are means over different sequences of"
+            " the validation text, which may cause small differences; gptpl evaluate measures them alike."
         )
     if any(run.record.get("resumed") for run in group.runs):
-        notes.append("A time with * is a resumed run's: of its parts, those that were killed are not in it.")
+        notes.append("A time with * is that of a resumed run, without the parts that were killed.")
     return notes
 
 
-# --- the same prompt ------------------------------------------------------------------------------------
+# --- samples of the same prompt -------------------------------------------------------------------------
 
 MOST_TEXTS = len(COLOURS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPrompt:
-    """A prompt, how it was continued, and the runs' last continuations, the best run first."""
+    """A prompt, the strategy of sampling, and the runs' last continuations, the best run first.
+
+    Attributes:
+        texts: run, when (such as `step 1,200`), continuation.
+        left_out: the number of runs of lower rank with such a sample.
+    """
 
     prompt: str
     strategy: str
-    texts: Sequence[tuple[Entry, str, str]]
-    """Run, when (such as `step 1,200`), continuation."""
+    texts: Sequence[tuple[RankedRun, str, str]]
     left_out: int
-    """Runs with such a sample that are not among the first ones."""
 
 
-def shared_prompts(entries: Sequence[Entry]) -> list[SharedPrompt]:
-    """The prompts and strategies that two runs or more have, or all of a single run, in the runs' order."""
+def shared_prompts(entries: Sequence[RankedRun]) -> list[SharedPrompt]:
+    """The prompts and strategies that at least two runs share, or all of a single run."""
     runs = [(entry, entry.run.samples()) for entry in entries if entry.run is not None]
-    found: dict[str, dict[int, tuple[Entry, Mapping[str, Any]]]] = {}
+    found: dict[str, dict[int, tuple[RankedRun, Mapping[str, Any]]]] = {}
     for entry, samples in runs:
         for sample in samples:
             if isinstance(sample.get("prompt"), str) and isinstance(sample.get("continuation"), str):
                 key = json.dumps([sample["prompt"], sample.get("strategy")], sort_keys=True)
                 found.setdefault(key, {})[id(entry)] = entry, sample  # the last one stays
     shared = []
-    for made in found.values():
-        if len(made) >= min(2, len(runs)):
-            [(_, first), *_] = made.values()
+    for by_run in found.values():
+        if len(by_run) >= min(2, len(runs)):
+            made = list(by_run.values())
             shared.append(
                 SharedPrompt(
-                    prompt=first["prompt"],
-                    strategy=_strategy_text(first.get("strategy")),
-                    texts=[(entry, _when(sample), sample["continuation"]) for entry, sample in made.values()][
-                        :MOST_TEXTS
-                    ],
+                    prompt=made[0][1]["prompt"],
+                    strategy=_strategy_text(made[0][1].get("strategy")),
+                    texts=[(entry, _when(each), each["continuation"]) for entry, each in made[:MOST_TEXTS]],
                     left_out=max(len(made) - MOST_TEXTS, 0),
                 )
             )
@@ -219,7 +213,7 @@ def shared_prompts(entries: Sequence[Entry]) -> list[SharedPrompt]:
 
 def _when(sample: Mapping[str, Any]) -> str:
     step = sample.get("step")
-    return f"step {whole(step)}" if isinstance(step, int) else ""
+    return f"step {step:,}" if isinstance(step, int) else ""
 
 
 def _strategy_text(strategy: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the settings that differ did: as axes, and weighed by their importance."""
+"""The settings that differ between runs: as axes, and their importance."""
 
 import math
 import random
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gptpl.files.run_record import RunRecord
 from gptpl.files.run_settings import Setting
-from gptpl.reports.ranking import digits
 from gptpl.text import count_text, setting_text
 
 if TYPE_CHECKING:  # optuna is imported where it is used
@@ -18,44 +17,42 @@ if TYPE_CHECKING:  # optuna is imported where it is used
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A setting, with those that always change together with it."""
+    """A setting, or what the runs reached.
+
+    Attributes:
+        together: names of settings that always change with this one, so that their effects cannot be told
+            apart.
+        values: one for each run.
+        numeric: whether all values are numbers.
+    """
 
     name: str
     together: Sequence[str] = ()
-    """Names of the others, whose effect cannot be told from its own."""
     values: Sequence[Setting | None]
-    """One a run."""
     numeric: bool = True
-    """Whether all values are numbers."""
-    measured: bool = False
-    """Whether the values are no setting but what came of it: shown with four digits, never logarithmic."""
 
     @property
     def title(self) -> str:
-        """The name, and how many others it stands for."""
+        """The name, and the number of other settings that it stands for."""
         return f"{self.name} (+{len(self.together)})" if self.together else self.name
 
     @property
     def logarithmic(self) -> bool:
         """Whether the values are positive and span a factor of ten."""
         numbers = self.numbers()
-        return bool(numbers) and not self.measured and min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
+        return bool(numbers) and min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
 
     @property
     def labels(self) -> list[str]:
         """The different values as texts, in the order of the first runs that have them."""
         return list(dict.fromkeys(map(setting_text, self.values)))
 
-    def text(self, value: Setting | None) -> str:
-        """A value as it is shown."""
-        return digits(float(value)) if self.measured and value is not None else setting_text(value)
-
     def numbers(self) -> list[float]:
-        """One a run; none at all where not all values are numbers."""
+        """One for each run; empty unless all values are numbers."""
         return [float(value) for value in self.values if value is not None] if self.numeric else []
 
     def places(self) -> list[float]:
-        """Where each run is on the axis, from 0 to 1."""
+        """The place of each run on the axis, from 0 to 1."""
         if not self.numeric:
             labels = self.labels
             return [labels.index(setting_text(value)) / max(len(labels) - 1, 1) for value in self.values]
@@ -65,10 +62,10 @@ class Axis:
 
 
 def axes(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Axis]:
-    """One a setting that differs between these runs; those that always change together are one.
+    """An axis for each setting that differs between these runs; those that always change together share one.
 
-    Together change what is the same in the same runs. This is taken for no accident where each value comes
-    twice or more on average: of values that are drawn anew for each run, each differs from run to run.
+    Two settings change together if they are equal in the same runs, and each value occurs twice or more on
+    average: values drawn independently for each run all differ, which proves nothing.
     """
     made: dict[tuple[int, ...], Axis] = {}
     for name in names:
@@ -93,29 +90,29 @@ def _is_number(value: Setting | None) -> bool:
 # --- importance -----------------------------------------------------------------------------------------
 
 FEWEST_RUNS = 10
-"""Below, half of the runs are too few to show a pattern."""
+"""With fewer, half of the runs are too few to show a pattern."""
 GOOD = 0.5
-"""The share of runs that are the good ones.
+"""The fraction of runs that count as good.
 
-In synthetic runs, 10 to 80 of them, the setting that decided came out first more often than with a tenth, a
+In synthetic runs, 10 to 80 of them, the decisive setting came out first more often than with a tenth, a
 quarter or a third.
 """
 SHUFFLES = 19
-"""A setting that weighs more than with shuffled losses, every time, does so by chance once in 20 times."""
+"""A setting exceeds its weight with shuffled losses every time by chance in one of 20 cases."""
 
 
 class Importance(NamedTuple):
-    """Shares that add up to 1, largest first; `note` says what they are worth, or why there are none."""
+    """Shares that add up to 1, largest first; `note` says how reliable they are, or why there are none."""
 
     shares: Sequence[tuple[Axis, float]]
     note: str
 
 
 def importance(axes: Sequence[Axis], losses: Sequence[float]) -> Importance:
-    """How much the values of a setting in the best runs are distributed otherwise than in all.
+    """How much the distribution of a setting in the best runs differs from that in all runs.
 
-    By PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255). The axes have a value for each run; `losses`
-    are one a run, finite, lower is better.
+    By PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255). `losses` has a finite value for each run,
+    lower is better.
     """
     weighed = [axis for axis in axes if axis.numeric or len(axis.labels) < len(losses)]
     if not weighed:
@@ -151,7 +148,7 @@ def _weights(axes: Sequence[Axis], losses: Sequence[float]) -> Mapping[str, floa
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Of losses that tie: no setting stands out, which is what the result says, too.
+            # Losses that tie: no setting stands out, which is what the result says, too.
             warnings.filterwarnings("ignore", message="Target and region quantiles select the same set")
             study = optuna.create_study(direction="minimize")
             distributions = {axis.name: _distribution(axis) for axis in axes}
@@ -160,8 +157,7 @@ def _weights(axes: Sequence[Axis], losses: Sequence[float]) -> Mapping[str, floa
             }
             for place, loss in enumerate(losses):
                 params = {name: values[place] for name, values in columns.items()}
-                trial = optuna.create_trial(params=params, distributions=distributions, value=loss)
-                study.add_trial(trial)
+                study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=loss))
             evaluator = PedAnovaImportanceEvaluator(target_quantile=GOOD)
             return get_param_importances(study, evaluator=evaluator, normalize=False)
     finally:

@@ -11,7 +11,7 @@ import jinja2
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import RunError, RunRecord, parse_yaml, read_mapping
-from gptpl.reports.contents import Contents, Section, contents
+from gptpl.reports.contents import Contents, contents
 from gptpl.reports.ranking import BY_LOSS, Criterion, Failure, find
 from gptpl.runs.listing import SWEEP_FILE, find_run
 from gptpl.text import one_line, printable, shortened, table
@@ -19,30 +19,25 @@ from gptpl.text import one_line, printable, shortened, table
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """A report and where it is."""
+    """A report and its files."""
 
     page: Path
     markdown: Path
     contents: Contents
 
-    @property
-    def problems(self) -> Sequence[str]:
-        """What could not be read, a line each."""
-        return self.contents.problems
-
 
 def report(
     *runs: str | Path, output: str | Path | None = None, by: Criterion | None = None, tags: Sequence[str] = ()
 ) -> Written:
-    """Compares runs, failed trials of sweeps included, as a web page and as Markdown.
+    """Compare runs, failed trials of sweeps included, as a web page and as Markdown.
 
     Args:
         runs: runs by folder or name (`quick/latest`), or folders with runs in them.
-        output: folder of the files; None: that of a single run, or else the present one.
-        by: what runs are ranked by; None: what the folders' sweeps say, or else the validation loss.
+        output: folder of the files; None: that of a single run, or else the current one.
+        by: the metric of the ranking; None: that of the folders' sweeps, or else the validation loss.
         tags: only the runs that have all of these.
 
-    Raises InputError where there is no run, and where `output` is a file.
+    Raises InputError if there is no run, and if `output` is a file.
     """
     if not runs:
         raise InputError("no run is given: give a run's folder, or one with runs in it")
@@ -61,18 +56,16 @@ def report(
 
 
 def _criterion(folders: Sequence[Path]) -> Criterion:
-    """What the sweeps in these folders compare their trials by, where they agree."""
-    said = set()
+    """The metric of the sweeps in these folders, if they agree."""
+    found = set()
     for folder in folders:
         try:
             sweep = read_mapping(folder / SWEEP_FILE, parse_yaml)
-        except RunError:  # no sweep's
+        except RunError:  # not the folder of a sweep
             sweep = {}
-        if sweep.get("mode") in ("min", "max"):
-            said.add(Criterion(metric=str(sweep.get("metric")), mode=sweep["mode"]))
-        else:
-            said.add(BY_LOSS)
-    return said.pop() if len(said) == 1 else BY_LOSS
+        is_known = sweep.get("mode") in ("min", "max")
+        found.add(Criterion(metric=str(sweep.get("metric")), mode=sweep["mode"]) if is_known else BY_LOSS)
+    return found.pop() if len(found) == 1 else BY_LOSS
 
 
 def write_report(
@@ -84,10 +77,10 @@ def write_report(
     problems: Sequence[str] = (),
     by: Criterion = BY_LOSS,
 ) -> Written:
-    """Compares runs in `report.html`, and in `report.md` with its pictures `report-*.png`.
+    """Compare runs in `report.html`, and in `report.md` with its pictures `report-*.png`.
 
-    The runs may be in any state, or none at all; `problems` is what could not be read. The folder is made
-    where it is not there; each file appears or is replaced in one move.
+    The runs may be in any state; `problems` are the errors of those that could not be read. The folder is
+    created if needed, and each file is replaced atomically.
     """
     report = contents(records, failures, title=title, problems=problems, by=by)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,13 +93,13 @@ def write_report(
     return Written(page=page, markdown=markdown, contents=report)
 
 
-# --- HTML and Markdown: the page needs no network, no script, no other file ----------------------------
+# --- HTML and Markdown: the page needs no network, no script, no other file -----------------------------
 
 
 def _filled(name: str, report: Contents, shown: Callable[[str], str], *, autoescape: bool = False) -> str:
-    """A template, in which every value that is not marked as `safe` passes through `shown`.
+    """Fill a template, where every value that is not marked as `safe` passes through `shown`.
 
-    Whatever characters come from the runs, they are shown and never act.
+    Text from the runs is displayed and never interpreted.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gptpl.reports", "."),
@@ -122,16 +115,13 @@ def _filled(name: str, report: Contents, shown: Callable[[str], str], *, autoesc
 
 
 def as_markdown(text: str) -> str:
-    """The text on one line of Markdown, also in a cell of a table: none of it acts."""
+    """The text on one line, escaped so that Markdown shows it as it is, also in a table."""
     escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", escaped)
 
 
 def _block(text: str) -> str:
-    """A block of code in Markdown.
-
-    Indented rather than fenced: a text can hold a fence, but cannot leave its indentation.
-    """
+    """A block of code, indented rather than fenced: a text can contain a fence."""
     return "\n".join("    " + line for line in (printable(text).split("\n") or [""]))
 
 
@@ -139,31 +129,28 @@ def _block(text: str) -> str:
 
 FIRST = ("validation loss", "perplexity", "tokens", "time", "state")
 NOT_IN_TERMINAL = ("last loss", "tokens/s", "peak memory", "parameters")
-"""Columns of the page that the terminal has no room for."""
+"""Columns of the page for which the terminal has no room."""
 MOST_ROWS = 20
 
 
 def terminal_lines(report: Contents) -> list[str]:
-    """A table for each group, as wide as the terminal at most."""
+    """A table for each group, at most as wide as the terminal."""
     width = shutil.get_terminal_size((120, 24)).columns
     lines = [f"damaged: {one_line(problem)}" for problem in report.problems]
     lines += [one_line(note) for note in report.notes]
     for section in report.sections:
-        lines += ["", one_line(section.group.title)] if section.group.title else []
-        for line in _terminal_table(section):
+        if section.group.title:
+            lines += ["", one_line(section.group.title)]
+        names = list(section.columns)
+        first = list(dict.fromkeys([0, *(names.index(name) for name in FIRST)]))  # 0: the ranking's metric
+        others = [place for place, name in enumerate(names) if name not in (*FIRST, *NOT_IN_TERMINAL)]
+        kept = list(dict.fromkeys([*first, *others]))
+        rows = [["#", "run", *(names[place].rpartition(".")[2] for place in kept)]]
+        for entry, cells in section.rows[:MOST_ROWS]:
+            texts = (shortened(cells[place], 40) for place in kept)
+            rows.append([entry.label, shortened(entry.name, 30), *texts])
+        for line in table(rows):
             lines.append(line if len(line) <= width else line[: width - 1] + "\N{HORIZONTAL ELLIPSIS}")
         if len(section.rows) > MOST_ROWS:
             lines.append(f"... and {len(section.rows) - MOST_ROWS} more in the report")
     return lines
-
-
-def _terminal_table(section: Section) -> list[str]:
-    names = list(section.columns)
-    first = list(dict.fromkeys([0, *(names.index(name) for name in FIRST)]))  # 0: what they are ranked by
-    kept = [*first, *(i for i, name in enumerate(names) if i and name not in (*FIRST, *NOT_IN_TERMINAL))]
-    rows = [["#", "run", *(names[place].rpartition(".")[2] for place in kept)]]
-    for entry, cells in section.rows[:MOST_ROWS]:
-        rows.append(
-            [entry.label, shortened(entry.name, 30), *(shortened(cells[place], 40) for place in kept)]
-        )
-    return table(rows)

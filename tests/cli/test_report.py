@@ -19,7 +19,7 @@ def test_a_folder_of_runs_is_reported_in_it(gptpl, runs):
     outcome = gptpl("report", str(runs))
     assert (outcome.status, outcome.err) == (0, "")
     best = min(float(row["val/loss"]) for row in read_metrics(runs / "one") if row["val/loss"])
-    assert outcome.out.count(f"{best:.3f}") == 2
+    assert outcome.out.count(f"{best:.4f}") == 2
     assert {path.name for path in runs.iterdir()} == {
         *("one", "two", "report.html", "report.md", "report-curves.png")
     }

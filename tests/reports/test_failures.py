@@ -10,16 +10,16 @@ HEADER = "trial,overrides,state,best_val_loss,val_loss,error\n"
 
 def test_failed_trials_and_those_without_a_run_are_found(make_run, tmp_path):
     sweep = make_run("all/sweep/0", [1.0]).path.parent
-    make_run("all/sweep/trial-003", [1.0])
     (sweep / "results.csv").write_text(
         HEADER
-        + '0,lr=1,finished,1.0,1.0,\n1,lr=2,failed,,,"ValueError: a, b"\n2,lr=3,pruned,,,\n3,lr=4,failed,,,E'
+        + '0,lr=1,finished,1.0,1.0,\n1,lr=2,failed,,,"ValueError: a, b"\n'
+        + "2,lr=3,pruned,,,\n3,lr=4,finished,,,E"
     )
     found = find_failures(tmp_path)
     assert [(each.folder.name, each.overrides, each.state, each.error) for each in found] == [
         ("1", "lr=2", "failed", "ValueError: a, b"),
         ("2", "lr=3", "pruned", f"it has no run in {sweep / '2'}"),
-        ("trial-003", "lr=4", "failed", "E"),
+        ("3", "lr=4", "finished", "E"),
     ]
 
 

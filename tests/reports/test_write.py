@@ -106,7 +106,7 @@ def test_the_table_has_the_numbers_of_the_files_and_what_differs(make_run, repor
         assert float(cells["last loss"]) == pytest.approx(last, rel=1e-3)
         assert cells["parameters"] == f"{parameters:,}" == "120,256"
         assert [cells[key] for key in ("tokens", "time", "tokens/s", "peak memory", "state")] == [
-            *("15,360", "1:05", "2,000", "0.512 GB", "finished")
+            *("15,360", "1:05", "2,000", "512.3 MB", "finished")
         ]
     assert not {"model.n_layers", "seed", "error", "overrides"} & set(head)
     assert page.rows == [[*head[1:]], *([f"{row[0]} {row[1]}", *row[2:]] for row in (first, second))]
@@ -173,8 +173,8 @@ def test_a_run_has_one_colour_everywhere(make_run, report):
     best = [f"background:{colour}" for colour in COLOURS]
     assert swatches == [*best, "background:#8c8c90", *best]  # the table's, the samples'
     styles = " ".join(value for tag, name, value in page.attributes if (tag, name) == ("path", "style"))
-    for colour in COLOURS:  # wide and narrow: two panels and the legend
-        assert len(re.findall(rf"stroke: {colour};? ?stroke-width: 1.7", styles, re.IGNORECASE)) == 6
+    for colour in COLOURS:  # two panels and the legend
+        assert len(re.findall(rf"stroke: {colour};? ?stroke-width: 1.7", styles, re.IGNORECASE)) == 3
     assert "The best 8 have a colour" in markdown
     assert "Left out: 1 of lower rank." in markdown
 
@@ -196,7 +196,7 @@ def test_groups_that_cannot_be_compared_are_told_apart(make_run, report):
     assert "## Group B: text mine" in markdown
 
 
-def test_other_windows_of_the_same_text_are_mentioned(make_run, report):
+def test_other_sequences_of_the_same_text_are_mentioned(make_run, report):
     runs = [make_run(f"r{n}", [5.0, 3.0], {"data.max_length": n}) for n in (64, 128)]
     assert "The runs differ in data.max\\_length" in report(runs)[1]
 
@@ -245,7 +245,7 @@ def test_folders_are_reported_with_what_was_written_and_found(make_run, tmp_path
     assert written.page == tmp_path / "out/report.html"
     assert [entry.name for entry, _ in written.contents.sections[0].rows] == ["b", "a"]
     assert (tmp_path / "out/report-curves.png").exists()
-    [problem] = written.problems
+    [problem] = written.contents.problems
     assert "c/run.json is damaged" in problem
     alone = report_on(tmp_path / "runs/a")
     assert alone.page == tmp_path / "runs/a/report.html"
@@ -273,9 +273,9 @@ def test_runs_are_ranked_by_any_metric_as_asked_or_as_their_sweep_says(make_run,
     assert [(entry.label, entry.name) for entry, _ in section.rows] == [("1", "c"), ("2", "a"), ("3", "b")]
     assert [entry.value for entry, _ in section.rows] == pytest.approx([0.4, 0.3, 0.2])
     assert list(section.columns[:2]) == ["val/f1", "validation loss"]
-    assert list(section.rows[0][1][:2]) == ["0.4000", "4.000"]
+    assert list(section.rows[0][1][:2]) == ["0.4000", "4.0000"]
     assert section.notes[0].startswith("Ranked by the highest val/f1 after the first step; with")
     assert section.parallel is not None
     assert section.curves is not None
     assert section.parallel.alt.endswith("and the val/f1")
-    assert "val/f1" in section.curves.wide
+    assert "val/f1" in section.curves.svg

@@ -45,4 +45,4 @@ def run(arguments: list[str]) -> int:
     written = report(*given.paths, output=None if output is None else Path(output), tags=tags)
     where = ["", f"page      {written.page}", f"markdown  {written.markdown}"]
     print("\n".join([*terminal_lines(written.contents), *where]))
-    return EXIT_DAMAGED if written.problems else 0
+    return EXIT_DAMAGED if written.contents.problems else 0
