@@ -26,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gptpl.checkpoints.files import CheckpointFolder, verify
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.resume_state import state_digest
+from gptpl.files.durable import record_file
 
 SETTINGS = [
     "experiment=quick",
@@ -126,7 +127,7 @@ def killed_run(folder: Path, settings: list[str], stop: str, kills: int, seed: i
             shutil.rmtree(run, ignore_errors=True)  # killed before the first checkpoint: start anew
             arguments = [*settings, trace, f"run_dir={run}", stop]
         else:
-            if good.damaged or good.unverified:
+            if good.damaged or not record_file(good.path).exists():
                 raise SystemExit(f"a kill has damaged a checkpoint: {good}")
             arguments = [f"resume={run}", stop]
         run.mkdir(exist_ok=True)
@@ -142,7 +143,14 @@ def killed_run(folder: Path, settings: list[str], stop: str, kills: int, seed: i
         visible = list((run / "checkpoints").glob("*.ckpt"))
         broken = [str(path) for path in visible if verify(path.resolve())]
         left = sorted(being_written(run / "checkpoints"))
-        record.append({"hit": hit, "from": good.step if good else 0, "broken": broken, "left": left})
+        record.append(
+            {
+                "hit": hit,
+                "from": int(good.path.stem.removeprefix("step-")) if good else 0,
+                "broken": broken,
+                "left": left,
+            }
+        )
         record[-1]["anew"] = not CheckpointFolder(run / "checkpoints", keep=2).steps()
         print(f"kill {len(record)}/{kills}: {hit}, in a session from step {record[-1]['from']}", flush=True)
 

@@ -1,4 +1,4 @@
-"""The files of `checkpoints/`: `best.ckpt` to use, `step-*.ckpt` to go on from, `last.ckpt` the newest."""
+"""The files of `checkpoints/`: `best.ckpt` to use, `step-*.ckpt` to resume from, `last.ckpt` the newest."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def declared_mode(monitor: str, trainer: L.Trainer, pl_module: L.LightningModule) -> Better:
-    """Which way a metric is better, as the task or a callback says. Raises InputError where neither does."""
+    """Whether a metric is better low or high, as the task or a callback declares; InputError if none does."""
     return better(monitor, known_metrics(pl_module, trainer.callbacks))  # type: ignore[attr-defined]
 
 
@@ -27,7 +27,7 @@ class BestCheckpoint(ModelCheckpoint):
     """`best.ckpt`: the weights at the best `monitor` so far, without optimizer state.
 
     Saved after each evaluation that improves on it; a third of the size of a checkpoint to resume from.
-    The metric is better low or high as the task, or a callback, declares it, unless `mode` says it.
+    `mode` None: see `declared_mode`.
     """
 
     def __init__(self, *, dirpath: str | Path, monitor: str = "val/loss", mode: Better | None = None) -> None:
@@ -45,7 +45,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._mode_given = mode
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Finds out which way is better."""
+        """Find out whether low or high is better."""
         if self._mode_given is None and stage == "fit":
             assert self.monitor is not None
             self.mode = declared_mode(self.monitor, trainer, pl_module)
@@ -54,7 +54,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the best score; the file belongs to it wherever the run's folder is by now."""
+        """Take over the best score; its file is in this run's folder, which may have been moved."""
         moved: dict[str, Any] = {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
             best = str(Path(str(self.dirpath)) / Path(state_dict["best_model_path"]).name)
@@ -67,8 +67,8 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(AfterStep):
     """`step-*.ckpt`, the newest `keep` of them, and `last.ckpt`: everything that is needed to resume.
 
-    Saved after a step, before its evaluation and samples: every so many steps or minutes, after the last
-    step, and when training is broken off. Saving anew never touches the checkpoint before.
+    Saved after a step, before its evaluation and samples: every `every_n_steps` steps or `every_n_minutes`
+    minutes, after the last step, and when training is interrupted.
     """
 
     def __init__(
@@ -82,9 +82,7 @@ class LastCheckpoint(AfterStep):
         super().__init__()
         for name, value in (("every_n_minutes", every_n_minutes), ("every_n_steps", every_n_steps)):
             if value is not None and value <= 0:
-                raise InputError(
-                    f"callbacks.checkpoint_last.{name}={value} is not positive: give more than 0, or null"
-                )
+                raise InputError(f"callbacks.checkpoint_last.{name} must be positive or null, got {value}")
         self.folder = CheckpointFolder(Path(dirpath), keep=keep)
         self.every_n_minutes = every_n_minutes
         self.every_n_steps = every_n_steps
@@ -92,36 +90,33 @@ class LastCheckpoint(AfterStep):
         self._saved_seconds = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock; the step that training starts from needs no saving."""
+        """Start the clock; the step that training starts from is saved already."""
         super().on_train_start(trainer, pl_module)
         self.saved_step = trainer.global_step
         self._saved_seconds = time.monotonic()
 
-    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves when due."""
-        step = trainer.global_step
+    def due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """After so many steps, by the clock of any rank, and after the last step."""
+        step, seconds = trainer.global_step, time.monotonic() - self._saved_seconds
         by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
-        if by_steps or self._time_is_up(trainer) or step >= language_module(pl_module).total_steps:
-            self.save(trainer, pl_module)
+        by_time = self.every_n_minutes is not None and seconds >= 60 * self.every_n_minutes
+        return by_steps or by_time or step >= language_module(pl_module).total_steps
 
-    def _time_is_up(self, trainer: L.Trainer) -> bool:
-        if self.every_n_minutes is None:
-            return False
-        up = time.monotonic() - self._saved_seconds >= 60 * self.every_n_minutes
-        # The first process decides, or some ranks would save and others not.
-        return bool(trainer.strategy.broadcast(up))
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the step."""
+        self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves what early stopping has ended."""
+        """Save the last step of a training that was stopped early."""
         super().on_train_end(trainer, pl_module)
         self.save(trainer, pl_module)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Saves the last finished step of a broken-off run, if its weights are still those.
+        """Save the last finished step of an interrupted run, if no update has changed the weights since.
 
-        With several processes the others may be gone already, and saving takes them all.
+        Not with several processes: saving takes them all, and some may be gone.
         """
         if self._reached is None or trainer.world_size > 1 or language_module(pl_module).updating:
             return
@@ -129,14 +124,11 @@ class LastCheckpoint(AfterStep):
         try:
             if self.save(trainer, pl_module):
                 log.info("saved step %d: %s", step, self.folder.path(step))
-        except OSError as error:  # such as the full disk that may have been the reason
+        except OSError as error:  # the disk may be full, which may be why training ended
             log.error("step %d could not be saved: %s", step, error)
 
     def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
-        """Saves the boundary after the last finished step, on all ranks together.
-
-        False: it was saved, or `fast_dev_run` is to leave nothing.
-        """
+        """Save the boundary after the last finished step, on all ranks together; False: nothing to save."""
         step = language_module(pl_module).position.step
         if step == self.saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False

@@ -2,34 +2,29 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 
 from gptpl.callbacks.after_step import AfterStep, language_module, of_every_rank
-from gptpl.checkpoints.resume_state import (
-    RESUME_KEY,
-    Position,
-    loops_at,
-    random_state,
-    set_random_state,
-)
+from gptpl.checkpoints.resume_state import RESUME_KEY, Position, loops_at, random_state, set_random_state
 from gptpl.errors import InputError
 from gptpl.training.loggers import ResumableLogger
 
 
 class ExactResume(AfterStep):
-    """Makes a resumed run do what the run that was never stopped would have done, bit for bit.
+    """Makes a resumed run do what an uninterrupted one would have done, bit for bit.
 
-    What a checkpoint holds is the boundary after its step, before the evaluation and the samples of that
-    step, also if it is written later: by an error in the middle of the next step, say. The resumed run makes
-    up for the evaluation, then goes on. Beside what Lightning keeps itself, that is:
+    A checkpoint holds the boundary after its step, before the evaluation and the samples of that step, even
+    if it is written later, such as by an error in the middle of the next step. The resumed run first makes up
+    for the evaluation. In addition to what Lightning saves, the boundary has:
 
-    - the position in the epoch, from which the datamodule goes on in the same order;
+    - the position in the epoch, where the datamodule continues in the same order;
     - the random states of torch (CPU, every GPU), NumPy and Python, of every rank;
-    - how far the loggers had written: what they wrote afterwards is forgotten, and logged again.
+    - how far the loggers had written: what they wrote afterwards is dropped, and logged again.
 
-    Every run has this callback, first among all.
+    Every run has this callback, before all others.
     """
 
     def __init__(self) -> None:
@@ -39,16 +34,16 @@ class ExactResume(AfterStep):
         self._callback_states: dict[str, Any] | None = None
         self._to_restore: dict[str, Any] | None = None
 
-    # --- at every boundary ----------------------------------------------------------------------------
+    # --- at every boundary, without touching the disk -------------------------------------------------
 
     def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes what evaluation, samples and the next step are going to change."""
+        """Note what evaluation, samples and the next step are going to change."""
         self._random_state = random_state()
-        self._logger_positions = _logger_positions(trainer)
+        self._logger_positions = {name: logger.position() for name, logger in _resumable(trainer).items()}
         self._callback_states = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Also notes what the evaluation is going to change: the callbacks' states."""
+        """Also note what the evaluation is going to change: the callbacks' states."""
         super().on_validation_start(trainer, pl_module)
         if not trainer.sanity_checking:
             self._callback_states = _callback_states(trainer)
@@ -58,15 +53,14 @@ class ExactResume(AfterStep):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds the state of the boundary; Lightning does not ask for checkpoints of weights alone."""
+        """Add the state of the boundary; Lightning does not call this for checkpoints of weights alone."""
         if self._random_state is None:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, ResumableLogger):
-                logger.sync()
+        for logger in _resumable(trainer).values():
+            logger.sync()
         position = language_module(pl_module).position
         checkpoint[RESUME_KEY] = {
-            **position.state(),
+            **asdict(position),
             "random": of_every_rank(trainer, self._random_state),
             "loggers": self._logger_positions,
         }
@@ -80,7 +74,7 @@ class ExactResume(AfterStep):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Sets data and loops to the boundary, before Lightning begins with them."""
+        """Set data and loops to the boundary, before Lightning begins with them."""
         state = checkpoint[RESUME_KEY]
         position = Position(**{name: state[name] for name in Position.__dataclass_fields__})
         module = language_module(pl_module)
@@ -101,7 +95,7 @@ class ExactResume(AfterStep):
         self._logger_positions = state["loggers"]
 
     def _call(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restores the random states as late as can be: where the unbroken run noted them."""
+        """Restore the random states as late as possible: where the uninterrupted run noted them."""
         super()._call(trainer, pl_module)
         if self._to_restore is not None:
             set_random_state(self._to_restore)
@@ -116,20 +110,15 @@ def _callback_states(trainer: L.Trainer) -> dict[str, Any]:
 
 
 def return_loggers(trainer: L.Trainer, state: Mapping[str, Any]) -> None:
-    """Makes the loggers forget what they wrote after the checkpoint; before `fit` opens their files.
+    """Make the loggers drop what they wrote after the checkpoint; before `fit` opens their files.
 
-    `state` is what the checkpoint holds under RESUME_KEY.
+    `state` is the checkpoint's entry RESUME_KEY.
     """
-    positions = state["loggers"]
-    for logger in trainer.loggers:
-        if isinstance(logger, ResumableLogger) and type(logger).__name__ in positions:
-            logger.return_to(positions[type(logger).__name__])
+    for name, logger in _resumable(trainer).items():
+        if name in state["loggers"]:
+            logger.return_to(state["loggers"][name])
 
 
-def _logger_positions(trainer: L.Trainer) -> dict[str, Any]:
-    """How far each logger has written, by its class."""
-    return {
-        type(logger).__name__: logger.position()
-        for logger in trainer.loggers
-        if isinstance(logger, ResumableLogger)
-    }
+def _resumable(trainer: L.Trainer) -> dict[str, ResumableLogger]:
+    """The loggers that can be returned to a checkpoint, by their class."""
+    return {type(each).__name__: each for each in trainer.loggers if isinstance(each, ResumableLogger)}

@@ -86,10 +86,13 @@ class Samples(AfterStep, ABC):
             # Those of the step itself are made again, for the loggers, too, have gone back before them.
             self._file.start(step=trainer.global_step - 1)
 
+    def due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """After every `every_n_steps` steps."""
+        return self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+
     def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample when the step is due."""
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._sample_here(trainer, pl_module)
+        """Sample after the step."""
+        self._sample_here(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample when the epoch is due."""

@@ -62,6 +62,7 @@ class StopAtBoundary(AfterStep):
         self.stop_at_step = stop_at_step
         self._signal: int | None = None
         self._asked = False
+        self._found: tuple[str, int] | None = None
         self._started_seconds = time.monotonic()
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
@@ -130,17 +131,17 @@ class StopAtBoundary(AfterStep):
 
     # --- at the boundary ------------------------------------------------------------------------------
 
+    def due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """Whether this rank has a reason to stop."""
+        self._found = self._reason(trainer.global_step)
+        return self._found is not None
+
     def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves and stops, if that is asked for."""
-        found = self._reason(trainer.global_step)
-        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(found is not None, all=False):
-            found = next(filter(None, of_every_rank(trainer, found)))
-        if found is None:
-            return
+        """Save, and stop on all ranks for the first one's reason."""
+        reason, status = next(filter(None, of_every_rank(trainer, self._found)))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LastCheckpoint):
                 callback.save(trainer, pl_module)
-        reason, status = found
         raise RunStopped(reason, step=trainer.global_step, status=status)
 
     def _reason(self, step: int) -> tuple[str, int] | None:

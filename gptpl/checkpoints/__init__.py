@@ -1,1 +1,9 @@
-"""Checkpoints: their format, safe reading and writing, what exact resume needs, adapters, loading."""
+"""Checkpoints, from bytes on disk to models.
+
+- `files`: a checkpoint file is whole or not there, and verified by its hashes; the folder that keeps a run's.
+- `format`: what gptpl puts into a checkpoint, and reading it back from files that anybody may have made.
+- `resume_state`: random states, position and loop counters, from which a run resumes to the same bits.
+- `loading`: model and tokenizer from a checkpoint, or from another program's files.
+- `starting_run`: an earlier run's weights as what a new one starts from.
+- `adapter`: a LoRA run's matrices without their base, and the two added again.
+"""

@@ -1,4 +1,4 @@
-"""What a run learned by LoRA as a small adapter, and an adapter with its base as a checkpoint."""
+"""The adapter of a run that was trained by LoRA, and an adapter with its base as a checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,14 +34,15 @@ from gptpl.weights.published import cached_bytes, checked_size, hub_name
 from gptpl.weights.starting import FileWeights, PublishedWeights, StartingWeights
 
 _HEAD = ("out_head.weight", "out_head.bias")
+"""What of a classifier is new, and belongs to its adapter."""
 
 
 def export_adapter(path: Path, folder: Path) -> None:
-    """Writes the adapter of a checkpoint into a folder, which is made, or whose adapter is replaced.
+    """Write the adapter of a checkpoint into a folder, which may hold an older one.
 
-    `adapter_model.safetensors` and `adapter_config.json` are PEFT's; `gptpl.json` beside them says which
-    weights they belong to: where those are, and the SHA-256 of their numbers. Raises InputError for a
-    checkpoint that was not trained by LoRA, or whose first weights no file holds.
+    `adapter_model.safetensors` and `adapter_config.json` are PEFT's; `gptpl.json` names the base weights:
+    where they are, and the SHA-256 of their numbers. Raises InputError for a checkpoint that was not trained
+    by LoRA, or that began with random weights.
     """
     checkpoint = read_checkpoint(path)
     header = checkpoint[HEADER_KEY]
@@ -64,17 +65,17 @@ def export_adapter(path: Path, folder: Path) -> None:
         dropout=tune["dropout"],
         final_norm={name: weights[name] for name in ("final_norm.weight", "final_norm.bias")},
     )
-    dtype = next(iter(base.values())).dtype
-    about_base = {"sha256": digest(base), "dtype": str(dtype).removeprefix("torch.")}
+    dtype = str(next(iter(base.values())).dtype).removeprefix("torch.")
     folder.mkdir(exist_ok=True)
     with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary:
         made = Path(temporary)
         write_adapter(adapter, config, made, base=_name(lineage["start"]))
         record = record_of(made, config, header["tokenizer"], lineage)
-        record |= {"base": about_base, "tune": dict(tune), "task": task, "config": header["config"]}
+        record |= {"base": {"sha256": digest(base), "dtype": dtype}}
+        record |= {"tune": dict(tune), "task": task, "config": header["config"]}
         write_json(made / RECORD_FILE, record)
         share(made)
-        for file in made.iterdir():  # a record of other matrices is noticed: it has their hash
+        for file in made.iterdir():  # interrupted here, the record has the hash of other matrices
             file.replace(folder / file.name)
 
 
@@ -82,7 +83,8 @@ def adapter_checkpoint(folder: Path, *, base: StartingWeights | None = None) -> 
     """An adapter added to its base, as `read_checkpoint` would give the merged model.
 
     `folder` is what `export_adapter` wrote; `base` None: the weights are where they were when it was trained.
-    Raises InputError for files that are damaged or not gptpl's, a base that cannot be read, or another one.
+    Raises InputError for files that are damaged or not gptpl's, and for base weights that are missing or not
+    those it was trained on.
     """
     record = _record_of(folder)
     config = recorded_config(record["model"], folder)
@@ -107,20 +109,24 @@ def adapter_checkpoint(folder: Path, *, base: StartingWeights | None = None) -> 
 
 
 def _record_of(folder: Path) -> dict[str, Any]:
-    """What `export_adapter` recorded; InputError where it is not there, or not whole."""
+    """The record of `export_adapter`; InputError if it is missing, or not whole."""
     record = read_record(folder)
-    if not all(isinstance(record.get(part), dict) for part in ("base", "tune", "config", "task")):
-        raise InputError(
-            f"{folder} does not tell which weights its adapter belongs to ({RECORD_FILE} is missing, or the"
-            " adapter was changed since): export it anew, or merge it with PEFT and use the merged model"
-        )
-    for place in ("base.sha256", "base.dtype", "tune.name", "tune.rank", "tune.alpha", "task.name"):
-        part, _, name = place.partition(".")
-        if name not in record[part]:
-            raise InputError(f"{folder / RECORD_FILE} lacks {place}: export the adapter anew")
+    for part, entries in {
+        "base": ("sha256", "dtype"),
+        "tune": ("name", "rank", "alpha"),
+        "task": ("name",),
+        "config": (),
+    }.items():
+        if not isinstance(record.get(part), dict):
+            raise InputError(
+                f"{folder} does not name the base weights of its adapter ({RECORD_FILE} is missing, or the"
+                " adapter was changed since): export it again, or merge it with PEFT and use the merged model"
+            )
+        if missing := [entry for entry in entries if entry not in record[part]]:
+            raise InputError(f"{folder / RECORD_FILE} lacks {part}.{missing[0]}: export the adapter again")
     if record["base"]["dtype"] not in DTYPES:
         raise InputError(
-            f"{folder / RECORD_FILE} says base.dtype={record['base']['dtype']}: export the adapter anew"
+            f"{folder / RECORD_FILE} has base.dtype={record['base']['dtype']}: export the adapter again"
         )
     return record
 
@@ -128,11 +134,11 @@ def _record_of(folder: Path) -> dict[str, Any]:
 def _base_weights(
     folder: Path, config: GPTConfig, record: Mapping[str, Any], base: StartingWeights | None
 ) -> dict[str, Tensor]:
-    """The weights that the adapter was trained beside, and no others."""
+    """The weights that the adapter was trained on, and no others."""
     try:
         starting = base or base_of(record["lineage"]["start"], folder)
         if base is None and isinstance(starting, PublishedWeights) and starting.path is None:
-            size = starting.size_for(config)  # only the user's word is asked for weights that must be fetched
+            size = starting.size_for(config)  # a folder from elsewhere does not start a download
             if not cached_bytes(size, starting.source)[1]:
                 raise InputError(f"GPT-2 {size.name} is not in the cache: give init={starting.name}")
         starting.check(config, tokenizer_from_state(record["tokenizer"]).state())
@@ -142,38 +148,34 @@ def _base_weights(
             raise
         fact = str(error).rpartition(": ")[0]
         raise InputError(
-            f"{folder} is an adapter, and the weights that it belongs to cannot be used ({fact}): say where"
-            " they are, init=gpt2_hf, init=run init.checkpoint=RUN, or init=state_dict init.path=FOLDER"
+            f"{folder} is an adapter, and its base weights cannot be used ({fact}): say where they are,"
+            " init=gpt2_hf, init=run init.checkpoint=RUN, or init=state_dict init.path=FOLDER"
         ) from error
     wanted = record["base"]
     net.to(DTYPES[wanted["dtype"]])
-    weights = net.state_dict()
-    if record["task"]["name"] == CLASSIFY:
-        weights = {name: tensor for name, tensor in weights.items() if name not in _HEAD}
-    if (got := digest(dict(weights))) != wanted["sha256"]:
+    new = _HEAD if record["task"]["name"] == CLASSIFY else ()
+    weights = {name: tensor for name, tensor in net.state_dict().items() if name not in new}
+    if (got := digest(weights)) != wanted["sha256"]:
+        places = (getattr(starting, name, None) for name in ("checkpoint", "path", "name"))
+        place = next(filter(None, places), type(starting).__name__)
         raise InputError(
-            f"{folder} is an adapter of other weights (SHA-256 {wanted['sha256'][:12]}) than"
-            f" {_where(starting)} has ({got[:12]}): give init= of those that it was trained on"
+            f"{folder} is an adapter of other weights (SHA-256 {wanted['sha256'][:12]}) than {place} has"
+            f" ({got[:12]}): give init= of those that it was trained on"
         )
-    return dict(weights)
+    return weights
 
 
 def base_of(start: Mapping[str, Any], path: Path) -> StartingWeights:
-    """The weights that a run began with, from what it recorded of them.
-
-    Raises InputError where no file holds them.
-    """
+    """The weights that a run began with, by its record; raises InputError if no file holds them."""
     kind = str(start.get("init"))
     needed = {"run": "checkpoint", "state_dict": "path", "gpt2_hf": "size", "gpt2_openai": "size"}.get(kind)
     if needed is None:
         raise InputError(
-            f"{path} began with {start.get('init')} weights, which no file holds for an adapter to belong to:"
-            " convert it to a whole model, format=gptpl or format=hf"
+            f"{path} began with {kind} weights, which no file holds as the base of an adapter: convert it to"
+            " a whole model, format=gptpl or format=hf"
         )
     if not isinstance(start.get(needed), str):
-        raise InputError(
-            f"{path} does not say where its first weights are ({needed} is missing): export it anew"
-        )
+        raise InputError(f"{path} does not say where its first weights are ({needed} is missing)")
     crops: dict[str, Any] = {
         name: bool(start[name]) for name in ("crop_context", "crop_vocabulary") if name in start
     }
@@ -186,19 +188,12 @@ def base_of(start: Mapping[str, Any], path: Path) -> StartingWeights:
 
 
 def has_base(start: Mapping[str, Any]) -> bool:
-    """Whether an adapter of a run with this start can name its base."""
+    """Whether a file holds the weights that a run with this start began with."""
     return start.get("init") != RANDOM["init"]
 
 
 def _name(start: Mapping[str, Any]) -> str:
-    """What PEFT is told of the base: a name of the hub, or a path."""
+    """The base's name for PEFT: that of the hub, or a path."""
     if start["init"] == "gpt2_hf" and not start["path"]:
         return hub_name(checked_size(start["size"]))
     return str(start.get("checkpoint") or start.get("path") or start["init"])
-
-
-def _where(weights: StartingWeights) -> str:
-    for name in ("checkpoint", "path", "name"):
-        if value := getattr(weights, name, None):
-            return str(value)
-    return type(weights).__name__

@@ -1,12 +1,12 @@
-"""Checkpoints on disk: written whole or not at all, with their SHA-256, and the folder that keeps a run's."""
+"""Checkpoint files: written whole or not at all, verified by hashes; and the folder that keeps a run's."""
 
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -18,28 +18,32 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from gptpl.errors import InputError
 from gptpl.files.durable import record_file, replacement, sha256_of, sync_folder, write_atomically
-from gptpl.files.plain import read_plain
+from gptpl.files.plain import damaged_part
 
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
+BEST = "best.ckpt"
 EXPORTED = "model.ckpt"
-"""What an export in gptpl's own format is called."""
+"""The file of an export in gptpl's own format."""
 _STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 _CHUNK_BYTES = 1 << 24
 _CACHED_BYTES = 1 << 28
-"""How much may be in the page cache before it is brought to the disk."""
+"""Bytes that may be in the page cache before they are flushed to the disk."""
 
 # --- one file -------------------------------------------------------------------------------------------
 
 
 class DurableCheckpointIO(CheckpointIO):
-    """Lightning's way to the disk, replaced: it copies a checkpoint in memory and may leave half a file."""
+    """Writes and reads the Trainer's checkpoints.
+
+    Lightning's own copies them in memory, and may leave half a file.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """See `write_checkpoint`; raises OSError naming `path`, whose old content is kept then."""
+        """See `write_checkpoint`; raises OSError naming `path`, which then keeps its old content."""
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(
@@ -54,38 +58,38 @@ class DurableCheckpointIO(CheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Removes the file and its SHA-256, where they are."""
+        """Remove the file and its SHA-256, if they exist."""
         Path(path).unlink(missing_ok=True)
         record_file(Path(path)).unlink(missing_ok=True)
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint so that at every moment `path` is the whole old file or the whole new one.
+    """Write a checkpoint so that `path` is at every moment the whole old file or the whole new one.
 
-    It is written beside its place, straight from the tensors, synced, and moved into place. Two files cannot
-    be replaced in one move: where `path` exists, its record holds both hashes meanwhile.
+    A temporary file in the same folder is written straight from the tensors, synced, and renamed. The file
+    and its SHA-256 cannot be replaced in one rename: meanwhile the record holds the hashes of both files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    record, old = record_file(path), ""
+    old: list[str] = []
     try:
         with replacement(path) as temporary:
-            line = f"{_write(checkpoint, temporary)}  {path.name}\n"
-            if path.exists():  # a record is made now where it has none, or it would pass for damaged soon
-                old = _text(record) if record.exists() else f"{sha256_of(path)}  {path.name}\n"
-            write_atomically(record, old + line, durable=True)
+            new = _write(checkpoint, temporary)
+            if path.exists():
+                old = _recorded(path) or [sha256_of(path)]
+            _record(path, *old, new)
         sync_folder(path.parent)
         if old:
-            write_atomically(record, line, durable=True)
+            _record(path, new)
     except OSError as error:
         error.filename = str(path)
         raise
 
 
 def _write(checkpoint: dict[str, Any], temporary: Path) -> str:
-    """Writes and syncs the file; returns its SHA-256. Raises the OSError that torch would hide."""
-    with temporary.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as beside:
-        hashing = _HashingFile(file, beside)
+    """Write and sync the file; return its SHA-256. Raises the OSError that torch would hide."""
+    with temporary.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+        hashing = _HashingFile(file, hasher)
         try:
             torch.save(checkpoint, hashing)  # type: ignore[arg-type]
         except RuntimeError as error:
@@ -97,32 +101,32 @@ def _write(checkpoint: dict[str, Any], temporary: Path) -> str:
 
 
 class _HashingFile:
-    """What `torch.save` writes to: hashes what passes, and keeps the first error, which torch would hide.
+    """What `torch.save` writes to: hashes the bytes, and keeps the first error, which torch would hide.
 
-    Each chunk is hashed while it is written; both let go of Python's lock. What is on disk leaves the page
-    cache at once: nobody is going to read it soon, and filling gigabytes of new pages took longer than
-    writing them (experiments/exact_resume).
+    Each chunk is hashed while it is written; both release Python's lock. Written pages leave the page cache
+    early: nobody reads them soon, and filling gigabytes of new pages took longer than writing them
+    (experiments/exact_resume).
     """
 
-    def __init__(self, file: FileIO, beside: Executor) -> None:
+    def __init__(self, file: FileIO, hasher: Executor) -> None:
         self.sha256 = hashlib.sha256()
         self.error: OSError | None = None
         self._file = file
-        self._beside = beside
+        self._hasher = hasher
         self._cached_bytes = 0
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         for start in range(0, len(view), _CHUNK_BYTES):
             chunk = view[start : start + _CHUNK_BYTES]
-            hashed = self._beside.submit(self.sha256.update, chunk)
+            hashed = self._hasher.submit(self.sha256.update, chunk)
             try:
                 self._write_chunk(chunk)
             except OSError as error:
                 self.error = error
                 raise
             finally:
-                hashed.result()  # the next chunk comes after it, and the memory is torch's
+                hashed.result()  # before the next chunk, and before torch reuses the memory
         return len(view)
 
     def _write_chunk(self, chunk: memoryview) -> None:
@@ -134,62 +138,65 @@ class _HashingFile:
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             self._cached_bytes = 0
 
-    def flush(self) -> None:  # nothing waits
+    def flush(self) -> None:  # torch calls it; nothing is buffered
         pass
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes were writing."""
+    """Remove the temporary files of killed processes."""
     for leftover in folder.glob(".*.tmp"):
-        process = leftover.stem.rpartition(".")[2].partition("-")[0]  # of its thread
-        with suppress(OSError, OverflowError):  # a name that no process has
+        process = leftover.stem.rpartition(".")[2].partition("-")[0]
+        with suppress(OSError, OverflowError):  # OverflowError: a number that no process can have
             if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
                 leftover.unlink()
                 log.info("removed %s, which a killed process had left", leftover)
 
 
 def verify(path: Path) -> str | None:
-    """Why a checkpoint is not the one that was written, in words; None: it is, by the SHA-256 beside it.
+    """What is wrong with a checkpoint file, such as "is missing"; None: it is as it was written.
 
-    Raises FileNotFoundError where no SHA-256 is recorded.
+    Checked by the SHA-256 recorded next to it; of a file without that, by the CRC-32 that `torch.save` stores
+    in the file for each tensor and for the rest of the checkpoint.
     """
-    record = record_file(path)
-    try:
-        text = _text(record)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        return f"cannot be checked ({record.name} beside it: {error.strerror})"
+    recorded = _recorded(path)
     try:
         if path.stat().st_size == 0:
             return "is empty"
-        actual = sha256_of(path)
+        if not recorded:
+            part = damaged_part(path)
+            return part and f"is damaged ({part} does not have its CRC-32)"
+        return None if sha256_of(path) in recorded else "is damaged (its SHA-256 is not the recorded one)"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    recorded = [line.split()[0] for line in text.splitlines() if line.split()]
-    if not any(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in recorded):
-        return f"cannot be checked ({record.name} beside it holds no SHA-256)"
-    return None if actual in recorded else "is damaged (its SHA-256 is not the recorded one)"
 
 
-def _text(record: Path) -> str:
-    return record.read_text(encoding="ascii", errors="replace")
+def _record(path: Path, *hashes: str) -> None:
+    text = "".join(f"{sha256}  {path.name}\n" for sha256 in hashes)
+    write_atomically(record_file(path), text, durable=True)
+
+
+def _recorded(path: Path) -> list[str]:
+    try:
+        text = record_file(path).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return []
+    return re.findall(r"^[0-9a-f]{64}\b", text, re.MULTILINE)
 
 
 # --- a run's folder -------------------------------------------------------------------------------------
 
 
 def checkpoint_file(given: str, *, key: str = "checkpoint") -> Path:
-    """The file meant by a setting: itself, or of a run's folder `last.ckpt`, else `best.ckpt`.
+    """The file that a setting names: the path itself; in a run's folder `last.ckpt`, else `best.ckpt`.
 
-    Of the folder of an export it is `model.ckpt`. Raises InputError for a folder without any of them.
+    In the folder of an export it is `model.ckpt`. Raises InputError for a folder without any of them.
     """
     path = Path(given).expanduser()
     if not path.is_dir():
         return path
-    for candidate in (f"checkpoints/{LAST}", "checkpoints/best.ckpt", EXPORTED):
+    for candidate in (f"checkpoints/{LAST}", f"checkpoints/{BEST}", EXPORTED):
         if (path / candidate).is_file():
             return path / candidate
     raise InputError(
@@ -199,7 +206,7 @@ def checkpoint_file(given: str, *, key: str = "checkpoint") -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Damaged:
-    """A checkpoint that cannot be used, and why, in words that follow its name: "is missing"."""
+    """A checkpoint that cannot be used, and why: see `verify`."""
 
     path: Path
     reason: str
@@ -207,26 +214,21 @@ class Damaged:
 
 @dataclass(frozen=True, kw_only=True)
 class GoodCheckpoint:
-    """The newest checkpoint that can be used."""
+    """The newest checkpoint that can be used, and the newer ones that cannot."""
 
     path: Path
-    step: int
-    """-1 for the only file of an older format, which has no step in its name."""
     damaged: list[Damaged]
-    """Newer ones that cannot."""
-    unverified: bool
-    """Whether no SHA-256 is recorded for it, so that it could only be read."""
 
 
 class CheckpointFolder:
     """`step-00000050.ckpt`, the newest `keep` of them by step, and `last.ckpt`, a link to the newest.
 
-    The times of the files play no role: a clock may go back.
+    The files' times play no role: a clock may be set back.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         if keep < 1:
-            raise InputError(f"callbacks.checkpoint_last.keep={keep} keeps no checkpoint: give 1 or more")
+            raise InputError(f"callbacks.checkpoint_last.keep must be 1 or more, got {keep}")
         self.folder = folder
         self.keep = keep
 
@@ -235,88 +237,56 @@ class CheckpointFolder:
         return self.folder / f"step-{step:08d}.ckpt"
 
     def steps(self) -> list[int]:
-        """The steps of the files that are there, ascending."""
+        """The steps of the existing files, ascending."""
         names = [path.name for path in self.folder.glob("step-*.ckpt")]
         return sorted(int(match[1]) for name in names if (match := _STEP_FILE.fullmatch(name)))
 
     def settle(self, step: int) -> None:
-        """To be called when the file of `step` is written: `last.ckpt` becomes it, the oldest are removed."""
-        _link(self.path(step), self.folder / LAST)
+        """Make `last.ckpt` the file of `step`, which has just been written, and remove the oldest files."""
+        with replacement(self.folder / LAST) as link:
+            try:
+                link.symlink_to(self.path(step).name)
+            except (OSError, NotImplementedError):  # Windows, FAT
+                os.link(self.path(step), link)
         sync_folder(self.folder)
         for old in [other for other in self.steps() if other != step][: -self.keep + 1 or None]:
             self.path(old).unlink(missing_ok=True)
             record_file(self.path(old)).unlink(missing_ok=True)
 
     def newest_good(self) -> GoodCheckpoint | None:
-        """The newest file that is whole, by its SHA-256; None: there is none. InputError: all are damaged."""
+        """The newest file that is whole; None: there are no files. Raises InputError if all are damaged."""
         last = self.folder / LAST
         damaged: list[Damaged] = []
         if last.is_symlink() and not last.exists():
             damaged.append(Damaged(path=self.folder / last.readlink(), reason="is missing"))
-        candidates = [(step, self.path(step)) for step in reversed(self.steps())]
+        candidates = [self.path(step) for step in reversed(self.steps())]
         if not candidates and last.is_file():
-            candidates = [(-1, last)]  # of an older format
-        for step, path in candidates:
-            unverified = False
-            try:
-                reason = verify(path)
-            except FileNotFoundError:
-                reason, unverified = _unreadable(path), True
+            candidates = [last]  # of format version 1
+        for path in candidates:
+            reason = verify(path)
             if reason is None:
-                return GoodCheckpoint(path=path, step=step, damaged=damaged, unverified=unverified)
+                return GoodCheckpoint(path=path, damaged=damaged)
             damaged.append(Damaged(path=path, reason=reason))
         if not damaged:
             return None
         others = f", and {len(damaged) - 1} more cannot be used either" if len(damaged) > 1 else ""
-        whole = _whole_beside(damaged[0].path)
+        whole = whole_neighbour(damaged[0].path)
         new = f"start a new run from init=run init.checkpoint={whole}" if whole else "start a new run"
         raise InputError(f"checkpoint {damaged[0].path} {damaged[0].reason}{others}: restore one, or {new}")
 
 
-def _unreadable(path: Path) -> str | None:
-    try:
-        read_plain(path)
-    except InputError as error:
-        return str(error).removeprefix(f"{path} ").rpartition(": ")[0]
-    return None
-
-
-def _whole_beside(path: Path) -> Path | None:
-    """Another checkpoint of the folder that is whole, by its SHA-256: the best, else the newest."""
+def whole_neighbour(path: Path) -> Path | None:
+    """Another checkpoint of the folder that is whole: the best, else the newest."""
     folder = CheckpointFolder(path.parent, keep=1)
-    for other in (path.parent / "best.ckpt", *(folder.path(step) for step in reversed(folder.steps()))):
-        if other.is_file() and other.resolve() != path.resolve():
-            with suppress(FileNotFoundError):
-                if verify(other) is None:
-                    return other
+    for other in (path.parent / BEST, *(folder.path(step) for step in reversed(folder.steps()))):
+        if other.is_file() and other.resolve() != path.resolve() and verify(other) is None:
+            return other
     return None
-
-
-@contextmanager
-def whole_one_named(path: Path) -> Iterator[None]:
-    """Where a checkpoint turns out to be no good, the error names one beside it that is."""
-    try:
-        yield
-    except InputError as error:
-        fact, found, _ = str(error).rpartition("use another ")
-        whole = _whole_beside(path) if found else None
-        if whole is None:
-            raise
-        raise InputError(f"{fact}use {whole}, which is whole") from error
 
 
 def set_aside(damaged: Sequence[Damaged]) -> None:
-    """Renames them to `*.damaged`, so that they neither count as the newest nor are overwritten."""
+    """Rename them to `*.damaged`, so that they neither count as the newest nor are overwritten."""
     for item in damaged:
         for path in (item.path, record_file(item.path)):
             with suppress(FileNotFoundError):
                 path.replace(path.with_name(f"{path.name}.damaged"))
-
-
-def _link(target: Path, link: Path) -> None:
-    """Makes `link` point at a file of its folder, in one move."""
-    with replacement(link) as temporary:
-        try:
-            temporary.symlink_to(target.name)
-        except (OSError, NotImplementedError):  # Windows, FAT
-            os.link(target, temporary)

@@ -1,9 +1,9 @@
-"""What gptpl writes into a Lightning checkpoint beside Lightning's own entries, and how it is read back.
+"""What gptpl adds to a Lightning checkpoint, and how it is read back and checked.
 
-Under the key `gptpl` stand plain data only: the format's version, the model's configuration, the tokenizer's
-state and the run's resolved configuration. With it any command rebuilds the model from the file alone, and a
-checkpoint never needs code to be unpickled: everything is read with `weights_only=True`. A model of another
-class than `GPTModel` is described by what it was built from: `_target_`, the class, and its keywords.
+The entry `gptpl`, the header, is plain data: the format's version, the model's configuration, the tokenizer's
+state and the run's resolved settings. With it any command rebuilds the model from the file alone, and no
+checkpoint needs code to be unpickled: all of it is read with `weights_only=True`. A model that is not a
+`GPTModel` is described by its class, `_target_`, and the keywords that it was built with.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gptpl.checkpoints.files import verify, whole_one_named
+from gptpl.checkpoints.files import verify, whole_neighbour
 from gptpl.checkpoints.resume_state import RESUME_KEY
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain, tensors_in
@@ -29,25 +29,25 @@ from gptpl.tokenizers import Tokenizer
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
-"""Version 1 kept no random states and no position in the data: its models can be used, not trained on."""
+"""Version 1 had no random states and no position in the data: its models can be used, but not resumed."""
 HEADER_KEY = "gptpl"
 TARGET = "_target_"
-"""Names the class in the description of a model that is no `GPTModel`."""
+"""Names the class in the description of a model that is not a `GPTModel`."""
 NET_PREFIX = "net."
-"""Where a training module keeps the model: the prefix of its names in the checkpoint's `state_dict`."""
+"""The training module's attribute with the model: the prefix of its names in a `state_dict`."""
 CLASSIFY = "classify"
 """The task whose models write no text."""
 RANDOM: Mapping[str, Any] = {"init": "random"}
-"""What the weights of a model begin as that was not pretrained."""
+"""The `start` of a model that was not pretrained."""
 LOSSES = ("eval/train_loss", "val/loss")
 
-# --- written --------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------------
 
 
 def describe(net: nn.Module, built_from: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The model as plain data: a GPT-2's configuration, or what another class was built from.
+    """The model as plain data: a GPT-2's configuration, or the `_target_` and keywords of another class.
 
-    Those are its `_target_` and keywords; None: the class alone, for whoever knows how to call it.
+    `built_from` are the latter; None: the class alone.
     """
     if type(net) in (GPTModel, GPTClassifier):
         return dataclasses.asdict(cast(GPTBackbone, net).config)
@@ -60,7 +60,7 @@ def checkpoint_header(
     run_config: dict[str, Any],
     start: Mapping[str, Any] = RANDOM,
 ) -> dict[str, Any]:
-    """The plain data that every checkpoint holds: `model` as of `describe`, `start` what its weights were."""
+    """The header of every checkpoint; `model` as by `describe`, `start` what the weights began as."""
     return {
         "format_version": FORMAT_VERSION,
         "model": _plain(model),
@@ -74,17 +74,18 @@ def _plain(model: GPTConfig | Mapping[str, Any]) -> dict[str, Any]:
     return dataclasses.asdict(model) if isinstance(model, GPTConfig) else dict(model)
 
 
-# --- read -----------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, verified: bool = False) -> dict[str, Any]:
     """The whole checkpoint as plain data and CPU tensors, mapped from the file rather than copied.
 
-    A file may be damaged, or made by anybody: its entries are of the right kinds, or it is refused. Raises
-    InputError where it does not exist, is cut short, holds code, or was not written by gptpl; the message
-    names a whole checkpoint beside it, if there is one.
+    `verified`: the file is known to be as it was written, see `verify`, or its tensors are not going to be
+    used. Raises InputError for a file that does not exist, is damaged, holds code, or is not gptpl's; whoever
+    made it, all entries are of the right kinds. The message names a whole checkpoint of the same folder, if
+    there is one.
     """
-    with whole_one_named(path):
+    try:
         checkpoint: dict[str, Any] = read_plain(path, key="checkpoint")
         header = checkpoint.get(HEADER_KEY) if isinstance(checkpoint, dict) else None
         if not isinstance(header, dict) or not isinstance(checkpoint.get("state_dict"), dict):
@@ -98,27 +99,34 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 " use the gptpl that wrote it"
             )
         _check_entries(checkpoint, header, path)
-        header["config"] = with_current_names(header["config"])
+        if not verified and (reason := verify(path.resolve())):  # a record is next to the target of a link
+            raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
+    except InputError as error:
+        fact, found, _ = str(error).rpartition("use another ")
+        if found and (whole := whole_neighbour(path)):
+            raise InputError(f"{fact}use {whole}, which is whole") from error
+        raise
+    header["config"] = with_current_names(header["config"])
     return checkpoint
 
 
-def check_intact(path: Path) -> None:
-    """Refuses a checkpoint that is not the one whose SHA-256 stands beside it, if one does."""
-    with suppress(FileNotFoundError), whole_one_named(path):
-        if reason := verify(path.resolve()):
-            raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
+def read_header(path: Path) -> dict[str, Any]:
+    """The header alone; raises InputError as `read_checkpoint`, but does not read the tensors."""
+    header: dict[str, Any] = read_checkpoint(path, verified=True)[HEADER_KEY]
+    return header
 
 
-# The kind of each entry, with its smallest value if it is a number; one with a "?" may be missing.
+# Entries by name: their kind, or their own entries; for numbers also the smallest value. Those with a "?" may
+# be missing.
 _COUNT, _STEP = (int, 1), (int, 0)
-_CHECKPOINT = {"state_dict": dict, "global_step?": _STEP}
 _HEADER = {
-    **dict.fromkeys(("model", "tokenizer", "config", "start?", "lineage?", "tune?", "task?"), dict),
+    **dict.fromkeys(("model", "tokenizer", "config", "start?"), dict),
+    "lineage?": {"step": _STEP, "start": dict, "tokens_seen?": _STEP, "data?": dict, "losses?": dict},
+    "task?": {"name": str},
+    "tune?": {"name": str, "rank?": _COUNT, "alpha?": int | float},
     **dict.fromkeys(("tokens_seen?", "global_batch?"), _STEP),
     "data_sha256?": str,
 }
-_LINEAGE = {"step": _STEP, "start": dict, "tokens_seen?": _STEP, "data?": dict, "losses?": dict}
-_LORA = {"rank": _COUNT, "alpha": int | float}
 _CLASSIFIER = {
     "labels": list,
     "pooling": str,
@@ -136,71 +144,62 @@ _RESUMABLE = {
 
 
 def _check_entries(checkpoint: Mapping[str, Any], header: Mapping[str, Any], path: Path) -> None:
-    _check(checkpoint, _CHECKPOINT, "", path)
+    _check(checkpoint, {"global_step?": _STEP}, "", path)
     if tensors_in(header):
-        raise _damaged("header", "no plain data", path)
+        raise _damaged("header", "not plain data", path)
     _check(header, _HEADER, "", path)
-    task, tune = header.get("task"), header.get("tune")
-    if "lineage" in header:
-        _check(header["lineage"], _LINEAGE, "lineage.", path)
-    if task is not None:
-        _check(task, {"name": str}, "task.", path)
-    if tune is not None:
-        _check(tune, {"name": str, **(_LORA if tune.get("name") == "lora" else {})}, "tune.", path)
+    if header.get("tune", ALL)["name"] == "lora":
+        _check(header["tune"], {"rank": _COUNT, "alpha": int | float}, "tune.", path)
     weights = checkpoint["state_dict"]
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise _damaged(f"weight {name!r:.80}", "no tensor", path)
+            raise _damaged(f"weight {name!r:.80}", "not a tensor", path)
     # Before the small matrices are multiplied: their product may be larger than any file.
     for layer in low_rank_layers(weights):
-        shapes = [
-            tuple(weights[f"{layer}.{part}"].shape) if f"{layer}.{part}" in weights else ()
-            for part in ("weight", "lora_A", "lora_B")
-        ]
-        (outputs, inputs), first, second = shapes[0] if len(shapes[0]) == 2 else (0, 0), *shapes[1:]
-        if len(second) != 2 or first != (second[1], inputs) or second[0] != outputs:
-            raise _damaged(f"weight {layer!r:.80}", "of another shape than its low-rank matrices", path)
+        missing = torch.empty(0)
+        parts = (weights.get(f"{layer}.{part}", missing) for part in ("weight", "lora_A", "lora_B"))
+        weight, A, B = (tuple(part.shape) for part in parts)
+        if len(weight) != 2 or len(A) != 2 or A[1] != weight[1] or (weight[0], A[0]) != B:
+            raise _damaged(f"weight {layer!r:.80}", "not of the shape of its low-rank matrices", path)
 
 
 def check_classifier_task(task: Mapping[str, Any], path: Path) -> None:
-    """Raises InputError that names the first entry of a classifier's task that is missing or not its kind."""
+    """Raise InputError for the first entry of a classifier's task that is missing or of the wrong kind."""
     _check(task, _CLASSIFIER, "task.", path)
     if not all(isinstance(label, str) for label in task["labels"]):
-        raise _damaged("task.labels", "of another kind", path)
+        raise _damaged("task.labels", "of the wrong kind", path)
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
-    """Raises InputError for a checkpoint, as `read_checkpoint` gives it, that training cannot go on from."""
+    """Raise InputError for a checkpoint, as `read_checkpoint` gives it, that cannot be resumed."""
     header = checkpoint[HEADER_KEY]
     if header["format_version"] < FORMAT_VERSION:
         raise InputError(
-            f"checkpoint={path} has format version 1, which kept neither random states nor the position in"
-            " the data: generate and evaluate can use it, to go on training start a new run"
+            f"checkpoint={path} has format version 1, without random states and position in the data, and"
+            " cannot be resumed: start a new run from it, init=run"
         )
     if RESUME_KEY not in checkpoint or "optimizer_states" not in checkpoint:
-        raise InputError(
-            f"checkpoint={path} holds a model without the state of its training: resume the run's folder"
-        )
+        raise InputError(f"checkpoint={path} has no training state: resume the run's folder")
     _check(header, _RESUMABLE, "", path)
     if not isinstance(checkpoint[RESUME_KEY], Mapping):
-        raise _damaged("state of its training", "of another kind", path)
+        raise _damaged(RESUME_KEY, "of the wrong kind", path)
     _check(checkpoint[RESUME_KEY], {"step": _STEP}, "", path)
 
 
-def _check(found: Mapping[str, Any], entries: Mapping[str, Any], place: str, path: Path) -> None:
+def _check(found: Any, entries: Mapping[str, Any], place: str, path: Path) -> None:
     for entry, wanted in entries.items():
         name = entry.removesuffix("?")
-        kind, least = wanted if isinstance(wanted, tuple) else (wanted, None)
         if name not in found:
             if name == entry:
-                raise InputError(
-                    f"checkpoint={path} holds no {place}{name} (it is damaged): use another checkpoint"
-                )
+                raise _damaged(f"{place}{name}", "missing", path)
             continue
-        value = found[name]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise _damaged(f"{place}{name}", "of another kind", path)
-        if least is not None and isinstance(value, int) and value < least:
+        kind, least = wanted if isinstance(wanted, tuple) else (wanted, None)
+        value, own = found[name], isinstance(kind, Mapping)
+        if not isinstance(value, dict if own else kind) or (isinstance(value, bool) and kind is not bool):
+            raise _damaged(f"{place}{name}", "of the wrong kind", path)
+        if own:
+            _check(value, kind, f"{place}{name}.", path)
+        elif least is not None and isinstance(value, int) and value < least:
             raise _damaged(f"{place}{name}", f"below {least}", path)
 
 
@@ -212,12 +211,12 @@ def _damaged(entry: str, what: str, path: Path) -> InputError:
 
 
 def task_of(header: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's model was trained for, by its `name`; pretraining, where it does not say."""
+    """What a checkpoint's model was trained for, by its `name`; older checkpoints: pretraining."""
     return dict(header.get("task", {"name": "pretrain"}))
 
 
 def check_writes_text(header: Mapping[str, Any], path: Path, *, key: str = "checkpoint") -> None:
-    """Raises InputError for the checkpoint of a classifier."""
+    """Raise InputError for the checkpoint of a classifier."""
     if task_of(header)["name"] == CLASSIFY:
         raise InputError(
             f"{key}={path} is a classifier, which writes no text: use gptpl classify, or give the run that it"
@@ -231,7 +230,7 @@ def other_class(header: Mapping[str, Any], path: Path) -> str | None:
     if target is None:
         return None
     if not isinstance(target, str) or "." not in target or not target.replace(".", "_").isidentifier():
-        raise InputError(f"checkpoint={path} names no class of its model (it is damaged): use another one")
+        raise _damaged(f"model.{TARGET}", "not the name of a class", path)
     return target
 
 
@@ -245,15 +244,15 @@ def model_config(header: dict[str, Any], path: Path) -> GPTConfig:
         return GPTConfig(**header["model"])
     except TypeError as error:
         raise InputError(
-            f"checkpoint={path} describes its model otherwise than this gptpl ({error}):"
+            f"checkpoint={path} has a model configuration that this gptpl does not know ({error}):"
             " use the gptpl that wrote it"
         ) from error
     except InputError as error:
-        raise InputError(f"checkpoint={path} describes a model that cannot be: {error}") from error
+        raise InputError(f"checkpoint={path} has an invalid model configuration: {error}") from error
 
 
 def trained_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's tensors as the training had them: base and low-rank matrices apart."""
+    """The model's tensors as the training had them, with the low-rank matrices of LoRA apart."""
     return {
         name.removeprefix(NET_PREFIX): tensor
         for name, tensor in checkpoint["state_dict"].items()
@@ -262,21 +261,21 @@ def trained_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def net_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's own tensors by their names in the model; those of LoRA merged into the others, in fp32."""
+    """The model's tensors by their names in the model, with those of LoRA merged into the others, in fp32."""
     weights = trained_weights(checkpoint)
     scale = low_rank_scale(checkpoint[HEADER_KEY].get("tune", ALL))
     return weights if scale is None else merged_weights(weights, scale=scale)
 
 
 def check_shapes(net: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Refuses weights whose names or shapes are not this model's, naming the first that is not."""
+    """Raise InputError for the first weight whose name or shape is not this model's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(wanted.keys() | got.keys()):
         if wanted.get(name) != got.get(name):
             raise InputError(
                 f"checkpoint={path} holds {name!r} as {got.get(name, 'nothing')}, its own configuration wants"
-                f" {wanted.get(name, 'nothing')}: the file is not usable, use another checkpoint"
+                f" {wanted.get(name, 'nothing')}: use another checkpoint"
             )
 
 
@@ -302,7 +301,7 @@ def check_same_model(
 
 
 def check_same_tokenizer(header: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint of another tokenizer than the one of this state."""
+    """Raise InputError for a checkpoint of another tokenizer than the one with this state."""
     stored = header["tokenizer"]
     if stored["name"] != own["name"]:
         raise InputError(
@@ -322,9 +321,9 @@ def check_same_tokenizer(header: Mapping[str, Any], own: Mapping[str, Any]) -> N
 def lineage_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The past of a checkpoint, as plain data.
 
-    Keys: `step` (optimizer steps), `tokens_seen`, `data` (`corpus` and the text's `sha256`), `losses` (nats
-    per token at the last evaluation before the checkpoint; empty where the run's files are not there),
-    and `start`: what its first weights were, for a run with that run's own past as `parent`.
+    Keys: `step` (optimizer steps), `tokens_seen`, `data` (`corpus`, and the text's `sha256`), `losses` (nats
+    per token at the last evaluation before the checkpoint; empty without the run's files), and `start`: what
+    the weights began as; for another run's with that run's lineage as `parent`.
     """
     header = checkpoint[HEADER_KEY]
     if exported := header.get("lineage"):
@@ -332,7 +331,7 @@ def lineage_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     step = int(checkpoint.get("global_step", 0))
     losses: dict[str, float] = {}
     if path.parent.name == "checkpoints":
-        with suppress(RunError):  # what the weights began with is worth telling without the losses
+        with suppress(RunError):  # the rest is worth telling without the losses
             for each in read_evaluations(path.resolve().parent.parent):
                 if each.step <= step:
                     losses |= {name: each.metrics[name] for name in LOSSES if name in each.metrics}
@@ -346,7 +345,7 @@ def lineage_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _corpus(config: Mapping[str, Any]) -> str:
-    """What the run's settings call its text."""
+    """The name of the text in the run's settings."""
     data = config.get("data")
     corpus = data.get("corpus") if isinstance(data, Mapping) else None
     if not isinstance(corpus, Mapping):

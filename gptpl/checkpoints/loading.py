@@ -1,4 +1,4 @@
-"""Models rebuilt from gptpl's checkpoints and other programs' files, with their tokenizer and their past."""
+"""Models rebuilt from gptpl's checkpoints and from other programs' files, with tokenizer and lineage."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,6 @@ from gptpl.checkpoints.format import (
     HEADER_KEY,
     NET_PREFIX,
     check_classifier_task,
-    check_intact,
     check_shapes,
     check_writes_text,
     checkpoint_header,
@@ -39,7 +38,7 @@ from gptpl.weights.starting import PublishedWeights
 from gptpl.weights.transfer import check_memory, check_tensors, load_tensors
 
 Build = Callable[[Mapping[str, Any]], nn.Module]
-"""Builds a model from its description (see `describe`), of a package that the user trusts."""
+"""Builds a model from its description (see `describe`), if its package is trusted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class _Loaded:
     net: nn.Module
     tokenizer: Tokenizer
     run_config: dict[str, Any]
-    """The settings that it was trained with; empty where another program trained it."""
+    """The settings of its training; empty for other programs' models."""
     step: int
     lineage: dict[str, Any]
     """See `gptpl.checkpoints.format.lineage_of`."""
@@ -61,9 +60,9 @@ class LoadedCheckpoint(_Loaded):
     """A language model."""
 
     task: dict[str, Any] = field(default_factory=lambda: task_of({}))
-    """What it was trained for, by its `name`, and what using it needs to know."""
+    """What it was trained for, by its `name`, and what is needed to use it."""
     model: Mapping[str, Any] = field(default_factory=dict)
-    """What a model of another class than `GPTModel` was built from; see `describe`."""
+    """The description of a model that is not a `GPTModel`; see `describe`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,25 +73,25 @@ class LoadedClassifier(_Loaded):
     labels: tuple[str, ...]
     """Names of the classes in the order of the logits."""
     max_length: int
-    """Tokens that are read of a text."""
+    """Tokens of a text that are read at most."""
     padded_to: int | None
-    """Tokens that every text must be filled up to, as in training; None: padding changes nothing."""
+    """Length that every text is padded to, as in training; None: padding makes no difference."""
 
     @property
     def pad_id(self) -> int:
-        """The token behind the shorter texts of a batch."""
+        """The token that pads the shorter texts of a batch."""
         return self.tokenizer.eot_id
 
     @property
     def task(self) -> dict[str, Any]:
-        """What a checkpoint says of the task."""
+        """See `classifier_task`."""
         return classifier_task(self.net.classifier, self.labels, self.max_length, self.padded_to)
 
 
 def classifier_task(
     classifier: ClassifierConfig, labels: tuple[str, ...], max_length: int, padded_to: int | None
 ) -> dict[str, Any]:
-    """Plain data for checkpoints that says which classifier it is."""
+    """A classifier's `task` in a checkpoint, as plain data."""
     return {
         "name": CLASSIFY,
         "labels": list(labels),
@@ -107,22 +106,19 @@ def classifier_task(
 
 
 def load_model(path: Path | str, *, device: str = "cpu", build: Build | None = None) -> LoadedCheckpoint:
-    """Rebuilds model and tokenizer from a checkpoint file, or from a run folder's last checkpoint.
+    """Model and tokenizer of a checkpoint file, or of a run folder's last checkpoint.
 
-    The class of a model that is no `GPTModel` is never called here: `build` does, if it trusts it. Raises
-    InputError as `read_checkpoint`, for a model of another task, for one of another class without `build`,
-    and where names or shapes of the weights are not the configuration's.
+    A model that is not a `GPTModel` is made by `build`. Raises InputError as `read_checkpoint`, for a
+    classifier, for such a model without `build`, and for weights that do not match the configuration.
     """
     path = checkpoint_file(str(path))
-    checkpoint = read_checkpoint(path)
-    check_intact(path)
-    return model_of(checkpoint, path, device=device, build=build)
+    return model_of(read_checkpoint(path), path, device=device, build=build)
 
 
 def model_of(
     checkpoint: dict[str, Any], path: Path, *, device: str = "cpu", build: Build | None = None
 ) -> LoadedCheckpoint:
-    """Model and tokenizer of a checkpoint that was read from `path`. Raises InputError as `load_model`."""
+    """As `load_model`, of a checkpoint that was read from `path`."""
     header = checkpoint[HEADER_KEY]
     check_writes_text(header, path)
     weights = net_weights(checkpoint)
@@ -138,7 +134,7 @@ def model_of(
                 f"checkpoint={path} holds a {other}, whose code runs only if the package is trusted by name:"
                 f" trust=[{other.partition('.')[0]}]"
             )
-        with torch.random.fork_rng(devices=[]):  # weights are drawn without touching the global generator
+        with torch.random.fork_rng(devices=[]):  # its class draws weights
             net = build(header["model"])
         check_language_model(net)
         net = net.to(device)
@@ -149,19 +145,17 @@ def model_of(
 
 
 def load_classifier(path: Path, *, device: str = "cpu") -> LoadedClassifier:
-    """As `load_model`, of a checkpoint file of a classifier."""
-    checkpoint = read_checkpoint(path)
-    check_intact(path)
-    return classifier_of(checkpoint, path, device=device)
+    """Classifier and tokenizer of a checkpoint file; errors as `load_model`."""
+    return classifier_of(read_checkpoint(path), path, device=device)
 
 
 def classifier_of(checkpoint: dict[str, Any], path: Path, *, device: str = "cpu") -> LoadedClassifier:
-    """Classifier and tokenizer of a checkpoint that was read from `path`."""
+    """As `load_classifier`, of a checkpoint that was read from `path`."""
     header = checkpoint[HEADER_KEY]
     if task_of(header)["name"] != CLASSIFY:
         raise InputError(
-            f"checkpoint={path} is a language model, no classifier: train one with gptpl train task=classify"
-            f" init=run init.checkpoint={path}"
+            f"checkpoint={path} is a language model, not a classifier: train one with gptpl train"
+            f" task=classify init=run init.checkpoint={path}"
         )
     state = header["task"]
     check_classifier_task(state, path)
@@ -183,7 +177,6 @@ def classifier_of(checkpoint: dict[str, Any], path: Path, *, device: str = "cpu"
 
 
 def _past(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What models of all tasks are loaded with, beside the weights."""
     header = checkpoint[HEADER_KEY]
     return {
         "path": path,
@@ -201,13 +194,13 @@ def _check_weights(
     *,
     make: Callable[[GPTConfig], GPTBackbone],
 ) -> None:
-    """As `check_shapes`: no memory is taken, and no more blocks are made than there are weights for."""
+    """As `check_shapes`, before memory is taken, or more blocks are made than there are weights for."""
     check_sharing(weights.values(), f"checkpoint={path}")
     blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
     if len(blocks) != config.n_layers:
         raise InputError(
             f"checkpoint={path} holds {len(blocks)} blocks, its own configuration wants n_layers="
-            f"{config.n_layers}: the file is not usable, use another checkpoint"
+            f"{config.n_layers}: use another checkpoint"
         )
     with torch.device("meta"):
         net = make(config)
@@ -221,7 +214,7 @@ def _empty_classifier(config: GPTConfig, classifier: ClassifierConfig, device: s
 
 
 def write_model(loaded: LoadedCheckpoint, path: Path) -> None:
-    """Writes a model alone, to generate, evaluate and start from, not to resume; its past stays with it."""
+    """Write a model with its lineage as a checkpoint to use and to start from, but not to resume."""
     header = checkpoint_header(describe(loaded.net, loaded.model), loaded.tokenizer, loaded.run_config)
     weights = {f"{NET_PREFIX}{name}": tensor for name, tensor in loaded.net.state_dict().items()}
     header["lineage"] = loaded.lineage
@@ -240,17 +233,17 @@ def load_foreign(
     dtype: torch.dtype = torch.float32,
     start: Mapping[str, Any] | None = None,
 ) -> LoadedCheckpoint:
-    """The model of the files, in that data type; `start` is where they come from, if known.
+    """The model of the files, in that data type; `start` records where they come from.
 
-    `config` and `tokenizer` are for files that say neither. Raises InputError for files that are not whole,
-    and where nobody says which model or tokenizer they have.
+    `config` and `tokenizer` are for files that do not name theirs. Raises InputError for files that are not
+    whole, and for a model or tokenizer that is unknown or given twice.
     """
     if files.config is not None and config is not None:
-        raise InputError(f"{files.path} says itself which model it is: leave model= out")
+        raise InputError(f"{files.path} describes its model: leave model= out")
     config = files.config or config
     if config is None:
         raise InputError(
-            f"{files.path} holds weights, but not which model they are of: convert it once, gptpl weights"
+            f"{files.path} holds weights without a model configuration: convert it once, gptpl weights"
             f" convert checkpoint={files.path} model=gpt_124m format=gptpl output=FOLDER, and use that FOLDER"
         )
     try:
@@ -264,7 +257,7 @@ def load_foreign(
         if not remedy.startswith("set model."):
             raise
         # No setting changes the model of files that describe it, and only model= that of others.
-        described = f"{fact}: restore what describes it, or fetch it anew"
+        described = f"{fact}: restore what describes it, or fetch it again"
         raise InputError(described if files.config else str(error).partition(", or init.")[0]) from error
     return LoadedCheckpoint(net=net.eval(), **_foreign_past(files, tokenizer, start))
 
@@ -272,14 +265,14 @@ def load_foreign(
 def load_published(
     weights: PublishedWeights, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LoadedCheckpoint:
-    """GPT-2 as OpenAI published it, fetched where the cache does not have it."""
+    """GPT-2 as OpenAI published it, downloaded unless it is in the cache."""
     size = weights.size_for(None)
     files = weights.open(size)
     return load_foreign(files, device=device, dtype=dtype, start=weights.origin(size, files))
 
 
 def load_foreign_classifier(path: Path, *, device: str = "cpu") -> LoadedClassifier:
-    """The classifier of a folder that transformers, or an export of ours, wrote; errors as `load_foreign`."""
+    """The classifier of a folder written by transformers or by gptpl's export; errors as `load_foreign`."""
     files, labels = open_classifier(path)
     config = files.config
     assert config is not None
@@ -288,8 +281,8 @@ def load_foreign_classifier(path: Path, *, device: str = "cpu") -> LoadedClassif
     tokenizer = _tokenizer_of(files, config, None)
     net = _empty_classifier(config, classifier, device)
     load_tensors(net, files.tensors, files.table)
-    recorded = files.record.get("task")
-    length = recorded.get("max_length") if isinstance(recorded, dict) else None
+    task = files.record.get("task")
+    length = task.get("max_length") if isinstance(task, dict) else None
     return LoadedClassifier(
         net=net.eval(),
         labels=labels,
@@ -300,16 +293,16 @@ def load_foreign_classifier(path: Path, *, device: str = "cpu") -> LoadedClassif
 
 
 def _foreign_past(files: ModelFiles, tokenizer: Tokenizer, start: Mapping[str, Any] | None) -> dict[str, Any]:
-    """As `_past`: what an export recorded, or else that another program made the files."""
+    """As `_past`: the lineage that an export recorded, or one that begins with the files."""
     lineage = files.record.get("lineage")
     if lineage is None:
-        found = start or {
+        start = start or {
             "init": "file",
             "path": str(files.path.absolute()),
             "format": files.table.format,
             "sha256": weights_sha256(files.path),
         }
-        lineage = {"step": 0, "tokens_seen": 0, "data": {}, "losses": {}, "start": dict(found)}
+        lineage = {"step": 0, "tokens_seen": 0, "data": {}, "losses": {}, "start": dict(start)}
     return {
         "path": files.path,
         "tokenizer": tokenizer,
@@ -320,10 +313,10 @@ def _foreign_past(files: ModelFiles, tokenizer: Tokenizer, start: Mapping[str, A
 
 
 def _tokenizer_of(files: ModelFiles, config: GPTConfig, given: Tokenizer | None) -> Tokenizer:
-    """The tokenizer that the files name, or GPT-2's where nothing speaks against it."""
+    """The tokenizer that the files name, the one given, or GPT-2's if that fits."""
     if files.record:
         if given is not None:
-            raise InputError(f"{files.path} says itself which tokenizer it has: leave tokenizer= out")
+            raise InputError(f"{files.path} names its tokenizer: leave tokenizer= out")
         tokenizer = tokenizer_from_state(files.record["tokenizer"])
     elif given is not None:
         tokenizer = given
@@ -334,7 +327,7 @@ def _tokenizer_of(files: ModelFiles, config: GPTConfig, given: Tokenizer | None)
         padded = -(-size // 128) * 128
         if not size <= config.vocab_size <= padded:
             raise InputError(
-                f"{files.path} has {config.vocab_size} tokens, and GPT-2's tokenizer 50257 (padded: up to"
+                f"{files.path} has {config.vocab_size} tokens, and GPT-2's tokenizer {size} (padded: up to"
                 f" {padded}): gptpl does not know its tokenizer"
             )
     if config.vocab_size < tokenizer.vocab_size:
@@ -346,7 +339,7 @@ def _tokenizer_of(files: ModelFiles, config: GPTConfig, given: Tokenizer | None)
 
 
 def check_vocabulary(path: Path) -> None:
-    """Refuses a model of GPT-2's shape in whose folder the files of another tokenizer are."""
+    """Raise InputError if the model's folder holds the files of a tokenizer that is not GPT-2's."""
     folder = path if path.is_dir() else path.parent
     if is_gpt2_vocabulary(folder) is False:
         raise InputError(f"{folder} has another tokenizer than GPT-2's: gptpl cannot use its model")

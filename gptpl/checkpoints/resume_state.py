@@ -1,41 +1,37 @@
-"""What a run needs beside weights and optimizer to go on as if it had never stopped; and whether it did."""
+"""What a run needs besides weights and optimizer to resume as if it had never stopped; and whether it did."""
 
 import hashlib
 import random
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 RESUME_KEY = "gptpl_resume"
-"""Where a checkpoint that can be resumed keeps the state of this module, as plain data and tensors."""
+"""The entry of a resumable checkpoint that holds this state, as plain data and tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """A boundary between two optimizer steps: everything of the first is done, nothing of the second."""
+    """The boundary between an optimizer step that is finished and one that has not begun."""
 
     step: int
     """Optimizer steps finished since the run began."""
     epoch: int
-    """The epoch that the last of them belongs to, from 0."""
+    """The epoch of the last of them, from 0."""
     batch: int
-    """Batches of that epoch that every rank has had; all of them where it ended the epoch."""
+    """Batches of that epoch that every rank has had; all of them if the step ended the epoch."""
     tokens_seen: int
-    """Training tokens of those steps, over all ranks."""
-
-    def state(self) -> dict[str, int]:
-        """As plain numbers."""
-        return asdict(self)
+    """Training tokens of all finished steps and ranks."""
 
 
 def random_state(*, accelerators: bool = True) -> dict[str, Any]:
-    """The state of every global random number generator, as plain data and tensors.
+    """The states of all global random number generators, as plain data and tensors.
 
-    Without `accelerators` theirs are left out, and nothing is done that would start CUDA.
+    Without `accelerators` theirs are left out, and CUDA is not initialised.
     """
     bits, keys, where, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 (the global one)
     version, words, spare = random.getstate()
@@ -52,7 +48,7 @@ def random_state(*, accelerators: bool = True) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restores what `random_state` gave, as far as this machine has the devices."""
+    """Restore the states of `random_state`, as far as this machine has the devices."""
     torch.set_rng_state(state["torch"])
     bits, keys, where, has_gauss, gauss = state["numpy"]
     words = np.asarray(keys, dtype=np.uint32)
@@ -66,53 +62,45 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def loops_at(loops: dict[str, Any], position: Position, *, evaluate: bool) -> dict[str, Any]:
-    """Lightning's loop counters (`checkpoint["loops"]`) as they have to be to go on at `position`.
+    """Lightning's loop counters (`checkpoint["loops"]`) for resuming at `position`.
 
-    Lightning counts at several places of a step, and reads from the differences where it was interrupted. The
-    counters of two such places are set here, wherever the checkpoint was written: between two batches of an
-    epoch, and (`evaluate`) the same with an evaluation begun, which it then runs before the next batch.
+    Lightning counts at several places of a step, and tells from the differences where it was interrupted.
+    These are the counters between two batches of an epoch, wherever the checkpoint was written; with
+    `evaluate` those of an evaluation that has begun, which Lightning then runs before the next batch.
     """
-    done = {"ready": position.batch, "started": position.batch, "processed": position.batch}
-    batches = {
-        "current": {**done, "completed": position.batch},
-        "total": {**done, "completed": position.batch},
-    }
-    epochs = dict.fromkeys(("ready", "started"), position.epoch + 1)
-    epochs |= dict.fromkeys(("processed", "completed"), position.epoch)
-    steps = dict.fromkeys(("ready", "completed"), position.step)
-    zeros = dict.fromkeys(("ready", "started", "processed", "completed"), 0)
-    begun = zeros | (dict.fromkeys(("ready", "started"), 1) if evaluate else {})
+    stages = ("ready", "started", "processed", "completed")
+    step = dict.fromkeys(("ready", "completed"), position.step)
+    epoch = dict(zip(stages, (position.epoch + 1,) * 2 + (position.epoch,) * 2, strict=True))
+    none = dict.fromkeys(stages, 0)
+    begun = none | (dict.fromkeys(("ready", "started"), 1) if evaluate else {})
+    optimizer = {"step": _twice(step), "zero_grad": _twice({**step, "started": position.step})}
     fit = {
         **loops["fit_loop"],
-        "epoch_progress": {"total": epochs, "current": dict(epochs)},
+        "epoch_progress": _twice(epoch),
         "epoch_loop.state_dict": {"_batches_that_stepped": position.step},
-        "epoch_loop.batch_progress": {**batches, "is_last_batch": False},
-        "epoch_loop.scheduler_progress": {"total": steps, "current": dict(steps)},
-        "epoch_loop.automatic_optimization.optim_progress": {
-            "optimizer": {
-                "step": {"total": steps, "current": dict(steps)},
-                "zero_grad": {
-                    "total": {**steps, "started": position.step},
-                    "current": {**steps, "started": position.step},
-                },
-            }
+        "epoch_loop.batch_progress": {
+            **_twice(dict.fromkeys(stages, position.batch)),
+            "is_last_batch": False,
         },
-        "epoch_loop.val_loop.batch_progress": {"total": begun, "current": zeros, "is_last_batch": False},
+        "epoch_loop.scheduler_progress": _twice(step),
+        "epoch_loop.automatic_optimization.optim_progress": {"optimizer": optimizer},
+        "epoch_loop.val_loop.batch_progress": {"total": begun, "current": none, "is_last_batch": False},
     }
     return {**loops, "fit_loop": fit}
 
 
-# --- whether two runs have come to the same state -------------------------------------------------------
+def _twice(counts: dict[str, int]) -> dict[str, dict[str, int]]:
+    return {"total": dict(counts), "current": dict(counts)}
+
+
+# --- whether two runs are in the same state -------------------------------------------------------------
 
 _PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path", "best_k_models")
-"""What callbacks keep of the run's folder, which is another one in every run."""
+"""Entries of callbacks that name the run's folder, which differs from run to run."""
 
 
 def state_digest(checkpoint: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of each part of a full checkpoint, as `read_checkpoint` gives it.
-
-    Equal hashes mean equal bits: a tensor is hashed with its type and shape, a float by its eight bytes.
-    """
+    """The SHA-256 of each part of a full checkpoint, as `read_checkpoint` gives it; see `digest`."""
     resume = checkpoint[RESUME_KEY]
     parts = {
         "weights": checkpoint["state_dict"],
@@ -126,14 +114,14 @@ def state_digest(checkpoint: Mapping[str, Any]) -> dict[str, str]:
 
 
 def digest(part: Any) -> str:
-    """SHA-256 of plain data and tensors; the order of a mapping's keys does not matter."""
+    """The SHA-256 of plain data and tensors: equal for equal bits, whatever the order of a mapping's keys."""
     sha256 = hashlib.sha256()
     _add(sha256, part)
     return sha256.hexdigest()
 
 
 def _add(sha256: "hashlib._Hash", value: Any) -> None:
-    """Adds a value to the hash, each kind under a name of its own so that 1, 1.0 and "1" differ."""
+    """Add a value to the hash; with its type, so that 1, 1.0 and "1" differ."""
     sha256.update(f"{type(value).__name__}:".encode())
     if isinstance(value, torch.Tensor):
         sha256.update(f"{value.dtype}{tuple(value.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Starting a new run from the weights of an earlier one: the chain of runs."""
+"""The weights of an earlier run as what a new one starts from."""
 
 import logging
 from collections.abc import Mapping
@@ -11,7 +11,6 @@ from torch import nn
 from gptpl.checkpoints.files import checkpoint_file
 from gptpl.checkpoints.format import (
     HEADER_KEY,
-    check_intact,
     check_same_model,
     check_same_tokenizer,
     check_shapes,
@@ -20,6 +19,7 @@ from gptpl.checkpoints.format import (
     model_config,
     net_weights,
     read_checkpoint,
+    read_header,
 )
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunWeights(CroppedWeights):
-    """The weights of a checkpoint that gptpl wrote; optimizer, schedule and position begin anew."""
+    """The weights of a gptpl checkpoint; optimizer, schedule and position in the data start from scratch."""
 
     checkpoint: str | None = None
     """A run's folder (its last checkpoint) or a `.ckpt` file."""
 
     @property
     def file(self) -> Path:
-        """The checkpoint's file. Raises InputError where none is given, and for an adapter alone."""
+        """The checkpoint's file. Raises InputError if none is given, or an adapter without its base."""
         if self.checkpoint is None:
             raise InputError("init.checkpoint is not set: give init.checkpoint=RUN_FOLDER or FILE.ckpt")
         if is_adapter(Path(self.checkpoint).expanduser()):
@@ -53,7 +53,7 @@ class RunWeights(CroppedWeights):
 
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
         """See `StartingWeights`."""
-        header = read_checkpoint(self.file)[HEADER_KEY]
+        header = read_header(self.file)
         check_writes_text(header, self.file, key="init.checkpoint")
         check_same_tokenizer(header, tokenizer)
         check_fits(
@@ -64,10 +64,9 @@ class RunWeights(CroppedWeights):
         )
 
     def load_into(self, net: GPTModel) -> dict[str, Any]:
-        """See `StartingWeights`; the run's own past is in it."""
+        """See `StartingWeights`; the run's own lineage is the `parent`."""
         path = self.file
         checkpoint = read_checkpoint(path)
-        check_intact(path)
         source = state_dict_source(net_weights(checkpoint), str(path))
         load_tensors(net, source, OURS, crop=self.crop)
         return self._origin(checkpoint, path)
@@ -75,11 +74,10 @@ class RunWeights(CroppedWeights):
     def fill(
         self, net: nn.Module, built_from: Mapping[str, Any], tokenizer: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """See `StartingWeights`; the run's model must be the same in every keyword."""
+        """See `StartingWeights`; the run's model must have the same class and keywords."""
         path = self.file
         checkpoint = read_checkpoint(path)
         check_same_model(checkpoint[HEADER_KEY], built_from, tokenizer)
-        check_intact(path)
         weights = net_weights(checkpoint)
         check_shapes(net, weights, path)
         net.load_state_dict(weights)

@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 _DAMAGE = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError),
-    zipfile.BadZipFile,
+    *(zipfile.BadZipFile, zlib.error),
 )
 """What torch raises over a file that is cut short (OSError 22 among them) or has wrong bytes in it."""
 
@@ -65,6 +66,18 @@ def _is_stored(path: Path) -> bool:
         parts = archive.infolist()
     sizes = sum(part.file_size for part in parts)
     return sizes <= path.stat().st_size and all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+
+
+def damaged_part(path: Path) -> str | None:
+    """The part of a `torch.save` file whose CRC-32 is not the stored one; None: all of them are as written.
+
+    torch stores a CRC-32 with each tensor and with the pickle of all the rest, but does not check them.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except _DAMAGE:
+        return "the directory of its parts"
 
 
 def check_sharing(tensors: Iterable["Tensor"], name: str) -> None:

@@ -22,11 +22,10 @@ from gptpl.checkpoints.adapter import adapter_checkpoint, export_adapter
 from gptpl.checkpoints.files import EXPORTED
 from gptpl.checkpoints.format import (
     CLASSIFY,
-    HEADER_KEY,
     LOSSES,
     generations,
     net_weights,
-    read_checkpoint,
+    read_header,
     task_of,
 )
 from gptpl.checkpoints.loading import (
@@ -304,7 +303,7 @@ def _classifier_card(loaded: LoadedClassifier, name: str) -> Iterator[str]:
 
 
 def _adapter_card(loaded: LoadedCheckpoint | LoadedClassifier, folder: Path, name: str) -> Iterator[str]:
-    header = read_checkpoint(loaded.path)[HEADER_KEY]
+    header = read_header(loaded.path)
     tune, task = header["tune"], task_of(header)
     base = str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
     on_hub = f"base_model: {base}\n" if re.fullmatch(r"openai-community/[\w.-]+", base) else ""

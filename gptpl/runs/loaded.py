@@ -11,7 +11,7 @@ from torch import nn
 
 from gptpl.checkpoints.adapter import adapter_checkpoint
 from gptpl.checkpoints.files import checkpoint_file
-from gptpl.checkpoints.format import CLASSIFY, HEADER_KEY, read_checkpoint, task_of
+from gptpl.checkpoints.format import CLASSIFY, read_header, task_of
 from gptpl.checkpoints.loading import (
     Build,
     classifier_of,
@@ -106,9 +106,7 @@ def load_language_model(
         loaded = foreign(open_model(path))
     else:
         if config is not None or tokenizer is not None:
-            raise InputError(
-                f"checkpoint={path} says itself which model it is: leave model= and tokenizer= out"
-            )
+            raise InputError(f"checkpoint={path} describes its model: leave model= and tokenizer= out")
         if is_adapter(path):
             loaded = model_of(adapter_checkpoint(path, base=_base(base)), path, device=place)
         else:
@@ -135,7 +133,7 @@ def load_classifier(
     elif is_foreign(path):
         if not is_classifier(path):
             raise InputError(
-                f"checkpoint={path} is a language model, no classifier: train one with gptpl train"
+                f"checkpoint={path} is a language model, not a classifier: train one with gptpl train"
                 f" task=classify init=state_dict init.path={path}"
             )
         loaded = load_foreign_classifier(path, device=place)
@@ -156,8 +154,7 @@ def names_classifier(source: Source) -> bool:
             return bool(read_record(path).get("task", {}).get("name") == CLASSIFY)
         if is_foreign(path):
             return is_classifier(path)
-        header = read_checkpoint(checkpoint_file(str(path)))[HEADER_KEY]
-        return bool(task_of(header)["name"] == CLASSIFY)
+        return bool(task_of(read_header(checkpoint_file(str(path))))["name"] == CLASSIFY)
     except InputError:
         return False
 

@@ -17,7 +17,7 @@ from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
 from gptpl.checkpoints.files import DurableCheckpointIO
-from gptpl.checkpoints.format import HEADER_KEY, read_checkpoint
+from gptpl.checkpoints.format import read_header
 from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.config.compose import Config, plain
 from gptpl.config.groups import choices, said_by
@@ -188,7 +188,7 @@ def _tokenizer(cfg: Config, kind: type[TrainingData], resume: Resumption | None)
         header = None if resume is None else resume.header
         weights = None if resume is not None else instantiate(cfg.init)
         if isinstance(weights, RunWeights):
-            header = read_checkpoint(weights.file)[HEADER_KEY]
+            header = read_header(weights.file)
         if header is not None and header["tokenizer"]["name"] == own.name:
             return tokenizer_from_state(header["tokenizer"])
     return own

@@ -142,14 +142,12 @@ def resume_plan(
     good = CheckpointFolder(run_dir / "checkpoints", keep=1).newest_good()
     if good is None:
         raise InputError(f"resume={run_dir} has no checkpoint to go on from: start the run anew")
-    checkpoint = read_checkpoint(good.path)
+    checkpoint = read_checkpoint(good.path, verified=True)
     check_resumable(checkpoint, good.path)
     header, state = checkpoint[HEADER_KEY], checkpoint[RESUME_KEY]
     step = int(state["step"])
     for damaged in good.damaged:
         log.warning("checkpoint %s %s: going on from step %d instead", damaged.path, damaged.reason, step)
-    if good.unverified:
-        log.warning("checkpoint %s has no SHA-256 recorded beside it: it could only be read", good.path)
     asked = composed(
         overrides, config_dir=config_dir, checked=False, before=_own_choices(stored, overrides, config_dir)
     )

@@ -41,8 +41,8 @@ class EventFile:
     TensorBoard reads a folder's files in the order of their names, and an event of step s makes its fast
     server drop what it has read of the same tag at step s and beyond. Its own writer names a file for the
     second of its making: after a clock went back, or when a run was resumed at once, the older file would
-    come last and the newer points would be gone. It also has a thread for writing, whose events a killed
-    process would take with it; here they are with the operating system when `add_event` returns.
+    come last and the newer points would be gone. It also has a thread for writing, so that nobody knows how
+    far the file has come; here `size` does, without asking the operating system.
     """
 
     def __init__(self, log_dir: Path) -> None:
@@ -51,7 +51,8 @@ class EventFile:
         stamps = [int(found[1]) for path in log_dir.iterdir() if (found := _NAME.match(path.name))]
         stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
         name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"  # TensorBoard's
-        self._file = (log_dir / name).open("xb")
+        self.path = log_dir / name
+        self._file = self.path.open("xb")
         self._records = RecordWriter(self._file)
         # Nobody has to close a SummaryWriter, so nobody is to be warned that its file was left open.
         weakref.finalize(self, self._file.close)
@@ -62,12 +63,18 @@ class EventFile:
         return str(self._log_dir)
 
     def add_event(self, event: Event) -> None:
-        """Appends one event."""
+        """Appends one event, which waits in memory until `flush`."""
         self._records.write(event.SerializeToString())
-        self._file.flush()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all events so far, flushed or not."""
+        return self._file.tell()
 
     def flush(self) -> None:
-        """Nothing: no event waits."""
+        """Gives all events to the operating system, where they survive the end of this process."""
+        if not self._file.closed:
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file; more than once does no harm."""

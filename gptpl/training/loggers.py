@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -144,6 +145,9 @@ _MEDIA: Mapping[type[Logger], Mapping[str, Callable[..., None]]] = {
     MLFlowLogger: {"log_text": mlflow_text, "log_image": mlflow_image, "log_table": mlflow_table},
 }
 
+FLUSH_SECONDS = 1.0
+"""How long events may wait in memory; a resumed run logs again what a killed one took with it."""
+
 # --- loggers --------------------------------------------------------------------------------------------
 
 
@@ -169,6 +173,8 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     def __init__(self, *, save_dir: str) -> None:
         super().__init__(save_dir=save_dir, name="", version="tensorboard", default_hp_metric=False)
+        self._sizes: dict[str, int] | None = None  # of the event files, at the last look into the folder
+        self._saved_seconds = -FLUSH_SECONDS
 
     @property
     @rank_zero_experiment
@@ -209,11 +215,27 @@ class RunTensorBoardLogger(TensorBoardLogger):
         """`{"files": {...}}`: the size in bytes of every event file, by its path below the folder."""
         if not _is_rank_zero():
             return {}
-        return {"files": {name: path.stat().st_size for name, path in self._event_files().items()}}
+        writer = getattr(self._experiment, "file_writer", None)  # None also of a closed one
+        if self._sizes is None or writer is None:
+            self._sizes = {name: path.stat().st_size for name, path in self._event_files().items()}
+        if writer is not None:  # no other file grows
+            own = writer.event_writer
+            self._sizes[own.path.relative_to(self.log_dir).as_posix()] = own.size
+        return {"files": dict(self._sizes)}
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flushes the events now and then; Lightning asks after every step."""
+        if time.monotonic() - self._saved_seconds >= FLUSH_SECONDS:
+            super().save()
+            self._saved_seconds = time.monotonic()
 
     @rank_zero_only
     def sync(self) -> None:
-        """See `ResumableLogger`; every event is with the operating system when it has been logged."""
+        """See `ResumableLogger`."""
+        if self._experiment is not None:
+            self._experiment.flush()
+        self._sizes = None
         files = self._event_files().values()
         for path in files:
             with path.open("rb+") as file:  # Windows syncs no file that is open for reading alone

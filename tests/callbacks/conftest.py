@@ -2,6 +2,7 @@
 
 import logging
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,28 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]
     """The messages that gptpl has logged so far."""
     with caplog.at_level(logging.INFO, logger="gptpl"):
         yield lambda: [record.getMessage() for record in caplog.records if record.name.startswith("gptpl")]
+
+
+@pytest.fixture
+def two_ranks(tmp_path: Path) -> Callable[[Callable[[int], Any]], list[Any]]:
+    """Call a function with its rank in two processes that are a group; returns what it returned on each."""
+
+    def run(function: Callable[[int], Any]) -> list[Any]:
+        context = multiprocessing.get_context("fork")
+        queue: Any = context.Queue()
+
+        def rank_of(rank: int) -> None:
+            store = f"file://{tmp_path / 'ranks'}"
+            torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+            queue.put((rank, function(rank)))
+            torch.distributed.destroy_process_group()
+
+        ranks = [context.Process(target=rank_of, args=(rank,)) for rank in range(2)]
+        for rank in ranks:
+            rank.start()
+        found = dict(queue.get(timeout=60) for _ in ranks)
+        for rank in ranks:
+            rank.join(60)
+        return [found[0], found[1]]
+
+    return run

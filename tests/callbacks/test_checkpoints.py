@@ -238,7 +238,7 @@ def test_a_disk_that_is_full_ends_the_run_with_the_checkpoint_before(pretraining
 @pytest.mark.parametrize("value", [0, -1])
 def test_saving_every_no_steps_is_refused(name, value):
     with pytest.raises(
-        InputError, match=rf"^callbacks\.checkpoint_last\.{name}={value} is not positive: give"
+        InputError, match=rf"^callbacks\.checkpoint_last\.{name} must be positive or null, got {value}"
     ):
         LastCheckpoint(dirpath="unused", **{name: value})
 

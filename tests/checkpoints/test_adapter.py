@@ -152,7 +152,7 @@ def test_a_base_that_has_moved_is_asked_for_and_can_be_given(untied):
     FORMATS["book"].write(gpt_model(load_model(untied.base).net, ""), hf, eot_id=256)
     moved = untied.base.rename(untied.base.with_name("elsewhere.ckpt"))
     with pytest.raises(
-        InputError, match=r"is an adapter, and the weights .* cannot be used \(.*last\.ckpt.*\)"
+        InputError, match=r"is an adapter, and its base weights cannot be used \(.*last\.ckpt.*\)"
     ):
         adapter_checkpoint(folder)
     expected = load_model(path).net.state_dict()
@@ -181,7 +181,7 @@ def test_an_adapter_that_was_changed_is_refused(untied):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(InputError, match="does not tell which weights its adapter belongs to"):
+    with pytest.raises(InputError, match="does not name the base weights of its adapter"):
         adapter_checkpoint(folder)
     data[-1] ^= 1
     file.write_bytes(data)
@@ -194,10 +194,10 @@ def test_an_adapter_that_was_changed_is_refused(untied):
     adapter_checkpoint(folder)
     record = json.loads((folder / "gptpl.json").read_text())
     (folder / "gptpl.json").write_text(json.dumps(record | {"base": {"sha256": "0" * 64}}))
-    with pytest.raises(InputError, match=r"gptpl\.json lacks base\.dtype: export the adapter anew"):
+    with pytest.raises(InputError, match=r"gptpl\.json lacks base\.dtype: export the adapter again"):
         adapter_checkpoint(folder)
     (folder / "gptpl.json").unlink()
-    with pytest.raises(InputError, match="does not tell which weights its adapter belongs to"):
+    with pytest.raises(InputError, match="does not name the base weights of its adapter"):
         adapter_checkpoint(folder)
 
 

@@ -363,7 +363,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(refused, quick, tmp_path):
     checkpoint = torch.load(quick.run.path / "checkpoints/last.ckpt", weights_only=True)
     del checkpoint["gptpl"]["tokenizer"]
     torch.save(checkpoint, tmp_path / "bare.ckpt")
-    assert "bare.ckpt holds no tokenizer" in refused("generate", "checkpoint=bare.ckpt")
+    assert "bare.ckpt is damaged (tokenizer is missing)" in refused("generate", "checkpoint=bare.ckpt")
 
 
 def test_bf16_is_nearly_the_same_model(generate):

@@ -88,7 +88,7 @@ def test_the_caller_names_any_other(loaded, tmp_path, caplog):
 @pytest.mark.parametrize("data", [{"train_ratio": 2.0}, {"train_ratio": "0.9"}, [], {}, {"corpus": [1]}])
 def test_what_is_no_hash_or_no_share(loaded, sha256, data, tmp_path):
     if sha256 is None:
-        with pytest.raises(InputError, match="data_sha256 is of another kind"):
+        with pytest.raises(InputError, match="data_sha256 is of the wrong kind"):
             loaded(sha256, data=data)
         return
     with pytest.raises(InputError, match="whose SHA-256 it does not record") as refused:

@@ -352,7 +352,7 @@ def test_what_names_no_class_is_damaged(saved, tmp_path, name):
     checkpoint = read_checkpoint(saved.path)
     checkpoint[HEADER_KEY]["model"]["_target_"] = name
     torch.save(checkpoint, tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match="names no class of its model"):
+    with pytest.raises(InputError, match="is not the name of a class"):
         load_model(tmp_path / "a.ckpt", build=build)
 
 

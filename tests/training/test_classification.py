@@ -211,7 +211,7 @@ def test_a_language_model_is_no_classifier(pretraining: Any, tmp_path: Path) -> 
     trainer = pretraining.fit(module=pretraining.module(total_steps=5))
     path = tmp_path / "a.ckpt"
     trainer.save_checkpoint(path, weights_only=True)
-    with pytest.raises(InputError, match="is a language model, no classifier: train one with gptpl train"):
+    with pytest.raises(InputError, match="is a language model, not a classifier: train one with gptpl train"):
         load_classifier(path)
 
 

