@@ -397,7 +397,7 @@ def test_a_bare_state_dict_needs_to_be_told_its_model(gptpl, refused, quick, tmp
     bare.mkdir()
     (tmp_path / "export/model.pth").rename(bare / "model.pth")
     said = refused("generate", "checkpoint=bare/model.pth")
-    assert "holds weights, but not which model they are of: convert it once" in said
+    assert "holds weights without a model configuration: convert it once" in said
     convert(
         gptpl, "checkpoint=bare/model.pth", "model=tiny", "tokenizer=bytes", "format=gptpl", "output=told"
     )
