@@ -32,6 +32,7 @@ from gptpl.weights.adapter import Adapter, read_adapter, write_adapter
 from gptpl.weights.model_files import DTYPES, RECORD_FILE, read_record, record_of, recorded_config, write_json
 from gptpl.weights.published import cached_bytes, checked_size, hub_name
 from gptpl.weights.starting import FileWeights, PublishedWeights, StartingWeights
+from gptpl.weights.transfer import check_is_gpt2
 
 _HEAD = ("out_head.weight", "out_head.bias")
 """What of a classifier is new, and belongs to its adapter."""
@@ -55,6 +56,7 @@ def export_adapter(path: Path, folder: Path) -> None:
     lineage = lineage_of(checkpoint, path)
     base_of(lineage["start"], path)
     config = model_config(header, path)
+    check_is_gpt2(config, "format=adapter")
     weights = trained_weights(checkpoint)
     new = {name for name in weights if is_low_rank(name) or (task["name"] == CLASSIFY and name in _HEAD)}
     base = {name: tensor for name, tensor in weights.items() if name not in new}

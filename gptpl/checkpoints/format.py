@@ -7,6 +7,8 @@ checkpoint needs code to be unpickled: all of it is read with `weights_only=True
 """
 
 import dataclasses
+import inspect
+import pkgutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -285,19 +287,31 @@ def check_same_model(
     """Refuses a checkpoint of another tokenizer, by its state, or of another class or shape of model.
 
     Names the first field that differs. Fields that only steer training or the first initialisation
-    (`drop_rate`, `init`) may.
+    (`drop_rate`, `init`) may. A field that is not there has its default: the class may have got it since.
     """
     check_same_tokenizer(header, tokenizer)
-    own, stored = _plain(model), header["model"]
+    own, stored = _plain(model), dict(header["model"])
     if own.get(TARGET) != stored.get(TARGET):
         ours, theirs = (each.get(TARGET, "gptpl.model.GPTModel") for each in (own, stored))
         raise InputError(f"the checkpoint holds a {theirs}, this run has a {ours}: give model= as it was")
+    defaults = _defaults_of(own)
     for field in own | (stored if TARGET in own else {}):
-        wanted, got = own.get(field), stored.get(field)
+        wanted, got = (each.get(field, defaults.get(field)) for each in (own, stored))
         if field not in ("drop_rate", "init") and got != wanted:
             raise InputError(
                 f"the checkpoint has model.{field}={got}, this run wants {wanted}: set model.{field}={got}"
             )
+
+
+def _defaults_of(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the class that a model of this run, which is trusted, was built by."""
+    made_by: Any = GPTConfig
+    if TARGET in model:
+        try:
+            made_by = pkgutil.resolve_name(model[TARGET])
+        except (ValueError, ImportError, AttributeError):  # a class within a function
+            return {}
+    return {name: each.default for name, each in inspect.signature(made_by).parameters.items()}
 
 
 def check_same_tokenizer(header: Mapping[str, Any], own: Mapping[str, Any]) -> None:

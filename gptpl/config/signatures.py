@@ -54,6 +54,8 @@ class Parameter:
     annotation: Any
     """Its type; `Any` where it has none, or one that cannot be resolved."""
     required: bool
+    default: Any
+    """Where it is not required."""
     positional: bool
     """Whether it may be given without its name."""
     resume: Resume | None
@@ -105,6 +107,7 @@ def _of_function(function: Callable[..., Any], owner: Any) -> Signature:
         parameters[name] = Parameter(
             annotation=annotation,
             required=each.default is each.empty,
+            default=each.default,
             positional=each.kind is not each.KEYWORD_ONLY,
             resume=next((mark for mark in getattr(annotation, "__metadata__", ()) if mark in KINDS), None),
         )

@@ -10,11 +10,11 @@ from gptpl.model.gpt import (
     GPTConfig,
     GPTModel,
     MultiHeadAttention,
+    SwiGLU,
     TransformerBlock,
-    empty_model,
 )
 from gptpl.model.inference import CachedGPT, KVCache
-from gptpl.model.parameters import ParameterCount, count_parameters, parameters_of
+from gptpl.model.parameters import ParameterCount, count_parameters, empty_model, parameters_of
 from gptpl.model.protocol import eval_mode
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "KVCache",
     "MultiHeadAttention",
     "ParameterCount",
+    "SwiGLU",
     "TransformerBlock",
     "count_parameters",
     "empty_model",

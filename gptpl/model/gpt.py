@@ -1,17 +1,18 @@
-"""GPT-2 from top to bottom: configuration, attention, feed-forward network, block, model, first weights.
+"""GPT-2 from top to bottom: configuration, attention, feed-forward network, block, model, initial weights.
 
 It equals the GPTModel of "Build a Large Language Model (From Scratch)", number for number, and, with qkv_bias
-and tie_weights, OpenAI's GPT-2 (Radford et al. 2019). Fields and layers have the book's names.
+and tie_weights, OpenAI's GPT-2 (Radford et al. 2019). Fields and layers have the book's names. Four fields
+turn it into a Llama-like model (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU and no biases.
 """
 
-# B batch, T time, D model, H heads, K head width (D = H * K), V vocabulary, S positions looked at (T, or more
-# with a cache)
+# B batch, T time, D model, H heads, K head width (D = H * K), F inner width of the feed-forward network,
+# V vocabulary, S positions attended to (T, or more with a cache)
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,32 +26,41 @@ from gptpl.resuming import NEXT_STEP
 if TYPE_CHECKING:
     from gptpl.model.inference import CachedGPT, KVCache
 
-EXPANSION = 4  # the feed-forward network's inner width, in widths of the model
-LAYER_NORM_EPS = 1e-5
+EXPANSION = 4  # inner width of GPT-2's feed-forward network, in model widths
+NORM_EPS = 1e-5
 _MOST_LAYERS = 10_000
-_MOST_BYTES = 2**50  # of the weights in float32: more than any memory, few enough for torch to count them
+_MOST_BYTES = 2**50  # of float32 weights: more than any memory, few enough for torch to count them
 
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Keeps new keys and values, each (B, H, T, K), and returns all to look at, (B, H, S, K): see `KVCache`."""
+"""Stores new keys and values, each (B, H, T, K), and returns all so far, (B, H, S, K): see `KVCache`."""
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines of rotary positions, each (B or 1, T, 1, 1, K / 2) in float32: see `rope_angles`."""
 
 # ------------------------------------------------------------------------------------------- configuration
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """What a `GPTModel` is built from; checked when made, so that no model sees an impossible shape.
+    """The shape of a `GPTModel`, validated on construction. The defaults of the last six fields are GPT-2's.
 
     Attributes:
-        vocab_size: tokens the model knows; ids run from 0 to vocab_size - 1.
-        context_length: most tokens the model can look at at once (rows of the position table).
+        vocab_size: number of tokens; ids run from 0 to vocab_size - 1.
+        context_length: most tokens the model reads at once (rows of a learned position table).
         emb_dim: width of the residual stream; a multiple of n_heads.
         n_heads: attention heads per block.
         n_layers: transformer blocks.
         drop_rate: dropout probability of the embeddings, the attention weights and each shortcut.
         qkv_bias: whether the query-key-value projection has a bias (the book's: no; OpenAI's GPT-2: yes).
-        tie_weights: whether the head uses the token embedding's matrix (the book's: no; OpenAI's GPT-2: yes).
-        init: how the weights are drawn. "torch" is `keep_torch`, the book's numbers; "gpt2" is `draw_gpt2`,
+        tie_weights: whether the head shares the token embedding's matrix (the book's: no; GPT-2: yes).
+        init: how the weights are drawn: "torch" is `keep_torch`, the book's numbers; "gpt2" is `draw_gpt2`,
             GPT-2's, and the one to choose with tied weights.
+        position: "learned" adds a learned vector per position; "rope" rotates queries and keys, see `rotate`.
+        norm: "layernorm" or "rmsnorm", which does not subtract the mean and has no bias.
+        feed_forward: "gelu" is `FeedForward`, "swiglu" is `SwiGLU`.
+        linear_bias: whether the other linear layers of a block have biases (GPT-2: yes; Llama: no).
+        hidden_dim: inner width of the feed-forward network; None: 4 emb_dim, with SwiGLU's third matrix 8/3
+            emb_dim, rounded up to a multiple of 64.
+        rope_base: base of the wavelengths of rotary positions.
 
     Raises InputError for a value out of its range, and for more weights than any memory holds.
     """
@@ -63,38 +73,68 @@ class GPTConfig:
     drop_rate: Annotated[float, NEXT_STEP] = 0.1
     qkv_bias: bool
     tie_weights: bool = False
-    init: str = "torch"
+    init: Literal["torch", "gpt2"] = "torch"
+    position: Literal["learned", "rope"] = "learned"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    feed_forward: Literal["gelu", "swiglu"] = "gelu"
+    linear_bias: bool = True
+    hidden_dim: int | None = None
+    rope_base: float = 10_000.0
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
+        for field in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "hidden_dim"):
             size = getattr(self, field)
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise InputError(f"{field}={size!r} is not a size: give a whole number of at least 1")
+            whole = isinstance(size, int) and not isinstance(size, bool)
+            if (size is not None or field != "hidden_dim") and not (whole and size >= 1):
+                raise InputError(f"{field} must be a positive whole number, got {size!r}")
+        for field in ("init", "position", "norm", "feed_forward"):
+            choice, choices = getattr(self, field), get_args(GPTConfig.__annotations__[field])
+            if choice not in choices:
+                raise InputError(f"{field}={choice!r} is unknown: choose one of {', '.join(choices)}")
         if self.emb_dim % self.n_heads:
             raise InputError(
-                f"emb_dim={self.emb_dim} is not divisible by n_heads={self.n_heads}: "
-                f"every head has the same width, so make emb_dim a multiple of n_heads"
+                f"emb_dim must be a multiple of n_heads, got emb_dim={self.emb_dim}, n_heads={self.n_heads}"
             )
+        if self.position == "rope" and (width := self.emb_dim // self.n_heads) % 2:
+            raise InputError(f"position=rope needs an even head width, got emb_dim / n_heads = {width}")
         if not 0 <= self.drop_rate < 1:
-            raise InputError(f"drop_rate={self.drop_rate} is no dropout probability: give 0 <= drop_rate < 1")
-        if self.init not in INITIALISATIONS:
-            raise InputError(f"init={self.init!r} is unknown: choose one of {', '.join(INITIALISATIONS)}")
+            raise InputError(f"drop_rate must be at least 0 and below 1, got {self.drop_rate}")
+        if not (self.rope_base > 1 and math.isfinite(self.rope_base)):
+            raise InputError(f"rope_base must be a number above 1, got {self.rope_base}")
         if self.n_layers > _MOST_LAYERS:
-            raise InputError(f"n_layers={self.n_layers} is too many: give {_MOST_LAYERS:,} or fewer")
+            raise InputError(f"n_layers must be at most {_MOST_LAYERS:,}, got {self.n_layers}")
         if 4 * self.n_parameters > _MOST_BYTES:
-            largest = max(("emb_dim", "vocab_size", "context_length"), key=lambda field: getattr(self, field))
+            sizes = ("emb_dim", "vocab_size", "context_length", "hidden_dim")
+            largest = max(sizes, key=lambda field: getattr(self, field) or 0)
             raise InputError(
                 f"{largest}={getattr(self, largest)} makes a model of {self.n_parameters:,} parameters,"
                 f" {4 * self.n_parameters:,} bytes in float32, which no memory holds: give smaller sizes"
             )
 
     @property
+    def ff_width(self) -> int:
+        """F, the inner width of the feed-forward network."""
+        if self.hidden_dim is not None:
+            return self.hidden_dim
+        if self.feed_forward == "gelu":
+            return EXPANSION * self.emb_dim
+        return -(-2 * EXPANSION * self.emb_dim // (3 * 64)) * 64
+
+    @property
+    def block_matrices(self) -> int:
+        """Weights of one block's matrices, each of which multiplies every token once."""
+        feed_forward = (3 if self.feed_forward == "swiglu" else 2) * self.emb_dim * self.ff_width
+        return 4 * self.emb_dim**2 + feed_forward
+
+    @property
     def n_parameters(self) -> int:
         """Parameters of a `GPTModel` of this shape; a tied head counts once."""
-        D, tables = self.emb_dim, self.vocab_size + self.context_length
-        head = 0 if self.tie_weights else self.vocab_size * D
-        block = 12 * D * D + (13 if self.qkv_bias else 10) * D
-        return tables * D + self.n_layers * block + 2 * D + head
+        D, V = self.emb_dim, self.vocab_size
+        rows = V + self.context_length * (self.position == "learned") + V * (not self.tie_weights)
+        norm = (2 if self.norm == "layernorm" else 1) * D
+        gates = self.ff_width * (self.feed_forward == "swiglu")
+        biases = 3 * D * self.qkv_bias + (2 * D + self.ff_width + gates) * self.linear_bias
+        return rows * D + self.n_layers * (self.block_matrices + biases + 2 * norm) + norm
 
 
 # ------------------------------------------------------------------------------------------------- attention
@@ -109,11 +149,11 @@ def causal_attention(
     mask: Tensor | None = None,
     extend: Extend | None = None,
 ) -> Tensor:
-    """(B, T, 3 D), queries, keys and values side by side -> (B, T, D); position t looks at 0..t.
+    """(B, T, 3 D), queries, keys and values side by side -> (B, T, D); position t attends to 0..t.
 
     `kernel` "blocked" is `blocked_attention`, "sdpa" torch's own, which uses flash attention where it can,
-    "auto" what `chosen_kernel` says. A bool `mask` (B, 1, T, S), query by key, says where a position looks,
-    never beyond itself; `extend` gives it the keys and values of earlier tokens. Both are for torch's kernel.
+    "auto" what `chosen_kernel` says. A bool `mask` (B, 1, T, S), query by key, says where a position attends,
+    never beyond itself; `extend` gives it the keys and values of earlier tokens. Both need torch's kernel.
     """
     B, T, width = qkv.shape
     if mask is not None or extend is not None:
@@ -135,11 +175,32 @@ def causal_attention(
     return mixed.transpose(1, 2).reshape(B, T, width // 3).to(qkv.dtype)  # (B, T, D)
 
 
+def rope_angles(positions: Tensor, head_width: int, base: float) -> Rope:
+    """The angles of rotary positions, (B, T) or (T,) int64: pair i of a head turns by p / base^(2 i / K)."""
+    pairs = torch.arange(0, head_width, 2, device=positions.device).float() / head_width  # (K / 2,)
+    angles = positions[..., None, None, None].float() * (1.0 / base**pairs)  # (B or 1, T, 1, 1, K / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(qkv: Tensor, rope: Rope, n_heads: int) -> Tensor:
+    """Turn queries and keys by their positions, (B, T, 3 D) -> (B, T, 3 D), and leave the values.
+
+    Their product then depends on the distance of two positions only (Su et al. 2021, "RoFormer"). Numbers i
+    and i + K / 2 of a head are a pair, as in transformers' Llama.
+    """
+    B, T, width = qkv.shape
+    heads = qkv.view(B, T, 3, n_heads, width // 3 // n_heads)  # (B, T, 3, H, K)
+    cos, sin = rope
+    x, y = heads[:, :, :2].chunk(2, dim=-1)  # each (B, T, 2, H, K / 2)
+    turned = torch.cat([x * cos - y * sin, x * sin + y * cos], dim=-1)  # (B, T, 2, H, K)
+    return torch.cat([turned.to(qkv.dtype), heads[:, :, 2:]], dim=2).view(B, T, width)
+
+
 class MultiHeadAttention(nn.Module):
     """Causal self-attention with one fused query-key-value projection and an output projection.
 
     The rows of `qkv.weight` are query, key, value, each (D, D). Without a bias, torch's own initialisation
-    draws for it exactly the numbers that three separate layers would get: the book's numbers stay.
+    draws exactly the numbers for it that three separate layers would get, which are the book's.
 
     Attention weights are dropped in training only. `kernel` may be set, see `causal_attention`.
     """
@@ -149,12 +210,16 @@ class MultiHeadAttention(nn.Module):
         self.n_heads = config.n_heads
         self.drop_rate = config.drop_rate
         self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
-        self.out_proj = nn.Linear(config.emb_dim, config.emb_dim)
+        self.out_proj = nn.Linear(config.emb_dim, config.emb_dim, bias=config.linear_bias)
         self.kernel: Kernel = "auto"
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, extend: Extend | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, extend: Extend | None = None, rope: Rope | None = None
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D); `mask` and `extend` as for `causal_attention`."""
         qkv = self.qkv(x)  # (B, T, 3 D)
+        if rope is not None:
+            qkv = rotate(qkv, rope, self.n_heads)
         dropout_p = self.drop_rate if self.training else 0.0
         mixed = causal_attention(
             qkv, self.n_heads, dropout_p=dropout_p, kernel=self.kernel, mask=mask, extend=extend
@@ -166,33 +231,53 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, D -> 4 D -> D, with a GELU between them (the tanh approximation, as in GPT-2)."""
+    """Two linear layers, D -> F -> D, with a GELU between them (the tanh approximation, as in GPT-2)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(config.emb_dim, EXPANSION * config.emb_dim)
+        self.up_proj = nn.Linear(config.emb_dim, config.ff_width, bias=config.linear_bias)
         self.gelu = nn.GELU(approximate="tanh")
-        self.down_proj = nn.Linear(EXPANSION * config.emb_dim, config.emb_dim)
+        self.down_proj = nn.Linear(config.ff_width, config.emb_dim, bias=config.linear_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D), each position by itself."""
         return self.down_proj(self.gelu(self.up_proj(x)))
 
 
-class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each with a LayerNorm before it and a shortcut around both."""
+class SwiGLU(nn.Module):
+    """Two projections D -> F, one of which gates the other through a SiLU, then F -> D (Shazeer 2020)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.emb_dim, eps=LAYER_NORM_EPS)
+        self.gate_proj = nn.Linear(config.emb_dim, config.ff_width, bias=config.linear_bias)
+        self.up_proj = nn.Linear(config.emb_dim, config.ff_width, bias=config.linear_bias)
+        self.down_proj = nn.Linear(config.ff_width, config.emb_dim, bias=config.linear_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D), each position by itself."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+NORMS: Mapping[str, type[nn.LayerNorm | nn.RMSNorm]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+FEED_FORWARDS: Mapping[str, type[FeedForward | SwiGLU]] = {"gelu": FeedForward, "swiglu": SwiGLU}
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each with a norm before it and a shortcut around both."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.norm1 = NORMS[config.norm](config.emb_dim, eps=NORM_EPS)
         self.attn = MultiHeadAttention(config)
-        self.norm2 = nn.LayerNorm(config.emb_dim, eps=LAYER_NORM_EPS)
-        self.ff = FeedForward(config)
+        self.norm2 = NORMS[config.norm](config.emb_dim, eps=NORM_EPS)
+        self.ff = FEED_FORWARDS[config.feed_forward](config)
         self.drop_shortcut = nn.Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, extend: Extend | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D); `mask` and `extend` as for `causal_attention`."""
-        x = x + self.drop_shortcut(self.attn(self.norm1(x), mask, extend))
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, extend: Extend | None = None, rope: Rope | None = None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D); the other arguments as for `MultiHeadAttention`."""
+        x = x + self.drop_shortcut(self.attn(self.norm1(x), mask, extend, rope))
         return x + self.drop_shortcut(self.ff(self.norm2(x)))
 
 
@@ -200,13 +285,13 @@ class TransformerBlock(nn.Module):
 
 
 class GPTBackbone(nn.Module):
-    """All below the head: token and position embeddings, dropout, pre-LayerNorm blocks and a final LayerNorm.
+    """Everything but the head: token and position embeddings, dropout, pre-norm blocks and a final norm.
 
     The layers are built in the order of the data (token table, position table, blocks): the order of the
     random draws is part of what `init: torch` promises. A subclass adds its head as `out_head`.
 
-    Where `recompute_blocks` is set, training keeps only each block's input and recomputes the rest in the
-    backward pass (Chen et al. 2016): a third more work for the blocks, far less memory, the same numbers.
+    With `recompute_blocks`, training keeps only each block's input and recomputes the rest in the backward
+    pass (Chen et al. 2016): a third more work for the blocks, far less memory, the same numbers.
     """
 
     out_head: nn.Linear
@@ -216,15 +301,11 @@ class GPTBackbone(nn.Module):
         self.config = config
         self.recompute_blocks = False
         self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
-        self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
+        if config.position == "learned":
+            self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
         self.drop_emb = nn.Dropout(config.drop_rate)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
-        self.final_norm = nn.LayerNorm(config.emb_dim, eps=LAYER_NORM_EPS)
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens that it looks at at once."""
-        return self.config.context_length
+        self.final_norm = NORMS[config.norm](config.emb_dim, eps=NORM_EPS)
 
     @property
     def device(self) -> torch.device:
@@ -233,7 +314,7 @@ class GPTBackbone(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """By its configuration: a process may hold a part of them, and low-rank matrices are none of them."""
+        """From the configuration: a process may hold a shard only, and low-rank matrices do not count."""
         return self.config.n_parameters
 
     def hidden(
@@ -241,18 +322,15 @@ class GPTBackbone(nn.Module):
     ) -> Tensor:
         """Everything but the head: tokens (B, T) int64 -> normalised hidden states (B, T, D).
 
-        `segments` (B, T) int64 says which of the texts packed into a row a token belongs to, 0 is padding:
-        each is read as if it stood alone. None: a row is one text. With a `cache` the tokens go on from those
-        that it holds, and it takes up their keys and values.
+        `segments` (B, T) int64 gives the number of the text that a token belongs to, where several are packed
+        into a row (0: padding): each is read as if it stood alone. None: a row is one text. With a `cache`
+        the tokens continue those that it holds, and their keys and values are added to it.
 
         Raises InputError when T exceeds `config.context_length`. torch refuses unknown token ids.
         """
         T = tokens.shape[1]
-        if self.config.context_length < T:
-            raise InputError(
-                f"a sequence of {T} tokens is longer than the model's context_length="
-                f"{self.config.context_length}: shorten it, or build a model with a longer context"
-            )
+        if (longest := self.config.context_length) < T:
+            raise InputError(f"the model reads context_length={longest} tokens at once, got {T}: shorten it")
         mask: Tensor | None = None
         if segments is not None:
             positions, mask = segment_positions(segments), segment_mask(segments)  # (B, T), (B, 1, T, T)
@@ -260,36 +338,35 @@ class GPTBackbone(nn.Module):
             positions, mask = cache.positions(T), cache.mask()  # (B, T), (B, 1, 1, S) or None
         else:
             positions = torch.arange(T, device=tokens.device)  # (T,)
-        x = self.drop_emb(self.tok_emb(tokens) + self.pos_emb(positions))  # (B, T, D)
+        x, rope = self.tok_emb(tokens), None  # (B, T, D)
+        if self.config.position == "learned":
+            x = x + self.pos_emb(positions)
+        else:
+            rope = rope_angles(positions, self.config.emb_dim // self.config.n_heads, self.config.rope_base)
+        x = self.drop_emb(x)
         for layer, block in enumerate(self.blocks):
-            if cache is not None:
-                x = block(x, mask, partial(cache.extend, layer))
-            elif self.recompute_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, use_reentrant=False)
+            extend = None if cache is None else partial(cache.extend, layer)
+            if self.recompute_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, extend, rope, use_reentrant=False)
             else:
-                x = block(x, mask)
+                x = block(x, mask, extend, rope)
         return self.final_norm(x)
 
 
 class GPTModel(GPTBackbone):
-    """The backbone, and a head without bias that gives the next token's logits.
+    """The backbone and a head without bias that gives the next token's logits.
 
     With `tie_weights`, `out_head.weight` IS `tok_emb.weight`: one parameter, two names in the state dict.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
-        # A tied head owns no numbers: the meta device spares drawing a matrix only to drop it.
+        # A tied head draws no numbers: on the meta device no matrix is made only to be dropped.
         head_device = "meta" if config.tie_weights else None
         self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False, device=head_device)
         if config.tie_weights:
             self.out_head.weight = self.tok_emb.weight
         INITIALISATIONS[config.init](self, config.n_layers)
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.config.vocab_size
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Next-token logits: tokens (B, T) int64 -> (B, T, V). Position t predicts token t + 1 from 0..t.
@@ -299,16 +376,16 @@ class GPTModel(GPTBackbone):
         return self.out_head(self.hidden(tokens, segments))
 
     def cached(self, *, rows: int) -> "CachedGPT":
-        """The form for decoding about so many rows at a time: it keeps keys and values."""
+        """The form for decoding about `rows` rows at a time, which keeps keys and values."""
         from gptpl.model.inference import CachedGPT
 
         return CachedGPT(self, rows=rows)
 
 
 def segment_positions(segments: Tensor) -> Tensor:
-    """Each token's place in its own text: segments (B, T) int64, the text's number -> (B, T) int64.
+    """Each token's position in its own text: segments (B, T) int64, the text's number -> (B, T) int64.
 
-    A text is a run of equal numbers. Padding, 0, counts as one.
+    A text is a run of equal numbers; padding, 0, counts as one.
     """
     places = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)  # (B, T)
     first = torch.ones_like(segments, dtype=torch.bool)
@@ -317,10 +394,10 @@ def segment_positions(segments: Tensor) -> Tensor:
 
 
 def segment_mask(segments: Tensor) -> Tensor:
-    """Where attention looks: (B, T) -> (B, 1, T, T) bool, query by key, for every head the same.
+    """Where attention looks: (B, T) -> (B, 1, T, T) bool, query by key, the same for every head.
 
-    A token sees those of its own text up to itself. Padding sees padding: a row of scores that are all hidden
-    would be nan.
+    A token attends to those of its own text up to itself, and padding to padding: a softmax over nothing but
+    hidden scores would be nan.
     """
     T = segments.shape[1]
     earlier = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
@@ -328,20 +405,20 @@ def segment_mask(segments: Tensor) -> Tensor:
     return (same & earlier)[:, None]
 
 
-# --------------------------------------------------------------------------------------------- first weights
+# ------------------------------------------------------------------------------------------- initial weights
 
 
 def keep_torch(model: nn.Module, n_layers: int) -> None:
     """Leave every weight as torch's layers drew it: embeddings N(0, 1), layers U(-1/sqrt(in), 1/sqrt(in)).
 
-    With tied weights the head takes over the embedding's N(0, 1): the first logits then have a standard
-    deviation of about sqrt(emb_dim), and the first loss of the 124M model is in the hundreds, not near
-    ln(vocab_size) = 10.8.
+    With tied weights the head has the embedding's N(0, 1): the first logits then have a standard deviation of
+    about sqrt(emb_dim), and the first loss of the 124M model is in the hundreds, not near ln(vocab_size) =
+    10.8.
     """
 
 
 def draw_gpt2(model: nn.Module, n_layers: int) -> None:
-    """Redraw the weights in place as GPT-2 does: matrices N(0, 0.02), biases 0, LayerNorm scales 1.
+    """Redraw the weights in place as GPT-2 does: matrices N(0, 0.02), biases 0, norm scales 1.
 
     The first loss is close to ln(vocab_size), tied or not. The last matrix of each shortcut gets
     0.02 / sqrt(2 n_layers): every block adds two of them to the residual stream, whose variance would
@@ -359,15 +436,3 @@ def draw_gpt2(model: nn.Module, n_layers: int) -> None:
 
 
 INITIALISATIONS: Mapping[str, Callable[[nn.Module, int], None]] = {"torch": keep_torch, "gpt2": draw_gpt2}
-
-
-def empty_model(
-    config: GPTConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> GPTModel:
-    """A `GPTModel` of arbitrary numbers, to be filled: nothing is drawn. Its head is tied as configured."""
-    with torch.device("meta"):
-        net = GPTModel(config)
-    net = net.to(dtype).to_empty(device=device)
-    if config.tie_weights:  # `to_empty` makes two tensors of the shared one
-        net.out_head.weight = net.tok_emb.weight
-    return net

@@ -15,9 +15,6 @@ from torch.nn import functional as F
 from gptpl.errors import InputError
 from gptpl.model.gpt import GPTBackbone
 
-TARGETS = ("qkv", "out_proj", "up_proj", "down_proj", "out_head")
-"""The names of the model's linear layers, the last part of a name in the state dict before `weight`."""
-
 
 class LowRankLinear(nn.Linear):
     """A linear layer W x + b that learns as W x + b + (alpha / R) B A dropout(x).
@@ -72,11 +69,11 @@ def add_low_rank(
 
     Raises InputError for a rank, a scale, a dropout or a target that cannot be.
     """
-    if not targets:
-        raise InputError(f"tune.targets is empty: name layers, of {', '.join(TARGETS)}")
-    for target in targets:
-        if target not in TARGETS:
-            raise InputError(f"tune.targets has {target}, which no layer is: choose of {', '.join(TARGETS)}")
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Linear)}
+    names = dict.fromkeys(name.rpartition(".")[2] for name in layers)
+    if not targets or (unknown := set(targets) - set(names)):
+        got = f"got {', '.join(sorted(unknown))}" if targets else "got none"
+        raise InputError(f"tune.targets must name some of the layers {', '.join(names)}, {got}")
     if "out_head" in targets and net.out_head.weight is net.tok_emb.weight:
         raise InputError(
             "tune.targets has out_head, which is tied to the token embedding: leave it out, or set"
@@ -89,8 +86,8 @@ def add_low_rank(
         raise InputError(f"tune.alpha={alpha} is no scale: give a positive number, such as twice tune.rank")
     if not 0 <= dropout < 1:
         raise InputError(f"tune.dropout={dropout} is no share: give 0 or more, and less than 1")
-    for name, layer in list(net.named_modules()):
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets:
+    for name, layer in layers.items():
+        if name.rpartition(".")[2] in targets:
             assert not isinstance(layer, LowRankLinear), f"{name} has its matrices already"
             net.set_submodule(name, LowRankLinear(layer, rank=rank, alpha=alpha, dropout=dropout))
 

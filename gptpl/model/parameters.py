@@ -1,4 +1,4 @@
-"""How large a model is, known before any memory is spent on it."""
+"""The size of a model, known before any memory is spent on it, and a model for which nothing is drawn."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,3 +55,16 @@ def count_parameters(config: GPTConfig) -> ParameterCount:
     tied = total - parts["head"]
     untied = tied + model.out_head.weight.numel()
     return ParameterCount(total=total, tied=tied, untied=untied, fp32_bytes=4 * total, parts=parts)
+
+
+def empty_model(
+    config: GPTConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> GPTModel:
+    """A `GPTModel` with uninitialised parameters, to be filled: nothing is drawn. Tied as configured."""
+    with torch.device("meta"):
+        net = GPTModel(config)
+    net = net.to(dtype).to_empty(device=device)
+    assert not list(net.buffers()), "a buffer that no state dict holds would stay uninitialised"
+    if config.tie_weights:  # `to_empty` makes two tensors of the shared one
+        net.out_head.weight = net.tok_emb.weight
+    return net

@@ -39,7 +39,6 @@ from gptpl.checkpoints.loading import (
 from gptpl.errors import InputError
 from gptpl.files.durable import share
 from gptpl.model import GPTModel, count_parameters, empty_model
-from gptpl.model.lora import TARGETS
 from gptpl.model.loss import perplexity
 from gptpl.model.protocol import gpt_model
 from gptpl.text import one_line
@@ -47,7 +46,7 @@ from gptpl.tokenizers import GPT2Tokenizer
 from gptpl.tokenizers.gpt2 import vocabulary_files
 from gptpl.tokenizers.hugging_face import write_tokenizer
 from gptpl.weights.adapter import FORMAT as ADAPTER
-from gptpl.weights.adapter import is_adapter
+from gptpl.weights.adapter import TARGETS, is_adapter
 from gptpl.weights.formats import (
     FORMATS,
     compare_logits,

@@ -283,7 +283,11 @@ def _leave_adapter(run: Run) -> None:
     for name in ("best.ckpt", LAST):
         path = run.run_dir / "checkpoints" / name
         if path.is_file():
-            export_adapter(path, run.run_dir / ADAPTER_FOLDER)
+            try:
+                export_adapter(path, run.run_dir / ADAPTER_FOLDER)
+            except InputError as error:  # of another architecture than GPT-2's
+                log.info("no adapter: %s", error)
+                return
             log.info("adapter: %s, of %s", run.run_dir / ADAPTER_FOLDER, name)
             return
     log.info("no adapter: the run kept no checkpoint")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptpl.config.slots import resume_of
+from gptpl.config.signatures import locate
+from gptpl.config.slots import resume_of, settings_of, slot_of
 from gptpl.errors import InputError
 from gptpl.resuming import FREE, INEXACT, NEVER, Resume
 
@@ -47,14 +48,25 @@ def changes_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chan
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
+        defaults = _defaults(new, key) if old.get("_target_") == new.get("_target_") else {}
         for name in dict.fromkeys((*old, *new)):
-            inner = f"{key}.{name}" if key else str(name)
-            yield from _differences(old.get(name, ABSENT), new.get(name, ABSENT), inner)
+            inner, default = f"{key}.{name}" if key else str(name), defaults.get(name, ABSENT)
+            yield from _differences(old.get(name, default), new.get(name, default), inner)
         return
     before, after = (None if value is ABSENT else value for value in (old, new))
     # Python holds True and 1 for the same.
     if before != after or isinstance(before, bool) != isinstance(after, bool):
         yield key, old, new
+
+
+def _defaults(node: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What the class of a node takes for settings that are not given: those it did not have yet, too."""
+    target = node.get("_target_") or slot_of(key).implicit
+    if target is None:
+        return {}
+    parameters = settings_of(locate(str(target), key), key).parameters
+    defaults = {name: each.default for name, each in parameters.items() if not each.required}
+    return {name: list(each) if isinstance(each, tuple) else each for name, each in defaults.items()}
 
 
 def check_changes(changes: list[Change], given: Mapping[str, str], run_dir: Path) -> None:

@@ -46,8 +46,7 @@ def training_flops_per_token(config: GPTConfig, max_length: int) -> int:
     although half of its scores are hidden.
     """
     D = config.emb_dim
-    block = (3 + 1 + 2 * EXPANSION) * D * D  # query, key, value; output; feed-forward
-    weights = config.n_layers * block + config.vocab_size * D
+    weights = config.n_layers * config.block_matrices + config.vocab_size * D
     return 6 * weights + 12 * config.n_layers * max_length * D
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
 from gptpl.model.gpt import EXPANSION
-from gptpl.model.lora import TARGETS, is_low_rank
+from gptpl.model.lora import is_low_rank
 from gptpl.weights.hugging_face import bias_as_shift, table, write_tensors
 from gptpl.weights.model_files import DTYPES, read_json, required, safetensors_of, write_json
 from gptpl.weights.transfer import check_is_gpt2
@@ -21,6 +21,8 @@ from gptpl.weights.transfer import check_is_gpt2
 log = logging.getLogger(__name__)
 
 FORMAT = "adapter"
+TARGETS = ("qkv", "out_proj", "up_proj", "down_proj", "out_head")
+"""The linear layers of GPT-2: the last part of a name in the state dict before `weight`."""
 _CONFIG_FILE = "adapter_config.json"
 _STEM = "adapter_model"
 _MODEL = "base_model.model."

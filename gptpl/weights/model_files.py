@@ -151,7 +151,7 @@ def with_record(path: Path, table: Table, tensors: TensorSource, said: GPTConfig
 
 
 def described_config(
-    content: Mapping[str, Any], sizes: tuple[str, ...], path: Path, *, drop_rate: object, **fixed: bool
+    content: Mapping[str, Any], sizes: tuple[str, ...], path: Path, *, drop_rate: object, **fixed: Any
 ) -> GPTConfig:
     """The model that a format's file describes, by its names of the sizes that `sizes_of` writes.
 

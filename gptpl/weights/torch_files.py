@@ -73,7 +73,10 @@ NANOGPT = Table(
 )
 OURS = Table(
     format=OWN,
-    rows=tuple(Row(row.ours, (row.ours,)) for row in BOOK.rows),
+    rows=(
+        *(Row(row.ours, (row.ours,)) for row in BOOK.rows),
+        *_linear("blocks.{i}.ff.gate_proj", "blocks.{i}.ff.gate_proj"),
+    ),
     head=Head.ALWAYS,
     qkv_bias=False,
 )

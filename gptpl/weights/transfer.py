@@ -5,6 +5,7 @@ Every tensor of both sides is used once, or an error names it.
 
 # C context, V vocabulary
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gptpl.errors import InputError
 from gptpl.model import GPTBackbone, GPTConfig, GPTModel
+from gptpl.model.gpt import EXPANSION
 from gptpl.text import setting_text
 from gptpl.weights.model_files import DTYPES, TensorSource
 from gptpl.weights.tables import HEAD, OWN, POSITIONS, QKV_BIAS, TOKENS, Head, Row, Table, of_blocks
@@ -34,7 +36,12 @@ class Crop:
 
 # -------------------------------------------------------------------- before anything is fetched or loaded
 
-_GPT2: Mapping[str, object] = {"position": "learned", "norm": "layernorm", "feed_forward": "gelu"}
+_GPT2: Mapping[str, bool | int | str] = {
+    "position": "learned",
+    "norm": "layernorm",
+    "feed_forward": "gelu",
+    "linear_bias": True,
+}
 """What every GPT-2 has, and so every format but gptpl's own."""
 
 
@@ -43,10 +50,12 @@ def check_is_gpt2(config: GPTConfig, name: str) -> None:
 
     All formats but gptpl's own are checked here, written or read; `name` is the format or file.
     """
-    for field, value in _GPT2.items():
-        if (got := getattr(config, field, value)) != value:
+    for field, value in {**_GPT2, "ff_width": EXPANSION * config.emb_dim}.items():
+        if (got := getattr(config, field)) != value:
+            setting = "hidden_dim" if field == "ff_width" else field
             raise InputError(
-                f"{name} holds GPT-2 models, which have model.{field}={value}, got {got}: use format=gptpl"
+                f"{name} holds GPT-2 models, which have model.{setting}={setting_text(value)}, got"
+                f" {setting_text(got)}: use format=gptpl"
             )
 
 
@@ -61,7 +70,7 @@ def check_fits(
     croppable = {"context_length": "context", "vocab_size": "vocabulary"}
     shorter = [field for field in croppable if getattr(wanted, field) < getattr(got, field)]
     # The dropout rate and the way of drawing weights are free.
-    fixed = (*("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"), "qkv_bias", "tie_weights")
+    fixed = [each.name for each in dataclasses.fields(GPTConfig) if each.name not in ("drop_rate", "init")]
     left = {
         field: setting_text(getattr(got, field))
         for field in fixed
@@ -134,7 +143,8 @@ class _Plan:
         bias_free = table.bias_free and not any(name.endswith(".bias") for name in names - masks)
         for row in table.expanded(n_layers):
             if row.ours not in self.parameters:
-                self.doubles += [row] if names & set(row.theirs) else []
+                doubled = row.ours == HEAD or row.ours.endswith(QKV_BIAS)
+                self.doubles += [row] if doubled and names & set(row.theirs) else []
             elif bias_free and row.ours.endswith(".bias"):
                 self.absent_biases.append(row)
             else:

@@ -140,7 +140,10 @@ def refusal(path: Path) -> str:
 
 def test_more_blocks_than_the_file_has(checkpoint, tmp_path):
     path = tmp_path / "a.ckpt"
-    for layers, words in ((3_000_000, "n_layers=3000000 is too many"), (9_999, "holds 2 blocks, its own")):
+    for layers, words in (
+        (3_000_000, "at most 10,000, got 3000000"),
+        (9_999, "holds 2 blocks, its own"),
+    ):
         made = checkpoint()
         made[HEADER_KEY]["model"]["n_layers"] = layers
         torch.save(made, path)

@@ -70,6 +70,16 @@ def test_what_is_not_there_is_the_same_as_null():
     assert changes_between({"callbacks": {"a": None}}, {"callbacks": {}}) == []
 
 
+def test_a_setting_that_a_class_did_not_have_yet_has_its_default():
+    model = {"vocab_size": 9, "emb_dim": 8}
+    optimizer = {"_target_": "gptpl.training.optimizers.adamw", "lr": 1e-3}
+    old = {"model": model, "optimizer": optimizer}
+    same = {"model": model | {"norm": "layernorm"}, "optimizer": optimizer | {"betas": [0.9, 0.999]}}
+    assert changes_between(old, same) == changes_between(same, old) == []
+    [change] = changes_between(old, {"model": model | {"norm": "rmsnorm"}, "optimizer": optimizer})
+    assert (change.key, change.old, change.new, change.kind) == ("model.norm", "layernorm", "rmsnorm", NEVER)
+
+
 def line(key, old, new):
     group, _, name = key.rpartition(".")
     before, after = ({group: {name: value}} if group else {name: value} for value in (old, new))

@@ -19,9 +19,12 @@ PUBLISHED = {
 def parameters_by_hand(c: GPTConfig) -> int:
     """The sum over the layers of the architecture."""
     D = c.emb_dim
+    head = 0 if c.tie_weights else c.vocab_size * D
+    if c.position == "rope":  # no table, no biases; three matrices of 8/3 D, rounded up to 64, and RMSNorm
+        width = -(-8 * D // 192) * 64
+        return c.vocab_size * D + c.n_layers * (4 * D * D + 3 * D * width + 2 * D) + D + head
     attention = D * 3 * D + (3 * D if c.qkv_bias else 0) + D * D + D
     feed_forward = D * 4 * D + 4 * D + 4 * D * D + D
-    head = 0 if c.tie_weights else c.vocab_size * D
     blocks = c.n_layers * (attention + feed_forward + 2 * 2 * D)
     return c.vocab_size * D + c.context_length * D + blocks + 2 * D + head
 

@@ -12,6 +12,7 @@ from gptpl.generation import Decoding, SamplingRules, generate
 from gptpl.model import GPTConfig, GPTModel
 
 V, C = 12, 6
+MODERN = {"position": "rope", "norm": "rmsnorm", "feed_forward": "swiglu", "linear_bias": False}
 CONFIG = GPTConfig(
     vocab_size=V, context_length=C, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.5, qkv_bias=True
 )
@@ -82,10 +83,15 @@ def test_three_hundred_tokens_across_the_edge_of_the_window_are_the_book_loops(t
     assert len(set(expected)) > 20
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_prompts_of_all_lengths_together_are_what_they_are_alone(temperature: float) -> None:
-    """Below, at and above the window's length, so that rows leave the cache at different steps."""
-    model, prompts = build(), [[1], [2, 3, 4], [5] * (C - 1), [6] * C, [7, 8] * C, list(range(V))]
+@pytest.mark.parametrize(("temperature", "architecture"), [(0.0, {}), (0.8, {}), (0.0, MODERN)])
+def test_prompts_of_all_lengths_together_are_what_they_are_alone(
+    temperature: float, architecture: dict[str, Any]
+) -> None:
+    """Below, at and above the context length, so that rows leave the cache at different steps."""
+    model, prompts = (
+        build(**architecture),
+        [[1], [2, 3, 4], [5] * (C - 1), [6] * C, [7, 8] * C, list(range(V))],
+    )
     rules = SamplingRules(temperature=temperature)
     expected = [book_loop(model, prompt, 9, temperature=temperature, seed=5) for prompt in prompts]
     assert decoded(model, prompts, 9, rules=rules, generator=seeded(5)) == expected

@@ -1,6 +1,7 @@
 """The cached model gives the logits of the whole one: prompts of any lengths, row by row, in any order."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from gptpl.model import CachedGPT, GPTConfig, GPTModel
 from gptpl.model.inference import can_pack, packed
 
 V, C = 31, 16
+MODERN = {"position": "rope", "norm": "rmsnorm", "feed_forward": "swiglu", "linear_bias": False}
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12, 13]]
 
 
-def build(dtype: torch.dtype = torch.float32, *, tied: bool = False) -> GPTModel:
+def build(dtype: torch.dtype = torch.float32, *, tied: bool = False, **changes: Any) -> GPTModel:
     torch.manual_seed(5)
     model = GPTModel(
         GPTConfig(
@@ -26,6 +28,7 @@ def build(dtype: torch.dtype = torch.float32, *, tied: bool = False) -> GPTModel
             drop_rate=0.5,
             qkv_bias=not tied,
             tie_weights=tied,
+            **changes,
         )
     )
     with torch.no_grad():
@@ -54,14 +57,18 @@ def grown(cached: CachedGPT, rows: list[list[int]], steps: int) -> tuple[list[li
 
 @pytest.mark.parametrize("steps", [0, 1, 10])
 @pytest.mark.parametrize("rows", [PROMPTS, PROMPTS[:1], [PROMPTS[0], PROMPTS[3]]])
-def test_logits_are_those_of_the_whole_model(rows: list[list[int]], steps: int) -> None:
-    model = build()
+@pytest.mark.parametrize("architecture", [{}, MODERN], ids=["gpt2", "modern"])
+def test_logits_are_those_of_the_whole_model(
+    architecture: dict[str, Any], rows: list[list[int]], steps: int
+) -> None:
+    model = build(**architecture)
     longer, logits = grown(CachedGPT(model, rows=len(rows)), rows, steps)
     torch.testing.assert_close(logits, whole(model, longer), rtol=1e-4, atol=1e-4)
 
 
-def test_a_row_may_fill_the_context() -> None:
-    model = build(tied=True)
+@pytest.mark.parametrize("architecture", [{}, MODERN], ids=["gpt2", "modern"])
+def test_a_row_may_fill_the_context(architecture: dict[str, Any]) -> None:
+    model = build(tied=True, **architecture)
     longer, logits = grown(CachedGPT(model, rows=2), [[1] * (C - 3), [2]], 3)
     assert len(longer[0]) == C
     torch.testing.assert_close(logits, whole(model, longer), rtol=1e-4, atol=1e-4)

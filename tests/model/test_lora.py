@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from gptpl.errors import InputError
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
-from gptpl.model.lora import TARGETS, LowRankLinear, add_low_rank, merged_weights
+from gptpl.model.lora import LowRankLinear, add_low_rank, merged_weights
 
 V, C, D, R, ALPHA = 31, 12, 16, 3, 6.0
+TARGETS = ("qkv", "out_proj", "up_proj", "down_proj", "out_head")
 BLOCK_LAYERS = ("attn.qkv", "attn.out_proj", "ff.up_proj", "ff.down_proj")
 
 
@@ -177,10 +178,10 @@ def test_bf16_autocast_and_bf16_weights_stay_near_fp32():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"targets": []}, "tune.targets is empty: name layers, of qkv"),
+        ({"targets": []}, "tune.targets must name some of the layers qkv, .*, out_head, got none"),
         (
             {"targets": ["qkv", "c_attn"]},
-            "tune.targets has c_attn, which no layer is: choose of qkv, out_p",
+            "tune.targets must name some of the layers qkv, .*, got c_attn",
         ),
         ({"rank": 0}, "tune.rank=0 is no rank of the layers' matrices: give 1 to 16"),
         ({"rank": 17}, "tune.rank=17 is no rank"),

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.model.gpt import segment_mask, segment_positions
 
+MODERN = {"position": "rope", "norm": "rmsnorm", "feed_forward": "swiglu", "linear_bias": False}
 LENGTHS = [[3, 1, 5], [4, 2], [9]]
 """Of the texts in each row of 10 tokens; what is left is padding."""
 
@@ -67,9 +68,10 @@ def test_positions_begin_anew_and_each_text_sees_itself_alone():
     assert shown == expected
 
 
-@pytest.mark.parametrize("kernel", ["auto", "blocked", "sdpa"])
-def test_packed_logits_are_those_of_each_text_alone(kernel):
-    net = model().eval()
+@pytest.mark.parametrize("architecture", [{}, MODERN], ids=["gpt2", "modern"])
+@pytest.mark.parametrize("kernel", ["auto", "blocked"])
+def test_packed_logits_are_those_of_each_text_alone(kernel, architecture):
+    net = model(**architecture).eval()
     for block in net.blocks:
         block.get_submodule("attn").kernel = kernel
     tokens, segments = packed()
@@ -118,8 +120,9 @@ def test_bf16_and_dropout_take_it():
 
 # torch's own tracing looks at the gradient of what is no leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_blocks_take_both():
-    net, compiled = model().eval(), model().eval()
+@pytest.mark.parametrize("architecture", [{}, MODERN], ids=["gpt2", "modern"])
+def test_compiled_blocks_take_both(architecture):
+    net, compiled = model(**architecture).eval(), model(**architecture).eval()
     for block in compiled.blocks:
         block.compile(backend="aot_eager")
     tokens, segments = packed()

@@ -43,12 +43,12 @@ NAME = f"{__name__}.TinyRNN"
 class TinyRNN(nn.Module):
     """A GRU over an embedding of its own."""
 
-    def __init__(self, *, width: int, vocab_size: int, context_length: int) -> None:
+    def __init__(self, *, width: int, vocab_size: int, context_length: int, p: float = 0.1) -> None:
         super().__init__()
         self.vocab_size, self.context_length = vocab_size, context_length
         self.table = nn.Embedding(vocab_size, width)
         self.rnn = nn.GRU(width, width, batch_first=True)
-        self.drop = nn.Dropout(0.1)
+        self.drop = nn.Dropout(p)
         self.classify = nn.Linear(width, vocab_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -337,12 +337,14 @@ def test_a_module_that_was_told_nothing_keeps_the_name_of_the_class(pretraining,
     ("change", "words"),
     [
         ({"width": 32}, r"model\.width=24, this run wants 32"),
+        ({"p": 0.2}, r"model\.p=0\.1, this run wants 0\.2"),
         ({"_target_": "other.Model"}, rf"holds a {NAME}, this run has a other\.Model"),
     ],
 )
 def test_another_model_does_not_resume_it(saved, change, words):
     header = read_checkpoint(saved.path)[HEADER_KEY]
     check_same_model(header, NODE, BytesTokenizer().state())
+    check_same_model(header, NODE | {"p": 0.1}, BytesTokenizer().state())  # a setting that is new, by default
     with pytest.raises(InputError, match=words):
         check_same_model(header, NODE | change, BytesTokenizer().state())
 

@@ -20,10 +20,13 @@ SMALL = GPTConfig(
 )
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_equals_what_torch_counts(tied):
+MODERN = {"position": "rope", "norm": "rmsnorm", "feed_forward": "swiglu", "linear_bias": False}
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_weights": True}, MODERN, {"hidden_dim": 40}])
+def test_equals_what_torch_counts(changes):
     """torch counts the products of a real step, with an attention whose products it knows."""
-    config = GPTConfig(**{**SMALL.__dict__, "tie_weights": tied})
+    config = GPTConfig(**{**SMALL.__dict__, **changes})
     net = GPTModel(config)
     B, T = 3, 16
     tokens = torch.randint(0, 96, (B, T))
