@@ -200,11 +200,16 @@ def to_ours() -> Callable[..., dict[str, Tensor]]:
     return _from_hugging_face
 
 
+@pytest.fixture(scope="session")
+def fake_program() -> tuple[str, ...]:
+    """A substitute for `gptpl train` that takes a tenth of a second: see fake_train.py."""
+    return sys.executable, str(Path(__file__).with_name("fake_train.py"))
+
+
 @pytest.fixture
-def fake_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has sweeps start a stand-in for `gptpl train`, of a tenth of a second: see fake_train.py."""
-    program = (sys.executable, str(Path(__file__).with_name("fake_train.py")))
-    monkeypatch.setattr("gptpl.sweeps.worker.PROGRAM", program)
+def fake_train(fake_program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has sweeps start that program for their trials."""
+    monkeypatch.setattr("gptpl.sweeps.worker.PROGRAM", fake_program)
 
 
 class JudgeServer(ThreadingHTTPServer):

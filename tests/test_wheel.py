@@ -80,6 +80,7 @@ def test_help_lists_the_shipped_config_groups(run_installed, site):
 
 @pytest.mark.slow
 def test_the_installed_package_trains(run_installed, tmp_path):
-    run_installed("-m", "gptpl", "train", "experiment=quick", "run_dir=run")
+    short = ("trainer.max_steps=2", "scheduler=constant", "callbacks=checkpoint_last")
+    run_installed("-m", "gptpl", "train", "experiment=quick", *short, "run_dir=run")
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     assert (tmp_path / "run" / "run.json").is_file()

@@ -6,12 +6,9 @@ from omegaconf import OmegaConf
 from gptpl.runs import parts as batch
 
 TRAIN = (
-    "train",
-    "experiment=quick",
+    *("train", "experiment=quick", "model.n_layers=1", "model.emb_dim=16", "scheduler.warmup_steps=1"),
     "model.drop_rate=0",  # what is dropped depends on the shape of a batch
-    "callbacks=checkpoint_last",
-    "trainer.max_steps=12",
-    "run_dir=run",
+    *("callbacks=checkpoint_last", "trainer.max_steps=6", "eval_val_batches=1", "run_dir=run"),
 )
 
 
@@ -20,14 +17,12 @@ def losses(outcome, gptpl_run) -> list[float]:
     return [float(row["train/loss"]) for row in gptpl_run(outcome.folder / "run").rows if row["train/loss"]]
 
 
-@pytest.fixture
-def whole(gptpl, run_folder, tmp_path):
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory) -> list[float]:
     """Losses of the run whose batches are whole ones."""
-    folder = tmp_path / "whole"
-    folder.mkdir()
-    outcome = gptpl(*TRAIN[:-1], "run_dir=whole/run", "data.batch_size=8")
+    outcome = command(*TRAIN, "data.batch_size=8", cwd=tmp_path_factory.mktemp("whole"))
     assert outcome.status == 0, outcome.err
-    return [float(row["train/loss"]) for row in run_folder(folder / "run").rows if row["train/loss"]]
+    return [float(row["train/loss"]) for row in outcome.run.rows if row["train/loss"]]
 
 
 @pytest.mark.parametrize(("fits", "times"), [(8, 1), (2, 4)])
@@ -50,7 +45,7 @@ def test_auto_trains_as_whole_batches_do(gptpl, run_folder, whole, monkeypatch, 
 
 
 def test_auto_takes_the_whole_batch_where_memory_allows_and_can_be_resumed(gptpl, run_folder, whole):
-    outcome = gptpl(*TRAIN, "data.batch_size=auto", "data.global_batch_size=8", "trainer.stop_at_step=5")
+    outcome = gptpl(*TRAIN, "data.batch_size=auto", "data.global_batch_size=8", "trainer.stop_at_step=3")
     assert outcome.status == 0, outcome.err
     outcome = gptpl("train", "resume=run")
     assert losses(outcome, run_folder) == pytest.approx(whole, abs=1e-5)

@@ -111,18 +111,20 @@ def test_a_run_is_not_resumed_with_other_texts(run: Path, refused: Any, tmp_path
     assert "data.path=texts.csv holds another text" in line
 
 
-def test_a_sweep_runs_as_it_is(trained: Any, gptpl: Any, tmp_path: Path) -> None:
-    shutil.copy(trained.folder / "texts.csv", tmp_path)
-    path = tmp_path / "texts.csv"
-    settings = [setting for setting in CLASSIFY[1:] if "path" not in setting and ".lr=" not in setting]
-    outcome = gptpl(
-        *("sweep", *settings, f"data.path={path}", "trainer.max_steps=4", "optimizer.lr=1e-3,1e-2"),
-        *("hydra.sweep.dir=s", "sweep=random", "sweep.n_trials=1"),
-    )
+def test_a_sweep_takes_its_settings_and_metrics(
+    gptpl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_program: tuple[str, ...]
+) -> None:
+    """The trials are those of a program that writes the F1 score 1 - seed / 10 at their end."""
+    monkeypatch.setattr("gptpl.sweeps.worker.PROGRAM", (*fake_program, "record=own"))
+    write_texts(tmp_path / "texts.csv")
+    outcome = gptpl("sweep", *CLASSIFY[1:], "seed=1,3", "sweep.metric=val/f1", "hydra.sweep.dir=s")
     assert outcome.status == 0, outcome.err
-    [trial] = rows_of(tmp_path / "s/results.csv")
-    assert trial["state"] == "finished"
-    assert 0 < float(trial["best_val_loss"]) < 2
+    rows = rows_of(tmp_path / "s/results.csv")
+    assert [(row["overrides"], row["state"]) for row in rows] == [
+        ("seed=1", "finished"),
+        ("seed=3", "finished"),
+    ]
+    assert [float(row["best_val/f1"]) for row in rows] == pytest.approx([0.9, 0.7])
 
 
 def test_a_classifier_begins_with_a_run_and_its_words(gptpl: Any, words: Any, tmp_path: Path) -> None:

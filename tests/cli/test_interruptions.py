@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from gptpl.checkpoints.files import verify
 from gptpl.checkpoints.format import HEADER_KEY, read_checkpoint
 from gptpl.checkpoints.resume_state import state_digest
+from gptpl.training import language_model
 
 TRAIN = (
     *("train", "experiment=quick", "trainer=cpu", "callbacks.sample_text=null", "callbacks.loss_curve=null"),
@@ -70,22 +72,20 @@ def last_step(run: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
-def test_a_signal_saves_says_how_to_go_on_and_gives_an_honest_status(tmp_path, gptpl, name, status):
+def test_ctrl_c_saves_says_how_to_continue_and_gives_an_honest_status(tmp_path, gptpl):
     process = start(tmp_path, *TRAIN, "run_dir=my run", "trainer.max_epochs=1000")
     wait_until_it_trains(process, tmp_path)
-    process.send_signal(getattr(signal, name))
-    assert process.wait(60) == status
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
     run, err = tmp_path / "my run", (tmp_path / "err").read_text()
     step = last_step(run)
     assert step >= 20
-    said = "Ctrl-C" if name == "SIGINT" else name
-    assert f"{said}: stopping after this step" in err
-    assert f"stopped by {said} after step {step}" in err
-    assert err.endswith(f"to go on: gptpl train 'resume={run}'\n")
+    assert "Ctrl-C: stopping after this step" in err
+    assert f"stopped by Ctrl-C after step {step}" in err
+    assert err.endswith(f": gptpl train 'resume={run}'\n")
     assert "Traceback" not in err
     record = json.loads((run / "run.json").read_text())
-    assert record["stopped"] == {"reason": said, "step": step}
+    assert record["stopped"] == {"reason": "Ctrl-C", "step": step}
     assert "finished" not in record
     with (run / "metrics.csv").open(newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(step + 1))
@@ -96,42 +96,68 @@ def test_a_signal_saves_says_how_to_go_on_and_gives_an_honest_status(tmp_path, g
     assert last_step(run) == step + 2
 
 
-@pytest.mark.slow
+@pytest.fixture
+def at_step(monkeypatch):
+    """Changes what a step does: `at_step(5, change)` hands its loss to `change`, in every session."""
+    original = language_model.LanguageModelingModule.training_step
+
+    def patch(steps: int | Sequence[int], change: Callable[[Any], Any]) -> None:
+        chosen = [steps] if isinstance(steps, int) else steps
+
+        def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+            loss = original(self, batch, batch_idx)
+            return change(loss) if self.trainer.global_step + 1 in chosen else loss
+
+        monkeypatch.setattr(language_model.LanguageModelingModule, "training_step", training_step)
+
+    return patch
+
+
+def sending(*numbers: int) -> Callable[[Any], Any]:
+    """Sends signals to this process."""
+
+    def send(loss: Any) -> Any:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        return loss
+
+    return send
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_a_second_ctrl_c_does_not_wait_for_a_long_step(tmp_path):
-    """A step of a thousand batches: the checkpoint before it stays, and nothing is half-written."""
-    long = (
-        "trainer.accumulate_grad_batches=39",
-        "model.n_layers=12",
-        "model.emb_dim=256",
-        "data.batch_size=8",
-    )
-    process = start(
-        *(tmp_path, *TRAIN[:5], *long, "run_dir=run", "eval_every_n_steps=1000", "scheduler.warmup_steps=1"),
-        *("eval_val_batches=1", "eval_train_batches=1"),
-    )
-    deadline = time.monotonic() + 120
-    while "step 0: " not in (tmp_path / "err").read_text():
-        assert process.poll() is None, (tmp_path / "err").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    assert process.poll() is None  # it waits for the step
-    process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 130
-    assert "gptpl: error: interrupted" in (tmp_path / "err").read_text()
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_other_signals_do_the_same(tmp_path, gptpl, at_step, name, status):
+    at_step(3, sending(getattr(signal, name)))
+    outcome = gptpl(*TRAIN, "run_dir=run", "trainer.max_epochs=1")
+    assert outcome.status == status
+    assert f"{name}: stopping after this step" in outcome.err
+    assert f"stopped by {name} after step 3" in outcome.err
+    assert last_step(tmp_path / "run") == 3
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["stopped"] == {"reason": name, "step": 3}
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path, gptpl, at_step):
+    at_step(3, sending(signal.SIGINT, signal.SIGINT))
+    # A shell that runs the tests in the background lets them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        outcome = gptpl(*TRAIN, "run_dir=run", "trainer.max_epochs=1")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome.status == 130
+    assert outcome.err.splitlines()[-1] == "gptpl: error: interrupted"
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
-def test_the_time_is_over(tmp_path, gptpl):
+def test_the_time_is_over(tmp_path, gptpl, monkeypatch):
+    monkeypatch.setattr("gptpl.callbacks.stopping.duration", lambda text: timedelta(seconds=0.1))
     outcome = gptpl(*TRAIN, "run_dir=run", "trainer.max_epochs=1000", "trainer.max_time=00:00:00:01")
     assert outcome.status == 0, outcome.err
     step = last_step(tmp_path / "run")
     assert f"stopped by trainer.max_time=00:00:00:01 after step {step}" in outcome.err
     assert 0 < step < 39_000
-    # The next session has its own second.
+    # The next session has as much time again.
     outcome = gptpl("train", "resume=run")
     assert outcome.status == 0, outcome.err
     assert last_step(tmp_path / "run") > step
@@ -141,20 +167,9 @@ def test_the_time_is_over(tmp_path, gptpl):
 
 
 @pytest.fixture
-def nan_at(monkeypatch):
-    """Makes the loss of one step NaN, in every session that reaches it."""
-    from gptpl.training import language_model
-
-    original = language_model.LanguageModelingModule.training_step
-
-    def poison(*steps: int) -> None:
-        def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
-            loss = original(self, batch, batch_idx)
-            return loss * float("nan") if self.trainer.global_step + 1 in steps else loss
-
-        monkeypatch.setattr(language_model.LanguageModelingModule, "training_step", training_step)
-
-    return poison
+def nan_at(at_step):
+    """Makes the loss of some steps NaN."""
+    return lambda *steps: at_step(steps, lambda loss: loss * float("nan"))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_a_report(tmp_path, gptpl, nan_at):
@@ -221,10 +236,11 @@ def test_other_answers_to_them_are_refused(refused, setting, says):
 def interrupted(command, tmp_path_factory):
     """A run with checkpoints of steps 4 and 8, stopped at 8; copy it before changing anything in it."""
     folder = tmp_path_factory.mktemp("interrupted")
+    length = ("trainer.max_steps=12", "scheduler.warmup_steps=2")
     every = ("callbacks.checkpoint_last.every_n_steps=4", "trainer.stop_at_step=8")
-    outcome = command(*TRAIN, "run_dir=run", "trainer.max_epochs=1", *every, cwd=folder)
+    outcome = command(*TRAIN, "run_dir=run", *length, *every, cwd=folder)
     assert outcome.status == 0, outcome.err
-    whole = command(*TRAIN, "run_dir=whole", "trainer.max_epochs=1", cwd=folder)
+    whole = command(*TRAIN, "run_dir=whole", *length, cwd=folder)
     assert whole.status == 0, whole.err
     return folder
 

@@ -5,9 +5,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +16,43 @@ import yaml
 from gptpl.sweeps.space import Choices, Interval
 from gptpl.sweeps.study import Search, SweepStudy
 from gptpl.sweeps.sweep import sort_overrides
-from gptpl.text import table
 
 pytestmark = pytest.mark.usefixtures("fake_train")
 
 GIVEN = ("model=tiny", "tokenizer=bytes", "hydra.sweep.dir=mine")
+TEXT = ("data=text_file", "data.path=my.txt")
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Asked for by the tests that look at the report of a sweep."""
+
+
+@pytest.fixture(autouse=True)
+def report_without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a small sweep."""
+    if "drawn" not in request.fixturenames:
+        page = SimpleNamespace(page="report.html")
+        monkeypatch.setattr("gptpl.cli.commands.sweep.report", lambda *args, **settings: page)
+
+
+@pytest.fixture(scope="module")
+def finished(command: Any, fake_program: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and a finished sweep of two trials in `mine`."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "my.txt").write_text("The sea was still. " * 200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptpl.sweeps.worker.PROGRAM", fake_program)
+        outcome = command("sweep", *GIVEN, *TEXT, "seed=1,2", cwd=folder)
+    assert outcome.status == 0, outcome.err
+    return folder
+
+
+@pytest.fixture
+def sweep_of_two(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it in the test's folder."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "mine"
 
 
 def results_in(folder: Path) -> list[dict[str, str]]:
@@ -38,7 +70,7 @@ def starts_in(folder: Path) -> list[Any]:
 # --- what a sweep leaves --------------------------------------------------------------------------------
 
 
-def test_a_sweep_leaves_trials_a_table_and_says_what_failed(gptpl, tmp_path):
+def test_a_sweep_leaves_trials_a_table_and_says_what_failed(gptpl, tmp_path, drawn):
     outcome = gptpl("train", "-m", *GIVEN, "seed=5,3,9", "name=9:fail")
     mine = tmp_path / "mine"
     assert outcome.status == 1
@@ -60,6 +92,28 @@ def test_a_sweep_leaves_trials_a_table_and_says_what_failed(gptpl, tmp_path):
     assert "[3/3] trial 2: seed=9: failed: name=fail is refused (" in outcome.err
     assert "trials failed: 1; sweep.retry_failed=true tries them again" in outcome.err
     assert "Traceback" not in outcome.err
+    assert (mine / "report.html").is_file()
+
+    again = gptpl("train", "-m", *GIVEN, "seed=5,3,9", "name=9:fail", "sweep.retry_failed=true")
+    assert again.status == 1
+    assert "failed trials tried again: 1" in again.err
+    assert [arguments[-1] for arguments in starts_in(mine)] == [f"run_dir={mine / '2'}"]
+    assert [row["trial"] for row in results_in(mine)] == ["1", "0", "2"]
+
+
+def test_gptpl_sweep_is_the_same_command_and_keeps_what_it_knows(gptpl, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / ".sweep.yaml.1-1.tmp").write_text("comm")  # of a start that died early
+    outcome = gptpl("sweep", *GIVEN, "seed=1,2", "hydra.launcher.n_jobs=2")
+    assert outcome.status == 0, outcome.err
+    assert "\ntrial 1: seed=2\n" in outcome.err  # as trials are announced that run side by side
+    shutil.rmtree(mine / "0")
+    assert gptpl("train", "--multirun", *GIVEN, "seed=1,2").status == 0
+    assert len(starts_in(mine)) == 2
+    first = results_in(mine)[0]
+    assert (first["trial"], first["best_val_loss"]) == ("0", "1.0000")
+    assert "not a run folder" in first["error"]
 
 
 def test_the_same_command_again_finds_its_folder_and_only_what_is_left(gptpl, tmp_path):
@@ -88,25 +142,8 @@ def test_sweeps_go_where_runs_go(gptpl, tmp_path, monkeypatch):
     assert shown == str((folder / "1").relative_to(tmp_path))
 
 
-def test_failed_trials_are_tried_again_on_request(gptpl, tmp_path):
-    command = ("train", "-m", *GIVEN, "seed=1,2", "name=2:fail")
-    gptpl(*command)
-    starts_in(tmp_path / "mine")
-    outcome = gptpl(*command, "sweep.retry_failed=true")
-    assert outcome.status == 1
-    assert "failed trials tried again: 1" in outcome.err
-    assert [arguments[-1] for arguments in starts_in(tmp_path / "mine")] == [f"run_dir={tmp_path / 'mine/1'}"]
-    assert [row["trial"] for row in results_in(tmp_path / "mine")] == ["0", "1"]
-
-
-def test_gptpl_sweep_is_the_same_command(gptpl, tmp_path):
-    assert gptpl("sweep", *GIVEN, "seed=1,2").status == 0
-    assert gptpl("train", "--multirun", *GIVEN, "seed=1,2").status == 0
-    assert len(starts_in(tmp_path / "mine")) == 2
-
-
 def test_a_ready_search_draws_its_trials_and_a_given_value_is_not_drawn(gptpl, tmp_path):
-    search = ("sweep=regularisation", "sweep.n_trials=3", "sweep.sampler=random")
+    search = ("sweep=regularisation", "sweep.n_trials=2", "sweep.sampler=random", "sweep.seed=4000000000")
     assert gptpl("sweep", *GIVEN, *search, "model.drop_rate=0.2").status == 0
     for arguments in starts_in(tmp_path / "mine"):
         given = dict(argument.split("=") for argument in arguments)
@@ -115,11 +152,6 @@ def test_a_ready_search_draws_its_trials_and_a_given_value_is_not_drawn(gptpl, t
     record = yaml.safe_load((tmp_path / "mine/sweep.yaml").read_text())
     assert record["swept"] == {"optimizer.weight_decay": "tag(log, interval(0.01, 1.0))"}
     assert record["sampler"] == "random"
-
-
-def test_any_seed_of_the_search_draws(gptpl, tmp_path):
-    search = ("sweep=random", "sweep.n_trials=1", "optimizer.lr=interval(1e-3,1e-2)", "sweep.seed=4000000000")
-    assert gptpl("sweep", *GIVEN, *search).status == 0
 
 
 def test_a_folder_of_own_configs_and_own_callbacks_can_be_swept(gptpl, tmp_path):
@@ -133,22 +165,6 @@ def test_a_folder_of_own_configs_and_own_callbacks_can_be_swept(gptpl, tmp_path)
     assert {"model=mine", "callbacks.sample_text.max_new_tokens=1"} <= set(starts[0])
 
 
-def test_a_finished_trial_whose_folder_is_gone_keeps_its_loss(gptpl, tmp_path):
-    command = ("sweep", *GIVEN, "seed=1,2")
-    gptpl(*command)
-    shutil.rmtree(tmp_path / "mine/0")
-    assert gptpl(*command).status == 0
-    first = results_in(tmp_path / "mine")[0]
-    assert (first["trial"], first["best_val_loss"]) == ("0", "1.0000")
-    assert "not a run folder" in first["error"]
-
-
-def test_a_start_that_died_early_does_not_block_its_sweep(gptpl, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/.sweep.yaml.1-1.tmp").write_text("comm")
-    assert gptpl("sweep", *GIVEN, "seed=1,2").status == 0
-
-
 def test_a_sweep_that_others_still_work_on_is_not_done(gptpl, tmp_path):
     command = ("sweep", *GIVEN, "seed=1,2", "name=2:kill")
     gptpl(*command)
@@ -160,12 +176,7 @@ def test_a_sweep_that_others_still_work_on_is_not_done(gptpl, tmp_path):
     assert "trials that another process is running: 1" in outcome.err
 
 
-def test_several_trials_at_a_time(gptpl, tmp_path):
-    assert gptpl("sweep", *GIVEN, "seed=1,2,3", "hydra.launcher.n_jobs=3").status == 0
-    assert len(starts_in(tmp_path / "mine")) == 3
-
-
-def test_ctrl_c_leaves_a_table_a_report_and_says_what_is_left(gptpl, tmp_path, monkeypatch):
+def test_ctrl_c_leaves_a_table_a_report_and_says_what_is_left(gptpl, tmp_path, monkeypatch, drawn):
     def moved(self: Any, running: Any) -> None:
         if not sent and [trial.step for trial in running] == [20]:
             sent.append(signal.SIGINT)
@@ -272,13 +283,15 @@ def test_only_train_sweeps(command, refused):
     ("given", "words"),
     [
         (("seed=1,2,3",), "seed: 1,2 there, 1,2,3 here"),
-        (("seed=1,2", "model.n_layers=1"), "shared: model=tiny tokenizer=bytes there, model.n_layers=1 "),
+        (
+            ("seed=1,2", "model.n_layers=1"),
+            "tokenizer=bytes there, data.path=my.txt data=text_file model.n_layers=1",
+        ),
         (("seed=1,2", "sweep=random"), "sampler: grid there, random here"),
     ],
 )
-def test_the_folder_of_another_sweep_is_refused(gptpl, refused, given, words):
-    gptpl("sweep", *GIVEN, "seed=1,2")
-    line = refused("sweep", *GIVEN, *given)
+def test_the_folder_of_another_sweep_is_refused(refused, sweep_of_two, given, words):
+    line = refused("sweep", *GIVEN, *TEXT, *given)
     assert "holds another sweep" in line
     assert words in line
 
@@ -289,54 +302,45 @@ def test_a_folder_that_is_no_sweeps_is_refused(refused, tmp_path):
     assert "is there already and no sweep's" in refused("sweep", *GIVEN, "seed=1,2")
 
 
-def test_a_damaged_record_is_named(gptpl, refused, tmp_path):
-    gptpl("sweep", *GIVEN, "seed=1,2")
-    (tmp_path / "mine/sweep.yaml").write_text("command: [")
-    assert "sweep.yaml is damaged" in refused("sweep", *GIVEN, "seed=1,2")
+def test_a_damaged_record_is_named(refused, sweep_of_two):
+    (sweep_of_two / "sweep.yaml").write_text("command: [")
+    assert "sweep.yaml is damaged" in refused("sweep", *GIVEN, *TEXT, "seed=1,2")
 
 
-def test_trials_of_other_data_are_not_mixed_unless_asked_to(gptpl, refused, tmp_path):
-    text = ("data=text_file", "data.path=my.txt")
-    (tmp_path / "my.txt").write_text("The sea was still. " * 200)
-    assert gptpl("sweep", *GIVEN, *text, "seed=1,2").status == 0
+def test_trials_of_other_data_or_code_are_not_mixed_unless_asked_to(
+    gptpl, refused, sweep_of_two, tmp_path, monkeypatch
+):
     (tmp_path / "my.txt").write_text("The sea was wild. " * 200)
-    line = refused("sweep", *GIVEN, *text, "seed=1,2")
+    line = refused("sweep", *GIVEN, *TEXT, "seed=1,2")
     assert "were made with other code or data" in line
     assert "my.txt" in line
-    assert gptpl("sweep", *GIVEN, *text, "seed=1,2", "sweep.mix=true").status == 0
-
-
-def test_trials_of_another_version_are_not_mixed(gptpl, refused, monkeypatch):
-    gptpl("sweep", *GIVEN, "seed=1,2")
+    assert "git_commit: " not in line
     monkeypatch.setattr("gptpl.sweeps.sweep.git_commit", lambda: "abc")
-    assert "git_commit: " in refused("sweep", *GIVEN, "seed=1,2")
-
-
-def test_the_columns_of_a_table_are_aligned():
-    assert table([["a", "bb", "c"], ["aaa", "", "ccc"]]) == ["a    bb  c", "aaa      ccc"]
+    assert "git_commit: " in refused("sweep", *GIVEN, *TEXT, "seed=1,2")
+    assert gptpl("sweep", *GIVEN, *TEXT, "seed=1,2", "sweep.mix=true").status == 0
+    assert len(starts_in(sweep_of_two)) == 2  # of the sweep itself: nothing was left to do
 
 
 # --- the real thing -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_trial_of_two_processes_is_the_run_that_it_would_be_alone(tmp_path, run_folder, monkeypatch):
-    """Other parameters on the second rank would give another loss; and the refused trial ends alone."""
+def test_a_trial_of_two_processes_is_the_run_that_it_would_be_alone(gptpl, tmp_path, run_folder, monkeypatch):
+    """Other parameters on the second rank would give another loss than both batches in one process do."""
     monkeypatch.setattr("gptpl.sweeps.worker.PROGRAM", (sys.executable, "-m", "gptpl", "train"))
     given = (
-        *("experiment=quick", "callbacks.sample_text=null", "scheduler=constant", "trainer.max_steps=3"),
-        *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
+        *("experiment=quick", "callbacks=checkpoint_last", "scheduler=constant", "trainer.max_steps=3"),
+        *("model.n_layers=1", "model.drop_rate=0", "trainer.accelerator=cpu"),
     )
-
-    def run(*arguments: str) -> int:
-        command = [sys.executable, "-m", "gptpl", "train", *given, *arguments]
-        return subprocess.run(command, cwd=tmp_path, check=False, capture_output=True).returncode
-
-    assert run("-m", "optimizer.lr=-1,3e-3", "hydra.sweep.dir=mine") == 1
-    assert run("optimizer.lr=3e-3", "run_dir=alone") == 0
-    rows = results_in(tmp_path / "mine")
-    assert [(row["trial"], row["state"]) for row in rows] == [("1", "finished"), ("0", "failed")]
-    assert rows[1]["error"].startswith("optimizer.lr=-1.0 is no rate to learn at")
-    trial, alone = run_folder(tmp_path / "mine/1"), run_folder(tmp_path / "alone")
-    assert trial.config["optimizer"]["lr"] == alone.config["optimizer"]["lr"] == 3e-3
-    assert trial.record["metrics"]["val/loss"] == alone.record["metrics"]["val/loss"]
+    search = ("sweep=random", "sweep.n_trials=1", "optimizer.lr=interval(1e-3,1e-2)", "hydra.sweep.dir=mine")
+    outcome = gptpl("sweep", *given, "trainer=ddp", "trainer.devices=2", "data.batch_size=8", *search)
+    assert outcome.status == 0, outcome.err
+    trial = run_folder(tmp_path / "mine/0")
+    lr = trial.config["optimizer"]["lr"]
+    assert 1e-3 < lr < 1e-2
+    outcome = gptpl("train", *given, f"optimizer.lr={lr}", "data.batch_size=16", "run_dir=alone")
+    assert outcome.status == 0, outcome.err
+    alone = run_folder(tmp_path / "alone").record["metrics"]
+    assert trial.record["metrics"]["val/loss"] == pytest.approx(alone["val/loss"], abs=1e-6)
+    [row] = results_in(tmp_path / "mine")
+    assert (row["state"], row["val_loss"]) == ("finished", f"{alone['val/loss']:.4f}")

@@ -1,5 +1,6 @@
 """`gptpl verify-resume`: it finds what differs, and says that nothing does where nothing does."""
 
+import contextlib
 import csv
 import json
 import math
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from gptpl.checkpoints.files import write_checkpoint
+from gptpl.cli.main import main
 from gptpl.errors import InputError
 from gptpl.runs import verify
 from gptpl.runs.verify import compare, report
@@ -33,24 +35,26 @@ def test_stops_are_sorted_and_each_is_taken_once():
     assert (plan.steps, plan.stops(9)) == (9, [3, 7])
 
 
+def planned(stops: list[int] | None = None, *, seed: int = 0, steps: int = 12) -> verify.Plan:
+    return verify.Plan(overrides=[], steps=steps, given_stops=stops, seed=seed)
+
+
 def test_random_stops_are_three_within_the_run_and_the_seeds():
-    drawn = [checked(seed=seed).stops(12) for seed in range(30)]
+    drawn = [planned(seed=seed).stops(12) for seed in range(30)]
     assert all(len(set(stops)) == 3 and stops == sorted(stops) for stops in drawn)
     assert {stop for stops in drawn for stop in stops} == set(range(1, 12))
     assert checked(seed=7).stops(12) == drawn[7]
-    assert checked(steps=2).stops(2) == [1]
+    assert planned(steps=2).stops(2) == [1]
 
 
 def test_a_run_that_ends_early_is_stopped_before_its_end():
     """Stops that are never reached would verify nothing."""
-    assert checked(steps=9, stops=[2, 5]).stops(6) == [2, 5]
-    assert {stop for seed in range(30) for stop in checked(seed=seed).stops(4)} == {1, 2, 3}
-    with pytest.raises(
-        InputError, match=r"^verify\.stops=\[2, 5\] .* ends at step 5, give steps from 1 to 4$"
-    ):
-        checked(stops=[2, 5]).stops(5)
+    assert planned([2, 5], steps=9).stops(6) == [2, 5]
+    assert {stop for seed in range(30) for stop in planned(seed=seed).stops(4)} == {1, 2, 3}
+    with pytest.raises(InputError, match=r"^verify\.stops=\[2, 5\] .* step 5, .* from 1 to 4$"):
+        planned([2, 5]).stops(5)
     with pytest.raises(InputError, match=r"^the run ends at step 1: train 2 steps or more"):
-        checked().stops(1)
+        planned().stops(1)
 
 
 @pytest.mark.parametrize(
@@ -220,19 +224,34 @@ def test_deterministic_kernels_are_named_where_they_may_help(tmp_path, monkeypat
 
 # --- the whole of it ------------------------------------------------------------------------------------
 
-SMALL = ("experiment=quick", "model.n_layers=1", "verify.steps=4", "verify.stops=[2]")
+SMALL = (
+    *("experiment=quick", "trainer=cpu", "model.n_layers=1", "model.emb_dim=16", "callbacks=checkpoint_last"),
+    *("verify.steps=4", "verify.stops=[2]"),
+)
 
 
-@pytest.mark.slow
-def test_a_run_is_verified(gptpl, tmp_path, run_folder):
+@pytest.fixture
+def parts_in_this_process(monkeypatch):
+    """A process of its own takes seconds to import its packages; returns the overrides of each part."""
+    parts: list[list[str]] = []
+
+    def train(overrides: list[str], log: Path, plan: verify.Plan, say: Callable[[str], None]) -> bool:
+        parts.append(overrides)
+        with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            return main(["train", *overrides]) == 0
+
+    monkeypatch.setattr(verify, "_train", train)
+    return parts
+
+
+def test_a_run_is_verified(gptpl, tmp_path, run_folder, parts_in_this_process):
     """Also one with a limit of time, which would end the parts at other steps; in a folder of any name."""
     kept = tmp_path / "it's, \\ kept = 1"
     outcome = gptpl("verify-resume", *SMALL, "trainer.max_time=00:00:00:01", f"verify.keep={kept}")
     assert outcome.status == 0, outcome.err
     assert outcome.out.endswith("identical: stopped after step 2 and resumed, the run has the same bits\n")
-    assert re.search(
-        r"^part 2/3: stopped, to step 2 \.\.\.\n  \d+ s, about \d+ s left$", outcome.err, re.MULTILINE
-    )
+    assert "part 2/3: stopped, to step 2 ...\n" in outcome.err
+    assert re.search(r"^  \d+ s, about \d+ s left$", outcome.err, re.MULTILINE)
     assert "part 3/3: resumed, to step 4 ..." in outcome.err
     names = {path.name for path in kept.iterdir()}
     assert names == {"straight", "stopped", "part_1.log", "part_2.log", "part_3.log"}
@@ -241,56 +260,16 @@ def test_a_run_is_verified(gptpl, tmp_path, run_folder):
         assert run_folder(kept / run).config["trainer"]["max_time"] is None
 
 
-@pytest.mark.slow
-def test_a_run_that_ends_before_the_stops_is_not_called_the_same(gptpl):
+def test_a_run_that_ends_before_the_stops_is_not_called_the_same(gptpl, parts_in_this_process):
     short = ("trainer.max_steps=3", "scheduler.warmup_steps=1", "verify.steps=9", "verify.stops=[6]")
-    outcome = gptpl("verify-resume", "experiment=quick", *short)
+    outcome = gptpl("verify-resume", *SMALL[:-2], *short)
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err.splitlines()[-1] == (
         "gptpl: error: verify.stops=[6] cannot be: the run ends at step 3, give steps from 1 to 2"
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_part_too_and_removes_its_files(tmp_path, number, status):
-    command = [sys.executable, "-m", "gptpl", "verify-resume", "experiment=quick", "trainer.max_epochs=10000"]
-    process = subprocess.Popen(
-        [*command, "verify.steps=40000"],
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # the group that must be empty in the end
-        # A shell's background process ignores Ctrl-C, and so would every child of it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        wait_until(lambda: list(tmp_path.glob("gptpl-verify-*/straight/steps.jsonl")))
-        process.send_signal(number)
-        assert process.wait(20) == status
-        assert not list(tmp_path.glob("gptpl-verify-*"))
-        wait_until(lambda: not alive(process.pid))
-    finally:
-        if alive(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(true: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.05)
-
-
-def alive(group: int) -> bool:
-    """Whether a process of the group is left, other than a dead one that nobody has asked about."""
-    listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True)
-    states = [line.split() for line in listed.stdout.splitlines()]
-    return any(int(pgid) == group and not state.startswith("Z") for pgid, state in states)
-
-
-@pytest.mark.slow
-def test_a_run_that_is_resumed_wrongly_is_found(gptpl, monkeypatch):
+def test_a_run_that_is_resumed_wrongly_is_found(gptpl, monkeypatch, parts_in_this_process):
     """The random state in the checkpoint is another one."""
     train = verify._train
 
@@ -310,11 +289,67 @@ def test_a_run_that_is_resumed_wrongly_is_found(gptpl, monkeypatch):
     assert batches == ["same"] * 4  # the order of the data does not depend on that state
 
 
-@pytest.mark.parametrize(
-    "callbacks", ["callbacks=none", "callbacks=[throughput]", "~callbacks.checkpoint_last"]
-)
+@pytest.mark.slow
+def test_a_signal_ends_the_part_too_and_removes_its_files(tmp_path):
+    """A real process, whose part is a shell that sleeps. Ctrl-C unwinds in the same way as SIGTERM."""
+    part = tmp_path / "part"
+    part.write_text('#!/bin/sh\n: > "$TMPDIR/started"\nexec sleep 100\n')
+    part.chmod(0o755)
+    command = ["verify-resume", "experiment=quick", "trainer.max_epochs=10000", "verify.steps=40000"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", VERIFY, str(part), *command],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # the group that must be empty in the end
+    )
+    try:
+        wait_until((tmp_path / "started").exists)
+        assert list(tmp_path.glob("gptpl-verify-*"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+        assert not list(tmp_path.glob("gptpl-verify-*"))
+        wait_until(lambda: not alive(process.pid))
+    finally:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+VERIFY = """
+import sys
+from gptpl.cli.main import main
+sys.executable = sys.argv[1]
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+
+
+def alive(group: int) -> bool:
+    """Whether a process of the group is left, other than a dead one that nobody has asked about."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True)
+    states = [line.split() for line in listed.stdout.splitlines()]
+    return any(int(pgid) == group and not state.startswith("Z") for pgid, state in states)
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_shows_the_end_of_its_log(gptpl, tmp_path):
+    """A part as a process of its own."""
+    outcome = gptpl("verify-resume", *SMALL, "optimizer.lr=-1")
+    assert outcome.status == 1
+    assert "failed with exit status 2:" in outcome.err
+    assert "optimizer.lr=-1.0" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("callbacks", ["callbacks=none", "~callbacks.checkpoint_last"])
 def test_a_run_without_checkpoints_is_refused_before_it_trains(refused, callbacks):
-    assert refused("verify-resume", *SMALL, callbacks) == (
+    assert refused("verify-resume", "experiment=quick", callbacks) == (
         "the run keeps no checkpoint to resume from: add checkpoint_last to callbacks, or callbacks=default"
     )
 
@@ -326,12 +361,3 @@ def test_a_misspelt_setting_of_the_run_is_refused_before_it_trains(refused):
 def test_callbacks_of_ones_own_may_keep_the_checkpoints():
     own = ("callbacks=none", "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint")
     verify.check(["experiment=quick", *own])
-
-
-@pytest.mark.slow
-def test_a_part_that_fails_shows_the_end_of_its_log(gptpl, tmp_path):
-    outcome = gptpl("verify-resume", "experiment=quick", "optimizer.lr=-1")
-    assert outcome.status == 1
-    assert "failed with exit status 2:" in outcome.err
-    assert "optimizer.lr=-1.0 is no rate to learn at" in outcome.err
-    assert not list(tmp_path.iterdir())
