@@ -56,7 +56,7 @@ def run_python(code: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_library_in_a_script(folder: Path) -> None:
+def test_the_library_in_a_script(folder: Path, fake_train: None) -> None:
     [code] = [text for text in PYTHON if "gptpl.build(" in text]
     assert code.count('"experiment=quick"') == 3
     small = '"experiment=quick", "data=text_file", "data.path=my.txt", "trainer.accelerator=cpu"'
