@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from gptpl.checkpoints.loading import LoadedCheckpoint, load_model
-from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation
+from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation, training_corpus
 from gptpl.evaluation.surprisal import surprisals
-from gptpl.evaluation.training_text import training_corpus
 from gptpl.generation import SamplingRules, complete
 
 HERE = Path(__file__).parent

@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from gptpl.checkpoints.files import checkpoint_file
 from gptpl.checkpoints.loading import load_model
-from gptpl.evaluation.memorisation import TrainingText, memorisation
+from gptpl.evaluation.memorisation import TrainingText, memorisation, training_corpus
 from gptpl.evaluation.statistics import text_statistics
-from gptpl.evaluation.training_text import training_corpus
 from gptpl.generation import Completion, SamplingRules, complete
 
 HERE = Path(__file__).parent

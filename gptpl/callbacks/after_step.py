@@ -92,6 +92,14 @@ def on_any_rank(trainer: L.Trainer, flags: Sequence[bool]) -> list[bool]:
     return [bool(flag) for flag in found.tolist()]
 
 
+def sum_of_ranks(trainer: L.Trainer, value: torch.Tensor) -> torch.Tensor:
+    """The sum of the ranks' values, on the CPU."""
+    if trainer.world_size > 1:
+        value = value.to(trainer.strategy.root_device)
+        torch.distributed.all_reduce(value)
+    return value.cpu()
+
+
 def of_every_rank(trainer: L.Trainer, value: T) -> list[T]:
     """The values that the ranks call this with, by rank."""
     if trainer.world_size == 1:

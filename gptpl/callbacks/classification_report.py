@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gptpl.callbacks.after_step import show_picture
 from gptpl.errors import InputError
-from gptpl.evaluation.losses import accuracy_text, scores
+from gptpl.evaluation.classifier import accuracy_text, scores
 from gptpl.training.classification import ClassificationModule
 
 if TYPE_CHECKING:  # matplotlib takes long to import; only an evaluation needs it

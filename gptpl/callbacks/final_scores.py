@@ -1,15 +1,18 @@
-"""What a finished classifier is worth: the test texts, looked at once, with the best weights."""
+"""The scores of a finished classifier: the test texts, looked at once, with the best weights."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 
+from gptpl.callbacks.after_step import sum_of_ranks
 from gptpl.callbacks.checkpoints import BestCheckpoint
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.data.classification.datamodule import LabelledDataModule
-from gptpl.data.splits import Split
-from gptpl.evaluation.losses import ClassifierEvaluation, accuracy_text, evaluate_classifier
+from gptpl.data.sampler import rank_share
+from gptpl.evaluation.classifier import accuracy_text, evaluate_classifier
 from gptpl.training.classification import ClassificationModule, named_scores
 from gptpl.training.sharding import FullyShardedStrategy
 
@@ -19,10 +22,9 @@ log = logging.getLogger(__name__)
 class FinalScores(L.Callback):
     """Scores the whole training, validation and test splits when training has ended, for the run's record.
 
-    With the weights of `best.ckpt`, where the run keeps that, else with the last; the module has its own
-    weights back afterwards. The first process does it alone. `final_metrics` are then `test/loss`,
-    `test/accuracy`, `test/f1`, `test/f1_<label>`, `test/calibration_error`, and `best_train/accuracy` and
-    `best_val/accuracy`, of all texts of those splits with the same weights.
+    The weights are those of `best.ckpt`, if the run keeps that, else the last; afterwards the module has its
+    own again. Each rank scores a part of the texts. `final_metrics` are then `test/loss`, `test/accuracy`,
+    `test/f1`, `test/f1_<label>`, `test/calibration_error`, `best_train/accuracy` and `best_val/accuracy`.
     """
 
     def __init__(self) -> None:
@@ -30,11 +32,9 @@ class FinalScores(L.Callback):
         self.final_metrics: dict[str, float] = {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score what there is; the test only where the data have one."""
+        """Score the splits that the data have."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, ClassificationModule) or not isinstance(datamodule, LabelledDataModule):
-            return
-        if not trainer.is_global_zero:
             return
         if isinstance(trainer.strategy, FullyShardedStrategy):
             log.info("the test texts are not scored here (trainer.strategy=fsdp): use gptpl evaluate")
@@ -47,26 +47,24 @@ class FinalScores(L.Callback):
         )
         best = next(kept, None)
         if best is not None:
-            pl_module.load_state_dict(read_checkpoint(Path(best))["state_dict"])
-        for split in datamodule.load():
-            found = _scored(pl_module, datamodule, split)
+            pl_module.load_state_dict(read_checkpoint(Path(best), verified=True)["state_dict"])
+        for split, texts in datamodule.load().items():
+            B, ranks = datamodule.batch_size, {"rank": trainer.global_rank, "world_size": trainer.world_size}
+            numbers = rank_share(np.arange(len(texts)), batch_size=B, **ranks).tolist()
+            found = evaluate_classifier(
+                pl_module.net,
+                (texts.__getitems__(numbers[start : start + B]) for start in range(0, len(numbers), B)),
+                of_all_ranks=partial(sum_of_ranks, trainer),
+            )
             if split == "test":
                 scores = named_scores(found.scores, pl_module.labels, "test/")
                 self.final_metrics |= {"test/loss": found.loss} | scores
             else:
                 self.final_metrics[f"best_{split}/accuracy"] = found.scores.accuracy
-            log.info(
-                "%s, %s weights: %s, F1 %.3f, calibration error %.3f, loss %.4f, %s texts",
-                split, "best" if best else "last", accuracy_text(found.confusion, pl_module.labels),
-                found.scores.macro_f1, found.scores.calibration_error, found.loss, f"{found.texts:,}",
-            )  # fmt: skip
+            if trainer.is_global_zero:
+                log.info(
+                    "%s, %s weights: %s, F1 %.3f, calibration error %.3f, loss %.4f, %s texts",
+                    split, "best" if best else "last", accuracy_text(found.confusion, pl_module.labels),
+                    found.scores.macro_f1, found.scores.calibration_error, found.loss, f"{found.texts:,}",
+                )  # fmt: skip
         pl_module.load_state_dict(before)
-
-
-def _scored(
-    module: ClassificationModule, datamodule: LabelledDataModule, split: Split
-) -> ClassifierEvaluation:
-    examples, size = datamodule.examples(split), datamodule.batch_size
-    starts = range(0, len(examples), size)
-    batches = (examples.__getitems__(range(len(examples))[start : start + size]) for start in starts)
-    return evaluate_classifier(module.net, batches)

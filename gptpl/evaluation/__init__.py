@@ -1,1 +1,11 @@
-"""Evaluation: losses and scores, answers, text statistics, memorisation, surprisal, loss curves in words."""
+"""What a trained model is worth, as pure functions of a model and texts, or of what it wrote.
+
+- `losses`: mean loss and perplexity of a language model.
+- `surprisal`: the loss of each token of a text, and of continuations, as benchmarks ask for; `surprisal_page`
+  shows it as a web page.
+- `classifier`: a classifier's scores on labelled texts, and its predictions for others.
+- `answers`: answers to instructions, and whether they are well-formed.
+- `statistics`: how varied, repetitive and likely generated texts are.
+- `memorisation`: how much of them is copied from the training text, and where that is found.
+- `loss_curves`: what the losses of a run show, in words; the learning-rate range test.
+"""

@@ -1,4 +1,4 @@
-"""Answers of an instruction-tuned model: prompts made, continued, and judged by their form alone."""
+"""Answers of an instruction-tuned model, and whether they are well-formed."""
 
 import dataclasses
 import hashlib
@@ -27,14 +27,13 @@ from gptpl.tokenizers import Tokenizer
 log = logging.getLogger(__name__)
 
 RESPONSE = "model_response"
-"""What the book calls the answer of the model."""
+"""The book's name of the model's answer."""
 WELL_FORMED = "well_formed"
-"""See `Answerer.answer`; the text alone does not show whether the model ended it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model answered, see `Answerer.answer`; `text` has no white space around it, as in the book."""
+    """A model's answer, see `Answerer.answer`; `text` is stripped of white space, as in the book."""
 
     text: str
     well_formed: bool
@@ -43,7 +42,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Answerer:
-    """A model, or its form for decoding, with all that it needs to answer as it was tuned to."""
+    """A model, or its form for decoding, with all that is needed to ask it as it was tuned."""
 
     net: nn.Module | Cached
     tokenizer: Tokenizer
@@ -52,7 +51,7 @@ class Answerer:
     max_new_tokens: int
 
     def prompt(self, instruction: str, input: str = "", *, place: str = "the prompt") -> str:
-        """What the model is given. Raises InputError for one that leaves no room in the model's context."""
+        """The prompt. Raises InputError for one that leaves no room in the model's context."""
         text = self.template.prompt(instruction, input)
         tokens, context = len(self.tokenizer.encode(text)), context_length(self.net)
         if tokens >= context:
@@ -64,20 +63,22 @@ class Answerer:
 
     def stream(self, prompt: str, generator: torch.Generator | None = None) -> Iterator[Piece]:
         """One answer, piece by piece."""
-        settings: Any = {"rules": self.rules, "max_new_tokens": self.max_new_tokens}
-        return stream_text(self.net, self.tokenizer, [prompt], generator=generator, **settings)
+        return stream_text(self.net, self.tokenizer, [prompt], generator=generator, **self._decoding)
 
     def answers(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
-        """The answers to several prompts, made together."""
-        settings: Any = {"rules": self.rules, "max_new_tokens": self.max_new_tokens}
-        completions = complete(self.net, self.tokenizer, prompts, generator=generator, **settings)
+        """The answers to several prompts, decoded together."""
+        completions = complete(self.net, self.tokenizer, prompts, generator=generator, **self._decoding)
         return [self.answer(completion) for completion in completions]
 
-    def answer(self, completion: Completion) -> Answer:
-        """What the model wrote, as an answer.
+    @property
+    def _decoding(self) -> Any:
+        return {"rules": self.rules, "max_new_tokens": self.max_new_tokens}
 
-        It is well-formed where the model ended it by itself, said something, and began no other answer: no
-        line begins with the template's marker.
+    def answer(self, completion: Completion) -> Answer:
+        """The completion of a prompt as an answer.
+
+        It is well-formed if the model ended it by itself, it is not empty, and no line of it begins with the
+        template's response marker.
         """
         text = completion.text.strip()
         marker = self.template.response_marker.strip()
@@ -87,7 +88,7 @@ class Answerer:
 
 
 def answer_generator(seed: int | None, device: torch.device, *numbers: int) -> torch.Generator:
-    """Random numbers of the seed (None: of one from the system) and of these numbers."""
+    """A generator seeded by `seed`, or by the system, and by these numbers."""
     if seed is not None:
         check_seed(seed)
     # Mixed into 32 bits because torch's CPU generator ignores the upper half of a seed.
@@ -107,7 +108,7 @@ def answer_all(
     seed: int | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[dict[str, Any]]:
-    """Answers in a JSON file, each with its record: see `InstructionModel.respond_all` in `gptpl.runs`."""
+    """Answers in a JSON file, each with its record: see `gptpl.runs.models.InstructionModel.respond_all`."""
     asked, prompts, kept = [], [], []
     for record in records:
         text = "" if input_column is None else record.text(input_column, may_be_empty=True)
@@ -122,9 +123,7 @@ def answer_all(
             asked.append({**record.fields, **question})
             kept.append(record)
     if not prompts:
-        raise InputError(
-            "no record leaves room for an answer: give shorter ones, or a model of longer context"
-        )
+        raise InputError("no record leaves room for an answer: give shorter ones, or a longer context")
     settings = _settings(answerer, prompts, kept)
     if not is_greedy(answerer.rules):
         settings |= {"seed": seed, "batch_size": batch_size}
@@ -134,7 +133,7 @@ def answer_all(
         log.info("%d of %d answers are in %s: resuming", done, len(prompts), results.path)
     rows = min(batch_size, len(prompts))
     many = dataclasses.replace(answerer, net=cached_form(answerer.net, rows=rows) or answerer.net)
-    # In whole batches, as they were made: what is drawn depends on the place in the batch.
+    # In whole batches, as before: the random numbers depend on the place in the batch.
     for first in progress(range(done, len(prompts), batch_size)):
         batch = slice(first, first + batch_size)
         answers = many.answers(prompts[batch], answer_generator(seed, device_of(answerer.net), first))
@@ -149,7 +148,7 @@ def answer_all(
 
 
 def _settings(answerer: Answerer, prompts: Sequence[str], records: Sequence[PlacedRecord]) -> dict[str, Any]:
-    """What the answers, and what stands beside them, depend on."""
+    """What the content of the file depends on."""
     net, rules = answerer.net, answerer.rules
     net = net if isinstance(net, nn.Module) else net.model
     asked = [list(prompts), [dict(record.fields) for record in records]]

@@ -1,4 +1,4 @@
-"""What loss curves say: those of a run in words, and those of a learning-rate range test."""
+"""What loss curves show: those of a run in words, and those of a learning-rate range test."""
 
 import math
 from collections.abc import Sequence
@@ -13,30 +13,22 @@ Kind = Literal["learning", "overfitting", "underfitting", "unchanged", "unstable
 # --- a run in words -------------------------------------------------------------------------------------
 
 MIN_POINTS = 3
-"""Fewer evaluations than this have no course to judge."""
-
-JUMP_NATS = 0.5
-JUMP_SHARE = 0.2
-"""The training loss "jumps" when it climbs above its lowest value so far by more than JUMP_NATS and by more
-than JUMP_SHARE of all it had fallen by then. The noise of a mean over a few batches stays below both."""
-
-STILL_SHARE = 0.01
-STILL_NATS = 0.01
-"""Validation losses closer than this to each other (as a share of the whole fall, but at least in nats) count
-as equal: at the end of a run even a converged model still moves a little."""
-
+"""Evaluations that are needed for a verdict."""
+JUMP_NATS, JUMP_FRACTION = 0.5, 0.2
+"""The training loss jumps when it climbs above its lowest value so far by more than JUMP_NATS and by more
+than JUMP_FRACTION of its fall until then. The noise of a mean over a few batches stays below both."""
+STILL_FRACTION, STILL_NATS = 0.01, 0.01
+"""Validation losses closer than this to each other (as a fraction of the whole fall, and at least in nats)
+are equal: even a converged model still moves a little."""
 RISE_STILLS = 3.0
-"""A validation loss has risen when it ends this many such differences above its lowest value."""
-
-GAP_SHARE = 0.25
-"""A validation loss that only stands still means overfitting when the training loss made this share of its
-whole fall in the meantime."""
-
-HARDLY_MOVED_SHARE = 0.02
-"""A training loss that ends above this share below its first value has hardly moved."""
-
-GUESSING_SHARE = 0.95
-"""A loss above this share of the uniform guess's loss is no better than guessing."""
+"""A validation loss has risen when it ends so many of these differences above its lowest value."""
+GAP_FRACTION = 0.25
+"""A validation loss that stands still means overfitting if the training loss makes so much of its fall
+then."""
+HARDLY_MOVED_FRACTION = 0.02
+"""A training loss that ends less than this below its first value has hardly moved."""
+GUESSING_FRACTION = 0.95
+"""A loss above this fraction of the loss of guessing is no better than guessing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +36,9 @@ class LossPoint:
     """One evaluation. Losses are means in nats per token, both measured in evaluation mode."""
 
     step: int
-    """Optimizer steps done."""
+    """Finished optimizer steps."""
     epoch: float
-    """Passes over the training data done, with the fraction of the present one."""
+    """Passes over the training data, with the fraction of the current one."""
     tokens_seen: int
     train_loss: float
     val_loss: float
@@ -54,7 +46,7 @@ class LossPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the curves show, as a word and as one line for the reader."""
+    """What the curves show, as a word and as a line of text."""
 
     kind: Kind
     message: str
@@ -69,23 +61,21 @@ def curve_verdict(
 ) -> Verdict:
     """Judge a run by its evaluations, in any order.
 
-    `uniform_loss` is ln V, the loss of guessing evenly among V tokens, where it is known. Unless the
-    `whole_model` trains, a larger one is no advice. A `caveat` on the data comes first.
+    `uniform_loss` is ln V, the loss of guessing evenly among V tokens, if known. A larger model is advised
+    only if the `whole_model` trains. A `caveat` on the data comes first in the message.
 
     The first rule that holds decides:
 
     1. unstable: a loss is not finite;
     2. too short: fewer than `MIN_POINTS` evaluations;
-    3. unstable: the training loss jumps up (`JUMP_NATS`, `JUMP_SHARE`);
-    4. overfitting: since the validation loss reached its lowest level the training loss went on falling,
+    3. unstable: the training loss jumps. A validation loss that jumps while the training loss falls is
+       overfitting;
+    4. overfitting: after the validation loss reached its lowest level the training loss continued to fall,
        while the validation loss rose again, or stood still during a large part of the training loss's fall;
-    5. unchanged: the training loss hardly moved, and was better than guessing before the first step, as of
-       weights that had been trained before;
+    5. unchanged: the training loss hardly moved, and was better than guessing before the first step: the
+       weights had been trained before;
     6. underfitting: the training loss hardly moved, or ends no better than guessing;
-    7. learning: what remains.
-
-    Only the training loss counts for a jump: a validation loss that climbs while the training loss falls is
-    overfitting, however fast it climbs.
+    7. learning: none of these.
     """
     ordered = sorted(points, key=lambda point: point.step)
     kind, message = _unsteady(ordered) or _judged(ordered, uniform_loss, whole_model)
@@ -107,7 +97,7 @@ def _unsteady(points: Sequence[LossPoint]) -> tuple[Kind, str] | None:
     lowest = first = points[0]
     for point in points:
         climb = point.train_loss - lowest.train_loss
-        if climb > max(JUMP_NATS, JUMP_SHARE * (first.train_loss - lowest.train_loss)):
+        if climb > max(JUMP_NATS, JUMP_FRACTION * (first.train_loss - lowest.train_loss)):
             return "unstable", (
                 f"Unstable: training loss jumped from {_nats(lowest.train_loss)} (step {lowest.step}) to "
                 f"{_nats(point.train_loss)} at step {point.step}; {remedy}"
@@ -120,19 +110,17 @@ def _judged(points: Sequence[LossPoint], uniform_loss: float | None, whole_model
     """By rules 4 to 7."""
     first, last = points[0], points[-1]
     best = min(points, key=lambda point: point.val_loss)
-    # Below this difference two validation losses count as equal.
-    still = max(STILL_NATS, STILL_SHARE * (first.val_loss - best.val_loss))
-    # From here on the validation loss gained nothing.
+    still = max(STILL_NATS, STILL_FRACTION * (first.val_loss - best.val_loss))
+    # From here on the validation loss gains nothing.
     onset = next(point for point in points if point.val_loss <= best.val_loss + still)
-    fell_after_best = best.train_loss - last.train_loss
-    fell_after_onset = onset.train_loss - last.train_loss
+    fall, fell_after_onset = (point.train_loss - last.train_loss for point in (first, onset))
     overfitting = f"Overfitting from step {onset.step}: training loss fell to {_nats(last.train_loss)} while"
-    if last.val_loss - best.val_loss > RISE_STILLS * still and fell_after_best > still:
+    if last.val_loss - best.val_loss > RISE_STILLS * still and best.train_loss - last.train_loss > still:
         return "overfitting", (
             f"{overfitting} validation loss rose from its lowest {_nats(best.val_loss)} (step {best.step})"
             f" to {_nats(last.val_loss)}."
         )
-    if fell_after_onset > still and fell_after_onset > GAP_SHARE * (first.train_loss - last.train_loss):
+    if fell_after_onset > still and fell_after_onset > GAP_FRACTION * fall:
         return "overfitting", f"{overfitting} validation loss stood still at about {_nats(best.val_loss)}."
 
     more = "a larger model" if whole_model else "training more of the model (tune=all)"
@@ -140,8 +128,8 @@ def _judged(points: Sequence[LossPoint], uniform_loss: float | None, whole_model
         f"train {_nats(first.train_loss)} -> {_nats(last.train_loss)}, "
         f"val {_nats(first.val_loss)} -> {_nats(last.val_loss)}"
     )
-    hardly_moved = first.train_loss - last.train_loss < HARDLY_MOVED_SHARE * abs(first.train_loss)
-    no_better = math.inf if uniform_loss is None else GUESSING_SHARE * uniform_loss
+    hardly_moved = fall < HARDLY_MOVED_FRACTION * abs(first.train_loss)
+    no_better = math.inf if uniform_loss is None else GUESSING_FRACTION * uniform_loss
     if hardly_moved and uniform_loss is not None and not first.step and first.train_loss <= no_better:
         return "unchanged", (
             f"Unchanged: the losses end where the weights began ({courses}): these may know such text"
@@ -171,7 +159,7 @@ def _nats(loss: float) -> str:
 
 
 def tokens_text(tokens: float, _position: object = None) -> str:
-    """Such as "500", "40k", "1.5M", "3B": the labels of an axis of tokens, as matplotlib asks for them."""
+    """Such as "500", "40k", "1.5M", "3B": a formatter of matplotlib's for an axis of tokens."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(tokens) >= size:
             return f"{tokens / size:g}{letter}"
@@ -185,11 +173,11 @@ def finite(loss: float) -> float:
 
 # --- the learning-rate range test (Smith 2017, "Cyclical learning rates") -------------------------------
 
-SMOOTHED_SHARE = 0.1
-"""Of all steps: as many are averaged, before and after each one together."""
+SMOOTHED_FRACTION = 0.1
+"""Of all steps, over which each loss is averaged, before and after it together."""
 LOST = 0.1
-"""A loss that is this share of the first one above the lowest has diverged, and so has one that has lost all
-that was gained, if that is more."""
+"""Training has diverged when its loss is above the lowest one by this fraction of the first one, and by all
+that was gained."""
 _ONLINE_DECAY = 0.7
 
 
@@ -206,19 +194,19 @@ class RangeResult:
 
 
 def ramp_rate(step: int, *, min_lr: float, max_lr: float, steps: int) -> float:
-    """The rate of step 0, 1, ... of so many, from `min_lr` to `max_lr` by equal factors."""
+    """The learning rate of step 0, 1, ..., from `min_lr` to `max_lr` by equal factors."""
     return float(min_lr * (max_lr / min_lr) ** (step / (steps - 1)))
 
 
 class Divergence:
-    """Whether the losses so far have diverged; told one after the other."""
+    """Tells whether the losses so far have diverged."""
 
     def __init__(self) -> None:
         self._average = self._weight = 0.0
         self._first = self._lowest = math.nan
 
     def after(self, loss: float) -> bool:
-        """Takes the next loss; whether it is no number, or its running average far above its lowest."""
+        """Take the next loss; True if it is not finite, or its running average far above its lowest."""
         if not math.isfinite(loss):
             return True
         self._average = _ONLINE_DECAY * self._average + (1 - _ONLINE_DECAY) * loss
@@ -231,28 +219,29 @@ class Divergence:
 
 
 def range_result(rates: Sequence[float], losses: Sequence[float], *, steps: int) -> RangeResult:
-    """Reads a ramp that was planned for so many steps and may have ended before.
+    """Read a ramp of `steps` steps that may have ended early.
 
-    `rates` are those of the steps that were made, ascending; `losses` those before each update, of which the
-    last may be no number.
+    `rates` are the learning rates of the steps that were made, ascending, `losses` those before each update,
+    of which the last may not be finite.
     """
     divergence = Divergence()
     diverges = next((rate for rate, loss in zip(rates, losses, strict=True) if divergence.after(loss)), None)
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    smoothed = _centred_mean(np.array(finite, dtype=np.float64), width=max(3, round(SMOOTHED_SHARE * steps)))
+    known = [loss for loss in losses if math.isfinite(loss)]
+    width = max(3, round(SMOOTHED_FRACTION * steps))
+    smoothed = _centred_mean(np.array(known, dtype=np.float64), width=width)
     suggested = None
-    if len(finite) >= 3:
-        slope = np.gradient(smoothed, np.log(rates[: len(finite)]))
+    if len(known) >= 3:
+        slope = np.gradient(smoothed, np.log(rates[: len(known)]))
         # What follows the lowest loss can only be noise, or the way back down from a divergence.
         falling = slope[: int(smoothed.argmin()) + 1]
         steepest = int(falling.argmin())
         suggested = float(rates[steepest]) if falling[steepest] < 0 else None
-    padded = [*map(float, smoothed), *[math.nan] * (len(losses) - len(finite))]
+    padded = [*map(float, smoothed), *[math.nan] * (len(losses) - len(known))]
     return RangeResult(smoothed=padded, suggested=suggested, diverges=diverges)
 
 
 def _centred_mean(values: npt.NDArray[np.float64], *, width: int) -> npt.NDArray[np.float64]:
-    """Each value averaged with its neighbours, equally many before and after; at the ends with fewer."""
+    """Each value averaged with its neighbours, equally many before and after; fewer at the ends."""
     last = len(values) - 1
     reaches = [min(width // 2, i, last - i) for i in range(len(values))]
     return np.array([values[i - near : i + near + 1].mean() for i, near in enumerate(reaches)], np.float64)

@@ -1,4 +1,4 @@
-"""How likely a model holds given texts: each token of one, or continuations, as benchmarks ask for."""
+"""How likely texts are under a model: each token of a text, or continuations, as benchmarks ask for."""
 
 # B batch, T time, D model, V vocabulary
 
@@ -21,21 +21,17 @@ CHUNK = 128  # positions whose logits exist at the same time: 26 MB of GPT-2's i
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSurprisal:
-    """One token of a text, as the model saw it coming.
-
-    Attributes:
-        token: its id.
-        surprisal: -log of its probability, in nats: the loss at this token.
-        entropy: of the distribution it comes from, in nats: the surprisal that was to be expected.
-        rank: how many tokens were more likely.
-        alternatives: the most likely tokens, best first, each with its probability.
-    """
+    """A token of a text, as the model predicted it."""
 
     token: int
     surprisal: float
+    """-log of its probability, in nats: the loss at this token."""
     entropy: float
+    """Of the predicted distribution, in nats: the surprisal that was to be expected."""
     rank: int
+    """Tokens that were more likely."""
     alternatives: tuple[tuple[int, float], ...]
+    """The most likely tokens, best first, each with its probability."""
 
 
 def surprisals(
@@ -43,18 +39,18 @@ def surprisals(
 ) -> Iterator[TokenSurprisal]:
     """The surprisal of every token, in order, each once; the first is predicted from end-of-text.
 
-    A text longer than the context is read in windows that begin half a context before the first token they
+    A text longer than the context is read in sequences that begin half a context before the first token they
     score, so that every token is predicted from half a context or more, or from the whole text before it.
-    Computed in evaluation mode, the probabilities in fp32.
+    In evaluation mode, the probabilities in fp32.
 
     Raises InputError, before the first token, for no tokens, unknown ids and alternatives outside 0..V.
     """
     if not tokens:
-        raise InputError("the text is empty: give at least one token to be surprised by")
+        raise InputError("the text has no tokens: give one or more")
     V = vocab_size(model)
     check_prompts([tokens], vocab_size=V)
     if not 0 <= alternatives <= V:
-        raise InputError(f"alternatives={alternatives} is out of range: give 0 to {V}")
+        raise InputError(f"alternatives must be 0 to {V}, got {alternatives}")
     return _surprisals(model, [eot_id, *tokens], alternatives)
 
 
@@ -64,41 +60,42 @@ def _surprisals(model: nn.Module, text: list[int], alternatives: int) -> Iterato
     scored = 0
     while scored < len(text) - 1:
         start = max(0, scored - C // 2)
-        window = torch.tensor(text[start : min(start + C, len(text) - 1)], device=device)
+        inputs = torch.tensor([text[start : min(start + C, len(text) - 1)]], device=device)
         with torch.inference_mode(), eval_mode(model):
-            hidden = body(window[None])[0, scored - start :]  # (T, D) of what is not scored yet
+            hidden = body(inputs)[0, scored - start :]  # (T, D) of what is not scored yet
         for states in torch.split(hidden, CHUNK):
             targets = torch.tensor(text[scored + 1 : scored + 1 + len(states)], device=device)
-            # A mode that is on while a generator waits would be on for whoever called it.
+            # Not around the yields: the caller's code would run in inference mode.
             with torch.inference_mode():
-                rows = list(_rows(head(states).float(), targets, alternatives))
+                rows = _rows(head(states).float(), targets, alternatives)
             scored += len(states)
             yield from rows
 
 
-def _rows(logits: Tensor, targets: Tensor, alternatives: int) -> Iterator[TokenSurprisal]:
+def _rows(logits: Tensor, targets: Tensor, alternatives: int) -> list[TokenSurprisal]:
     log_p = logits.log_softmax(dim=-1)  # (T, V)
     own = log_p.gather(-1, targets[:, None])  # (T, 1)
     entropy = -(log_p.exp() * log_p).sum(dim=-1)  # (T,)
     rank = (log_p > own).sum(dim=-1)  # (T,)
     best, ids = log_p.topk(alternatives, dim=-1)  # (T, alternatives)
-    rows = zip(
-        targets.tolist(), own[:, 0].tolist(), entropy.tolist(), rank.tolist(), ids.tolist(), best.tolist(),
-        strict=True,
-    )  # fmt: skip
-    for token, log_probability, row_entropy, row_rank, row_ids, row_best in rows:
-        yield TokenSurprisal(
+    columns = (targets, own[:, 0], entropy, rank, ids, best)
+    return [
+        TokenSurprisal(
             token=token,
             surprisal=-log_probability,
             entropy=row_entropy,
             rank=row_rank,
             alternatives=tuple(zip(row_ids, map(math.exp, row_best), strict=True)),
         )
+        for token, log_probability, row_entropy, row_rank, row_ids, row_best in zip(
+            *(column.tolist() for column in columns), strict=True
+        )
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuationScore:
-    """A continuation's log-probability after the text, in nats, and whether each token is the likeliest."""
+    """A continuation's log-probability in nats, and whether greedy decoding would give it."""
 
     log_probability: float
     is_greedy: bool
@@ -109,20 +106,18 @@ def score_continuations(
 ) -> Iterator[ContinuationScore]:
     """The score of each (text, continuation), both token ids, in order.
 
-    Of a pair that is longer than the context the text's beginning is left out, as the LM Evaluation Harness
-    does. Computed in evaluation mode, the probabilities in fp32.
+    A text that is too long for the context loses its beginning, as in the LM Evaluation Harness. In
+    evaluation mode, the probabilities in fp32.
 
     Raises InputError, before the first score, for an empty text or continuation, one that does not fit the
     context, and unknown ids.
     """
     C, V = context_length(model), vocab_size(model)
     for number, (text, continuation) in enumerate(pairs):
-        if not text or not continuation:
-            raise InputError(f"pair {number} has an empty text or continuation: give each a token at least")
-        if len(continuation) > C:
+        if not text or not 0 < len(continuation) <= C:
             raise InputError(
-                f"the continuation of pair {number} has {len(continuation)} tokens, the model's context {C}:"
-                " shorten it"
+                f"pair {number} must have a text of 1 token or more, and a continuation of 1 to {C}, the"
+                f" model's context, got {len(text)} and {len(continuation)}"
             )
     check_prompts([token for pair in pairs for token in pair], vocab_size=V)
     return _scores(model, pairs, batch_size)
@@ -136,12 +131,10 @@ def _scores(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> Iterato
         # The last token is only predicted: C + 1 of them fit.
         rows = [[*text, *continuation][-(C + 1) :] for text, continuation in batch]
         T = max(len(row) for row in rows) - 1
-        inputs = torch.zeros(len(rows), T, dtype=torch.int64)  # padded behind, where nobody looks
-        for row, tokens in zip(inputs, rows, strict=True):
-            row[: len(tokens) - 1] = torch.tensor(tokens[:-1])
+        padded = [[*row[:-1], *[0] * (T + 1 - len(row))] for row in rows]
+        found = []
         with torch.inference_mode(), eval_mode(model):
-            hidden = body(inputs.to(device_of(model)))  # (B, T, D)
-            found = []
+            hidden = body(torch.tensor(padded, device=device_of(model)))  # (B, T, D)
             for states, tokens, (_, continuation) in zip(hidden, rows, batch, strict=True):
                 n, end = len(continuation), len(tokens) - 1
                 targets = torch.tensor(tokens[-n:], device=states.device)

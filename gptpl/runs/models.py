@@ -14,20 +14,18 @@ from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answer, Answerer, answer_all, answer_generator
-from gptpl.evaluation.losses import (
+from gptpl.evaluation.classifier import (
     ClassifierEvaluation,
-    Evaluation,
     Prediction,
-    evaluate,
     evaluate_classifier,
     prediction_file,
     predictions,
 )
-from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation
+from gptpl.evaluation.losses import Evaluation, evaluate
+from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation, training_corpus
 from gptpl.evaluation.statistics import TextStatistics, text_statistics
 from gptpl.evaluation.surprisal import surprisals
 from gptpl.evaluation.surprisal_page import InspectedText
-from gptpl.evaluation.training_text import training_corpus
 from gptpl.generation import Completion, Piece, SamplingRules, complete, search_text, stream_text
 from gptpl.generation.sampling import seeded_generator
 from gptpl.model.protocol import device_of, vocab_size

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gptpl.checkpoints.loading import classifier_task
 from gptpl.data.classification.datamodule import LabelledBatch, LabelledDataModule
 from gptpl.errors import InputError
-from gptpl.evaluation.losses import Numbers, Scores, classification_sums, scores
+from gptpl.evaluation.classifier import Numbers, Scores, classification_sums, scores
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier
 from gptpl.model.classifier import Pooling
 from gptpl.model.loss import IGNORED_TARGET

@@ -249,7 +249,7 @@ def test_a_checkpoint_of_another_task_is_refused_both_ways(
             "lacks the column 'body' (it has 'label', 'text')",
         ),
         (["classify", "file=texts.csv", "output=texts.csv"], "output=texts.csv is there already"),
-        (["classify", "file=texts.csv", "output=a.xlsx"], "output=a.xlsx is no .csv or .jsonl file"),
+        (["classify", "file=texts.csv", "output=a.xlsx"], "output must be a .csv or .jsonl file, got a.xlsx"),
         (["classify", "file=texts.csv", "output=a.csv", "--json"], "--json and output=a.csv are both set"),
         (
             ["weights", "convert", "format=adapter", "output=b"],

@@ -85,7 +85,7 @@ def test_a_file_that_is_not_utf8_is_named(refused, quick, tmp_path):
     ("given", "words"),
     [
         ((), ["no text is given", "text_file=FILE"]),
-        (("text=",), ["the text is empty"]),
+        (("text=",), ["the text has no tokens"]),
         (("text=a", "text_file=b"), ["text=", "text_file=b"]),
         (("text_file=nowhere.txt",), ["text_file=nowhere.txt", "No such file"]),
         (("text=a", "output=no/where.html"), ["output=no/where.html", "folder that exists"]),

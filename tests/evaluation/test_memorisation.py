@@ -121,21 +121,17 @@ def test_samples_do_not_leave_traces() -> None:
     assert training.match_lengths([1, 2, 3]).tolist() == first.tolist() == [3, 2, 1]
 
 
-def test_positions_are_ascending() -> None:
-    training = TrainingText([5, 1, 5, 2, 5])
-    assert training.positions(5).tolist() == [0, 2, 4]
-    assert training.positions(2).tolist() == [3]
-    assert training.positions(9).tolist() == []
-
-
 @pytest.mark.parametrize(
     ("measure", "message"),
     [
         (lambda: TrainingText([]), "the training text has 0 tokens"),
-        (lambda: TrainingText(np.zeros((2, 2), dtype=int)), "the training text has 2 dimensions"),
-        (lambda: TrainingText(np.zeros(2)), "the training text holds float64"),  # type: ignore[arg-type]
-        (lambda: TrainingText([1]).match_lengths([[1]]), "the sample has 2 dimensions"),  # type: ignore[list-item]
-        (lambda: memorisation([1], TrainingText([1]), n_values=[4, 0]), "n=0"),
+        (
+            lambda: TrainingText(np.zeros((2, 2), dtype=int)),
+            "the training text must be a flat sequence",
+        ),
+        (lambda: TrainingText(np.zeros(2)), "token ids, got 1 dimensions of float64"),  # type: ignore[arg-type]
+        (lambda: TrainingText([1]).match_lengths([[1]]), "the sample must be"),  # type: ignore[list-item]
+        (lambda: memorisation([1], TrainingText([1]), n_values=[4, 0]), "n must be 1 or more, got 0"),
     ],
 )
 def test_impossible_values_are_named(measure: Callable[[], object], message: str) -> None:

@@ -161,18 +161,16 @@ def test_extreme_probabilities(log_probability: float, perplexity: float) -> Non
 @pytest.mark.parametrize(
     ("statistic", "message"),
     [
-        (lambda: distinct_n([[1]], 0), "n=0"),
-        (lambda: repetition_rate([[1]], -1), "n=-1"),
-        (lambda: self_bleu([[1], [2]], 0), "n=0"),
-        (lambda: self_bleu([[1, 2, 3, 4]]), "samples=1 is too few"),
-        (lambda: self_bleu([]), "samples=0 is too few"),
-        (lambda: distinct_n([1, 2, 3], 1), "samples[0] has 0 dimensions"),  # type: ignore[list-item]
-        (lambda: distinct_n([[1], np.ones((2, 2), dtype=int)], 1), "samples[1] has 2 dimensions"),
-        (lambda: repetition_rate([[0.5]]), "samples[0] holds float64"),  # type: ignore[list-item]
-        (lambda: text_statistics([[1], [2]], [[-1.0]]), "1 rows for 2 samples"),
-        (lambda: text_statistics([[1], [2, 3]], [[-1.0], [-1.0]]), "log_probabilities[1]"),
-        (lambda: text_statistics([[1]], [[0.5]]), "log_probabilities[0] holds 0.5"),
-        (lambda: text_statistics([[1]], [[math.nan]]), "log_probabilities[0] holds nan"),
+        (lambda: distinct_n([[1]], 0), "n must be 1 or more, got 0"),
+        (lambda: repetition_rate([[1]], -1), "n must be 1 or more, got -1"),
+        (lambda: self_bleu([[1], [2]], 0), "n must be 1 or more, got 0"),
+        (lambda: self_bleu([[1, 2, 3, 4]]), "2 samples or more, got 1"),
+        (lambda: self_bleu([]), "2 samples or more, got 0"),
+        (lambda: distinct_n([1, 2, 3], 1), "samples[0] must be a flat"),  # type: ignore[list-item]
+        (lambda: distinct_n([[1], np.ones((2, 2), dtype=int)], 1), "samples[1] must be a flat"),
+        (lambda: repetition_rate([[0.5]]), "token ids, got 1 dimensions of float64"),  # type: ignore[list-item]
+        (lambda: text_statistics([[1], [2]], [[-1.0]]), "one for each token: [1, 1], got [1]"),
+        (lambda: text_statistics([[1], [2, 3]], [[-1.0], [-1.0]]), "one for each token: [1, 2], got [1, 1]"),
     ],
 )
 def test_impossible_values_are_named(statistic: Callable[[], float], message: str) -> None:

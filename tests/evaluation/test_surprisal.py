@@ -85,10 +85,10 @@ def test_the_model_is_left_as_it_was(model: GPTModel) -> None:
 @pytest.mark.parametrize(
     ("tokens", "alternatives", "words"),
     [
-        ([], 5, "the text is empty"),
+        ([], 5, "the text has no tokens"),
         ([V], 5, f"{V}, which is no token id"),
-        ([1], -1, "alternatives=-1"),
-        ([1], V + 1, f"alternatives={V + 1} is out of range: give 0 to {V}"),
+        ([1], -1, f"alternatives must be 0 to {V}, got -1"),
+        ([1], V + 1, f"alternatives must be 0 to {V}, got {V + 1}"),
     ],
 )
 def test_bad_input_is_refused_before_the_first_token(

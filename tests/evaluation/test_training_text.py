@@ -18,8 +18,7 @@ from gptpl.checkpoints.loading import LoadedCheckpoint, load_model
 from gptpl.data.pretraining.encoding import encode_corpus
 from gptpl.data.sources import Tale, TextFiles
 from gptpl.errors import InputError
-from gptpl.evaluation.memorisation import TrainingText, memorisation_lines
-from gptpl.evaluation.training_text import training_corpus
+from gptpl.evaluation.memorisation import TrainingText, memorisation_lines, training_corpus
 from gptpl.generation import Completion
 from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
 
@@ -84,14 +83,15 @@ def test_the_caller_names_any_other(loaded, tmp_path, caplog):
     assert "text_file is not the text that" in caplog.text
 
 
-@pytest.mark.parametrize("sha256", ["", "../../x", 64 * "Z", None])
-@pytest.mark.parametrize("data", [{"train_ratio": 2.0}, {"train_ratio": "0.9"}, [], {}, {"corpus": [1]}])
-def test_what_is_no_hash_or_no_share(loaded, sha256, data, tmp_path):
-    if sha256 is None:
-        with pytest.raises(InputError, match="data_sha256 is of the wrong kind"):
-            loaded(sha256, data=data)
-        return
-    with pytest.raises(InputError, match="whose SHA-256 it does not record") as refused:
+@pytest.mark.parametrize(
+    ("sha256", "data"),
+    [
+        *(("", {"train_ratio": 2.0}), ("../../x", {"train_ratio": "0.9"}), (64 * "Z", [])),
+        *(("", {}), ("../../x", {"corpus": [1]})),
+    ],
+)
+def test_an_invalid_hash_or_ratio(loaded, sha256, data, tmp_path):
+    with pytest.raises(InputError, match="its SHA-256 is not recorded") as refused:
         training_corpus(loaded(sha256, data=data), cache_dir=tmp_path)
     assert str(tmp_path / "lone.ckpt") in str(refused.value)
 

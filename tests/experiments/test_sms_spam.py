@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptpl.checkpoints.loading import load_classifier
-from gptpl.evaluation.losses import predictions
+from gptpl.evaluation.classifier import predictions
 
 RECORDED = Path(__file__).parents[2] / "experiments/sms_spam/result.json"
 BASELINE = "TF-IDF"

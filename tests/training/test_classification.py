@@ -17,7 +17,7 @@ from gptpl.checkpoints.loading import load_classifier, load_foreign_classifier, 
 from gptpl.data.classification.corpora import LabelledFiles
 from gptpl.data.classification.datamodule import LabelledBatch, LabelledDataModule
 from gptpl.errors import InputError
-from gptpl.evaluation.losses import class_logits, evaluate_classifier, predictions
+from gptpl.evaluation.classifier import class_logits, evaluate_classifier, predictions
 from gptpl.model import GPTModel
 from gptpl.model.tuning import TuneLastBlock
 from gptpl.tokenizers import BytesTokenizer, WordsTokenizer

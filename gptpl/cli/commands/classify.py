@@ -23,7 +23,7 @@ from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, settings_of
 from gptpl.data.classification.table import Table
 from gptpl.errors import InputError
-from gptpl.evaluation.losses import Prediction, check_prediction_file, prediction_file
+from gptpl.evaluation.classifier import Prediction, check_prediction_file, prediction_file
 from gptpl.runs.loaded import load_classifier
 from gptpl.text import shortened
 

@@ -25,7 +25,7 @@ from gptpl.config.signatures import locate
 from gptpl.data.classification.corpora import LabelledCorpus
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.errors import InputError
-from gptpl.evaluation.losses import ClassifierEvaluation
+from gptpl.evaluation.classifier import ClassifierEvaluation
 from gptpl.model.protocol import context_length
 from gptpl.runs.evaluation_data import make_datamodule
 from gptpl.runs.loaded import load

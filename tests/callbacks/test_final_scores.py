@@ -1,0 +1,82 @@
+"""The scores of a finished classifier: the same however many processes divide the texts."""
+
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from gptpl.callbacks.final_scores import FinalScores
+from gptpl.data.classification.corpora import LabelledFiles
+from gptpl.data.classification.datamodule import LabelledDataModule, LabelledTexts
+from gptpl.tokenizers import BytesTokenizer
+from gptpl.training.classification import ClassificationModule
+
+SPLITS = {"train": 84, "val": 12, "test": 25}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> LabelledDataModule:
+    """121 texts of 1 to 15 bytes in three classes: which letter they end with."""
+    draw = random.Random(0)
+    texts = [
+        {"text": "".join(draw.choice("xyz ") for _ in range(draw.randrange(14))) + label, "label": label}
+        for label in draw.choices("aabc", k=sum(SPLITS.values()))
+    ]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(map(json.dumps, texts)))
+    corpus, tokenizer = LabelledFiles(path=str(path)), BytesTokenizer()
+    data = LabelledDataModule(
+        corpus=corpus, tokenizer=tokenizer, max_length=16, batch_size=8, duplicates="keep"
+    )
+    assert {split: len(texts) for split, texts in data.load().items()} == SPLITS
+    return data
+
+
+def scored(pretraining: Any, data: LabelledDataModule, rank: int, world_size: int) -> dict[str, float]:
+    torch.manual_seed(5)  # the head is new
+    module = ClassificationModule(
+        pretraining.net(), tokenizer=data.tokenizer, run_config={}, **data.module_settings()
+    )
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    trainer: Any = SimpleNamespace(
+        datamodule=data,
+        callbacks=[],
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        world_size=world_size,
+        global_rank=rank,
+        is_global_zero=rank == 0,
+    )
+    callback = FinalScores()
+    callback.on_train_end(trainer, module)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    return callback.final_metrics
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_two_processes_divide_the_texts_and_find_the_same_scores(
+    pretraining: Any, data: LabelledDataModule, two_ranks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = scored(pretraining, data, 0, 1)
+    labels = data.prepared.classes
+    names = ("loss", "accuracy", "f1", *(f"f1_{label}" for label in labels), "calibration_error")
+    assert alone.keys() == {*(f"test/{name}" for name in names), "best_train/accuracy", "best_val/accuracy"}
+    read: list[int] = []
+    getitems = LabelledTexts.__getitems__
+
+    def counted(self: LabelledTexts, numbers: Any) -> Any:
+        read.append(len(numbers))
+        return getitems(self, numbers)
+
+    monkeypatch.setattr(LabelledTexts, "__getitems__", counted)
+
+    def rank_of(rank: int) -> Any:
+        return scored(pretraining, data, rank, 2), sum(read)
+
+    (first, read_by_first), (second, read_by_second) = two_ranks(rank_of)
+    assert first == second
+    assert first == pytest.approx(alone, rel=1e-6)
+    assert read_by_first == read_by_second == (84 + 12 + 26) / 2  # one of them padding
