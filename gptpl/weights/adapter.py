@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
-from gptpl.model import GPTConfig
-from gptpl.model.gpt import EXPANSION
+from gptpl.model import GPTConfig, GPTModel
 from gptpl.model.lora import is_low_rank
 from gptpl.weights.hugging_face import bias_as_shift, table, write_tensors
 from gptpl.weights.model_files import DTYPES, read_json, required, safetensors_of, write_json
@@ -26,14 +26,14 @@ TARGETS = ("qkv", "out_proj", "up_proj", "down_proj", "out_head")
 _CONFIG_FILE = "adapter_config.json"
 _STEM = "adapter_model"
 _MODEL = "base_model.model."
-"""What PEFT has before every name of the model's."""
+"""PEFT's prefix of every name."""
 _HEADS = {"out_head.weight": f"{_MODEL}score.weight", "out_head.bias": f"{_MODEL}score.bias"}
-"""A classifier's head, which is new: all of it is in its adapter."""
+"""A classifier's head, all of which is new."""
 _FINAL_NORM = {
     "final_norm.weight": f"{_MODEL}transformer.ln_f.weight",
     "final_norm.bias": f"{_MODEL}transformer.ln_f.bias",
 }
-"""Stands beside a head that has a bias, for PEFT alone: see `_for_peft`."""
+"""Written with a head that has a bias, for PEFT alone: see `_for_peft`."""
 _FIXED: Mapping[str, Any] = {
     "peft_type": "LORA",
     "bias": "none",
@@ -43,28 +43,29 @@ _FIXED: Mapping[str, Any] = {
     "rank_pattern": {},
     "alpha_pattern": {},
 }
-"""What PEFT's LoRA can have otherwise, and gptpl's cannot."""
+"""Settings of PEFT's LoRA that gptpl has no choice of, and the values that it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """What a training by LoRA made: matrices, whose product counts alpha / rank times, and a head."""
+    """What LoRA has trained: matrices whose product is scaled by alpha / rank, and a classifier's head.
+
+    Attributes:
+        tensors: `<layer>.lora_A` (R, I) and `<layer>.lora_B` (O, R) by the names of our layers, and a
+            classifier's `out_head.weight` and `out_head.bias`.
+        dropout: in training; kept for those who train on.
+        final_norm: the base's `final_norm.weight` and `final_norm.bias`, to write a head with a bias.
+    """
 
     tensors: Mapping[str, Tensor]
-    """`<layer>.lora_A` (R, I) and `<layer>.lora_B` (O, R) by the names of our layers.
-
-    And a classifier's `out_head.weight` and `out_head.bias`.
-    """
     rank: int
     alpha: float
     dropout: float = 0.0
-    """In training; kept for whoever trains on."""
     final_norm: Mapping[str, Tensor] = field(default_factory=dict)
-    """The base's, `final_norm.weight` and `final_norm.bias`; needed to write a head with a bias."""
 
     @property
     def scale(self) -> float:
-        """Of the matrices' product."""
+        """Factor of the matrices' product."""
         return self.alpha / self.rank
 
 
@@ -74,22 +75,22 @@ def is_adapter(path: Path) -> bool:
 
 
 def write_adapter(adapter: Adapter, config: GPTConfig, folder: Path, *, base: str) -> None:
-    """`adapter_model.safetensors` and `adapter_config.json`, into a folder that is there.
+    """Write `adapter_model.safetensors` and `adapter_config.json` into an existing folder.
 
-    PEFT opens them on the base model that gptpl exported as `hf`; `base` is what is said there of it.
+    PEFT adds them to the base model that gptpl exported as `hf`, which `base` names.
     """
-    check_is_gpt2(config, "format=adapter")
+    check_is_gpt2(config, f"format={FORMAT}")
     names, for_peft = _names(config), _for_peft(adapter)
     held = {names[name]: tensor for name, tensor in adapter.tensors.items()} | for_peft
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in held.items()}
     write_tensors(tensors, folder / f"{_STEM}.safetensors")
-    # PEFT tells layers by the ends of their names, and c_proj is the name of two.
+    # PEFT tells layers by the ends of their names, and two end with c_proj.
     layers = {names[name].removeprefix(_MODEL) for name in adapter.tensors if is_low_rank(name)}
     targets = {".".join(layer.partition(".lora_")[0].split(".")[-2:]) for layer in layers}
-    classes = "out_head.weight" in adapter.tensors
+    classifies = "out_head.weight" in adapter.tensors
     their_config = {
         **_FIXED,
-        "task_type": "SEQ_CLS" if classes else "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if classifies else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": adapter.rank,
@@ -98,16 +99,15 @@ def write_adapter(adapter: Adapter, config: GPTConfig, folder: Path, *, base: st
         "target_modules": sorted(targets),
         "fan_in_fan_out": True,  # the weights of transformers' Conv1D are (in, out)
         "init_lora_weights": True,
-        "modules_to_save": ["score", *(["ln_f"] if for_peft else [])] if classes else None,
+        "modules_to_save": ["score", *(["ln_f"] if for_peft else [])] if classifies else None,
     }
     write_json(folder / _CONFIG_FILE, their_config)
 
 
 def _for_peft(adapter: Adapter) -> dict[str, Tensor]:
-    """What does for PEFT the work of a head's bias, which transformers' classifier has no place for.
+    """A final LayerNorm that replaces the head's bias, which transformers' classifiers lack.
 
-    A shift of the final LayerNorm's bias, see `bias_as_shift`. Where there is none, as with more classes than
-    the model is wide, PEFT's logits are without the bias.
+    See `bias_as_shift`; where there is no such shift, PEFT's logits are without the bias.
     """
     if "out_head.bias" not in adapter.tensors:
         return {}
@@ -121,33 +121,33 @@ def _for_peft(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def read_adapter(folder: Path, config: GPTConfig) -> Adapter:
-    """The adapter of a folder, for a model of this shape.
+    """The adapter in a folder, for a model of this shape.
 
-    Raises InputError for files that are not whole, another kind of adapter, and tensors that do not fit.
+    Raises InputError for damaged files, other kinds of adapters, and tensors that do not fit.
     """
     check_is_gpt2(config, str(folder))
     path = folder / _CONFIG_FILE
-    said = read_json(path)
+    settings = read_json(path)
     for fixed, value in _FIXED.items():
-        if said.get(fixed, value) != value:
+        if settings.get(fixed, value) != value:
             raise InputError(
-                f"{path} says {fixed}={said[fixed]}, gptpl adds plain LoRA: merge the adapter with PEFT, and"
-                " use the merged model"
+                f"{path} says {fixed}={settings[fixed]}, gptpl has plain LoRA: merge the adapter with PEFT,"
+                " and use the merged model"
             )
-    rank, alpha = required(said, ("r", "lora_alpha"), path)
+    rank, alpha = required(settings, ("r", "lora_alpha"), path)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise InputError(f"{path} says r={rank}: restore the file")
+        raise InputError(f"{path}: r must be a positive whole number, got {rank}: restore the file")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise InputError(f"{path} says lora_alpha={alpha}: restore the file")
+        raise InputError(f"{path}: lora_alpha must be a number, got {alpha}: restore the file")
     source = safetensors_of(folder, _STEM)
-    ours = {theirs: name for name, theirs in _names(config).items()}
-    D = config.emb_dim  # outputs and inputs of each kind of layer:
-    shapes = ((3 * D, D), (D, D), (EXPANSION * D, D), (D, EXPANSION * D), (config.vocab_size, D))
-    sizes = dict(zip(TARGETS, shapes, strict=True))
+    names = _names(config)
+    ours = {theirs: name for name, theirs in names.items()}
+    with torch.device("meta"):
+        weights = GPTModel(config).state_dict()
     tensors: dict[str, Tensor] = {}
     for theirs, shape in source.shapes.items():
         if theirs in _FINAL_NORM.values() and _HEADS["out_head.bias"] in source.shapes:
-            continue  # of PEFT's own use, the base has its own
+            continue  # for PEFT alone, the base has its own
         name = ours.get(theirs)
         if name is None or source.dtypes[theirs] not in DTYPES:
             raise InputError(
@@ -156,23 +156,22 @@ def read_adapter(folder: Path, config: GPTConfig) -> Adapter:
             )
         if is_low_rank(name):
             layer, _, matrix = name.rpartition(".")
-            outputs, inputs = sizes[layer.rpartition(".")[2]]
+            outputs, inputs = weights[f"{layer}.weight"].shape
             wanted = (rank, inputs) if matrix == "lora_A" else (outputs, rank)
             if shape != wanted:
                 raise InputError(
                     f"{source.where} holds {theirs!r} as {shape}, the model wants {wanted}: use the adapter"
                     " with its own base"
                 )
+            twin = f"{layer}.{'lora_B' if matrix == 'lora_A' else 'lora_A'}"
+            if names[twin] not in source.shapes:
+                raise InputError(f"{source.where} holds {name} without {twin}: fetch it again")
         tensors[name] = source.read(theirs)
-    for each in tensors:
-        twin = each.replace("lora_A", "lora_B") if "lora_A" in each else each.replace("lora_B", "lora_A")
-        if twin not in tensors:
-            raise InputError(f"{source.where} holds {each} without {twin}: fetch it anew")
     return Adapter(tensors=tensors, rank=rank, alpha=float(alpha))
 
 
 def _names(config: GPTConfig) -> dict[str, str]:
-    """PEFT's name of everything of ours that an adapter may hold."""
+    """PEFT's names of everything of ours that an adapter may hold."""
     names = dict(_HEADS)
     for row in table().expanded(config.n_layers):
         layer, _, kind = row.ours.rpartition(".")

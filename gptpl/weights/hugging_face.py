@@ -25,7 +25,7 @@ from gptpl.weights.model_files import (
     write_json,
     writing,
 )
-from gptpl.weights.tables import Head, Layout, Table, gpt2_rows
+from gptpl.weights.tables import Row, Table, gpt2_rows
 from gptpl.weights.transfer import export_tensors
 
 CONFIG_FILE = "config.json"
@@ -43,19 +43,30 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
-"""What a GPT-2 can have otherwise, and `GPTModel` cannot."""
+"""Settings of their GPT-2 that `GPTModel` has no choice of, and the values that it has."""
+
+
+def rows(prefix: str = PREFIX, *, head: str = "lm_head.weight", transposed: bool = True) -> tuple[Row, ...]:
+    """Their names; the linear layers are `Conv1D`, whose weights are (in, out)."""
+    layers = (
+        *("h.{i}.ln_1", "h.{i}.attn.c_attn", "h.{i}.attn.c_proj"),
+        *("h.{i}.ln_2", "h.{i}.mlp.c_fc", "h.{i}.mlp.c_proj", "ln_f"),
+    )
+    return gpt2_rows(
+        [prefix + layer for layer in layers],
+        tokens=f"{prefix}wte.weight",
+        positions=f"{prefix}wpe.weight",
+        head=head,
+        transposed=transposed,
+    )
 
 
 def table(prefix: str = PREFIX, *, head: str = "lm_head.weight") -> Table:
-    """Their tensors; every name but the head's may begin with a prefix.
-
-    Their linear layers are `Conv1D`, whose weight is (in, out).
-    """
+    """Their tensors; every name but the head's begins with a prefix."""
     return Table(
         format="hf",
-        rows=gpt2_rows(Layout.TRANSPOSED, prefix=prefix, head=head),
-        head=Head.UNTIED,
-        # In files that older versions of transformers wrote, OpenAI's among them.
+        rows=rows(prefix, head=head),
+        # In files of older versions of transformers, OpenAI's among them.
         masks=(f"{prefix}h.{{i}}.attn.bias",),
         ignored=(f"{prefix}h.{{i}}.attn.masked_bias",),
     )
@@ -68,28 +79,28 @@ def recognises(path: Path) -> bool:
 
 
 def open_files(path: Path) -> ModelFiles:
-    """The model of a folder. Raises InputError for one that is no GPT-2, or not whole."""
-    said, tensors = _described(path / CONFIG_FILE), _tensors_of(path)
+    """The language model in a folder. Raises InputError for another kind of model, or an incomplete one."""
+    config, tensors = _described(path / CONFIG_FILE), _tensors_of(path)
     if _SCORE in tensors.shapes:
         raise InputError(
-            f"{path} holds a classifier, no language model: use gptpl classify checkpoint={path}"
+            f"{path} holds a classifier, not a language model: use gptpl classify checkpoint={path}"
         )
     prefixed = any(name.startswith(PREFIX) for name in tensors.shapes)
-    return with_record(path, table(PREFIX if prefixed else ""), tensors, said, path / CONFIG_FILE)
+    return with_record(path, table(PREFIX if prefixed else ""), tensors, config, path / CONFIG_FILE)
 
 
 def _tensors_of(path: Path) -> TensorSource:
-    """Those of the safetensors; of `pytorch_model.bin` in a folder from before there were any."""
+    """The safetensors, or `pytorch_model.bin` in a folder from before there were any."""
     if any(path.glob("*.safetensors*")):
         return safetensors_of(path)
     content = read_plain(path / _OLD_FILE)
     if not isinstance(content, dict):
-        raise InputError(f"{path / _OLD_FILE} holds no state dict: fetch it anew")
+        raise InputError(f"{path / _OLD_FILE} does not hold a state dict: fetch it again")
     return state_dict_source(content, str(path / _OLD_FILE))
 
 
 def _described(path: Path) -> GPTConfig:
-    """The model of a `config.json`. Raises InputError for one that is no GPT-2, or another than gptpl has."""
+    """The model of a `config.json`. Raises InputError for one that gptpl does not have."""
     content = read_json(path)
     for name, allowed in _FIXED.items():
         if content.get(name, allowed[0]) not in allowed:
@@ -98,7 +109,7 @@ def _described(path: Path) -> GPTConfig:
             )
     tied = content.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
-        raise InputError(f"{path} says tie_word_embeddings={tied!r}: give true or false")
+        raise InputError(f"{path}: tie_word_embeddings must be true or false, got {tied!r}")
     drop_rate = content.get("resid_pdrop", 0.1)
     config = described_config(content, _SIZES, path, drop_rate=drop_rate, qkv_bias=True, tie_weights=tied)
     if content.get("n_inner") not in (None, 4 * config.emb_dim):
@@ -109,18 +120,16 @@ def _described(path: Path) -> GPTConfig:
 
 
 def write_files(net: GPTModel, folder: Path, *, eot_id: int) -> None:
-    """`config.json`, `generation_config.json` and `model.safetensors`."""
+    """Write `config.json`, `generation_config.json` and `model.safetensors`."""
     tensors = export_tensors(net, table())
     write_tensors(tensors, folder / "model.safetensors")
     write_json(folder / CONFIG_FILE, _their_config(net.config, tensors, eot_id, "GPT2LMHeadModel"))
-    write_json(
-        folder / "generation_config.json",
-        {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id},
-    )
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eot_id)
+    write_json(folder / "generation_config.json", ids)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """A safetensors file."""
+    """Write a safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -140,8 +149,7 @@ def _their_config(
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.drop_rate),
         "n_inner": None,
         "tie_word_embeddings": config.tie_weights,
-        "bos_token_id": eot_id,
-        "eos_token_id": eot_id,
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), eot_id),
         "dtype": dtype,
         "torch_dtype": dtype,  # as transformers called it before version 5
     }
@@ -161,7 +169,7 @@ def is_classifier(path: Path) -> bool:
 def open_classifier(path: Path) -> tuple[ModelFiles, tuple[str, ...]]:
     """The files of a classifier, and the names of its classes in order.
 
-    Raises InputError for one that gptpl's cannot be, or that is not whole.
+    Raises InputError for one that gptpl does not have, or an incomplete one.
     """
     where = path / CONFIG_FILE
     content = read_json(where)
@@ -173,13 +181,13 @@ def open_classifier(path: Path) -> tuple[ModelFiles, tuple[str, ...]]:
     names = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # what transformers assumes
     wanted = [str(number) for number in range(len(names))] if isinstance(names, dict) else []
     if len(wanted) < 2 or sorted(names, key=str) != sorted(wanted):
-        raise InputError(f"{where} has id2label={names!r}, no names of two classes or more: give 0, 1, ...")
+        raise InputError(f"{where}: id2label must name two or more classes, from 0 on, got {names!r}")
     files = with_record(path, table(head=_SCORE), _tensors_of(path), _described(where), where)
     return files, tuple(str(names[number]) for number in wanted)
 
 
 def write_classifier(net: GPTClassifier, folder: Path, *, labels: Sequence[str], pad_id: int) -> None:
-    """`config.json` and `model.safetensors`; the logits there are those here.
+    """Write `config.json` and `model.safetensors`, which give the same logits.
 
     transformers reads the logits at the last token that is not `pad_id`: a text that ends with that very
     token is read one token earlier.
@@ -199,8 +207,8 @@ def write_classifier(net: GPTClassifier, folder: Path, *, labels: Sequence[str],
     if bias is not None:
         if (shift := bias_as_shift(plain.out_head.weight, bias)) is None:
             raise InputError(
-                f"format=hf has no bias in a classifier's head, and that of these {len(bias)} classes does"
-                " not fit elsewhere: train it with task.head_bias=false"
+                "format=hf has no bias in a classifier's head, and the final LayerNorm cannot replace that of"
+                f" these {len(bias)} classes: train it with task.head_bias=false"
             )
         norm = tensors[f"{PREFIX}ln_f.bias"]
         tensors[f"{PREFIX}ln_f.bias"] = (norm.double() + shift).to(norm.dtype)
@@ -218,9 +226,8 @@ def write_classifier(net: GPTClassifier, folder: Path, *, labels: Sequence[str],
 def bias_as_shift(weight: Tensor, bias: Tensor) -> Tensor | None:
     """The smallest shift d (D,) float64 of the hidden states with W d = b, for W (C, D) and b (C,).
 
-    A shift of the final LayerNorm's bias, which nothing but the head reads, does what the head's bias did;
-    transformers' classifiers have none. None where there is no such shift: rows of W that depend on one
-    another, more classes than D.
+    Added to the final LayerNorm's bias, which only the head reads, it replaces the head's bias, which
+    transformers' classifiers lack. None where there is no such shift: W has dependent rows, or C > D.
     """
     W, b = weight.detach().cpu().double(), bias.detach().cpu().double()
     shift = torch.linalg.pinv(W) @ b

@@ -1,4 +1,4 @@
-"""A model in another program's files: what it says of itself, and its tensors, not read yet."""
+"""A model in another program's files: what they say about it, and its tensors, not read yet."""
 
 import dataclasses
 import json
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
-from gptpl.files.durable import sha256_of
+from gptpl.files.download import remembered_sha256
 from gptpl.files.plain import check_sharing
 from gptpl.model import GPTConfig
+from gptpl.text import shortened
 from gptpl.weights.tables import Table
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """What weights may be stored in."""
 RECORD_FILE = "gptpl.json"
-"""Stands beside exported weights, with what their format has no words for."""
+"""A file next to exported weights with what their format has no place for."""
 RECORD_VERSION = 1
 _SIZES = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 
@@ -37,21 +38,26 @@ _SIZES = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSource:
-    """Tensors by name; nothing but what is read takes memory. `where` is the file or folder, for messages."""
+    """Tensors by name, of which only what is read takes memory.
+
+    Attributes:
+        where: the file or folder, for messages.
+        shapes: of the tensors.
+        dtypes: in torch's words, such as "float32".
+        read: gives a tensor on the CPU, which may be mapped from the file: do not write to it.
+    """
 
     where: str
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
-    """In torch's words, such as "float32"."""
     read: Callable[[str], Tensor]
-    """Gives a tensor on the CPU; it may lie over the file, and is not to be written to."""
 
 
 def state_dict_source(tensors: Mapping[str, Any], where: str) -> TensorSource:
-    """Tensors that torch has read."""
+    """The tensors of a state dict."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise InputError(f"{where} holds {name!r}, which is no tensor: give a state dict of a model")
+            raise InputError(f"{where} holds {name!r}, which is not a tensor: give a model's state dict")
     check_sharing(tensors.values(), where)
     return TensorSource(
         where=where,
@@ -64,25 +70,21 @@ def state_dict_source(tensors: Mapping[str, Any], where: str) -> TensorSource:
 def safetensors_of(folder: Path, stem: str = "model") -> TensorSource:
     """`model.safetensors` of a folder, or the shards that `model.safetensors.index.json` lists, mapped.
 
-    Raises InputError for a file that is missing, cut short, or whose header does not fit it, for a name that
-    two shards have, and for an index that lists something else.
+    Raises InputError for files that are missing or damaged, and for an index that does not fit its shards.
     """
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if single.is_file() or not index.is_file():
         return _mapped([single], str(single))
     try:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(shards.values()))
+        paths = [folder / name for name in sorted(set(shards.values()))]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{index} lists no shards ({error}): fetch it anew") from error
-    if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{index} lists no shards: fetch it anew")
-    if any(Path(name).name != name for name in names):
-        raise InputError(f"{index} lists files outside its folder: use another copy")
-    paths = [folder / name for name in names]
-    source = _mapped(paths, str(paths[0] if len(paths) == 1 else folder))
+        raise InputError(f"{index} does not list shards ({error}): fetch it again") from error
+    if not paths or any(path.parent != folder for path in paths):
+        raise InputError(f"{index} must list files in its own folder: use another copy")
+    source = _mapped(paths, str(folder))
     if missing := sorted(shards.keys() - source.shapes.keys()):
-        raise InputError(f"{index} lists {missing[0]!r}, which no shard holds: fetch the shards anew")
+        raise InputError(f"{index} lists {missing[0]!r}, which no shard holds: fetch the shards again")
     return source
 
 
@@ -100,12 +102,12 @@ def _mapped(paths: list[Path], where: str) -> TensorSource:
             if not path.is_file():
                 raise InputError(f"{path} does not exist: give the folder that holds it") from error
             raise InputError(
-                f"{path} is no whole safetensors file ({' '.join(str(error).split())}; it has"
-                f" {path.stat().st_size:,} bytes): fetch it anew"
+                f"{path} is damaged or cut short ({shortened(str(error), 200)}; it has"
+                f" {path.stat().st_size:,} bytes): fetch it again"
             ) from error
         for name in names:
             if name in files:
-                raise InputError(f"{path} holds {name!r}, and so does another of its shards: fetch them anew")
+                raise InputError(f"{path} and another shard hold {name!r}: fetch the shards again")
             files[name], part = file, file.get_slice(name)
             shapes[name] = tuple(part.get_shape())
             dtypes[name] = words.get(str(part.get_dtype()), str(part.get_dtype()))
@@ -114,37 +116,43 @@ def _mapped(paths: list[Path], where: str) -> TensorSource:
     )
 
 
-# ---------------------------------------------------------------------------------- what files say of a model
+# --------------------------------------------------------------------------------- what files say of a model
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """What was found in a folder or file; the table has the names that the tensors have there."""
+    """A model in a folder or file.
+
+    Attributes:
+        path: the folder or file.
+        table: the names of the tensors there.
+        tensors: not read yet.
+        config: None where there is nothing but the shapes of the tensors.
+        record: what gptpl wrote next to an export (`model`, `tokenizer`, `lineage`); `tokenizer` and
+            `model_before` where another program has changed the weights; empty elsewhere.
+    """
 
     path: Path
     table: Table
     tensors: TensorSource
     config: GPTConfig | None
-    """What the files say of the model; None: nothing but the shapes of its tensors."""
     record: Mapping[str, Any]
-    """What gptpl wrote beside an export: `model`, `tokenizer`, `lineage`; empty elsewhere.
-
-    Where another program changed the weights since, `tokenizer` and `model_before`.
-    """
 
 
-def with_record(path: Path, table: Table, tensors: TensorSource, said: GPTConfig, where: Path) -> ModelFiles:
+def with_record(
+    path: Path, table: Table, tensors: TensorSource, described: GPTConfig, where: Path
+) -> ModelFiles:
     """A folder whose file `where` describes its model, with what `gptpl.json` adds.
 
-    Raises InputError where the two contradict one another.
+    Raises InputError where the two contradict each other.
     """
-    record, config = read_record(path), said
+    record, config = read_record(path), described
     if "model" in record:
         config = recorded_config(record["model"], path)
         for name in (*_SIZES, "tie_weights"):
-            if getattr(config, name) != getattr(said, name):
+            if getattr(config, name) != getattr(described, name):
                 raise InputError(
-                    f"{where} says {name}={getattr(said, name)}, {RECORD_FILE} beside it"
+                    f"{where} says {name}={getattr(described, name)}, {RECORD_FILE} next to it"
                     f" {getattr(config, name)}: restore the one that was changed"
                 )
     return ModelFiles(path=path, table=table, tensors=tensors, config=config, record=record)
@@ -153,17 +161,17 @@ def with_record(path: Path, table: Table, tensors: TensorSource, said: GPTConfig
 def described_config(
     content: Mapping[str, Any], sizes: tuple[str, ...], path: Path, *, drop_rate: object, **fixed: Any
 ) -> GPTConfig:
-    """The model that a format's file describes, by its names of the sizes that `sizes_of` writes.
+    """The model that a format's file describes, by its names of the sizes, as in `sizes_of`.
 
-    Raises InputError, naming the file, if it cannot be.
+    Raises InputError, naming the file, if there can be no such model.
     """
     fields = dict(zip(_SIZES, required(content, sizes, path), strict=True))
     if isinstance(drop_rate, bool) or not isinstance(drop_rate, int | float):
-        raise InputError(f"{path} gives {drop_rate!r} as dropout rate: give a number of 0 or more, below 1")
+        raise InputError(f"{path}: the dropout rate must be a number from 0 to 1, got {drop_rate!r}")
     try:
         return GPTConfig(**fields, drop_rate=float(drop_rate), init="gpt2", **fixed)
     except InputError as error:
-        raise InputError(f"{path} describes a model that cannot be: {error}") from error
+        raise InputError(f"{path} describes an impossible model: {error}") from error
 
 
 def sizes_of(config: GPTConfig, sizes: tuple[str, ...]) -> dict[str, int]:
@@ -172,34 +180,32 @@ def sizes_of(config: GPTConfig, sizes: tuple[str, ...]) -> dict[str, int]:
 
 
 def required(content: Mapping[str, Any], names: tuple[str, ...], path: Path) -> list[Any]:
-    """The values of these names, each there; InputError names those that are not."""
+    """The values of these names. Raises InputError for missing ones."""
     if missing := [name for name in names if name not in content]:
-        raise InputError(f"{path} lacks {', '.join(missing)}: fetch it anew")
+        raise InputError(f"{path} lacks {', '.join(missing)}: fetch it again")
     return [content[name] for name in names]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError where there is none."""
+    """A JSON object. Raises InputError for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give the folder of a model") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end
-        raise InputError(f"{path} is no JSON ({error}): fetch it anew") from error
+    except (OSError, ValueError, RecursionError) as error:  # no file, not UTF-8, not JSON, nested too deep
+        raise InputError(f"{path} is not a JSON file ({error}): restore it, or fetch it again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no object: fetch it anew")
+        raise InputError(f"{path} must hold a JSON object: restore it, or fetch it again")
     return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file that people can read."""
+    """Write an indented JSON file."""
     with writing(path.parent):
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def writing(folder: Path, *kinds: type[Exception]) -> Iterator[None]:
-    """Turns what a library raises when it cannot write into one line; `kinds` are its own exceptions."""
+    """Raise InputError for an OSError, or a library's exception of these kinds, when files are written."""
     expected: tuple[type[Exception], ...] = (OSError, *kinds)
     try:
         yield
@@ -227,7 +233,7 @@ def record_of(
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What `gptpl.json` of a folder holds; nothing where there is none."""
+    """The content of `gptpl.json` in a folder, as in `ModelFiles.record`; empty if there is none."""
     path = folder / RECORD_FILE
     if not path.is_file():
         return {}
@@ -239,14 +245,14 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     for part in ("model", "tokenizer", "lineage", "weights_sha256"):
         if not isinstance(record.get(part), dict):
-            raise InputError(f"{path} holds no {part}: restore the file, or remove it")
-    lineage = record["lineage"]
-    if not isinstance(lineage.get("step"), int) or not isinstance(lineage.get("start"), dict):
-        raise InputError(f"{path} holds a lineage without step or start: restore the file, or remove it")
+            raise InputError(f"{path} lacks {part}: restore the file, or remove it")
+    step, start = (record["lineage"].get(name) for name in ("step", "start"))
+    if not isinstance(step, int) or not isinstance(start, dict):
+        raise InputError(f"{path} lacks step or start in its lineage: restore the file, or remove it")
     if record["weights_sha256"] != weights_sha256(folder):
         log.warning(
-            "%s: the weights beside it were damaged or edited since, so what it says of their past is not"
-            " used",
+            "%s: the weights next to it were damaged or edited since it was written: it tells only their"
+            " tokenizer, not where they come from",
             path,
         )
         return {"tokenizer": record["tokenizer"], "model_before": record["model"]}
@@ -264,7 +270,7 @@ def recorded_config(model: Mapping[str, Any], folder: Path) -> GPTConfig:
 
 
 def weights_sha256(path: Path) -> dict[str, str]:
-    """The SHA-256 of a file, or of every file of a folder that holds weights, by name."""
+    """The SHA-256 of a file, or of every file of weights in a folder, by name."""
     kinds = ("*.safetensors", "*.ckpt.data-*", "*.pth", "*.pt", "*.bin")
     paths = [path] if path.is_file() else [found for kind in kinds for found in path.glob(kind)]
-    return {found.name: sha256_of(found) for found in sorted(paths)}
+    return {found.name: remembered_sha256(found) for found in sorted(paths)}

@@ -1,4 +1,8 @@
-"""GPT-2 as OpenAI published it: where its files are, how large, with which hashes, how they are fetched."""
+"""GPT-2 as OpenAI published it: its files, their sizes and hashes, and how they are fetched.
+
+Hugging Face's come by `gptpl.files.download`, too, not by huggingface_hub: that one (2.4) compares no hashes,
+starts an interrupted file over in a new process, and needs more of a mirror than a plain file server sends.
+"""
 
 import os
 from collections.abc import Mapping
@@ -13,19 +17,17 @@ from gptpl.model import GPTConfig, count_parameters
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file of a checkpoint; None is what is not published where gptpl could look it up."""
+    """A file of a checkpoint; `path` is on the source's server, and None is not published."""
 
     name: str
     path: str
-    """On the source's server."""
     size: int | None
     sha256: str | None
-    """None: the first download's is recorded, and holds from then on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One of the four models: its name, its shape, the choice of conf/model that is the same."""
+    """One of the four models: its name, its shape, and the same model in conf/model."""
 
     name: str
     emb_dim: int
@@ -35,7 +37,7 @@ class Size:
 
     @property
     def config(self) -> GPTConfig:
-        """The model that the weights are of."""
+        """The model of the weights."""
         return GPTConfig(
             vocab_size=50257,
             context_length=1024,
@@ -66,33 +68,30 @@ _HUB: Mapping[str, tuple[str, str]] = {
 }
 """Names on the Hugging Face hub, and the revisions that are fetched."""
 _VOCABULARY = ("encoder.json", "vocab.bpe")
-_ALL = "of all sizes"
-_SHA256: Mapping[tuple[str, str], str] = {
-    (_ALL, "encoder.json"): "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    (_ALL, "vocab.bpe"): "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    ("124M", "config.json"): "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4",
-    ("124M", "model.safetensors"): "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
-    ("1558M", "config.json"): "be48115d52314bc27327e160bf10197760db02ea689d10adb24db4102edf7a8a",
-    ("1558M", "model.safetensors"): "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
+_DATA = "model.ckpt.data-00000-of-00001"
+_WEIGHTS_FILES = ("model.safetensors", _DATA)
+_PINNED: Mapping[str, tuple[int | None, str | None]] = {
+    "encoder.json": (1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+    "vocab.bpe": (456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+    "124M/config.json": (None, "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4"),
+    "124M/model.safetensors": (
+        548_105_171,
+        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+    ),
+    "1558M/config.json": (None, "be48115d52314bc27327e160bf10197760db02ea689d10adb24db4102edf7a8a"),
+    "1558M/model.safetensors": (None, "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a"),
+    "124M/checkpoint": (77, None),
+    "124M/hparams.json": (90, None),
+    f"124M/{_DATA}": (497_759_232, None),
+    "124M/model.ckpt.index": (5_215, None),
+    "124M/model.ckpt.meta": (471_155, None),
+    "355M/checkpoint": (77, None),
+    "355M/hparams.json": (91, None),
+    f"355M/{_DATA}": (1_419_292_672, None),
+    "355M/model.ckpt.index": (10_399, None),
+    "355M/model.ckpt.meta": (926_519, None),
 }
-"""What the hub publishes of its files; OpenAI publishes no hashes."""
-_BYTES: Mapping[tuple[str, str], int] = {
-    (_ALL, "encoder.json"): 1_042_301,
-    (_ALL, "vocab.bpe"): 456_318,
-    ("124M", "model.safetensors"): 548_105_171,
-    ("124M", "checkpoint"): 77,
-    ("124M", "hparams.json"): 90,
-    ("124M", "model.ckpt.data-00000-of-00001"): 497_759_232,
-    ("124M", "model.ckpt.index"): 5_215,
-    ("124M", "model.ckpt.meta"): 471_155,
-    ("355M", "checkpoint"): 77,
-    ("355M", "hparams.json"): 91,
-    ("355M", "model.ckpt.data-00000-of-00001"): 1_419_292_672,
-    ("355M", "model.ckpt.index"): 10_399,
-    ("355M", "model.ckpt.meta"): 926_519,
-}
-"""OpenAI's are in the tests of the book's repository."""
-_WEIGHTS_FILES = ("model.safetensors", "model.ckpt.data-00000-of-00001")
+"""Bytes and SHA-256 where known: the hub's hashes, OpenAI's sizes from the tests of the book's repository."""
 SERVERS: Mapping[str, str] = {
     "hf": "https://huggingface.co",
     "openai": "https://openaipublic.blob.core.windows.net",
@@ -102,49 +101,44 @@ MIRROR = "GPTPL_MIRROR"
 
 
 def checked_size(size: str) -> Size:
-    """The size of that name. Raises InputError for a name that is none."""
+    """The size of that name. Raises InputError for an unknown one."""
     if str(size) not in SIZES:
         raise InputError(f"size={size} is unknown: choose one of {', '.join(SIZES)}")
     return SIZES[str(size)]
 
 
 def checked_source(source: str) -> str:
-    """The source itself. Raises InputError for one that is unknown."""
+    """The source itself. Raises InputError for an unknown one."""
     if source not in SERVERS:
         raise InputError(f"source={source} is unknown: choose one of {', '.join(SERVERS)}")
     return source
 
 
 def hub_name(size: Size) -> str:
-    """What the Hugging Face hub calls it."""
+    """The model on the Hugging Face hub."""
     return _HUB[size.name][0]
 
 
 def files_of(size: Size, source: str) -> list[RemoteFile]:
-    """What a source's checkpoint of a size is made of; the largest file comes last."""
-    if source == "hf":
-        folder = "/resolve/".join(_HUB[size.name])
-        names = ["config.json", "model.safetensors"]
-    else:
+    """The files of a source's checkpoint; the largest comes last."""
+    folder, names = "/resolve/".join(_HUB[size.name]), ["config.json", "model.safetensors"]
+    if source == "openai":
         folder = f"gpt-2/models/{size.name}"
-        names = [*_VOCABULARY, "checkpoint", "hparams.json", "model.ckpt.index", "model.ckpt.meta"]
-        names.append("model.ckpt.data-00000-of-00001")
-    found = []
+        names = [*_VOCABULARY, "checkpoint", "hparams.json", "model.ckpt.index", "model.ckpt.meta", _DATA]
+    files = []
     for name in names:
-        key = (_ALL if name in _VOCABULARY else size.name, name)
-        found.append(
-            RemoteFile(name=name, path=f"{folder}/{name}", size=_BYTES.get(key), sha256=_SHA256.get(key))
-        )
-    return found
+        n_bytes, sha256 = _PINNED.get(name if name in _VOCABULARY else f"{size.name}/{name}", (None, None))
+        files.append(RemoteFile(name=name, path=f"{folder}/{name}", size=n_bytes, sha256=sha256))
+    return files
 
 
 def weights_folder(size: Size, source: str) -> Path:
-    """Where in the cache a source's checkpoint of a size is, or will be."""
+    """The folder of a source's checkpoint in the cache; it may not exist yet."""
     return cache_dir() / "weights" / source / size.name
 
 
 def cached_bytes(size: Size, source: str) -> tuple[int, bool]:
-    """How many bytes of a checkpoint are in the cache, parts of files included; whether all its files are."""
+    """How many bytes of a checkpoint are in the cache, unfinished files included, and whether all are."""
     paths = [weights_folder(size, source) / file.name for file in files_of(size, source)]
     parts = [path.with_name(f"{path.name}.part") for path in paths]
     there = sum(path.stat().st_size for path in paths + parts if path.is_file())
@@ -152,11 +146,10 @@ def cached_bytes(size: Size, source: str) -> tuple[int, bool]:
 
 
 def fetch(size: Size, source: str, *, mirror: str | None = None) -> Path:
-    """The folder of a source's checkpoint, its files fetched where the cache does not have them.
+    """The folder of a source's checkpoint in the cache, missing files fetched.
 
-    `mirror` (None: the environment's GPTPL_MIRROR) is an address in place of the source's server.
-
-    Raises InputError as `gptpl.files.download.download` does; without a network it names what the cache has.
+    `mirror` (None: the environment's GPTPL_MIRROR) is an address in place of the source's server. Raises
+    InputError as `gptpl.files.download.download` does.
     """
     server = (mirror or os.environ.get(MIRROR) or SERVERS[source]).rstrip("/")
     folder = weights_folder(size, source)
@@ -165,16 +158,10 @@ def fetch(size: Size, source: str, *, mirror: str | None = None) -> Path:
         try:
             download(address, sha256=file.sha256, size=file.size, filename=file.name, folder=folder)
         except InputError as error:
-            cached = [
-                f"{other} from {origin}"
-                for origin in SERVERS
-                for other in SIZES
-                if cached_bytes(SIZES[other], origin)[1]
-            ]
             raise InputError(
-                f"{error}. In the cache are: {', '.join(cached) or 'no weights'}. To fetch them elsewhere:"
-                f" gptpl weights fetch size={size.name} source={source} on a machine with a network, then"
-                f" copy its folder to {folder} (another server: {MIRROR}=ADDRESS)"
+                f"{error}. Without a network: see gptpl weights list for what is in the cache, or run gptpl"
+                f" weights fetch size={size.name} source={source} on a machine with one (another server:"
+                f" {MIRROR}=ADDRESS), and copy its folder to {folder}"
             ) from error
         if file.sha256 is None:
             _check_plausible(folder / file.name, size)
@@ -182,9 +169,9 @@ def fetch(size: Size, source: str, *, mirror: str | None = None) -> Path:
 
 
 def _check_plausible(path: Path, size: Size) -> None:
-    """Refuses, and takes away, a file without a published hash that is another one than it should be.
+    """Refuse and remove a file without a published hash that cannot be the right one.
 
-    Such as the page of a network that wants a login first: its hash would hold from then on.
+    A network's login page, for example: its hash would hold from then on.
     """
     with path.open("rb") as file:
         is_page = file.read(100).lstrip().startswith(b"<")
@@ -200,8 +187,8 @@ def _check_plausible(path: Path, size: Size) -> None:
 
 
 def fetched_sha256(size: Size, source: str) -> dict[str, str]:
-    """The hash of the file with the weights, once it is fetched: the pinned one, or the recorded one."""
+    """The hash of the fetched file with the weights, by its name: the pinned or the recorded one."""
     *_, file = files_of(size, source)
-    pinned = file.sha256 or recorded_sha256(weights_folder(size, source) / file.name)
-    assert pinned is not None, "fetched files have a hash"
-    return {file.name: pinned}
+    sha256 = file.sha256 or recorded_sha256(weights_folder(size, source) / file.name)
+    assert sha256 is not None, "fetched files have a hash"
+    return {file.name: sha256}

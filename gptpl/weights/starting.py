@@ -1,4 +1,4 @@
-"""What training can start from, beside random weights: published GPT-2, and other programs' files."""
+"""What training can start from besides a run: random weights, published GPT-2, other programs' files."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -21,26 +21,32 @@ log = logging.getLogger(__name__)
 
 
 class StartingWeights(ABC):
-    """What a new model begins with."""
+    """The first weights of a model; where they come from is returned as plain data, for records."""
 
     @abstractmethod
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
-        """Raises InputError if the weights do not fit the model, or are another tokenizer's (by its `state`).
+        """Raise InputError if the weights do not fit the model or, by its `state`, the tokenizer.
 
-        Nothing is fetched for it, and of local files only what they say of themselves is read.
+        Nothing is fetched, and of local files only what they say about themselves is read.
         """
 
     @abstractmethod
-    def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
-        """The model with these weights, on the CPU, and where they come from, as plain data for records.
+    def load_into(self, net: GPTModel) -> dict[str, Any]:
+        """Fill a model in which nothing was drawn; returns where the weights come from.
 
-        Raises InputError for files that are damaged or cannot be had.
+        Raises InputError for files that are damaged or cannot be fetched.
         """
+
+    def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
+        """The model with these weights, on the CPU, and where they come from; errors as `load_into`."""
+        check_memory(config)
+        net = empty_model(config)
+        return net, self.load_into(net)
 
     def fill(
         self, net: nn.Module, built_from: Mapping[str, Any], tokenizer: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Gives these weights to a model that is no `GPTModel`; returns where they come from.
+        """Fill a model that is not a `GPTModel`; returns where the weights come from.
 
         `net` has the weights that its class draws, `built_from` is its `_target_` and keywords, `tokenizer`
         the `state` of its tokenizer. Raises InputError for weights of another model, as most are.
@@ -57,41 +63,33 @@ class RandomWeights(StartingWeights):
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
         """Random weights fit every model."""
 
+    def load_into(self, net: nn.Module) -> dict[str, Any]:
+        """Leave the weights as the model's class drew them."""
+        return {"init": "random"}
+
     def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
         """See `StartingWeights`."""
         check_memory(config)
-        return GPTModel(config), {"init": "random"}
+        net = GPTModel(config)
+        return net, self.load_into(net)
 
     def fill(
         self, net: nn.Module, built_from: Mapping[str, Any], tokenizer: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Leaves the weights as they were drawn."""
-        return {"init": "random"}
-
-
-class LoadedWeights(StartingWeights):
-    """Weights that are read from files into a model for which nothing was drawn."""
-
-    @abstractmethod
-    def load_into(self, net: GPTModel) -> dict[str, Any]:
-        """Fills the model; returns where the weights come from. Raises InputError as `make_model`."""
-
-    def make_model(self, config: GPTConfig) -> tuple[GPTModel, dict[str, Any]]:
-        """See `StartingWeights`."""
-        check_memory(config)
-        net = empty_model(config)
-        return net, self.load_into(net)
+        """See `load_into`."""
+        return self.load_into(net)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedWeights(LoadedWeights):
-    """GPT-2 as OpenAI published it, from the Hugging Face hub or from OpenAI's own TensorFlow checkpoints.
+class PublishedWeights(StartingWeights):
+    """GPT-2 as OpenAI published it.
 
-    `source` is "hf" or "openai", `size` one of SIZES, or None for the one of the model's shape; `path` is a
-    folder with the files instead of the cache and the network, `mirror` an address in place of the source's
-    server (None: the environment's GPTPL_MIRROR). With `crop_context` the model's context may be shorter.
-
-    Raises InputError for a source or size that is unknown.
+    Args:
+        source: "hf", the Hugging Face hub, or "openai", OpenAI's own TensorFlow checkpoints.
+        size: one of SIZES; None: the one with the model's shape.
+        path: a folder with the files, instead of the cache and the network.
+        mirror: an address in place of the source's server; None: the environment's GPTPL_MIRROR.
+        crop_context: whether the model's context may be shorter.
     """
 
     source: str
@@ -108,10 +106,10 @@ class PublishedWeights(LoadedWeights):
     @property
     def name(self) -> str:
         """The choice of conf/init."""
-        return "gpt2_hf" if self.source == "hf" else "gpt2_openai"
+        return f"gpt2_{self.source}"
 
     def size_for(self, config: GPTConfig | None) -> Size:
-        """The size that was asked for, or the one with this shape, or 124M; InputError if there is none."""
+        """The size asked for, or else of this shape, or 124M. Raises InputError if there is none."""
         if self.size is not None:
             return checked_size(self.size)
         if config is None:
@@ -133,13 +131,8 @@ class PublishedWeights(LoadedWeights):
                 f"init={self.name} has weights for GPT-2's tokens, this run has"
                 f" tokenizer={tokenizer.get('name')}: set tokenizer=gpt2"
             )
-        check_fits(
-            config,
-            size.config,
-            name=f"init={self.name}: the weights of GPT-2 {size.name}",
-            crop=Crop(context=self.crop_context),
-            choice=size.choice,
-        )
+        name, crop = f"init={self.name}: the weights of GPT-2 {size.name}", Crop(context=self.crop_context)
+        check_fits(config, size.config, name=name, crop=crop, choice=size.choice)
 
     def open(self, size: Size) -> ModelFiles:
         """The files, fetched where they are not in the cache."""
@@ -153,17 +146,16 @@ class PublishedWeights(LoadedWeights):
     def load_into(self, net: GPTModel) -> dict[str, Any]:
         """See `StartingWeights`."""
         size = self.size_for(net.config)
-        files = self.open(size)
+        files, crop = self.open(size), Crop(context=self.crop_context)
         if files.config is None:
             raise InputError(f"init.path={self.path} does not describe its model: use init=state_dict for it")
-        crop = Crop(context=self.crop_context)
         check_fits(net.config, files.config, name=f"the weights in {files.path}", crop=crop)
         load_tensors(net, files.tensors, files.table, crop=crop)
         log.info("weights: GPT-2 %s from %s", size.name, files.path)
         return self.origin(size, files)
 
     def origin(self, size: Size, files: ModelFiles) -> dict[str, Any]:
-        """What is recorded of weights that were loaded."""
+        """Where the weights come from, for records."""
         return {
             "init": self.name,
             "size": size.name,
@@ -174,7 +166,7 @@ class PublishedWeights(LoadedWeights):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CroppedWeights(LoadedWeights):
+class CroppedWeights(StartingWeights):
     """Weights of which the model may take a part: a shorter context, fewer rows of the token embedding."""
 
     crop_context: bool = False
@@ -193,7 +185,7 @@ class FileWeights(CroppedWeights):
     path: str | None = None
 
     def open(self) -> ModelFiles:
-        """The files. Raises InputError where no path is given."""
+        """The files. Raises InputError without a path."""
         if self.path is None:
             raise InputError("init.path is not set: give init.path=FILE, such as the book's model.pth")
         return open_model(Path(self.path).expanduser())
@@ -203,13 +195,15 @@ class FileWeights(CroppedWeights):
         files = self.open()
         stored = files.record.get("tokenizer")
         if stored and stored.get("sha256") != tokenizer.get("sha256"):
+            theirs, ours = (
+                f"{each.get('name')} ({str(each.get('sha256'))[:12]})" for each in (stored, tokenizer)
+            )
             remedy = "use the text whose vocabulary it is"
             if stored.get("name") != tokenizer.get("name"):
                 remedy = f"set tokenizer={stored.get('name')}"
             raise InputError(
-                f"init.path={self.path} has weights for the tokens of a {stored.get('name')} tokenizer"
-                f" ({str(stored.get('sha256'))[:12]}), this run has tokenizer={tokenizer.get('name')}"
-                f" ({str(tokenizer.get('sha256'))[:12]}): {remedy}"
+                f"init.path={self.path} has weights for the tokens of tokenizer={theirs}, this run has"
+                f" tokenizer={ours}: {remedy}"
             )
         if files.config is not None:
             check_fits(config, files.config, name=f"init.path={self.path}: the weights", crop=self.crop)

@@ -1,8 +1,7 @@
-"""Which of a format's tensors is which of ours: one row a tensor, one table a format."""
+"""Which tensors of a format are which of ours: one row per tensor, one table per format."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from torch import Tensor
 
@@ -12,81 +11,63 @@ POSITIONS = "pos_emb.weight"
 QKV_BIAS = "attn.qkv.bias"
 OWN = "gptpl"
 """The name of gptpl's own format, which holds every model."""
-
-
-class Layout(Enum):
-    """How a format keeps a tensor whose axes here are (out, in), or which has one axis only."""
-
-    SAME = "as here"
-    TRANSPOSED = "(in, out)"
-    ONE_TRANSPOSED = "(1, in, out)"
-
-    def from_theirs(self, tensor: Tensor) -> Tensor:
-        """A view in our layout."""
-        if self is Layout.SAME:
-            return tensor
-        return tensor.T if self is Layout.TRANSPOSED else tensor[0].T
-
-    def to_theirs(self, tensor: Tensor) -> Tensor:
-        """A view in their layout."""
-        if self is Layout.SAME:
-            return tensor
-        return tensor.T if self is Layout.TRANSPOSED else tensor.T[None]
+LAYERS = (
+    *("blocks.{i}.norm1", "blocks.{i}.attn.qkv", "blocks.{i}.attn.out_proj"),
+    *("blocks.{i}.norm2", "blocks.{i}.ff.up_proj", "blocks.{i}.ff.down_proj", "final_norm"),
+)
+"""The layers of GPT-2 that have a weight and a bias; `{i}` is the number of the block."""
+_WEIGHT_AND_BIAS = (".weight", ".bias")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One of our tensors, and those of a format that it is made of, one below the other.
+    """One of our tensors, and those of a format that it consists of, one below the other.
 
-    `{i}` in the names stands for the number of the block.
+    The names may have `{i}`. `transposed`: theirs are (in, out), ours (out, in).
     """
 
     ours: str
     theirs: tuple[str, ...]
-    layout: Layout = Layout.SAME
+    transposed: bool = False
 
-
-class Head(Enum):
-    """What a format has beside the token embedding, whose matrix the head of a tied model is."""
-
-    NEVER = "no head of its own: it holds tied models only"
-    TWIN = "always a head, the same as the token embedding: it holds tied models only"
-    UNTIED = "a head only where it is another matrix than the token embedding"
-    ALWAYS = "always a head, tied or not"
+    def turned(self, tensor: Tensor) -> Tensor:
+        """A view of their tensor in our layout, or of ours in theirs."""
+        return tensor.T if self.transposed else tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Everything about the tensors of a format.
+    """The tensors of a format.
 
     Attributes:
         format: its name.
-        rows: every tensor, in the order of ours.
-        head: see `Head`.
-        qkv_bias: whether query, key and value always have a bias there; where ours have none it is zeros.
-        masks: names of buffers of each block that hold the causal mask, upper triangle of ones ("upper"), or
-            lower ("lower"); they are checked, and never loaded.
-        writes_masks: whether the format's own program insists on them.
-        ignored: names of constants of each block that the weights do not depend on.
-        bias_free: whether a model there may have no biases at all; they are zeros here.
+        rows: every tensor, in our order.
+        tied_only: whether it holds only models whose head is tied to the token embedding.
+        writes_head: whether a tied head is written, too, as a copy of the token embedding.
+        qkv_bias: whether query, key and value always have a bias: zeros for a model of ours without.
+        bias_free: whether models there may have no bias at all: zeros here.
+        masks: names of each block's causal masks, with ones in the lower triangle, or where attention is not
+            allowed (`mask_is_upper`); they are checked, never loaded, and written where `writes_masks`.
+        ignored: names of each block's constants that the weights do not depend on.
     """
 
     format: str
     rows: tuple[Row, ...]
-    head: Head
+    tied_only: bool = False
+    writes_head: bool = False
     qkv_bias: bool = True
+    bias_free: bool = False
     masks: tuple[str, ...] = ()
-    mask_of_ones: str = "lower"
+    mask_is_upper: bool = False
     writes_masks: bool = False
     ignored: tuple[str, ...] = ()
-    bias_free: bool = False
 
     def expanded(self, n_layers: int) -> Iterator[Row]:
-        """The rows of a model with so many blocks."""
+        """The rows of a model of `n_layers` blocks."""
         for row in self.rows:
             for i in range(n_layers if "{i}" in row.ours else 1):
                 theirs = tuple(name.format(i=i) for name in row.theirs)
-                yield Row(row.ours.format(i=i), theirs, row.layout)
+                yield Row(row.ours.format(i=i), theirs, row.transposed)
 
 
 def of_blocks(names: Iterable[str], n_layers: int) -> list[str]:
@@ -94,26 +75,23 @@ def of_blocks(names: Iterable[str], n_layers: int) -> list[str]:
     return [name.format(i=i) for name in names for i in range(n_layers)]
 
 
-def both(ours: str, theirs: str, weight: str, bias: str, layout: Layout = Layout.SAME) -> tuple[Row, Row]:
-    """The rows of a layer's weight and bias, whose names there end otherwise."""
-    return Row(f"{ours}.weight", (theirs + weight,), layout), Row(f"{ours}.bias", (theirs + bias,))
-
-
-def gpt2_rows(linear: Layout, *, prefix: str = "", head: str = "lm_head.weight") -> tuple[Row, ...]:
-    """The rows of transformers and of nanoGPT, which have the same names."""
-
-    def layer(ours: str, theirs: str, layout: Layout = Layout.SAME) -> tuple[Row, Row]:
-        return both(ours, prefix + theirs, ".weight", ".bias", layout)
-
-    return (
-        Row(TOKENS, (f"{prefix}wte.weight",)),
-        Row(POSITIONS, (f"{prefix}wpe.weight",)),
-        *layer("blocks.{i}.norm1", "h.{i}.ln_1"),
-        *layer("blocks.{i}.attn.qkv", "h.{i}.attn.c_attn", linear),
-        *layer("blocks.{i}.attn.out_proj", "h.{i}.attn.c_proj", linear),
-        *layer("blocks.{i}.norm2", "h.{i}.ln_2"),
-        *layer("blocks.{i}.ff.up_proj", "h.{i}.mlp.c_fc", linear),
-        *layer("blocks.{i}.ff.down_proj", "h.{i}.mlp.c_proj", linear),
-        *layer("final_norm", "ln_f"),
-        Row(HEAD, (head,)),
-    )
+def gpt2_rows(
+    layers: Sequence[str | tuple[str, ...]],
+    *,
+    tokens: str = TOKENS,
+    positions: str = POSITIONS,
+    head: str | None = HEAD,
+    linear: tuple[str, str] = _WEIGHT_AND_BIAS,
+    norm: tuple[str, str] = _WEIGHT_AND_BIAS,
+    transposed: bool = False,
+) -> tuple[Row, ...]:
+    """The rows of a format that names `LAYERS` so, with these ends for weights and biases."""
+    rows = [Row(TOKENS, (tokens,)), Row(POSITIONS, (positions,))]
+    for ours, theirs in zip(LAYERS, layers, strict=True):
+        is_norm, names = "norm" in ours, (theirs,) if isinstance(theirs, str) else theirs
+        weight, bias = norm if is_norm else linear
+        rows += [
+            Row(f"{ours}.weight", tuple(name + weight for name in names), transposed and not is_norm),
+            Row(f"{ours}.bias", tuple(name + bias for name in names)),
+        ]
+    return (*rows, Row(HEAD, (head,))) if head else tuple(rows)

@@ -1,4 +1,4 @@
-"""Files of torch with a model's tensors: the book's, nanoGPT's, Hugging Face's older ones, and ours."""
+"""State dicts that torch has saved: the book's, nanoGPT's, Hugging Face's older ones, and ours."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ from gptpl.weights.model_files import (
     state_dict_source,
     writing,
 )
-from gptpl.weights.tables import HEAD, OWN, POSITIONS, TOKENS, Head, Layout, Row, Table, both, gpt2_rows
+from gptpl.weights.tables import LAYERS, OWN, Row, Table, gpt2_rows
 from gptpl.weights.transfer import export_tensors
 
 BOOK_FILE = "model.pth"
@@ -28,75 +28,53 @@ _NANOGPT_SIZES = ("vocab_size", "block_size", "n_embd", "n_head", "n_layer")
 _COMPILED = "_orig_mod."
 """What torch.compile puts before the names of a module that was compiled as a whole."""
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
-"""Under what a state dict stands beside an optimizer's."""
-
-
-def _three(kind: str) -> tuple[str, ...]:
-    return tuple(f"trf_blocks.{{i}}.att.W_{part}.{kind}" for part in ("query", "key", "value"))
-
-
-def _norm(ours: str, theirs: str) -> tuple[Row, Row]:
-    return both(ours, theirs, ".scale", ".shift")
-
-
-def _linear(ours: str, theirs: str) -> tuple[Row, Row]:
-    return both(ours, theirs, ".weight", ".bias")
-
+"""Keys of a state dict in a checkpoint that also holds an optimizer's."""
 
 BOOK = Table(
     format="book",
-    rows=(
-        Row(TOKENS, (TOKENS,)),
-        Row(POSITIONS, (POSITIONS,)),
-        *_norm("blocks.{i}.norm1", "trf_blocks.{i}.norm1"),
-        Row("blocks.{i}.attn.qkv.weight", _three("weight")),
-        Row("blocks.{i}.attn.qkv.bias", _three("bias")),
-        *_linear("blocks.{i}.attn.out_proj", "trf_blocks.{i}.att.out_proj"),
-        *_norm("blocks.{i}.norm2", "trf_blocks.{i}.norm2"),
-        *_linear("blocks.{i}.ff.up_proj", "trf_blocks.{i}.ff.layers.0"),
-        *_linear("blocks.{i}.ff.down_proj", "trf_blocks.{i}.ff.layers.2"),
-        *_norm("final_norm", "final_norm"),
-        Row(HEAD, (HEAD,)),
+    rows=gpt2_rows(
+        (
+            "trf_blocks.{i}.norm1",
+            tuple(f"trf_blocks.{{i}}.att.W_{part}" for part in ("query", "key", "value")),
+            *("trf_blocks.{i}.att.out_proj", "trf_blocks.{i}.norm2"),
+            *("trf_blocks.{i}.ff.layers.0", "trf_blocks.{i}.ff.layers.2", "final_norm"),
+        ),
+        norm=(".scale", ".shift"),
     ),
-    head=Head.ALWAYS,
+    writes_head=True,
     qkv_bias=False,
     masks=("trf_blocks.{i}.att.mask",),
-    mask_of_ones="upper",
+    mask_is_upper=True,
     writes_masks=True,
 )
 NANOGPT = Table(
     format="nanogpt",
-    rows=gpt2_rows(Layout.SAME, prefix="transformer."),
-    head=Head.TWIN,
+    rows=hugging_face.rows(transposed=False),  # the names are the same
+    tied_only=True,
+    writes_head=True,
     masks=("transformer.h.{i}.attn.bias",),  # where it was run without flash attention
     bias_free=True,
 )
-OURS = Table(
-    format=OWN,
-    rows=(
-        *(Row(row.ours, (row.ours,)) for row in BOOK.rows),
-        *_linear("blocks.{i}.ff.gate_proj", "blocks.{i}.ff.gate_proj"),
-    ),
-    head=Head.ALWAYS,
-    qkv_bias=False,
-)
+_GATE_LAYER = "blocks.{i}.ff.gate_proj"
+_GATE = tuple(Row(name, (name,)) for name in (f"{_GATE_LAYER}.weight", f"{_GATE_LAYER}.bias"))
+OURS = Table(format=OWN, rows=(*gpt2_rows(LAYERS), *_GATE), writes_head=True, qkv_bias=False)
 """`GPTModel.state_dict()` itself; a row may name a parameter that only some models have."""
 
 
 def write_book(net: GPTModel, folder: Path, *, eot_id: int) -> None:
-    """`model.pth`, for the book's `load_state_dict`."""
+    """Write `model.pth`, for the book's `load_state_dict`."""
     del eot_id
     _save(export_tensors(net, BOOK), folder / BOOK_FILE)
 
 
 def write_nanogpt(net: GPTModel, folder: Path, *, eot_id: int) -> None:
-    """`ckpt.pt`, as nanoGPT's `sample.py` reads it; it holds no optimizer to resume with."""
+    """Write `ckpt.pt` for nanoGPT's `sample.py`, without an optimizer to resume with."""
     del eot_id
     sizes = sizes_of(net.config, _NANOGPT_SIZES)
     checkpoint = {
         "model": export_tensors(net, NANOGPT),
         "model_args": {**sizes, "dropout": net.config.drop_rate, "bias": True},
-        "config": {"dataset": "openwebtext"},  # has no meta.pkl: sample.py takes GPT-2's tokenizer
+        "config": {"dataset": "openwebtext"},  # it has no meta.pkl: sample.py takes GPT-2's tokenizer
         "iter_num": 0,
     }
     _save(checkpoint, folder / NANOGPT_FILE)
@@ -108,13 +86,16 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
 
 
 def open_state_dict(path: Path) -> ModelFiles:
-    """The model of a file that torch wrote.
+    """The model in a file of torch.
 
-    Raises InputError for a file that is cut short, that holds code, or that is no state dict of a GPT-2.
+    Raises InputError for a file that is cut short, holds code, or has no state dict of a GPT-2.
     """
     content = read_plain(path)
-    found = content if isinstance(content, dict) else {}
-    config, model_args = None, found.get("model_args")
+    if not isinstance(content, dict) or not content:
+        raise InputError(
+            f"{path} does not hold a state dict: give a file of torch.save(model.state_dict(), ...)"
+        )
+    config, model_args = None, content.get("model_args")
     if isinstance(model_args, dict):
         config = described_config(
             model_args,
@@ -124,15 +105,11 @@ def open_state_dict(path: Path) -> ModelFiles:
             qkv_bias=bool(model_args.get("bias", True)),
             tie_weights=True,
         )
-    held = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), found)
-    if not found:
-        raise InputError(
-            f"{path} holds no state dict: give a file that torch.save(model.state_dict(), ...) wrote"
-        )
+    held = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
     named = {str(name).removeprefix(_COMPILED): tensor for name, tensor in held.items()}
     tensors = state_dict_source(named, str(path))
     record = read_record(path.parent)
-    # It has no other description: where the model is another one now, its tensors will tell.
+    # Nothing else describes it: if the model has changed since, its tensors will tell.
     if model := record.get("model", record.get("model_before")):
         config = recorded_config(model, path.parent)
     table = _table(tensors.shapes, path)
@@ -140,16 +117,16 @@ def open_state_dict(path: Path) -> ModelFiles:
 
 
 def _table(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Table:
-    """The table whose names these are. Hugging Face's and nanoGPT's names are the same, not their layout."""
+    """The table with these names; Hugging Face and nanoGPT have the same names in another layout."""
     if "trf_blocks.0.att.W_query.weight" in shapes:
         return BOOK
     if "blocks.0.attn.qkv.weight" in shapes:
         return OURS
-    for prefix in ("transformer.", ""):
+    for prefix in (hugging_face.PREFIX, ""):
         if projection := shapes.get(f"{prefix}h.0.attn.c_attn.weight"):
             is_conv1d = len(projection) == 2 and projection[0] < projection[1]
             return hugging_face.table(prefix) if is_conv1d or not prefix else NANOGPT
     raise InputError(
-        f"{path} holds tensors of no GPT-2 that gptpl knows (the first is {next(iter(shapes), None)!r}): give"
-        " a state dict of the book's GPTModel, of nanoGPT, of Hugging Face's GPT-2, or of gptpl"
+        f"{path} does not hold a GPT-2 that gptpl knows (its first tensor is {next(iter(shapes), None)!r}):"
+        " give a state dict of the book's GPTModel, of nanoGPT, of Hugging Face's GPT-2, or of gptpl"
     )

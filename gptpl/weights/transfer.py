@@ -1,4 +1,4 @@
-"""Between a format's tensors and a model: whether they fit, and the two functions that follow a table.
+"""Between a format's tensors and a model, by the format's table: whether they fit, loading, exporting.
 
 Every tensor of both sides is used once, or an error names it.
 """
@@ -18,7 +18,7 @@ from gptpl.model import GPTBackbone, GPTConfig, GPTModel
 from gptpl.model.gpt import EXPANSION
 from gptpl.text import setting_text
 from gptpl.weights.model_files import DTYPES, TensorSource
-from gptpl.weights.tables import HEAD, OWN, POSITIONS, QKV_BIAS, TOKENS, Head, Row, Table, of_blocks
+from gptpl.weights.tables import HEAD, OWN, POSITIONS, QKV_BIAS, TOKENS, Row, Table, of_blocks
 
 _NAMED = 3
 """How many tensors a message names."""
@@ -28,7 +28,7 @@ _PART = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """What may be left out of tables that are longer than the model's: only what was asked for."""
+    """What may be left out of weights with a longer context or a larger vocabulary than the model."""
 
     context: bool = False
     vocabulary: bool = False
@@ -62,40 +62,35 @@ def check_is_gpt2(config: GPTConfig, name: str) -> None:
 def check_fits(
     wanted: GPTConfig, got: GPTConfig, *, name: str, crop: Crop | None = None, choice: str | None = None
 ) -> None:
-    """Raises InputError with every field that differs, what it is on both sides, and what to set.
+    """Raise InputError for a model of another shape than the weights', with every field and what to set.
 
-    `wanted` is the model to be filled, `got` the one that the weights `name` are of, `choice` the one of
-    conf/model that is the same. `crop` None: nothing may be shorter, and no setting could allow it.
+    `wanted` is the model to be filled, `got` that of the weights `name`, `choice` the same one in conf/model.
+    With `crop` None nothing may be left out, and no setting could allow it.
     """
-    croppable = {"context_length": "context", "vocab_size": "vocabulary"}
-    shorter = [field for field in croppable if getattr(wanted, field) < getattr(got, field)]
-    # The dropout rate and the way of drawing weights are free.
-    fixed = [each.name for each in dataclasses.fields(GPTConfig) if each.name not in ("drop_rate", "init")]
-    left = {
-        field: setting_text(getattr(got, field))
-        for field in fixed
-        if getattr(wanted, field) != getattr(got, field)
-        and not (field in shorter and getattr(crop or Crop(), croppable[field]))
+    crops = {"context_length": "context", "vocab_size": "vocabulary"}
+    shorter = [field for field in crops if getattr(wanted, field) < getattr(got, field)]
+    allowed = [field for field in shorter if getattr(crop or Crop(), crops[field])]
+    # The dropout rate and the way of drawing weights may differ.
+    different = {
+        field.name: [setting_text(getattr(config, field.name)) for config in (wanted, got)]
+        for field in dataclasses.fields(GPTConfig)
+        if field.name not in ("drop_rate", "init", *allowed)
+        and getattr(wanted, field.name) != getattr(got, field.name)
     }
-    if not left:
+    if not different:
         return
-    facts = "; ".join(
-        f"model.{field}={setting_text(getattr(wanted, field))}, they have {theirs}"
-        for field, theirs in left.items()
-    )
-    overrides = " ".join(f"model.{field}={theirs}" for field, theirs in left.items())
-    remedy = f"set model={choice}" if choice and len(left) > 1 else f"set {overrides}"
+    facts = [f"model.{field}={ours}, they have {theirs}" for field, (ours, theirs) in different.items()]
+    settings = [f"model.{field}={theirs}" for field, (_, theirs) in different.items()]
+    remedy = f"set model={choice}" if choice and len(different) > 1 else f"set {' '.join(settings)}"
     for field in shorter:
-        if crop is not None and field in left:
-            remedy += (
-                f", or init.crop_{croppable[field]}=true to leave out the rest of their"
-                f" {field.replace('_', ' ')}"
-            )
-    raise InputError(f"{name} do not fit the model: {facts}: {remedy}")
+        if crop is not None and field in different:
+            rest = field.replace("_", " ")
+            remedy += f", or init.crop_{crops[field]}=true to leave out the rest of their {rest}"
+    raise InputError(f"{name} do not fit the model: {'; '.join(facts)}: {remedy}")
 
 
 def check_memory(config: GPTConfig) -> None:
-    """Raises InputError for a model that this machine has no memory for, before any is taken."""
+    """Raise InputError for a model larger than the memory of this machine, before any is taken."""
     needed = 4 * config.n_parameters
     there = psutil.virtual_memory().total + psutil.swap_memory().total
     if needed > there:
@@ -112,70 +107,64 @@ def check_tensors(
     *,
     make: Callable[[GPTConfig], GPTBackbone] = GPTModel,
 ) -> None:
-    """What `load_tensors` checks first, for a model that is not there yet: what describes it may be wrong.
+    """Raise InputError for names and shapes that are not the configuration's, before a model takes memory.
 
-    Raises InputError for names and shapes that are not those of the configuration.
+    `load_tensors` checks the same; here what describes the model may be wrong.
     """
     names = [name for row in table.rows if "{i}" in row.ours for name in row.theirs]
     for block in reversed(range(config.n_layers)):  # before thousands of blocks are made
         if source.shapes.keys().isdisjoint(name.format(i=block) for name in names):
             raise InputError(
                 f"{source.where} has no tensor of block {block} of n_layers={config.n_layers}: restore what"
-                " describes it, or fetch it anew"
+                " describes it, or fetch it again"
             )
     with torch.device("meta"):
-        _Plan(make(config), source, table, Crop())
+        _checked_rows(make(config), source, table, Crop())
 
 
-class _Plan:
-    """Which row does what, checked by names, shapes and types, before any number is read."""
+def _checked_rows(net: GPTBackbone, source: TensorSource, table: Table, crop: Crop) -> list[Row]:
+    """The rows of the tensors in a source, after a check of all names, shapes and types.
 
-    def __init__(self, net: GPTBackbone, source: TensorSource, table: Table, crop: Crop) -> None:
-        if table.format != OWN:
-            check_is_gpt2(net.config, source.where)
-        names, n_layers = source.shapes.keys(), net.config.n_layers
-        self.parameters = dict(net.named_parameters())  # a tied head comes once, as the token embedding
-        self.rows: list[Row] = []
-        self.doubles: list[Row] = []
-        self.absent_biases: list[Row] = []
-        masks = set(of_blocks(table.masks, n_layers))
-        self.masks = sorted(masks & names)
-        bias_free = table.bias_free and not any(name.endswith(".bias") for name in names - masks)
-        for row in table.expanded(n_layers):
-            if row.ours not in self.parameters:
-                doubled = row.ours == HEAD or row.ours.endswith(QKV_BIAS)
-                self.doubles += [row] if doubled and names & set(row.theirs) else []
-            elif bias_free and row.ours.endswith(".bias"):
-                self.absent_biases.append(row)
-            else:
-                self.rows.append(row)
-        filled = [row.ours for row in (*self.rows, *self.absent_biases)]
-        assert sorted(filled) == sorted(self.parameters), "the table must name each parameter once"
-        wanted = [name for row in (*self.rows, *self.doubles) for name in row.theirs]
-        assert len(wanted) == len(set(wanted)), "the table must use each tensor once"
-        if missing := set(wanted) - names:
-            ours = {row.ours for row in self.rows if missing & set(row.theirs)}
-            remedy = "give the weights of a model with as many layers, or fetch the file anew"
-            if all(name.endswith(QKV_BIAS) for name in ours):
-                remedy = "set model.qkv_bias=false"
-            elif ours == {HEAD}:
-                remedy = "set model.tie_weights=true"
-            raise InputError(f"{source.where} lacks {_some(missing)}, which the model needs: {remedy}")
-        if extra := names - {*wanted, *masks, *of_blocks(table.ignored, n_layers)}:
-            raise InputError(
-                f"{source.where} holds {_some(extra)}, which the model has no place for: give a model with as"
-                " many layers, or weights without it"
-            )
-        for row in (*self.rows, *self.doubles):
-            absent = net.out_head.weight.shape if row.ours == HEAD else (3 * net.config.emb_dim,)
-            parameter = self.parameters.get(row.ours)
-            _check_shapes(source, row, tuple(absent if parameter is None else parameter.shape), crop)
-        for name in wanted:
+    Rows without a parameter are a tied model's head, or a bias of query, key and value that it does not have.
+    """
+    if table.format != OWN:
+        check_is_gpt2(net.config, source.where)
+    names, n_layers = source.shapes.keys(), net.config.n_layers
+    unused = {*of_blocks(table.masks, n_layers), *of_blocks(table.ignored, n_layers)}
+    bias_free = table.bias_free and not any(name.endswith(".bias") for name in names - unused)
+    parameters = dict(net.named_parameters())  # a tied head comes once, as the token embedding
+    rows = list(table.expanded(n_layers))
+    assert parameters.keys() <= {row.ours for row in rows}, "the table must name every parameter"
+    rows = [
+        row
+        for row in rows
+        if (row.ours in parameters and not (bias_free and row.ours.endswith(".bias")))
+        or (row.ours.endswith((HEAD, QKV_BIAS)) and names & set(row.theirs))
+    ]
+    wanted = {name for row in rows for name in row.theirs}
+    if missing := wanted - names:
+        ours = {row.ours for row in rows if missing & set(row.theirs)}
+        remedy = "give the weights of a model with as many layers, or fetch the file again"
+        if all(name.endswith(QKV_BIAS) for name in ours):
+            remedy = "set model.qkv_bias=false"
+        elif ours == {HEAD}:
+            remedy = "set model.tie_weights=true"
+        raise InputError(f"{source.where} lacks {_some(missing)}, which the model needs: {remedy}")
+    if extra := names - wanted - unused:
+        raise InputError(
+            f"{source.where} holds {_some(extra)}, which the model has no place for: give a model with as"
+            " many layers, or weights without it"
+        )
+    for row in rows:
+        absent = net.out_head.weight if row.ours == HEAD else torch.empty(3 * net.config.emb_dim)
+        _check_shapes(source, row, parameters.get(row.ours, absent), crop)
+        for name in row.theirs:
             if source.dtypes[name] not in DTYPES:
                 raise InputError(
                     f"{source.where} holds {name!r} as {source.dtypes[name]}: weights are read in"
                     f" {', '.join(DTYPES)}; convert them first"
                 )
+    return rows
 
 
 def _some(names: set[str]) -> str:
@@ -183,100 +172,95 @@ def _some(names: set[str]) -> str:
     return named if len(names) <= _NAMED else f"{named} and {len(names) - _NAMED} more tensors"
 
 
-def _check_shapes(source: TensorSource, row: Row, ours: tuple[int, ...], crop: Crop) -> None:
-    """Refuses a shape that is not the row's, but for a table of rows that may be cut."""
-    part = torch.empty(ours[0] // len(row.theirs), *ours[1:], device="meta")
-    wanted = tuple(row.layout.to_theirs(part).shape)
+def _check_shapes(source: TensorSource, row: Row, ours: Tensor, crop: Crop) -> None:
+    """Refuse a shape that is not the row's, unless it is an embedding that may be cropped."""
+    part = torch.empty(ours.shape[0] // len(row.theirs), *ours.shape[1:], device="meta")
+    wanted = tuple(row.turned(part).shape)
     for name in row.theirs:
         got = source.shapes[name]
         if got == wanted:
             continue
         place = f"{source.where} holds {name!r} as {got}, the model wants {wanted}"
         if row.ours in (POSITIONS, TOKENS, HEAD) and got[1:] == wanted[1:]:
-            longer = len(got) == 2 and got[0] > wanted[0]
-            size, option = (
-                ("context_length", "context") if row.ours == POSITIONS else ("vocab_size", "vocabulary")
-            )
-            if longer and getattr(crop, option):
+            is_context, is_longer = row.ours == POSITIONS, len(got) == 2 and got[0] > wanted[0]
+            size, option = ("context_length", "context") if is_context else ("vocab_size", "vocabulary")
+            if is_longer and getattr(crop, option):
                 continue
-            raise InputError(
-                f"{place}: set model.{size}={got[0]}{f', or init.crop_{option}=true' if longer else ''}"
-            )
+            or_crop = f", or init.crop_{option}=true" if is_longer else ""
+            raise InputError(f"{place}: set model.{size}={got[0]}{or_crop}")
         if got == wanted[::-1]:
-            raise InputError(f"{place}: it is transposed, so the file is of another program than it seems")
-        raise InputError(f"{place}: give the model the sizes that its weights have")
+            raise InputError(f"{place}: it is transposed, as in the files of another program")
+        raise InputError(f"{place}: give the model the sizes of its weights")
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+# ---------------------------------------------------------------------------------------------------- loading
 
 
 def load_tensors(net: GPTBackbone, source: TensorSource, table: Table, *, crop: Crop | None = None) -> None:
-    """Fills every parameter of the model from a format's tensors, one at a time, cast to the model's type.
+    """Fill every parameter of the model from a format's tensors, one at a time, cast to the model's type.
 
-    A head of their own must be the token embedding's matrix where the model is tied, and a bias must be zeros
-    where the model has none. Nothing is written before all names and shapes are known to be right.
+    A head must be the token embedding's matrix where the model's is tied, and a bias must be zeros where the
+    model has none. Nothing is written before all names and shapes are known to be right.
 
-    Raises:
-        InputError: naming a tensor that is missing or left over, of another shape or data type, not finite,
-            or (a head, a bias, a mask) not what it has to be.
+    Raises InputError, naming the tensor, for one that is missing or left over, of another shape or data type,
+    not finite, or (a head, a bias, a mask) not what it has to be.
     """
-    plan = _Plan(net, source, table, crop or Crop())
+    rows = {row.ours: row for row in _checked_rows(net, source, table, crop or Crop())}
     with torch.no_grad():
-        for row in plan.absent_biases:
-            plan.parameters[row.ours].zero_()
-        for row in plan.rows:  # a row's tensors, one below the other
-            pieces = plan.parameters[row.ours].chunk(len(row.theirs))
-            for piece, name in zip(pieces, row.theirs, strict=True):
-                piece.copy_(row.layout.from_theirs(_read(source, name))[: piece.shape[0]])
-        for row in plan.doubles:
+        for name, parameter in net.named_parameters():
+            if name not in rows:
+                parameter.zero_()  # a bias that the format may lack
+                continue
+            row = rows.pop(name)
+            pieces = parameter.chunk(len(row.theirs))
+            for piece, theirs in zip(pieces, row.theirs, strict=True):
+                piece.copy_(row.turned(_read(source, theirs))[: piece.shape[0]])
+        for row in rows.values():
             _check_double(net, source, row)
-        for name in plan.masks:
-            _check_mask(source, name, table.mask_of_ones)
+        for name in of_blocks(table.masks, net.config.n_layers):
+            if name in source.shapes:
+                _check_mask(source, name, table)
 
 
 def _read(source: TensorSource, name: str) -> Tensor:
     tensor = source.read(name)
-    # In parts, for what isfinite makes on its way is larger than the tensor.
+    # In parts: what isfinite makes on its way is larger than the tensor.
     if not all(torch.isfinite(part).all() for part in torch.split(tensor.flatten(), _PART)):
         raise InputError(f"{source.where} holds {name!r} with NaN or infinite numbers: use other weights")
     return tensor
 
 
 def _check_double(net: GPTBackbone, source: TensorSource, row: Row) -> None:
-    """Checks what the model has no parameter for: the head of a tied one, a bias that is none."""
-    if row.ours == HEAD:
-        ours = net.tok_emb.weight
-        if not torch.equal(_read(source, row.theirs[0])[: ours.shape[0]].to(ours), ours):
-            raise InputError(
-                f"{source.where} holds a head of its own in {row.theirs[0]!r}, the model's is tied to the"
-                " token embedding: set model.tie_weights=false"
-            )
-        return
+    """Check what the model has no parameter for: the head of a tied one, a bias that must be zeros."""
+    ours = net.tok_emb.weight
     for name in row.theirs:
-        if _read(source, name).any():
+        tensor = _read(source, name)
+        if row.ours == HEAD and not torch.equal(tensor[: ours.shape[0]].to(ours), ours):
+            raise InputError(
+                f"{source.where} holds a head of its own in {name!r}, the model's is tied to the token"
+                " embedding: set model.tie_weights=false"
+            )
+        if row.ours != HEAD and tensor.any():
             raise InputError(
                 f"{source.where} holds {name!r}, a bias of query, key and value, which the model does not"
                 " have: set model.qkv_bias=true"
             )
 
 
-def _check_mask(source: TensorSource, name: str, ones: str) -> None:
-    mask = source.read(name)
-    rows = mask.shape[-1] if mask.dim() >= 2 else 0
-    square = mask.reshape(rows, rows) if mask.numel() == rows**2 else mask
-    if square.dim() != 2 or not torch.equal(square.bool(), _causal_mask(square.shape[0], ones).bool()):
-        raise InputError(
-            f"{source.where} holds {name!r}, which is no causal mask, as gptpl's models have: use others"
-        )
+def _check_mask(source: TensorSource, name: str, table: Table) -> None:
+    mask = source.read(name).bool()
+    C = mask.shape[-1] if mask.dim() else 0
+    if mask.numel() != C * C or not torch.equal(mask.reshape(C, C), _causal_mask(C, table).bool()):
+        raise InputError(f"{source.where} holds {name!r}, which is not a causal mask: use other weights")
 
 
-def _causal_mask(context: int, ones: str) -> Tensor:
-    """(C, C) of zeros, with ones where attention is allowed ("lower") or where it is not ("upper")."""
-    square = torch.ones(context, context)
-    return torch.tril(square) if ones == "lower" else torch.triu(square, diagonal=1)
+def _causal_mask(C: int, table: Table) -> Tensor:
+    """(C, C) of zeros, with ones where the table has them."""
+    square = torch.ones(C, C)
+    return torch.triu(square, diagonal=1) if table.mask_is_upper else torch.tril(square)
 
 
-# ---------------------------------------------------------------------------------------------------- writing
+# -------------------------------------------------------------------------------------------------- exporting
 
 
 def export_tensors(net: GPTBackbone, table: Table, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -285,26 +269,25 @@ def export_tensors(net: GPTBackbone, table: Table, *, dtype: torch.dtype | None 
     Raises InputError for a model that the format cannot hold.
     """
     check_is_gpt2(net.config, f"format={table.format}")
-    if table.head in (Head.NEVER, Head.TWIN) and not net.config.tie_weights:
+    if table.tied_only and not net.config.tie_weights:
         raise InputError(
-            f"format={table.format} has {table.head.value}, and this model's is untied"
+            f"format={table.format} holds tied models only, and this model's head is untied"
             " (model.tie_weights=false): use format=hf or format=book"
         )
-    parameters = dict(net.named_parameters())
+    parameters: dict[str, Tensor] = dict(net.named_parameters())
+    if table.writes_head:
+        parameters.setdefault(HEAD, net.tok_emb.weight)
     theirs: dict[str, Tensor] = {}
     for row in table.expanded(net.config.n_layers):
         tensor: Tensor | None = parameters.get(row.ours)
-        # What a format has in place of a parameter that the model does not have.
-        if tensor is None and row.ours == HEAD and table.head in (Head.ALWAYS, Head.TWIN):
-            tensor = net.tok_emb.weight
-        elif tensor is None and row.ours.endswith(QKV_BIAS) and table.qkv_bias:
+        if tensor is None and row.ours.endswith(QKV_BIAS) and table.qkv_bias:
             tensor = torch.zeros(3 * net.config.emb_dim, dtype=net.tok_emb.weight.dtype)
         if tensor is not None:
             pieces = tensor.chunk(len(row.theirs))
-            theirs |= zip(row.theirs, map(row.layout.to_theirs, pieces), strict=True)
+            theirs |= zip(row.theirs, map(row.turned, pieces), strict=True)
     if table.writes_masks:
         for name in of_blocks(table.masks, net.config.n_layers):
-            theirs[name] = _causal_mask(net.config.context_length, table.mask_of_ones)
+            theirs[name] = _causal_mask(net.config.context_length, table)
     return {
         name: tensor.detach().to(device="cpu", dtype=dtype).contiguous() for name, tensor in theirs.items()
     }

@@ -183,15 +183,15 @@ def test_names_and_settings_are_pefts(base, written):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"use_dora": True}, "says use_dora=True, gptpl adds plain LoRA: merge the adapter with PEFT"),
-        ({"peft_type": "IA3"}, "says peft_type=IA3, gptpl adds plain LoRA"),
+        ({"use_dora": True}, "says use_dora=True, gptpl has plain LoRA: merge the adapter with PEFT"),
+        ({"peft_type": "IA3"}, "says peft_type=IA3, gptpl has plain LoRA"),
         ({"alpha_pattern": {"c_attn": 3}}, "says alpha_pattern="),
-        ({"r": "3"}, "says r=3: restore the file"),
+        ({"r": "3"}, "r must be a positive whole number, got 3: restore"),
         (
             {"r": 4},
             r"holds 'base_model.model.transformer.h.0.attn.c_attn.lora_A.weight' as \(3, 32\), the mo",
         ),
-        ({"lora_alpha": None}, "says lora_alpha=None: restore the file"),
+        ({"lora_alpha": None}, "lora_alpha must be a number, got None: restore"),
     ],
 )
 def test_settings_that_are_refused(base, written, change, message):
@@ -210,7 +210,7 @@ def test_tensors_that_are_refused(base, written, config):
         read_adapter(folder, config(n_layers=2))
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(InputError, match="is no whole safetensors file"):
+    with pytest.raises(InputError, match="is damaged or cut short"):
         read_adapter(folder, net.config)
 
 

@@ -88,7 +88,7 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     twice = classifier(C=2)
     with torch.no_grad():
         twice.out_head.weight[1] = twice.out_head.weight[0]
-    with pytest.raises(InputError, match=r"does not fit elsewhere: train it with task\.head_bias=false"):
+    with pytest.raises(InputError, match=r"these 2 classes: train it with task\.head_bias=false"):
         write_classifier(twice, tmp_path, labels=LABELS[:2], pad_id=PAD)
     with pytest.raises(InputError, match=r"task\.pooling=last_position: train it with"):
         write_classifier(classifier(pooling="last_position"), tmp_path, labels=LABELS, pad_id=PAD)
@@ -97,7 +97,7 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 def test_it_is_no_language_model(tmp_path: Path) -> None:
     write_classifier(classifier(), tmp_path, labels=LABELS, pad_id=PAD)
-    with pytest.raises(InputError, match="holds a classifier, no language model: use gptpl classify"):
+    with pytest.raises(InputError, match="holds a classifier, not a language model: use gptpl classify"):
         open_model(tmp_path)
 
 
@@ -105,8 +105,8 @@ def test_it_is_no_language_model(tmp_path: Path) -> None:
     "change, said",
     [
         ({"problem_type": "multi_label_classification"}, "gptpl chooses one class of several"),
-        ({"id2label": {"0": "a"}}, "no names of two classes or more"),
-        ({"id2label": {"0": "a", "2": "b"}}, "no names of two classes or more"),
+        ({"id2label": {"0": "a"}}, "id2label must name two or more classes"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label must name two or more classes"),
     ],
 )
 def test_other_classifiers_are_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:

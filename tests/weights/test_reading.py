@@ -250,7 +250,7 @@ def test_a_type_that_weights_do_not_have(book, dtype, refusal):
 
 def test_what_is_no_tensor(book):
     path = changed(book, lambda tensors: tensors.__setitem__("note", "hello"))
-    with pytest.raises(InputError, match="holds 'note', which is no tensor"):
+    with pytest.raises(InputError, match="holds 'note', which is not a tensor"):
         open_model(path)
 
 
@@ -258,7 +258,7 @@ def test_what_is_no_tensor(book):
 def test_a_mask_that_is_not_causal(book, refusal, shape):
     name = "trf_blocks.2.att.mask"
     path = changed(book, lambda tensors: tensors.update({name: torch.zeros(shape)}))
-    assert f"{name!r}, which is no causal mask" in refusal(path)
+    assert f"{name!r}, which is not a causal mask" in refusal(path)
 
 
 def test_an_untied_head_does_not_go_into_a_tied_model(book, refusal):

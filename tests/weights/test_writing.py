@@ -140,7 +140,7 @@ def test_an_untied_head_comes_back(net, written, config, name):
 
 @pytest.mark.parametrize("name", ["nanogpt", "openai-tf"])
 def test_an_untied_head_is_refused_where_there_is_no_place_for_it(net, written, name):
-    with pytest.raises(InputError, match=rf"format={name} has .*tied models only.*use format=hf"):
+    with pytest.raises(InputError, match=rf"format={name} holds tied models only.*use format=hf"):
         written(net(tie_weights=False), name)
 
 
