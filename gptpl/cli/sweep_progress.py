@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from gptpl.files.run_record import LOSS
 from gptpl.runs.listing import RESULTS_FILE
-from gptpl.sweeps.outcomes import Outcome, Row, rows, write_results
+from gptpl.sweeps.outcomes import Outcome, RankedTrial, ranked, write_results
 from gptpl.sweeps.study import SweepStudy
 from gptpl.sweeps.worker import RunningTrial, Watcher
 
@@ -25,7 +25,7 @@ class Progress(Watcher):
 
     def __init__(self, folder: Path, study: SweepStudy, n_jobs: int) -> None:
         self._folder, self._study, self._n_jobs = folder, study, n_jobs
-        self._known: dict[str, Row] = {}
+        self._known: dict[str, RankedTrial] = {}
         found = self._rows()
         self._ended = sum(row.result.state in ("finished", "pruned", "failed") for row in found)
         if self._ended:
@@ -40,13 +40,13 @@ class Progress(Watcher):
             disable=None,  # where nobody watches, the lines of `ended` are enough
         )
         self._metric = "val loss" if study.search.metric == LOSS else study.search.metric
-        self._sign = 1 if study.search.mode == "min" else -1
+        self._sign = study.search.sign
         finished = (self._sign * row.best for row in found if row.result.state == "finished")
         self._best = min(finished, default=math.inf)
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[RankedTrial]:
         """The trials as they stand; the run of one that has ended is read once."""
-        found = rows(self._folder, self._study.results(), self._study.search, self._known)
+        found = ranked(self._folder, self._study.results(), self._study.search, self._known)
         self._known = {row.result.folder: row for row in found}
         return found
 

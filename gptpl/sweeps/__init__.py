@@ -1,1 +1,1 @@
-"""Trials: which settings they try, how they are run side by side, and what is kept of them."""
+"""Trials: the settings they try, how they run side by side, and their results."""

@@ -1,7 +1,7 @@
-"""Trials on other machines or in other programs' pools: SLURM by submitit, Ray, joblib.
+"""Trials on other machines or in other libraries' pools: SLURM by submitit, Ray, joblib.
 
-Whoever runs it, a trial is the same command in a process of its own. It is asked to stop by a file beside its
-output, since a signal reaches no other machine; the sweep's folder must be one that all machines see.
+A trial is always the same command in a process of its own. It is asked to stop by a file next to its output,
+because a signal does not reach another machine; all machines must see the sweep's folder.
 """
 
 import signal
@@ -19,11 +19,11 @@ from gptpl.sweeps.jobs import Command, ProcessJob, trial_environment
 _LOOK_EVERY_SECONDS = 0.5
 _STOP, _STOP_AT_ONCE = "stop", "stop at once"
 _LOST = -9
-"""The exit status of a job that its pool has lost, which is as if it had been killed."""
+"""The exit status of a job that its pool has lost, as if it had been killed."""
 
 
 class ExecutorJob:
-    """A trial that a pool has taken."""
+    """A trial in a pool."""
 
     process = ""
 
@@ -49,9 +49,9 @@ class ExecutorJob:
 
 
 class Executor:
-    """A launcher that hands `run_command` to a pool's `submit`.
+    """A launcher that passes `run_command` to a pool's `submit`.
 
-    The futures of joblib and Ray, and submitit's jobs, have the same methods; where a process is lost they
+    The futures of joblib and Ray and the jobs of submitit have the same methods; if a process is lost, they
     raise one of `losses`.
     """
 
@@ -63,7 +63,7 @@ class Executor:
         close: Callable[[], None] = lambda: None,
     ) -> None:
         if n_jobs < 1:
-            raise InputError(f"hydra.launcher.n_jobs={n_jobs} trials cannot run at a time: give 1 or more")
+            raise InputError(f"hydra.launcher.n_jobs must be 1 or more, got {n_jobs}")
         self.n_jobs, self._submit, self._losses, self.close = n_jobs, submit, losses, close
 
     def start(self, command: Command) -> ExecutorJob:
@@ -74,15 +74,15 @@ class Executor:
 
 
 def run_command(command: Command, stop_file: Path) -> int:
-    """Runs a trial to its end, or until the file asks it to stop; returns its exit status.
+    """Run a trial, wherever the pool has put it, until it ends or the file asks it to stop.
 
-    Runs wherever the pool has put it.
+    Returns the exit status.
     """
     if stop_file.exists():
         return -signal.SIGTERM  # asked to stop while it waited in a queue
     environment = trial_environment()
-    # Lightning would take the trial for one task of the SLURM job; in an interactive one it starts its
-    # processes itself.
+    # Lightning would take the trial for one task of the SLURM job; in an interactive job it starts its own
+    # processes.
     environment["SLURM_JOB_NAME"] = "interactive"
     job = ProcessJob(command, environment)
     asked = ""
@@ -96,13 +96,13 @@ def run_command(command: Command, stop_file: Path) -> int:
 
 
 def slurm(*, folder: str, n_jobs: int, cluster: str | None = None, **parameters: Any) -> Executor:
-    """Each trial a SLURM job, by submitit.
+    """Each trial as a SLURM job, by submitit.
 
     Args:
-        folder: where submitit keeps its files.
+        folder: of submitit's files.
         n_jobs: jobs in the queue or running at a time.
         cluster: None: SLURM; "local": processes here, to try it out.
-        parameters: those of `submitit.AutoExecutor.update_parameters`; None: SLURM's own.
+        parameters: those of `submitit.AutoExecutor.update_parameters`; None: SLURM's defaults.
 
     Raises InputError without submitit or SLURM, and for several tasks, each of which would start the trial.
     """
@@ -110,8 +110,7 @@ def slurm(*, folder: str, n_jobs: int, cluster: str | None = None, **parameters:
         if (tasks := parameters.get(name)) not in (None, 1):
             raise InputError(
                 f"hydra.launcher.{name}={tasks} would start each trial {tasks} times in one folder: leave it"
-                " out, and give gpus_per_node or cpus_per_task and trainer.devices, for a trial starts the"
-                " processes of its devices itself"
+                " out, and give gpus_per_node and trainer.devices, whose processes a trial starts itself"
             )
     submitit = _imported("submitit", "slurm")
     try:
@@ -127,7 +126,7 @@ def slurm(*, folder: str, n_jobs: int, cluster: str | None = None, **parameters:
 def ray(
     *, n_jobs: int, address: str | None = None, cpus_per_trial: int = 1, gpus_per_trial: float = 0
 ) -> Executor:
-    """Each trial a task of a Ray cluster, or of one started here; Ray gives it its GPUs."""
+    """Each trial as a task of a Ray cluster, or of one started here; Ray assigns its GPUs."""
     library = _imported("ray", "ray")
     library.init(address=address, log_to_driver=False, ignore_reinit_error=True)
     task = library.remote(num_cpus=cpus_per_trial, num_gpus=gpus_per_trial, max_retries=0)(run_command)
@@ -136,7 +135,7 @@ def ray(
 
 
 def joblib(*, n_jobs: int) -> Executor:
-    """Each trial a task of joblib's pool of processes, loky."""
+    """Each trial as a task of loky, joblib's pool of processes."""
     loky = _imported("joblib.externals.loky", "joblib")
     pool = loky.get_reusable_executor(max_workers=max(1, n_jobs))
     return Executor(n_jobs, partial(pool.submit, run_command), (loky.BrokenProcessPool,), pool.shutdown)

@@ -18,12 +18,12 @@ _OF_A_PROCESS_GROUP = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "GPTPL_RUN_DIR", "PL_GLOBAL_SEED"),
 )
-"""torch's and Lightning's names for the processes of one training: a trial starts a group of its own."""
+"""Variables of torch and Lightning for the processes of one training: a trial starts a group of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What to run for a trial, in which folder, and which file takes what it prints."""
+    """The command of a trial, its working directory, and the file of its output."""
 
     arguments: Sequence[str]
     cwd: Path
@@ -31,32 +31,31 @@ class Command:
 
 
 class Job(Protocol):
-    """A trial that has been started."""
+    """A trial that has been started; `process` is its name for `is_alive`, empty on another machine."""
 
     process: str
-    """What `is_alive` knows it by; empty where another machine may run it."""
 
     def poll(self) -> int | None:
         """The exit status, negative for the signal that killed it; None while it runs."""
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Asks it to save and end; `at_once`: to end."""
+        """Ask it to save and end; `at_once`: to end."""
 
 
 class Launcher(Protocol):
-    """Where trials run, `n_jobs` at a time."""
+    """Runs trials, `n_jobs` at a time."""
 
     n_jobs: int
 
     def start(self, command: Command) -> Job:
-        """Begins a trial."""
+        """Start a trial."""
 
     def close(self) -> None:
-        """Gives back what was taken to run trials."""
+        """Release the resources."""
 
 
 class ProcessJob:
-    """A process on this machine, with a process group of its own: Ctrl-C does not reach it."""
+    """A process on this machine, in a process group of its own, so that Ctrl-C does not reach it."""
 
     def __init__(self, command: Command, environment: Mapping[str, str]) -> None:
         with command.output.open("ab") as output:
@@ -79,7 +78,7 @@ class ProcessJob:
         return self._process.poll()
 
     def stop(self, *, at_once: bool = False) -> None:
-        """See `Job`; at once, with all processes that it has started."""
+        """See `Job`; at once, together with all processes that it has started."""
         if self._process.poll() is not None:
             return
         if at_once and os.name == "posix":
@@ -93,24 +92,20 @@ class ProcessJob:
 class Processes:
     """Trials as processes on this machine: by default one for each GPU, or else one at a time.
 
-    On a machine with GPUs each trial sees only its own (`gpus_per_trial`, by default 1), and trainer.devices
-    counts among those. Where several trials share a CPU, each gets its share of the cores, unless
-    OMP_NUM_THREADS says otherwise.
+    On a machine with GPUs each trial sees only its own (`gpus_per_trial`, by default 1), from which
+    trainer.devices are taken. Several trials share the CPU's cores equally, unless OMP_NUM_THREADS is set.
     """
 
     def __init__(self, *, n_jobs: int | None = None, gpus_per_trial: int | None = None) -> None:
         devices = visible_gpus()
         each = min(1, len(devices)) if gpus_per_trial is None else gpus_per_trial
         if not 0 <= each <= len(devices):
-            raise InputError(
-                f"hydra.launcher.gpus_per_trial={each}, but this machine has {len(devices)} GPUs:"
-                f" give 0 to {len(devices)}"
-            )
+            raise InputError(f"hydra.launcher.gpus_per_trial must be 0 to {len(devices)} here, got {each}")
         places = len(devices) // each if each else None
         self.n_jobs = (places or 1) if n_jobs is None else n_jobs
         if self.n_jobs < 1 or (places is not None and self.n_jobs > places):
             most = f"1 to {places}" if places else "1 or more"
-            raise InputError(f"hydra.launcher.n_jobs={n_jobs} trials cannot run at a time: give {most}")
+            raise InputError(f"hydra.launcher.n_jobs must be {most} here, got {n_jobs}")
         self._groups = [devices[place * each : (place + 1) * each] for place in range(self.n_jobs)]
         self._jobs: list[ProcessJob | None] = [None] * self.n_jobs
 
@@ -130,7 +125,7 @@ class Processes:
 
 
 def is_alive(process: str) -> bool:
-    """Whether a `Job.process` of this machine still runs; a later process with its number is another one."""
+    """Whether a `Job.process` of this machine still runs, rather than a later one with the same number."""
     host, _, rest = process.partition(" ")
     if host != socket.gethostname():
         return False
@@ -143,19 +138,18 @@ def is_alive(process: str) -> bool:
 
 
 def trial_environment() -> dict[str, str]:
-    """The environment of this process, without what would make a trial a part of another job."""
+    """The environment of this process, without variables that would make a trial part of another job."""
     return {name: value for name, value in os.environ.items() if name not in _OF_A_PROCESS_GROUP}
 
 
 def usable_cores() -> int:
-    """Physical cores, at most as many as this process may use."""
+    """Physical cores that this process may use."""
     physical = psutil.cpu_count(logical=False) or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    return max(1, min(physical, allowed))
+    return min(physical, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else physical
 
 
 def visible_gpus() -> list[str]:
-    """The CUDA devices that this process may use, by number or as CUDA_VISIBLE_DEVICES calls them."""
+    """The CUDA devices that this process may use, by number or by their names in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()

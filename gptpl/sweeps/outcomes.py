@@ -1,6 +1,6 @@
-"""What came of trials: of a process that has ended, and of all of a sweep, as its table `results.csv`.
+"""How trials ended, and their ranking, `results.csv`.
 
-Read from exit status, what a process printed, and its run's own record: a trial needs no logger.
+Read from exit status, output, and the run's own record: a trial needs no logger.
 """
 
 import csv
@@ -18,15 +18,15 @@ from gptpl.runs.listing import RESULTS_FILE
 from gptpl.sweeps.study import Search, TrialResult
 
 _SHELL_BASE = 128
-"""A command that a signal ended, or that stopped for one, exits with this and the signal's number."""
+"""A command that stops for a signal exits with this plus the signal's number."""
 _LAST_BYTES = 8192
 BEGINS = "\n=== "
-"""What a trial printed begins with this, after what earlier tries of it printed."""
+"""Begins the output of each attempt at a trial in its file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a trial ended. `value` is the best of the sweep's metric, NaN unless it has finished."""
+    """How a trial ended; `value` is the best of the sweep's metric, NaN unless it has finished."""
 
     kind: Literal["finished", "failed", "interrupted"]
     value: float = math.nan
@@ -34,7 +34,7 @@ class Outcome:
 
 
 def outcome(status: int, run_dir: Path, output: Path, search: Search) -> Outcome:
-    """Judges a process that has ended, by its status (as `subprocess` gives it) and what it printed."""
+    """How a process ended, by its exit status (as `subprocess` gives it) and its output."""
     number = -status if status < 0 else status - _SHELL_BASE
     if number in signal.valid_signals():
         name = signal.Signals(number).name
@@ -47,7 +47,7 @@ def outcome(status: int, run_dir: Path, output: Path, search: Search) -> Outcome
     except RunError as error:
         return Outcome(kind="failed", error=str(error))
     if run.state not in ("finished", "stopped"):  # stopped by its own settings, such as trainer.max_time
-        return Outcome(kind="failed", error=f"it ended with status 0, but its run is {run.state}")
+        return Outcome(kind="failed", error=f"exit status 0, but its run is {run.state}")
     best = run.best_by(search.metric, search.mode)
     if best is None:
         measured = ", ".join(sorted({name for each in run.evaluations for name in each.metrics})) or "nothing"
@@ -56,7 +56,7 @@ def outcome(status: int, run_dir: Path, output: Path, search: Search) -> Outcome
 
 
 def _last_error(output: Path) -> str:
-    """The last line that names an error, or else the last line."""
+    """The last error in the output, or else its last line."""
     if not output.is_file():
         return ""
     with output.open("rb") as file:
@@ -73,12 +73,12 @@ def _last_error(output: Path) -> str:
 
 # --- all trials -----------------------------------------------------------------------------------------
 
-_AT_REST = ("finished", "pruned", "failed", "interrupted")
+_ENDED = ("finished", "pruned", "failed", "interrupted")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A trial with the best and the last value of the sweep's metric; NaN where there is none."""
+class RankedTrial:
+    """A trial with the best and the last value of the sweep's metric, NaN if it was not measured."""
 
     result: TrialResult
     best: float
@@ -97,29 +97,32 @@ def header(search: Search) -> list[str]:
     return ["trial", "overrides", "state", f"best_{name}", name, "error"]
 
 
-def rows(
-    folder: Path, results: Sequence[TrialResult], search: Search, known: Mapping[str, Row] | None = None
-) -> list[Row]:
-    """The trials of the sweep in a folder with what their runs measured, the best first.
+def ranked(
+    folder: Path,
+    results: Sequence[TrialResult],
+    search: Search,
+    known: Mapping[str, RankedTrial] | None = None,
+) -> list[RankedTrial]:
+    """The trials of the sweep in a folder, those that have finished first, the best first.
 
-    `known` are rows by their trial's folder, as found before: where a trial has ended, and its result is the
-    same, its run is not read again.
+    `known` are trials by their folders, as found before: if one has ended with the same result, its run is
+    not read again.
     """
     found = []
     for result in results:
         before = (known or {}).get(result.folder)
-        same = before is not None and before.result == result and result.state in _AT_REST
-        found.append(before if before is not None and same else _row(folder, result, search))
-    sign = 1 if search.mode == "min" else -1
+        if before is None or before.result != result or result.state not in _ENDED:
+            before = _measured(folder, result, search)
+        found.append(before)
 
-    def rank(row: Row) -> tuple[bool, float]:
-        """Trials that have ended well first, then those with a value."""
-        return row.result.state != "finished", math.inf if math.isnan(row.best) else sign * row.best
+    def rank(trial: RankedTrial) -> tuple[bool, float]:
+        value = math.inf if math.isnan(trial.best) else search.sign * trial.best
+        return trial.result.state != "finished", value
 
     return sorted(found, key=rank)
 
 
-def _row(folder: Path, result: TrialResult, search: Search) -> Row:
+def _measured(folder: Path, result: TrialResult, search: Search) -> RankedTrial:
     best, last, error = result.value, math.nan, result.error
     if result.state != "waiting":
         try:
@@ -128,13 +131,13 @@ def _row(folder: Path, result: TrialResult, search: Search) -> Row:
                 best = found.metrics[search.metric]
             if run.last is not None:
                 last = run.last.metrics.get(search.metric, math.nan)
-        except RunError as damage:  # its row says at least how it ended
+        except RunError as damage:  # the table shows at least how it ended
             error = str(damage) if result.state == "finished" else error
-    return Row(result=result, best=best, last=last, error=error)
+    return RankedTrial(result=result, best=best, last=last, error=error)
 
 
-def write_results(folder: Path, table: Sequence[Row], search: Search) -> None:
-    """Writes `results.csv`, a row a trial."""
+def write_results(folder: Path, trials: Sequence[RankedTrial], search: Search) -> None:
+    """Write `results.csv`, a row for each trial."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([header(search), *(row.cells() for row in table)])
+    csv.writer(text).writerows([header(search), *(trial.cells() for trial in trials)])
     write_atomically(folder / RESULTS_FILE, text.getvalue())

@@ -1,103 +1,89 @@
-"""What a sweep tries: for each setting a list of values or an interval, and how one of them is drawn."""
+"""The settings that a sweep varies, each with a list of values or an interval: Optuna's distributions."""
 
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+
+from optuna import Trial
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from gptpl.errors import InputError
 
-if TYPE_CHECKING:
-    from optuna import Trial
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """Values to choose from, as they stand in an override."""
-
-    values: tuple[str, ...]
-
-    def drawn(self, trial: "Trial", name: str) -> str:
-        """The value of a trial; asked again, the same one."""
-        return str(trial.suggest_categorical(name, self.values))
-
-    def extremes(self) -> tuple[str, ...]:
-        """Values that are valid only if all are."""
-        return self.values
-
-    def __str__(self) -> str:
-        return ",".join(self.values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """Numbers from `low` to `high`, both included; `log`: each power of ten is as likely as the next."""
-
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-    def drawn(self, trial: "Trial", name: str) -> str:
-        """See `Choices`."""
-        if self.whole:
-            return str(trial.suggest_int(name, int(self.low), int(self.high), log=self.log))
-        return repr(trial.suggest_float(name, self.low, self.high, log=self.log))
-
-    def extremes(self) -> tuple[str, ...]:
-        """Values that are valid only if all are, as far as one can tell."""
-        return tuple(str(int(end) if self.whole else end) for end in (self.low, self.high))
-
-    def __str__(self) -> str:
-        text = f"interval({', '.join(self.extremes())})"
-        text = f"int({text})" if self.whole else text
-        return f"tag(log, {text})" if self.log else text
-
-
-Dimension = Choices | Interval
+Dimension = CategoricalDistribution | FloatDistribution | IntDistribution
+"""The values of a list as they are written in an override, or numbers from `low` to `high`, both included."""
 SearchSpace = Mapping[str, Dimension]
-"""The swept settings, by their keys."""
+"""Dimensions by the keys of their settings."""
 
 
-def check(space: SearchSpace) -> None:
-    """Raises InputError for an interval without numbers, and for a list that names a value twice."""
-    for name, dimension in space.items():
-        if isinstance(dimension, Choices):
-            values = dimension.values
-            if twice := next((value for value in values if values.count(value) > 1), None):
-                raise InputError(f"{name}={dimension} has {twice} twice: leave one out")
-        elif not (-math.inf < dimension.low < dimension.high < math.inf):
-            raise InputError(f"{name}={dimension} is no interval: give interval(LOW, HIGH) with LOW < HIGH")
-        elif dimension.log and dimension.low <= 0:
-            raise InputError(f"{name}={dimension}: a logarithmic interval begins above 0")
+def values(name: str, given: Sequence[str]) -> CategoricalDistribution:
+    """A list of values. Raises InputError if it has a value twice."""
+    if twice := next((value for value in given if given.count(value) > 1), None):
+        raise InputError(f"{name}={','.join(given)} has {twice} twice: leave one out")
+    return CategoricalDistribution(tuple(given))
+
+
+def interval(name: str, low: float, high: float, *, log: bool = False) -> FloatDistribution | IntDistribution:
+    """An interval, of whole numbers if both ends are; `log`: each power of ten is equally likely.
+
+    Raises InputError for an empty one, and for a logarithmic one that does not begin above 0.
+    """
+    if not -math.inf < low < high < math.inf:
+        raise InputError(f"{name}=interval({low}, {high}) must have LOW < HIGH")
+    if log and low <= 0:
+        raise InputError(f"{name}=interval({low}, {high}) is logarithmic and must begin above 0")
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log)
+    return FloatDistribution(low, high, log=log)
+
+
+def drawn(trial: Trial, name: str, dimension: Dimension) -> object:
+    """A trial's value; the same one if the trial is asked again."""
+    if isinstance(dimension, CategoricalDistribution):
+        return trial.suggest_categorical(name, dimension.choices)
+    if isinstance(dimension, IntDistribution):
+        return trial.suggest_int(name, dimension.low, dimension.high, log=dimension.log)
+    return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
+
+
+def as_text(dimension: Dimension) -> str:
+    """The dimension as it would be given on the command line."""
+    if isinstance(dimension, CategoricalDistribution):
+        return ",".join(map(str, dimension.choices))
+    text = f"interval({dimension.low}, {dimension.high})"
+    text = f"int({text})" if isinstance(dimension, IntDistribution) else text
+    return f"tag(log, {text})" if dimension.log else text
 
 
 def combinations(space: SearchSpace) -> list[dict[str, str]]:
     """Every combination of the values, the last setting changing fastest.
 
-    Raises InputError for an interval, which has no end of values.
+    Raises InputError for an interval, whose values cannot be listed.
     """
-    values = []
     for name, dimension in space.items():
-        if not isinstance(dimension, Choices):
+        if not isinstance(dimension, CategoricalDistribution):
             raise InputError(
-                f"{name}={dimension} has no list of values: give one, such as {name}=1,2, or draw from it"
-                " with sweep=tpe or sweep=random"
+                f"{name}={as_text(dimension)} is an interval: give a list of values, such as {name}=1,2, or"
+                " draw from it with sweep=tpe or sweep=random"
             )
-        values.append(dimension.values)
-    return [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*values)]
+    every = itertools.product(*map(_extremes, space.values()))
+    return [dict(zip(space, chosen, strict=True)) for chosen in every]
 
 
 def one_at_a_time(space: SearchSpace) -> list[dict[str, str]]:
     """Each value of each setting once (of an interval its ends), the other settings at their first."""
-    first = {name: dimension.extremes()[0] for name, dimension in space.items()}
-    others = [
-        first | {name: value} for name, dimension in space.items() for value in dimension.extremes()[1:]
+    first = {name: _extremes(dimension)[0] for name, dimension in space.items()}
+    return [first] + [
+        first | {name: value} for name, dimension in space.items() for value in _extremes(dimension)[1:]
     ]
-    return [first, *others]
 
 
-def overrides(values: Mapping[str, object]) -> tuple[str, ...]:
+def _extremes(dimension: Dimension) -> list[str]:
+    """The values of a list, or the ends of an interval: if these are valid, all are."""
+    if isinstance(dimension, CategoricalDistribution):
+        return [str(choice) for choice in dimension.choices]
+    return [str(dimension.low), str(dimension.high)]
+
+
+def overrides(settings: Mapping[str, object]) -> tuple[str, ...]:
     """`key=value` for each."""
-    return tuple(f"{name}={value}" for name, value in values.items())
+    return tuple(f"{name}={value}" for name, value in settings.items())

@@ -1,9 +1,9 @@
-"""The state of a sweep: which trials there are, who runs them, what came of them. Kept in an Optuna study.
+"""The state of a sweep: its trials, who runs them, and their results, kept in an Optuna study.
 
-The study lies in an SQLite file, so that a sweep can be stopped, continued, and worked on by several
-processes. Optuna is used directly: hydra-optuna-sweeper 1.3 asks for optuna 2, and ends a sweep with its
-first failed trial. Optuna's heartbeat needs `study.optimize`; here a worker's sign of life is a locked file,
-which the system unlocks however the worker ends.
+The study is an SQLite file, so that a sweep can be stopped, continued, and worked on by several processes.
+Optuna is used directly: hydra-optuna-sweeper 1.3 needs Optuna 2, and ends a sweep with its first failed
+trial. Optuna's heartbeat needs `study.optimize`; here a worker shows that it is alive by a locked file, which
+the system unlocks however the worker ends.
 """
 
 import math
@@ -13,7 +13,7 @@ import uuid
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import optuna
 from filelock import FileLock, Timeout
@@ -21,10 +21,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from gptpl.errors import InputError
 from gptpl.files.run_record import LOSS, Mode
 from gptpl.runs.listing import STUDY_FILE, WORKERS
 from gptpl.sweeps.jobs import is_alive
-from gptpl.sweeps.space import SearchSpace, combinations, overrides
+from gptpl.sweeps.space import SearchSpace, combinations, drawn, overrides
 
 _BUSY_SECONDS = 120
 """How long to wait for another process that writes to the file."""
@@ -32,7 +33,7 @@ _FOLDER, _WORKER, _PROCESS = "folder", "worker", "process"
 _ERROR, _RETRY_OF, _INTERRUPTED = "error", "retry_of", "interrupted"
 
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)
-"""What Optuna raises where its file cannot be read or written."""
+"""Optuna's exceptions if its file cannot be read or written."""
 
 Sampler = Literal["grid", "random", "tpe"]
 Pruner = Literal["none", "median", "hyperband"]
@@ -41,9 +42,9 @@ State = Literal["finished", "pruned", "failed", "interrupted", "running", "waiti
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How trials are chosen (`n_trials` None: as many as the grid has), and the metric they are compared by.
+    """How trials are chosen (`n_trials` None: all of a grid), and the metric by which they are compared.
 
-    `tpe` is Optuna's tree-structured Parzen estimator; `pruner` says which trials to stop early.
+    `tpe` is Optuna's tree-structured Parzen estimator; `pruner` decides which trials to stop early.
     """
 
     sampler: Sampler
@@ -53,17 +54,31 @@ class Search:
     metric: str = LOSS
     mode: Mode = "min"
 
+    def __post_init__(self) -> None:
+        for key, kind in (("sampler", Sampler), ("pruner", Pruner), ("mode", Mode)):
+            if getattr(self, key) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise InputError(f"sweep.{key} must be one of {known}, got {getattr(self, key)}")
+        if self.seed < 0:
+            raise InputError(f"sweep.seed must be 0 or more, got {self.seed}")
+        if self.sampler != "grid" and (self.n_trials or 0) < 1:
+            raise InputError(f"sweep.n_trials must be 1 or more, got {self.n_trials}")
+
+    @property
+    def sign(self) -> int:
+        """The factor that makes lower values better."""
+        return 1 if self.mode == "min" else -1
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """What is known of a trial, beside its run's folder."""
+    """The state of a trial; `value` is the best of the sweep's metric if it has finished, else NaN."""
 
     folder: str
     overrides: tuple[str, ...]
     state: State
     error: str
     value: float
-    """The best of the sweep's metric of a finished one, else NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +91,7 @@ class Claim:
 
 
 class SweepStudy:
-    """The trials of the sweep in a folder, seen by one worker while `with` lasts; then another may go on."""
+    """The trials of the sweep in a folder, for one worker, which is alive until the end of `with`."""
 
     def __init__(self, folder: Path, space: SearchSpace, search: Search) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -94,15 +109,15 @@ class SweepStudy:
                     engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}},
                 )
                 self._study = optuna.create_study(
-                    study_name="sweep",  # by which Hyperband deals trials to its brackets
+                    study_name="sweep",  # by which Hyperband assigns trials to its brackets
                     storage=storage,
                     load_if_exists=True,
                     direction="minimize" if search.mode == "min" else "maximize",
                     pruner=_PRUNERS[search.pruner](),
                 )
-                there = len(self._latest())
-                missing = combinations(space)[there:] if search.sampler == "grid" else []
-                for number, values in enumerate(missing, start=there):
+                known = len(self._latest())
+                missing = combinations(space)[known:] if search.sampler == "grid" else []
+                for number, values in enumerate(missing, start=known):
                     self._study.enqueue_trial(values, user_attrs={_FOLDER: str(number)})
             except STORAGE_ERRORS as error:
                 raise storage_error(folder, error) from error
@@ -114,16 +129,16 @@ class SweepStudy:
         self._alive.release()
         (self._workers / f"{self._worker}.lock").unlink(missing_ok=True)
 
-    # --- which trial is next --------------------------------------------------------------------------
+    # --- the next trial -------------------------------------------------------------------------------
 
     def abandoned(self) -> list[Claim]:
-        """Takes over the trials that were interrupted, or whose worker is gone."""
+        """Take over the trials that were interrupted, or whose worker is gone."""
         with self._one_at_a_time:
             trials = [each for each in self._trials() if each.state == TrialState.RUNNING]
             return [self._claimed(each._trial_id) for each in trials if not self._worked_on(each)]
 
     def retry_failed(self) -> int:
-        """Puts the failed trials back into the queue; returns how many."""
+        """Put the failed trials back into the queue; returns their number."""
         with self._one_at_a_time:
             failed = [trial for trial in self._latest().values() if trial.state == TrialState.FAIL]
             for trial in failed:
@@ -132,47 +147,43 @@ class SweepStudy:
         return len(failed)
 
     def next(self) -> Claim | None:
-        """A trial that nobody has begun; None: there is none left, though others may be running."""
+        """A trial that nobody has begun; None if all have been begun, though some may still be running."""
         with self._one_at_a_time:
             trials = self._trials()
             waiting = any(trial.state == TrialState.WAITING for trial in trials)
-            drawn_so_far = sum(_RETRY_OF not in trial.user_attrs for trial in trials)
+            begun = sum(_RETRY_OF not in trial.user_attrs for trial in trials)
             wanted = 0 if self.search.sampler == "grid" else self.search.n_trials or 0
-            if not waiting and drawn_so_far >= wanted:
+            if not waiting and begun >= wanted:
                 return None
-            # A sampler of its own for each trial: one that was made anew for a continued sweep, or in
-            # another worker, would draw the same values again.
+            # A new sampler for each trial, seeded by its number: a continued sweep, or another worker, would
+            # otherwise draw the same values again.
             seed = (self.search.seed * 100_003 + len(trials)) % 2**32
             if self.search.sampler == "tpe":
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ExperimentalWarning)
-                    # A running one counts as a bad one: the next is drawn elsewhere.
+                    # Running trials count as bad ones, so that the next is drawn elsewhere.
                     self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             else:
                 self._study.sampler = optuna.samplers.RandomSampler(seed=seed)
             return self._claimed(self._study.ask()._trial_id)
 
     def total(self) -> int:
-        """Trials that the sweep has in all, a retried one counted once."""
-        here = len(self._latest())
-        return here if self.search.sampler == "grid" else max(here, self.search.n_trials or 0)
+        """The number of trials of the whole sweep; a retried one counts once."""
+        known = len(self._latest())
+        return known if self.search.sampler == "grid" else max(known, self.search.n_trials or 0)
 
-    # --- how a trial goes -----------------------------------------------------------------------------
+    # --- a running trial ------------------------------------------------------------------------------
 
     def begun(self, claim: Claim, process: str) -> None:
-        """The trial has been started; `process` is what `gptpl.sweeps.jobs.is_alive` knows it by."""
+        """The trial has been started; `process` is its name for `gptpl.sweeps.jobs.is_alive`."""
         claim.trial.set_user_attr(_PROCESS, process)
 
     def report(self, claim: Claim, values: list[float]) -> None:
-        """Tells the study a trial's values of the metric, one an evaluation, but for those that it knows."""
-        known = self._study._storage.get_trial(claim.trial._trial_id).intermediate_values
+        """Tell the study the metric's values, one for each evaluation of the trial so far."""
+        known = self._trials()[claim.trial.number].intermediate_values
         for number, value in enumerate(values, start=1):
             if number not in known and math.isfinite(value):
                 claim.trial.report(value, number)
-
-    def hopeless(self, claim: Claim) -> bool:
-        """Whether the pruner would stop a trial with the values that have been reported."""
-        return claim.trial.should_prune()
 
     def end(self, claim: Claim, state: State, *, value: float = math.nan, error: str = "") -> None:
         """The trial is finished (with this value), pruned, failed, or interrupted: to be continued."""
@@ -183,11 +194,11 @@ class SweepStudy:
         elif state != "interrupted":
             self._study.tell(claim.trial, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
 
-    # --- what came of them ----------------------------------------------------------------------------
+    # --- results --------------------------------------------------------------------------------------
 
     def results(self) -> list[TrialResult]:
-        """Every trial, by its folder's number; of one that was retried the last try."""
-        with self._one_at_a_time:  # looking whether a worker lives takes its lock for a moment
+        """Every trial, by the number of its folder; the last attempt of one that was retried."""
+        with self._one_at_a_time:  # to see whether a worker is alive takes its lock for a moment
             latest = self._latest()
             return [self._result(latest[folder]) for folder in sorted(latest, key=int)]
 
@@ -206,8 +217,6 @@ class SweepStudy:
             value=trial.value if state == "finished" and trial.value is not None else math.nan,
         )
 
-    # --- inside ---------------------------------------------------------------------------------------
-
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
@@ -217,12 +226,13 @@ class SweepStudy:
     def _claimed(self, trial_id: int) -> Claim:
         trial = optuna.Trial(self._study, trial_id)
         trial.set_user_attr(_WORKER, self._worker)
-        trial.set_user_attr(_INTERRUPTED, "")
-        values = {name: dimension.drawn(trial, name) for name, dimension in self._space.items()}
+        if trial.user_attrs.get(_INTERRUPTED):
+            trial.set_user_attr(_INTERRUPTED, "")
+        values = {name: drawn(trial, name, dimension) for name, dimension in self._space.items()}
         return Claim(folder=_folder(trial), overrides=overrides(values), trial=trial)
 
     def _worked_on(self, trial: FrozenTrial) -> bool:
-        """Whether a worker has it that is still there, or its own process has outlived the worker."""
+        """Whether its worker is alive, or its own process, which may outlive the worker."""
         worker = trial.user_attrs.get(_WORKER, "")
         if trial.user_attrs.get(_INTERRUPTED) or not worker:
             return False
@@ -256,7 +266,7 @@ def _folder(trial: FrozenTrial | optuna.Trial) -> str:
 
 
 def storage_error(folder: Path, error: BaseException) -> OSError:
-    """Says in a line what is wrong with the file."""
+    """An error of one line that names the file."""
     while error.__cause__ is not None:
         error = error.__cause__
     return OSError(f"{folder / STUDY_FILE} cannot be used ({str(error).splitlines()[0]})")

@@ -1,19 +1,19 @@
-"""A sweep: trials of several settings, each a run of its own, and a table. The same sweep again goes on."""
+"""A sweep: trials of several settings, each a run of its own, and their ranking; it can be continued."""
 
 import hashlib
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from tqdm import tqdm
 
 from gptpl.config.check import check_launcher
-from gptpl.config.compose import Composed, Glob, IntervalSweep, Override, composed, plain
+from gptpl.config.compose import Composed, Glob, IntervalSweep, composed, plain
 from gptpl.config.groups import Folder, choices, is_group
 from gptpl.config.instantiate import instantiate
 from gptpl.config.overrides import is_path, parsed, readable
@@ -27,32 +27,32 @@ from gptpl.runs.listing import RESULTS_FILE, SWEEP_FILE, runs_folder
 from gptpl.runs.parts import task_class
 from gptpl.sweeps import space as spaces
 from gptpl.sweeps.jobs import Launcher
-from gptpl.sweeps.outcomes import Row, header, rows, write_results
-from gptpl.sweeps.space import Choices, Dimension, Interval, SearchSpace
-from gptpl.sweeps.study import Pruner, Sampler, Search, SweepStudy
+from gptpl.sweeps.outcomes import RankedTrial, header, ranked, write_results
+from gptpl.sweeps.space import Dimension, SearchSpace
+from gptpl.sweeps.study import Search, SweepStudy
 from gptpl.sweeps.worker import Watcher, Worker
 from gptpl.training.task import Better, better, known_metrics
 
 EXIT_FAILED = 1
 _SIGNAL_BASE = 128
-OWN_KEYS = ("sweep", "hydra/launcher")
-OWN_PREFIXES = ("sweep.", "hydra.launcher.", "hydra.sweep.")
+_OWN_KEYS = ("sweep", "hydra/launcher")
+_OWN_PREFIXES = ("sweep.", "hydra.launcher.", "hydra.sweep.")
 _SET_BY_THE_SWEEP = {
     "run_dir": "each trial has a folder of its own in the sweep's: give hydra.sweep.dir, or leave -m out",
-    "resume": "it continues one run, which no sweep can: leave -m out",
+    "resume": "it continues a single run, which a sweep cannot: leave -m out",
 }
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """What came of a sweep of `total` trials, whose runs are `folder / "0"`, ...
+    """The result of a sweep of `total` trials, whose runs are `folder / "0"`, ...
 
-    `trials` has a row for each, the best first; `stopped_by` is the signal that ended it early.
+    `trials` are ranked, the best first; `stopped_by` is the signal that ended the sweep early.
     """
 
     folder: Path
-    trials: Sequence[Row]
+    trials: Sequence[RankedTrial]
     search: Search
     total: int
     stopped_by: int | None
@@ -63,20 +63,20 @@ class SweepResult:
         return self.folder / RESULTS_FILE
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> RankedTrial | None:
         """The best trial that has finished."""
-        return next((row for row in self.trials if row.result.state == "finished"), None)
+        return next((trial for trial in self.trials if trial.result.state == "finished"), None)
 
     def rows(self) -> list[list[str]]:
         """The ranking as texts, its header first."""
-        return [list(header(self.search)), *(list(row.cells()) for row in self.trials)]
+        return [header(self.search), *(trial.cells() for trial in self.trials)]
 
     def status(self, say: Say = lambda line: None) -> int:
-        """The exit status, having said what to do about trials that have not finished."""
-        states = [row.result.state for row in self.trials]
+        """The exit status; `say` is told what to do about trials that have not finished."""
+        states = [trial.result.state for trial in self.trials]
         left = self.total - sum(states.count(each) for each in ("finished", "pruned", "failed", "running"))
         if left:
-            say(f"trials left: {left}; the same command goes on with them")
+            say(f"trials left: {left}; run the same command again to continue")
         if "running" in states:
             say(f"trials that another process is running: {states.count('running')}")
         if "failed" in states:
@@ -93,7 +93,7 @@ def sweep(
     watch: Callable[[Path, SweepStudy, int], Watcher] = lambda folder, study, n_jobs: Watcher(),
     say: Say = lambda line: None,
 ) -> SweepResult:
-    """Runs the trials that are left: `sweep("experiment=quick", "optimizer.lr=1e-4,4e-4", "sweep=grid")`.
+    """Run the trials that are left: `sweep("experiment=quick", "optimizer.lr=1e-4,4e-4", "sweep=grid")`.
 
     Args:
         overrides: those of `gptpl train`, of which some have several values, and those of the sweep itself:
@@ -101,27 +101,25 @@ def sweep(
             `hydra.sweep.dir=FOLDER`.
         config_dir: the user's own config folder.
         config_name: the root config of the trials: one in the user's folder that extends `train`.
-        watch: makes what is told of the trials, from the folder, the study and the trials at a time.
+        watch: makes the watcher of the trials from the folder, the study and the trials at a time.
         say: is told what else a person wants to know.
 
-    Raises InputError for what no sweep can be, before the first trial starts.
+    Raises InputError for invalid settings, before the first trial starts.
     """
     given = sort_overrides(overrides, config_dir)
     asked = composed(given.own, "sweep", config_dir=config_dir)
-    own, node = _checked(plain(asked.cfg.sweep)), _launcher(asked)
+    own, launcher_settings = plain(asked.cfg.sweep), _launcher_settings(asked)
+    search = Search(**{key: own[key] for key in ("sampler", "n_trials", "pruner", "seed", "metric")})
     space = _space(own, given)
     name, data, metrics = _check_trials(given.shared, space, config_dir, config_name)
-    search = Search(
-        **{key: own[key] for key in ("sampler", "n_trials", "pruner", "seed", "metric")},
-        mode=own["mode"] or better(own["metric"], metrics),
-    )
+    search = replace(search, mode=own["mode"] or better(search.metric, metrics))
     flags = [] if config_dir is None else [f"--config-dir={Path(config_dir).expanduser().absolute()}"]
     flags += [] if config_name == "train" else [f"--config-name={config_name}"]
     shared = [*flags, *given.shared]
-    # What makes two sweeps the same: not how many trials they have, which may change later.
+    # What makes two sweeps the same: not the number of their trials, which may change later.
     identity = {
         "shared": sorted(shared),
-        "swept": {key: str(dimension) for key, dimension in space.items()},
+        "swept": {key: spaces.as_text(dimension) for key, dimension in space.items()},
         "sampler": search.sampler,
         "pruner": search.pruner,
         **({} if search.sampler == "grid" else {"seed": search.seed}),
@@ -130,9 +128,9 @@ def sweep(
     short_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     folder = Path(asked.hydra.sweep.dir or runs_folder() / "sweeps" / f"{name}_{short_hash}")
     folder = folder.expanduser().absolute()
-    # submitit's own files lie in the sweep's folder.
-    files = {"folder": str(folder / ".slurm")} if node["_target_"].endswith(".slurm") else {}
-    launcher: Launcher = instantiate(node, **files)
+    # submitit's own files are put into the sweep's folder.
+    files = {"folder": str(folder / ".slurm")} if launcher_settings["_target_"].endswith(".slurm") else {}
+    launcher: Launcher = instantiate(launcher_settings, **files)
     try:
         _settle(folder, identity, data, shlex.join(["gptpl", "train", *overrides]), mix=own["mix"])
         with SweepStudy(folder, space, search) as study:
@@ -145,25 +143,22 @@ def sweep(
                 worker.work()
             finally:
                 watcher.close()
-            found = rows(folder, study.results(), search)
-            write_results(folder, found, search)
+            trials = ranked(folder, study.results(), search)
+            write_results(folder, trials, search)
+            total, stopped_by = study.total(), worker.stopped_by
             return SweepResult(
-                folder=folder,
-                trials=found,
-                search=search,
-                total=study.total(),
-                stopped_by=worker.stopped_by,
+                folder=folder, trials=trials, search=search, total=total, stopped_by=stopped_by
             )
     finally:
         launcher.close()
 
 
-# --- what is asked for ----------------------------------------------------------------------------------
+# --- the settings ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Given:
-    """Overrides of a sweep: of its own settings; that every trial has, as given; and with several values."""
+    """Overrides of the sweep itself, those that every trial shares, and those with several values."""
 
     own: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
@@ -171,7 +166,7 @@ class _Given:
 
 
 def sort_overrides(overrides: Sequence[str], config_dir: Folder | None = None) -> _Given:
-    """Sorts the overrides. Raises InputError for those that no sweep can have."""
+    """Sort the overrides. Raises InputError for those that a sweep cannot have."""
     found = _Given()
     seen: set[str] = set()
     for override in overrides:
@@ -182,9 +177,9 @@ def sort_overrides(overrides: Sequence[str], config_dir: Folder | None = None) -
         seen.add(key)
         if key in _SET_BY_THE_SWEEP:
             raise InputError(f"{override} in a sweep: {_SET_BY_THE_SWEEP[key]}")
-        if key in OWN_KEYS or key.startswith(OWN_PREFIXES):
-            if key != "hydra.sweep.dir" and _dimension_of(override, config_dir) is not None:
-                raise InputError(f"{override} is a setting of the sweep, which has one value of it: give one")
+        if key in _OWN_KEYS or key.startswith(_OWN_PREFIXES):
+            if key != "hydra.sweep.dir" and _dimension(override, config_dir) is not None:
+                raise InputError(f"{override}: a setting of the sweep itself takes one value")
             found.own.append(override)
         elif key == "hydra/sweeper" or key.startswith("hydra.sweeper"):
             raise InputError(
@@ -192,80 +187,60 @@ def sort_overrides(overrides: Sequence[str], config_dir: Folder | None = None) -
             )
         elif key.startswith("hydra") and not key.startswith("hydra.searchpath"):
             raise InputError(f"{override} has no meaning in a sweep: leave it out")
-        elif (dimension := _dimension_of(override, config_dir)) is not None:
+        elif (dimension := _dimension(override, config_dir)) is not None:
             found.swept[written_key] = dimension
         else:
             found.shared.append(override)
     return found
 
 
-def _dimension_of(text: str, config_dir: Folder | None) -> Dimension | None:
-    """The values of an override that has several; None where it has one."""
-    key, _, value = text.lstrip("+~").partition("=")
-    if is_path(key) and "," in value and not Path(value).expanduser().exists():
+def _dimension(text: str, config_dir: Folder | None) -> Dimension | None:
+    """The values of an override that has several; None if it has one."""
+    key, _, written = text.lstrip("+~").partition("=")
+    if is_path(key) and "," in written and not Path(written).expanduser().exists():
         override = parsed(text)  # several paths
     else:
-        [written_for_hydra] = readable([text], is_group=lambda key: is_group(key, config_dir))
-        override = parsed(written_for_hydra)
-    return _dimension(override, override.value(), config_dir) if override.is_sweep_override() else None
-
-
-def _dimension(override: Override, value: Any, config_dir: Folder | None) -> Dimension:
+        [for_hydra] = readable([text], is_group=lambda key: is_group(key, config_dir))
+        override = parsed(for_hydra)
+    if not override.is_sweep_override():
+        return None
+    value: Any = override.value()
     if isinstance(value, IntervalSweep):
         assert value.start is not None
         assert value.end is not None
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
-        return Interval(low=value.start, high=value.end, log="log" in value.tags, whole=whole)
+        return spaces.interval(key, value.start, value.end, log="log" in value.tags)
     if getattr(value, "shuffle", False):
         raise InputError(
-            f"{override.input_line}: the same command must find the same trials, so leave out shuffle, or"
-            " draw from the values with sweep=random"
+            f"{text}: the same command must find the same trials, so leave out shuffle, or draw from the"
+            " values with sweep=random"
         )
     if isinstance(value, Glob):
-        offered = choices(override.key_or_group, config_dir)
-        if not offered:
-            raise InputError(
-                f"{override.input_line}: {override.key_or_group} is no config group, whose choices glob could"
-                " find: give a list of values"
-            )
-        found = tuple(value.filter(offered))
+        offered = choices(key, config_dir)
+        found = value.filter(offered)
         if not found:
-            raise InputError(
-                f"{override.input_line} fits no choice of {override.key_or_group}: {', '.join(offered)}"
-            )
-        return Choices(values=found)
-    return Choices(values=tuple(override.sweep_string_iterator()))
+            known = f"its choices are {', '.join(offered)}" if offered else f"{key} is no config group"
+            raise InputError(f"{text} matches nothing: {known}; give a list of values")
+        return spaces.values(key, found)
+    return spaces.values(key, list(override.sweep_string_iterator()))
 
 
-def _checked(own: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the search, if there are such."""
-    for key, known in (("sampler", get_args(Sampler)), ("pruner", get_args(Pruner))):
-        if own[key] not in known:
-            raise InputError(f"sweep.{key}={own[key]} is unknown: choose one of {', '.join(known)}")
-    if own["seed"] < 0:
-        raise InputError(f"sweep.seed={own['seed']} must be 0 or more")
-    if own["sampler"] != "grid" and (own["n_trials"] is None or own["n_trials"] < 1):
-        raise InputError(f"sweep.n_trials={own['n_trials']} draws nothing: give 1 or more")
-    return own
-
-
-def _launcher(asked: Composed) -> dict[str, Any]:
+def _launcher_settings(asked: Composed) -> dict[str, Any]:
     launcher = plain(asked.hydra.launcher)
     if not str(launcher.get("_target_")).startswith("gptpl."):
         name, offered = asked.hydra.runtime.choices["hydra/launcher"], ", ".join(choices("hydra/launcher"))
-        raise InputError(f"hydra/launcher={name} starts no trials of gptpl: choose one of {offered}")
+        raise InputError(f"hydra/launcher={name} cannot start gptpl's trials: choose one of {offered}")
     return check_launcher(launcher)
 
 
 def _space(own: Mapping[str, Any], given: _Given) -> SearchSpace:
-    """What is swept: the search's own settings, then those of the command line, which win."""
+    """The search's own settings, then those of the command line, which take precedence."""
     space = {}
     shared = {override.lstrip("+~").partition("=")[0] for override in given.shared}
     for key, text in own["params"].items():
-        dimension = _dimension_of(f"{key}={text}", None)
+        dimension = _dimension(f"{key}={text}", None)
         if dimension is None:
             raise InputError(f"sweep.params has {key}={text}, which is one value: give several")
-        if key not in shared:  # a value given for it takes it out of the search
+        if key not in shared:  # a setting with a given value is not searched
             space[key] = dimension
     space |= given.swept
     if not space:
@@ -273,10 +248,9 @@ def _space(own: Mapping[str, Any], given: _Given) -> SearchSpace:
             "nothing to sweep over: give a setting several values, such as optimizer.lr=1e-4,4e-4, or a"
             " search, such as sweep=learning_rate"
         )
-    spaces.check(space)
-    if own["sampler"] == "grid" and own["n_trials"] not in (None, there := len(spaces.combinations(space))):
+    if own["sampler"] == "grid" and own["n_trials"] not in (None, count := len(spaces.combinations(space))):
         raise InputError(
-            f"sweep.n_trials={own['n_trials']}, but the grid has {there} combinations: leave it out, or draw"
+            f"sweep.n_trials={own['n_trials']}, but the grid has {count} combinations: leave it out, or draw"
             " from them with sweep=random"
         )
     return space
@@ -285,7 +259,7 @@ def _space(own: Mapping[str, Any], given: _Given) -> SearchSpace:
 def _check_trials(
     shared: Sequence[str], space: SearchSpace, config_dir: Folder | None, config_name: str
 ) -> tuple[str, dict[str, str], dict[str, Better]]:
-    """Composes trials with each of the values, so that a misspelt one is refused before the first starts.
+    """Compose trials with each of the values, so that an invalid one is refused before the first starts.
 
     Returns the name of the sweep, the hash of each text that its trials will read, by its settings, and the
     metrics of its task.
@@ -307,31 +281,30 @@ def _check_trials(
     return names[0], data, metrics
 
 
-# --- sweep.yaml: what a sweep is, so that its folder takes no trials of another one ---------------------
+# --- sweep.yaml: the identity of a sweep, so that its folder takes no trials of another one -------------
 
 
 def _settle(
     folder: Path, identity: Mapping[str, Any], data: dict[str, str], command: str, *, mix: bool
 ) -> None:
-    """Makes the folder the sweep's, or checks that it is: the same search, the same code, the same texts.
+    """Make the folder the sweep's, or check that it is: the same search, code and texts.
 
-    Raises InputError where it is another's; of code and texts not with `mix`.
+    Raises InputError for another search; for other code or texts unless `mix`.
     """
     versions = {name: package_version(name) for name in ("gptpl", "torch", "lightning")}
     dependencies = {"versions": {**versions, "git_commit": git_commit()}, "data": data}
     path = folder / SWEEP_FILE
     if not path.exists():
-        if folder.exists() and (
-            not folder.is_dir() or any(not each.name.startswith(".") for each in folder.iterdir())
-        ):
-            raise InputError(f"hydra.sweep.dir={folder} is there already and no sweep's: give a new folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            foreign = any(not each.name.startswith(".") for each in folder.iterdir())
         except OSError as error:
             raise InputError(
-                f"hydra.sweep.dir={folder} cannot be made ({error.strerror}):"
-                " choose a folder you may write to"
+                f"hydra.sweep.dir={folder} cannot be created ({error.strerror}):"
+                " choose a folder that you may write to"
             ) from error
+        if foreign:
+            raise InputError(f"hydra.sweep.dir={folder} exists and is not a sweep: give a new folder")
         started = datetime.now(UTC).isoformat(timespec="seconds")
         content = {"command": command, "started": started, **identity, **dependencies}
         write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
@@ -351,14 +324,14 @@ def _settle(
     if changed and not mix:
         raise InputError(
             f"the trials in {folder} were made with other code or data ({'; '.join(changed)}): give another"
-            " hydra.sweep.dir, or sweep.mix=true to go on all the same"
+            " hydra.sweep.dir, or sweep.mix=true to continue all the same"
         )
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Such as "sampler: grid there, tpe here"."""
     found = []
-    for name in [*before, *(name for name in now if name not in before)]:
+    for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new)

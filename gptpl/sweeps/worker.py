@@ -1,4 +1,4 @@
-"""Works on a sweep: starts trials, watches them, prunes them, and writes down what comes of them."""
+"""A worker of a sweep: starts trials, watches them, prunes them, and records their results."""
 
 import math
 import shlex
@@ -23,12 +23,17 @@ from gptpl.sweeps.study import STORAGE_ERRORS, Claim, SweepStudy, storage_error
 
 PROGRAM = (sys.executable, "-m", "gptpl", "train")
 PATIENCE_SECONDS = 60.0
-"""So long trials may take to save when the worker itself cannot go on."""
+"""How long trials may take to save when the worker itself fails."""
 
 
 @dataclass(kw_only=True)
 class RunningTrial:
-    """A trial that this worker watches."""
+    """A trial that this worker watches.
+
+    Attributes:
+        values: the sweep's metric, one for each evaluation.
+        read_version: inode, time and size of the files from which `values` and `step` were read.
+    """
 
     claim: Claim
     run_dir: Path
@@ -37,31 +42,29 @@ class RunningTrial:
     started_seconds: float = field(default_factory=time.monotonic)
     pruned: bool = False
     values: list[float] = field(default_factory=list)
-    """Of the sweep's metric, one an evaluation."""
     step: int = 0
     read_version: list[tuple[int, int, int]] = field(default_factory=list)
-    """Number, time and size of the files that `values` and `step` were read from."""
 
     @property
     def name(self) -> str:
-        """Its folder, and what it tries."""
+        """Its folder and its settings."""
         return f"{self.claim.folder}: {' '.join(self.claim.overrides)}"
 
 
 class Watcher:
-    """Is told what happens; does nothing by itself."""
+    """Is told about events; does nothing by itself."""
 
     def started(self, trial: RunningTrial) -> None:
-        """A trial has begun, or goes on."""
+        """A trial has been started or resumed."""
 
     def stopping(self) -> None:
-        """A signal came: what runs has been asked to save and end."""
+        """After a signal the running trials have been asked to save and end."""
 
     def moved(self, running: Sequence[RunningTrial]) -> None:
         """Some time has passed."""
 
     def ended(self, trial: RunningTrial, result: Outcome) -> None:
-        """A trial has ended, and that is written down."""
+        """A trial has ended, which is recorded."""
 
     def close(self) -> None:
         """The work has ended."""
@@ -70,7 +73,8 @@ class Watcher:
 class Worker:
     """Runs the trials of the sweep in a folder, as many at a time as the launcher takes.
 
-    `train` are the arguments of `gptpl train` that every trial has.
+    `train` are the arguments of `gptpl train` that all trials share; `stopped_by` is the signal that ended
+    the work early.
     """
 
     def __init__(
@@ -87,12 +91,11 @@ class Worker:
         self._watcher, self._poll_seconds = watcher, poll_seconds
         self._running: list[RunningTrial] = []
         self.stopped_by: int | None = None
-        """The signal that ended the work before its time."""
 
     def work(self) -> None:
-        """Works until there is nothing left, or a signal such as Ctrl-C comes; a second one does not wait.
+        """Work until no trial is left, or until a signal such as Ctrl-C; a second one does not wait.
 
-        Raises OSError where the sweep's own state cannot be written; the trials are told to save first.
+        Raises OSError if the sweep's own state cannot be written, after asking the trials to save.
         """
         (self._folder / OUTPUT).mkdir(exist_ok=True)
         with ExitStack() as stack:
@@ -106,31 +109,31 @@ class Worker:
 
     def _work(self) -> None:
         abandoned = self._study.abandoned()
-        said = False
+        told = False
         while True:
             while not self._stopping() and len(self._running) < self._launcher.n_jobs:
                 claim = abandoned.pop(0) if abandoned else self._study.next()
                 if claim is None:
                     break
-                if self._stopping():  # which may have come while the study was asked
+                if self._stopping():  # the signal may have come while the study was asked
                     abandoned.append(claim)
                     break
                 self._start(claim)
             if not self._running:
                 break
-            if self._stopping() and not said:
-                said = True
+            if self._stopping() and not told:
+                told = True
                 self._watcher.stopping()
             time.sleep(self._poll_seconds)
             self._look()
         for claim in abandoned:
-            self._study.end(claim, "interrupted", error="not taken up again")
+            self._study.end(claim, "interrupted", error="not resumed yet")
 
     def _stopping(self) -> bool:
         return self.stopped_by is not None
 
     def _end_what_runs(self) -> None:
-        """An error of the worker's own leaves no process behind, and no work unsaved."""
+        """After an error of the worker itself no process keeps running, and no work is unsaved."""
         for trial in self._running:
             trial.job.stop()
         patience_ends = time.monotonic() + PATIENCE_SECONDS
@@ -142,12 +145,11 @@ class Worker:
     def _start(self, claim: Claim) -> None:
         run_dir = self._folder / claim.folder
         if run_dir.is_dir() and is_locked(run_dir):
-            why = "a process that an earlier start has left is still training it"
-            self._study.end(claim, "interrupted", error=why)
+            self._study.end(claim, "interrupted", error="a process of an earlier start is still training it")
             return
         output = self._folder / OUTPUT / f"{claim.folder}.log"
         checkpoints = run_dir / "checkpoints"
-        # A copy of the folder may have lost the link to the newest, which resuming does not need.
+        # A copy of the folder may lack the link to the newest checkpoint, which resuming does not need.
         if (checkpoints / "last.ckpt").exists() or any(checkpoints.glob("step-*.ckpt")):
             flags = [each for each in self._train if each.startswith("--config-dir")]
             own = [*flags, f"resume={run_dir}"]
@@ -160,7 +162,7 @@ class Worker:
         job = self._launcher.start(Command(arguments=arguments, cwd=Path.cwd(), output=output))
         trial = RunningTrial(claim=claim, run_dir=run_dir, output=output, job=job)
         self._running.append(trial)
-        if self._stopping():  # since it was claimed
+        if self._stopping():  # the signal may have come since it was claimed
             job.stop()
         self._study.begun(claim, job.process)
         self._watcher.started(trial)
@@ -175,13 +177,13 @@ class Worker:
                 state = "pruned" if result.kind == "interrupted" and trial.pruned else result.kind
                 self._study.end(trial.claim, state, value=result.value, error=result.error)
                 self._watcher.ended(trial, result)
-            elif not trial.pruned and trial.values and self._study.hopeless(trial.claim):
+            elif not trial.pruned and trial.values and trial.claim.trial.should_prune():
                 trial.pruned = True
                 trial.job.stop()
         self._watcher.moved(self._running)
 
     def _read(self, trial: RunningTrial) -> None:
-        """How far a trial is; a file that is just being written is read the next time."""
+        """Read the progress of a trial; a file that is just being written is read the next time."""
         files = [trial.run_dir / name for name in (EVALUATIONS_FILE, METRICS_FILE)]
         try:
             found = [file.stat() for file in files if file.exists()]
@@ -192,14 +194,14 @@ class Worker:
         except (FileNotFoundError, RunError):
             return
         trial.read_version = version
-        # Without that of the model that has learned nothing yet.
+        # Without the evaluation before the first step.
         measured = [each.metrics for each in run.evaluations if each.step > 0]
         trial.values = [metrics.get(self._study.search.metric, math.nan) for metrics in measured]
         self._study.report(trial.claim, trial.values)
         trial.step = run.steps
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """A signal came: the trials save and end, then the work does."""
+        """Handle a signal: the trials save and end, then the work does."""
         for trial in self._running:
             trial.job.stop(at_once=self.stopped_by is not None)
         self.stopped_by = self.stopped_by or number

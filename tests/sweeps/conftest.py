@@ -10,7 +10,8 @@ import pytest
 
 from gptpl.sweeps.jobs import Launcher, Processes
 from gptpl.sweeps.outcomes import Outcome
-from gptpl.sweeps.space import Choices, SearchSpace
+from gptpl.sweeps.space import SearchSpace
+from gptpl.sweeps.space import values as choices
 from gptpl.sweeps.study import Search, SweepStudy, TrialResult
 from gptpl.sweeps.worker import RunningTrial, Watcher, Worker
 
@@ -81,7 +82,7 @@ def sweep(tmp_path: Path, fake_train: None) -> Callable[..., Sweep]:
         search: Search | None = None, shared: tuple[str, ...] = (), folder: str = "sweep", **values: Any
     ) -> Sweep:
         space = {
-            key: Choices(values=given) if isinstance(given, tuple) else given for key, given in values.items()
+            key: choices(key, given) if isinstance(given, tuple) else given for key, given in values.items()
         }
         grid = Search(sampler="grid", n_trials=None, pruner="none", seed=0)
         (tmp_path / folder).mkdir()
