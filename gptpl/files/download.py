@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from gptpl.errors import InputError
@@ -53,21 +53,32 @@ def remembered_sha256(path: Path) -> str:
 
     Its hash is remembered in the cache folder, with its size, inode and the times of its last changes.
     """
-    stat = path.stat()
-    if stat.st_size < _LARGE_BYTES:
-        return sha256_of(path)
-    key = [str(path.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
-    record = cache_dir() / "sha256" / f"{name}.json"
+    file = _identity(path)
     with suppress(OSError, ValueError, LookupError, TypeError):  # no record, or a damaged one
-        remembered = json.loads(record.read_text(encoding="utf-8"))
-        if remembered["file"] == key:
+        remembered = json.loads(_memory(path).read_text(encoding="utf-8"))
+        if remembered["file"] == file:
             return str(remembered["sha256"])
     sha256 = sha256_of(path)
-    with suppress(OSError):  # the cache may be read-only
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(record, json.dumps({"file": key, "sha256": sha256}))
+    _remember(path, file, sha256)
     return sha256
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    return {"path": str(path.resolve()), "size": stat.st_size, "inode": stat.st_ino, **times}
+
+
+def _memory(path: Path) -> Path:
+    return cache_dir() / "sha256" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
+
+
+def _remember(path: Path, file: dict[str, Any], sha256: str) -> None:
+    if file["size"] < _LARGE_BYTES:
+        return
+    with suppress(OSError):  # the cache may be read-only
+        _memory(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(_memory(path), json.dumps({"file": file, "sha256": sha256}))
 
 
 def download(
@@ -193,6 +204,7 @@ class _Download:
             os.fsync(file.fileno())
         self.part.replace(self.target)
         sync_folder(self.target.parent)
+        _remember(self.target, _identity(self.target), actual)
 
     def _record(self, sha256: str) -> None:
         log.info("%s: no SHA-256 is published, %s is recorded and holds from now on", self.url, sha256)

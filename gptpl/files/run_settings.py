@@ -1,4 +1,4 @@
-"""Settings of runs on one level, and in what runs differ: settings, and what they depend on beside them."""
+"""Settings of runs on one level, under current names, and what runs differ in."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 NOT_COMPARED = ("choices", "notes", "resume", "run_dir", "tags", "trust")
 LEFT_OUT = ("callbacks", "logger", *NOT_COMPARED)
-"""Settings that say where a run writes, what it shows and how it is found, not what it learns."""
+"""Settings of where a run writes, what it shows and how it is found, not of what it learns."""
 
 Setting = bool | int | float | str
 
@@ -20,7 +20,7 @@ _MOVED = {
     "gptpl.training.starting_run": "gptpl.checkpoints.starting_run",
     "gptpl.training.tuning": "gptpl.model.tuning",
 }
-"""Modules that the settings of older runs name, and where their classes are now."""
+"""Modules in the settings of older runs, and where their classes are now."""
 
 
 def current_name(name: str) -> str:
@@ -32,7 +32,7 @@ def current_name(name: str) -> str:
 
 
 def with_current_names(settings: Any) -> Any:
-    """The settings of a run, which an older gptpl may have written, with every `_target_` up to date."""
+    """The settings of a run, perhaps of an older gptpl, with every `_target_` up to date."""
     if isinstance(settings, dict):
         return {
             key: current_name(value)
@@ -46,11 +46,10 @@ def with_current_names(settings: Any) -> Any:
 def flat_settings(
     config: Mapping[str, Any], prefix: str = "", *, left_out: Sequence[str] = LEFT_OUT
 ) -> dict[str, Setting]:
-    """A nested configuration as one level: `{"model": {"n_layers": 2}}` becomes `{"model.n_layers": 2}`.
+    """A nested configuration on one level: `{"model": {"n_layers": 2}}` becomes `{"model.n_layers": 2}`.
 
-    Left out are Hydra's own keys (`_partial_`) and, at the top, `left_out`; a class (`_target_`) becomes its
-    last name. A part's setting that repeats one of the part around it, such as `data.corpus.path` with the
-    value of `data.path`, is left out.
+    A class (`_target_`) becomes its last name. Left out are `_partial_`, `left_out` at the top, and what
+    repeats a setting of an outer part, such as `data.corpus.path` with the value of `data.path`.
     """
     flat: dict[str, Setting] = {}
     for key, value in config.items():
@@ -67,30 +66,32 @@ def flat_settings(
 
 
 def _repeats(flat: Mapping[str, Setting], name: str) -> bool:
-    """Whether an outer part has a setting of the same last name and value, as an interpolation makes it."""
+    """Whether an outer part has a setting of the same last name and value, as by interpolation."""
     *parts, last = name.split(".")
     outer = (".".join([*parts[:depth], last]) for depth in range(1, len(parts)))
     return any(repr(flat.get(each)) == repr(flat[name]) for each in outer)
 
 
-def differing(settings: Sequence[Mapping[str, Setting]]) -> list[str]:
-    """The names whose values are not the same in all, in their order; a missing one is a value of its own."""
-    names = list(dict.fromkeys(name for each in settings for name in each))
-    return [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
-
-
-BESIDE = ("data", "tokenizer", "parameters", "start", "versions", "git_commit", "hardware")
-"""Entries of `run.json` that say what a run depends on beside its settings."""
-
-_SAID_ELSEWHERE = ("start.crop_", "start.parent.")
-"""What is a setting, too, and what follows from where the first weights lie."""
+# ----------------------------------------------------------------------------------- what runs differ in
 
 Differences = Mapping[str, Sequence[Setting | None]]
-"""The values of what differs, in the order of the runs; None where a run has no such entry."""
+"""The values of each difference, in the order of the runs; None where a run has no such entry."""
+
+BESIDE = ("data", "tokenizer", "parameters", "start", "versions", "git_commit", "hardware")
+"""Entries of `run.json` that a run depends on besides its settings."""
+_KNOWN = ("start.crop_", "start.parent.")
+"""Entries of `start` that are settings, or follow from where the first weights are."""
+
+
+def differing(settings: Sequence[Mapping[str, Setting]]) -> Differences:
+    """The settings whose values are not the same in all, a missing one being a value of its own."""
+    names = dict.fromkeys(name for each in settings for name in each)
+    values = {name: [each.get(name) for each in settings] for name in names}
+    return {name: found for name, found in values.items() if len(set(map(repr, found))) > 1}
 
 
 def differing_settings(runs: Sequence["RunRecord"]) -> Differences:
-    """The settings in which runs differ; a path in a run's own folder is the same in all: `RUN/loss.png`."""
+    """The settings in which runs differ; a path in a run's own folder counts as `RUN/loss.png`."""
 
     def settings(run: "RunRecord") -> dict[str, Setting]:
         own = str(run.config.get("run_dir") or run.path)
@@ -101,20 +102,16 @@ def differing_settings(runs: Sequence["RunRecord"]) -> Differences:
             for name, value in flat_settings(run.config, left_out=NOT_COMPARED).items()
         }
 
-    return _differences([settings(run) for run in runs])
+    return differing([settings(run) for run in runs])
 
 
 def differing_beside(runs: Sequence["RunRecord"]) -> Differences:
-    """What differs beside settings: data, versions, commit, first weights, hardware, steps of resuming."""
+    """The entries of `BESIDE` in which runs differ, and the steps at which they were resumed."""
 
     def beside(run: "RunRecord") -> dict[str, Setting]:
         steps = ", ".join(str(each.get("step")) for each in run.record.get("resumed", []))
         entries = flat_settings({name: run.record[name] for name in BESIDE if name in run.record})
-        entries = {name: value for name, value in entries.items() if not name.startswith(_SAID_ELSEWHERE)}
+        entries = {name: value for name, value in entries.items() if not name.startswith(_KNOWN)}
         return entries | ({"resumed": steps} if steps else {})
 
-    return _differences([beside(run) for run in runs])
-
-
-def _differences(values: Sequence[Mapping[str, Setting]]) -> Differences:
-    return {name: [each.get(name) for each in values] for name in differing(values)}
+    return differing([beside(run) for run in runs])

@@ -516,6 +516,20 @@ def large(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_download_is_hashed_once(fetch: Callable[..., Path], hashed: list[Path], tmp_path: Path) -> None:
+    fetch()
+    fetch()
+    assert hashed == [tmp_path / "story.txt.part"]
+
+
+def test_a_read_only_cache_costs_the_memory_alone(
+    fetch: Callable[..., Path], hashed: list[Path], large: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").touch()  # nothing can be written below it
+    assert (fetch(), fetch()) == (large, large)
+    assert hashed == [large] * 2
+
+
 def changed(data: bytes) -> bytes:
     return bytes([data[0] ^ 1]) + data[1:]
 

@@ -56,5 +56,5 @@ def test_settings_differ_by_value_type_and_presence():
         {"a": 1, "b": 3, "c": 1},
         {"a": 1, "b": 2, "c": 1, "d": 0},
     ]
-    assert differing(settings) == ["b", "c", "d"]
-    assert differing(settings[:1]) == []
+    assert differing(settings) == {"b": [2, 3, 2], "c": [1.0, 1, 1], "d": [None, None, 0]}
+    assert differing(settings[:1]) == {}

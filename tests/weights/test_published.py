@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gptpl.errors import InputError
+from gptpl.files import download
 from gptpl.model import count_parameters
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer
 from gptpl.weights import published
@@ -197,6 +198,21 @@ def test_fetching_once_is_enough(large, caplog):
     large.files.clear()
     assert fetch(SIZES["774M"], "hf", mirror=large.url) == folder
     assert len(large.asked) == 2, "the second time nothing is asked for"
+
+
+def test_later_starts_hash_nothing_again(large, monkeypatch):
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(download, "sha256_of", counted)
+    monkeypatch.setattr(download, "_LARGE_BYTES", 100)  # the weights have 7,000, config.json 2
+    for _ in range(3):
+        fetch(SIZES["774M"], "hf", mirror=large.url)
+    assert hashed.count("model.safetensors.part") == 1
+    assert "model.safetensors" not in hashed
 
 
 def test_a_trailing_slash_and_the_environment(large, monkeypatch):
