@@ -3,16 +3,16 @@
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import jinja2
 
 from gptpl.evaluation.surprisal import TokenSurprisal
-from gptpl.generation.text import TextCodec, TextStream
+from gptpl.generation.text import TextStream
 from gptpl.model.loss import perplexity
+from gptpl.tokenizers import Tokenizer
 
 STEPS = (0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 8.0)
 """Nats at which the colour changes: nearly certain tokens stay white, 8 nats are one chance in 3,000."""
@@ -25,19 +25,12 @@ _SIGNS = {
 }
 
 
-class Vocabulary(TextCodec, Protocol):
-    """A tokenizer that can list its tokens."""
-
-    def vocabulary_bytes(self) -> Iterable[bytes]:
-        """The bytes of every token, in the order of their ids."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class InspectedText:
     """A text with the surprisal of each of its tokens, one or more."""
 
     tokens: Sequence[TokenSurprisal]
-    tokenizer: Vocabulary
+    tokenizer: Tokenizer
 
     @property
     def loss(self) -> float:

@@ -1,9 +1,9 @@
-"""Text from a model: sampling rules (pure functions of logits), cached decoding, beam search, statistics."""
+"""Text from a model: sampling rules (pure functions of logits), cached decoding, beam search, text."""
 
 from gptpl.generation.beam_search import Beam, beam_search
 from gptpl.generation.decoding import Decoding, Step, TokenDetails, generate
 from gptpl.generation.sampling import SamplingRules, next_token, reshape_logits
-from gptpl.generation.text import Completion, Piece, TextCodec, complete, search_text, stream_text
+from gptpl.generation.text import Completion, Piece, complete, search_text, stream_text
 
 __all__ = [
     "Beam",
@@ -12,7 +12,6 @@ __all__ = [
     "Piece",
     "SamplingRules",
     "Step",
-    "TextCodec",
     "TokenDetails",
     "beam_search",
     "complete",

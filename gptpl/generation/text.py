@@ -2,9 +2,9 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,32 +14,15 @@ from gptpl.generation.beam_search import beam_search
 from gptpl.generation.decoding import Decoding, TokenDetails
 from gptpl.generation.sampling import SamplingRules
 from gptpl.model.protocol import Cached, vocab_size
+from gptpl.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
 Finish = Literal["length", "end_of_text", "stop"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_DECODED_AGAIN = 64  # tokens, at most, with every new one: all would take quadratic time
+_DECODED_AGAIN = 64  # tokens at most with every new one: decoding all would take quadratic time
 _TOKENS_BEFORE = 8  # enough for what a token's text depends on: a space, a character's first bytes
-
-
-class TextCodec(Protocol):
-    """What is needed of a tokenizer; `gptpl.tokenizers.Tokenizer` has it."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-
-    @property
-    def eot_id(self) -> int:
-        """Id of end-of-text."""
-
-    def encode(self, text: str) -> Any:
-        """One-dimensional array of token ids."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of the tokens; bytes that are not UTF-8 become U+FFFD."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +33,9 @@ class Completion:
         prompt: number of the prompt.
         sample: number of the continuation among those of its prompt.
         text: what follows the prompt, without the end of text or the stop string that ended it.
-        tokens: the new token ids, those of the end of text or stop string among them.
+        tokens: the new token ids, including those of the end of text or stop string.
         finish: "length" (max_new_tokens), "end_of_text" or "stop".
-        details: of each token what the model thought; None where that was not asked for.
+        details: of each token, where they were asked for.
     """
 
     prompt: int
@@ -62,11 +45,10 @@ class Completion:
     finish: Finish
     details: tuple[TokenDetails, ...] | None
 
-    def record(self, prompt: str, tokenizer: TextCodec) -> dict[str, Any]:
-        """Plain data for JSON; the details, where there are some, with the texts of their tokens."""
+    def record(self, prompt: str, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Plain data for JSON; the details, if any, with the texts of their tokens."""
 
-        def shown(token: int) -> str:
-            # A model may have more rows than its tokenizer has tokens.
+        def shown(token: int) -> str:  # a model may have more rows than its tokenizer has tokens
             return tokenizer.decode([token]) if token < tokenizer.vocab_size else ""
 
         record: dict[str, Any] = {"prompt": prompt, "text": self.text, "finish": self.finish}
@@ -89,9 +71,9 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """The next bit of a continuation's text, and how many tokens that has so far.
+    """The next piece of a continuation's text, and the number of its tokens so far.
 
-    The last one of each, maybe empty, comes with the whole `completion`.
+    The last piece of each, possibly empty, has the whole `completion`.
     """
 
     prompt: int
@@ -103,7 +85,7 @@ class Piece:
 
 def stream_text(
     model: nn.Module | Cached,
-    tokenizer: TextCodec,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     rules: SamplingRules,
@@ -113,21 +95,20 @@ def stream_text(
     generator: torch.Generator | None = None,
     alternatives: int | None = None,
 ) -> Iterator[Piece]:
-    """Continue every prompt `num_samples` times and yield the texts piece by piece, as they are made.
+    """Continue every prompt `num_samples` times and yield the texts piece by piece.
 
-    A piece holds whole characters alone: bytes that are not UTF-8 yet wait for the next token, and what may
-    be the beginning of a stop string for what follows it. The pieces of a continuation make up its
-    `Completion.text`. It ends before the first string of `stop` in it, at the model's end of text, or after
-    `max_new_tokens` tokens. An empty prompt starts from end-of-text, which the log says.
+    A piece holds whole characters: bytes that are not UTF-8 yet wait for the next token, and what may be the
+    start of a stop string for what follows it. The pieces of a continuation add up to its `Completion.text`.
+    It ends before the first string of `stop` in it, at the model's end of text, or after `max_new_tokens`
+    tokens. An empty prompt starts from end-of-text, which is logged.
 
     The other arguments and errors are those of `Decoding`; a `stop` that is empty, or that the tokenizer
     cannot write, raises InputError too.
     """
-    check_stop(stop, tokenizer)
-    if len(unknown := range(tokenizer.vocab_size, vocab_size(model))):
-        # A model may have more rows than its tokenizer has tokens; no text has those.
+    _check_stop(stop, tokenizer)
+    if len(unknown := range(tokenizer.vocab_size, vocab_size(model))):  # rows that are no text
         rules = dataclasses.replace(rules, banned_tokens=(*rules.banned_tokens, *unknown))
-    ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
+    ids = [_prompt_ids(prompt, tokenizer) for prompt in prompts]
     decoding = Decoding(
         model,
         ids,
@@ -148,19 +129,19 @@ def stream_text(
 
 
 def complete(
-    model: nn.Module | Cached, tokenizer: TextCodec, prompts: Sequence[str], **settings: Any
+    model: nn.Module | Cached, tokenizer: Tokenizer, prompts: Sequence[str], **settings: Any
 ) -> list[Completion]:
-    """Every continuation at once, in the order of prompts and samples; arguments as for `stream_text`."""
+    """All continuations, in the order of prompts and samples; arguments as for `stream_text`."""
     pieces = stream_text(model, tokenizer, prompts, **settings)
     done = [piece.completion for piece in pieces if piece.completion is not None]
     return sorted(done, key=lambda each: (each.prompt, each.sample))
 
 
 def search_text(
-    model: nn.Module | Cached, tokenizer: TextCodec, prompt: str, *, num_beams: int, max_new_tokens: int
+    model: nn.Module | Cached, tokenizer: Tokenizer, prompt: str, *, num_beams: int, max_new_tokens: int
 ) -> list[Completion]:
-    """The texts of the best beams, best first; see `beam_search` for the search and its errors."""
-    ids = prompt_ids(prompt, tokenizer)
+    """The texts of the best beams, best first; errors as for `beam_search`."""
+    ids = _prompt_ids(prompt, tokenizer)
     beams = beam_search(
         model,
         ids,
@@ -169,118 +150,98 @@ def search_text(
         eot_id=tokenizer.eot_id,
         banned_tokens=range(tokenizer.vocab_size, vocab_size(model)),
     )
-    rows = [_Row(tokenizer, ids, sample=sample) for sample in range(len(beams))]
-    for row, beam in zip(rows, beams, strict=True):
+    found = []
+    for sample, beam in enumerate(beams):
+        row = _Row(tokenizer, ids, sample=sample)
         for token in beam.tokens:
-            row.take(token, None)
-    return [row.completion or row.close("length") for row in rows]
+            row.take(token)
+        found.append(row.completion or row.close("length").completion)
+    return [each for each in found if each is not None]
 
 
-def prompt_ids(prompt: str, tokenizer: TextCodec) -> list[int]:
-    """Token ids of the prompt; of one that holds no token, end-of-text, which the log says."""
+def _prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of the prompt; end-of-text, which is logged, where it has none."""
     ids = [int(token) for token in tokenizer.encode(prompt)]
     if not ids:
         log.info("the prompt is empty: starting from end-of-text")
     return ids or [tokenizer.eot_id]
 
 
-def check_stop(stop: Sequence[str], tokenizer: TextCodec) -> None:
-    """Raise InputError for a stop string that is no text or that can never be in this tokenizer's texts."""
-    if isinstance(stop, str):
-        raise InputError(f"stop={stop!r} is one text: give a list of texts")
+def _check_stop(stop: Sequence[str], tokenizer: Tokenizer) -> None:
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        raise InputError(f"stop must be a list of texts of at least one character each, got {stop!r}")
     for text in stop:
-        if not isinstance(text, str) or not text:
-            raise InputError(f"stop {text!r} is no text to stop at: give at least one character")
-        if text not in tokenizer.decode(tokenizer.encode(text)):
+        if text not in tokenizer.decode(tokenizer.encode(text).tolist()):
             raise InputError(f"stop {text!r} is unknown to the model's tokenizer: it can never be written")
 
 
 class _Row:
-    """A continuation while it is made."""
+    """A continuation in progress."""
 
     def __init__(
-        self,
-        tokenizer: TextCodec,
-        ids: Sequence[int],
-        *,
-        prompt: int = 0,
-        sample: int,
-        stop: Sequence[str] = (),
-        detailed: bool = False,
+        self, tokenizer: Tokenizer, ids: Sequence[int], *, prompt: int = 0, sample: int, **settings: Any
     ) -> None:
-        self.prompt, self.sample, self.detailed = prompt, sample, detailed
+        self.prompt, self.sample = prompt, sample
         self.eot_id = tokenizer.eot_id
-        self.stream, self.stops = TextStream(tokenizer, ids), StopStrings(stop)
+        self.stream, self.stops = TextStream(tokenizer, ids), StopStrings(settings.get("stop", ()))
         self.tokens: list[int] = []
-        self.texts: list[str] = []
-        self.details: list[TokenDetails] = []
+        self.text = ""
+        self.details: list[TokenDetails] | None = [] if settings.get("detailed") else None
         self.completion: Completion | None = None
 
-    def take(self, token: int, details: TokenDetails | None) -> None:
-        """One more token, which may complete the text."""
+    def take(self, token: int, details: TokenDetails | None = None) -> Piece:
+        """Add a token, which may complete the text."""
         self.tokens.append(token)
-        if details is not None:
+        if self.details is not None and details is not None:
             self.details.append(details)
         if token == self.eot_id:
-            self.close("end_of_text")
-            return
-        self.texts.append(self.stops.push(self.stream.push(token)))
-        if self.stops.found:
-            self._complete("stop")
+            return self.close("end_of_text")
+        text = self.stops.push(self.stream.push(token))
+        return self._piece(text, "stop" if self.stops.found else None)
 
-    def close(self, finish: Finish) -> Completion:
-        """The end, with what still waited; a stop string in it comes first."""
-        self.texts.append(self.stops.push(self.stream.rest()) + self.stops.rest())
-        return self._complete("stop" if self.stops.found else finish)
+    def close(self, finish: Finish) -> Piece:
+        """Complete the text with what was held back; a stop string in it ends it first."""
+        text = self.stops.push(self.stream.rest()) + self.stops.rest()
+        return self._piece(text, "stop" if self.stops.found else finish)
 
-    def piece(self) -> Piece:
-        """What the last token, or the end, has brought."""
-        text, tokens = self.texts[-1], len(self.tokens)
-        return Piece(
-            prompt=self.prompt, sample=self.sample, text=text, tokens=tokens, completion=self.completion
-        )
-
-    def _complete(self, finish: Finish) -> Completion:
-        self.completion = Completion(
-            prompt=self.prompt,
-            sample=self.sample,
-            text="".join(self.texts),
-            tokens=tuple(self.tokens),
-            finish=finish,
-            details=tuple(self.details) if self.detailed else None,
-        )
-        return self.completion
+    def _piece(self, text: str, finish: Finish | None) -> Piece:
+        self.text += text
+        number = {"prompt": self.prompt, "sample": self.sample}
+        if finish is not None:
+            details = None if self.details is None else tuple(self.details)
+            self.completion = Completion(
+                **number, text=self.text, tokens=tuple(self.tokens), finish=finish, details=details
+            )
+        return Piece(**number, text=text, tokens=len(self.tokens), completion=self.completion)
 
 
 def _pieces(decoding: Decoding, rows: list[_Row]) -> Iterator[Piece]:
     while step := decoding.step():
         for place, number in enumerate(step.rows):
-            row = rows[number]
-            row.take(step.tokens[place], None if step.details is None else step.details[place])
-            if row.completion is not None:
+            details = None if step.details is None else step.details[place]
+            piece = rows[number].take(step.tokens[place], details)
+            if piece.completion is not None:
                 decoding.end([number])
-            if row.texts[-1] or row.completion is not None:
-                yield row.piece()
+            if piece.text or piece.completion is not None:
+                yield piece
     for row in rows:
         if row.completion is None:
-            row.close("length")
-            yield row.piece()
+            yield row.close("length")
 
 
 class TextStream:
-    """The text that follows a prompt's, token by token.
+    """The text that follows a prompt, token by token.
 
-    New tokens are decoded together with some before them, because the tokens of words put spaces between
-    them. A character whose bytes are spread over several tokens shows as U+FFFD until its last one: whatever
-    ends in such characters waits.
+    New tokens are decoded together with some before them, as word tokens put spaces between them. A character
+    whose bytes are spread over several tokens is U+FFFD until its last one: a text that ends so waits.
     """
 
-    def __init__(self, tokenizer: TextCodec, prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._begin(prompt)
 
     def push(self, token: int) -> str:
-        """The characters that have become certain with this token; often its own, sometimes none."""
+        """The characters that became certain with this token: often its own, sometimes none."""
         self._new.append(token)
         text = self._text()
         certain = text.rstrip(_REPLACEMENT)
@@ -290,11 +251,11 @@ class TextStream:
         return piece
 
     def rest(self) -> str:
-        """At the end: what was still waiting, bytes that never became a character as U+FFFD."""
+        """What still waits at the end; bytes that never became a character are U+FFFD."""
         return self._from_given(self._text())
 
     def _begin(self, tokens: Sequence[int]) -> None:
-        """Go on behind these tokens, whose last character is whole."""
+        """Continue after these tokens, whose last character is whole."""
         self._prompt = list(tokens[-_TOKENS_BEFORE:])
         self._prompt_text = self._tokenizer.decode(self._prompt)
         self._new: list[int] = []
@@ -313,16 +274,16 @@ class TextStream:
 
 
 class StopStrings:
-    """Lets a text through up to the first stop string, holding back what may be the beginning of one."""
+    """Passes a text on up to the first stop string, and holds back what may be the start of one."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
         self._held = ""
         self.found = False
-        """Whether a stop string has come; nothing more is let through."""
+        """Whether a stop string was found; nothing more is passed on."""
 
     def push(self, text: str) -> str:
-        """What can be let through now that `text` has come."""
+        """What can be passed on after `text` has been added."""
         if self.found:
             return ""
         text = self._held + text
@@ -331,11 +292,11 @@ class StopStrings:
             self.found, self._held = True, ""
             return text[: min(starts)]
         ends = (n for stop in self._stop for n in range(len(stop)) if text.endswith(stop[:n]))
-        length = max(ends, default=0)  # of the longest end that is a beginning of a stop string
+        length = max(ends, default=0)  # of the longest end that starts a stop string
         self._held = text[len(text) - length :]
         return text[: len(text) - length]
 
     def rest(self) -> str:
-        """At the end: what was still held back."""
+        """What is still held back at the end."""
         held, self._held = self._held, ""
         return held

@@ -335,14 +335,20 @@ def test_text_survives_the_cut_back_at_a_resume(tmp_path: Path) -> None:
         ({"prompts": [3]}, "prompt 3"),
         ({"strategies": []}, "strategies=[]"),
         ({"strategies": ["greedy"]}, "'greedy'"),
-        ({"strategies": [{"temprature": 1.0}]}, "'temprature' is no sampling rule"),
-        ({"strategies": [{"temperature": -1}]}, "temperature=-1"),
-        ({"strategies": [{"temperature": float("nan")}]}, "temperature=nan"),
-        ({"strategies": [{"temperature": float("inf")}]}, "temperature=inf"),
+        (
+            {"strategies": [{"temprature": 1.0}]},
+            "unknown sampling rule 'temprature': choose from temp",
+        ),
+        (
+            {"strategies": [{"temperature": -1}]},
+            "temperature must be 0 (greedy) or a positive",
+        ),
+        ({"strategies": [{"temperature": float("nan")}]}, "got nan"),
+        ({"strategies": [{"temperature": float("inf")}]}, "got inf"),
         ({"max_new_tokens": None}, "max_new_tokens=None of the text samples: give 1 or more"),
-        ({"strategies": [{"temperature": "hot"}]}, "temperature='hot'"),
-        ({"strategies": [{"top_k": 0}]}, "top_k=0"),
-        ({"strategies": [{"top_k": 1.5}]}, "top_k=1.5"),
+        ({"strategies": [{"temperature": "hot"}]}, "positive number, got 'hot'"),
+        ({"strategies": [{"top_k": 0}]}, "top_k must be a positive whole number or null, got 0"),
+        ({"strategies": [{"top_k": 1.5}]}, "or null, got 1.5"),
     ],
 )
 def test_bad_arguments_are_one_line_that_names_the_value(
@@ -355,7 +361,7 @@ def test_bad_arguments_are_one_line_that_names_the_value(
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"strategies": [{"banned_tokens": [257]}]}, "give ids from 0 to 256")]
+    ("options", "words"), [({"strategies": [{"banned_tokens": [257]}]}, "ids from 0 to 256, got 257")]
 )
 def test_what_does_not_fit_the_model_is_refused_before_training(
     training: Any, tmp_path: Path, options: dict[str, Any], words: str

@@ -44,8 +44,8 @@ def test_a_conversation_goes_on_after_mistakes_and_ctrl_c(talk):
         "/banned_tokens 1,2", "/sampling creative", "/help", "/show", "",
     )  # fmt: skip
     for words in (
-        "temperature=-1",
-        "temperature='hot'",
+        "temperature must be 0 (greedy) or a positive number, got -1",
+        "temperature must be 0 (greedy) or a positive number, got 'hot'",
         "/wild is no command",
         "/sampling wild is unknown",
         "/banned_tokens -1 is no number",

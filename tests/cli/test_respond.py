@@ -221,7 +221,7 @@ def test_a_model_that_was_not_tuned_needs_a_template(gptpl, refused, quick):
         (("instruction=a", "too_long=cut"), "too_long=cut is unknown: choose one of refuse, skip"),
         (("instruction=a", "template=alpacca"), "alpacca is neither alpaca nor phi3 nor a file"),
         (("instruction=" + "a" * 70,), "the instruction has 73 tokens with its template"),
-        (("instruction=a", "temperature=-1"), "temperature=-1"),
+        (("instruction=a", "temperature=-1"), "positive number, got -1"),
     ],
 )
 def test_wrong_settings_are_refused(given, said, refused, tuned, monkeypatch):

@@ -86,7 +86,7 @@ def test_the_model_is_left_as_it_was(model: GPTModel) -> None:
     ("tokens", "alternatives", "words"),
     [
         ([], 5, "the text has no tokens"),
-        ([V], 5, f"{V}, which is no token id"),
+        ([V], 5, f"token ids from 0 to {V - 1}, got {V}"),
         ([1], -1, f"alternatives must be 0 to {V}, got -1"),
         ([1], V + 1, f"alternatives must be 0 to {V}, got {V + 1}"),
     ],

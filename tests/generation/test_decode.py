@@ -309,19 +309,27 @@ def test_modes_weights_and_gradients_are_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("prompt", "settings", "message"),
     [
-        (torch.zeros(1, 0, dtype=torch.int64), {}, "prompt of shape (1, 0) is empty"),
-        (torch.zeros(0, 4, dtype=torch.int64), {}, "prompt of shape (0, 4) is empty"),
-        (torch.zeros(4, dtype=torch.int64), {}, "prompt has shape (4,)"),
-        (torch.tensor([[1, V]]), {}, f"prompt holds {V}, which is no token id: give ids from 0 to {V - 1}"),
+        (torch.zeros(1, 0, dtype=torch.int64), {}, "B, T >= 1, got (1, 0)"),
+        (torch.zeros(0, 4, dtype=torch.int64), {}, "B, T >= 1, got (0, 4)"),
+        (torch.zeros(4, dtype=torch.int64), {}, "prompt must have shape (B, T) with B, T >= 1, got (4,)"),
+        (torch.tensor([[1, V]]), {}, f"prompt must hold token ids from 0 to {V - 1}, got {V}"),
         (
             torch.tensor([[1]]),
             {"rules": SamplingRules(top_k=V + 1)},
-            "top_k=13 is out of range: give 1 to 12",
+            "top_k must be from 1 to 12 (the vocabulary), got 13",
         ),
-        (torch.tensor([[1]]), {"rules": SamplingRules(banned_tokens=(V,))}, "banned_tokens holds 12"),
+        (
+            torch.tensor([[1]]),
+            {"rules": SamplingRules(banned_tokens=(V,))},
+            "banned_tokens must hold token ids",
+        ),
         (torch.tensor([[1]]), {"rules": SamplingRules(banned_tokens=tuple(range(V)))}, "all 12 tokens"),
-        (torch.tensor([[1]]), {"rules": SamplingRules(forced_tokens=(-1,))}, "forced_tokens holds -1"),
-        (torch.tensor([[1]]), {"max_new_tokens": -1}, "max_new_tokens=-1"),
+        (
+            torch.tensor([[1]]),
+            {"rules": SamplingRules(forced_tokens=(-1,))},
+            "forced_tokens must hold token ids",
+        ),
+        (torch.tensor([[1]]), {"max_new_tokens": -1}, "max_new_tokens must be at least 0, got -1"),
     ],
 )
 def test_impossible_requests_are_named(prompt: Tensor, settings: dict[str, Any], message: str) -> None:
@@ -334,11 +342,11 @@ def test_impossible_requests_are_named(prompt: Tensor, settings: dict[str, Any],
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_samples": 0}, "num_samples=0"),
-        ({"alternatives": -1}, "alternatives=-1"),
-        ({"alternatives": V + 1}, "alternatives=13 is out of range: give 0 to 12"),
-        ({"prompts": []}, "no prompts"),
-        ({"prompts": [[1], []]}, "a prompt is empty"),
+        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        ({"alternatives": -1}, "got -1"),
+        ({"alternatives": V + 1}, "alternatives must be from 0 to 12, got 13"),
+        ({"prompts": []}, "there must be one"),
+        ({"prompts": [[1], []]}, "at least one token"),
     ],
 )
 def test_impossible_decodings_are_named(settings: dict[str, Any], message: str) -> None:

@@ -233,9 +233,9 @@ def test_an_empty_prompt_starts_from_end_of_text_and_says_so(caplog: pytest.LogC
 @pytest.mark.parametrize(
     ("stop", "words"),
     [
-        ([""], "stop '' is no text"),
-        ([3], "stop 3 is no text"),
-        ("END", "stop='END' is one text"),
+        ([""], r"at least one character each, got \[''\]"),
+        ([3], r"at least one character each, got \[3\]"),
+        ("END", "stop must be a list of texts .*got 'END'"),
     ],
 )
 def test_stops_that_are_no_texts_are_refused(stop: Sequence[Any], words: str) -> None:
