@@ -15,8 +15,9 @@ from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.model.lora import is_low_rank
 from gptpl.weights.hugging_face import bias_as_shift, table, write_tensors
-from gptpl.weights.model_files import DTYPES, read_json, required, safetensors_of, write_json
-from gptpl.weights.transfer import check_is_gpt2
+from gptpl.weights.model_files import check_settings, read_json, required, safetensors_of, write_json
+from gptpl.weights.tables import Row
+from gptpl.weights.transfer import check_is_gpt2, check_rows
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,11 @@ _FINAL_NORM = {
 _FIXED: Mapping[str, Any] = {
     "peft_type": "LORA",
     "bias": "none",
-    "use_rslora": False,
-    "use_dora": False,
-    "lora_bias": False,
+    **dict.fromkeys(("use_rslora", "use_dora", "lora_bias"), False),
     "rank_pattern": {},
     "alpha_pattern": {},
 }
-"""Settings of PEFT's LoRA that gptpl has no choice of, and the values that it has."""
+"""Settings of PEFT's LoRA that gptpl has no choice of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,45 +127,27 @@ def read_adapter(folder: Path, config: GPTConfig) -> Adapter:
     check_is_gpt2(config, str(folder))
     path = folder / _CONFIG_FILE
     settings = read_json(path)
-    for fixed, value in _FIXED.items():
-        if settings.get(fixed, value) != value:
-            raise InputError(
-                f"{path} says {fixed}={settings[fixed]}, gptpl has plain LoRA: merge the adapter with PEFT,"
-                " and use the merged model"
-            )
+    allowed = {fixed: (value,) for fixed, value in _FIXED.items()}
+    check_settings(settings, allowed, path, remedy="merge the adapter with PEFT, and use the merged model")
     rank, alpha = required(settings, ("r", "lora_alpha"), path)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise InputError(f"{path}: r must be a positive whole number, got {rank}: restore the file")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise InputError(f"{path}: lora_alpha must be a number, got {alpha}: restore the file")
     source = safetensors_of(folder, _STEM)
-    names = _names(config)
-    ours = {theirs: name for name, theirs in names.items()}
+    shapes = {ours: source.shapes[theirs] for ours, theirs in _HEADS.items() if theirs in source.shapes}
     with torch.device("meta"):
         weights = GPTModel(config).state_dict()
-    tensors: dict[str, Tensor] = {}
-    for theirs, shape in source.shapes.items():
-        if theirs in _FINAL_NORM.values() and _HEADS["out_head.bias"] in source.shapes:
-            continue  # for PEFT alone, the base has its own
-        name = ours.get(theirs)
-        if name is None or source.dtypes[theirs] not in DTYPES:
-            raise InputError(
-                f"{source.where} holds {theirs!r} as {source.dtypes[theirs]}, which gptpl has no place for:"
-                " use an adapter of a GPT-2 with as many layers"
-            )
-        if is_low_rank(name):
-            layer, _, matrix = name.rpartition(".")
-            outputs, inputs = weights[f"{layer}.weight"].shape
-            wanted = (rank, inputs) if matrix == "lora_A" else (outputs, rank)
-            if shape != wanted:
-                raise InputError(
-                    f"{source.where} holds {theirs!r} as {shape}, the model wants {wanted}: use the adapter"
-                    " with its own base"
-                )
-            twin = f"{layer}.{'lora_B' if matrix == 'lora_A' else 'lora_A'}"
-            if names[twin] not in source.shapes:
-                raise InputError(f"{source.where} holds {name} without {twin}: fetch it again")
-        tensors[name] = source.read(theirs)
+    names = _names(config)
+    held = [ours for ours, theirs in names.items() if theirs in source.shapes and is_low_rank(ours)]
+    for layer in {name.rpartition(".")[0] for name in held}:
+        outputs, inputs = weights[f"{layer}.weight"].shape
+        shapes |= {f"{layer}.lora_A": (rank, inputs), f"{layer}.lora_B": (outputs, rank)}
+    rows = [Row(ours, (theirs,)) for ours, theirs in names.items() if ours in shapes]
+    # A final norm with a head that has a bias is for PEFT alone: the base has its own.
+    unused = set(_FINAL_NORM.values()) if "out_head.bias" in shapes else set()
+    check_rows(rows, shapes, source, unused=unused)
+    tensors = {ours: source.read(names[ours]) for ours in shapes}
     return Adapter(tensors=tensors, rank=rank, alpha=float(alpha))
 
 

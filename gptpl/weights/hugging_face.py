@@ -16,6 +16,7 @@ from gptpl.model import GPTClassifier, GPTConfig, GPTModel
 from gptpl.weights.model_files import (
     ModelFiles,
     TensorSource,
+    check_settings,
     described_config,
     read_json,
     safetensors_of,
@@ -34,6 +35,7 @@ _OLD_FILE = "pytorch_model.bin"
 _SCORE = "score.weight"
 """The head of their classifiers."""
 _CLASSIFIER = "GPT2ForSequenceClassification"
+_ONE_CLASS = "single_label_classification"
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")
 _FIXED: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
@@ -42,12 +44,14 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
+    "tie_word_embeddings": (True, False),
 }
-"""Settings of their GPT-2 that `GPTModel` has no choice of, and the values that it has."""
+"""Settings of their GPT-2, and those values that gptpl's model has."""
+_REMEDY = "use another model"
 
 
 def rows(prefix: str = PREFIX, *, head: str = "lm_head.weight", transposed: bool = True) -> tuple[Row, ...]:
-    """Their names; the linear layers are `Conv1D`, whose weights are (in, out)."""
+    """Their names; the linear layers are `Conv1D`, with weights (in, out)."""
     layers = (
         *("h.{i}.ln_1", "h.{i}.attn.c_attn", "h.{i}.attn.c_proj"),
         *("h.{i}.ln_2", "h.{i}.mlp.c_fc", "h.{i}.mlp.c_proj", "ln_f"),
@@ -102,20 +106,16 @@ def _tensors_of(path: Path) -> TensorSource:
 def _described(path: Path) -> GPTConfig:
     """The model of a `config.json`. Raises InputError for one that gptpl does not have."""
     content = read_json(path)
-    for name, allowed in _FIXED.items():
-        if content.get(name, allowed[0]) not in allowed:
-            raise InputError(
-                f"{path} says {name}={content[name]}, gptpl's model has {allowed[0]}: use another model"
-            )
-    tied = content.get("tie_word_embeddings", True)
-    if not isinstance(tied, bool):
-        raise InputError(f"{path}: tie_word_embeddings must be true or false, got {tied!r}")
-    drop_rate = content.get("resid_pdrop", 0.1)
-    config = described_config(content, _SIZES, path, drop_rate=drop_rate, qkv_bias=True, tie_weights=tied)
-    if content.get("n_inner") not in (None, 4 * config.emb_dim):
-        raise InputError(
-            f"{path} says n_inner={content['n_inner']}, gptpl has {4 * config.emb_dim}: use another model"
-        )
+    check_settings(content, _FIXED, path, remedy=_REMEDY)
+    config = described_config(
+        content,
+        _SIZES,
+        path,
+        drop_rate=content.get("resid_pdrop", 0.1),
+        qkv_bias=True,
+        tie_weights=content.get("tie_word_embeddings", True),
+    )
+    check_settings(content, {"n_inner": (None, 4 * config.emb_dim)}, path, remedy=_REMEDY)
     return config
 
 
@@ -173,11 +173,7 @@ def open_classifier(path: Path) -> tuple[ModelFiles, tuple[str, ...]]:
     """
     where = path / CONFIG_FILE
     content = read_json(where)
-    if content.get("problem_type") not in (None, "single_label_classification"):
-        raise InputError(
-            f"{where} says problem_type={content['problem_type']}, gptpl chooses one class of several: use"
-            " another model"
-        )
+    check_settings(content, {"problem_type": (None, _ONE_CLASS)}, where, remedy=_REMEDY)
     names = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # what transformers assumes
     wanted = [str(number) for number in range(len(names))] if isinstance(names, dict) else []
     if len(wanted) < 2 or sorted(names, key=str) != sorted(wanted):
@@ -218,7 +214,7 @@ def write_classifier(net: GPTClassifier, folder: Path, *, labels: Sequence[str],
         "label2id": {label: number for number, label in enumerate(labels)},
         "num_labels": len(labels),
         "pad_token_id": pad_id,
-        "problem_type": "single_label_classification",
+        "problem_type": _ONE_CLASS,
     }
     write_json(folder / CONFIG_FILE, _their_config(net.config, tensors, pad_id, _CLASSIFIER) | more)
 
@@ -227,7 +223,7 @@ def bias_as_shift(weight: Tensor, bias: Tensor) -> Tensor | None:
     """The smallest shift d (D,) float64 of the hidden states with W d = b, for W (C, D) and b (C,).
 
     Added to the final LayerNorm's bias, which only the head reads, it replaces the head's bias, which
-    transformers' classifiers lack. None where there is no such shift: W has dependent rows, or C > D.
+    transformers' classifiers lack. None if no shift does: W has dependent rows, or C > D.
     """
     W, b = weight.detach().cpu().double(), bias.detach().cpu().double()
     shift = torch.linalg.pinv(W) @ b

@@ -186,6 +186,16 @@ def required(content: Mapping[str, Any], names: tuple[str, ...], path: Path) -> 
     return [content[name] for name in names]
 
 
+def check_settings(
+    content: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], path: Path, *, remedy: str
+) -> None:
+    """Raise InputError for a setting with a value that gptpl does not have; a missing one has the first."""
+    for name, values in allowed.items():
+        if (got := content.get(name, values[0])) not in values:
+            known = " or ".join(map(repr, values))
+            raise InputError(f"{path} has {name}={got!r}, gptpl {known}: {remedy}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError for anything else."""
     try:
@@ -264,9 +274,7 @@ def recorded_config(model: Mapping[str, Any], folder: Path) -> GPTConfig:
     try:
         return GPTConfig(**model)
     except TypeError as error:
-        raise InputError(
-            f"{folder / RECORD_FILE} describes its model otherwise than this gptpl ({error}): restore it"
-        ) from error
+        raise InputError(f"{folder / RECORD_FILE} does not describe a model ({error}): restore it") from error
 
 
 def weights_sha256(path: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ Every tensor of both sides is used once, or an error names it.
 # C context, V vocabulary
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import psutil
@@ -109,39 +109,54 @@ def check_tensors(
 ) -> None:
     """Raise InputError for names and shapes that are not the configuration's, before a model takes memory.
 
-    `load_tensors` checks the same; here what describes the model may be wrong.
+    `load_tensors` checks the same; here what describes the model may be wrong, even by thousands of blocks.
     """
-    names = [name for row in table.rows if "{i}" in row.ours for name in row.theirs]
-    for block in reversed(range(config.n_layers)):  # before thousands of blocks are made
-        if source.shapes.keys().isdisjoint(name.format(i=block) for name in names):
-            raise InputError(
-                f"{source.where} has no tensor of block {block} of n_layers={config.n_layers}: restore what"
-                " describes it, or fetch it again"
-            )
     with torch.device("meta"):
-        _checked_rows(make(config), source, table, Crop())
+        net = make(dataclasses.replace(config, n_layers=1))  # the other blocks have the same shapes
+    _checked_rows(net, source, table, Crop(), n_layers=config.n_layers)
 
 
-def _checked_rows(net: GPTBackbone, source: TensorSource, table: Table, crop: Crop) -> list[Row]:
-    """The rows of the tensors in a source, after a check of all names, shapes and types.
+def _checked_rows(
+    net: GPTBackbone, source: TensorSource, table: Table, crop: Crop, *, n_layers: int
+) -> list[Row]:
+    """The rows of the tensors in a source, checked as by `check_rows`.
 
-    Rows without a parameter are a tied model's head, or a bias of query, key and value that it does not have.
+    Rows without a parameter are a tied model's head, or a query-key-value bias that it does not have.
     """
     if table.format != OWN:
         check_is_gpt2(net.config, source.where)
-    names, n_layers = source.shapes.keys(), net.config.n_layers
+    names, first = source.shapes.keys(), "blocks.0."
     unused = {*of_blocks(table.masks, n_layers), *of_blocks(table.ignored, n_layers)}
     bias_free = table.bias_free and not any(name.endswith(".bias") for name in names - unused)
-    parameters = dict(net.named_parameters())  # a tied head comes once, as the token embedding
-    rows = list(table.expanded(n_layers))
-    assert parameters.keys() <= {row.ours for row in rows}, "the table must name every parameter"
+    parameters = {
+        name.replace(first, f"blocks.{i}.", 1): parameter.shape
+        for name, parameter in net.named_parameters()
+        for i in range(n_layers if name.startswith(first) else 1)
+    }
+    shapes = {HEAD: net.out_head.weight.shape}
+    shapes |= {f"blocks.{i}.{QKV_BIAS}": torch.Size([3 * net.config.emb_dim]) for i in range(n_layers)}
+    every = list(table.expanded(n_layers))
+    assert parameters.keys() <= {row.ours for row in every}, "the table must name every parameter"
     rows = [
         row
-        for row in rows
+        for row in every
         if (row.ours in parameters and not (bias_free and row.ours.endswith(".bias")))
-        or (row.ours.endswith((HEAD, QKV_BIAS)) and names & set(row.theirs))
+        or (row.ours in shapes and names & set(row.theirs))
     ]
-    wanted = {name for row in rows for name in row.theirs}
+    check_rows(rows, shapes | parameters, source, unused=unused, crop=crop)
+    return rows
+
+
+def check_rows(
+    rows: Sequence[Row],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: TensorSource,
+    *,
+    unused: Set[str] = frozenset(),
+    crop: Crop | None = None,
+) -> None:
+    """Raise InputError unless a source has these rows' tensors, in our shapes, and only `unused` others."""
+    names, wanted = source.shapes.keys(), {name for row in rows for name in row.theirs}
     if missing := wanted - names:
         ours = {row.ours for row in rows if missing & set(row.theirs)}
         remedy = "give the weights of a model with as many layers, or fetch the file again"
@@ -156,26 +171,24 @@ def _checked_rows(net: GPTBackbone, source: TensorSource, table: Table, crop: Cr
             " many layers, or weights without it"
         )
     for row in rows:
-        absent = net.out_head.weight if row.ours == HEAD else torch.empty(3 * net.config.emb_dim)
-        _check_shapes(source, row, parameters.get(row.ours, absent), crop)
+        _check_shapes(source, row, shapes[row.ours], crop or Crop())
         for name in row.theirs:
             if source.dtypes[name] not in DTYPES:
+                known = ", ".join(DTYPES)
                 raise InputError(
-                    f"{source.where} holds {name!r} as {source.dtypes[name]}: weights are read in"
-                    f" {', '.join(DTYPES)}; convert them first"
+                    f"{source.where} holds {name!r} as {source.dtypes[name]}: convert it to {known}"
                 )
-    return rows
 
 
-def _some(names: set[str]) -> str:
+def _some(names: Set[str]) -> str:
     named = ", ".join(repr(name) for name in sorted(names)[:_NAMED])
     return named if len(names) <= _NAMED else f"{named} and {len(names) - _NAMED} more tensors"
 
 
-def _check_shapes(source: TensorSource, row: Row, ours: Tensor, crop: Crop) -> None:
+def _check_shapes(source: TensorSource, row: Row, ours: tuple[int, ...], crop: Crop) -> None:
     """Refuse a shape that is not the row's, unless it is an embedding that may be cropped."""
-    part = torch.empty(ours.shape[0] // len(row.theirs), *ours.shape[1:], device="meta")
-    wanted = tuple(row.turned(part).shape)
+    wanted = (ours[0] // len(row.theirs), *ours[1:])
+    wanted = wanted[::-1] if row.transposed else wanted
     for name in row.theirs:
         got = source.shapes[name]
         if got == wanted:
@@ -205,7 +218,8 @@ def load_tensors(net: GPTBackbone, source: TensorSource, table: Table, *, crop: 
     Raises InputError, naming the tensor, for one that is missing or left over, of another shape or data type,
     not finite, or (a head, a bias, a mask) not what it has to be.
     """
-    rows = {row.ours: row for row in _checked_rows(net, source, table, crop or Crop())}
+    found = _checked_rows(net, source, table, crop or Crop(), n_layers=net.config.n_layers)
+    rows = {row.ours: row for row in found}
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name not in rows:

@@ -183,9 +183,9 @@ def test_names_and_settings_are_pefts(base, written):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"use_dora": True}, "says use_dora=True, gptpl has plain LoRA: merge the adapter with PEFT"),
-        ({"peft_type": "IA3"}, "says peft_type=IA3, gptpl has plain LoRA"),
-        ({"alpha_pattern": {"c_attn": 3}}, "says alpha_pattern="),
+        ({"use_dora": True}, "has use_dora=True, gptpl False: merge the adapter with PEFT"),
+        ({"peft_type": "IA3"}, "has peft_type='IA3', gptpl 'LORA'"),
+        ({"alpha_pattern": {"c_attn": 3}}, "has alpha_pattern="),
         ({"r": "3"}, "r must be a positive whole number, got 3: restore"),
         (
             {"r": 4},
@@ -206,7 +206,7 @@ def test_settings_that_are_refused(base, written, change, message):
 def test_tensors_that_are_refused(base, written, config):
     net, base_folder = base()
     folder = written(with_adapter(net, "qkv"), net.config, base_folder)
-    with pytest.raises(InputError, match=r"holds 'base_model.*h\.2\..*', which gptpl has no place for|h\.2"):
+    with pytest.raises(InputError, match=r"holds '[^,]*h\.2\.[^,]*'.*, which the model has no place for"):
         read_adapter(folder, config(n_layers=2))
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
@@ -227,5 +227,5 @@ def test_a_matrix_without_its_twin_is_refused(base, written):
     missing = "blocks.1.attn.qkv.lora_B"
     part = {name: tensor for name, tensor in whole.tensors.items() if name != missing}
     folder = written(Adapter(tensors=part, rank=RANK, alpha=ALPHA), net.config, base_folder)
-    with pytest.raises(InputError, match=r"holds blocks\.1\.attn\.qkv\.lora_A without blocks\.1.*B: fetch"):
+    with pytest.raises(InputError, match=r"lacks 'base_model\.[^,]*h\.1\.[^,]*lora_B\.weight', which"):
         read_adapter(folder, net.config)

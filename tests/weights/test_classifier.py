@@ -104,7 +104,7 @@ def test_it_is_no_language_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"problem_type": "multi_label_classification"}, "gptpl chooses one class of several"),
+        ({"problem_type": "multi_label_classification"}, "gptpl None or 'single_label_classification'"),
         ({"id2label": {"0": "a"}}, "id2label must name two or more classes"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must name two or more classes"),
     ],
