@@ -1,4 +1,4 @@
-"""English for a small model to be pretrained on, from what there is without a network, and from files given.
+"""English text for pretraining a small model, from local sources and given files.
 
     python experiments/pretraining_text.py OUTPUT [--sms SMSSpamCollection] [--text FILE ...]
 

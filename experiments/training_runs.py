@@ -1,4 +1,4 @@
-"""What the studies do with `gptpl train`: train into a folder, read what the run left, write the record."""
+"""Helpers of the studies: run `gptpl train` into a folder, read its results, write the record."""
 
 import contextlib
 import csv
@@ -32,8 +32,8 @@ class Evaluation:
 def train_all(runs: Mapping[str, Overrides], folder: Path) -> dict[str, Path]:
     """`gptpl train` once for each name, one after the other, into folder/name; returns the runs' folders.
 
-    A run that has finished there with the same overrides is not trained again. Raises SystemExit, with what
-    the command said, where a run fails.
+    A run that has finished there with the same overrides is not trained again. Raises SystemExit with
+    the output of the command if a run fails.
     """
     with tqdm(runs.items(), unit="run") as bar:
         for name, overrides in bar:
@@ -49,13 +49,13 @@ def _train(run: Path, overrides: Overrides) -> None:
         if "finished" in record and record["command"] == shlex.join(["gptpl", *arguments]):
             return
     shutil.rmtree(run, ignore_errors=True)
-    said = io.StringIO()
+    output = io.StringIO()
     # In this process: a study of many small runs would wait longer for imports than for training.
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = gptpl(arguments)
     if status:
         raise SystemExit(
-            f"{shlex.join(['gptpl', *arguments])} ended with status {status}:\n{said.getvalue()}"
+            f"{shlex.join(['gptpl', *arguments])} ended with status {status}:\n{output.getvalue()}"
         )
 
 
@@ -65,12 +65,12 @@ def run_record(run: Path) -> dict[str, Any]:
 
 
 def settings_of(overrides: Overrides) -> list[str]:
-    """Overrides for a record: without where files were on the machine that it was made on."""
+    """Overrides for a record: without paths of the machine on which it was made."""
     return [override for override in overrides if not override.startswith("data.path=")]
 
 
 def column(run: Path, name: str) -> dict[int, float]:
-    """A metric of the run's metrics.csv by optimizer steps, where it was logged."""
+    """A metric of the run's metrics.csv by the optimizer steps at which it was logged."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
 
@@ -95,7 +95,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def write_result(
     output: Path, runs: Mapping[str, Path], *, name: str = "result.json", **content: Any
 ) -> None:
-    """The record: the content, and what it was measured with, which is taken from the runs."""
+    """Write the record: the content, and the versions, hardware and data of the runs."""
     record = run_record(next(iter(runs.values())))
     measured_with = {
         "date": time.strftime("%Y-%m-%d"),

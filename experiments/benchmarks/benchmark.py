@@ -1,14 +1,14 @@
-"""gptpl's training step beside its peers', and beside what the machine's matrix products allow.
+"""gptpl's training step compared with other libraries', and with the machine's matrix products alone.
 
 Every contestant trains GPT-2, small unless --size is given, in a process of its own; they take turns, step by
-step, so that a machine whose speed drifts slows all of them. As many run beside gptpl at a time as fit into
+step, so that a machine whose speed drifts slows all of them. As many run next to gptpl at a time as fit into
 memory.
 
     pip install --no-deps litgpt llms-from-scratch && pip install transformers accelerate
     python experiments/benchmarks/benchmark.py [--shapes 2x256 8x256 4x1024] [--steps 5] [--all]
     python experiments/benchmarks/benchmark.py --size 1558M --shapes 16x1024 --output gpu_1558M   # a GPU's
 
-Writes result.json, table.md and speed.png beside this file, or into --output.
+Writes result.json, table.md and speed.png next to this file, or into --output.
 """
 
 import argparse
@@ -258,7 +258,7 @@ def answer(name: str, process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def product_seconds(rows: int, model: GPTConfig) -> dict[str, float]:
-    """Seconds that the matrix products of the linear layers take alone, for a step of so many tokens.
+    """Seconds of the matrix products of the linear layers alone, for a step of this many tokens.
 
     Each layer costs three of the same size: the output, the gradient of its input and that of its weight.
     Attention's own products are left out: with 256 tokens of context they are 4 % of these, with 1024 15 %.
@@ -315,7 +315,7 @@ def shape_table(batch: int, context: int, measured: dict[str, Any], model: GPTCo
     lines = [
         f"**Batch {batch} x {context}**",
         "",
-        "| | seconds a step: median (min - max) | tokens/s | gptpl is so many times as fast | peak GB |"
+        "| | seconds per step: median (min - max) | tokens/s | speed-up of gptpl | peak GB |"
         " first step after |",
         "|---|---|---|---|---|---|",
     ]
@@ -342,7 +342,7 @@ def shape_table(batch: int, context: int, measured: dict[str, Any], model: GPTCo
         f"Matrix products of the linear layers alone: {bound:.2f} s in bf16, {full:.2f} s in fp32;"
         f" gptpl's step runs at {bound / middle:.0%} of the bf16 bound,"
         f" {flops / middle / 1e9:.0f} GFLOP/s by 6 N + 12 L T D."
-        f" Peak memory {peak_gb(own) / leanest:.2f} of the leanest peer's. A step of gptpl: "
+        f" Peak memory {peak_gb(own) / leanest:.2f} of the smallest of the peers. A step of gptpl: "
         + ", ".join(f"{part} {seconds:.3f} s" for part, seconds in parts.items())
         + ".",
         "",

@@ -2,7 +2,7 @@
 
     python contestants.py NAME TOKENS.npy BATCH CONTEXT DROPOUT [SIZE]
 
-Every loop trains the same GPT-2 (tied, biases; 124M unless a size is given) on the same random windows with
+Every loop trains the same GPT-2 (tied, biases; 124M unless a size is given) on the same random sequences with
 AdamW and gradients clipped to 1, and reads its loss at every step. The process answers every line on its
 standard input with one JSON object: the seconds of a step and what is known of its parts.
 """

@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/profile_step.py [BATCH CONTEXT]
 
-Writes profile.txt beside this file.
+Writes profile.txt next to this file.
 """
 
 import sys

@@ -3,7 +3,7 @@
     python experiments/data_parallel/study.py [--steps 8] [--rounds 3]
 
 `gptpl train` runs in every arrangement below, in turn; the time of a sum over both processes is measured by
-itself. Writes result.json beside this file, or into --output, and prints the tables of the README.
+itself. Writes result.json next to this file, or into --output, and prints the tables of the README.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def last_speed(metrics: Path) -> float:
 
 
 def all_reduce_seconds() -> dict[str, float]:
-    """Median seconds of summing so many MB over two processes with gloo."""
+    """Median seconds to sum this many MB over two processes with gloo."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -140,10 +140,10 @@ def all_reduce_seconds() -> dict[str, float]:
         )
         for rank in range(2)
     ]  # fmt: skip
-    said = [process.communicate()[0] for process in processes]
+    outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise SystemExit("the two processes could not sum: their own words are above")
-    found: dict[str, float] = json.loads(said[0])
+    found: dict[str, float] = json.loads(outputs[0])
     return found
 
 
@@ -240,10 +240,10 @@ def tables(result: dict[str, Any]) -> str:
     ]
     for name, times in (("two processes, DDP", 1), ("two processes, DDP, 4 batches a step", 4)):
         seconds = times * 2 * BATCH * CONTEXT / speeds[name]
-        said = (times - 1) * apart + step_seconds(
+        predicted = (times - 1) * apart + step_seconds(
             processes=2, link=link, forward=apart / 3, backward=apart * 2 / 3, model=GPT2
         )
-        lines.append(f"{name}: a step took {seconds:.2f} s, the model says {said:.2f} s.")
+        lines.append(f"{name}: a step took {seconds:.2f} s, the model predicts {predicted:.2f} s.")
     lines += ["", *beyond()]
     return "\n".join(lines)
 

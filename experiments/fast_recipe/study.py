@@ -3,7 +3,7 @@
     python experiments/fast_recipe/study.py [--steps 1680] [--seeds 123]
 
 Trains with nanoGPT's recipe, then with gptpl's, one after the other: the same model, tokenizer, text and
-order of windows. Nothing else should run meanwhile. Writes result.json and curves.png beside this file, or
+order of sequences. Nothing else should run meanwhile. Writes result.json and curves.png next to this file, or
 into --output, and the runs into runs/ there; a finished run is not trained again.
 """
 
@@ -29,7 +29,7 @@ RECIPES = {
         "optimizer=adamw", "optimizer.lr=6e-4", "optimizer.betas=[0.9,0.95]", "optimizer.weight_decay=0.1",
         "scheduler=cosine", "scheduler.warmup_steps=100", "scheduler.min_lr=6e-5",
         "trainer.gradient_clip_val=1.0", "trainer.max_epochs=null",
-        "eval_every_n_steps=115", "eval_val_batches=40",  # of 4 windows: the same windows as 20 of 8
+        "eval_every_n_steps=115", "eval_val_batches=40",  # of 4 sequences: the same as 20 of 8
     ),
     FAST: ("experiment=fast_recipe",),
 }  # fmt: skip
@@ -100,7 +100,7 @@ def table(result: dict[str, Any]) -> str:
     """A row for each pair of runs."""
     lines = [
         "| seed | nanoGPT's recipe: minutes, tokens, validation loss | fast_recipe at that loss after |"
-        " so many times as fast | fast_recipe at its end |",
+        " speed-up | fast_recipe at its end |",
         "|---|---|---|---|---|",
     ]
     curves = result["curves"]

@@ -146,8 +146,8 @@ def by_position(dtype: str, device: str) -> dict[str, float]:
     }
 
 
-def beyond_the_window(dtype: str, device: str) -> float:
-    """Seconds a token where each one costs a whole forward pass of the window."""
+def beyond_the_context(dtype: str, device: str) -> float:
+    """Seconds a token if each one costs a whole forward pass of the context."""
     _, ours = models(DTYPES[dtype], device)
     prompt = torch.randint(50000, (CONTEXT + 1,)).tolist()
     decoding = Decoding(ours, [prompt], rules=SamplingRules(), max_new_tokens=4)
@@ -187,7 +187,7 @@ def main() -> None:
             "batch_8_over_batch_1": round(rate["gptpl_batch_8"] / rate["gptpl"], 2),
             "milliseconds_by_position": positions,
             "slowest_over_fastest_position": round(max(positions.values()) / min(positions.values()), 2),
-            "seconds_a_token_beyond_the_window": round(beyond_the_window(dtype, options.device), 2),
+            "seconds_a_token_beyond_the_window": round(beyond_the_context(dtype, options.device), 2),
         }
         print(json.dumps({dtype: result[dtype]}, indent=2))
         options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

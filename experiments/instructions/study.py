@@ -1,11 +1,11 @@
-"""What a small model learns of 1,100 instructions: the form, the loss, and what it cannot.
+"""What a small model learns from 1,100 instructions: the form of an answer, the loss, and its limits.
 
     python experiments/instructions/study.py --pretrained RUN [--entries instruction-data.json]
 
-Tunes the run RUN (experiments/sms_spam/README.md says how it was made) on the book's instructions: all
+Tunes the run RUN (see experiments/sms_spam/README.md) on the book's instructions: all
 weights, with the instruction masked, LoRA, and for comparison a model with random weights; lets each answer
-the test split, and scores the answers against the references. Writes result.json and losses.png beside this
-file, or into --output, and runs and answers into runs/ there; what is there is not made again. `--quick`
+the test split, and scores the answers against the references. Writes result.json and losses.png next to this
+file, or into --output, and runs and answers into runs/ there; existing ones are kept. `--quick`
 takes seconds and needs neither the instructions nor RUN.
 """
 
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pretrained", type=Path, help="the run to begin with")
-    parser.add_argument("--entries", type=Path, help="a copy of the file, where there is no network")
+    parser.add_argument("--entries", type=Path, help="a copy of the file, if there is no network")
     parser.add_argument("--quick", action="store_true", help="seconds: shows that the study runs")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of the record (default: here)")
     options = parser.parse_args(arguments)
@@ -137,12 +137,12 @@ def scored(run: Path, max_new_tokens: int) -> dict[str, Any]:
 
 
 def _gptpl(*arguments: str) -> None:
-    """Raises SystemExit, with what the command said, where it fails."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    """Raises SystemExit, with the output of the command, if it fails."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = gptpl(list(arguments))
     if status:
-        raise SystemExit(f"gptpl {' '.join(arguments)} ended with status {status}:\n{said.getvalue()}")
+        raise SystemExit(f"gptpl {' '.join(arguments)} ended with status {status}:\n{output.getvalue()}")
 
 
 def row(name: str, run: Path, scores: Mapping[str, Any]) -> dict[str, Any]:

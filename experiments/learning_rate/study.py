@@ -3,9 +3,9 @@
     python experiments/learning_rate/study.py
 
 For two sizes, two searches by Optuna's TPE: AdamW's rate, then Muon's with that rate for the rest of the
-model. The best of each is trained again from other seeds. Every trial sees the same windows of Python's
-standard library, none twice. Writes result.json, rates.png and report/ beside this file, or into --output,
-and the sweeps into sweeps/ there; the same command goes on with them. `--quick` takes one size, the shipped
+model. The best of each is trained again from other seeds. Every trial sees the same sequences of Python's
+standard library, none twice. Writes result.json, rates.png and report/ next to this file, or into --output,
+and the sweeps into sweeps/ there; the same command continues them. `--quick` takes one size, the shipped
 tale, two trials and no other seeds: it shows that the study runs, not which rate is good.
 """
 
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def settings(optimizer: str, model: str, searches: Mapping[tuple[str, str], list[RunRecord]]) -> list[str]:
-    """What an optimizer needs beside its own rate: Muon leaves embeddings, head and gains to AdamW."""
+    """Other settings of an optimizer: Muon leaves embeddings, head and gains to AdamW."""
     if optimizer == "AdamW":
         return []
     return ["optimizer=muon", f"optimizer.lr={best_rate('AdamW', searches['AdamW', model])!r}"]
@@ -155,8 +155,8 @@ def row(
     return {
         "parameters": model,
         "optimizer": optimizer,
-        "best rate": best_rate(optimizer, search),
-        "rates within 0.05 nats": f"{min(near):.1e} to {max(near):.1e}",
+        "best learning rate": best_rate(optimizer, search),
+        "learning rates within 0.05 nats": f"{min(near):.1e} to {max(near):.1e}",
         "validation loss": round(statistics.fmean(losses), 3),
         "of each seed": [round(value, 3) for value in losses],
         "tokens": int(search[0].metric("train/tokens_seen")),

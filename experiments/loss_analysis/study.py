@@ -1,9 +1,9 @@
-"""Cross-entropy by hand beside torch's: from logits to probabilities, to a loss, to a perplexity.
+"""Cross-entropy by hand, compared with torch's: from logits to probabilities, to a loss, to a perplexity.
 
     python experiments/loss_analysis/study.py
 
 Takes seconds: nothing is trained. Draws the book's untrained 124M-parameter model from seed 123 for its
-published first loss. Writes result.json and confidence.png beside this file, or into --output. `--quick`
+published first loss. Writes result.json and confidence.png next to this file, or into --output. `--quick`
 leaves out that model, and with it the published number.
 """
 
@@ -113,7 +113,7 @@ def prediction(lead: float) -> dict[str, float]:
 
 
 def confidence(p: float) -> dict[str, float]:
-    """What a probability of the target costs; base 10, which is no loss, is where two misprints come from."""
+    """The loss of a probability of the target; base 10, which is not the loss, explains two misprints."""
     return {"probability": p, "loss": -math.log(p), "in_base_10": -math.log10(p), "gradient": p - 1}
 
 
@@ -136,7 +136,7 @@ def figure(predictions: list[dict[str, float]]) -> Figure:
         left.plot(p, -math.log(p), "o", color="C0")
         left.annotate(f"{p:g}: {-math.log(p):.3f}", (p, -math.log(p)), (8, 4), textcoords="offset points")
     left.plot(1 / VOCABULARY, math.log(VOCABULARY), "o", color="C0")
-    left.set(xlabel="probability of the right token", ylabel="loss (nats)", xlim=(-0.02, 1.12))
+    left.set(xlabel="probability of the target", ylabel="loss (nats)", xlim=(-0.02, 1.12))
     left.set_title("Certain and wrong costs without bound", loc="left", fontsize=10)
     leads = torch.linspace(0, 30, 61).tolist()
     fine = [prediction(lead) for lead in leads]
@@ -144,7 +144,7 @@ def figure(predictions: list[dict[str, float]]) -> Figure:
     right.plot(leads, [10 * row["probability"] for row in fine], label="10 x its probability")
     points = [(row["lead"], row["loss_by_hand"]) for row in predictions]
     right.plot(*zip(*points, strict=True), "o", color="C0")
-    right.set(xlabel="logit of the right token above all others'")
+    right.set(xlabel="lead of the target's logit")
     right.set_title("From guessing to certain, among 50,257 tokens", loc="left", fontsize=10)
     right.legend(frameon=False, loc="center right")
     for axes, side in ((left, 1.08), (right, 30)):
@@ -158,16 +158,16 @@ def figure(predictions: list[dict[str, float]]) -> Figure:
 def print_tables(record: dict[str, Any]) -> None:
     """Markdown, as in the README."""
     model, huge = record["model"], record["huge_logits"]
-    print_table("target", "probability", "its logarithm")
+    print_table("target", "probability", "logarithm")
     for row in model["targets"]:
         print_row(f"`{row['text']}`", f"{row['probability']:.3e}", f"{row['log_probability']:.4f}")
     print(f"\nby hand {model['loss_by_hand']:.6f}, torch {model['loss_of_torch']:.6f}")
     print(f"guessing {model['loss_of_guessing']:.4f}, perplexity {model['perplexity']:,.1f}")
-    print_table("lead of the right logit", "its probability", "loss by hand", "torch's", "perplexity")
+    print_table("lead of the target's logit", "its probability", "loss by hand", "torch's", "perplexity")
     for row in record["predictions"]:
         hand, torchs = f"{row['loss_by_hand']:.6f}", f"{row['loss_of_torch']:.6f}"
         print_row(f"{row['lead']:g}", f"{row['probability']:.6f}", hand, torchs, f"{row['perplexity']:,.2f}")
-    print_table("probability of the right token", "loss", "gradient at its logit", "to base 10: no loss")
+    print_table("probability of the target", "loss", "gradient at its logit", "to base 10: not the loss")
     for row in record["confidences"]:
         numbers = (f"{row[name]:.3f}" for name in ("loss", "gradient", "in_base_10"))
         print_row(f"{row['probability']:.2g}", *numbers)

@@ -90,9 +90,9 @@ def training_passage(loaded: LoadedCheckpoint) -> list[int]:
 
 
 def row(loaded: LoadedCheckpoint, training: TrainingText, passage: list[int]) -> dict[str, Any]:
-    """What one checkpoint writes after the prompt, and how surprised it is by the passage itself.
+    """The continuations of one checkpoint, and its loss on the passage itself.
 
-    The passage is scored in the places where training showed it, and one place later, behind end-of-text.
+    The passage is scored at its positions in training, and one position later, after end-of-text.
     """
     prompt = loaded.tokenizer.decode(passage[:PROMPT_TOKENS])
     tokens = torch.tensor([passage])
@@ -160,7 +160,7 @@ def draw_figure(rows: list[dict[str, Any]], evaluated: dict[str, list[tuple[int,
     steps = [row["step"] for row in rows]
     top.plot(steps, [row["passage_loss"] for row in rows], "o--", label="the passage")
     shifted = [row["passage_loss_one_place_later"] for row in rows]
-    top.plot(steps, shifted, "s--", label="the passage, one place later")
+    top.plot(steps, shifted, "s--", label="the passage, one position later")
     for kind, marker in zip(RULES, "os", strict=True):
         bottom.plot(steps, [row[kind]["longest_run"] for row in rows], marker=marker, label=kind)
     top.set_ylabel("nats per token")

@@ -4,7 +4,7 @@
 
 Trains the published experiment's setting on its text: by default with a small model, whose baseline has
 two more seeds, to see what chance does; with `--model large` with the published 124M parameters. Writes
-result.json and curves.png beside this file (large_result.json and large_curves.png for the large model), or
+result.json and curves.png next to this file (large_result.json and large_curves.png for the large model), or
 into --output, and the runs into runs/ there; a finished run is not trained again. `--quick` takes seconds.
 """
 
@@ -37,7 +37,7 @@ CHANGES: dict[str, Overrides] = {
     "weight decay 0.3": ("optimizer.weight_decay=0.3",),
     "half as wide": ("model.emb_dim=32",),
     "two layers": ("model.n_layers=2",),
-    "overlapping windows": ("data.stride=128",),
+    "overlapping sequences": ("data.stride=128",),
     "tied head": ("model.tie_weights=true",),
     "GPT-2's initialisation": GPT2_INIT,
     "tied head, GPT-2's init": (*GPT2_INIT, "model.tie_weights=true"),
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=("small", "large"), default="small")
-    parser.add_argument("--text", type=Path, help="your copy of the story, where there is no network")
+    parser.add_argument("--text", type=Path, help="your copy of the story, if there is no network")
     parser.add_argument("--quick", action="store_true", help="seconds: shows that the study runs")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of the record (default: here)")
     options = parser.parse_args(arguments)
@@ -134,7 +134,7 @@ def points(run: list[Evaluation]) -> list[tuple[int, float, float]]:
 
 
 def figure(curves: Curves) -> Figure:
-    """Each change beside the baseline."""
+    """Each change compared with the baseline."""
     changes = [change for change in curves if change != BASELINE]
     columns = min(5, len(changes))
     lines = -(-len(changes) // columns)

@@ -1,9 +1,9 @@
-"""What `gptpl plan` says of a run's memory, beside what the run then takes.
+"""The memory that `gptpl plan` predicts, compared with the memory that the run then needs.
 
     python experiments/plan_memory/study.py [--cases NAME ...] [--output FOLDER]
 
 Each case is `gptpl plan`, then `gptpl train` of 3 steps, each in a process of its own; the peak is the
-process's largest resident memory by the system's account. Writes result.json beside this file, or into
+process's peak resident memory as the system reports it. Writes result.json next to this file, or into
 --output, adding to what is there, and prints the table of the README.
 """
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 HERE = Path(__file__).parent
 GPT_18M = ("model=gpt_18m", "data.batch_size=8")
 GPT2_SMALL = ("model=gpt2_small", "data.train_ratio=0.6")  # of a text that has 1,024 tokens left then
-ANEW = "trainer.recompute_activations=true"
+RECOMPUTED = "trainer.recompute_activations=true"
 FP32 = "trainer.precision=32-true"
 CASES = {
     "quick, 8 x 64, fp32": ("experiment=quick",),
@@ -31,12 +31,12 @@ CASES = {
     "18M, 8 x 256, bf16": GPT_18M,
     "18M, 8 x 256, bf16, Muon": (*GPT_18M, "optimizer=muon"),
     "18M, 8 x 256, fp32": (*GPT_18M, FP32),
-    "18M, 8 x 256, bf16, activations made anew": (*GPT_18M, ANEW),
+    "18M, 8 x 256, bf16, activations recomputed": (*GPT_18M, RECOMPUTED),
     "124M, 2 x 256, bf16": (),
     "124M, 2 x 256, fp32": (FP32,),
     "124M, 2 x 256, bf16, Muon": ("optimizer=muon",),
     "124M, 8 x 256, bf16": ("data.batch_size=8",),
-    "124M, 8 x 256, bf16, activations made anew": ("data.batch_size=8", ANEW),
+    "124M, 8 x 256, bf16, activations recomputed": ("data.batch_size=8", RECOMPUTED),
     "GPT-2 small, 2 x 1024, bf16": (*GPT2_SMALL, "data.batch_size=2"),
     "GPT-2 small, 4 x 1024, bf16": ("model=gpt2_small", "data=python_stdlib", "data.batch_size=4"),
 }

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--size", help="124M, 355M, 774M, 1558M; default: 124M")
     parser.add_argument("--source", default="hf", help="hf or openai")
     parser.add_argument("--checkpoint", type=Path, help="a run or another program's folder, instead of GPT-2")
-    parser.add_argument("--limit", type=int, help="only the first so many items")
+    parser.add_argument("--limit", type=int, help="only the first LIMIT items")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     try:
@@ -59,7 +59,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no file of JSON lines ({error}): see this study's README") from error
+        raise InputError(f"{path} is not a JSON Lines file ({error}): see this study's README") from error
 
 
 def pair(tokenizer: Tokenizer, text: str, continuation: str) -> Pair:

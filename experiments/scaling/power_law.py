@@ -77,7 +77,7 @@ def _best_of_grid(a: Numbers, b: Numbers, parameters: Numbers, tokens: Numbers, 
 def bootstrap(
     parameters: Numbers, tokens: Numbers, losses: Numbers, *, times: int, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Where 90 % of the fits to runs drawn anew, with replacement, lie: of E and both exponents."""
+    """90 % intervals of E and both exponents, from fits to runs resampled with replacement."""
     generator = np.random.default_rng(seed)
     laws = []
     while len(laws) < times:

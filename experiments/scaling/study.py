@@ -3,7 +3,7 @@
     python experiments/scaling/study.py
 
 Trains 20 tiny models on Python's standard library, byte by byte, each with a schedule of its own, and one of
-them with two more seeds. Writes result.json and scaling.png beside this file, or into --output, and the runs
+them with two more seeds. Writes result.json and scaling.png next to this file, or into --output, and the runs
 into runs/ there; a finished run is not trained again. `--quick` trains smaller models for a few steps.
 """
 

@@ -5,7 +5,7 @@
 Fine-tunes a classifier on the balanced SMS Spam Collection with three seeds each: from random weights, and
 from the run RUN (experiments/sms_spam/README.md says how it was made) with all weights, LoRA, the last block
 or the head alone; and fits a TF-IDF baseline (scikit-learn) to the same messages. Writes result.json and
-scores.png beside this file, or into --output, and the runs into runs/ there; a finished run is not trained
+scores.png next to this file, or into --output, and the runs into runs/ there; a finished run is not trained
 again. `--quick` takes seconds and needs neither the messages nor RUN.
 """
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pretrained", type=Path, help="the run to begin with")
-    parser.add_argument("--sms", type=Path, help="a copy of the file, where there is no network")
+    parser.add_argument("--sms", type=Path, help="a copy of the file, if there is no network")
     parser.add_argument("--quick", action="store_true", help="seconds: shows that the study runs")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of the record (default: here)")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The published training log of the book's run beside a run of `experiment=the_verdict`: table and picture.
+"""The published training log of the book's run and a run of `experiment=the_verdict`: table and picture.
 
     python experiments/the_verdict/compare.py RUN_FOLDER [--output experiments/the_verdict/loss.png]
 

@@ -1,9 +1,9 @@
-"""Four habits of training, each beside its absence: schedule, clipping, early stopping, accumulation.
+"""Four training techniques, each compared with its absence: schedule, clipping, early stopping, accumulation.
 
     python experiments/training_tricks/study.py
 
 Trains 25 tiny models, one after the other, on Python's standard library and, for early stopping, on the
-shipped tale. Writes result.json and tricks.png beside this file, or into --output, and the runs into runs/
+shipped tale. Writes result.json and tricks.png next to this file, or into --output, and the runs into runs/
 there; a finished run is not trained again. `--quick` takes the tale for all, one seed and few steps: it shows
 that the study runs, not what the tricks do.
 """
@@ -57,7 +57,7 @@ class Size:
     seeds: Sequence[int]
     steps: int
     eval_every: int
-    eval_batches: int  # of WINDOWS windows
+    eval_batches: int  # of WINDOWS sequences
     accumulated_steps: int
     epochs: int  # of the tale, for early stopping
     warmup_steps: int
@@ -184,7 +184,7 @@ def clipping_rows(runs: Runs, size: Size) -> list[dict[str, Any]]:
 
 
 def stopping_rows(runs: Runs, size: Size) -> list[dict[str, Any]]:
-    """Where early stopping ends a run, beside the same run to its end."""
+    """Where early stopping ends a run, compared with the same run to its end."""
     rows = []
     for seed in size.seeds:
         whole, stopped = (runs[run_name(name, seed)] for name in STOPPING)
@@ -206,7 +206,7 @@ def stopping_rows(runs: Runs, size: Size) -> list[dict[str, Any]]:
 
 
 def accumulation_rows(runs: Runs) -> list[dict[str, Any]]:
-    """Differences to one batch of the same windows, in nats."""
+    """Differences to one batch of the same sequences, in nats."""
     whole = column(runs[ONE_BATCH], "train/loss")
     end = evaluations(runs[ONE_BATCH])[-1].val_loss
     rows = []
@@ -215,7 +215,7 @@ def accumulation_rows(runs: Runs) -> list[dict[str, Any]]:
         apart = [abs(loss[step] - whole[step]) for step in whole]
         rows.append(
             {
-                "micro-batches x windows": name,
+                "micro-batches x sequences": name,
                 "largest difference of a step's loss": f"{max(apart):.1e}",
                 "in the first step": f"{apart[0]:.1e}",
                 "last validation loss": round(evaluations(runs[name])[-1].val_loss, 6),
@@ -286,7 +286,7 @@ def draw_accumulation(axes: Axes, runs: Runs) -> None:
             apart = [abs(loss[step] - whole[step]) or math.nan for step in whole]  # no logarithm of 0
             axes.semilogy(list(whole), apart, ".", label=name)
     axes.set_ylabel("difference to one batch (nats)")
-    axes.set_title(f"Accumulation: {WINDOWS} windows a step, in parts", loc="left", fontsize=10)
+    axes.set_title(f"Accumulation: {WINDOWS} sequences per step, in parts", loc="left", fontsize=10)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def test_the_best_rate_is_that_of_the_lowest_loss_for_each_optimizer(rates: Any)
         found = trials(rates.folder / f"sweeps/{name.lower()}_0.12m", "optimizer", key)
         assert len(found) == 2
         best = min(found, key=lambda rate: found[rate])
-        assert rows[name]["best rate"] == pytest.approx(best, rel=0.05)
+        assert rows[name]["best learning rate"] == pytest.approx(best, rel=0.05)
         recorded = rates.result["trials"][f"{name}, 0.12M"]
         assert recorded == [[rate, pytest.approx(found[rate], abs=1e-4)] for rate in sorted(found)]
 
@@ -41,7 +41,7 @@ def test_muon_leaves_the_rest_of_the_model_to_adamw_at_its_best_rate(rates: Any)
     rows = {row["optimizer"]: row for row in rates.result["rates"]}
     config = yaml.safe_load((rates.folder / "sweeps/muon_0.12m/0/config.yaml").read_text(encoding="utf-8"))
     assert config["optimizer"]["_target_"].endswith(".muon")
-    assert config["optimizer"]["lr"] == rows["AdamW"]["best rate"]
+    assert config["optimizer"]["lr"] == rows["AdamW"]["best learning rate"]
 
 
 @pytest.mark.slow

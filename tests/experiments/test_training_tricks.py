@@ -12,7 +12,7 @@ def tricks(study: Callable[[str], Any]) -> Any:
 
 
 def test_accumulated_micro_batches_train_as_one_batch(tricks: Any) -> None:
-    rows = {row["micro-batches x windows"]: row for row in tricks["accumulation"]}
+    rows = {row["micro-batches x sequences"]: row for row in tricks["accumulation"]}
     for name in ("4 x 4", "16 x 1"):
         assert float(rows[name]["largest difference of a step's loss"]) < 1e-5
         assert rows[name]["last validation loss"] == pytest.approx(

@@ -1,10 +1,10 @@
 """GPT-2's sizes on this machine: loss, tokens per second of prefill and decoding, and peak memory.
 
-python experiments/zero_shot/sizes.py                      # random weights of the real shapes
-python experiments/zero_shot/sizes.py --weights gpt2       # the published weights, whose loss means something
+python experiments/model_sizes/study.py                    # random weights of the real shapes
+python experiments/model_sizes/study.py --weights gpt2     # the published weights, with a meaningful loss
 
-Time and memory do not depend on the values of the weights. Each size and data type has a process of its own,
-and so its own peak of memory; a size that does not fit into the free memory is left out, which is said.
+Time and memory do not depend on the values of the weights. Each size and data type is measured in a process
+of its own, for its peak memory; a size that does not fit into the free memory is left out with a message.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
     rows = []
     for size in SIZES.values():
         for dtype in DTYPES:
-            # The weights, once more in the layout that decoding packs them in, and a gigabyte for the rest.
+            # The weights, a second copy as decoding packs them, and a gigabyte for the rest.
             need = count_parameters(size.config).total * DTYPES[dtype].itemsize * 2.2 + 1e9
             if need > free_memory(options.device):
                 print(f"{size.name} {dtype}: left out, it needs about {need / 1e9:.1f} GB", file=sys.stderr)
@@ -60,7 +60,7 @@ def main() -> None:
             rows.append(json.loads(done.stdout))
             print(rows[-1], file=sys.stderr)
     record = {"machine": machine(options.device), "weights": options.weights, "rows": rows}
-    (HERE / f"sizes_{options.weights}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (HERE / f"{options.weights}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(table(rows))
 
 
@@ -74,10 +74,10 @@ def measured(name: str, dtype: str, weights: str, device: str) -> dict[str, Any]
         published = PublishedWeights(source="hf", size=name)
         net = load_published(published, device=device, dtype=DTYPES[dtype]).net
     tokens = [int(token) for token in GPT2Tokenizer().encode(Tale().read(Tale().files()[0]))]
-    window = torch.tensor([tokens[: 1024 + 1]], device=device)
+    sequence = torch.tensor([tokens[: 1024 + 1]], device=device)
     with torch.inference_mode():
-        logits = net(window[:, :-1]).float()
-        loss = torch.nn.functional.cross_entropy(logits[0], window[0, 1:]).item()
+        logits = net(sequence[:, :-1]).float()
+        loss = torch.nn.functional.cross_entropy(logits[0], sequence[0, 1:]).item()
     del logits
     cached = CachedGPT(net, rows=1)
     prefill = [PROMPT / seconds(cached, tokens[:PROMPT], 0) for _ in range(ROUNDS + 1)]
@@ -94,7 +94,7 @@ def measured(name: str, dtype: str, weights: str, device: str) -> dict[str, Any]
 
 
 def seconds(cached: CachedGPT, prompt: list[int], new_tokens: int) -> float:
-    """For reading the prompt, or, where there are any, for the new tokens after it."""
+    """The time to read the prompt, or, if there are any, the time of the new tokens after it."""
     cache = cached.new_cache(rows=1, capacity=len(prompt) + new_tokens)
     with torch.inference_mode():
         began = now(cached.device)
