@@ -1,8 +1,10 @@
-"""What happens beside training: text samples, the progress bar, the loss curve. One file a callback.
+"""What happens besides training, one file a callback (`conf/callbacks` has the YAML of each).
 
-- `sample_text.SampleText`: text from the model while it learns, to the log, TensorBoard and `samples.jsonl`.
-- `progress.ProgressBar`: one bar for the whole training, or plain log lines where there is no terminal.
-- `loss_curve.LossCurve`: `loss.png`, the same picture in TensorBoard, and one line that says what it shows.
+- kept: `checkpoints`, `exact_resume`, `record_file` (evaluations), `stopping` (signals and time limits).
+- shown: `progress`, `sample_text`, `sample_responses`, `loss_curve`, `classification_report`,
+  `hyperparameters`, `learning_rate`, `throughput`.
+- measured: `final_scores`, `step_trace`; `early_stopping` ends a training that no longer improves.
 
-None of them changes a weight, the order of the data, or a random number that training draws.
+`after_step` is what they share. None of them changes a weight, the order of the data, or a random number that
+training draws.
 """

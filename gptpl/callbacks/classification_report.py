@@ -1,4 +1,4 @@
-"""Pictures of a classifier: what it takes for what, and whether its probabilities can be believed."""
+"""Pictures of a classifier's confusion matrix and calibration."""
 
 # C classes, K bins of confidence
 
@@ -15,20 +15,19 @@ from gptpl.errors import InputError
 from gptpl.evaluation.classifier import accuracy_text, scores
 from gptpl.training.classification import ClassificationModule
 
-if TYPE_CHECKING:  # matplotlib takes long to import; only an evaluation needs it
+if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 120
 MOST_NUMBERED = 20
-"""Up to so many classes each cell has its number; more would not be readable."""
-MOST = 18
-"""Characters of a label."""
+"""Classes up to which each cell has its number; more would not be readable."""
+LABEL_CHARACTERS = 18
 
 
 class ClassificationReport(L.Callback):
     """Draws the validation texts' confusion matrix and calibration to the loggers and to two PNG files.
 
-    They are drawn anew at every evaluation; the files show the last.
+    At every evaluation; the files show the last one.
     """
 
     def __init__(self, *, confusion_path: str | Path, calibration_path: str | Path) -> None:
@@ -37,7 +36,7 @@ class ClassificationReport(L.Callback):
         self.calibration_path = Path(calibration_path)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the evaluation that has just been measured."""
+        """Draw the evaluation."""
         if not isinstance(pl_module, ClassificationModule):
             raise InputError(
                 "callbacks.classification_report needs task=classify: leave it out with"
@@ -56,7 +55,7 @@ class ClassificationReport(L.Callback):
 
 
 def confusion_figure(confusion: NDArray[np.float64], labels: Sequence[str], *, title: str = "") -> "Figure":
-    """Draw a confusion matrix (C, C), true classes in rows; colours are shares of the row."""
+    """Draw a confusion matrix (C, C), true classes in rows; colours are fractions of the row."""
     from matplotlib.figure import Figure
 
     C = len(labels)
@@ -64,24 +63,25 @@ def confusion_figure(confusion: NDArray[np.float64], labels: Sequence[str], *, t
     figure = Figure(figsize=(side + 0.8, side), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     rows = confusion.sum(axis=1, keepdims=True)
-    shares = np.divide(confusion, rows, out=np.zeros_like(confusion), where=rows > 0)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label="Share of the true class", shrink=0.8)
-    names = [label if len(label) <= MOST else label[: MOST - 3] + "..." for label in labels]
+    fractions = np.divide(confusion, rows, out=np.zeros_like(confusion), where=rows > 0)
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="Fraction of the true class", shrink=0.8)
+    most = LABEL_CHARACTERS
+    names = [label if len(label) <= most else label[: most - 3] + "..." for label in labels]
     axes.set_xticks(range(C), names, rotation=45 if C > 3 else 0, ha="right" if C > 3 else "center")
     axes.set_yticks(range(C), names)
     axes.set_xlabel("Predicted")
     axes.set_ylabel("True")
     if C <= MOST_NUMBERED:
         for (row, column), count in np.ndenumerate(confusion):
-            color = "white" if shares[row, column] > 0.5 else "black"
+            color = "white" if fractions[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count:,.0f}", ha="center", va="center", color=color)
     axes.set_title(title, fontsize="medium")
     return figure
 
 
 def reliability_figure(calibration: NDArray[np.float64], *, error: float, title: str = "") -> "Figure":
-    """Draw calibration sums (3, K): accuracy against confidence above, how often each confidence is below."""
+    """Draw calibration sums (3, K): accuracy by confidence, and below it the number of predictions."""
     from matplotlib.figure import Figure
 
     count, _, right = calibration

@@ -1,4 +1,4 @@
-"""Ends a training that no longer gets better."""
+"""Stops a training that no longer improves."""
 
 import math
 from typing import Any
@@ -12,10 +12,9 @@ from gptpl.training.task import Better
 
 
 class EarlyStopping(LightningEarlyStopping):
-    """Lightning's, except that it knows which way a metric is better, and which `patience` counts.
+    """Lightning's, but for `mode` None: see `gptpl.callbacks.checkpoints.declared_mode`.
 
-    That is the run's own: Lightning's takes it from the checkpoint, and ignores one given to the resumed run.
-    The metric is better as the task, or a callback, declares it, unless `mode` says it.
+    And a resumed run has its own `patience`, where Lightning's would have that of the checkpoint.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class EarlyStopping(LightningEarlyStopping):
         self._mode_given = mode
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Finds out which way is better."""
+        """Find out whether low or high is better."""
         if self._mode_given is None and stage == "fit":
             self.mode = declared_mode(self.monitor, trainer, pl_module)
             sign = -1 if self.mode == "min" else 1
@@ -53,5 +52,5 @@ class EarlyStopping(LightningEarlyStopping):
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the best score so far and the evaluations since."""
+        """Take over the best score so far, and the number of evaluations since."""
         super().load_state_dict(state_dict | {"patience": self.patience})

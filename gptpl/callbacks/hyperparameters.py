@@ -1,4 +1,4 @@
-"""The run's configuration beside the best that it reached, as TensorBoard's HPARAMS tab shows it."""
+"""The run's settings next to the best values it reached, for TensorBoard's HPARAMS tab."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ from gptpl.training.loggers import log_hyperparameters
 
 
 class Hyperparameters(L.Callback):
-    """Sends the configuration to the loggers once, and at every evaluation the best values so far.
+    """Sends the settings to the loggers once, and at every evaluation the best values so far.
 
-    They are called `best_val/loss` and, for each metric that the module says is to be high
-    (`metrics: Mapping[str, "min" | "max"]`), `best_<metric>`.
+    These are `best_val/loss`, and `best_<metric>` of each metric that the module declares better high
+    (`metrics: Mapping[str, "min" | "max"]`).
     """
 
     def __init__(self) -> None:
@@ -25,14 +25,15 @@ class Hyperparameters(L.Callback):
         self._logged = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Updates the best values and shows them."""
+        """Update and log the best values."""
         if trainer.state.fn != "fit":
             return
-        for name, best_of in _shown(pl_module).items():
-            value = metric(trainer, name)
-            if value is not None:
-                # A loss that is not a number must not pass for the best.
-                self._best[f"best_{name}"] = float(best_of(value, self._best.get(f"best_{name}", value)))
+        declared: Mapping[str, str] = getattr(pl_module, "metrics", {})
+        better = {LOSS: np.fmin} | {name: np.fmax for name, mode in declared.items() if mode == "max"}
+        for name, better_of in better.items():  # fmin and fmax: nan is never the best
+            if (value := metric(trainer, name)) is not None:
+                best = f"best_{name}"
+                self._best[best] = float(better_of(value, self._best.get(best, value)))
         settings = {} if self._logged else flat_settings(language_module(pl_module).run_config)
         log_hyperparameters(trainer.loggers, settings, self._best, trainer.global_step)
         self._logged = True
@@ -42,14 +43,7 @@ class Hyperparameters(L.Callback):
         return {"best": dict(self._best)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from the best values of the run that is resumed."""
-        earlier = {"hp/val_loss": f"best_{LOSS}"}  # the name in checkpoints of gptpl 0.1.0
-        lowest = state_dict.get("lowest", {})
-        self._best = {new: lowest[old] for old, new in earlier.items() if old in lowest}
+        """Continue from the best values of the run that is resumed."""
+        lowest = state_dict.get("lowest", {})  # of gptpl 0.1.0
+        self._best = {f"best_{LOSS}": lowest["hp/val_loss"]} if "hp/val_loss" in lowest else {}
         self._best |= state_dict.get("best", {})
-
-
-def _shown(module: L.LightningModule) -> dict[str, Any]:
-    """Metrics with the function that takes the better of two values, and the number where one is none."""
-    declared: Mapping[str, str] = getattr(module, "metrics", {})
-    return {LOSS: np.fmin} | {name: np.fmax for name, mode in declared.items() if mode == "max"}

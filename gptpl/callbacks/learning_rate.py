@@ -7,9 +7,9 @@ from torch.optim import Optimizer
 
 
 class LearningRate(L.Callback):
-    """Logs the rate each update was made with as `lr`; groups that carry a name as `lr/<name>`.
+    """Logs the learning rate of each update as `lr`, and of parameter groups with a name as `lr/<name>`.
 
-    Lightning's own monitor logs the rate of the update to come, under a name for each parameter group.
+    Lightning's own monitor logs that of the next update.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class LearningRate(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Notes the rates before the schedule moves on."""
+        """Note the learning rates before the schedule advances."""
         self._rates = {
             f"lr/{group['name']}" if "name" in group else "lr": float(group["lr"])
             for group in optimizer.param_groups
@@ -28,6 +28,6 @@ class LearningRate(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs them with the other numbers of the step."""
+        """Log them with the step's other metrics."""
         for name, rate in self._rates.items():
             pl_module.log(name, rate)

@@ -15,24 +15,22 @@ from gptpl.evaluation.loss_curves import LossPoint, curve_verdict, finite, token
 from gptpl.files.figures import new_figure
 from gptpl.training.loggers import log_text
 
-if TYPE_CHECKING:  # matplotlib takes long to import; only the end of a run needs it
+if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
 LINE_CHARACTERS = 120
-"""So much of the caption fits on one line."""
-
+"""Of the caption."""
 MARKED_POINTS = 60
-"""Up to so many evaluations each gets a dot; more would run into a thick line."""
+"""Evaluations up to which each has a dot; more would merge into a thick line."""
 
 
 class LossCurve(L.Callback):
     """Draws training and validation loss to `path` and to the loggers, and says what they show.
 
-    A point is recorded at every evaluation of a training run, the one before the first step included, and
-    kept in the checkpoint: a resumed run draws the whole curve. It is drawn when training ends, also by an
-    interrupt or an error.
+    Each evaluation of a training run is a point, that before the first step included, and kept in the
+    checkpoint: a resumed run draws the whole curve. It is drawn when training ends, also by an error.
     """
 
     def __init__(self, *, path: str | Path) -> None:
@@ -42,11 +40,11 @@ class LossCurve(L.Callback):
         self._drawn = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a run that is not drawn yet."""
+        """Begin with a run that is not drawn yet."""
         self._drawn = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the evaluation that has just been measured."""
+        """Record the evaluation."""
         train_loss, val_loss = metric(trainer, "eval/train_loss"), metric(trainer, "val/loss")
         if trainer.state.fn != "fit" or train_loss is None or val_loss is None:
             return
@@ -57,7 +55,7 @@ class LossCurve(L.Callback):
             train_loss=train_loss,
             val_loss=val_loss,
         )
-        # A resumed run evaluates steps anew that the run before it had already reached.
+        # A resumed run repeats evaluations that the run before it had made after its last checkpoint.
         self.points = [earlier for earlier in self.points if earlier.step < point.step] + [point]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -84,33 +82,29 @@ class LossCurve(L.Callback):
             return
         self._drawn = True
         module = language_module(pl_module)
-        verdict = curve_verdict(
+        message = curve_verdict(
             self.points,
             uniform_loss=module.guessing_loss,
             whole_model=all(parameter.requires_grad for parameter in module.net.parameters()),
             caveat=getattr(trainer.datamodule, "caveat", ""),  # type: ignore[attr-defined]
-        )
-        figure = loss_figure(self.points, caption=verdict.message, unit=module.loss_unit)
+        ).message
+        figure = loss_figure(self.points, caption=message, unit=module.loss_unit)
         show_picture(trainer, "loss", figure, self.path)
-        log_text(trainer.loggers, "verdict", verdict.message, trainer.global_step)
-        log.info("%s", verdict.message)
+        log_text(trainer.loggers, "verdict", message, trainer.global_step)
+        log.info("%s", message)
 
 
 def loss_figure(points: Sequence[LossPoint], *, caption: str = "", unit: str = "nats per token") -> "Figure":
-    """Draw the losses of one or more evaluations, with a caption under the title.
-
-    Losses that are not finite leave gaps.
-    """
+    """Draw the losses of one or more evaluations; those that are not finite leave gaps."""
     figure = new_figure()
     axes = figure.subplots()
     epochs = [point.epoch for point in points]
-    marker, width = (".", 1.5) if len(points) <= MARKED_POINTS else ("", 1.0)
+    style: Any = {"marker": ".", "linewidth": 1.5} if len(points) <= MARKED_POINTS else {"linewidth": 1.0}
     train = [finite(point.train_loss) for point in points]
     val = [finite(point.val_loss) for point in points]
-    axes.plot(epochs, train, color="tab:blue", marker=marker, linewidth=width, label="training loss")
-    axes.plot(epochs, val, color="tab:orange", marker=marker, linewidth=width, label="validation loss")
-    measured = [point for point in points if math.isfinite(point.val_loss)]
-    if measured:
+    axes.plot(epochs, train, color="tab:blue", label="training loss", **style)
+    axes.plot(epochs, val, color="tab:orange", label="validation loss", **style)
+    if measured := [point for point in points if math.isfinite(point.val_loss)]:
         lowest = min(measured, key=lambda point: point.val_loss)
         label = f"lowest validation loss {lowest.val_loss:.2f} (step {lowest.step:,})"
         circle: Any = {"marker": "o", "markersize": 9, "fillstyle": "none", "markeredgewidth": 1.8}
@@ -120,17 +114,16 @@ def loss_figure(points: Sequence[LossPoint], *, caption: str = "", unit: str = "
     axes.grid(visible=True, alpha=0.3)
     axes.margins(x=0.02)
     last = points[-1]
-    if last.tokens_seen and last.epoch:  # a second axis above: tokens seen grow in proportion to the epochs
+    if last.tokens_seen and last.epoch:  # tokens seen grow in proportion to the epochs
         per_epoch = last.tokens_seen / last.epoch
         functions = (lambda epochs: epochs * per_epoch, lambda tokens: tokens / per_epoch)
         top = axes.secondary_xaxis("top", functions=functions)
         top.set_xlabel("Tokens seen")
         top.xaxis.set_major_formatter(tokens_text)
-    # Beside the axes, not in them, the legend cannot hide a curve.
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)  # where it cannot hide a curve
     figure.suptitle("Loss during training", fontweight="bold")
     if caption:
         lines = math.ceil(len(caption) / LINE_CHARACTERS)
-        width = len(caption) // lines + 10  # about equal lines, no last line of one word
+        width = len(caption) // lines + 10  # about equal lines, not a last line of one word
         axes.set_title(textwrap.fill(caption, width=width), fontsize="small")
     return figure

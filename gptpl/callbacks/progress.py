@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, TextIO
 
@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
-from gptpl.callbacks.after_step import epochs_done, language_module, metric
+from gptpl.callbacks.after_step import AfterStep, epochs_done, language_module, metric
 from gptpl.errors import InputError
 from gptpl.text import duration_text
 
@@ -28,7 +28,7 @@ TRAINED = {
     "train/perplexity": " ppl {:,.0f}",
     "train/tokens_per_second": " tok/s {:,.0f}",
 }
-"""What each metric is called beside the bar, and how its value is written."""
+"""How each metric is written next to the bar."""
 EVALUATED = {
     "eval/train_loss": ", train loss {:.2f}",
     "val/loss": ", val loss {:.2f}",
@@ -36,31 +36,26 @@ EVALUATED = {
 }
 
 
-class ProgressBar(LightningProgressBar):
+class ProgressBar(AfterStep, LightningProgressBar):
     """One bar for the whole training: optimizer steps, epoch, loss, perplexity, tokens per second, time left.
 
-    Where there is neither a terminal nor a notebook, a line is logged every `log_every_seconds` instead.
-    Every evaluation of a training run is one log line. The time left follows from the pace of all steps of
-    this session but the first, evaluations and samples included; a resumed run starts at its step.
+    Without a terminal or notebook, a line is logged every `log_every_seconds` instead. Every evaluation is
+    one log line. The time left follows from the pace of this session's steps but the first, evaluations and
+    samples included; a resumed run starts at its step.
 
-    `trainer.validate`, `test` and `predict` show their batches in the same way.
-
-    Lightning's own bars count batches, start again with every epoch and tear where something is logged.
+    Lightning's own bars count batches, restart with every epoch, and tear where something is logged.
     """
 
     def __init__(self, *, log_every_seconds: float = 15.0) -> None:
         super().__init__()
         if not log_every_seconds > 0:
-            raise InputError(
-                f"log_every_seconds={log_every_seconds!r} of the progress bar: give a number above 0"
-            )
+            raise InputError(f"log_every_seconds must be positive, got {log_every_seconds!r}")
         self.log_every_seconds = log_every_seconds
         self.is_enabled = True
         self._display: Display | None = None
-        self._started = (0, 0.0)  # the step that this session starts from, and when
-        self._first: tuple[int, float] | None = None  # its first step, and when it was done
+        self._started_seconds = 0.0
+        self._first: tuple[int, float] | None = None  # the session's first step, and when it was done
         self._evaluated = 0
-        self._to_evaluate: int | None = None
 
     def disable(self) -> None:
         """Show nothing; Lightning calls this on all processes but the first."""
@@ -77,29 +72,31 @@ class ProgressBar(LightningProgressBar):
         else:
             tqdm.write(sep.join(map(str, args)), file=sys.stdout, end=end)
 
-    # --- training -------------------------------------------------------------------------------------
+    # --- steps ----------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
+        super().on_train_start(trainer, pl_module)
         self._open(trainer)
-        self._started, self._first = (trainer.global_step, time.monotonic()), None
+        self._started_seconds, self._first = time.monotonic(), None
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Show the step before: when it ended, the module had not logged its loss yet."""
-        step = trainer.global_step
-        if self._first is None and step > self._started[0]:
-            self._first = step, time.monotonic()
-        if self._display is not None and self._display.due():
-            total = language_module(pl_module).total_steps
-            left = seconds_left(self._first, step, total=total, now=time.monotonic())
-            self._show_step(trainer, "" if left is None else f" time left {duration_text(left)}")
+    def due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """Whether it is time to draw again."""
+        if self._first is None:
+            self._first = trainer.global_step, time.monotonic()
+        return self._display is not None and self._display.due()
+
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the step."""
+        total, now = language_module(pl_module).total_steps, time.monotonic()
+        left = seconds_left(self._first, trainer.global_step, total=total, now=now)
+        self._show_step(trainer, "" if left is None else f" time left {duration_text(left)}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the last step, and how long it all took."""
-        self._show_step(trainer, f" took {duration_text(time.monotonic() - self._started[1])}")
+        """Draw the last step, and how long training took."""
+        self._show_step(trainer, f" took {duration_text(time.monotonic() - self._started_seconds)}")
         self._close()
+        super().on_train_end(trainer, pl_module)
 
     def _show_step(self, trainer: L.Trainer, end: str) -> None:
         if self._display is not None:
@@ -108,71 +105,48 @@ class ProgressBar(LightningProgressBar):
             epoch = max(math.ceil(epochs_done(trainer)), 1)
             self._display.show(trainer.global_step, f"(epoch {epoch}){words(metrics, TRAINED)}{end}")
 
-    # --- evaluation, in a training run or alone -------------------------------------------------------
+    # --- evaluations ----------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count this evaluation's batches; the one before the first step belongs to the training."""
-        sanity = trainer.sanity_checking
-        self._start_evaluation(trainer, trainer.num_sanity_val_batches if sanity else trainer.num_val_batches)
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count the test's batches."""
-        self._start_evaluation(trainer, trainer.num_test_batches)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count the prediction's batches."""
-        self._start_evaluation(trainer, trainer.num_predict_batches)
+        """Count this evaluation's batches."""
+        super().on_validation_start(trainer, pl_module)
+        self._evaluated = 0
+        if trainer.state.fn == "fit":
+            self._open(trainer)  # the evaluation before the first step comes before training starts
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Count one batch."""
         self._evaluated += 1
-        if self._display is None:
-            return
-        if trainer.state.fn != "fit":
-            if self._display.due() or self._evaluated == self._to_evaluate:
-                self._display.show(self._evaluated, "")
-        elif self._display.due():
-            total = "?" if self._to_evaluate is None else self._to_evaluate
-            self._show_step(trainer, f" evaluating {self._evaluated}/{total}")
-
-    on_test_batch_end = on_validation_batch_end
-    on_predict_batch_end = on_validation_batch_end
+        if self._display is not None and self._display.due():
+            sanity = trainer.sanity_checking
+            total = sum(trainer.num_sanity_val_batches if sanity else trainer.num_val_batches)
+            of = "?" if math.isinf(total) else total
+            self._show_step(trainer, f" evaluating {self._evaluated}/{of}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what an evaluation in a training run found."""
-        if trainer.state.fn != "fit":
-            self._close()
-        elif self.is_enabled:
+        """Log the losses."""
+        if trainer.state.fn == "fit" and self.is_enabled:
             text = words({name: metric(trainer, name) for name in EVALUATED}, EVALUATED)
             log.info("step %d: %s", trainer.global_step, text.removeprefix(", "))
 
-    def _start_evaluation(self, trainer: L.Trainer, batches: Sequence[int | float]) -> None:
-        self._evaluated, total = 0, sum(batches)
-        self._to_evaluate = None if math.isinf(total) else int(total)
-        self._open(trainer)
-
-    # --- the display's life ---------------------------------------------------------------------------
+    # --- the display ----------------------------------------------------------------------------------
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Give the terminal back before the error is reported."""
+        """Release the terminal before the error is reported."""
         self._close()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the terminal back in any case."""
+        """Release the terminal in any case."""
         self._close()
 
     def _open(self, trainer: L.Trainer) -> None:
-        if not self.is_enabled or self._display is not None:
-            return
-        if trainer.state.fn == "fit":
+        if self.is_enabled and self._display is None:
             total = language_module(trainer.lightning_module).total_steps
-            self._display = Display("step", trainer.global_step, total, self.log_every_seconds)
-        else:
-            self._display = Display("batch", 0, self._to_evaluate, self.log_every_seconds)
+            self._display = Display(trainer.global_step, total, self.log_every_seconds)
 
     def _close(self) -> None:
         if self._display is not None:
@@ -181,15 +155,15 @@ class ProgressBar(LightningProgressBar):
 
 
 def words(metrics: Mapping[str, float | None], forms: Mapping[str, str]) -> str:
-    """The metrics that there are in their forms: " loss 5.12 ppl 167 tok/s 310"."""
+    """The known metrics in their forms: " loss 5.12 ppl 167 tok/s 310"."""
     found = {name: metrics.get(name) for name in forms}
     return "".join(forms[name].format(value) for name, value in found.items() if value is not None)
 
 
 def seconds_left(first: tuple[int, float] | None, step: int, *, total: int, now: float) -> float | None:
-    """Time from `step` to `total` at the mean pace since the session's first step, None before the second.
+    """Time from `step` to `total` at the mean pace since the session's first step; None before the second.
 
-    That first one, `first` with the moment of its end, may compile the model and fill caches.
+    `first` is that step and the moment of its end: it may compile the model and fill caches.
     """
     if first is None or step <= first[0]:
         return None
@@ -200,26 +174,24 @@ def seconds_left(first: tuple[int, float] | None, step: int, *, total: int, now:
 
 
 class Display:
-    """Shows how far a count has come: a bar in a notebook or a terminal, else a log line now and then.
+    """A count of steps: a bar in a notebook or a terminal, else a log line now and then.
 
-    A notebook's file keeps the last state alone. A bar in a terminal is redrawn in place on standard error;
-    while it is open, `sys.stderr` and the log handlers that write to the terminal write above it.
+    In a notebook's file only the last state remains. A bar in a terminal is redrawn in place on standard
+    error; while it is open, `sys.stderr` and the log handlers that write to the terminal write above it.
     """
 
-    def __init__(self, unit: str, initial: int, total: int | None, log_every_seconds: float) -> None:
-        self._unit, self._total = unit, total
-        self._shown_at, self._every_seconds = -math.inf, REDRAW_SECONDS
+    def __init__(self, initial: int, total: int, log_every_seconds: float) -> None:
+        self._total, self._every_seconds, self._shown_at = total, REDRAW_SECONDS, -math.inf
         self._stack = ExitStack()
         self._bar: tqdm[Any] | None = None
-        form = unit + " {n_fmt}/{total_fmt} |{bar}| {desc}"
-        options: dict[str, Any]
+        form = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
         if _in_notebook():
-            from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # a notebook's kernel has it
+            from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # in a kernel
 
-            handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
+            handle: Any = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
             sink = _Sink(lambda line: handle.update({"text/plain": line}, raw=True))
-            # Nothing by itself, all that it is asked for, whatever TQDM_DISABLE says.
-            options = {"file": sink, "ascii": False, "delay": math.inf, "disable": False}
+            # Drawn only when asked, and whatever TQDM_DISABLE says.
+            options: dict[str, Any] = {"file": sink, "ascii": False, "delay": math.inf, "disable": False}
             form = form.replace("{bar}", "{bar:24}")
         elif _is_terminal(sys.stderr):
             options = {"file": sys.stderr, "dynamic_ncols": True}
@@ -234,29 +206,29 @@ class Display:
         self._bar = tqdm(total=total, initial=initial, bar_format=form, **options)
 
     def due(self) -> bool:
-        """Whether it is time to `show` again; asked first, it saves the work of preparing the text."""
+        """Whether it is time to `show` again; asking first saves the work of preparing the text."""
         return time.monotonic() - self._shown_at >= self._every_seconds
 
-    def show(self, done: int, text: str) -> None:
-        """Show the count and the text beside it, due or not."""
+    def show(self, step: int, text: str) -> None:
+        """Show the step and the text next to it, due or not."""
         if self._bar is None:
-            # Not by way of tqdm, which would hold its lock while it waits for a log handler's.
-            log.info("%s %d/%s %s", self._unit, done, "?" if self._total is None else self._total, text)
+            # Not through tqdm, which would hold its lock while it waits for a log handler's.
+            log.info("step %d/%d %s", step, self._total, text)
         else:
-            self._bar.n = done
+            self._bar.n = step
             self._bar.set_description_str(text, refresh=False)
             self._bar.refresh()
         self._shown_at = time.monotonic()
 
     def close(self) -> None:
-        """Leave the last state standing and give the terminal back."""
+        """Leave the last state, and release the terminal."""
         if self._bar is not None:
             self._bar.close()
         self._stack.close()
 
 
 class _Sink(io.StringIO):
-    """What takes the place of a terminal for tqdm: the lines that it draws go elsewhere."""
+    """Stands in for a terminal: sends each line that tqdm draws elsewhere."""
 
     def __init__(self, send: Callable[[str], object]) -> None:
         super().__init__()
@@ -280,7 +252,7 @@ def _is_terminal(stream: TextIO) -> bool:
         return False
     try:
         return os.get_terminal_size(stream.fileno()).columns > 0
-    except (OSError, ValueError):  # no real file behind it, as in some development environments
+    except (OSError, ValueError):  # not a real file, as in some development environments
         return True
 
 

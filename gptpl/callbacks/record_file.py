@@ -1,4 +1,4 @@
-"""JSON Lines files of a run: appended while it goes on, and cut back when it resumes; its evaluations."""
+"""JSON Lines files of a run: appended while it trains, and cut back when it resumes; its evaluations."""
 
 import json
 from collections.abc import Sequence
@@ -15,40 +15,29 @@ Record = dict[str, Any]
 
 
 class RecordFile:
-    """A JSON Lines file of records that each hold at least `step`; samples also `prompt` and `strategy`.
-
-    Its file is read and written only by the methods called, never at construction.
-    """
+    """A JSON Lines file of records that have a `step`; samples also a `prompt` and a `strategy`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._keys: set[str] = set()
 
     def start(self, *, step: int) -> None:
-        """Prepare for a run that stands at `step`: what was written beyond it never happened.
-
-        A last line that an interrupted write left torn is dropped as well. The file is replaced in one move:
-        it is whole at every moment.
-        """
+        """Drop what was written after `step`, and a last line that an interrupted write left incomplete."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         # Not splitlines(): a text may hold characters, such as U+2028, that it takes for line ends.
-        lines = text.split("\n")
-        records = [record for record in map(_parsed, lines) if record is not None and record["step"] <= step]
+        records = [record for record in map(_parsed, text.split("\n")) if record and record["step"] <= step]
         self._keys = {_key(record) for record in records}
         kept = json_lines(records)
         if kept != text:
             write_atomically(self.path, kept, durable=True)
 
     def __contains__(self, record: Record) -> bool:
-        """Whether a sample of the same step, prompt and strategy is in the file."""
+        """Whether the file has a sample of the same step, prompt and strategy."""
         return _key(record) in self._keys
 
     def append(self, records: Sequence[Record]) -> None:
-        """Add the records in one write; they are on disk, also after a power cut, when it returns.
-
-        A checkpoint written later takes them for done.
-        """
+        """Add the records; they are on disk when this returns, as later checkpoints rely on them."""
         append_durably(self.path, json_lines(records))
         sync_folder(self.path.parent)
         self._keys.update(map(_key, records))
@@ -69,9 +58,9 @@ def _key(record: Record) -> str:
 class RecordEvaluations(L.Callback):
     """`evaluations.jsonl`, whatever loggers a run has: `step`, `tokens_seen`, `metrics` of each evaluation.
 
-    The metrics are all that the evaluation logged whose names begin with "val" or "eval". Sweeps and reports
-    read them. A resumed run drops the evaluations from the step it resumes from on, which it makes again.
-    Every run has this callback; the file lies in the Trainer's `default_root_dir`.
+    The metrics are all that the evaluation logged whose names begin with "val" or "eval", for sweeps and
+    reports. A resumed run drops the evaluations from its first step on, and makes them again. Every run has
+    this callback; the file is in the Trainer's `default_root_dir`.
     """
 
     def __init__(self) -> None:
@@ -79,7 +68,7 @@ class RecordEvaluations(L.Callback):
         self._file: RecordFile | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a file that is not cut back yet."""
+        """Begin with a file that is not cut back yet."""
         self._file = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -88,17 +77,16 @@ class RecordEvaluations(L.Callback):
             self._opened(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the evaluation that has just been measured; it is on disk when this returns."""
+        """Record the evaluation; it is on disk when this returns."""
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        # What training has logged is there, too, but not in a run that was resumed just now.
         metrics = trainer.callback_metrics.items()
         measured = {name: float(value) for name, value in metrics if name.startswith(("val", "eval"))}
         record = {"step": trainer.global_step, "tokens_seen": language_module(pl_module).tokens_seen}
         self._opened(trainer).append([record | {"metrics": measured}])
 
     def _opened(self, trainer: L.Trainer) -> RecordFile:
-        """The file, cut back if this is the first time; a new run evaluates before it starts to train."""
+        """The file, cut back the first time: a new run evaluates before training starts."""
         if self._file is None:
             self._file = RecordFile(Path(trainer.default_root_dir) / EVALUATIONS_FILE)
             self._file.start(step=trainer.global_step - 1)

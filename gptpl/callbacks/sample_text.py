@@ -25,26 +25,26 @@ log = logging.getLogger(__name__)
 
 
 class Samples(AfterStep, ABC):
-    """Makes the model write after every so many steps or epochs, and at the end of training.
+    """Samples from the model every so many steps or epochs, and at the end of training.
 
-    What it wrote goes to the log, to every logger that shows tables, and as one JSON object a line to `path`:
-    `step`, `epoch`, `tokens_seen`, `prompt`, `strategy`, `continuation`, and what a subclass adds. A resumed
-    run first takes back the samples of the step it resumes from and of later ones, and makes anew what is due
-    at that step. It happens on the first process alone, and changes no bit of the training. Under strategies
-    that shard the model there are no samples.
+    Samples go to the log, to every logger that shows tables, and as JSON Lines to `path`: `step`, `epoch`,
+    `tokens_seen`, `prompt`, `strategy`, `continuation`, and what a subclass adds. A resumed run first drops
+    the samples of the step that it starts from and of later ones, and repeats those due at that step. The
+    first process alone samples, and no bit of the training changes. There are none under strategies that
+    shard the model.
 
     Args:
         path: the JSON Lines file.
-        max_new_tokens: of one sample at most.
-        every_n_steps: sample whenever the optimizer steps are a multiple of this; None: not by steps.
-        every_n_epochs: sample whenever the finished epochs are a multiple of this; None: not by epochs.
+        max_new_tokens: of one sample.
+        every_n_steps: sample after optimizer steps that are a multiple of this; None: not by steps.
+        every_n_epochs: sample after epochs that are a multiple of this; None: not by epochs.
 
     Raises InputError for a number below 1.
     """
 
     repeats_on_resume = True
     what: ClassVar[str]
-    """What messages call the samples."""
+    """The name of the samples in messages."""
 
     def __init__(
         self, *, path: str | Path, max_new_tokens: int, every_n_steps: int | None, every_n_epochs: int | None
@@ -59,31 +59,30 @@ class Samples(AfterStep, ABC):
         self._active = False
 
     def _positive(self, name: str, value: int) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name}={value!r} of the {self.what}: give 1 or more")
+        if value < 1:
+            raise InputError(f"{name} of the {self.what} must be 1 or more, got {value!r}")
         return value
 
     @abstractmethod
     def check_against(self, module: TrainingModule) -> None:
-        """Raises InputError for a model or a task that cannot be sampled as is asked for."""
+        """Raise InputError for a model or a task that cannot be sampled from."""
 
     @abstractmethod
     def _sample(self, trainer: L.Trainer, module: TrainingModule, position: Record) -> None:
-        """Write and show the samples of this step, its position, that are not yet there."""
+        """Make and keep those samples of this step, epoch and tokens seen that are not in the file yet."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse what would only fail at the first sample, and see whether this process samples."""
+        """Refuse what would fail at the first sample; decide whether this process samples."""
         self.check_against(language_module(pl_module))
         sharded = isinstance(trainer.strategy, FullyShardedStrategy)
         if sharded and trainer.is_global_zero:
-            log.warning("No %s: the strategy fsdp spreads the model over the processes.", self.what)
+            log.warning("No %s: the strategy fsdp divides the model among the processes.", self.what)
         self._active = trainer.is_global_zero and not sharded
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the file at the step that training starts from."""
+        """Open the file at the step that training starts from, whose samples are repeated."""
         super().on_train_start(trainer, pl_module)
         if self._active:
-            # Those of the step itself are made again, for the loggers, too, have gone back before them.
             self._file.start(step=trainer.global_step - 1)
 
     def due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
@@ -91,33 +90,30 @@ class Samples(AfterStep, ABC):
         return self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
 
     def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample after the step."""
-        self._sample_here(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample when the epoch is due."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._sample_here(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample the finished model."""
-        super().on_train_end(trainer, pl_module)
-        self._sample_here(trainer, pl_module)
-
-    def _sample_here(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample."""
         if not self._active:
             return
         module, epoch = language_module(pl_module), round(epochs_done(trainer), 4)
         position = {"step": trainer.global_step, "epoch": epoch, "tokens_seen": module.tokens_seen}
-        # A compiled block would be compiled again for the windows of a text beyond the context.
+        # A compiled block would be compiled again for the sequences of a text beyond the context.
         with torch.compiler.set_stance("force_eager"):
             self._sample(trainer, module, position)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample after every `every_n_epochs` epochs."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self.after_step(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample from the finished model."""
+        super().on_train_end(trainer, pl_module)
+        self.after_step(trainer, pl_module)
 
     def _keep(
         self, trainer: L.Trainer, records: Sequence[Record], *, name: str, table: str, how: str = ""
     ) -> None:
-        """The samples of one step and strategy to the file, the log and the loggers."""
+        """Send the samples of one step and strategy to the file, the log and the loggers."""
         self._file.append(records)
         step, epoch = records[0]["step"], records[0]["epoch"]
         rows = [[record["prompt"], record["continuation"]] for record in records]
@@ -127,15 +123,14 @@ class Samples(AfterStep, ABC):
 
 
 class SampleText(Samples):
-    """Continues every prompt by every strategy, at chosen moments of the training and at its end.
+    """Continues every prompt by every strategy, during the training and at its end; see `Samples`.
 
-    Sampling is in the data type of the weights. Every sample draws from a generator of its own, seeded from
-    `seed`, which its record has too, and the step, so that it does not depend on which other prompts and
-    strategies are listed. Strategies are `SamplingRules`, or mappings with their fields; a top_k above the
-    vocabulary keeps all of it, which the log says once. See `Samples` for when and where.
+    Every sample draws from a generator of its own, seeded from the `seed`, which its record has too, and the
+    step: it does not depend on the other prompts and strategies. Strategies are `SamplingRules`, or mappings
+    with their fields; a top_k above the vocabulary keeps all of it.
 
-    Raises InputError for unusable arguments; when `fit` starts, for a prompt in which the tokenizer sees no
-    token.
+    Raises InputError for invalid arguments; when `fit` starts, for a prompt that the tokenizer makes no token
+    of.
     """
 
     what = "text samples"
@@ -157,19 +152,18 @@ class SampleText(Samples):
             every_n_steps=every_n_steps,
             every_n_epochs=every_n_epochs,
         )
-        self.prompts = _checked_prompts(prompts)
+        if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) and p for p in prompts):
+            raise InputError(f"prompts must be a list of one or more texts, none empty, got {prompts!r}")
+        self.prompts = list(dict.fromkeys(prompts))
         self.strategies = list(dict.fromkeys(SamplingRules.of(strategy) for strategy in strategies))
         if not self.strategies:
-            raise InputError("strategies=[] samples nothing: give at least one, such as {temperature: 0.0}")
+            raise InputError("strategies must be one or more, such as {temperature: 0.0}, got []")
         if seed < 0:
-            raise InputError(f"seed={seed} of the text samples is negative: give 0 or more")
+            raise InputError(f"seed of the text samples must be 0 or more, got {seed}")
         self.seed = seed
 
     def check_against(self, module: TrainingModule) -> None:
-        """Fits the strategies to the vocabulary.
-
-        Raises InputError for a prompt that holds no token, and for a model that writes no text.
-        """
+        """Fit the strategies to the vocabulary; errors as `Samples`, and for a prompt without tokens."""
         if isinstance(module.net, GPTClassifier):
             raise InputError(
                 "callbacks.sample_text needs a model that writes text: leave it out with"
@@ -181,7 +175,7 @@ class SampleText(Samples):
             strategy.check_vocabulary(V)
         for prompt in self.prompts:
             if len(module.tokenizer.encode(prompt)) == 0:
-                raise InputError(f"prompt {prompt!r} holds no token: give at least one word to continue")
+                raise InputError(f"prompt {prompt!r} has no tokens: give one word or more")
 
     def _sample(self, trainer: L.Trainer, module: TrainingModule, position: Record) -> None:
         # Mixed into 32 bits because torch's CPU generator ignores the upper half of a seed.
@@ -206,14 +200,3 @@ class SampleText(Samples):
                 record["continuation"] = completion.text
             table = strategy.name.replace(", ", "_").replace(" ", "_")
             self._keep(trainer, records, name="sample", table=table, how=f", {strategy.name}")
-
-
-def _checked_prompts(prompts: Sequence[str]) -> list[str]:
-    if isinstance(prompts, str):
-        raise InputError(f"prompts={prompts!r} is one text: give a list of texts")
-    if not prompts:
-        raise InputError("prompts=[] samples nothing: give at least one text")
-    for prompt in prompts:
-        if not isinstance(prompt, str) or not prompt:
-            raise InputError(f"prompt {prompt!r} is no text to continue: give at least one character")
-    return list(dict.fromkeys(prompts))

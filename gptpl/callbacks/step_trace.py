@@ -1,6 +1,6 @@
-"""What is kept of every step: batches and losses to the last bit, times, the loss until it diverges."""
+"""Records of every step: batches and losses to the last bit, times, the loss until it diverges."""
 
-# B windows in a batch, T tokens in a window
+# B sequences in a batch, T tokens in a sequence
 
 import hashlib
 import time
@@ -17,10 +17,10 @@ from gptpl.evaluation.loss_curves import Divergence
 
 
 class StepTrace(L.Callback):
-    """One JSON object a step in `path`: `step`, `batches` (a hash each), `losses` (as hexadecimal floats).
+    """JSON Lines in `path`: for each step its `batches` (hashes) and `losses` (hexadecimal floats).
 
     Both lists have an entry for every micro-batch of every rank. A line is written before its step can be
-    saved; a resumed run takes back the lines beyond the step it resumes from.
+    saved; a resumed run drops the lines after the step it resumes from.
     """
 
     def __init__(self, *, path: str | Path) -> None:
@@ -31,7 +31,7 @@ class StepTrace(L.Callback):
         self._written_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Opens the file at the step that training starts from."""
+        """Open the file at the step that training starts from."""
         self._written_step = trainer.global_step
         if trainer.is_global_zero:
             self._file.start(step=trainer.global_step)
@@ -39,8 +39,8 @@ class StepTrace(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Notes one micro-batch, (inputs, targets), each (B, T); writes the line of the step it completed."""
-        inputs: torch.Tensor = batch[0]
+        """Note a micro-batch; write the line of the step that it completes."""
+        inputs: torch.Tensor = batch[0]  # (B, T)
         self._batches.append(hashlib.sha256(inputs.cpu().contiguous().numpy().data).hexdigest()[:16])
         self._losses.append(float(outputs["loss"]).hex())
         if trainer.global_step != self._written_step:
@@ -54,10 +54,9 @@ class StepTrace(L.Callback):
 
 
 class StepTimer(L.Callback):
-    """Keeps the seconds of every batch and of the evaluation before the first, None where there was none.
+    """Keeps the seconds of every batch and of the evaluation before the first, None without one.
 
-    A batch is forward, backward and, where it is the last of a step, optimizer. A GPU is waited for, so that
-    its work counts where it was asked for.
+    A batch is forward, backward and, if it is the last of a step, optimizer; for a GPU it is synchronised.
     """
 
     def __init__(self) -> None:
@@ -67,23 +66,23 @@ class StepTimer(L.Callback):
         self._started_seconds = 0.0
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self._started_seconds = time.perf_counter()
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes the evaluation."""
+        """Note the evaluation."""
         self.evaluation_seconds = self._elapsed_seconds(pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self._started_seconds = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Notes the batch."""
+        """Note the batch."""
         self.batch_seconds.append(self._elapsed_seconds(pl_module))
 
     def _elapsed_seconds(self, pl_module: L.LightningModule) -> float:
@@ -93,13 +92,13 @@ class StepTimer(L.Callback):
 
 
 class SeenEnough(Exception):  # noqa: N818 (nothing is wrong)
-    """All steps are done, or the loss has diverged: more of them show nothing more."""
+    """All steps are done, or the loss has diverged."""
 
 
 class LossOfSteps(AfterStep):
     """Keeps the loss of every optimizer step, in nats per token, before its update.
 
-    Ends the training after so many `steps`, or where it diverges; `progress` is called after each.
+    Ends the training after `steps`, or when it diverges; `progress` is called after each.
     """
 
     def __init__(self, steps: int, progress: Callable[[], object]) -> None:
@@ -110,7 +109,7 @@ class LossOfSteps(AfterStep):
         self._divergence = Divergence()
 
     def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes the loss. Raises SeenEnough after the last step that is wanted."""
+        """Note the loss. Raises SeenEnough after the last step."""
         loss = metric(trainer, "train/loss")
         assert loss is not None
         self.losses.append(loss)

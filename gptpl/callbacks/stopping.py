@@ -1,4 +1,4 @@
-"""Stops a training at a boundary between two steps, with everything saved."""
+"""Stops a training between two steps, with everything saved."""
 
 import logging
 import os
@@ -26,15 +26,15 @@ SIGNALS = [
     if hasattr(signal, name)
 ]
 _BASE_STATUS = 128
-"""A shell's exit status for a process that a signal ended is this plus the signal's number."""
+"""A shell's exit status for a process that a signal ended, without the signal's number."""
 CTRL_C = "Ctrl-C"
 
 
 class RunStopped(Exception):  # noqa: N818 (nothing is wrong)
-    """A training that was stopped after an optimizer step; its checkpoint, if it keeps any, is that of it.
+    """A training that was stopped after an optimizer step, of which it has a checkpoint if it keeps any.
 
-    `reason` is "Ctrl-C", "SIGTERM", "stop()", "trainer.max_time=00:08:00:00", ...; `status` the exit status
-    that says so: 128 + the signal's number, 0 where the settings asked for it.
+    `reason` is "Ctrl-C", "SIGTERM", "stop()", "trainer.max_time=00:08:00:00", ...; `status` the exit status:
+    128 + the signal's number, or 0 if the settings asked for it.
     """
 
     def __init__(self, reason: str, *, step: int, status: int) -> None:
@@ -47,10 +47,10 @@ class RunStopped(Exception):  # noqa: N818 (nothing is wrong)
 class StopAtBoundary(AfterStep):
     """Stops after the step in which a signal came, the time ran out, or a given step was reached.
 
-    Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP let the step end, save, and raise RunStopped out of `Trainer.fit`. A
-    second Ctrl-C interrupts at once, as Python does. Among several processes it is enough that one is told.
-    Afterwards signals have the handlers they had. Only the main thread can set any: a fit in another thread
-    is stopped by `stop`. `max_time` is DD:HH:MM:SS of training in this session, a resumed one beginning anew.
+    Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP let the step end, save, and raise RunStopped out of `Trainer.fit`; a
+    second Ctrl-C interrupts at once. A signal to one of several processes is enough. Afterwards signals have
+    their former handlers. Only the main thread can set handlers: a fit in another thread is stopped by
+    `stop`. `max_time` is DD:HH:MM:SS of training in this session, apart from earlier ones of a resumed run.
     """
 
     def __init__(self, *, max_time: str | None = None, stop_at_step: int | None = None) -> None:
@@ -58,7 +58,7 @@ class StopAtBoundary(AfterStep):
         self.max_time = max_time
         self._seconds = None if max_time is None else duration(max_time).total_seconds()
         if stop_at_step is not None and stop_at_step < 1:
-            raise InputError(f"trainer.stop_at_step={stop_at_step} is no step: give 1 or more, or null")
+            raise InputError(f"trainer.stop_at_step must be 1 or more, or null, got {stop_at_step}")
         self.stop_at_step = stop_at_step
         self._signal: int | None = None
         self._asked = False
@@ -68,56 +68,56 @@ class StopAtBoundary(AfterStep):
         self._process = os.getpid()
 
     def stop(self) -> None:
-        """Ask for a stop after the present step, from any thread or callback."""
+        """Ask for a stop after the current step, from any thread or callback."""
         self._asked = True
 
     # --- signals --------------------------------------------------------------------------------------
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes over the signals, before the first evaluation."""
+        """Set the signals' handlers, before the first evaluation."""
         self._take_signals()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes over the signals and starts the clock."""
+        """Set the signals' handlers and start the clock."""
         super().on_train_start(trainer, pl_module)
         self._take_signals()
         self._started_seconds = time.monotonic()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
+        """Restore the signals' handlers."""
         self._give_signals_back()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Gives the signals back."""
+        """Restore the signals' handlers."""
         self._give_signals_back()
 
     def _take_signals(self) -> None:
-        if not self._before:  # else the sanity check has begun this fit
-            self._signal = None  # it may have stopped one before
+        if not self._before:  # not yet set by the sanity check of this fit
+            self._signal = None  # which may have stopped an earlier fit
         self._process = os.getpid()
         for number in SIGNALS:
             current = signal.getsignal(number)
             if current == self._note or (number != signal.SIGINT and current == signal.SIG_IGN):
-                continue  # `nohup` ignores SIGHUP; SIGINT is ignored after a shell's `&`, but can be sent
+                continue  # `nohup` ignores SIGHUP; a shell's `&` ignores SIGINT, but it can be sent
             try:
                 signal.signal(number, self._note)
             except ValueError:  # not in the main thread
                 return
-            # Lightning's own handler of SIGTERM ends a run with exit status 0.
+            # Lightning's own handler of SIGTERM would end the run with exit status 0.
             self._before.setdefault(number, current)
 
     def _give_signals_back(self) -> None:
         while self._before:
             number, handler = self._before.popitem()
-            if signal.getsignal(number) == self._note:  # else Lightning has given it back already
+            if signal.getsignal(number) == self._note:  # else Lightning has restored it already
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        """The handler: notes the signal; the end of the step acts on it."""
-        if os.getpid() != self._process:  # a process that loads data, which inherited the handler
-            if number != signal.SIGINT:  # Ctrl-C goes to all; the main process ends the others in time
+        """The handler: note the signal, for the end of the step."""
+        if os.getpid() != self._process:  # a data loader's worker, which inherited the handler
+            if number != signal.SIGINT:  # Ctrl-C goes to all processes; the main one ends its workers
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
@@ -126,7 +126,7 @@ class StopAtBoundary(AfterStep):
             raise KeyboardInterrupt
         self._signal = number
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        with suppress(RuntimeError):  # the signal came within a write to the same stream
+        with suppress(RuntimeError):  # the signal interrupted a write to the same stream
             log.warning("%s: stopping after this step%s", _name(number), again)
 
     # --- at the boundary ------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class StopAtBoundary(AfterStep):
         raise RunStopped(reason, step=trainer.global_step, status=status)
 
     def _reason(self, step: int) -> tuple[str, int] | None:
-        """Why to stop now, and the exit status that says so; None: go on."""
+        """Why to stop now, and the exit status; None: do not stop."""
         if self._asked:
             self._asked = False
             return "stop()", 0
@@ -160,10 +160,10 @@ class StopAtBoundary(AfterStep):
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """Lets a KeyboardInterrupt out of `Trainer.fit` as what it is, and gives SIGINT its handler back.
+    """Let KeyboardInterrupt out of `Trainer.fit`, and restore SIGINT's handler.
 
-    Lightning 2.6 makes SystemExit of it, and ignores SIGINT from then on where training had not begun; it
-    fails at that outside the main thread.
+    Lightning 2.6 turns it into SystemExit (outside the main thread into ValueError), and ignores SIGINT from
+    then on if training had not begun.
     """
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -178,14 +178,12 @@ def interrupts() -> Iterator[None]:
 
 
 def duration(text: str) -> timedelta:
-    """The time that `trainer.max_time` gives as DD:HH:MM:SS. Raises InputError for anything else."""
+    """The time of `trainer.max_time`; raises InputError unless it is DD:HH:MM:SS."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+):(\d+)", text)
     names = ("days", "hours", "minutes", "seconds")
     time_limit = timedelta(**dict(zip(names, map(int, match.groups()), strict=True))) if match else None
     if not time_limit:
-        raise InputError(
-            f"trainer.max_time={text} is no time: give DD:HH:MM:SS, such as 00:08:00:00 for eight hours"
-        )
+        raise InputError(f"trainer.max_time must be DD:HH:MM:SS, such as 00:08:00:00, got {text}")
     return time_limit
 
 

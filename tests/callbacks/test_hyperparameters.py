@@ -60,6 +60,7 @@ def test_of_several_runs_tensorboard_shows_all_settings_those_that_differ_first(
     for name, settings in (("a", {"lr": 0.1, "a": 1}), ("b", {"lr": 0.2, "a": 1, "momentum": 0.9})):
         logger = RunTensorBoardLogger(save_dir=str(tmp_path / name))
         logger.log_hyperparams(settings, {"best_val/loss": 3.0}, step=1)
+        logger.finalize("success")
     runs = EventMultiplexer()
     runs.AddRunsFromDirectory(str(tmp_path))
     runs.Reload()

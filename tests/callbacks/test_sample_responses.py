@@ -107,10 +107,12 @@ def test_the_training_does_not_notice(tune, tmp_path):
 )
 def test_bad_numbers(settings):
     [(name, value)] = settings.items()
-    with pytest.raises(InputError, match=rf"^{name}={value} of the sampled responses: give 1 or more$"):
+    with pytest.raises(
+        InputError, match=rf"^{name} of the sampled responses must be 1 or more, got {value}$"
+    ):
         SampleResponses(path="x", **settings)
 
 
 def test_a_training_of_another_task_is_refused(pretraining, tmp_path):
-    with pytest.raises(InputError, match=r"^callbacks.sample_responses answers instructions[^\n]*=default$"):
+    with pytest.raises(InputError, match=r"^callbacks.sample_responses needs instruction [^\n]*=default$"):
         pretraining.fit(SampleResponses(path=tmp_path / "x"))

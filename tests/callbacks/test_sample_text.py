@@ -323,17 +323,15 @@ def test_text_survives_the_cut_back_at_a_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"every_n_steps": 0}, "every_n_steps=0"),
-        ({"every_n_steps": -3}, "every_n_steps=-3"),
-        ({"every_n_epochs": 0}, "every_n_epochs=0"),
-        ({"every_n_steps": 2.5}, "every_n_steps=2.5"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0"),
-        ({"seed": -1}, "seed=-1"),
-        ({"prompts": []}, "prompts=[]"),
-        ({"prompts": "Every effort"}, "prompts='Every effort' is one text"),
-        ({"prompts": [""]}, "prompt ''"),
-        ({"prompts": [3]}, "prompt 3"),
-        ({"strategies": []}, "strategies=[]"),
+        ({"every_n_steps": -3}, "every_n_steps of the text samples must be 1 or more, got -3"),
+        ({"every_n_epochs": 0}, "every_n_epochs of the text samples must be 1 or more, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens of the text samples must be 1 or more, got 0"),
+        ({"seed": -1}, "seed of the text samples must be 0 or more, got -1"),
+        ({"prompts": []}, "a list of one or more texts, none empty, got []"),
+        ({"prompts": "Every effort"}, "a list of one or more texts, none empty, got 'Every effort'"),
+        ({"prompts": [""]}, "a list of one or more texts, none empty, got ['']"),
+        ({"prompts": [3]}, "a list of one or more texts, none empty, got [3]"),
+        ({"strategies": []}, "strategies must be one or more"),
         ({"strategies": ["greedy"]}, "'greedy'"),
         (
             {"strategies": [{"temprature": 1.0}]},
@@ -345,7 +343,6 @@ def test_text_survives_the_cut_back_at_a_resume(tmp_path: Path) -> None:
         ),
         ({"strategies": [{"temperature": float("nan")}]}, "got nan"),
         ({"strategies": [{"temperature": float("inf")}]}, "got inf"),
-        ({"max_new_tokens": None}, "max_new_tokens=None of the text samples: give 1 or more"),
         ({"strategies": [{"temperature": "hot"}]}, "positive number, got 'hot'"),
         ({"strategies": [{"top_k": 0}]}, "top_k must be a positive whole number or null, got 0"),
         ({"strategies": [{"top_k": 1.5}]}, "or null, got 1.5"),
@@ -390,7 +387,7 @@ def test_a_top_k_above_the_vocabulary_keeps_all_of_it_and_says_so_once(
 def test_prompt_without_a_token_is_refused_before_training(training: Any, tmp_path: Path) -> None:
     module = training.module()
     module.tokenizer = SimpleNamespace(encode=lambda text: [])
-    with pytest.raises(InputError, match=r"prompt ' ' holds no token"):
+    with pytest.raises(InputError, match=r"prompt ' ' has no tokens: give"):
         training.fit(sampler(tmp_path / "s", prompts=[" "]), module=module)
 
 
@@ -411,6 +408,6 @@ def test_sharded_models_are_skipped_with_one_warning(
     training.fit(sampler(tmp_path / "s", every_n_steps=1), strategy=strategy)
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert [record.getMessage() for record in warnings] == [
-        "No text samples: the strategy fsdp spreads the model over the processes."
+        "No text samples: the strategy fsdp divides the model among the processes."
     ]
     assert not (tmp_path / "s").exists()

@@ -59,10 +59,10 @@ SMALL = (
         ("scheduler.warmup_steps=100000", "train longer"),
         ("scheduler.min_lr=1", "optimizer.lr"),
         ("callbacks.sample_text.max_new_tokens=0", "1 or more"),
-        ("callbacks.sample_text.prompts=[]", "at least one"),
+        ("callbacks.sample_text.prompts=[]", "one or more"),
         ("callbacks.checkpoint_last.every_n_minutes=0", "positive"),
         ("callbacks.checkpoint_best.monitor=val/accuracy", "val/loss"),
-        ("callbacks.progress_bar.log_every_seconds=0", "above 0"),
+        ("callbacks.progress_bar.log_every_seconds=0", "must be positive"),
     ],
 )
 def test_a_number_or_name_out_of_range(given, remedy, refused):
@@ -85,7 +85,7 @@ def test_a_sampling_strategy_that_is_none(strategy, said, refused):
 def test_a_prompt_without_a_token_is_refused_before_there_is_a_run_folder(refused):
     # Only the tokenizer knows: that of words sees nothing in a blank.
     line = refused(*SMALL, "tokenizer=words", "callbacks.sample_text.prompts=[' ']")
-    assert "prompt ' ' holds no token" in line
+    assert "prompt ' ' has no tokens" in line
 
 
 # --- texts ----------------------------------------------------------------------------------------------
