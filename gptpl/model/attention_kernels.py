@@ -1,15 +1,15 @@
-"""Causal attention on a CPU by blocks of ordinary matrix products, and when it is the faster one.
+"""Causal attention on a CPU by blocks of ordinary matrix products, and when it is faster than torch's.
 
-torch's fused attention is slow there in bf16, where its products reach a third of the rate of oneDNN's, and
-with dropout it is not used at all. Here oneDNN multiplies, a block of the score matrix at a time, small
-enough for the cache; as in FlashAttention (Dao et al. 2022) no score is kept for the backward pass, which
-recomputes them (experiments/benchmarks has the measurement).
+torch's fused attention is slow there in bf16, where its products run at a third of the speed of oneDNN's, and
+is not used with dropout. Here oneDNN multiplies one block of the score matrix at a time, small enough for the
+cache; as in FlashAttention (Dao et al. 2022) the backward pass recomputes the scores (measured in
+experiments/benchmarks).
 
 Scores and weights have the type of the input, as in attention written out by hand; the softmax of bf16 scores
 is computed in fp32.
 """
 
-# B rows of the batch, T time, D model, H heads, K head width, N rows x heads taken together, Q queries
+# B batch, T time, D model, H heads, K head width, N rows x heads taken together, Q queries
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -20,27 +20,25 @@ from torch import Tensor
 Kernel = Literal["auto", "blocked", "sdpa"]
 
 BLOCK_QUERIES = 256
-BLOCK_SCORES = 2**21
-"""Scores made at a time, about: 4 MB of them in bf16."""
-_LEVELS = 2**16
-"""Dropout compares random 16-bit numbers: four of them come with one 64-bit number of torch's generator."""
+BLOCK_SCORES = 2**21  # computed at a time, about: 4 MB in bf16
+_LEVELS = 2**16  # dropout compares 16-bit numbers, four from each 64-bit number of torch's generator
 
 
 def chosen_kernel(device_type: str, dtype: torch.dtype, dropout_p: float) -> Literal["blocked", "sdpa"]:
-    """What "auto" means: "blocked" on a CPU in bf16 and wherever weights are dropped, else torch's own.
+    """The kernel of "auto": "blocked" on a CPU in bf16 and with dropout, else torch's own.
 
-    On a CPU torch's own has no flash attention with dropout: it keeps all weights, twice, for the backward
-    pass, and takes up to 2.7 times as long as "blocked"; in fp32 without dropout it is the faster one.
+    On a CPU torch has no flash attention with dropout: it keeps all weights, twice, for the backward pass,
+    and takes up to 2.7 times as long as "blocked"; in fp32 without dropout it is faster.
     """
     return "blocked" if device_type == "cpu" and (dtype == torch.bfloat16 or dropout_p) else "sdpa"
 
 
 @torch.library.custom_op("gptpl::blocked_attention", mutates_args=())
 def blocked_attention(qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor | None) -> Tensor:
-    """(B, T, 3 D) on a CPU, query, key and value side by side -> (B, T, D); position t looks at 0..t.
+    """(B, T, 3 D) on a CPU, query, key and value side by side -> (B, T, D); position t attends to 0..t.
 
-    `dropout_p`, the share of the attention weights to drop, is rounded to a multiple of 2**-16; the rest is
-    scaled up to match. What is dropped depends on `seed` alone, an int64 scalar; None where nothing is.
+    `dropout_p`, the probability of dropping an attention weight, is rounded to a multiple of 2**-16; the rest
+    is scaled up to match. What is dropped depends on `seed` alone, an int64 scalar; None: nothing.
     """
     B, T, width = qkv.shape
     out = qkv.new_empty(B, T, width // 3)
@@ -66,7 +64,7 @@ def _(qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor | None) -> Tenso
 
 @torch.library.custom_op("gptpl::blocked_attention_backward", mutates_args=())
 def _backward(grad: Tensor, qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor | None) -> Tensor:
-    """Gradient (B, T, 3 D) of `blocked_attention`'s qkv; grad (B, T, D)."""
+    """The gradient of qkv (B, T, 3 D) from that of `blocked_attention`'s output, (B, T, D)."""
     B, T, width = qkv.shape
     K = width // 3 // n_heads
     out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
@@ -111,7 +109,7 @@ blocked_attention.register_autograd(_differentiate, setup_context=_keep)
 
 
 class _Dropout:
-    """Drops the same weights in the backward pass as in the forward pass, without keeping which."""
+    """Drops the same weights in the backward pass as in the forward pass without storing a mask."""
 
     def __init__(self, p: float, seed: Tensor | None) -> None:
         levels = round(p * _LEVELS)
@@ -120,7 +118,7 @@ class _Dropout:
         self.generator = None if seed is None else torch.Generator().manual_seed(int(seed))
 
     def mask_like(self, weights: Tensor) -> Tensor | None:
-        """The next mask of the sequence; None where nothing is dropped."""
+        """The next mask of the sequence; None: nothing is dropped."""
         if self.generator is None:
             return None
         numbers = torch.empty(-(-weights.numel() // 4), dtype=torch.int64)
@@ -132,13 +130,13 @@ class _Dropout:
 
 
 def _groups(B: int, n_heads: int, T: int) -> Iterator[slice]:
-    """Rows of the batch whose scores are made together."""
+    """Rows of the batch whose scores are computed together."""
     rows = max(1, BLOCK_SCORES // (n_heads * min(T, BLOCK_QUERIES) * T))
     return (slice(first, first + rows) for first in range(0, B, rows))
 
 
 def _query_blocks(T: int) -> Iterator[tuple[int, int]]:
-    """Queries whose scores are made together: from the first until before the last, where their keys end."""
+    """Queries whose scores are computed together: from `first` to before `last`, where their keys end."""
     return ((first, min(first + BLOCK_QUERIES, T)) for first in range(0, T, BLOCK_QUERIES))
 
 
@@ -151,13 +149,13 @@ def _heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _hidden_corner(qkv: Tensor) -> Tensor:
-    """What hides the later positions where a block of queries meets its own keys: (Q, Q), 0 and -inf."""
+    """The mask of later positions where a block of queries meets its own keys: (Q, Q), 0 and -inf."""
     Q = min(qkv.shape[1], BLOCK_QUERIES)
     return qkv.new_full((Q, Q), float("-inf")).triu(1)
 
 
 def _weights(q: Tensor, k: Tensor, first: int, last: int, hidden: Tensor) -> Tensor:
-    """Attention weights (N, Q, last) of the queries from `first` until before `last`."""
+    """Attention weights (N, Q, last) of the queries from `first` to before `last`."""
     scores = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2))
     scores[:, :, first:] += hidden[: last - first, : last - first]
     return scores.softmax(-1)

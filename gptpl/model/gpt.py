@@ -52,14 +52,13 @@ class GPTConfig:
         drop_rate: dropout probability of the embeddings, the attention weights and each shortcut.
         qkv_bias: whether the query-key-value projection has a bias (the book's: no; OpenAI's GPT-2: yes).
         tie_weights: whether the head shares the token embedding's matrix (the book's: no; GPT-2: yes).
-        init: how the weights are drawn: "torch" is `keep_torch`, the book's numbers; "gpt2" is `draw_gpt2`,
-            GPT-2's, and the one to choose with tied weights.
+        init: "torch" is `keep_torch`, the book's numbers; "gpt2" is `draw_gpt2`, also right for tied weights.
         position: "learned" adds a learned vector per position; "rope" rotates queries and keys, see `rotate`.
         norm: "layernorm" or "rmsnorm", which does not subtract the mean and has no bias.
         feed_forward: "gelu" is `FeedForward`, "swiglu" is `SwiGLU`.
         linear_bias: whether the other linear layers of a block have biases (GPT-2: yes; Llama: no).
-        hidden_dim: inner width of the feed-forward network; None: 4 emb_dim, with SwiGLU's third matrix 8/3
-            emb_dim, rounded up to a multiple of 64.
+        hidden_dim: inner width of the feed-forward network; None: 4 emb_dim; with SwiGLU, which has a third
+            matrix, 8/3 emb_dim, rounded up to a multiple of 64.
         rope_base: base of the wavelengths of rotary positions.
 
     Raises InputError for a value out of its range, and for more weights than any memory holds.
@@ -309,13 +308,8 @@ class GPTBackbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.tok_emb.weight.device
-
-    @property
-    def n_parameters(self) -> int:
-        """From the configuration: a process may hold a shard only, and low-rank matrices do not count."""
-        return self.config.n_parameters
 
     def hidden(
         self, tokens: Tensor, segments: Tensor | None = None, cache: "KVCache | None" = None
@@ -411,9 +405,8 @@ def segment_mask(segments: Tensor) -> Tensor:
 def keep_torch(model: nn.Module, n_layers: int) -> None:
     """Leave every weight as torch's layers drew it: embeddings N(0, 1), layers U(-1/sqrt(in), 1/sqrt(in)).
 
-    With tied weights the head has the embedding's N(0, 1): the first logits then have a standard deviation of
-    about sqrt(emb_dim), and the first loss of the 124M model is in the hundreds, not near ln(vocab_size) =
-    10.8.
+    A tied head then has N(0, 1), the first logits a standard deviation of about sqrt(emb_dim), and the first
+    loss of the 124M model is in the hundreds, not near ln(vocab_size) = 10.8.
     """
 
 

@@ -1,10 +1,10 @@
-"""Decoding with a KV cache: one new token a row costs one token, not the whole sequence.
+"""Decoding with a KV cache: a new token costs the work of one token, not of the whole sequence.
 
-`CachedGPT` runs the model's own forward pass, on a copy whose linear layers are in the layout that a CPU
-multiplies fastest, and with a `KVCache` that attention writes to and looks at.
+`CachedGPT` runs the model's own forward pass on a copy whose linear layers have the layout that a CPU
+multiplies fastest, with a `KVCache` that attention writes to and reads.
 """
 
-# B rows of the batch, T time, D model, H heads, K head width, C capacity, S tokens seen, V vocabulary
+# B rows, T time, D model, H heads, K head width, C capacity, S positions attended to, V vocabulary
 # of a linear layer: M rows, I inputs, O outputs, P parts
 
 import copy
@@ -21,23 +21,21 @@ from gptpl.model.lora import LowRankLinear
 Linear = Callable[[Tensor], Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
-PARTS = 8
-"""Into which a layer is split for one row: as many cores can share its product."""
-
+PARTS = 8  # of a layer that is split for one row, so that as many cores share its product
 _OPERATIONS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
-# Of torch's own compiler, and not promised: where one is missing, layers stay as they are.
+# Used by torch's compiler, but not public: where one is missing, layers stay as they are.
 
 
 class KVCache:
-    """Room, allocated once, for the keys and values of up to `capacity` tokens a row in every layer.
+    """Keys and values of up to `capacity` tokens per row in every layer, allocated once.
 
     Rows may differ in length: each is written at its own end, and `mask` hides what lies beyond.
 
     Attributes:
-        keys, values: one tensor (B, H, C, K) a layer.
+        keys, values: one tensor (B, H, C, K) per layer.
         lengths: tokens in each row, B integers on the host.
 
-    Bytes: 2 * n_layers * B * C * emb_dim * (4 in fp32, 2 in bf16); 75 MB a row for GPT-2 small in fp32.
+    Bytes: 2 * n_layers * B * C * emb_dim * (4 in fp32, 2 in bf16); 75 MB per row of GPT-2 small in fp32.
     """
 
     def __init__(
@@ -52,7 +50,7 @@ class KVCache:
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write the first T tokens of every row, or one at every row's end: keys and values (B, H, T, K).
 
-        Returns what they look at, (B, H, S, K). The caller counts them in `lengths`, once for all layers.
+        Returns those they attend to, (B, H, S, K). The caller updates `lengths`, once for all layers.
         """
         ends, T = self.lengths, keys.shape[2]
         all_keys, all_values = self.keys[layer], self.values[layer]
@@ -60,7 +58,7 @@ class KVCache:
             all_keys[:, :, ends[0] : ends[0] + T] = keys
             all_values[:, :, ends[0] : ends[0] + T] = values
             if not ends[0]:
-                return keys, values  # in the data type that they have
+                return keys, values  # in their own data type
         else:
             rows = torch.arange(len(ends), device=keys.device)
             places = torch.tensor(ends, device=keys.device)
@@ -70,7 +68,7 @@ class KVCache:
         return all_keys[:, :, :S], all_values[:, :, :S]
 
     def mask(self) -> Tensor | None:
-        """Which of what `extend` will return belongs to each row: (B, 1, 1, S); None where all does."""
+        """Which keys that `extend` will return belong to each row: (B, 1, 1, S); None: all."""
         if self._even:
             return None
         ends = torch.tensor(self.lengths, device=self.keys[0].device)[:, None, None, None]  # (B, 1, 1, 1)
@@ -81,7 +79,7 @@ class KVCache:
         return torch.tensor([range(n, n + T) for n in self.lengths], device=self.keys[0].device)
 
     def select(self, rows: list[int]) -> None:
-        """Keep these rows, in this order; a row may be named several times, as when beams branch."""
+        """Keep these rows, in this order; a row may be repeated, as when beams branch."""
         if rows == list(range(len(self.lengths))):
             return
         index = torch.tensor(rows, dtype=torch.int64, device=self.keys[0].device)
@@ -95,16 +93,16 @@ class KVCache:
 
 
 class CachedGPT:
-    """Next-token logits of `model` by a `KVCache`, equal to `GPTModel.forward` up to rounding.
+    """Next-token logits of `model` with a `KVCache`, equal to `GPTModel.forward` up to rounding.
 
-    As in evaluation mode nothing is dropped, whatever mode the model is in. The linear layers are packed (see
-    `packed`) for about `rows` rows at a time, which takes memory for their weights once more and 0.1 s for
-    GPT-2 small: whoever decodes many texts makes one and gives it in the model's place. A new one is needed
-    when the weights have changed. Call it without gradients.
+    It works as in evaluation mode, whatever mode the model is in. The linear layers are packed (see `packed`)
+    for about `rows` rows at a time, which takes the memory of their weights again and 0.1 s for GPT-2 small:
+    to decode many texts, make one and pass it in place of the model. Make a new one when the weights have
+    changed. Call it without gradients.
     """
 
     def __init__(self, model: GPTModel, *, rows: int) -> None:
-        self.config: GPTConfig = model.config
+        self.config = model.config
         self.model = model
         self._packed = _packed_copy(model, rows=rows)
 
@@ -114,30 +112,23 @@ class CachedGPT:
         return self.model.device
 
     def new_cache(self, *, rows: int, capacity: int) -> KVCache:
-        """An empty cache on the model's device, in its weights' data type; on a CPU always in fp32.
-
-        A CPU's attention of one token over bf16 keys takes eight times as long as over fp32 ones.
-        """
+        """An empty cache on the model's device, in the type of its weights; on a CPU always in fp32."""
+        # On a CPU, attention of one token over bf16 keys takes eight times as long as over fp32 ones.
         dtype = torch.float32 if self.device.type == "cpu" else self.model.tok_emb.weight.dtype
         return KVCache(self.config, rows=rows, capacity=capacity, device=self.device, dtype=dtype)
 
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-        """Read the prompts (B of them, of any lengths from 1 to context_length) into the empty cache.
-
-        Returns the logits (B, V) of the token after each prompt.
+        """Read B prompts into the empty cache; returns the logits (B, V) of the token after each.
 
         Raises InputError for an empty prompt and for one longer than the context.
         """
-        lengths = [len(prompt) for prompt in prompts]
+        lengths, most = [len(prompt) for prompt in prompts], self.config.context_length
         T = max(lengths)
-        if not min(lengths) or self.config.context_length < T:
-            raise InputError(
-                f"prompts of {min(lengths)} to {T} tokens: give 1 to {self.config.context_length}"
-                " (the model's context_length)"
-            )
-        # What fills up a shorter row lies behind it: causal attention never looks there.
-        filled = [[*prompt, *[0] * (T - len(prompt))] for prompt in prompts]
-        hidden = self._packed.hidden(torch.tensor(filled, device=self.device), cache=cache)  # (B, T, D)
+        if not 1 <= min(lengths) <= T <= most:
+            raise InputError(f"prompts must have 1 to {most} tokens, got {min(lengths)} to {T}")
+        # A shorter row is padded behind its end, where causal attention never looks.
+        padded = [[*prompt, *[0] * (T - len(prompt))] for prompt in prompts]
+        hidden = self._packed.hidden(torch.tensor(padded, device=self.device), cache=cache)  # (B, T, D)
         cache.lengths = lengths
         last = torch.tensor(lengths, device=self.device) - 1
         return self._packed.out_head(hidden[torch.arange(len(lengths), device=self.device), last])
@@ -145,7 +136,7 @@ class CachedGPT:
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Append one token to each row, (B,) int64; returns the logits (B, V) of the token after it.
 
-        Every row must have room: at most context_length - 1 tokens, and a place in the cache.
+        Every row must have room in the context and in the cache.
         """
         hidden = self._packed.hidden(tokens[:, None], cache=cache)  # (B, 1, D)
         cache.lengths = [length + 1 for length in cache.lengths]
@@ -153,16 +144,16 @@ class CachedGPT:
 
 
 def _packed_copy(module: Module, *, rows: int) -> Module:
-    """The module in evaluation mode, its weights shared but for those of linear layers, which are packed."""
+    """The module in evaluation mode, with packed linear layers; all other weights are shared."""
     made = copy.copy(module)
     made.training = False
-    # In the instance's own dictionary they hide the submodules, and are found and called faster than those.
+    # In the instance's own dictionary they hide the submodules and are found and called faster.
     vars(made).update({name: _called(child, rows) for name, child in module.named_children()})
     return made
 
 
 def _called(module: nn.Module, rows: int) -> Any:
-    """What takes a submodule's place, as it is only called."""
+    """A callable in place of a submodule."""
     if isinstance(module, nn.ModuleList):
         return [_called(each, rows) for each in module]
     if isinstance(module, nn.Linear):
@@ -178,11 +169,10 @@ def packed(layer: nn.Linear, *, rows: int) -> Linear:
 
     On a CPU with oneDNN the weights are copied into its blocked layout: torch's own product of one fp32 row
     uses one core and, of a few rows, rearranges the weights at each call. GPT-2 small, two cores: one row in
-    17 ms instead of 36, eight in 21 instead of 56 (experiments/generation_speed). Anything else than a plain
-    `nn.Linear` on such a CPU is returned as it is, and is as right, only slower.
+    17 ms instead of 36, eight in 21 instead of 56 (experiments/generation_speed). Anything but a plain
+    `nn.Linear` on such a CPU is returned unchanged. A low-rank layer is merged first, on any device.
 
-    The copy does not follow later changes of the weights, and has no gradients. A low-rank layer is merged
-    first, on any device, so that nothing is dropped.
+    The copy does not follow later changes of the weights, and has no gradients.
     """
     if isinstance(layer, LowRankLinear):
         layer = layer.merged()
@@ -198,7 +188,7 @@ def packed(layer: nn.Linear, *, rows: int) -> Linear:
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether `packed` rearranges such weights here: fp32 or bf16, on a CPU, in a torch built with oneDNN."""
+    """Whether `packed` rearranges such weights: fp32 or bf16, on a CPU, in a torch built with oneDNN."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATIONS):
@@ -209,9 +199,9 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def _split(layer: nn.Linear) -> Linear:
-    """The layer as a batch of products, which several cores share; its own weights, not a copy.
+    """The layer as a batch of products on its own weights, which several cores share.
 
-    For one row this is as fast as oneDNN's layout or faster where there are no more outputs than inputs.
+    For one row and no more outputs than inputs this is as fast as oneDNN's layout, or faster.
     """
     outputs, inputs = layer.weight.shape
     parts = layer.weight.detach().view(PARTS, outputs // PARTS, inputs).transpose(1, 2)  # (P, I, O / P)

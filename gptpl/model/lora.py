@@ -1,4 +1,4 @@
-"""LoRA: linear layers that learn by adding a product of two small matrices to their own, which stays.
+"""LoRA: linear layers that learn by adding a product of two small matrices to their own, which is frozen.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 """
@@ -19,10 +19,10 @@ from gptpl.model.gpt import GPTBackbone
 class LowRankLinear(nn.Linear):
     """A linear layer W x + b that learns as W x + b + (alpha / R) B A dropout(x).
 
-    It takes over a layer's `weight` (O, I) and `bias`, under the same names, and leaves open whether they
-    train. `lora_A` (R, I) is drawn as torch draws a linear layer's weight, `lora_B` (O, R) is zeros: at first
-    it computes what the layer did. R, the `rank`, can be changed and the learning rate kept. `dropout` is the
-    share of the inputs of A that are dropped in training.
+    It takes over a layer's `weight` (O, I) and `bias`, under the same names, whether they train or not.
+    `lora_A` (R, I) is drawn as torch draws a linear layer's weight, `lora_B` (O, R) is zero: at first the
+    layer computes what it did before. A good learning rate hardly depends on R, the `rank`. `dropout` is the
+    probability of dropping an input of A in training.
     """
 
     def __init__(self, layer: nn.Linear, *, rank: int, alpha: float, dropout: float) -> None:
@@ -44,7 +44,7 @@ class LowRankLinear(nn.Linear):
         return torch.cat([x, self._narrow(x)], dim=-1), torch.cat([self.weight, self.lora_B], dim=1)
 
     def merged(self) -> nn.Linear:
-        """A plain layer that computes the same without dropout; its weight is new, its bias this one's."""
+        """A plain layer that computes the same without dropout, with a new weight and this layer's bias."""
         layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         weight = _sum(self.weight.detach(), self.lora_A.detach(), self.lora_B.detach(), self.scale)
         layer.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=self.weight.requires_grad)
@@ -55,19 +55,17 @@ class LowRankLinear(nn.Linear):
         return self.scale * F.linear(self.drop_inputs(x), self.lora_A)  # (..., R)
 
     def extra_repr(self) -> str:
-        """What torch prints, with the rank."""
+        """What torch prints, and the rank."""
         return f"{super().extra_repr()}, rank={self.lora_A.shape[0]}, scale={self.scale:g}"
 
 
 def add_low_rank(
     net: GPTBackbone, *, rank: int, alpha: float, dropout: float, targets: Sequence[str]
 ) -> None:
-    """Makes the named layers of every block (and the head, if named) `LowRankLinear`, in place.
+    """Turn the named layers of every block (and the head, if named) into `LowRankLinear`, in place.
 
-    Their A are drawn from torch's global generator in the order of the model. The parameters that were there
-    keep their names, and train as before.
-
-    Raises InputError for a rank, a scale, a dropout or a target that cannot be.
+    Each A is drawn from torch's global generator in the order of the model. Existing parameters keep their
+    names and still train. Raises InputError for a setting out of its range and an unknown target.
     """
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Linear)}
     names = dict.fromkeys(name.rpartition(".")[2] for name in layers)
@@ -76,26 +74,26 @@ def add_low_rank(
         raise InputError(f"tune.targets must name some of the layers {', '.join(names)}, {got}")
     if "out_head" in targets and net.out_head.weight is net.tok_emb.weight:
         raise InputError(
-            "tune.targets has out_head, which is tied to the token embedding: leave it out, or set"
+            "tune.targets has out_head, which is tied to the token embedding: omit it, or set"
             " model.tie_weights=false"
         )
     most = min(net.config.emb_dim, net.out_head.out_features if "out_head" in targets else net.config.emb_dim)
     if not 1 <= rank <= most:
-        raise InputError(f"tune.rank={rank} is no rank of the layers' matrices: give 1 to {most}")
+        raise InputError(f"tune.rank must be from 1 to {most}, got {rank}")
     if not (alpha > 0 and math.isfinite(alpha)):
-        raise InputError(f"tune.alpha={alpha} is no scale: give a positive number, such as twice tune.rank")
+        raise InputError(f"tune.alpha must be positive, such as twice tune.rank, got {alpha}")
     if not 0 <= dropout < 1:
-        raise InputError(f"tune.dropout={dropout} is no share: give 0 or more, and less than 1")
+        raise InputError(f"tune.dropout must be at least 0 and below 1, got {dropout}")
     for name, layer in layers.items():
         if name.rpartition(".")[2] in targets:
-            assert not isinstance(layer, LowRankLinear), f"{name} has its matrices already"
+            assert not isinstance(layer, LowRankLinear), f"{name} has low-rank matrices already"
             net.set_submodule(name, LowRankLinear(layer, rank=rank, alpha=alpha, dropout=dropout))
 
 
 def merged_weights(weights: Mapping[str, Tensor], *, scale: float) -> dict[str, Tensor]:
-    """The state dict of a model without low-rank layers that computes what the one of `weights` does.
+    """The state dict of a model without low-rank layers that computes the same as that of `weights`.
 
-    `scale` is alpha / R. The merged weights are fp32, whatever type they had: nothing is rounded.
+    `scale` is alpha / R. The merged weights are in fp32, whatever type they had: nothing is rounded.
     """
     merged = {name: tensor for name, tensor in weights.items() if not is_low_rank(name)}
     for layer in low_rank_layers(weights):
@@ -105,7 +103,7 @@ def merged_weights(weights: Mapping[str, Tensor], *, scale: float) -> dict[str, 
 
 
 def low_rank_layers(weights: Mapping[str, Tensor]) -> Iterator[str]:
-    """The names of the layers of a state dict that have low-rank matrices, in its order."""
+    """The names of the layers in a state dict that have low-rank matrices, in its order."""
     return (name.removesuffix(".lora_A") for name in weights if name.endswith(".lora_A"))
 
 
@@ -115,6 +113,6 @@ def is_low_rank(name: str) -> bool:
 
 
 def _sum(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """W + scale B A in fp32, whatever type they have."""
+    """W + scale B A in fp32."""
     product = B.float() @ A.float()  # (O, I)
     return product.mul_(scale).add_(weight.float())

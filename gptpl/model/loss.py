@@ -1,8 +1,8 @@
-"""Next-token cross-entropy and perplexity; and the model's head and the loss in one, without all logits.
+"""Next-token cross-entropy and perplexity, and a model's head fused with the loss, without all logits.
 
 At GPT-2's vocabulary the logits are the largest tensor of a training step: for 4 x 1024 tokens 0.8 GB in
-fp32, and as much again for their gradient. `head_loss` makes them for some rows at a time, in the type of the
-matrix product, and turns them into their own gradient where they lie: the forward pass knows the loss, so it
+fp32, and as much again for their gradient. `head_loss` computes them for some rows at a time, in the type of
+the matrix product, and turns them into their own gradient in place: the forward pass knows the loss, so it
 knows the gradient too, up to a factor.
 """
 
@@ -21,22 +21,24 @@ from gptpl.model.lora import LowRankLinear
 from gptpl.model.protocol import body_and_head, class_path, has_fused_head, takes_segments
 
 Head = Literal["fused", "plain"]
+Sums = Callable[[Tensor, Tensor], Tensor]
+"""Sums over positions, from logits (N, V) and targets (N,): `summed_next_token_loss`, `summed_scores`."""
 IGNORED_TARGET = -100
 """Target id of a position that has no next token to predict (torch's default `ignore_index`)."""
 PRODUCT_ROWS = 2048
-"""Positions whose logits are made at a time. Each time the head's gradient, of V x D, is read and written."""
+"""Positions whose logits are computed at a time; each time the head's V x D gradient is read and written."""
 SOFTMAX_ROWS = 32
-"""Positions whose logits are in fp32 at a time on a CPU: 6 MB of them, which stay in its cache."""
+"""Positions whose logits are in fp32 at a time on a CPU: 6 MB, which stay in its cache."""
 SOFTMAX_ROWS_ELSEWHERE = 512
 MULTIPLE = 64
-"""The products have this multiple of columns, the vocabulary filled up with zeros: GPT-2's 50,257 is odd."""
+"""The products have a multiple of so many columns, padded with zeros: GPT-2's vocabulary of 50,257 is odd."""
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats per target token, a float32 scalar; nan when every target is ignored.
 
-    Logits are (..., V), any floating dtype; the softmax is taken in float32. Targets are (...) int64;
-    positions holding `IGNORED_TARGET` count neither in the sum nor in the mean.
+    Logits are (..., V) in any floating type, the softmax is in float32. Targets are (...) int64; positions
+    with `IGNORED_TARGET` count neither in the sum nor in the mean.
     """
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED_TARGET)
 
@@ -44,7 +46,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def summed_next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Sum of the cross-entropies and number of targets, for exact means over many batches: (2,).
 
-    In float64, or float32 on devices without it, as all sums here. Arguments as for `next_token_loss`.
+    In float64, or float32 on devices without it. Arguments as for `next_token_loss`.
     """
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     total = F.cross_entropy(
@@ -53,15 +55,21 @@ def summed_next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([total.to(wide), (targets != IGNORED_TARGET).sum().to(wide)])
 
 
+def summed_scores(logits: Tensor, targets: Tensor) -> Tensor:
+    """`summed_next_token_loss` and the targets with the highest logit (of equals the lowest id): (3,)."""
+    sums = summed_next_token_loss(logits, targets)
+    return torch.cat([sums, (logits.argmax(-1) == targets).sum().to(sums.dtype)[None]])
+
+
 def perplexity(loss: float) -> float:
-    """exp(loss): the number of equally likely tokens that would be as surprising; inf beyond float range."""
+    """exp(loss), the number of equally likely tokens that are as surprising; inf beyond float's range."""
     try:
         return math.exp(loss)
     except OverflowError:
         return math.inf
 
 
-# --- of a model -----------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------- loss of a model
 
 
 def training_loss(
@@ -69,36 +77,35 @@ def training_loss(
 ) -> Tensor:
     """Mean loss of the model's next tokens, float32; inputs and targets (B, T).
 
-    `head` "fused" is `head_loss`; "plain" makes all logits, then the loss. `segments` (B, T) as for
+    `head` "fused" is `head_loss`; "plain" computes all logits, then the loss. `segments` (B, T) as for
     `GPTBackbone.hidden`; None: a row is one text.
     """
     given = _given(net, inputs, segments)
     if head == "fused":
         check_fused_head(net)
-        return head_loss(*_factors(net, *given), targets)
+        return head_loss(*head_factors(net, *given), targets)
     return next_token_loss(net(*given), targets)
 
 
 def evaluation_loss(net: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """`summed_next_token_loss` of the model, without all logits at once where it has a fused head."""
-    if has_fused_head(net):
-        return summed_head_loss(*_factors(net, inputs), targets)
-    return summed_next_token_loss(net(inputs), targets)
+    return _evaluated(net, (inputs,), targets, summed_next_token_loss)
 
 
 def evaluation_scores(
     net: nn.Module, inputs: Tensor, targets: Tensor, segments: Tensor | None = None
 ) -> Tensor:
-    """`summed_head_scores` of the model; of one without a fused head from all logits. `segments` as above."""
-    given = _given(net, inputs, segments)
+    """`summed_scores` of the model, computed as `evaluation_loss`.
+
+    `segments` as for `training_loss`.
+    """
+    return _evaluated(net, _given(net, inputs, segments), targets, summed_scores)
+
+
+def _evaluated(net: nn.Module, given: tuple[Tensor, ...], targets: Tensor, sums_of: Sums) -> Tensor:
     if has_fused_head(net):
-        return summed_head_scores(*_factors(net, *given), targets)
-    return _score_sums(net(*given), targets)
-
-
-def _factors(net: nn.Module, *given: Tensor) -> tuple[Tensor, Tensor]:
-    body, head = body_and_head(net)
-    return head_factors(head, body(*given))
+        return head_sums(*head_factors(net, *given), targets, sums_of)
+    return sums_of(net(*given), targets)
 
 
 def _given(net: nn.Module, inputs: Tensor, segments: Tensor | None) -> tuple[Tensor, ...]:
@@ -113,7 +120,7 @@ def _given(net: nn.Module, inputs: Tensor, segments: Tensor | None) -> tuple[Ten
 
 
 def check_fused_head(net: nn.Module) -> None:
-    """Raises InputError for a model whose head and loss cannot be taken together."""
+    """Raise InputError for a model whose head cannot be fused with the loss."""
     if not has_fused_head(net):
         raise InputError(
             f"trainer.head=fused needs a model with hidden() and a linear out_head without bias,"
@@ -121,19 +128,21 @@ def check_fused_head(net: nn.Module) -> None:
         )
 
 
-def head_factors(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """What `head_loss` takes for a head without bias: inputs (..., D) and a weight (V, D).
+def head_factors(net: nn.Module, *given: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of the logits: the input (..., D) of the model's head and its weight (V, D).
 
-    A low-rank head has R more columns, its small matrices': the gradient of the whole weight is then made, as
-    if all of it trained.
+    A low-rank head has R more columns, those of its small matrices; the gradient of the whole weight is then
+    computed, as if all of it trained.
     """
+    body, head = body_and_head(net)
+    hidden = body(*given)
     if isinstance(head, LowRankLinear):
         return head.one_product(hidden)
     assert isinstance(head, nn.Linear)
     return hidden, head.weight
 
 
-# --- head and loss in one -------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------- head and loss in one
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -141,8 +150,8 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     Normalised hidden states (..., D), the head's weight (V, D), targets (...) int64. The product is computed
     in autocast's type where that is on, else in `hidden`'s, fp32 or bf16: fp16 would lose small gradients,
-    which a loss scale saves only where it comes before them. Softmax and sums are in fp32. Can be
-    differentiated once, by `hidden` and `weight`.
+    as no loss scale has been applied yet. Softmax and sums are in fp32. Can be differentiated once, with
+    respect to `hidden` and `weight`.
     """
     dtype = _product_dtype(hidden)
     if dtype == torch.float16:
@@ -153,27 +162,13 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return loss
 
 
-def summed_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """`summed_next_token_loss`, without gradients; arguments as for `head_loss`, fp16 included."""
-    return _summed(hidden.flatten(0, -2), weight, targets.flatten(), summed_next_token_loss)
+def head_sums(hidden: Tensor, weight: Tensor, targets: Tensor, sums_of: Sums) -> Tensor:
+    """The sum over positions of `sums_of(logits, targets)`, such as `summed_next_token_loss`; no gradients.
 
-
-def summed_head_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """As `summed_head_loss`, and how many targets have the highest logit, of equals the lowest id: (3,)."""
-    counted = targets != IGNORED_TARGET
-    return _summed(hidden[counted], weight, targets[counted], _score_sums)
-
-
-def _score_sums(logits: Tensor, targets: Tensor) -> Tensor:
-    sums = summed_next_token_loss(logits, targets)
-    return torch.cat([sums, (logits.argmax(-1) == targets).sum().to(sums.dtype)[None]])
-
-
-def _summed(
-    hidden: Tensor, weight: Tensor, targets: Tensor, sums_of: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Sums over positions (N, D) of what `sums_of` makes of logits (n, V) and targets (n,)."""
-    dtype = _product_dtype(hidden)
+    The other arguments are those of `head_loss`, fp16 included.
+    """
+    dtype, counted = _product_dtype(hidden), targets != IGNORED_TARGET
+    hidden, targets = hidden[counted], targets[counted]  # (N, D), (N,)
     total = sums_of(weight.new_empty(0, 1), targets[:0])  # zeros
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         low = weight.to(dtype)
@@ -184,7 +179,7 @@ def _summed(
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Of hidden (N, D), weight (V, D), targets (N,); the product's type comes with them."""
+    """`head_loss` of hidden (N, D), weight (V, D) and targets (N,), with the product's type."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -200,7 +195,7 @@ class _HeadLoss(torch.autograd.Function):
             for start in range(0, len(hidden), PRODUCT_ROWS):
                 part = slice(start, start + PRODUCT_ROWS)
                 rows = hidden[part].to(dtype)
-                logits = rows @ low.t()  # (n, V), filled up: with 0, which is also the gradient there
+                logits = rows @ low.t()  # (n, V), padded with 0, which is also the gradient there
                 total += _to_gradient(logits[:, :V], targets[part], share)
                 if d_hidden is not None:
                     d_hidden[part] = logits @ low
@@ -214,7 +209,7 @@ class _HeadLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        factor = grad.view(1)  # of one dimension: only so does a product with bf16 become fp32
+        factor = grad.view(1)  # of one dimension, so that a product with bf16 is fp32
         if d_hidden is not None:
             d_hidden = (d_hidden * factor).to(d_hidden.dtype)
         if d_weight is not None:
@@ -223,7 +218,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _accumulated(total: Tensor | None, gradient: Tensor, rows: Tensor) -> Tensor:
-    """`total` and the weight's gradient (V, D) of some rows; more than one part add up in fp32."""
+    """Add the weight's gradient (V, D) of some rows to `total`; more than one part add up in fp32."""
     if total is None:
         return gradient.t() @ rows
     if total.dtype == gradient.dtype == torch.float32:
@@ -232,19 +227,19 @@ def _accumulated(total: Tensor | None, gradient: Tensor, rows: Tensor) -> Tensor
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, share: Tensor) -> Tensor:
-    """Turns logits (N, V) in place into the gradient of the mean loss; returns the losses' sum in fp32."""
+    """Turn logits (N, V) in place into the gradient of the mean loss; returns the sum of losses in fp32."""
     total = torch.zeros((), device=logits.device)
     for part, aims in _in_parts(_softmax_rows(logits), logits, targets):
         counted = aims != IGNORED_TARGET  # (n,)
         at_aim = torch.arange(len(aims), device=aims.device), aims.clamp(min=0)
-        x = part.float()  # (n, V); fp32 logits are worked on in place
+        x = part.float()  # (n, V); fp32 logits are changed in place
         highest = x.amax(-1, keepdim=True)
         aimed = x[at_aim]
         x.sub_(highest).exp_()
         normaliser = x.sum(-1, keepdim=True)
         losses = (highest + normaliser.log()).squeeze(-1) - aimed  # (n,)
         total += losses.masked_fill(~counted, 0).sum()
-        weights = share * counted  # 0 for what is left out
+        weights = share * counted  # 0 for ignored targets
         x.mul_(weights[:, None] / normaliser)
         x[at_aim] -= weights
         part.copy_(x)
@@ -252,7 +247,6 @@ def _to_gradient(logits: Tensor, targets: Tensor, share: Tensor) -> Tensor:
 
 
 def _in_parts(rows: int, left: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both, cut into so many rows at a time."""
     return zip(torch.split(left, rows), torch.split(right, rows), strict=True)
 
 

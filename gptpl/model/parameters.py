@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gptpl.model.gpt import GPTBackbone, GPTConfig, GPTModel
+from gptpl.model.gpt import GPTConfig, GPTModel
+from gptpl.model.lora import is_low_rank
 
 _PARTS = {
     "tok_emb": "token embedding",
@@ -18,15 +19,15 @@ _PARTS = {
     "final_norm": "norms",
     "out_head": "head",
 }
-"""The part of the model that a module of this name belongs to."""
+"""The part of the model that a module belongs to, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """Parameters of a model: `total`, as configured, with the head tied to the embedding, with its own head.
+    """Parameters of a model: the total, with the head tied to the embedding, and with a head of its own.
 
-    `fp32_bytes` are those of the total weights; gradients and optimizer state come on top. `parts` is the
-    total by part of the model, in the order of the data; a tied head has none.
+    `fp32_bytes` are those of the total; gradients and optimizer state come on top. `parts` is the total by
+    part of the model, in the order of the data; a tied head has none.
     """
 
     total: int
@@ -37,10 +38,8 @@ class ParameterCount:
 
 
 def parameters_of(net: nn.Module) -> int:
-    """How many parameters a model has; a GPT-2 says it itself."""
-    if isinstance(net, GPTBackbone):
-        return net.n_parameters
-    return sum(parameter.numel() for parameter in net.parameters())
+    """The number of a model's parameters, in all its shards together, without low-rank matrices."""
+    return sum(parameter.numel() for name, parameter in net.named_parameters() if not is_low_rank(name))
 
 
 def count_parameters(config: GPTConfig) -> ParameterCount:
@@ -48,13 +47,12 @@ def count_parameters(config: GPTConfig) -> ParameterCount:
     with torch.device("meta"):
         model = GPTModel(config)
     parts = dict.fromkeys(_PARTS.values(), 0)
-    for name, parameter in model.named_parameters():  # which gives a tied weight once, as the embedding's
+    for name, parameter in model.named_parameters():  # lists a tied weight once, as the embedding's
         module = name.split(".")[2] if name.startswith("blocks.") else name.split(".")[0]
         parts[_PARTS[module]] += parameter.numel()
-    total = sum(parts.values())
+    total, head = sum(parts.values()), model.out_head.weight.numel()
     tied = total - parts["head"]
-    untied = tied + model.out_head.weight.numel()
-    return ParameterCount(total=total, tied=tied, untied=untied, fp32_bytes=4 * total, parts=parts)
+    return ParameterCount(total=total, tied=tied, untied=tied + head, fp32_bytes=4 * total, parts=parts)
 
 
 def empty_model(

@@ -1,22 +1,22 @@
-"""What gptpl asks of a model: little of every one, more of one that can do more. All questions stand here.
+"""What gptpl requires of a model, and what more a model can offer. All questions to a model are asked here.
 
 A language model is any `nn.Module` whose `forward` maps tokens (B, T) int64 to next-token logits (B, T, V),
-position t from the tokens 0..t alone, with two whole numbers, as attributes of its own or of its `config`:
-`vocab_size`, V, and `context_length`, the largest T. It trains, is evaluated, resumes, is saved, writes text.
+position t from the tokens 0..t alone, with two whole numbers as attributes, its own or of its `config`:
+`vocab_size`, V, and `context_length`, the largest T. It can be trained, evaluated, resumed and sampled.
 
-What a model may have besides, and what that gives:
+What a model may have besides, and what it is used for:
 
-    hidden(tokens), out_head    `forward` in two steps: the logits of some positions without the others', and,
-                                where the head is linear without bias, the fused head loss
+    hidden(tokens), out_head    `forward` in two steps: logits of some positions only and, where the head is
+                                linear without bias, the fused head loss
     cached(rows=)               a form for decoding that keeps what it has read, see `Cached`
-    blocks                      an `nn.ModuleList` of layers of one kind: compiled and sharded one by one
+    blocks                      an `nn.ModuleList` of equal layers: compiled and sharded one by one
     recompute_blocks            a flag: recompute the blocks' activations in the backward pass
-    forward(tokens, segments)   several texts in one row, see `GPTBackbone.hidden`, which has `segments` too
-    flops_per_token(T)          the arithmetic of training on one token of a row of T: MFU
+    forward(tokens, segments)   several texts packed into a row, see `GPTBackbone.hidden`
+    flops_per_token(T)          the arithmetic of training on one token of a row of T, for MFU
 
-`GPTModel` has them all (its arithmetic is in `gptpl.training.flops`). What needs one that is not there does
-without, or raises InputError and names it. A subclass of `GPTModel` is asked as if it were a stranger's: it
-inherits no `cached`, and, with a `forward` but no `hidden` of its own, no `hidden` either.
+`GPTModel` has them all (its arithmetic is in `gptpl.training.flops`). A feature whose part is missing is
+skipped, or raises InputError with its name. A subclass of `GPTModel` inherits no `cached` and, with a
+`forward` but no `hidden` of its own, no `hidden` either.
 """
 
 # B batch, T time, V vocabulary
@@ -34,32 +34,32 @@ from gptpl.model.gpt import GPTModel
 
 
 class Cached(Protocol):
-    """A model that continues rows from what a cache of its own kind holds of them; `CachedGPT` is one.
+    """A model that continues rows from a cache, such as `CachedGPT`.
 
-    A cache has `select(rows)`: keep these rows, in this order, some maybe several times.
+    A cache has `select(rows)`: keep these rows, in this order; a row may be repeated.
     """
 
     @property
     def model(self) -> nn.Module:
-        """The model itself, for what the cache cannot do."""
+        """The model itself, where the cache cannot be used."""
 
     def new_cache(self, *, rows: int, capacity: int) -> Any:
         """An empty cache for so many rows of up to `capacity` tokens."""
 
     def prefill(self, prompts: Sequence[Sequence[int]], cache: Any) -> Tensor:
-        """Read the prompts, of up to context_length tokens each: the logits (B, V) after them."""
+        """Read the prompts, up to context_length tokens each: the logits (B, V) after them."""
 
     def step(self, tokens: Tensor, cache: Any) -> Tensor:
         """Append one token to each row, (B,) int64: the logits (B, V) after it."""
 
 
 def vocab_size(model: nn.Module | Cached) -> int:
-    """V. Raises InputError for a model that does not say it."""
+    """V. Raises InputError for a model without it."""
     return _number(model, "vocab_size")
 
 
 def context_length(model: nn.Module | Cached) -> int:
-    """The most tokens that the model reads at once. Raises InputError for a model that does not say it."""
+    """The most tokens that the model reads at once. Raises InputError for a model without it."""
     return _number(model, "context_length")
 
 
@@ -74,14 +74,13 @@ def class_path(model: object) -> str:
 
 
 def check_language_model(net: nn.Module, *, tokens: int = 1, max_length: int = 1) -> None:
-    """Raises InputError for a model that lacks its two numbers or does not map tokens to logits.
+    """Raise InputError for a model that lacks its two numbers or does not map a token to logits.
 
-    It is asked for the logits of one token, in evaluation mode. Its vocabulary must hold the tokenizer's
-    `tokens`, its context the sequences of `max_length` that it will read.
+    Its vocabulary must hold the tokenizer's `tokens`, its context the sequences of `max_length`.
     """
     V, C = vocab_size(net), context_length(net)
     if tokens > V:
-        raise InputError(f"{class_path(net)} has vocab_size={V}, the tokenizer {tokens} tokens: enlarge it")
+        raise InputError(f"vocab_size of {class_path(net)} must be {tokens} or more (the tokenizer), got {V}")
     if max_length > C:
         raise InputError(
             f"data.max_length={max_length} is longer than context_length={C} of {class_path(net)}:"
@@ -92,16 +91,12 @@ def check_language_model(net: nn.Module, *, tokens: int = 1, max_length: int = 1
     if not isinstance(logits, Tensor) or logits.shape != (1, 1, V):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise InputError(
-            f"{class_path(net)} gives {got} for tokens of shape (1, 1): its forward must give logits"
-            f" (B, T, V), here (1, 1, {V})"
+            f"{class_path(net)} must map tokens of shape (1, 1) to logits of shape (1, 1, {V}), got {got}"
         )
 
 
 def body_and_head(net: nn.Module) -> tuple[Callable[..., Tensor], nn.Module]:
-    """`forward` in two steps, `head(body(tokens))`: `body` gives one vector per position, which `head` reads.
-
-    Of a model without such parts: `forward` itself, and a head that changes nothing.
-    """
+    """`forward` in two steps, `head(body(tokens))`; without such parts `forward` itself and an identity."""
     hidden, head = getattr(net, "hidden", None), getattr(net, "out_head", None)
     if isinstance(net, GPTModel) and type(net).forward is not GPTModel.forward:
         hidden = None if type(net).hidden is GPTModel.hidden else hidden
@@ -111,7 +106,7 @@ def body_and_head(net: nn.Module) -> tuple[Callable[..., Tensor], nn.Module]:
 
 
 def has_fused_head(net: nn.Module) -> bool:
-    """Whether `body_and_head` ends with a linear layer without bias, which the loss can be fused with."""
+    """Whether the head is a linear layer without bias, which the loss can be fused with."""
     _, head = body_and_head(net)
     return isinstance(head, nn.Linear) and head.bias is None
 
@@ -122,23 +117,20 @@ def takes_segments(net: nn.Module) -> bool:
 
 
 def blocks_of(net: nn.Module) -> Sequence[nn.Module]:
-    """The model's layers of one kind; none where it does not say which they are."""
+    """The model's equal layers; empty where it has no `blocks`."""
     blocks = getattr(net, "blocks", None)
     return list(blocks) if isinstance(blocks, nn.ModuleList) else []
 
 
 def cached_form(model: nn.Module | Cached, *, rows: int) -> Cached | None:
-    """The model's form for decoding about so many rows at a time; a form is its own. None: it has none."""
+    """The model's form for decoding about `rows` rows at a time, or the given form; None: it has none."""
     if not isinstance(model, nn.Module):
         return model
     return model.cached(rows=rows) if "cached" in vars(type(model)) else None  # type: ignore[operator]
 
 
 def gpt_model(net: nn.Module, need: str) -> GPTModel:
-    """The model, for what GPT-2 alone can do: `need`, such as "format=hf holds GPT-2 models".
-
-    Raises InputError for another one.
-    """
+    """The model as a `GPTModel`; InputError, which begins with `need`, for another class."""
     if type(net) is GPTModel:
         return net
     raise InputError(f"{need}, this model is a {class_path(net)}")
@@ -146,9 +138,9 @@ def gpt_model(net: nn.Module, need: str) -> GPTModel:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode, and give every submodule its flag back at the end, also after an error.
+    """Put `model` in evaluation mode, and restore the mode of every submodule at the end.
 
-    `model.train()` would not do: it would also wake submodules that were in evaluation mode (frozen ones).
+    `model.train()` would also change submodules that were in evaluation mode before.
     """
     found = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -163,4 +155,4 @@ def _number(model: nn.Module | Cached, name: str) -> int:
     for owner in (model, getattr(model, "config", None)):
         if isinstance(value := getattr(owner, name, None), int):
             return value
-    raise InputError(f"{class_path(model)} has no {name}: give the model an attribute {name}, a whole number")
+    raise InputError(f"{class_path(model)} needs a whole number as its attribute {name}")

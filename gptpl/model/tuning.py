@@ -1,4 +1,4 @@
-"""What of a model trains: all of it, its head, its last block, or low-rank matrices beside frozen ones."""
+"""Which parameters train: all, the head, the last block, or low-rank matrices next to frozen layers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -8,20 +8,20 @@ from typing import Annotated, Any, ClassVar
 from torch import nn
 
 from gptpl.errors import InputError
-from gptpl.model import GPTBackbone, GPTClassifier
+from gptpl.model.classifier import GPTClassifier
+from gptpl.model.gpt import GPTBackbone
 from gptpl.model.lora import add_low_rank
 from gptpl.model.protocol import class_path
 from gptpl.resuming import NEXT_STEP
 
 ALL: Mapping[str, Any] = {"name": "all"}
-"""The `state()` of a training of all weights, and of checkpoints that say nothing of it."""
+"""The `state()` of a training of all parameters, and of checkpoints without one."""
 
 
 class Tuning(ABC):
-    """Freezes parameters, or adds some, before the optimizer is made: it gets only those that train.
+    """Freezes or adds parameters before the optimizer is built, which gets only those that train.
 
-    A parameter that is frozen has `requires_grad` False: it gets no gradient and no update, and weight decay
-    does not reach it.
+    A frozen parameter has `requires_grad` False: no gradient, no update, no weight decay.
     """
 
     name: ClassVar[str]
@@ -29,24 +29,22 @@ class Tuning(ABC):
 
     @abstractmethod
     def apply(self, net: nn.Module) -> None:
-        """Sets the model up, in place. Raises InputError for a model that cannot be trained so."""
+        """Prepare the model, in place. Raises InputError for a model that cannot be trained this way."""
 
     @abstractmethod
     def parts(self, net: nn.Module) -> str:
-        """What of the model trains, in words."""
+        """What trains, in words."""
 
     def state(self) -> dict[str, Any]:
-        """Plain data for checkpoints, from which their weights are understood."""
+        """Plain data for checkpoints, needed to interpret their weights."""
         return {"name": self.name}
 
     def report(self, net: nn.Module) -> str:
-        """A line that says what trains, and how much that is; after `apply`."""
+        """A line that says what trains and how much that is; after `apply`."""
         trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
         total = sum(p.numel() for p in net.parameters())
-        return (
-            f"tune: {self.name} ({self.parts(net)}), {trained:,} of {total:,} parameters train"
-            f" ({trained / total:.1%})"
-        )
+        how_many = f"{trained:,} of {total:,} parameters train ({trained / total:.1%})"
+        return f"tune: {self.name} ({self.parts(net)}), {how_many}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,7 @@ class TuneAll(Tuning):
     name = "all"
 
     def apply(self, net: nn.Module) -> None:
-        """Leaves the model as it is."""
+        """Leave the model as it is."""
 
     def parts(self, net: nn.Module) -> str:
         """See `Tuning`."""
@@ -65,12 +63,12 @@ class TuneAll(Tuning):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneHead(Tuning):
-    """The head alone: the fastest, as nothing is differentiated but the last product."""
+    """The head alone trains: the fastest, as only the last product is differentiated."""
 
     name = "head"
 
     def apply(self, net: nn.Module) -> None:
-        """Refuses a head that is tied to the token embedding."""
+        """Refuse a head that is tied to the token embedding."""
         net = _gpt2(net, self.name)
         if _is_tied(net):
             raise InputError(
@@ -87,12 +85,12 @@ class TuneHead(Tuning):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneLastBlock(Tuning):
-    """The head, the last block and the final LayerNorm, as the book's classifier."""
+    """The head, the last block and the final norm train, as in the book's classifier."""
 
     name = "last_block"
 
     def apply(self, net: nn.Module) -> None:
-        """Leaves a head that is tied to the token embedding frozen with it."""
+        """Freeze a head that is tied to the token embedding with it."""
         net = _gpt2(net, self.name)
         net.requires_grad_(False)
         for layer in (net.blocks[-1], net.final_norm, *([] if _is_tied(net) else [net.out_head])):
@@ -101,18 +99,16 @@ class TuneLastBlock(Tuning):
     def parts(self, net: nn.Module) -> str:
         """See `Tuning`."""
         if _is_tied(_gpt2(net, self.name)):
-            return (
-                "the last block and the final LayerNorm; not the head, which is tied to the token embedding"
-            )
-        return "the head, the last block and the final LayerNorm"
+            return "the last block and the final norm; not the head, which is tied to the token embedding"
+        return "the head, the last block and the final norm"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneLowRank(Tuning):
-    """Low-rank matrices beside frozen layers (LoRA, see `gptpl.model.lora`), and a classifier's new head.
+    """Low-rank matrices next to frozen layers train (LoRA, see `gptpl.model.lora`), and a classifier's head.
 
-    Their product is scaled by alpha / rank; a rank of 4 to 64 is usual. `dropout` is the share of the layers'
-    inputs that the matrices do not see in training.
+    Their product is scaled by alpha / rank; a rank of 4 to 64 is usual. `dropout` is the probability of
+    dropping the matrices' inputs in training.
     """
 
     name = "lora"
@@ -122,12 +118,10 @@ class TuneLowRank(Tuning):
     targets: Sequence[str] = ("qkv", "out_proj", "up_proj", "down_proj")
 
     def apply(self, net: nn.Module) -> None:
-        """Adds the matrices to the layers of the target names."""
+        """Add the matrices to the layers of the target names."""
         net, classifier = _gpt2(net, self.name), isinstance(net, GPTClassifier)
         if classifier and "out_head" in self.targets:
-            raise InputError(
-                "tune.targets has out_head, a classifier's new head, all of which trains: leave it out"
-            )
+            raise InputError("tune.targets has out_head, a classifier's head, which trains whole: omit it")
         before = list(net.parameters())
         add_low_rank(net, rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
         for parameter in before:
@@ -137,26 +131,23 @@ class TuneLowRank(Tuning):
 
     def parts(self, net: nn.Module) -> str:
         """See `Tuning`."""
-        head = " and the whole head, which is new" if isinstance(net, GPTClassifier) else ""
-        return f"matrices of rank {self.rank} beside {', '.join(self.targets)}{head}"
+        head = " and the new head" if isinstance(net, GPTClassifier) else ""
+        return f"matrices of rank {self.rank} next to {', '.join(self.targets)}{head}"
 
     def state(self) -> dict[str, Any]:
-        """The settings, too."""
+        """The name and the settings."""
         return {"name": self.name} | asdict(self) | {"targets": list(self.targets)}
 
 
 def low_rank_scale(state: Mapping[str, Any]) -> float | None:
-    """By what the low-rank matrices of a checkpoint are scaled, from its `state()`; None: it has none."""
+    """The factor of a checkpoint's low-rank matrices, from its `state()`; None: it has none."""
     return float(state["alpha"]) / int(state["rank"]) if state["name"] == TuneLowRank.name else None
 
 
 def _gpt2(net: nn.Module, name: str) -> GPTBackbone:
-    """The model, whose parts are known by their names. Raises InputError for one of another kind."""
     if isinstance(net, GPTBackbone):
         return net
-    raise InputError(
-        f"tune={name} needs the layers of gptpl's GPT-2, this model is a {class_path(net)}: use tune=all"
-    )
+    raise InputError(f"tune={name} needs gptpl's GPTModel, this model is a {class_path(net)}: use tune=all")
 
 
 def _is_tied(net: GPTBackbone) -> bool:

@@ -48,7 +48,7 @@ def logits(path: Path, name: str = "checkpoints/best.ckpt") -> torch.Tensor:
 def test_a_run_of_lora_says_what_trains_and_keeps_the_base_to_the_bit(folder, run_folder):
     said = (folder / "said").read_text()
     trained = 2 * 4 * (16 + 48 + 16 + 16 + 16 + 64 + 64 + 16)  # blocks x rank x (inputs + outputs)
-    line = re.search(r"tune: lora \(matrices of rank 4 beside qkv, .*\), ([\d,]+) of [\d,]+ param", said)
+    line = re.search(r"tune: lora \(matrices of rank 4 next to qkv, .*\), ([\d,]+) of [\d,]+ param", said)
     assert line is not None, said
     assert int(line[1].replace(",", "")) == trained
     base = read_checkpoint(folder / "base/checkpoints/last.ckpt")["state_dict"]

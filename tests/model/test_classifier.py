@@ -65,7 +65,11 @@ def test_it_can_be_built_by_itself_and_without_a_bias():
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"n_classes": 1}, "n_classes=1"), ({"n_classes": 2, "pooling": "mean"}, "mean")]
+    ("settings", "named"),
+    [
+        ({"n_classes": 1}, "must be at least 2, got 1"),
+        ({"n_classes": 2, "pooling": "mean"}, "mean"),
+    ],
 )
 def test_impossible_heads_are_refused(settings, named):
     with pytest.raises(InputError, match=named):

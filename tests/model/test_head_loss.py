@@ -13,8 +13,9 @@ from gptpl.model.lora import LowRankLinear, add_low_rank
 from gptpl.model.loss import (
     head_factors,
     head_loss,
-    summed_head_loss,
-    summed_head_scores,
+    head_sums,
+    summed_next_token_loss,
+    summed_scores,
     training_loss,
 )
 
@@ -99,13 +100,13 @@ def test_frozen_parts_get_none():
 def test_no_target_is_nan_as_in_torch():
     hidden, weight, targets = inputs()
     assert math.isnan(head_loss(hidden, weight, torch.full_like(targets, -100)).item())
-    sums = summed_head_loss(hidden, weight, torch.full_like(targets, -100))
+    sums = head_sums(hidden, weight, torch.full_like(targets, -100), summed_next_token_loss)
     assert [value.item() for value in sums] == [0, 0]
 
 
 def test_sums():
     hidden, weight, targets = inputs()
-    total, count = summed_head_loss(hidden, weight, targets)
+    total, count = head_sums(hidden, weight, targets, summed_next_token_loss)
     assert count.item() == 15
     assert total.dtype == torch.float64
     assert not total.requires_grad
@@ -115,7 +116,7 @@ def test_sums():
 def test_sums_with_the_best_guesses():
     hidden, weight, targets = inputs()
     targets[1, :3] = (hidden @ weight.t())[1, :3].argmax(-1)
-    total, count, correct = summed_head_scores(hidden, weight, targets)
+    total, count, correct = head_sums(hidden, weight, targets, summed_scores)
     by_hand = [
         bool((hidden[b, t] @ weight.t()).argmax() == targets[b, t])
         for b in range(3)
@@ -124,8 +125,8 @@ def test_sums_with_the_best_guesses():
     ]
     assert [count.item(), correct.item()] == [15, sum(by_hand)]
     assert 3 <= sum(by_hand) < 15
-    torch.testing.assert_close(total, summed_head_loss(hidden, weight, targets)[0])
-    nothing = summed_head_scores(hidden, weight, torch.full_like(targets, -100))
+    torch.testing.assert_close(total, head_sums(hidden, weight, targets, summed_next_token_loss)[0])
+    nothing = head_sums(hidden, weight, torch.full_like(targets, -100), summed_scores)
     assert [value.item() for value in nothing] == [0, 0, 0]
 
 
@@ -188,5 +189,5 @@ def test_a_low_rank_head_has_the_loss_and_the_gradients_of_all_logits(trained):
     for name, tensor in plain.items():
         torch.testing.assert_close(fused[name], tensor, atol=1e-6, rtol=1e-4, msg=name)
     if not trained:
-        total, count = summed_head_loss(*head_factors(net.out_head, net.hidden(tokens)), targets)
+        total, count = head_sums(*head_factors(net, tokens), targets, summed_next_token_loss)
         assert (total / count).item() == pytest.approx(plain["loss"].item(), rel=1e-5)

@@ -116,7 +116,7 @@ def test_training_mode_is_neither_used_nor_changed() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("lengths", "words"), [([3, 0], "0 to 3 tokens"), ([C + 1], "give 1 to 16")])
+@pytest.mark.parametrize(("lengths", "words"), [([3, 0], "got 0 to 3"), ([C + 1], "1 to 16 tokens, got 17")])
 def test_impossible_prompts_are_refused(lengths: list[int], words: str) -> None:
     cached = CachedGPT(build(), rows=1)
     with pytest.raises(InputError, match=words):

@@ -183,11 +183,11 @@ def test_bf16_autocast_and_bf16_weights_stay_near_fp32():
             {"targets": ["qkv", "c_attn"]},
             "tune.targets must name some of the layers qkv, .*, got c_attn",
         ),
-        ({"rank": 0}, "tune.rank=0 is no rank of the layers' matrices: give 1 to 16"),
-        ({"rank": 17}, "tune.rank=17 is no rank"),
-        ({"alpha": 0.0}, "tune.alpha=0.0 is no scale: give a positive number"),
-        ({"alpha": float("nan")}, "tune.alpha=nan is no scale"),
-        ({"dropout": 1.0}, "tune.dropout=1.0 is no share"),
+        ({"rank": 0}, "tune.rank must be from 1 to 16, got 0"),
+        ({"rank": 17}, "tune.rank must be from 1 to 16, got 17"),
+        ({"alpha": 0.0}, "tune.alpha must be positive, such as twice tune.rank, got 0.0"),
+        ({"alpha": float("nan")}, "tune.alpha must be positive, .*got nan"),
+        ({"dropout": 1.0}, "tune.dropout must be at least 0 and below 1, got 1.0"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):
@@ -198,5 +198,5 @@ def test_settings_that_cannot_be(changes, message):
 
 
 def test_a_tied_head_is_no_target():
-    with pytest.raises(InputError, match=r"^tune\.targets has out_head, which is tied .*: leave it out"):
+    with pytest.raises(InputError, match=r"^tune\.targets has out_head, which is tied .*: omit it"):
         low_rank(model(tied=True))
