@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.files.run_record import find_runs, read_run
+from gptpl.files.run_record import find_runs, parse_yaml, read_run
 
 CONFIG = (
     "name: mine\nseed: 1\noptimizer: {_target_: gptpl.training.optimizers.adamw, lr: 0.001}\nrun_dir: /x\n"
@@ -138,6 +138,15 @@ def test_a_damaged_file_is_named(folder, name, text):
     (folder / name).write_text(text)
     with pytest.raises(InputError, match=rf"{name} is .*: restore it, or leave this run out"):
         read_run(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["- " * 200_000, "[" * 50_000 + "]" * 50_000, "{a: " * 50_000 + "}" * 50_000]
+)
+def test_yaml_that_nests_too_deep_does_not_end_the_process(text):
+    """As libyaml's loader would, out of stack."""
+    with pytest.raises(ValueError, match="nests deeper than 40 levels"):
+        parse_yaml(text)
 
 
 def test_bytes_that_are_no_text_are_damage(folder):
