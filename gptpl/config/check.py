@@ -1,6 +1,6 @@
-"""Checks a composed config: a node with a `_target_` against the signature of its class, ours or the user's.
+"""Checks every node of a config with a `_target_` against the signature of its class, ours or a user's.
 
-A key that the class does not take dies with the nearest right name, unless another setting refers to it: in
+A setting that the class does not take is an error, unless another setting refers to it: in
 `data: {path: null, corpus: {path: ${data.path}}}` the first path is a short name of the second.
 """
 
@@ -16,16 +16,15 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from gptpl.config.groups import (
     Folder,
     choices,
-    choices_with,
     config_file,
     default_choices,
     dotted,
     is_global,
     keys_of,
     known_keys,
+    members_of,
     root_of,
     walk,
-    with_members,
 )
 from gptpl.config.instantiate import check_kind
 from gptpl.config.overrides import command_of, nearest_key
@@ -45,11 +44,11 @@ def check(
     only: frozenset[str] | None = None,
     written: DictConfig | None = None,
 ) -> None:
-    """Raises InputError for a setting that nothing takes, of another type, or missing; settles number types.
+    """Raises InputError for a setting that is unknown, of the wrong type, or missing; settles number types.
 
-    `overrides` are those of the command line, to tell its mistakes from those in a YAML. With `only`, what
-    does not belong to one of these keys is right already: it is a run's own. `written` is the config before
-    its interpolations were filled in.
+    `overrides` are those of the command line: a setting that none of them gives comes from a YAML, which is
+    named. `only` are keys to check, others come from a run and have been checked. `written` is the config
+    before its interpolations were resolved.
     """
     root = root_of(config_name, config_dir)
     groups = default_choices(root, config_dir)
@@ -71,7 +70,7 @@ def check(
 
 
 def check_launcher(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of hydra.launcher, checked against the signature of what they name."""
+    """The settings of hydra.launcher, checked against the signature of its class."""
     cfg = OmegaConf.create({"hydra": {"launcher": dict(settings)}})
     _Check(root="sweep").node(cfg, "hydra.launcher")
     found = OmegaConf.to_container(cfg.hydra.launcher)
@@ -81,7 +80,7 @@ def check_launcher(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Check:
-    """The check of a config, with what its messages need beside it."""
+    """The check of a config, with what its messages need."""
 
     root: str
     config_name: str = ""
@@ -101,22 +100,20 @@ class _Check:
         return self.only is not None and not any(f"{key}.".startswith(f"{each}.") for each in self.only)
 
     def node(self, cfg: DictConfig, key: str) -> None:
-        """The node of a group, or of one callback or logger, and what is nested in it."""
-        place = slot_of(key)
+        """The node of a group, or of one callback or logger, and the nodes in it."""
+        slot = slot_of(key)
         node = None if OmegaConf.is_missing(cfg, key) else OmegaConf.select(cfg, key)
-        if node is None and (
-            place.optional or default_choices(self.root, self.config_dir).get(key) == "null"
-        ):
+        if node is None and (slot.optional or default_choices(self.root, self.config_dir).get(key) == "null"):
             return
         if not isinstance(node, DictConfig):
             offered = choices(key.partition(".")[0], self.config_dir)
-            raise InputError(f"{key}={_text(node)} is no choice of {key}: choose one of {', '.join(offered)}")
-        if place.several and "." not in key:
+            raise InputError(f"{key}={_text(node)} is unknown: choose one of {', '.join(offered)}")
+        if slot.several and "." not in key:
             for member in map(str, node):
                 if node[member] is not None:
                     self.node(cfg, f"{key}.{member}")
             return
-        name = node.get("_target_") or place.implicit
+        name = node.get("_target_") or slot.implicit
         if name is None or name == MISSING:
             raise InputError(self._no_class(key, node))
         target = locate(str(name), f"{key}._target_")
@@ -124,23 +121,21 @@ class _Check:
         signature = settings_of(target, key)
         self.values(node, key, signature, known=HYDRA_KEYS, of=str(name))
         around = SLOTS.get(key.partition(".")[0], Slot())
+        lenient = slot.lenient or key.startswith("model.")
         for each, parameter in signature.parameters.items():
-            lenient = place.lenient or key.startswith("model.")
-            handed_over = lenient or each in place.at_runtime
-            by_position = around.by_position and parameter.positional
-            needed = parameter.required and not (handed_over or by_position)
-            if needed and each not in node and not self.is_right(f"{key}.{each}"):
+            passed = lenient or each in slot.at_runtime or (around.by_position and parameter.positional)
+            if parameter.required and not passed and each not in node and not self.is_right(f"{key}.{each}"):
                 raise InputError(f"{key}.{each} is not set: give {key}.{each}=VALUE")
         for child in map(str, node):
             if OmegaConf.is_interpolation(node, child) or OmegaConf.is_missing(node, child):
-                continue  # what it refers to is checked where it stands
+                continue  # what it refers to is checked at its own place
             if _is_node(node[child]):
                 self.node(cfg, f"{key}.{child}")
 
     def values(
         self, node: DictConfig, prefix: str, takes: Signature, *, known: Collection[str] = (), of: str = ""
     ) -> None:
-        """Names and types of one node; writes a value back where its type settles it (1 to 1.0)."""
+        """Names and types of the settings of one node; sets a value as its type has it (1 becomes 1.0)."""
         for key in map(str, list(node)):
             path = f"{prefix}.{key}" if prefix else key
             if key in known or self.is_right(path):
@@ -171,11 +166,8 @@ class _Check:
             try:
                 found = typed(plain, annotation)
             except ValueError as error:
-                where = self._origin(path)
-                if str(error).startswith("choose one of"):
-                    raise InputError(f"{path}={_text(plain)}{where} is unknown: {error}") from error
                 raise InputError(
-                    f"{path}={_text(plain)}{where} cannot be taken: {error}; see {self.command} --help"
+                    f"{path}={_text(plain)}{self._origin(path)}: {error}; see {self.command} --help"
                 ) from error
             if (type(found) is not type(plain) or found != plain) and not by_reference:
                 node[key] = found
@@ -183,65 +175,70 @@ class _Check:
     # ------------------------------------------------------------------------------------------- messages
 
     def _unknown(self, node: DictConfig, path: str, names: list[str], of: str) -> str:
-        """A key that nothing takes."""
+        """The message for a setting that nothing takes."""
         first, _, rest = path.partition(".")
         where = self._origin(path)
         if not rest:
-            known = known_keys(self.root, self.config_dir)
-            everywhere = [*names, *(each for each in known if each != path)]
-            return f"{path}{where} is no key of {self.command}{nearest_key(path, everywhere)}"
-        # A YAML's own mistake is no sign that the key is one of its choice.
-        others = [] if where.startswith(f" in {first}/") else choices_with(first, rest, self.config_dir)
-        if others:
+            known = [*names, *known_keys(self.root, self.config_dir)]
+            meant = nearest_key(path, [each for each in known if each != path])
+            return f"{self.command} has no setting {path}{where}{meant}"
+        # A mistake in a choice's own YAML does not mean another choice.
+        others = [] if where.startswith(f" in {first}/") else self._choices_with(first, rest)
+        if others and where:
             choice = " or ".join(others)
-            if where:
-                return f"{where[4:]} sets {path}, a key of {choice}: keep that choice, or leave the key out"
-            return f"{path} is a key of {choice}: add that, or leave {path} out"
+            return f"{where[4:]} sets {path}, a setting of {choice}: keep that choice, or remove the setting"
+        if others:
+            return f"{path} is a setting of {' or '.join(others)}: add that, or leave {path} out"
         parent, _, key = path.rpartition(".")
         prefix = "" if "[" in parent else f"{parent}."
         short = [each.removeprefix(prefix) for each in self.used if each.startswith(prefix)]
         inner = [each for each in dotted(OmegaConf.to_container(node)) if "." in each]
         ends = {each.rpartition(".")[2]: each for each in inner}
-        meant = closest(key, [*names, *short, HYDRA_KEYS[0]]) or ends.get(closest(key, ends))
-        taken = f": it takes {', '.join(names)}" if names else ": it takes none"
-        offer = f": did you mean {prefix}{meant}?" if meant else taken
-        return f"{path}{where} is no setting of {of.rpartition('.')[2] or self.command}{offer}"
+        meant = closest(key, [*names, *short, HYDRA_KEYS[0]]) or ends.get(closest(key, ends), "")
+        remedy = f"did you mean {prefix}{meant}?" if meant else f"it takes {', '.join(names) or 'none'}"
+        return f"{of.rpartition('.')[2] or self.command} has no setting {path}{where}: {remedy}"
 
     def _no_class(self, key: str, node: DictConfig) -> str:
-        """A node without `_target_`: a callback whose name is misspelt, or a misspelt `_target_`."""
+        """The message for a node without `_target_`: its name or its `_target_` may be misspelt."""
         for child in map(str, node):
             path = f"{key}.{child}"
             if nearest(child, ["_target_"], likeness=0.8):
-                return f"{path}{self._origin(path)} is no setting: did you mean {key}._target_?"
+                return f"unknown setting {path}{self._origin(path)}: did you mean {key}._target_?"
             known = [each for each in known_keys(self.root, self.config_dir) if each != path]
             if meant := "." in key and nearest(path, known, likeness=0.8):
-                return f"{path}{self._origin(path)} belongs to nothing{meant}"
-        return f"{key} names no class: give {key}._target_=package.Class"
+                return f"unknown setting {path}{self._origin(path)}{meant}"
+        return f"{key} has no class: give {key}._target_=package.module.Class"
+
+    def _choices_with(self, group: str, key: str) -> list[str]:
+        """The choices of a group whose YAML sets a key."""
+        offered = choices(group, self.config_dir)
+        return [f"{group}={each}" for each in offered if f"{group}.{key}" in self._keys(f"{group}/{each}")]
+
+    def _keys(self, name: str) -> list[str]:
+        return keys_of(name, name.rpartition("/")[0], self.config_dir)
 
     def _origin(self, path: str) -> str:
-        """The YAML that a key stands in, where no override has it: of those chosen, the last."""
+        """` in data/tale.yaml`: the last YAML that sets a key; empty if an override gives it."""
         path = path.partition("[")[0]  # of a list's members
         parts = path.split(".")
         if any(".".join(parts[:end]) in self.given for end in range(1, len(parts) + 1)):
             return ""
-        for name, group in self._files(parts[0]):
-            if path in keys_of(name, group, self.config_dir):
-                return f" in {name}.yaml"
-        return ""
+        files = (name for name in self._files(parts[0]) if path in self._keys(name))
+        return next((f" in {name}.yaml" for name in files), "")
 
-    def _files(self, first: str) -> Iterator[tuple[str, str]]:
-        """The YAML files that may set a key which begins so, each with its group; the last comes first."""
+    def _files(self, first: str) -> Iterator[str]:
+        """The YAML files that may set a key with this first part, in the order in which they win."""
         for group in reversed(default_choices(self.root, self.config_dir)):
             own = group.partition("/")[0] == first
             chosen = [str(self.choices.get(group))]
             if own and group not in self.choices:  # as with a list (`callbacks=[default,mine]`)
                 chosen = choices(group, self.config_dir)
-            for choice in chosen:
-                name = f"{group}/{choice}"
-                if config_file(name, self.config_dir) and (own or is_global(name, self.config_dir)):
-                    for each in with_members(group, choice, self.config_dir):
-                        yield f"{group}/{each}", group.replace("/", ".")
-        yield from ((name, "") for name in (self.config_name, self.root))
+            names = [each for each in chosen if own or is_global(f"{group}/{each}", self.config_dir)]
+            for choice in names:  # grows by the files that they include
+                if config_file(f"{group}/{choice}", self.config_dir):
+                    yield f"{group}/{choice}"
+                    names += members_of(group, choice, self.config_dir)
+        yield from (self.config_name, self.root)
 
 
 def _is_node(value: Any) -> bool:
@@ -257,7 +254,7 @@ def _members(value: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 def _text(value: Any) -> str:
-    """A value as one gives it in an override."""
+    """A value as one writes it in an override."""
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,5 +1,6 @@
 """From overrides to a checked config: Hydra's composition, without its command line and its global state."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,42 +16,46 @@ from yaml import YAMLError
 
 from gptpl.config.check import check
 from gptpl.config.groups import Folder, config_folder, folders, is_group, packages_named, said_by, walk
-from gptpl.config.overrides import explain, parsed, readable
+from gptpl.config.overrides import explain, parsed, quoted, readable
 from gptpl.config.signatures import locate
 from gptpl.errors import InputError
 
 __all__ = ["Glob", "IntervalSweep", "Override"]  # of Hydra's grammar, for the rooms without Hydra
 
-_COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError)
-"""What Hydra raises over a config."""
+_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError)
+"""What Hydra raises for a wrong config."""
+_SEARCHPATH = "hydra.searchpath="
 Config = DictConfig
 """A composed config: `cfg.optimizer.lr`, `cfg["data"]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """A config with what it was made of."""
+    """A config and what it was composed from.
+
+    Attributes:
+        cfg: with interpolations, without `hydra`.
+        hydra: Hydra's own settings.
+        choices: the choice of each config group.
+        given: the overrides.
+        trusted: packages of which the overrides or the user's folder name classes.
+        config_dir: the user's folder, absolute.
+    """
 
     cfg: DictConfig
-    """With interpolations, `hydra` left out."""
     hydra: DictConfig
-    """Hydra's own settings."""
     choices: Mapping[str, Any]
-    """Of each config group."""
     given: Sequence[Override]
     trusted: frozenset[str]
-    """Packages that the overrides or the user's folder name classes of."""
     config_dir: Folder | None
 
 
 def compose(*overrides: str, config_name: str = "train", config_dir: Folder | None = None) -> DictConfig:
     """The config of a command: `compose("experiment=quick", "optimizer.lr=1e-3")`.
 
-    `config_name` is a command's root config, or one that extends it in `config_dir`, a folder of the user's
-    own YAML files beside gptpl's.
-
-    Every node with a `_target_` is checked against the signature of its class. Raises InputError for whatever
-    is wrong with an override or a YAML, naming the nearest right one.
+    `config_name` is a command's root config, or one that extends it in `config_dir`, the user's own folder of
+    YAML files. Every node with a `_target_` is checked against the signature of its class. Raises InputError
+    for whatever is wrong with an override or a YAML, naming the nearest right one.
     """
     return composed(overrides, config_name, config_dir=config_dir).cfg
 
@@ -70,22 +75,20 @@ def composed(
     checked: bool = True,
     before: Sequence[str] = (),
 ) -> Composed:
-    """See `compose`; without `checked`, for settings that are still to be completed by those of a run.
+    """See `compose`; without `checked`, for settings that those of a run will complete.
 
-    `before` are overrides that nobody gave: they come first.
+    `before` are overrides of gptpl's own, which come first and count as given by nobody.
     """
-    found = _searchpath(overrides)
-    kept = [
+    more = [folder for text in overrides for folder in _searchpath(text)]
+    overrides = [
         text.replace("hydra.run.dir", "run_dir", 1)
         for text in overrides
-        if not text.lstrip("+").startswith("hydra.searchpath=")
+        if not text.lstrip("+").startswith(_SEARCHPATH)
     ]
-    for text in kept:
+    for text in overrides:
         if text.lstrip("+~").startswith("hydra") and config_name != "sweep":
-            raise InputError(
-                f"{text} has no meaning in gptpl, which makes folders and logs itself: leave it out"
-            )
-    for_hydra = readable(kept, is_group=partial(is_group, config_dir=config_dir, more=found))
+            raise InputError(f"{text} has no effect, gptpl makes folders and logs itself: leave it out")
+    for_hydra = readable(overrides, is_group=partial(is_group, config_dir=config_dir, more=more))
     given = [parsed(text) for text in for_hydra]
     places = folders(config_dir)
     primary = next((place for place in places if (place / f"{config_name}.yaml").is_file()), None)
@@ -93,25 +96,30 @@ def composed(
         raise InputError(
             f"--config-name {config_name}: no {config_name}.yaml in {' or '.join(map(str, places))}"
         )
-    more = ",".join(_quoted(path) for path in (*found, *map(str, places)) if path != str(primary))
-    where = [f"hydra.searchpath=[{more}]"] if more else []
+    others = [*more, *(f"file://{place}" for place in places if place != primary)]
+    where = [f"{_SEARCHPATH}[{','.join(map(quoted, others))}]"] if others else []
     try:
         with hydra.initialize_config_dir(str(primary), version_base="1.3", job_name=config_name):
             cfg = hydra.compose(config_name, [*where, *before, *for_hydra], return_hydra_config=True)
-    except _COMPLAINTS as error:
-        raise InputError(explain(error, config_name, kept, config_dir)) from error
+    except _ERRORS as error:
+        raise InputError(explain(error, config_name, overrides, config_dir)) from error
     OmegaConf.set_struct(cfg, False)
     of_hydra = cfg.pop("hydra")
     choices = {
-        group: choice for group, choice in of_hydra.runtime.choices.items() if not group.startswith("hydra/")
+        group: each for group, each in of_hydra.runtime.choices.items() if not group.startswith("hydra/")
     }
     if choices.get("tune") == "auto" and isinstance(cfg.get("task"), DictConfig):
         choices["tune"] = _default_tune(cfg)
-        cfg["tune"] = OmegaConf.merge(
-            said_by("tune", choices["tune"], config_dir, bases=True), cfg.get("tune") or {}
-        )
+        own = said_by("tune", choices["tune"], config_dir, bases=True)
+        cfg["tune"] = OmegaConf.merge(own, cfg.get("tune") or {})
     cfg["choices"] = choices
-    result = Composed(
+    if checked:
+        try:
+            check(cfg, config_name, overrides=given, config_dir=config_dir)
+        except OmegaConfBaseException as error:
+            raise InputError(explain(error, config_name, overrides, config_dir)) from error
+        OmegaConf.set_struct(cfg, True)
+    return Composed(
         cfg=cfg,
         hydra=of_hydra,
         choices=choices,
@@ -119,20 +127,35 @@ def composed(
         trusted=frozenset(_packages(given) | (packages_named(config_dir) if config_dir else set())),
         config_dir=None if config_dir is None else str(Path(config_dir).expanduser().absolute()),
     )
-    if checked:
-        try:
-            check(cfg, config_name, overrides=given, config_dir=config_dir)
-        except OmegaConfBaseException as error:
-            raise InputError(explain(error, config_name, kept, config_dir)) from error
-        OmegaConf.set_struct(cfg, True)
-    return result
+
+
+def _searchpath(override: str) -> list[str]:
+    """The folders in an override of `hydra.searchpath`, as URLs."""
+    if not override.lstrip("+").startswith(_SEARCHPATH):
+        return []
+    value = parsed(override).value()
+    found = map(str, value if isinstance(value, list) else [value])
+    return [each if "://" in each else f"file://{Path(each).expanduser().absolute()}" for each in found]
+
+
+def _default_tune(cfg: DictConfig) -> str:
+    """The choice of conf/tune that the task makes where nobody made one."""
+    target = cfg.task.get("_target_")
+    task: Any = None if target is None else locate(str(target), "task._target_")
+    init = cfg.get("init")
+    pretrained = isinstance(init, DictConfig) and not str(init.get("_target_")).endswith(".RandomWeights")
+    return str(task.default_tune(pretrained=pretrained)) if hasattr(task, "default_tune") else "all"
+
+
+def _packages(overrides: Sequence[Override]) -> set[str]:
+    """The packages of the classes that overrides name."""
+    named = (each for override in overrides for each in walk(override.value(), override.key_or_group))
+    targets = (value for key, value in named if key.rpartition(".")[2] == "_target_")
+    return {target.partition(".")[0] for target in targets if isinstance(target, str)}
 
 
 def plain(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
-    """The config as plain dictionaries and lists, with interpolations filled in if `resolve`.
-
-    Raises InputError for an interpolation of what is not there.
-    """
+    """The config as plain dictionaries and lists; with `resolve`, without interpolations."""
     try:
         found = OmegaConf.to_container(cfg, resolve=resolve)
     except OmegaConfBaseException as error:
@@ -148,55 +171,17 @@ def to_yaml(settings: Mapping[str, Any] | DictConfig, *, resolve: bool = False) 
 
 
 def from_plain(settings: Mapping[str, Any]) -> DictConfig:
-    """Settings as a config, whose keys are all there are."""
+    """Settings as a config that takes no other keys."""
     cfg = OmegaConf.create(dict(settings))
     OmegaConf.set_struct(cfg, True)
     return cfg
 
 
-def is_missing(cfg: DictConfig, key: str) -> bool:
-    """Whether a setting is `???`: the user must give it."""
-    return OmegaConf.is_missing(cfg, key)
-
-
-def _default_tune(cfg: DictConfig) -> str:
-    """The choice of conf/tune that the task makes where nobody made one."""
-    target = cfg.task.get("_target_")
-    task: Any = None if target is None else locate(str(target), "task._target_")
-    init = cfg.get("init")
-    pretrained = isinstance(init, DictConfig) and not str(init.get("_target_")).endswith(".RandomWeights")
-    return str(task.default_tune(pretrained=pretrained)) if hasattr(task, "default_tune") else "all"
-
-
-def _searchpath(overrides: Sequence[str]) -> list[str]:
-    """The folders of `hydra.searchpath=[...]`."""
-    found: list[str] = []
-    for text in overrides:
-        if text.lstrip("+").startswith("hydra.searchpath="):
-            value = parsed(text).value()
-            found += [str(each) for each in (value if isinstance(value, list) else [value])]
-    return [each if "://" in each else str(Path(each).expanduser().absolute()) for each in found]
-
-
-def _quoted(path: str | Path) -> str:
-    return "'" + (str(path) if "://" in str(path) else f"file://{path}").replace("'", r"\'") + "'"
-
-
-def _packages(overrides: Sequence[Override]) -> set[str]:
-    """The packages of the classes that overrides name."""
-    named = (each for override in overrides for each in walk(override.value(), override.key_or_group))
-    targets = (value for key, value in named if key.rpartition(".")[2] == "_target_")
-    return {target.partition(".")[0] for target in targets if isinstance(target, str)}
-
-
 def show_info(what: str, config_name: str, overrides: Sequence[str], config_dir: Folder | None) -> None:
-    """Prints what Hydra knows of a command's configs (`--info`), or a script for the shell's completion."""
-    import sys
-
+    """Print what Hydra knows of a command's configs (`--info`)."""
     flags = ["--config-dir", str(config_dir)] if config_dir else []
-    kind = ["--shell-completion", what.partition("=")[2]] if what.startswith("sc=") else ["--info", what]
     main = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)
-    given, sys.argv = sys.argv, ["gptpl", *flags, *kind, *overrides]
+    given, sys.argv = sys.argv, ["gptpl", *flags, "--info", what, *overrides]
     try:
         main(lambda cfg: None)()
     finally:

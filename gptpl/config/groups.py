@@ -1,6 +1,6 @@
-"""Where config files are, in a checkout, in an installed wheel and in a user's folder, and what they say.
+"""YAML files of configs, in a checkout, an installed wheel or a user's folder: where they are, what they hold.
 
-Without Hydra or torch, and as text where `--help` reads it, so that it comes at once.
+This module imports neither Hydra nor torch, so that `--help` comes at once.
 """
 
 import re
@@ -9,34 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import gptpl
-from gptpl.config.roots import ROOTS
 from gptpl.errors import InputError
 
 Folder = str | Path
 
 
 def config_folder() -> Path:
-    """The folder of the commands' root configs and their groups: shipped as gptpl/_conf, kept as conf/."""
+    """gptpl's own configs: gptpl/_conf in an installed wheel, conf/ in a checkout."""
     package = Path(gptpl.__file__).parent
     shipped = package / "_conf"
     return shipped if shipped.is_dir() else package.parent / "conf"
 
 
 def folders(config_dir: Folder | None = None) -> tuple[Path, ...]:
-    """The folders that configs are read from: the user's, if one is given, before gptpl's own.
-
-    Raises InputError where the user's is no folder.
-    """
+    """The folders that configs are read from: the user's, if one is given, then gptpl's own."""
     if config_dir is None:
         return (config_folder(),)
     own = Path(config_dir).expanduser().absolute()
     if not own.is_dir():
-        raise InputError(f"--config-dir {config_dir} is no folder: give one that holds YAML files")
+        raise InputError(f"--config-dir {config_dir} is not a folder: give one that holds YAML files")
     return own, config_folder()
 
 
 def config_file(name: str, config_dir: Folder | None = None) -> Path | None:
-    """The YAML of a root (`train`) or of a choice (`model/tiny`); None where there is none."""
+    """The YAML of a root (`train`) or of a choice (`model/tiny`), if there is one."""
     files = (folder / f"{name}.yaml" for folder in folders(config_dir))
     return next((file for file in files if file.is_file()), None)
 
@@ -49,19 +45,13 @@ def is_group(key: str, config_dir: Folder | None = None, more: Sequence[Folder] 
 
 
 def choices(group: str, config_dir: Folder | None = None) -> list[str]:
-    """The choices of a config group, in alphabetical order; none where there is no such group.
-
-    A file whose name begins with `_` is what others have in common, and no choice.
-    """
-    files = (file for folder in folders(config_dir) for file in (folder / group).glob("*.yaml"))
-    return sorted({file.stem for file in files if not file.stem.startswith("_")})
+    """The choices of a config group in alphabetical order; `_name.yaml` is shared by others, not a choice."""
+    files = (file for folder in folders(config_dir) for file in (folder / group).glob("[!_]*.yaml"))
+    return sorted({file.stem for file in files})
 
 
 def default_choices(root: str, config_dir: Folder | None = None) -> dict[str, str]:
-    """The config groups of a root, each with the choice that it takes; "null" is none.
-
-    A root that extends another one (`defaults: [train, _self_]`) has its groups.
-    """
+    """The config groups of a root, also of one that it extends, each with its default choice or "null"."""
     file = config_file(root, config_dir)
     found: dict[str, str] = {}
     for entry in re.findall(r"^  - (.+?)(?:\s+#.*)?$", file.read_text("utf-8") if file else "", re.MULTILINE):
@@ -74,44 +64,43 @@ def default_choices(root: str, config_dir: Folder | None = None) -> dict[str, st
 
 
 def when_to_choose(path: Path) -> str:
-    """The comment of a YAML that says what it is and when to choose it."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and "@package" not in line:
-            return line.lstrip("# ").strip()
-    return ""
+    """The first comment of a YAML: what it is and when to choose it."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = (
+        line.lstrip("# ").strip() for line in lines if line.startswith("#") and "@package" not in line
+    )
+    return next(comments, "")
 
 
 # ------------------------------------------------------------------------------------ what a YAML file holds
 
 
-def load_yaml(path: Path) -> Any:
-    """What a YAML file holds, plain, `${...}` in it left alone. Raises ValueError, OSError, YAMLError."""
+def _content(name: str, config_dir: Folder | None) -> tuple[list[str], dict[str, Any]]:
+    """The files that a root or choice extends, of its own group, and its settings, `${...}` not resolved.
+
+    Raises ValueError, OSError or YAMLError for a file that cannot be read.
+    """
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-
-
-def _content(name: str, config_dir: Folder | None) -> tuple[list[str], dict[str, Any]]:
-    """The files that a root or choice extends, of its own group, and what it says beside them."""
     file = config_file(name, config_dir)
-    content = load_yaml(file) if file else {}
+    content = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file else None
     if not isinstance(content, dict):
         return [], {}
     entries = content.pop("defaults", [])
-    return [entry for entry in entries if isinstance(entry, str) and entry != "_self_"], content
+    extended = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
+    return extended, {str(key): value for key, value in content.items()}
 
 
 def is_global(name: str, config_dir: Folder | None = None) -> bool:
-    """Whether the keys of a YAML are the root's."""
+    """Whether the settings of a YAML belong to the root (`# @package _global_`)."""
     file = config_file(name, config_dir)
     return file is not None and file.read_text(encoding="utf-8").startswith("# @package _global_")
 
 
 def root_of(config_name: str, config_dir: Folder | None) -> str:
     """The command's root config that a root is, or extends."""
-    if config_name in ROOTS:
-        return config_name
-    return next((entry for entry in _content(config_name, config_dir)[0] if entry in ROOTS), "train")
+    names = (config_name, *_content(config_name, config_dir)[0])
+    return next((name for name in names if (config_folder() / f"{name}.yaml").is_file()), "train")
 
 
 def members_of(group: str, choice: str, config_dir: Folder | None = None) -> list[str]:
@@ -119,55 +108,38 @@ def members_of(group: str, choice: str, config_dir: Folder | None = None) -> lis
     return _content(f"{group}/{choice}", config_dir)[0]
 
 
-def with_members(group: str, choice: str, config_dir: Folder | None = None) -> Iterator[str]:
-    """A choice and the YAML files of its group that it includes, also those that they include."""
-    yield choice
-    for name in members_of(group, choice, config_dir):
-        yield from with_members(group, name, config_dir)
-
-
 def said_by(
     group: str, choice: str, config_dir: Folder | None = None, *, bases: bool = False
 ) -> dict[str, Any]:
-    """What the YAML of a choice says of its own group; with `bases`, also what it shares with others."""
-    shared, content = _content(f"{group}/{choice}", config_dir)
+    """The settings of its own group in the YAML of a choice; with `bases`, also of the files it extends."""
+    extended, content = _content(f"{group}/{choice}", config_dir)
     found: dict[str, Any] = {}
-    for base in shared if bases else ():
+    for base in extended if bases else ():
         found |= said_by(group, base, config_dir, bases=True)
     return found | (content.get(group, {}) if is_global(f"{group}/{choice}", config_dir) else content)
 
 
 def keys_of(name: str, group: str, config_dir: Folder | None) -> list[str]:
-    """The dotted keys that a YAML sets; `group` is the one it is in."""
-    prefix = "" if not group or is_global(name, config_dir) else f"{group}."
+    """The dotted keys that a YAML of a group sets."""
+    prefix = "" if not group or is_global(name, config_dir) else f"{group.replace('/', '.')}."
     return [prefix + key for key in dotted(_content(name, config_dir)[1])]
 
 
 def known_keys(root: str, config_dir: Folder | None = None) -> list[str]:
-    """Every key that the YAML files of a command have, those of its default choices first."""
+    """Every key in the YAML files of a command, those of its default choices first."""
     groups = default_choices(root, config_dir)
     found: list[str] = [*keys_of(root, "", config_dir), *groups]
     for group, default in groups.items():
         for choice in sorted(choices(group, config_dir), key=lambda each: each != default):
-            found += keys_of(f"{group}/{choice}", group.replace("/", "."), config_dir)
+            found += keys_of(f"{group}/{choice}", group, config_dir)
     return found
-
-
-def choices_with(group: str, key: str, config_dir: Folder | None) -> list[str]:
-    """The choices of a group whose YAML sets a key."""
-    return [
-        f"{group}={choice}"
-        for choice in choices(group, config_dir)
-        if key in dotted(_content(f"{group}/{choice}", config_dir)[1])
-    ]
 
 
 def dotted(value: object, prefix: str = "") -> Iterator[str]:
     """Every dotted key of plain settings."""
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield f"{prefix}{key}"
-            yield from dotted(each, f"{prefix}{key}.")
+    for key, each in value.items() if isinstance(value, dict) else ():
+        yield f"{prefix}{key}"
+        yield from dotted(each, f"{prefix}{key}.")
 
 
 def walk(value: object, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """Overrides as users write them (`optimizer.lr=1e-3`, `prompt=a, b`), in the grammar that Hydra reads.
 
-And what Hydra and OmegaConf complain about, each in one line that names the value and the remedy.
+Errors of Hydra and OmegaConf become one line that names the value and the remedy.
 """
 
 import re
@@ -22,14 +22,14 @@ FREE_TEXT = frozenset(
         *("judge.rubric", "judge.system"),
     }
 )
-"""Keys whose value is text to the last character: a comma, a bracket or a quote in it has no meaning.
+"""Keys whose value is text: commas, brackets and quotes have no meaning in it.
 
-Quotes around the whole of a `data.template` are none of it.
+Quotes around the whole of a `data.template` do not belong to the text.
 """
 TYPED = frozenset({"input", "instruction", "prompt", "text"})
-"""Of these, what a model is given: the word null is a word in it."""
+"""Those of them that a model is given: the word null is a word in it."""
 _PATH = re.compile(r"(\w+\.)*(\w*_)?(path|dir|dirpath|file|checkpoint|compare|keep|output|responses|resume)")
-"""Keys whose value is a path, which may hold any character, too; `${...}` in it is filled in."""
+"""Keys whose value is a path, which may hold any character, too; `${...}` in it is resolved."""
 
 
 def is_path(key: str) -> bool:
@@ -40,9 +40,8 @@ def is_path(key: str) -> bool:
 def readable(overrides: Sequence[str], *, is_group: Callable[[str], bool]) -> list[str]:
     """The overrides in Hydra's grammar.
 
-    Text and paths are quoted, also any value that Hydra cannot parse (`name=a: b`). A setting below another
-    one (`trainer.limit_val_batches=2`) is added if no YAML has it: the class that it is for decides whether
-    it can be, see `gptpl.config.check`.
+    Text and paths are quoted. A setting with a dot (`trainer.limit_val_batches=2`) is added where no YAML has
+    it: `gptpl.config.check` asks its class whether it may be.
     """
     return [_readable(override, is_group) for override in overrides]
 
@@ -64,60 +63,54 @@ def _readable(override: str, is_group: Callable[[str], bool]) -> str:
 
 
 def parsed(override: str) -> Override:
-    """An override of Hydra's grammar. Raises InputError for what is none."""
+    """An override of Hydra's grammar."""
     try:
         [found] = OverridesParser.create().parse_overrides([override])
     except OverrideParseException as error:
-        raise InputError(not_an_override(override)) from error
+        raise InputError(
+            f"{override.removeprefix('++')!r} is not an override: give KEY=VALUE, with quotes inside as in"
+            " KEY='\"a, b\"'"
+        ) from error
     return found
 
 
-def not_an_override(text: str) -> str:
-    """What to say of text that Hydra cannot parse."""
-    return (
-        f"{text.removeprefix('++')!r} is no override: give KEY=VALUE, with quotes inside as in KEY='\"a, b\"'"
-    )
-
-
 def quoted(text: str) -> str:
-    r"""The text in single quotes: Hydra takes one of two backslashes away before a quote and at the end."""
+    r"""The text in single quotes; Hydra removes one of two backslashes before a quote and at the end."""
     text = re.sub(r"(\\*)'", lambda match: 2 * match[1] + r"\'", text)
     trailing = len(text) - len(text.rstrip("\\"))
     return f"'{text}{trailing * chr(92)}'"
 
 
 def without_interpolation(text: str) -> str:
-    r"""The text with every `${` escaped: OmegaConf takes one of two backslashes away before it."""
+    r"""The text with every `${` escaped; OmegaConf removes one of two backslashes before it."""
     return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
 
 
-# ------------------------------------------------------------------------------------------------ complaints
+# ---------------------------------------------------------------------------------------------------- errors
 
 
 def explain(
     error: Exception, root: str, overrides: Iterable[str] = (), config_dir: Folder | None = None
 ) -> str:
-    """One line for an error in the overrides or the configs of a command, given by its root config's name."""
-    if isinstance(error, OverrideParseException):
-        return not_an_override(error.override)
+    """One line for an error of Hydra's in the overrides or the configs of a command, given by its root."""
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         offered = choices(group, config_dir)
         return f"{group}={choice} is unknown{nearest(choice, offered)}; choices: {', '.join(offered)}"
     text, command = f"{error}\n{error.__cause__ or ''}", f"gptpl {command_of(root)}"
-    for pattern, saying in _SAYINGS.items():
+    for pattern, message in _MESSAGES.items():
         if match := re.search(pattern, text, flags=re.DOTALL):
             found, meant = match.groupdict(), ""
             if "group" in found:
                 meant = nearest(found["group"], default_choices(root, config_dir))
             elif "unknown" in found:
                 meant = nearest_key(found["unknown"], known_keys(root, config_dir))
-            return saying.format(command=command, meant=meant, **found)
+            return message.format(command=command, meant=meant, **found)
     for override in overrides:
         group, _, choice = override.partition("=")
         is_choice = re.match(r"(?!null$)[\[A-Za-z_]", choice)
         if group in ("", *default_choices(root, config_dir)) and not is_choice:
-            return f"{override} names no choice of a config group: see {command} --help"
+            return f"{override} does not name a choice of a config group: see {command} --help"
     return f"{' '.join(text.split())}; see {command} --help"
 
 
@@ -127,29 +120,29 @@ def command_of(root: str) -> str:
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str:
-    """A question for the key that was meant; one of that very name, wherever it stands, before all others."""
+    """A question for the key that was meant: one with this very last name, else the nearest."""
     candidates = list(dict.fromkeys(known))
     same = [each for each in candidates if each.rpartition(".")[2] == key]
     return f": did you mean {' or '.join(same[:3])}?" if same else nearest(key, candidates)
 
 
-_SAYINGS = {
+_MESSAGES = {
     r"In '(?P<file>[^']+)': Could not override '(?P<group>[^']+)'": (
-        "{group} in {file}.yaml is no config group of {command}{meant}"
+        "{file}.yaml overrides {group}, but {command} has no such config group{meant}"
     ),
     r"Could not (?:override|delete from config\.) '(?P<unknown>[^']+)'": (
-        "{unknown} is no key of {command}{meant}; see {command} --cfg job"
+        "{command} has no setting {unknown}{meant}; see {command} --cfg job"
     ),
     r"Could not append to config\. An item is already at '(?P<key>[^']+)'": (
-        "+{key} would add a key that is there: leave out the +"
+        "+{key} adds a setting that exists: leave out the +"
     ),
     r"Error merging override \+*(?P<override>.+?)\n(?P<reason>[^\n]*)": (
-        "{override} cannot be taken: {reason}; see {command} --help"
+        "{override} does not fit: {reason}; see {command} --help"
     ),
     r"Ambiguous value for argument '\+*(?P<override>.+?)'\n": (
         "{override} has several values: add -m to try each, or make it a list [...]"
     ),
     r"Missing mandatory value: (?P<key>\S+)": "{key} is not set: give {key}=VALUE",
-    r"'(?P<key>[\w.]+)'[^\n]* is of type": "{key} is no group of settings; see {command} --cfg job",
+    r"'(?P<key>[\w.]+)'[^\n]* is of type": "{key} does not hold settings; see {command} --cfg job",
 }
-"""What to say to which complaint, the special before the general."""
+"""Messages by patterns of Hydra's and OmegaConf's, the special before the general."""

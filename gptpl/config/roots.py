@@ -1,11 +1,14 @@
-"""The settings of the commands' root configs with their types; what a group is, its class says.
+"""Names and types of the settings at the root of each command's config.
 
-A field whose type is a class of this file is a node of the root's own.
+A field that is a dataclass is a node of settings, such as `find` in `find.steps`. Settings of config groups
+are not listed: their classes have them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Annotated, Any, Literal
+
+from pydantic import PositiveInt
 
 from gptpl.resuming import FREE, INEXACT, NEXT_STEP
 
@@ -55,15 +58,15 @@ class _Respond(_Model):
     instruction: str | None
     input: str
     file: str | None
-    split: str | None
+    split: Literal["train", "val", "test"] | None
     output: str | None
     template: str | None
     response_marker: str | None
     instruction_column: str
     input_column: str | None
-    too_long: str
-    max_new_tokens: int
-    batch_size: int
+    too_long: Literal["refuse", "skip"]
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
     seed: int | None
     precision: str
 
@@ -76,19 +79,18 @@ class _Classify(_Model):
     format: str | None
     columns: Sequence[str] | None
     output: str | None
-    batch_size: int
+    batch_size: PositiveInt
 
 
 @dataclass(kw_only=True)
 class _OwnData:  # of the model's own run
-    batch_size: int | Literal["auto"]
+    batch_size: int
     max_length: int | None
 
 
 @dataclass(kw_only=True)
 class _Evaluate(_Model):
     split: str
-    data: _OwnData
 
 
 @dataclass(kw_only=True)
@@ -139,19 +141,9 @@ class _Search:
 
 
 @dataclass(kw_only=True)
-class _Sweep:
-    sweep: _Search
-
-
-@dataclass(kw_only=True)
 class _PlanNode:
     output: str
     timed_steps: int | None
-
-
-@dataclass(kw_only=True)
-class _Plan(_Train):
-    plan: _PlanNode
 
 
 @dataclass(kw_only=True)
@@ -163,20 +155,10 @@ class _FindLrNode:
 
 
 @dataclass(kw_only=True)
-class _FindLr(_Train):
-    find: _FindLrNode
-
-
-@dataclass(kw_only=True)
 class _FindBatchSizeNode:
     max_batch_size: int | None
     timed_steps: int
     output: str
-
-
-@dataclass(kw_only=True)
-class _FindBatchSize(_Train):
-    find: _FindBatchSizeNode
 
 
 @dataclass(kw_only=True)
@@ -187,24 +169,24 @@ class _VerifyNode:
     keep: str | None
 
 
-@dataclass(kw_only=True)
-class _Verify(_Train):
-    verify: _VerifyNode
+def _with_node(name: str, node: type, *bases: type) -> type:
+    """The settings of `bases` and one node, `name`."""
+    return make_dataclass(name, [(name, node)], bases=bases, kw_only=True)
 
 
 ROOTS: dict[str, type] = {
     "train": _Train,
-    "plan": _Plan,
-    "find_lr": _FindLr,
-    "find_batch_size": _FindBatchSize,
-    "verify_resume": _Verify,
+    "plan": _with_node("plan", _PlanNode, _Train),
+    "find_lr": _with_node("find", _FindLrNode, _Train),
+    "find_batch_size": _with_node("find", _FindBatchSizeNode, _Train),
+    "verify_resume": _with_node("verify", _VerifyNode, _Train),
     "generate": _Generate,
     "respond": _Respond,
     "classify": _Classify,
-    "evaluate": _Evaluate,
+    "evaluate": _with_node("data", _OwnData, _Evaluate),
     "inspect": _Inspect,
     "judge": _Judge,
     "weights_fetch": _WeightsFetch,
     "weights_convert": _WeightsConvert,
-    "sweep": _Sweep,
+    "sweep": _with_node("sweep", _Search),
 }

@@ -1,4 +1,4 @@
-"""A class by its name, and what it takes: names, types, what must be given, what a resume may change."""
+"""Classes by dotted name, and their settings: types, which are required, which a resume may change."""
 
 import dataclasses
 import inspect
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
@@ -20,21 +20,20 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def locate(name: str, key: str) -> Any:
-    """The class or function of a dotted name, also a nested class. Raises InputError where there is none."""
+    """The class or function with a dotted name, also a nested class; `key` names the setting in messages."""
     parts = name.split(".")
     if not all(part.isidentifier() for part in parts) or len(parts) < 2:
-        raise InputError(f"{key}={name} is no class: give package.module.Class")
+        raise InputError(f"{key}={name} is not a class: give package.module.Class")
     if (now := current_name(name)) != name:
-        raise InputError(f"{key}={name} has moved: write {now}")
+        raise InputError(f"{key}={name} has moved: give {now}")
     for end in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:end])
         try:
             found: Any = import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-                continue
-            raise InputError(f"{key}={name} cannot be imported: {error}") from error
         except ImportError as error:
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing is not None and f"{module}.".startswith(f"{missing}."):
+                continue  # the module may be a class
             raise InputError(f"{key}={name} cannot be imported: {error}") from error
         for part in parts[end:]:
             found = getattr(found, part, None)
@@ -42,8 +41,8 @@ def locate(name: str, key: str) -> Any:
                 raise InputError(f"{key}={name} cannot be imported: {module} has no {part}")
         return found
     raise InputError(
-        f"{key}={name} cannot be imported: there is no package {parts[0]} (it must be installed, or lie in"
-        " the folder that you are in)"
+        f"{key}={name} cannot be imported: install the package {parts[0]}, or run gptpl in the folder that"
+        " holds it"
     )
 
 
@@ -64,7 +63,7 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """All settings of a class or function, `open` where it takes any others, too."""
+    """All settings of a class or function; `open`: it takes any others, too."""
 
     parameters: Mapping[str, Parameter]
     open: bool
@@ -72,7 +71,7 @@ class Signature:
 
 @lru_cache(maxsize=256)
 def signature_of(target: Callable[..., Any]) -> Signature:
-    """The settings of a function or of a class, with those of the classes that it hands `**kwargs` on to."""
+    """The settings of a function or of a class, with those of the base classes that get its `**kwargs`."""
     if not inspect.isclass(target):
         return _of_function(target, target)
     if dataclasses.is_dataclass(target):
@@ -95,7 +94,7 @@ def _of_function(function: Callable[..., Any], owner: Any) -> Signature:
         return Signature(parameters={}, open=True)
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # a name that is there for type checkers alone
+    except (NameError, TypeError, AttributeError):  # a name imported for type checkers alone
         hints = {}
     if dataclasses.is_dataclass(owner):
         hints = typing.get_type_hints(owner, include_extras=True) | hints
@@ -116,18 +115,18 @@ def _of_function(function: Callable[..., Any], owner: Any) -> Signature:
 
 
 def typed(value: Any, annotation: Any) -> Any:
-    """The plain value as the type wants it: 1 for a float is 1.0. Raises ValueError saying what it should be.
+    """The plain value as its type has it (1 for a float becomes 1.0), with lists as lists.
 
-    What is to become an object (a mapping with `_target_`) is left as it is.
+    A mapping with `_target_`, which becomes an object later, is left as it is. Raises ValueError saying what
+    the value must be.
     """
     adapter = None if annotation is Any or _has_target(value) else _adapter(annotation)
     if adapter is None:
         return value
     try:
-        found = adapter.validate_python(value)
+        return _plain(value, adapter.validate_python(value))
     except ValidationError as error:
-        raise ValueError(_said(error, annotation)) from error
-    return _as_before(value, found)
+        raise ValueError(_wanted(error)) from error
 
 
 @lru_cache(maxsize=1024)
@@ -141,44 +140,32 @@ def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
     return None
 
 
-def _as_before(value: Any, found: Any) -> Any:
-    """What was found, where it is plain, in the containers that a YAML has."""
+def _plain(value: Any, found: Any) -> Any:
     if isinstance(value, list) and isinstance(found, list | tuple) and len(value) == len(found):
-        return [_as_before(one, other) for one, other in zip(value, found, strict=True)]
+        return [_plain(one, other) for one, other in zip(value, found, strict=True)]
     return found if isinstance(value, _PLAIN) and isinstance(found, _PLAIN) else value
 
 
-def _said(error: ValidationError, annotation: Any) -> str:
-    """What the value should be, in a few words."""
-    choices = _literals(annotation)
-    errors = error.errors()
-    texts: list[str] = []
-    for each in errors:
-        if each["type"] == "literal_error" and choices:
+def _wanted(error: ValidationError) -> str:
+    """What the value, or the first wrong member of a list, must be: `must be a valid integer or 'auto'`."""
+    wanted: dict[str, list[str]] = {}
+    for each in error.errors():
+        text = each["msg"].removeprefix("Input should be ").partition(", ")[0]
+        if each["type"] == "literal_error":
+            text = each["ctx"]["expected"]
+        elif each["type"] == "is_instance_of" and "Sequence" in text:
+            text = "a list, such as [1,2]"
+        elif each["type"] in ("is_instance_of", "none_required"):
             continue
-        place = "".join(f"[{part}]" for part in each["loc"] if isinstance(part, int))
-        text = f"{place or 'it'} {each['msg'].removeprefix('Input ').partition(', ')[0]}"
-        if text not in texts and each["type"] not in ("none_required", "is_instance_of"):
-            texts.append(text)
-    if any("Sequence" in each["msg"] for each in errors):
-        texts.append("it should be a list, such as [1,2]")
-    if choices and not texts:
-        return f"choose one of {', '.join(choices)}"
-    if choices:
-        return f"{', '.join(texts)}, or {' or '.join(choices)}"
-    return ", ".join(texts) or "it should be of another type"
-
-
-def _literals(annotation: Any) -> list[str]:
-    """The words that a type names."""
-    if get_origin(annotation) is Literal:
-        return [str(each) for each in get_args(annotation)]
-    inner = get_args(annotation)
-    return [word for each in inner for word in _literals(each)] if get_origin(annotation) is not dict else []
+        place = "".join(f"[{part}] " for part in each["loc"] if isinstance(part, int))
+        wanted.setdefault(place, []).append(text)
+    for place, texts in wanted.items():
+        return f"{place}must be {' or '.join(dict.fromkeys(texts))}"
+    return "must be of another type"
 
 
 def dataclass_in(annotation: Any) -> type | None:
-    """The dataclass that a type names, if it names one."""
+    """The dataclass in a type, such as that of the members of a list, if there is one."""
     if inspect.isclass(annotation) and dataclasses.is_dataclass(annotation):
         return annotation
     return next(filter(None, map(dataclass_in, get_args(annotation))), None)

@@ -1,4 +1,4 @@
-"""The places of a config: what may stand there, what a run adds to it, and what a resume may change of it."""
+"""The nodes of a config: the classes they take, what a run adds to them, what a resume may change."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,19 +38,19 @@ class _ModelExtras:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """A place in the config.
+    """A node of the config.
 
     Attributes:
-        kinds: what the class of the node must be, one of these; none: anything.
-        of_strangers: the same in the settings of a stranger's run, where that is less.
+        kinds: the classes that its class may be or extend; none: anything.
+        of_strangers: the same in the settings of another person's run, where fewer are allowed.
         implicit: the class of a node that names none.
-        several: whether the node's members are the objects, each under a name of its own.
-        optional: whether a command can do without, whatever its default is.
-        extras: settings that are no class's, by a dataclass.
-        at_runtime: what a run hands over when it builds the object.
-        by_position: whether it does so by position, so that a function will do, too.
-        lenient: whether the run hands over more than that, or the class asks for what is missing.
-        resume: what may become of a setting that does not say so itself.
+        several: whether its members are the objects, each with a name.
+        optional: whether a command can do without it, whatever its default is.
+        extras: a dataclass of settings that belong to no class.
+        at_runtime: arguments that a run passes when it makes the object.
+        by_position: whether it passes them by position, so that any function will do.
+        lenient: whether the run passes more than that, or the class reports what is missing.
+        resume: which changes a resume allows of a setting that does not say so itself.
     """
 
     kinds: Sequence[str] = ()
@@ -77,9 +77,8 @@ SLOTS: Mapping[str, Slot] = {
     "init": Slot(kinds=("gptpl.weights.starting.StartingWeights",), optional=True),
     "data": Slot(
         kinds=("lightning.LightningDataModule",),
-        of_strangers=(
-            "gptpl.data.training_data.TrainingData",
-        ),  # Lightning's example downloads where it is told
+        # An example module of Lightning's downloads to wherever its settings say.
+        of_strangers=("gptpl.data.training_data.TrainingData",),
         extras=_DataExtras,
         at_runtime=("tokenizer", "seed", "eval_train_batches", "eval_val_batches"),
     ),
@@ -122,21 +121,21 @@ _RESUME_OF_TRAINER: Mapping[str, Resume] = {
         FREE,
     ),
 }
-"""Of `lightning.Trainer`, whose signature cannot say it."""
+"""For `lightning.Trainer`, whose signature does not say it."""
 
 
 def slot_of(key: str) -> Slot:
-    """The place of a node, by its dotted key: `callbacks` of `callbacks.mine`, `data.corpus` of itself."""
+    """The slot of a node, by its dotted key: `callbacks` for `callbacks.mine`, `data.corpus` for itself."""
     first, _, rest = key.partition(".")
     place = SLOTS.get(first, Slot())
     return place if place.several and "." not in rest else SLOTS.get(key, Slot())
 
 
 def settings_of(target: Any, key: str) -> Signature:
-    """The settings that a node may have: its class's, with what its place adds."""
+    """The settings that a node may have: those of its class and of its slot."""
     found, extras = signature_of(target), slot_of(key).extras
     added = dict(signature_of(extras).parameters) if extras else {}
-    if key == "data":  # whether they must be given says the class that takes them
+    if key == "data":  # the class decides which of them are required
         own = {name: each.required for name, each in found.parameters.items()}
         own.setdefault("global_batch_size", False)
         added = {name: replace(each, required=own[name]) for name, each in added.items() if name in own}
@@ -144,9 +143,9 @@ def settings_of(target: Any, key: str) -> Signature:
 
 
 def resume_of(key: str, settings: Mapping[str, Any]) -> Resume:
-    """What may become of a setting on resume, by its dotted key in the settings of a run.
+    """Whether a setting may change on resume, by its dotted key in the settings of a run.
 
-    The class that takes it says so; where its slot and class say nothing, it cannot change.
+    Its class says so, else its slot.
     """
     first, _, rest = key.partition(".")
     place = SLOTS.get(first, Slot())

@@ -99,7 +99,7 @@ def test_a_model_of_words_keeps_its_words_on_another_text(gptpl, words, tmp_path
         (("data=text_file", "data.path=missing.txt"), ["data.path=missing.txt", "does not exist"]),
         (("data=tails",), ["did you mean tale?"]),
         (("device=tpu",), ["device=tpu"]),
-        (("tokenizer=words",), ["tokenizer is no key of gptpl evaluate"]),
+        (("tokenizer=words",), ["gptpl evaluate has no setting tokenizer"]),
     ],
 )
 def test_wrong_settings_are_refused(given, words, refused, quick):

@@ -88,7 +88,7 @@ def test_the_smallest_of_nearly_the_same_speed_is_suggested():
         (("data.batch_size=4",), "data.batch_size is what gptpl find-batch-size tries out: leave it out"),
         (
             ("find.steps=4",),
-            "find.steps is no setting of gptpl find-batch-size: did you mean find.timed_steps?",
+            "gptpl find-batch-size has no setting find.steps: did you mean find.timed_steps?",
         ),
         (("-m",), "-m sweeps over settings of gptpl train"),
         (("data.train_ratio=0.9999",), "too short for one window"),

@@ -177,7 +177,7 @@ def test_text_can_be_piped_where_the_terminal_knows_no_unicode(quick):
         (("seed=99999999999999999999",), ["seed must be", "got 99999999999999999999"]),
         (("device=tpu",), ["device=tpu", "cuda"]),
         (("device=mps",), ["device=mps", "device=cpu"]),
-        (("model=tiny",), ["model is no key of gptpl generate"]),
+        (("model=tiny",), ["gptpl generate has no setting model"]),
         (("promt=x",), ["did you mean prompt?"]),
         (("top_p=0",), ["top_p must be above 0", "got 0"]),
         (("top_p=1.5",), ["top_p must be", "got 1.5"]),

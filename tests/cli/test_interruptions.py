@@ -221,7 +221,7 @@ def test_rolling_back_gives_up_when_no_step_is_good(tmp_path, gptpl, nan_at):
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("on_nonfinite=ignore", "on_nonfinite=ignore is unknown: choose one of stop, rollback"),
+        ("on_nonfinite=ignore", "on_nonfinite=ignore: must be 'stop' or 'rollback'; see gptpl train --help"),
         ("skip_steps=[0]", "skip_steps=[0]: optimizer steps are counted from 1"),
     ],
 )

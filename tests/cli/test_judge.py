@@ -265,7 +265,7 @@ def test_a_comparison_against_the_references_alone(gptpl, responses, tmp_path):
         (("responses=r.json", "judge=smoke"), "judge=smoke is unknown; choices: none, ollama, openai"),
         (
             ("responses=r.json", "judge.modl=x"),
-            r"judge\.modl is no setting of JudgeModel: did you mean judge\.model",
+            r"JudgeModel has no setting judge\.modl: did you mean judge\.model",
         ),
         (("responses=r.json", "judge.address=localhost"), r"judge\.address must be .*, got 'localhost'"),
         (("responses=r.json", "judge.prompt={{ answer }}"), r"judge\.prompt uses {{ answer }}"),

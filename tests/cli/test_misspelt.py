@@ -74,7 +74,7 @@ def test_an_unknown_choice_names_the_nearest_and_all(group, refused):
 def test_a_recipe_whose_optimizer_is_replaced(refused):
     """The key is one of Muon's: the word itself is spelt right."""
     line = refused("train", "experiment=fast_recipe", "optimizer=adamw")
-    assert "experiment/fast_recipe.yaml sets optimizer.muon_lr, a key of optimizer=muon" in line
+    assert "experiment/fast_recipe.yaml sets optimizer.muon_lr, a setting of optimizer=muon" in line
     assert "did you mean" not in line
 
 
@@ -96,7 +96,7 @@ def test_an_unknown_choice_in_a_list(refused):
         ("model.n_layers=two", ["model.n_layers=two", "a valid integer"]),
         ("model.n_layers=null", ["model.n_layers=null"]),
         ("model.qkv_bias=perhaps", ["model.qkv_bias=perhaps", "bool"]),
-        ("optimizer.betas=[a,b]", ["optimizer.betas=[a,b]", "[0] should be a valid number"]),
+        ("optimizer.betas=[a,b]", ["optimizer.betas=[a,b]", "[0] must be a valid number"]),
         (
             "callbacks.sample_text.strategies=[{temperature: hot}]",
             ["strategies[0].temperature=hot", "a valid number"],
@@ -109,7 +109,7 @@ def test_an_unknown_choice_in_a_list(refused):
         ("optimizer.muon_lr=1", ["optimizer.muon_lr", "optimizer=muon"]),
         ("optimizer._target_=no.such.thing", ["no.such.thing"]),
         ("callbacks.sample_text._target_=builtins.int", ["int"]),
-        ("checkpoint=x", ["checkpoint is no key of gptpl train"]),
+        ("checkpoint=x", ["gptpl train has no setting checkpoint"]),
     ],
 )
 def test_a_value_that_cannot_be_taken(given, words, refused):
@@ -147,7 +147,7 @@ def edit(tmp_path_factory, monkeypatch) -> Callable[[str, str, str], None]:
             "model/tiny.yaml",
             "emb_dim: 64",
             "emb_dim: wide",
-            "model.emb_dim=wide in model/tiny.yaml cannot be taken",
+            "model.emb_dim=wide in model/tiny.yaml: must be a valid integer",
         ),
         ("tokenizer/bytes.yaml", "vocab_size:", "vocabsize:", "did you mean tokenizer.vocab_size?"),
         ("data/tale.yaml", "corpus:", "copus:", "did you mean data.corpus?"),
@@ -162,7 +162,12 @@ def edit(tmp_path_factory, monkeypatch) -> Callable[[str, str, str], None]:
         ("callbacks/sample_text.yaml", "prompts:", "promts:", "did you mean callbacks.sample_text.prompts?"),
         ("callbacks/sample_text.yaml", "top_k:", "topk:", "did you mean top_k?"),
         ("experiment/quick.yaml", "batch_size:", "batchsize:", "did you mean data.batch_size?"),
-        ("experiment/quick.yaml", "/model: tiny", "/modle: tiny", "no config group of gptpl train"),
+        (
+            "experiment/quick.yaml",
+            "/model: tiny",
+            "/modle: tiny",
+            "overrides modle, but gptpl train has no such config group: did you mean model?",
+        ),
         (
             "experiment/quick.yaml",
             "/model: tiny",
@@ -173,7 +178,7 @@ def edit(tmp_path_factory, monkeypatch) -> Callable[[str, str, str], None]:
             "experiment/quick.yaml",
             "lr: 3e-3",
             "lr: fast",
-            "optimizer.lr=fast in experiment/quick.yaml cannot be taken",
+            "optimizer.lr=fast in experiment/quick.yaml: must be a valid number",
         ),
         ("experiment/quick.yaml", "optimizer:", "optimizer: [", "while parsing"),
     ],

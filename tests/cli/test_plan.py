@@ -167,7 +167,7 @@ def test_steps_are_timed_and_nothing_is_left_but_the_picture(gptpl, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (("plan.outptu=a.png",), "plan.outptu is no setting of gptpl plan: did you mean plan.output?"),
+        (("plan.outptu=a.png",), "gptpl plan has no setting plan.outptu: did you mean plan.output?"),
         (("plan.timed_steps=-1",), "plan.timed_steps=-1 cannot be: give 0 or more"),
         (("plan.output=a.jpg",), "plan.output=a.jpg is no picture: give a name that ends in .png"),
         (("plan.output=/proc/no/a.png",), "plan.output=/proc/no/a.png cannot be written"),
@@ -176,7 +176,7 @@ def test_steps_are_timed_and_nothing_is_left_but_the_picture(gptpl, tmp_path):
             "resume=runs/x is for gptpl train and gptpl.resume: here a run is looked at from its start",
         ),
         (("-m", "seed=1,2"), "-m sweeps over settings of gptpl train: run gptpl plan once for each value"),
-        (("modle=tiny",), "modle is no key of gptpl plan: did you mean model?"),
+        (("modle=tiny",), "gptpl plan has no setting modle: did you mean model?"),
         (("experiment=quick", "data.train_ratio=0.9999"), "too short for one window of data.max_length=64"),
     ],
 )

@@ -526,7 +526,7 @@ def test_the_words_for_the_group_of_commands(gptpl, refused):
     assert "weights convert" in gptpl("weights").out
     assert "gptpl weights fetch: Download GPT-2 ahead of time" in gptpl("weights", "fetch", "--help").out
     assert "'weights sell' is no command of gptpl" in refused("weights", "sell")
-    assert "sizes is no key of gptpl weights fetch: did you mean size?" in refused(
+    assert "gptpl weights fetch has no setting sizes: did you mean size?" in refused(
         "weights", "fetch", "sizes=124M"
     )
     assert "has no settings" in refused("weights", "list", "size=124M")

@@ -174,7 +174,7 @@ def test_a_class_of_another_package_is_refused_by_name(target, theirs):
 )
 def test_of_our_own_packages_only_what_its_place_expects(target, theirs):
     theirs.edit(evil(target, **COPY))
-    assert "which is no Callback: it is not used" in theirs.resumed()
+    assert "which is not a Callback: it is not used" in theirs.resumed()
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ def test_of_our_own_packages_only_what_its_place_expects(target, theirs):
         (at("trainer.profiler", {"_target_": PROFILER, "dirpath": OUT}), "trainer.profiler._target_"),
         (at("trainer.plugins", [{"_target_": PLUGIN}]), "trainer.plugins.0._target_"),
         (at("callbacks.evil", '${oc.create:"{_target_: os.system}"}'), "os.system"),
-        (at("callbacks.evil", "${data.corpus}"), "gptpl.data.sources.Tale, which is no Callback"),
-        (at("data._target_", MNIST), "which is no TrainingData"),
-        (at("task._target_", BORING), "which is no TrainingModule"),
+        (at("callbacks.evil", "${data.corpus}"), "gptpl.data.sources.Tale, which is not a Callback"),
+        (at("data._target_", MNIST), "which is not a TrainingData"),
+        (at("task._target_", BORING), "which is not a TrainingModule"),
     ],
 )  # fmt: skip
 def test_classes_in_settings_and_in_lists(edit, named, theirs):
@@ -231,7 +231,7 @@ def test_a_path_stays_inside(edit, key, theirs):
     theirs.edit(edit)
     said = theirs.resumed()
     assert f"has {key}" in said
-    assert "outside of the run's folder" in said or "given by name" in said
+    assert "outside the run's folder" in said or "settings without names" in said
 
 
 def test_whoever_resumes_may_write_wherever_they_like(theirs):
@@ -276,7 +276,7 @@ def test_a_link_in_the_folder_is_not_followed(name, theirs):
     there = theirs.here / "outside" / name
     shutil.move(theirs.path / name, there)
     (theirs.path / name).symlink_to(there)
-    assert f"has a link to outside of the run's folder, {name}" in theirs.resumed()
+    assert f"has a link out of the run's folder, {name}" in theirs.resumed()
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
@@ -309,7 +309,7 @@ def test_its_folder_is_where_it_lies(run_dir, theirs):
         (at("data.cache_dir", OUT), "data.cache_dir"),
         (
             at("data._target_", MNIST),
-            "is no TrainingData",
+            "is not a TrainingData",
         ),
     ],
 )
