@@ -1,4 +1,4 @@
-"""The command line of every command: flags, overrides or paths; what Hydra's flags show."""
+"""The arguments of commands: flags, Hydra overrides or paths; what --cfg and --info print."""
 
 import argparse
 import re
@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from gptpl.errors import InputError
+from gptpl.errors import InputError, os_error_text
 from gptpl.text import nearest
 
 if TYPE_CHECKING:
@@ -18,10 +18,15 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 class Arguments(argparse.Namespace):
-    """What was given: `overrides`, all that is no flag; the command's own `flags`; and Hydra's.
+    """The arguments of a command with a config.
 
-    `config_dir` is absolute; `cfg` (job, hydra or all) and `info` say what to show instead of running. A
-    command that is `configured` has also the config that they compose to, and the packages that they name.
+    Attributes:
+        config: what the overrides compose to; only for a command that is `configured`, as is `trusted`.
+        trusted: the packages that overrides and the user's folder name.
+        overrides: all arguments that are not flags.
+        flags: the command's own.
+        config_dir: the user's folder, absolute.
+        cfg, info: what to print instead of running.
     """
 
     config: "Config"
@@ -50,14 +55,23 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
+    def refuse(self, flag: str) -> NoReturn:
+        """Raises InputError for an unknown flag."""
+        name = flag.partition("=")[0]
+        word = name.lstrip("-").replace("-", "_")
+        is_key = re.fullmatch(r"[a-z_.]{2,}", word) and f"--{word}" not in self.flags
+        remedy = f": did you mean {word}=VALUE?" if is_key else f": its flags are {', '.join(self.flags)}"
+        raise InputError(
+            f"{self.prog} has no flag {name}{nearest(name, self.flags, likeness=0.75) or remedy}"
+        )
+
 
 def configured(
     command: str, *, flags: Collection[str] = (), in_full: Callable[[str], str] = str
 ) -> Callable[[Callable[[Arguments], int | None]], Callable[[Sequence[str]], int]]:
-    """Makes a command of a function of its arguments, which returns the exit status; None is 0.
+    """Make a command of a function of `Arguments` that returns the exit status, None for 0.
 
-    The log is shown while it runs; with --cfg or --info it does not run. `flags` are the command's own;
-    `in_full` writes abbreviated arguments out.
+    With --cfg or --info the function is not called. `in_full` writes abbreviated arguments out.
     """
     from gptpl.cli.console import console
     from gptpl.config.compose import composed
@@ -80,10 +94,7 @@ def configured(
 def parse(
     command: str, arguments: Sequence[str], *, flags: Collection[str] = (), sweeps: bool = False
 ) -> Arguments:
-    """Sorts the arguments of a command that has a config and these flags of its own.
-
-    Raises InputError for an unknown flag, and for `-m` where the command does not sweep.
-    """
+    """The arguments of a command with a config and flags of its own; only one that `sweeps` takes -m."""
     parser = _Parser(prog=f"gptpl {command}", add_help=False, allow_abbrev=False)
     for flag in flags:
         parser.add_argument(flag, dest="flags", action="append_const", const=flag)
@@ -97,17 +108,17 @@ def parse(
     parser.add_argument("-cn", "--config-name", default=root)
     parser.add_argument("-cd", "--config-dir")
     if "" in arguments:
-        raise InputError("'' is no override: give KEY=VALUE")
+        raise InputError("'' is not an override: give KEY=VALUE")
     given, rest = parser.parse_known_args(arguments, namespace=Arguments())
     given.overrides = [each for each in rest if each != "--"]
-    for override in given.overrides:  # `~callbacks.x=1` and the like are no flags of argparse's
+    for override in given.overrides:
         if override.startswith("-"):
-            raise InputError(_unknown_flag(command, override, parser))
+            parser.refuse(override)
     if given.multirun and not sweeps:
         raise InputError(f"-m sweeps over settings of gptpl train: run gptpl {command} once for each value")
     if given.config_dir is not None:
         given.config_dir = str(Path(given.config_dir).expanduser().absolute())
-        here = str(Path.cwd())  # whose classes can be imported, as with `python -m`
+        here = str(Path.cwd())  # its modules can be imported, as with `python -m`
         if here not in sys.path and "" not in sys.path:
             sys.path.append(here)
     if given.config_name != root:
@@ -121,21 +132,8 @@ def parse(
     return given
 
 
-def _unknown_flag(command: str, flag: str, parser: _Parser) -> str:
-    name = flag.partition("=")[0]
-    flags = parser.flags
-    if name in ("-cp", "--config-path"):
-        return f"{name}: gptpl keeps its own configs; give --config-dir FOLDER for yours beside them"
-    if name == "--hydra-help":
-        return f"--hydra-help: see gptpl {command} --help, and --info for what Hydra knows"
-    word = name.lstrip("-").replace("-", "_")
-    is_key = re.fullmatch(r"[a-z_.]{2,}", word) and f"--{word}" not in flags
-    remedy = f": did you mean {word}=VALUE?" if is_key else f": its flags are {', '.join(flags)}"
-    return f"{name} is no flag of gptpl {command}{nearest(name, flags, likeness=0.75) or remedy}"
-
-
 def shown(arguments: Arguments) -> bool:
-    """Prints what `--cfg` or `--info` asks for; whether one did."""
+    """Print what `--cfg` or `--info` asks for, if one of them is given; returns whether it is."""
     from gptpl.config.compose import composed, show_info, to_yaml
 
     if arguments.info is not None:
@@ -153,7 +151,7 @@ def shown(arguments: Arguments) -> bool:
     for part in {"job": [cfg], "hydra": [hydra], "all": [cfg, hydra]}[arguments.cfg]:
         for key in arguments.package.split(".") if arguments.package else ():
             if key not in part:
-                raise InputError(f"--package {arguments.package} is no part of the config")
+                raise InputError(f"--package {arguments.package}: the config has no such part")
             part = part[key]
         print(to_yaml(part, resolve=arguments.resolve), end="")
     return True
@@ -163,7 +161,7 @@ def shown(arguments: Arguments) -> bool:
 
 
 class PlainArguments(NamedTuple):
-    """What was given."""
+    """The arguments of a command without a config."""
 
     paths: list[Path]
     flags: frozenset[str]
@@ -171,18 +169,12 @@ class PlainArguments(NamedTuple):
 
 
 def parse_plain(
-    command: str,
-    arguments: Sequence[str],
-    *,
-    flags: Collection[str] = (),
-    settings: Mapping[str, Collection[str]] | None = None,
+    command: str, arguments: Sequence[str], *, flags: Collection[str] = (), settings: Collection[str] = ()
 ) -> PlainArguments:
-    """Sorts the arguments of a command that takes paths, `--flags`, and a few `key=value`, in any order.
+    """The arguments of a command that takes paths, these flags, and these settings as `key=value`.
 
-    `settings` are the keys with their choices; no choices: any value. Raises InputError for other flags, keys
-    and choices. A path with a `=` in it is a path where it is there.
+    A path may have a `=` in it if it exists.
     """
-    known = settings or {}
     paths: list[Path] = []
     values: dict[str, str] = {}
     for argument in arguments:
@@ -191,44 +183,35 @@ def parse_plain(
             continue
         if argument.startswith("-"):
             remedy = nearest(argument, flags, likeness=0.7) or _offer("flags", flags)
-            raise InputError(f"{argument} is no flag of gptpl {command}{remedy}")
-        if equals and key in known:
-            if known[key] and value not in known[key]:
-                raise InputError(f"{argument} is unknown: choose one of {', '.join(known[key])}")
+            raise InputError(f"gptpl {command} has no flag {argument}{remedy}")
+        if equals and key in settings:
             values[key] = value
         elif equals and re.fullmatch(r"\w[\w.]*", key) and not Path(argument).exists():
-            raise InputError(
-                f"{key} is no key of gptpl {command}{nearest(key, known) or _offer('keys', known)}"
-            )
+            remedy = nearest(key, settings) or _offer("settings", settings)
+            raise InputError(f"gptpl {command} has no setting {key}{remedy}")
         elif not argument:
-            raise InputError(f"'' is no path: give gptpl {command} a folder, or leave it out")
+            raise InputError(f"'' is not a path: give gptpl {command} a folder, or leave it out")
         else:
             paths.append(Path(argument).expanduser())
     return PlainArguments(paths=paths, flags=frozenset(arguments) & frozenset(flags), settings=values)
 
 
 def _offer(kind: str, names: Collection[str]) -> str:
-    return f": its {kind} are {', '.join(names)}" if names else f", which has no {kind}: leave it out"
+    return f": its {kind} are {', '.join(names)}" if names else f": it has no {kind}, leave it out"
 
 
-# --- where a command is to write ------------------------------------------------------------------------
+# --- outputs --------------------------------------------------------------------------------------------
 
 
 def checked_output(key: str, given: str, *, suffix: str = "") -> Path:
-    """A file with the suffix, or a folder where there is none; raises InputError if it cannot be written."""
+    """The path of a file with the suffix, or of a folder, after checking that it can be written."""
     path = Path(given).expanduser()
-    if suffix and path.suffix.lower() != suffix:
-        raise InputError(f"{key}={path} is no picture: give a name that ends in {suffix}")
-    if suffix and path.is_dir():
-        raise InputError(f"{key}={path} is a folder: give a file, such as {path / 'picture'}{suffix}")
+    if suffix and (path.suffix.lower() != suffix or path.is_dir()):
+        raise InputError(f"{key}={path} must be a file whose name ends in {suffix}")
     folder = (path.parent if suffix else path).absolute()
     existing = next(each for each in (folder, *folder.parents) if each.exists())
-    if not existing.is_dir():
-        raise InputError(f"{key}={path} cannot be written: {existing} is a file")
     try:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
-        raise InputError(
-            f"{key}={path} cannot be written ({error.strerror}): choose a folder you may write to"
-        ) from error
+        raise InputError(f"{key}={path} cannot be written: {os_error_text(error)}") from error
     return path

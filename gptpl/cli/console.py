@@ -1,4 +1,4 @@
-"""What a command shows of the log: lines on standard error."""
+"""The log of a command on standard error."""
 
 import io
 import logging
@@ -13,13 +13,13 @@ from tqdm.contrib import DummyTqdmFile
 from gptpl.training.run_log import WARNINGS, ignore_known_warnings, is_first_process
 
 QUIET = ("lightning", "lightning.pytorch", "lightning.fabric", "matplotlib", "urllib3", "hydra")
-"""Loggers of which only warnings concern the user of a command."""
+"""Loggers whose warnings alone are shown."""
 ASKED_FOR = "lightning.pytorch.profilers"
-"""But the report of `trainer.profiler=simple` does."""
+"""Shown nevertheless: the report of `trainer.profiler=simple`."""
 
 
 class _PlainFormatter(logging.Formatter):
-    """The bare message; warnings and errors say what they are, but not in which line of which package."""
+    """The message, after the level of warnings and errors; Python warnings without their file and line."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -30,10 +30,10 @@ class _PlainFormatter(logging.Formatter):
 
 @contextmanager
 def console() -> Iterator[None]:
-    """Shows on standard error what all loggers say from INFO on, and warnings, until it ends.
+    """Show log messages from INFO on, and Python warnings, on standard error; restore logging at the end.
 
-    Lines come above an open progress bar. Of other processes than the first only errors are shown. At its end
-    logging is as it was. A terminal that lacks a character shows a question mark, on standard output too.
+    Lines are printed above an open progress bar. Processes other than the first show errors only. A character
+    that the terminal lacks is printed as a question mark, on standard output too.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -48,7 +48,7 @@ def console() -> Iterator[None]:
         logging.root.addHandler(handler)
         logging.root.setLevel(logging.INFO)
         for quiet in map(logging.getLogger, QUIET):
-            # Lightning, imported before there are handlers, adds some of its own.
+            # Lightning, imported before, has added handlers of its own.
             quiet.handlers, quiet.propagate = [], True
             quiet.setLevel(logging.WARNING)
         logging.getLogger(ASKED_FOR).setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""What `--help` prints and a shell completes: docstrings of the commands and conf/, read as text: at once."""
+"""What `--help` prints and a shell completes: docstrings of the commands and conf/, read as text."""
 
 import ast
 import re
@@ -16,23 +16,23 @@ ORDER = (
     *("classify", "inspect", "evaluate", "judge", "report", "runs list", "runs show", "runs diff"),
     *("runs tag", "runs note", "runs rm", "weights fetch", "weights list", "weights convert"),
 )
-"""In which the overview has the commands; others come after."""
+"""The commands in the order of the overview; others come last."""
 
 
 @cache
 def commands() -> dict[str, str]:
-    """Every command with its summary: a file in `commands/` each, whose docstring begins with it."""
+    """Every command, a file in `commands/`, with the summary of its docstring."""
     found = {}
-    for file in sorted(FOLDER.glob("[!_]*.py")):
+    for file in FOLDER.glob("[!_]*.py"):
         first, _, rest = file.stem.partition("_")
         name = f"{first} {rest}" if first in ("runs", "weights") else file.stem.replace("_", "-")
         found[name] = _docstring(file)[0]
-    order = [*ORDER, *found]
+    order = [*ORDER, *sorted(found)]
     return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
 
 
 def module_of(command: str) -> str:
-    """The module of a command, and its root config: find_lr of `find-lr`, runs_list of `runs list`."""
+    """The module of a command and the name of its root config: find_lr for `find-lr`."""
     return command.replace("-", "_").replace(" ", "_")
 
 
@@ -44,7 +44,7 @@ def _docstring(file: Path) -> tuple[str, str]:
 
 
 def program_help(listed: Mapping[str, str]) -> str:
-    """The overview: every command in a line."""
+    """The overview: one line for each command."""
     width = max(map(len, listed))
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in listed.items())
     return f"""\
@@ -59,7 +59,7 @@ gptpl completion bash (or zsh) prints a script that completes commands, choices 
 
 
 def command_help(command: str, config_dir: Folder | None = None) -> str:
-    """One command: what its docstring says, settings of its own, config groups with their choices."""
+    """The help of one command: its docstring, its own settings, config groups with their choices."""
     root = module_of(command)
     summary, text = _docstring(FOLDER / f"{root}.py")
     lines = [f"gptpl {command}: {summary}"]
@@ -75,8 +75,7 @@ def command_help(command: str, config_dir: Folder | None = None) -> str:
         lines += ["", "settings:", *settings]
     extends = "  - train\n" in yaml
     groups = {} if extends else default_choices(root, config_dir)
-    if groups:
-        lines += ["", "groups (* is the default):"]
+    lines += ["", "groups (* is the default):"] if groups else []
     for group, default in groups.items():
         lines += _group(group, default, config_dir)
     lines += ["", f"All keys with their values: gptpl {command} --cfg job"]
@@ -100,20 +99,20 @@ def command_help(command: str, config_dir: Folder | None = None) -> str:
 
 
 def _settings(root: str) -> list[str]:
-    """The root's own `key: value  # comment` lines; those of a section with its name before them."""
-    lines, section = [], ""
+    """The lines `key: value  # comment` of a root, those of a node with its name before them."""
+    lines, node = [], ""
     for line in root.splitlines():
         if match := re.match(r"(\w+):(\s*#.*)?$", line):
-            section = "" if match[1] in ("defaults", "hydra") else match[1]
+            node = "" if match[1] in ("defaults", "hydra") else match[1]
         elif re.match(r"\w+: ", line):
             lines.append(f"  {line}")
-        elif section and re.match(r"  \w+: ", line):
-            lines.append(f"  {section}.{line.strip()}")
+        elif node and re.match(r"  \w+: ", line):
+            lines.append(f"  {node}.{line.strip()}")
     return lines
 
 
 def _keys_of(name: str) -> list[str]:
-    """The settings of a YAML with their values, some to a line."""
+    """The settings of a YAML with their values, several to a line."""
     file = config_file(name)
     text = file.read_text(encoding="utf-8") if file else ""
     keys = [f"{key}={value.strip()}" for key, value in re.findall(r"^(\w+):([^#\n]*)", text, re.MULTILINE)]
@@ -122,7 +121,7 @@ def _keys_of(name: str) -> list[str]:
 
 
 def _group(group: str, default: str, config_dir: Folder | None) -> list[str]:
-    """The group's choices, one a line, each with when to choose it."""
+    """The choices of a group, each in a line that says when to choose it."""
     names = choices(group, config_dir)
     width = max(map(len, names), default=0)
     lines = [f"  {group}"]
@@ -149,7 +148,7 @@ ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 
 
 def completion(arguments: Sequence[str]) -> str:
-    """Of `bash` or `zsh` a script for `eval`; of `words` the candidates for a line's last word."""
+    """For `bash` and `zsh` a script to `eval`; for `words` the candidates for the last word of a line."""
     kind = arguments[0] if arguments else ""
     if kind in ("bash", "zsh"):
         return (ZSH if kind == "zsh" else "") + SCRIPT.rstrip()

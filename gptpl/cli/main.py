@@ -1,4 +1,4 @@
-"""`gptpl COMMAND [overrides]`: which command was meant, and what is said when something is wrong."""
+"""`gptpl COMMAND [overrides]`: runs the command; errors become a line and an exit status."""
 
 import os
 import sys
@@ -16,23 +16,23 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 1 (it failed), 2 (bad input) or 130 (Ctrl-C).
+    """Run one command; returns its exit status: 0, 1 (failed), 2 (bad input) or 130 (Ctrl-C).
 
-    Bad input is one line on standard error. `--debug`, or HYDRA_FULL_ERROR=1, shows the traceback too.
+    An error is one line on standard error; `--debug`, or HYDRA_FULL_ERROR=1, shows its traceback too.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         status = _run(arguments)
-        sys.stdout.flush()  # here, where a reader that has left can be dealt with
+        sys.stdout.flush()  # here, where a closed pipe can be handled
         return status
     except InputError as error:
         return _fail(error, str(error), EXIT_BAD_INPUT, debug=debug)
     except KeyboardInterrupt as error:
         return _fail(error, "interrupted", EXIT_INTERRUPTED, debug=debug)
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has left: nothing is wrong, and nobody to tell.
+        # The reader of our output, such as `head`, has ended: nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except OSError as error:
@@ -40,7 +40,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(error: BaseException, message: str, status: int, *, debug: bool) -> int:
-    """Says what went wrong, in one line unless the traceback is asked for; returns the exit status."""
     if debug:
         traceback.print_exception(error)
     print(f"gptpl: error: {one_line(message)}", file=sys.stderr)
@@ -67,17 +66,17 @@ def _run(arguments: list[str]) -> int:
     if command not in commands():
         offered = ", ".join(group or commands())
         raise InputError(
-            f"{command!r} is no command of gptpl: choose one of {offered}{nearest(command, commands())}"
+            f"gptpl has no command {command!r}: choose one of {offered}{nearest(command, commands())}"
         )
     if "-h" in overrides or "--help" in overrides:
         print(command_help(command, _config_dir(overrides)))
         return 0
-    # Only the command that runs is imported: `generate` need not wait for what `train` uses.
+    # Only the command that runs is imported: `generate` need not wait for what `train` imports.
     return int(import_module(f"gptpl.cli.commands.{module_of(command)}").run(overrides))
 
 
 def _config_dir(arguments: list[str]) -> str | None:
-    """The folder of `--config-dir`, whose choices `--help` shows, too."""
+    """The folder of `--config-dir`, whose choices `--help` lists, too."""
     for number, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in ("-cd", "--config-dir"):

@@ -1,4 +1,4 @@
-"""What the commands that use a model have in common: whose model, and a text set, in a file, or piped in."""
+"""Inputs of the commands that use a model: the model, and a text that is set, in a file, or piped in."""
 
 import logging
 import os
@@ -22,17 +22,17 @@ log = logging.getLogger(__name__)
 
 NOT_SET = "???"
 SHORT_KEYS = frozenset(field.name for field in fields(SamplingRules))
-"""May be given without the `sampling.` before them."""
+"""Sampling rules, which may be given without `sampling.`."""
 
 
 def settings_of(given: Arguments) -> dict[str, Any]:
-    """The settings of a command as plain data; what has to be set and is not is "???"."""
+    """The settings of a command as plain data; a required one that is not set is "???"."""
     settings = plain(given.config)
     return {**settings, "trust": sorted({*settings.get("trust", ()), *(given.trusted - OWN_PACKAGES)})}
 
 
 def in_full(argument: str) -> str:
-    """`temperature=1` is short for `sampling.temperature=1`, and a single stop string for a list of it."""
+    """`temperature=1` means `sampling.temperature=1`, and `stop=END` a list with one string."""
     key, _, value = argument.partition("=")
     if key == "stop" and value and not value.startswith("["):
         return f"stop=[{quoted(without_interpolation(value))}]"
@@ -42,7 +42,7 @@ def in_full(argument: str) -> str:
 def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The model of `checkpoint=` or `init=`, as arguments of `gptpl.load`.
 
-    An adapter's base is what `init=` names, where it is no longer where it was.
+    For an adapter, `init=` names its base, if that has moved.
     """
     checkpoint, init = cfg["checkpoint"], cfg.get("init")
     weights = None if init is None else instantiate(init)
@@ -61,20 +61,15 @@ def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def given_text(text: str | None, file: str | None = None, *, key: str, piped: bool = True) -> str | None:
     """The text set as `key`, or in the file set as `<key>_file` ("-" is standard input), or else piped in.
 
-    None if there is none. One line break at the end of a file or of standard input is taken away: `echo` and
-    editors add it.
-
-    Raises InputError for both at once, a file that cannot be read, and what is not UTF-8.
+    A line break at the end of a file or of standard input, as `echo` and editors add it, is removed.
     """
     if text is not None and file is not None:
         raise InputError(f"{key}= and {key}_file={file} are both set: give one of them")
     if text is not None:
         try:
             text.encode("utf-8")
-        except UnicodeEncodeError as error:  # what Python makes of bytes that are none
-            raise InputError(
-                f"{key}={text!r} is not UTF-8: give it in UTF-8, or in {key}_file=FILE"
-            ) from error
+        except UnicodeEncodeError as error:  # Python's substitutes for bytes of another encoding
+            raise InputError(f"{key}={text!r} is not UTF-8: give it in UTF-8, or in a file") from error
         return text
     if file is not None and file != "-":
         try:
@@ -87,7 +82,7 @@ def given_text(text: str | None, file: str | None = None, *, key: str, piped: bo
     if file is None:
         try:
             mode = os.fstat(sys.stdin.fileno()).st_mode
-        except (OSError, ValueError, AttributeError):  # closed, or replaced by what is no file
+        except (OSError, ValueError, AttributeError):  # closed, or not a file
             return None
         if not piped or not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
             return None

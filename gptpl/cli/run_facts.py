@@ -1,4 +1,4 @@
-"""What a run's record says, in words and as plain data; the commands that go on with the run."""
+"""A run's record, in words and as plain data, and the commands that resume it or use its model."""
 
 import math
 import shlex
@@ -17,11 +17,11 @@ USES = {
     "ClassificationModule": ("classify", "text='See you at six'"),
     "InstructionModule": ("respond", "instruction='Name a synonym of happy.'"),
 }
-"""How the models of older runs are used, by the class of the task; a newer run's record says it (`use`)."""
+"""The commands that use the models of older runs, by their task; newer runs record theirs (`use`)."""
 
 
 def facts(run: RunRecord) -> dict[str, str]:
-    """By their names; "-" for what the record does not say."""
+    """What is known of a run, by name; "-" for what is not recorded."""
     speed, peak = run.metric("train/tokens_per_second"), run.record.get("peak_memory_bytes")
     data, tokenizer = run.entry("data", "name"), run.entry("tokenizer", "name")
     seconds = run.record.get("seconds") if run.state == "finished" else None
@@ -36,16 +36,16 @@ def facts(run: RunRecord) -> dict[str, str]:
         "data": f"{data} (SHA-256 {str(run.entry('data', 'sha256'))[:12]})" if data else NONE,
         "tokenizer": f"{tokenizer}, {run.entry('tokenizer', 'vocab_size')} tokens" if tokenizer else NONE,
         "model": _model(run),
-        "weights": _start(run),
+        "started from": _start(run),
         "steps": f"{run.steps:,}{planned}",
         "tokens": f"{run.tokens_seen:,}",
-        "lowest val loss": _loss(run.best),
-        "last val loss": _loss(run.last),
-        "first val loss": _loss(run.evaluations[0] if run.evaluations else None),
-        "last train loss": loss_text(run.last.train_loss if run.last else None),
         "time": NONE if seconds is None else f"{duration_text(seconds)}{since}",
         "tokens per second": NONE if math.isnan(speed) else f"{speed:,.0f}",
         "peak memory": NONE if peak is None else bytes_text(peak),
+        "lowest val loss": _loss(run.best),
+        "first val loss": _loss(run.evaluations[0] if run.evaluations else None),
+        "last val loss": _loss(run.last),
+        "last train loss": loss_text(run.last.train_loss if run.last else None),
     }
 
 
@@ -66,13 +66,12 @@ def entry(run: RunRecord, use: DiskUse) -> dict[str, Any]:
 
 
 def _state(run: RunRecord) -> str:
-    """How it ended, and why."""
     step = run.entry(run.state, "step")
     if run.state == "stopped" and step is not None:
         return f"stopped at step {step} ({run.entry('stopped', 'reason')})"
     if run.state == "failed" and step is not None:
         return f"failed at step {step}: {run.entry('failed', 'error')}"
-    return "unfinished: still running, or ended without a word" if run.state == "unfinished" else run.state
+    return "unfinished: still running, or killed" if run.state == "unfinished" else run.state
 
 
 def _loss(evaluation: Evaluation | None) -> str:
@@ -80,7 +79,7 @@ def _loss(evaluation: Evaluation | None) -> str:
 
 
 def _start(run: RunRecord) -> str:
-    """What its weights began with."""
+    """The weights that it started from."""
     start = run.record.get("start")
     if start is None:
         return NONE
@@ -95,7 +94,6 @@ def _start(run: RunRecord) -> str:
 
 
 def _model(run: RunRecord) -> str:
-    """Its shape, and its parameters."""
     config, parameters = run.config.get("model"), run.record.get("parameters")
     model = config if isinstance(config, Mapping) else {}
     parts = [f"{model[key]} {noun}" for key, noun in SHAPE.items() if model.get(key) is not None]
@@ -104,7 +102,7 @@ def _model(run: RunRecord) -> str:
 
 
 def resume_command(run: RunRecord) -> str | None:
-    """None without a checkpoint to go on from. A run that has finished needs more steps to go on."""
+    """The command that resumes the run, a finished one with more steps; None without a checkpoint."""
     if not (run.path / LAST).is_file():
         return None
     command = f"gptpl train {shlex.quote(f'resume={near(run.path)}')}"
@@ -118,7 +116,7 @@ def resume_command(run: RunRecord) -> str | None:
 
 
 def use_command(run: RunRecord) -> str | None:
-    """None where there are no weights."""
+    """A command that uses the model; None without weights."""
     if not any((run.path / name).is_file() for name in (LAST, BEST)):
         return None
     task = run.config.get("task")

@@ -1,4 +1,4 @@
-"""What the terminal shows of a sweep while it runs, and `results.csv`, which is kept up to date."""
+"""The progress of a sweep at the terminal and in `results.csv`."""
 
 import math
 import sys
@@ -21,7 +21,7 @@ def say(line: str) -> None:
 
 
 class Progress(Watcher):
-    """A bar of the trials with an estimate of the time, and a line for each that ends."""
+    """A progress bar of the trials, and a line for each that ends."""
 
     def __init__(self, folder: Path, study: SweepStudy, n_jobs: int) -> None:
         self._folder, self._study, self._n_jobs = folder, study, n_jobs
@@ -37,7 +37,7 @@ class Progress(Watcher):
             desc="sweep",
             file=sys.stderr,
             leave=False,
-            disable=None,  # where nobody watches, the lines of `ended` are enough
+            disable=None,  # without a terminal the lines of `ended` are enough
         )
         self._metric = "val loss" if study.search.metric == LOSS else study.search.metric
         self._sign = study.search.sign
@@ -45,26 +45,26 @@ class Progress(Watcher):
         self._best = min(finished, default=math.inf)
 
     def _rows(self) -> list[RankedTrial]:
-        """The trials as they stand; the run of one that has ended is read once."""
+        """The trials so far; the run of one that has ended is read once."""
         found = ranked(self._folder, self._study.results(), self._study.search, self._known)
         self._known = {row.result.folder: row for row in found}
         return found
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Remove the bar."""
         self._bar.close()
 
     def started(self, trial: RunningTrial) -> None:
-        """Says so where trials run side by side; else the bar does."""
+        """Print the trial if others run at the same time; else the bar shows it."""
         if self._n_jobs > 1:
             say(f"trial {trial.name}")
 
     def stopping(self) -> None:
-        """Says what is being waited for."""
-        say("stopping: the trials save and end; once more, and they end at once")
+        """Print what is being waited for."""
+        say("stopping: the trials save and end; a second signal ends them at once")
 
     def moved(self, running: Sequence[RunningTrial]) -> None:
-        """Shows how far the trials are."""
+        """Update the bar."""
         parts = []
         for trial in running:
             parts.append(f"trial {trial.claim.folder} step {trial.step}")
@@ -72,11 +72,11 @@ class Progress(Watcher):
         self._bar.set_postfix_str(", ".join(parts))
 
     def ended(self, trial: RunningTrial, result: Outcome) -> None:
-        """Adds the trial to the table, and says how it ended."""
-        self._known.pop(trial.claim.folder, None)  # also of a trial that ended in the same way before
+        """Add the trial to the table, and print how it ended."""
+        self._known.pop(trial.claim.folder, None)  # it may have ended before, too
         try:
             write_results(self._folder, self._rows(), self._study.search)
-        except OSError as error:  # the trials are worth more than the table, which is written again
+        except OSError as error:  # the trials go on; the table is written again
             say(f"warning: {RESULTS_FILE} cannot be written ({error.strerror})")
         pruned = result.kind == "interrupted" and trial.pruned
         if pruned or result.kind != "interrupted":

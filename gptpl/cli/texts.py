@@ -1,38 +1,37 @@
-"""Texts at a terminal: shown while a model makes them, and a conversation, `gptpl generate -i`."""
+"""Texts at a terminal: printed while a model generates them, and the conversation of `gptpl generate -i`."""
 
 import contextlib
-import dataclasses
+import importlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import platformdirs
-import yaml
 from tqdm import tqdm
 
-from gptpl.config.groups import choices, config_folder
+from gptpl.cli.arguments import Arguments
+from gptpl.cli.model_input import SHORT_KEYS, in_full
+from gptpl.config.compose import composed, plain
+from gptpl.config.groups import choices
 from gptpl.errors import InputError
 from gptpl.generation import Completion, Piece, SamplingRules, stream_text
 from gptpl.generation.sampling import check_seed, seeded_generator
 from gptpl.model.protocol import cached_form, device_of, vocab_size
 from gptpl.runs.models import LanguageModel
 
-RULES = tuple(field.name for field in dataclasses.fields(SamplingRules))
 HELP = f"""\
-Type a text and it is continued. An empty line starts from end-of-text. Ctrl-C stops a text, Ctrl-D leaves.
-  /temperature 0.7     set a rule: {", ".join(RULES)}
-  /top_k null          null takes it away; a list is written 50256,198
+Type a text to have it continued. An empty line starts from end-of-text. Ctrl-C stops a text, Ctrl-D ends.
+  /temperature 0.7     set a sampling rule: {", ".join(sorted(SHORT_KEYS))}
+  /top_k null          remove one; a list is written [50256,198]
   /sampling creative   take a preset: {", ".join(choices("sampling"))}
-  /max_new_tokens 100  how long a text may be
-  /seed 1              the same texts again; null: another one each time
-  /show                the settings
-  /help                this
-  /quit                leave"""
+  /max_new_tokens 100  set the length of a text; /stop END a string that ends it
+  /seed 1              draw the same texts again; null: other ones each time
+  /show                print the settings
+  /help                print this
+  /quit                end"""
 
 
 def show(texts: Iterable[str]) -> None:
-    """Prints a text bit by bit, and ends its line."""
+    """Print a text bit by bit, and end its line."""
     try:
         for text in texts:
             print(text, end="", flush=True)
@@ -43,7 +42,7 @@ def show(texts: Iterable[str]) -> None:
 def completed(
     model: LanguageModel, prompt: str, settings: dict[str, Any], *, streamed: bool
 ) -> list[Completion]:
-    """Continuations in order: a single one is printed as it comes if `streamed`; else there is a bar."""
+    """The continuations in order: a single one is printed meanwhile if `streamed`, else a bar is shown."""
     count, length = settings["num_samples"], settings["max_new_tokens"]
     pieces = model.pieces([prompt], **settings)  # refuses wrong settings before anything is printed
     found: list[Completion] = []
@@ -72,60 +71,40 @@ def completed(
 # --- a conversation -------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Settings:
-    """What the conversation can change."""
+class _Settings:
+    """The settings of a conversation: those of the command line and those typed since, by its own grammar."""
 
-    rules: SamplingRules
-    max_new_tokens: int
-    seed: int | None
+    def __init__(self, given: Arguments) -> None:
+        self._given, self._overrides = given, given.overrides
+        self._take(self._overrides)
 
     def command(self, line: str) -> str:
-        """Carries out `/name value`; returns what to answer. Raises InputError for what it does not know."""
-        name, _, value = (part.strip() for part in line[1:].strip().partition(" "))
+        """Carry out `/name value`; returns the answer."""
+        name, _, value = (part.strip() for part in line[1:].partition(" "))
         if name == "help":
             return HELP
-        if name == "sampling":
-            self.rules = _preset(value)
-        elif name in RULES:
-            self.rules = dataclasses.replace(self.rules, **{name: _parsed(name, value)})
-        elif name in ("max_new_tokens", "seed"):
-            if not value.isdecimal() and (name, value) != ("seed", "null"):
-                raise InputError(f"/{name} {value} is no number: give 0 or more")
-            number = None if value == "null" else int(value)
-            if name == "seed" and number is not None:
-                check_seed(number)
-            setattr(self, name, number)
+        if name in (*SHORT_KEYS, "sampling", "max_new_tokens", "seed", "stop"):
+            kept = self._overrides
+            if name == "sampling":  # a preset replaces all rules
+                kept = [each for each in kept if not each.startswith(("sampling=", "sampling."))]
+            self._take([*kept, in_full(f"{name}={value}")])
         elif name != "show":
-            known = ", ".join(f"/{each}" for each in ("help", "show", "sampling", "seed", "quit", *RULES))
-            raise InputError(f"/{name} is no command: give one of {known}, /max_new_tokens")
+            raise InputError(f"/{name} is unknown, see /help")
         return f"{self.rules.name}; max_new_tokens {self.max_new_tokens}; seed {self.seed}"
 
-
-def _preset(name: str) -> SamplingRules:
-    """The rules of conf/sampling/<name>.yaml."""
-    if name not in choices("sampling"):
-        raise InputError(f"/sampling {name} is unknown: choose one of {', '.join(choices('sampling'))}")
-    settings = yaml.safe_load((config_folder() / "sampling" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return SamplingRules(**{key: value for key, value in settings.items() if key in RULES})
-
-
-def _parsed(name: str, value: str) -> Any:
-    """The value of a rule as it is written in YAML; ids may be written without brackets."""
-    if name.endswith("_tokens"):
-        parts = [part for part in value.replace(",", " ").strip("[] ").split() if part != "null"]
-        if wrong := [part for part in parts if not part.isdecimal()]:
-            raise InputError(f"/{name} {wrong[0]} is no number: give 0 or more")
-        return tuple(map(int, parts))
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"/{name} {value} is no value: give a number or null") from error
+    def _take(self, overrides: list[str]) -> None:
+        given = self._given
+        cfg = plain(composed(overrides, given.config_name, config_dir=given.config_dir).cfg)
+        rules = SamplingRules(**cfg["sampling"])
+        if cfg["seed"] is not None:
+            check_seed(cfg["seed"])
+        self.rules, self._overrides, self.stop = rules, overrides, cfg["stop"]
+        self.max_new_tokens, self.seed = cfg["max_new_tokens"], cfg["seed"]
 
 
-def converse(language_model: LanguageModel, cfg: Mapping[str, Any], rules: SamplingRules) -> None:
-    """Reads lines until the input ends, and continues each or carries it out as a command."""
-    settings = Settings(rules=rules, max_new_tokens=cfg["max_new_tokens"], seed=cfg["seed"])
+def converse(language_model: LanguageModel, given: Arguments) -> None:
+    """Read lines until the input ends; continue each, or carry it out as a command."""
+    settings = _Settings(given)
     model = cached_form(language_model.net, rows=1) or language_model.net  # made once for all texts
 
     def pieces(line: str) -> Iterator[Piece]:
@@ -135,46 +114,27 @@ def converse(language_model: LanguageModel, cfg: Mapping[str, Any], rules: Sampl
             [line],
             rules=settings.rules.within(vocab_size(model)),
             max_new_tokens=settings.max_new_tokens,
-            stop=cfg["stop"],
+            stop=settings.stop,
             generator=seeded_generator(settings.seed, device_of(model)),
         )
 
-    print(f"{rules.name}; /help lists what can be changed, Ctrl-D leaves")
-    with _history() as read:
-        while True:
-            try:
-                line = read(">>> ")
-                if line.strip() in ("/quit", "/exit"):
-                    return
-                if line.startswith("/"):
-                    print(settings.command(line))
-                else:
-                    with contextlib.suppress(KeyboardInterrupt):  # after which `show` ends the line
-                        show(itertools.chain([line], (piece.text for piece in pieces(line))))
-            except EOFError:
-                print()
+    print(f"{settings.rules.name}; /help lists the commands, Ctrl-D ends")
+    with contextlib.suppress(ImportError):  # on Windows
+        importlib.import_module("readline")  # `input` then edits lines and recalls earlier ones
+    while True:
+        try:
+            line = input(">>> ")
+            if line.strip() in ("/quit", "/exit"):
                 return
-            except KeyboardInterrupt:
-                print()
-            except InputError as error:
-                print(f"error: {error}")
-
-
-@contextlib.contextmanager
-def _history() -> Iterator[Callable[[str], str]]:
-    """`input`; with readline it edits lines and knows those of earlier conversations."""
-    try:
-        import readline
-    except ImportError:  # Windows has none
-        yield input
-        return
-    path = Path(platformdirs.user_state_dir("gptpl", appauthor=False)) / "generate_history"
-    readline.set_history_length(1000)
-    with contextlib.suppress(OSError):
-        readline.read_history_file(path)
-    try:
-        yield input
-    finally:
-        with contextlib.suppress(OSError):  # a home that cannot be written: no history is kept
-            path.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(path)
+            if line.startswith("/"):
+                print(settings.command(line))
+            else:
+                with contextlib.suppress(KeyboardInterrupt):  # after which `show` ends the line
+                    show(itertools.chain([line], (piece.text for piece in pieces(line))))
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+        except InputError as error:
+            print(f"error: {error}")

@@ -1,4 +1,4 @@
-"""YAML files of configs, in a checkout, an installed wheel or a user's folder: where they are, what they hold.
+"""YAML files of configs in a checkout, a wheel or a user's folder: where they are and what they hold.
 
 This module imports neither Hydra nor torch, so that `--help` comes at once.
 """

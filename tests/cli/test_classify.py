@@ -231,15 +231,15 @@ def test_a_checkpoint_of_another_task_is_refused_both_ways(
     "arguments, said",
     [
         (["evaluate", "split=all"], "split=all is none of a classifier's: choose train, val, test"),
-        (["evaluate", "data=text_file", "split=val"], "is a classifier, and these data have no labels"),
-        (["evaluate", "data=labelled", "data.path=texts.csv"], "a file that is given is taken whole"),
+        (["evaluate", "data=text_file", "split=val"], "is a classifier, but these data have no labels"),
+        (["evaluate", "data=labelled", "data.path=texts.csv"], "a given file is not split, give split=all"),
         (
             ["evaluate", "data=labelled", "data.path=other.csv", "split=all"],
             "line 3 has the label 'fine', which the classifier does not know (it has bad, good)",
         ),
         (
             ["evaluate", "data=labelled", "data.path=texts.csv", "split=all", "data.max_length=3"],
-            "data.max_length=3: a classifier reads of a text what it read in training",
+            "data.max_length=3 cannot change, a classifier reads texts as in training",
         ),
         (["classify"], "text is not set: give text='...', or file=FILE"),
         (["classify", "text= "], "text is empty"),

@@ -4,9 +4,8 @@ import pytest
 
 
 @pytest.fixture
-def talk(gptpl, quick, monkeypatch, tmp_path):
+def talk(gptpl, quick, monkeypatch):
     """Types lines into `gptpl generate -i`; returns what it printed."""
-    monkeypatch.setattr("platformdirs.user_state_dir", lambda *args, **kwargs: str(tmp_path / "state"))
 
     def run(*lines: str | type[BaseException], arguments: tuple[str, ...] = ()) -> str:
         rest = iter([*lines, EOFError])
@@ -40,16 +39,16 @@ def test_a_conversation_continues_lines_and_changes_rules(talk, gptpl, quick):
 def test_a_conversation_goes_on_after_mistakes_and_ctrl_c(talk):
     out = talk(
         "/temperature -1", "/temperature hot", "/wild", "/sampling wild", "/top_k x y", KeyboardInterrupt,
-        "/banned_tokens -1", "/banned_tokens {",
-        "/banned_tokens 1,2", "/sampling creative", "/help", "/show", "",
+        "/banned_tokens [x]", "/banned_tokens {",
+        "/banned_tokens [1,2]", "/sampling creative", "/help", "/show", "",
     )  # fmt: skip
     for words in (
         "temperature must be 0 (greedy) or a positive number, got -1",
-        "temperature must be 0 (greedy) or a positive number, got 'hot'",
-        "/wild is no command",
-        "/sampling wild is unknown",
-        "/banned_tokens -1 is no number",
-        "/banned_tokens { is no number",
+        "sampling.temperature=hot: must be a valid number",
+        "/wild is unknown",
+        "sampling=wild is unknown",
+        "sampling.banned_tokens=[x]: [0] must be a valid integer",
+        "'sampling.banned_tokens={' is not an override",
     ):
         assert f"error: {words}" in out
     assert "banned tokens 1 2" in out

@@ -85,7 +85,7 @@ def test_the_smallest_of_nearly_the_same_speed_is_suggested():
     ("overrides", "says"),
     [
         (("find.max_batch_size=0",), "find.max_batch_size=0 cannot be: give a whole number of 1 or more"),
-        (("data.batch_size=4",), "data.batch_size is what gptpl find-batch-size tries out: leave it out"),
+        (("data.batch_size=4",), "data.batch_size is what gptpl find-batch-size looks for: leave it out"),
         (
             ("find.steps=4",),
             "gptpl find-batch-size has no setting find.steps: did you mean find.timed_steps?",

@@ -195,7 +195,7 @@ def test_text_can_be_piped_where_the_terminal_knows_no_unicode(quick):
         (("prompt=x", "prompt_file=y"), ["prompt=", "prompt_file=y"]),
         (("prompt_file=nowhere.txt",), ["prompt_file=nowhere.txt", "No such file"]),
         (("--json", "-i"), ["--json", "-i"]),
-        (("--prompt", "x"), ["--prompt is no flag", "did you mean prompt="]),
+        (("--prompt", "x"), ["gptpl generate has no flag --prompt", "did you mean prompt="]),
     ],
 )
 def test_wrong_settings_are_refused(given, words, refused, quick):

@@ -39,8 +39,8 @@ def test_the_page_holds_the_text_and_the_losses_of_the_model(text, gptpl, quick,
     assert all(len(row[5]) == 5 for row in rows)  # type: ignore[arg-type]
     assert outcome.out.splitlines() == [
         f"tokens      {len(ids)}",
-        "scored      every token once, from all before it, in a long text the last 32 to 64 tokens"
-        " (gptpl evaluate lays sequences end to end: less context)",
+        "scored      every token once, from all tokens before it, in a long text from the last 32 to 64"
+        " (more context than gptpl evaluate gives)",
         f"loss        {losses.mean():.4f} nats per token",
         f"perplexity  {losses.mean().exp():.2f}",
         "page        surprisal.html",
@@ -84,7 +84,7 @@ def test_a_file_that_is_not_utf8_is_named(refused, quick, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((), ["no text is given", "text_file=FILE"]),
+        ((), ["text is not set", "text_file=FILE"]),
         (("text=",), ["the text is empty"]),
         (("text=a", "text_file=b"), ["text=", "text_file=b"]),
         (("text_file=nowhere.txt",), ["text_file=nowhere.txt", "No such file"]),

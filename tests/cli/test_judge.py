@@ -260,7 +260,7 @@ def test_a_comparison_against_the_references_alone(gptpl, responses, tmp_path):
         (("responses=r.json", "output=none/x.json"), r"must be a \.json file .*, got none/x\.json"),
         (
             ("responses=r.json", "both_orders=true"),
-            "both_orders=true has two answers to swap only with compare=",
+            "both_orders=true needs two answers to swap: give compare=FILE",
         ),
         (("responses=r.json", "judge=smoke"), "judge=smoke is unknown; choices: none, ollama, openai"),
         (

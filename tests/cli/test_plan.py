@@ -169,7 +169,7 @@ def test_steps_are_timed_and_nothing_is_left_but_the_picture(gptpl, tmp_path):
     [
         (("plan.outptu=a.png",), "gptpl plan has no setting plan.outptu: did you mean plan.output?"),
         (("plan.timed_steps=-1",), "plan.timed_steps=-1 cannot be: give 0 or more"),
-        (("plan.output=a.jpg",), "plan.output=a.jpg is no picture: give a name that ends in .png"),
+        (("plan.output=a.jpg",), "plan.output=a.jpg must be a file whose name ends in .png"),
         (("plan.output=/proc/no/a.png",), "plan.output=/proc/no/a.png cannot be written"),
         (
             ("resume=runs/x",),

@@ -108,14 +108,14 @@ def test_flags_may_stand_anywhere():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--cgf", "job"], "--cgf is no flag of gptpl train: did you mean --cfg"),
+        (["--cgf", "job"], "gptpl train has no flag --cgf: did you mean --cfg"),
         (["--cfg"], "--cfg: expected one argument"),
         (["--cfg", "jobs"], "invalid choice: 'jobs'"),
-        (["-x"], "-x is no flag of gptpl train: its flags are"),
+        (["-x"], "gptpl train has no flag -x: its flags are"),
         (["--config-dir"], "--config-dir: expected one argument"),
         (["--config-dir", "missing"], None),
         (["--checkpoint", "X"], "did you mean checkpoint=VALUE?"),
-        (["--hydra-help"], "see gptpl train --help"),
+        (["--hydra-help"], "gptpl train has no flag --hydra-help"),
     ],
 )
 def test_wrong_flags_are_refused(arguments, said):

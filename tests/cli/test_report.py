@@ -71,11 +71,11 @@ def test_trials_that_failed_before_they_began_are_rows(gptpl, runs):
     [
         ([], "no run is given"),
         (["nowhere"], "nowhere does not exist"),
-        (["outptu=x", "."], "outptu is no key of gptpl report: did you mean output?"),
+        (["outptu=x", "."], "gptpl report has no setting outptu: did you mean output?"),
         (["empty"], "empty holds no run"),
         (["a file"], "a file is a file"),
-        (["--wide"], "--wide is no flag of gptpl report, which has no flags: leave it out"),
-        (["empty", "output="], "output= is no folder"),
+        (["--wide"], "gptpl report has no flag --wide: it has no flags, leave it out"),
+        (["empty", "output="], "output= is empty"),
     ],
 )
 def test_what_is_no_run_is_refused_in_one_line(gptpl, tmp_path, arguments, message):

@@ -109,7 +109,7 @@ def test_rm_of_checkpoints_leaves_a_model_that_can_be_used(gptpl, copy, answer):
     kept = {path for path in folder.rglob("*") if "step-" not in path.name and path.name != "last.ckpt"}
     answer("y\n")
     outcome = gptpl("runs", "rm", "a", "--checkpoints")
-    assert "\nwithout these checkpoints they cannot be resumed\n" in outcome.out
+    assert "\nwithout these checkpoints the runs cannot be resumed\n" in outcome.out
     assert outcome.err.startswith("remove all checkpoints but best.ckpt of 1 run, 1.5 MB? [y/N]")
     assert set(folder.rglob("*")) == kept
     assert gptpl("generate", "checkpoint=a", "prompt=a", "max_new_tokens=1").status == 0

@@ -191,7 +191,7 @@ def test_the_modules_exit_status_is_that_of_the_command(tmp_path):
     command = [sys.executable, "-m", "gptpl", "tran"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (finished.returncode, finished.stdout) == (2, "")
-    assert finished.stderr.startswith("gptpl: error: 'tran' is no command of gptpl: choose one of train, ")
+    assert finished.stderr.startswith("gptpl: error: gptpl has no command 'tran': choose one of train, ")
 
 
 @pytest.mark.parametrize(

@@ -525,7 +525,7 @@ def test_cropping_is_for_training(refused, mirror):
 def test_the_words_for_the_group_of_commands(gptpl, refused):
     assert "weights convert" in gptpl("weights").out
     assert "gptpl weights fetch: Download GPT-2 ahead of time" in gptpl("weights", "fetch", "--help").out
-    assert "'weights sell' is no command of gptpl" in refused("weights", "sell")
+    assert "gptpl has no command 'weights sell'" in refused("weights", "sell")
     assert "gptpl weights fetch has no setting sizes: did you mean size?" in refused(
         "weights", "fetch", "sizes=124M"
     )

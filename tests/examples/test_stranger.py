@@ -338,7 +338,7 @@ def test_toys_in_the_working_folder_need_no_installation(lab, tmp_path, monkeypa
         *("callbacks=[count,learning_rate]", "scheduler=halves", "data=shouted"),
     )
     said = there.refused("train", "experiment=quick", "+callbacks.count._target_=toys.Count")
-    assert "there is no package toys" in said
+    assert "install the package toys, or run gptpl in the folder that holds it" in said
     assert "counted 6" in there.done(*given, "--config-dir", "conf")
     rates = [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]]
     assert rates == pytest.approx([3e-3, 1.5e-3, 7.5e-4])

@@ -1,9 +1,9 @@
-"""Which class texts belong to, by a trained classifier.
+"""Classify texts with a trained classifier.
 
 examples:
   gptpl classify checkpoint=RUN text='You have won a prize'        # each class with its probability
   gptpl classify checkpoint=RUN file=messages.csv output=labels.csv  # a whole file, of any size
-  gptpl classify checkpoint=RUN file=messages.txt --json           # a text on each line, a JSON object a line
+  gptpl classify checkpoint=RUN file=messages.txt --json           # a text on each line, JSON lines
   echo 'See you at six' | gptpl classify checkpoint=RUN            # a piped text
 
 flags:
@@ -30,13 +30,17 @@ from gptpl.text import shortened
 
 @configured("classify", flags=["--json"])
 def run(given: Arguments) -> None:
-    """Prints a line a text to standard output, or writes `output`."""
+    """Prints a line for each text, or writes `output`."""
     cfg = settings_of(given)
     output = None if cfg["output"] is None else Path(cfg["output"]).expanduser()
     _check(cfg, output, as_json=bool(given.flags))
     alone = cfg["file"] is None
     if alone:
-        texts = iter([_given(cfg)])
+        text = given_text(cfg["text"], key="text")
+        if not text or text.isspace():
+            wrong = "is not set" if text is None else "is empty"
+            raise InputError(f"text {wrong}: give text='...', or file=FILE, or pipe a text in")
+        texts = iter([text])
     else:
         path = Path(cfg["file"]).expanduser()
         table = Table(path=path, format=cfg["format"], columns=cfg["columns"], keys="")
@@ -56,31 +60,19 @@ def run(given: Arguments) -> None:
 
 
 def _check(cfg: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
-    """Refuses settings that do not go together, before a model is read."""
+    """Raises InputError for settings that exclude each other, before a model is read."""
     if cfg["text"] is not None and cfg["file"] is not None:
         raise InputError(f"text= and file={cfg['file']} are both set: give one of them")
-    if cfg["batch_size"] < 1:
-        raise InputError(f"batch_size={cfg['batch_size']} takes no text: give 1 or more")
     if output is not None and as_json:
         raise InputError(f"--json and output={output} are both set: leave --json out, or the file")
     if output is not None:
         check_prediction_file(output)
 
 
-def _given(cfg: dict[str, Any]) -> str:
-    """The one text that is set or piped in."""
-    text = given_text(cfg["text"], key="text")
-    if text is None:
-        raise InputError("text is not set: give text='...', or file=FILE, or pipe a text in")
-    if not text or text.isspace():
-        raise InputError("text is empty: give a text to classify")
-    return text
-
-
 def _shown(prediction: Prediction, *, alone: bool) -> str:
-    """Of one text every class with its probability, the most likely first; of many a line each."""
+    """Every class with its probability, the most likely first; of many texts the first line of each."""
     width = max(map(len, prediction.labels))
-    chances = zip(prediction.labels, prediction.probabilities, strict=True)
-    ranked = sorted(chances, key=lambda pair: -pair[1])
-    lines = [f"{label:<{width}}  {chance:.4f}" for label, chance in ranked]
+    pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+    ranked = sorted(pairs, key=lambda pair: -pair[1])
+    lines = [f"{label:<{width}}  {probability:.4f}" for label, probability in ranked]
     return "\n".join(lines) if alone else f"{lines[0]}  {shortened(prediction.text, 80)}"

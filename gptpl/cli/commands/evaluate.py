@@ -1,14 +1,14 @@
-"""Loss of a trained model on any data; of a classifier its accuracy, F1 and calibration.
+"""Evaluate a trained model on any data: its loss, or accuracy, F1 and calibration of a classifier.
 
 examples:
   gptpl evaluate checkpoint=RUN                                    # on the run's own validation data
-  gptpl evaluate checkpoint=RUN data=text_file data.path=my.txt split=all  # on a text of yours, all of it
+  gptpl evaluate checkpoint=RUN data=text_file data.path=my.txt split=all  # on your own text, all of it
   gptpl evaluate checkpoint=RUN/checkpoints/best.ckpt data=tale    # a certain checkpoint, on the shipped tale
-  gptpl evaluate checkpoint=CLASSIFIER split=test                  # scores of a classifier on its test texts
-  gptpl evaluate checkpoint=CLASSIFIER data=labelled data.path=my.csv split=all  # and on a file of yours
+  gptpl evaluate checkpoint=CLASSIFIER split=test                  # a classifier on its test texts
+  gptpl evaluate checkpoint=CLASSIFIER data=labelled data.path=my.csv split=all  # and on your own file
   gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all  # GPT-2 itself
 
-Losses are in nats per token. Sequences are laid end to end; gptpl inspect gives tokens more context, and so
+Losses are in nats per token. The text is cut into sequences; gptpl inspect gives tokens more context, and so
 measures a lower loss on the same text. Writes nothing.
 """
 
@@ -37,7 +37,7 @@ PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 
 @configured("evaluate")
 def run(given: Arguments) -> None:
-    """Prints loss, perplexity and tokens to standard output."""
+    """Prints the scores."""
     cfg = settings_of(given)
     model, data = load(**given_model(cfg)), cfg["data"]
     if data["batch_size"] == "auto":
@@ -49,7 +49,7 @@ def run(given: Arguments) -> None:
     if "_target_" not in data:
         result = model.evaluate(split=cfg["split"], progress=PROGRESS, **data)
     else:
-        # In the model's template, unless another one was asked for.
+        # In the model's template, unless another one is given.
         keys = {override.partition("=")[0].lstrip("+") for override in given.overrides}
         asked = keys & {"data.template", "data.response_marker"}
         datamodule = _datamodule(data, model, None if asked else model.template)
@@ -64,7 +64,7 @@ def run(given: Arguments) -> None:
 def _datamodule(data: dict[str, Any], model: LanguageModel, template: PromptTemplate | None) -> Any:
     if data.get("stride") not in (None, data["max_length"]):
         raise InputError(
-            f"data.stride={data['stride']} has no meaning here: the sequences lie end to end, leave it out"
+            f"data.stride={data['stride']} has no effect here, the sequences do not overlap: leave it out"
         )
     length = context_length(model.net) if data["max_length"] is None else data["max_length"]
     return make_datamodule(
@@ -81,7 +81,7 @@ def _classified(cfg: dict[str, Any], model: Classifier) -> ClassifierEvaluation:
     settings = {"batch_size": data["batch_size"], "progress": PROGRESS}
     if data["max_length"] is not None:
         raise InputError(
-            f"data.max_length={data['max_length']}: a classifier reads of a text what it read in training,"
+            f"data.max_length={data['max_length']} cannot change, a classifier reads texts as in training:"
             " leave it out"
         )
     if "_target_" not in data:
@@ -89,16 +89,16 @@ def _classified(cfg: dict[str, Any], model: Classifier) -> ClassifierEvaluation:
     corpus = instantiate(data["corpus"])
     if not isinstance(corpus, LabelledCorpus):
         raise InputError(
-            f"checkpoint={cfg['checkpoint']} is a classifier, and these data have no labels: give"
+            f"checkpoint={cfg['checkpoint']} is a classifier, but these data have no labels: give"
             " data=labelled data.path=FILE, or leave data= out for the run's own texts"
         )
     if split != "all":
-        raise InputError(f"split={split}: a file that is given is taken whole, give split=all")
+        raise InputError(f"split={split}: a given file is not split, give split=all")
     return model.evaluate(corpus, **settings)
 
 
 def _report(found: ClassifierEvaluation, labels: Sequence[str]) -> Iterator[str]:
-    """The scores in lines, with a table of the classes and one of what was taken for what."""
+    """The scores in lines, and the confusion matrix."""
     yield f"data               {found.data}, {found.texts:,} texts of {len(labels)} classes"
     yield f"loss               {found.loss:.4f} nats per text"
     yield f"accuracy           {found.scores.accuracy:.2%}"

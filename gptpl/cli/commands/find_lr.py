@@ -1,8 +1,8 @@
 """Find the learning rate: where the loss falls fastest, and where it diverges.
 
 examples:
-  gptpl find-lr experiment=quick                                              # 100 steps, a table, a picture
-  gptpl find-lr model=gpt_18m data=python_stdlib optimizer=muon               # of both learning rates of Muon
+  gptpl find-lr experiment=quick                                              # 100 steps: a table and a plot
+  gptpl find-lr model=gpt_18m data=python_stdlib optimizer=muon               # both learning rates of Muon
   gptpl find-lr init=gpt2_hf model=gpt2_small data=text_file data.path=F find.max_lr=1e-2  # for fine-tuning
 
 The range test of Smith (2017) on the run's own model, data, optimizer and precision: the learning rates of

@@ -9,9 +9,9 @@ examples:
 
 flags:
   --json               print a JSON object for each text
-  -i, --interactive    prompt after prompt
+  -i, --interactive    a conversation: prompt after prompt
 
-The text goes to standard output while it is made, everything else to standard error.
+The text goes to standard output while it is generated, everything else to standard error.
 """
 
 import json
@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 
 @configured("generate", flags=["--json", "-i", "--interactive"], in_full=in_full)
 def run(given: Arguments) -> None:
-    """Prints texts to standard output, everything else to standard error."""
+    """Prints the texts."""
     as_json, interactive = "--json" in given.flags, bool({"-i", "--interactive"} & {*given.flags})
     if as_json and interactive:
-        raise InputError("--json and -i exclude each other: -i is for people, --json for programs")
+        raise InputError("--json and -i exclude each other: leave one out")
     cfg = settings_of(given)
     rules = SamplingRules(**cfg["sampling"])
     if cfg["seed"] is not None:
@@ -48,14 +48,14 @@ def run(given: Arguments) -> None:
     prompt = given_text(cfg["prompt"], cfg["prompt_file"], key="prompt", piped=not interactive)
     model = load_language_model(**given_model(cfg), precision=cfg["precision"])
     if interactive:
-        converse(model, cfg, rules)
+        converse(model, given)
         return
     prompt = "Every effort moves you" if prompt is None else prompt
     read = model.tokenizer.decode(model.tokenizer.encode(prompt))
     if read != prompt:  # a vocabulary of words does not know every word
         log.info("the model reads the prompt as: %s", read)
     cfg["seed"] = int(torch.seed() % 2**32) if cfg["seed"] is None else cfg["seed"]
-    # What the report needs is read before the texts are made, and may be refused.
+    # Read first, as it may be refused.
     training = model.training_text(cfg["training_text"]) if cfg["memorisation"] else None
     completions = _written(cfg, model, prompt, rules, as_json=as_json)
     lines = statistics_lines(completions) if cfg["statistics"] else []
@@ -68,7 +68,7 @@ def run(given: Arguments) -> None:
 def _written(
     cfg: dict[str, Any], model: LanguageModel, prompt: str, rules: SamplingRules, *, as_json: bool
 ) -> list[Completion]:
-    """Makes the texts and prints them, a single one while it is made."""
+    """Generates the texts and prints them, a single one meanwhile."""
     settings = {name: cfg[name] for name in ("max_new_tokens", "num_samples", "stop", "seed", "alternatives")}
     if settings["alternatives"] is None and cfg["statistics"]:
         settings["alternatives"] = 0

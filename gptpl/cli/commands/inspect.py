@@ -1,12 +1,12 @@
-"""How surprised a trained model is by each token of a text, as a web page.
+"""Show the loss of a trained model on each token of a text, as a web page.
 
 examples:
   gptpl inspect checkpoint=RUN text='Every effort moves you'          # writes surprisal.html
   gptpl inspect checkpoint=RUN text_file=my.txt output=my.html        # a whole file
   echo 'Every effort' | gptpl inspect checkpoint=RUN alternatives=10  # a piped text
 
-Prints loss and perplexity; the page has each token coloured by its loss, with the likeliest alternatives.
-It needs no network.
+Prints loss and perplexity. The page colours each token by its loss and lists the most likely alternatives;
+it needs no network.
 """
 
 import math
@@ -25,15 +25,15 @@ from gptpl.runs.loaded import load_language_model
 
 @configured("inspect")
 def run(given: Arguments) -> None:
-    """Writes the page, prints loss, perplexity and where it is."""
+    """Writes the page, prints loss and perplexity."""
     cfg = settings_of(given)
     output = Path(cfg["output"]).expanduser()
     if output.is_dir() or not output.parent.is_dir():
-        raise InputError(f"output={cfg['output']} cannot be written: give a file in a folder that exists")
+        raise InputError(f"output={cfg['output']} must be a file in a folder that exists")
     text = given_text(cfg["text"], cfg["text_file"], key="text")
     if not text:
         origin = "" if cfg["text_file"] is None else f" of text_file={cfg['text_file']}"
-        wrong = "no text is given" if text is None else f"the text{origin} is empty"
+        wrong = "text is not set" if text is None else f"the text{origin} is empty"
         raise InputError(f"{wrong}: give text='...', text_file=FILE, or pipe one in")
     model = load_language_model(**given_model(cfg))
     total = len(model.tokenizer.encode(text))
@@ -43,8 +43,8 @@ def run(given: Arguments) -> None:
     T = context_length(model.net)
     print(f"tokens      {len(inspected.tokens):,}")
     print(
-        f"scored      every token once, from all before it, in a long text the last {T // 2:,} to {T:,}"
-        " tokens (gptpl evaluate lays sequences end to end: less context)"
+        f"scored      every token once, from all tokens before it, in a long text from the last {T // 2:,} to"
+        f" {T:,} (more context than gptpl evaluate gives)"
     )
     print(f"loss        {inspected.loss:.4f} nats per token")
     print(f"perplexity  {inspected.perplexity:.2f}" if inspected.perplexity < math.inf else "perplexity  inf")

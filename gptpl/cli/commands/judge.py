@@ -1,13 +1,13 @@
-"""Score a model's answers by their references, by a judge model, or against another model's.
+"""Score a model's answers: against references, by a judge model, or against another model's answers.
 
 examples:
-  gptpl judge responses=responses.json                      # scores from 0 to 100 by llama3, served by Ollama
+  gptpl judge responses=responses.json                      # scores from 0 to 100 by llama3 on Ollama
   gptpl judge responses=responses.json judge=none           # exact match, F1, ROUGE-L; no server
   gptpl judge responses=A.json compare=B.json both_orders=true  # which of two models is better?
   gptpl judge responses=A.json judge=openai judge.model=NAME  # the key from OPENAI_API_KEY
   gptpl judge responses=A.json judge=openai judge.address=URL judge.api_key_env=null  # a server without a key
 
-Writes scores.json or comparison.json beside the responses, or output=, and a picture of the same name.
+Writes scores.json or comparison.json next to the responses, or output=, and a picture of the same name.
 Replies are kept as they come: the same command again resumes.
 """
 
@@ -27,15 +27,13 @@ from gptpl.judging import Comparison, Scores, compare, score
 
 @configured("judge")
 def run(given: Arguments) -> None:
-    """Writes the result and its picture, prints a table to standard output."""
+    """Writes the result and its picture, prints a table."""
     cfg = plain(given.config)
     responses, other, both_orders = cfg["responses"], cfg["compare"], cfg["both_orders"]
     if responses == NOT_SET:
-        raise InputError("responses is not set: give responses=FILE, which gptpl respond wrote")
+        raise InputError("responses is not set: give responses=FILE, written by gptpl respond")
     if both_orders and other is None:
-        raise InputError(
-            "both_orders=true has two answers to swap only with compare=: give it, or leave it out"
-        )
+        raise InputError("both_orders=true needs two answers to swap: give compare=FILE, or leave it out")
     name = "scores.json" if other is None else "comparison.json"
     output = Path(cfg["output"] or Path(responses).with_name(name)).expanduser()
     settings: dict[str, Any] = {

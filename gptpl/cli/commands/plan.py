@@ -1,15 +1,15 @@
-"""What a run will cost before it starts: memory, steps, time.
+"""Estimate what a run will cost: memory, steps, time.
 
 examples:
-  gptpl plan                                                   # of the default run
-  gptpl plan model=gpt2_xl data=text_file data.path=my.txt     # of a model that may not even fit here
-  gptpl plan experiment=fast_recipe plan.timed_steps=0 --json  # without timing, for a program
+  gptpl plan                                                   # the default run
+  gptpl plan model=gpt2_xl data=text_file data.path=my.txt     # a model that may not even fit here
+  gptpl plan experiment=fast_recipe plan.timed_steps=0 --json  # for a program, without timed steps
 
 flags:
   --json    print a JSON object instead of a table
 
-Takes the settings of gptpl train. Shows parameters, memory by part, sequences, steps, tokens, arithmetic,
-learning rate, time, and the largest batch that fits. Weights are made for the timed steps only, so a model
+Takes the settings of gptpl train. Shows parameters, memory by part, sequences, steps, tokens, FLOPs,
+learning rate, time, and the largest batch that fits. Weights are created for the timed steps only, so a model
 larger than this machine can be planned. Writes the picture plan.output and nothing else.
 """
 
@@ -24,7 +24,7 @@ from gptpl.runs.plan import plan
 def run(given: Arguments) -> None:
     """Prints the plan to standard output and draws the learning rate."""
     picture = checked_output("plan.output", given.config.plan.output, suffix=".png")
-    logging.getLogger().setLevel(logging.WARNING)  # the plan says what the log of a run would
+    logging.getLogger().setLevel(logging.WARNING)  # the plan contains what a run would log
     planned = plan(given.config, timed_steps=given.config.plan.timed_steps)
     planned.draw(picture)
     if given.flags:

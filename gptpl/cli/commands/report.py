@@ -1,4 +1,4 @@
-"""Compare runs: ranking, curves, settings and samples, as a web page and Markdown.
+"""Compare runs: ranking, curves, settings and samples, as a web page and in Markdown.
 
 usage: gptpl report RUN_OR_FOLDER... [output=FOLDER] [tag=WORD]
 
@@ -10,13 +10,13 @@ examples:
   gptpl report runs tag=paper               # only the runs with a tag
 
 settings:
-  output: null    # folder of the files; null: the folder given, or this one where several are given
+  output: null    # folder of the files; null: the given folder, or the current one if several are given
   tag: null       # only runs with this tag; several: tag=a,b
 
 Writes report.html, which needs no other file and no network, report.md and its pictures report-*.png, and
 prints the ranking. Runs are ranked by their lowest validation loss, those of a sweep by its sweep.metric.
-Runs with another text, split or tokenizer are ranked apart: their losses cannot be compared. The importance
-of settings is estimated from 10 finished runs on.
+Runs with different texts, splits or tokenizers are ranked separately: their losses cannot be compared. The
+importance of settings is estimated from 10 finished runs on.
 Exit status: 0, 1 (some runs are damaged; the others are reported), 2 bad input.
 """
 
@@ -31,16 +31,13 @@ EXIT_DAMAGED = 1
 
 
 def run(arguments: list[str]) -> int:
-    """Writes the report, prints the ranking and where it is.
-
-    Returns the exit status: 0, or 1 where some of the runs could not be read, and the others are reported.
-    """
-    given = parse_plain("report", arguments, settings={"output": (), "tag": ()})
+    """Writes the report, prints the ranking; returns the exit status."""
+    given = parse_plain("report", arguments, settings=["output", "tag"])
     output = given.settings.get("output")
     if output == "":
-        raise InputError("output= is no folder: give one")
+        raise InputError("output= is empty: give a folder")
     if not given.paths:
-        raise InputError("no run is given: gptpl report RUN..., a run's folder or one with runs in it")
+        raise InputError("no run is given: give gptpl report a run's folder, or a folder of runs")
     tags = [tag for tag in given.settings.get("tag", "").split(",") if tag]
     written = report(*given.paths, output=None if output is None else Path(output), tags=tags)
     where = ["", f"page      {written.page}", f"markdown  {written.markdown}"]

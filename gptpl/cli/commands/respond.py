@@ -10,7 +10,7 @@ examples:
 flags:
   --json    print one answer as a JSON object
 
-One answer goes to standard output; those of file= and split= go to output=, each beside its instruction and
+One answer goes to standard output; those of file= and split= go to output=, each with its instruction and
 reference, for gptpl judge.
 """
 
@@ -26,7 +26,6 @@ from tqdm import tqdm
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, in_full, settings_of
 from gptpl.cli.texts import show
-from gptpl.data.splits import SPLITS
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import WELL_FORMED
 from gptpl.generation import SamplingRules
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @configured("respond", flags=["--json"], in_full=in_full)
 def run(given: Arguments) -> None:
-    """Prints the answer to standard output, or writes all answers to the output."""
+    """Prints the answer, or writes all answers to `output`."""
     cfg = settings_of(given)
     rules = SamplingRules(**cfg["sampling"])
     many = _check(cfg, as_json=bool(given.flags))
@@ -82,7 +81,7 @@ def run(given: Arguments) -> None:
 
 
 def _check(cfg: dict[str, Any], *, as_json: bool) -> bool:
-    """Refuses settings that exclude each other; returns whether many answers are asked for."""
+    """Whether many answers are asked for; raises InputError for settings that exclude each other."""
     if cfg["seed"] is not None:
         check_seed(cfg["seed"])
     given = [name for name in ("instruction", "file", "split") if cfg[name] is not None]
@@ -90,18 +89,13 @@ def _check(cfg: dict[str, Any], *, as_json: bool) -> bool:
         raise InputError(f"{'= and '.join(given)}= are both set: give one of them")
     many = given in (["file"], ["split"])
     if many and cfg["output"] is None:
-        raise InputError(f"{given[0]}={cfg[given[0]]} has many answers: give output=responses.json for them")
+        raise InputError(
+            f"{given[0]}={cfg[given[0]]} needs a file for the answers: give output=responses.json"
+        )
     if not many and cfg["output"] is not None:
         raise InputError(
             f"output={cfg['output']} is for file= or split=: one answer is printed, leave it out"
         )
     if many and as_json:
         raise InputError(f"--json is for one instruction: {given[0]}= writes JSON to output= anyway")
-    for name, known in (("too_long", ("refuse", "skip")), ("split", (None, *SPLITS))):
-        if cfg[name] not in known:
-            offered = ", ".join(each for each in known if each)
-            raise InputError(f"{name}={cfg[name]} is unknown: choose one of {offered}")
-    for name in ("max_new_tokens", "batch_size"):
-        if cfg[name] < 1:
-            raise InputError(f"{name}={cfg[name]} is too small: give 1 or more")
     return many

@@ -1,4 +1,4 @@
-"""In which settings runs differ, and what came of it.
+"""Compare settings and results of runs.
 
 usage: gptpl runs diff RUN1 RUN2 [RUN3]...
 
@@ -7,8 +7,8 @@ examples:
   gptpl runs diff runs/sweeps/quick_1a2b3c4d/0 runs/sweeps/quick_1a2b3c4d/1  # or by folder
   gptpl runs diff runs/sweeps/quick_1a2b3c4d/*/                              # all trials of a sweep
 
-Side by side: the settings that differ; other differences (the data's hash, versions, git commit, first
-weights, hardware); the results. Exit status 0 with and without differences.
+Prints side by side the settings that differ; other differences (data, versions, git commit, first weights,
+hardware); the results. Exit status 0 with and without differences.
 """
 
 import os
@@ -24,7 +24,7 @@ from gptpl.runs.listing import find_run
 from gptpl.text import near, one_line, setting_text, table
 
 WIDEST = 40
-"""Characters of a value that still has a column; longer ones are written below one another."""
+"""Characters of a value in a column; longer values are printed below one another."""
 RESULTS = (
     *("state", "steps", "tokens", "lowest val loss", "last val loss"),
     *("time", "tokens per second", "peak memory"),
@@ -36,8 +36,8 @@ def run(arguments: list[str]) -> int:
     paths = parse_plain("runs diff", arguments).paths
     if len(paths) < 2:
         raise InputError(
-            f"gptpl runs diff compares two runs or more, not {len(paths)}: give it their folders"
-            " or names (gptpl runs list shows them)"
+            f"gptpl runs diff takes two runs or more, got {len(paths)}: give folders or names that gptpl runs"
+            " list shows"
         )
     paths = [find_run(path) for path in paths]
     runs = [read_run(path) for path in paths]
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
     settings, beside = differing_settings(runs), differing_beside(runs)
     lines = _section("settings", names, settings) if settings else ["the same settings"]
     if beside:
-        lines += ["", *_section("beside them", names, beside)]
+        lines += ["", *_section("other differences", names, beside)]
     known = [facts(run) for run in runs]
     results = ([name, *(each[name] for each in known)] for name in RESULTS)
     print("\n".join([*lines, "", *table([["results", *names], *results])]))
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The runs' folders without what all of them begin with."""
+    """The runs' folders without their common beginning."""
     full = [str(path.resolve()) for path in paths]
     if len(set(full)) < len(full):
         return [near(path) for path in paths]
@@ -62,7 +62,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _section(title: str, names: Sequence[str], differences: Differences) -> list[str]:
-    """A table of what is short, and below it what is long."""
+    """A table of short values, and below it the long ones."""
     texts = {name: [_text(value) for value in values] for name, values in differences.items()}
     short = {name: row for name, row in texts.items() if max(map(len, row)) <= WIDEST}
     lines = table([[title, *names], *([name, *row] for name, row in short.items())])

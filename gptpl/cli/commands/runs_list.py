@@ -1,17 +1,17 @@
-"""The runs on disk, with their losses, tags and sizes.
+"""List the runs on disk with their losses, tags and sizes.
 
 usage: gptpl runs list [FOLDER]... [sort=date|loss|size] [tag=WORD] [--json]
 
 examples:
-  gptpl runs list                        # all below runs/, the newest first, sweeps together
-  gptpl runs list runs/sweeps sort=loss  # the best first
-  gptpl runs list sort=size              # what to remove when the disk is full
-  gptpl runs list tag=paper              # those with a tag
-  gptpl runs list --json | jq .run       # a JSON object a line
+  gptpl runs list                        # all in runs/, the newest first, trials under their sweep
+  gptpl runs list runs/sweeps sort=loss  # the lowest loss first
+  gptpl runs list sort=size              # the largest first
+  gptpl runs list tag=paper              # with a tag; several: tag=a tag=b
+  gptpl runs list --json | jq .run       # a JSON object on each line
 
 `state` is finished, stopped (from outside, or by the settings), failed, unfinished (running, or killed) or
-damaged; `steps` are those made of those planned; `val loss` is the lowest, in nats per token; `size` is
-that of all files, `checkpoints` their part of it.
+damaged; `steps` are completed/planned; `val loss` is the lowest, in nats per token; `size` is that of all
+files, `checkpoints` is included in it.
 """
 
 import json
@@ -30,16 +30,16 @@ HEADER = ["run", "state", "started", "steps", "val loss", "tokens", "size", "che
 
 
 def run(arguments: list[str]) -> int:
-    """Prints the table, or a JSON object a line; returns the exit status."""
+    """Prints the table, or JSON lines; returns the exit status."""
     tags = [argument.removeprefix("tag=") for argument in arguments if argument.startswith("tag=")]
-    given = parse_plain("runs list", arguments, flags=["--json"], settings={"sort": SORTS, "tag": tags})
+    given = parse_plain("runs list", arguments, flags=["--json"], settings=["sort", "tag"])
     folders = given.paths or [runs_folder()]
     for folder in given.paths:
         if not folder.is_dir():
-            raise InputError(
-                f"{folder} is no folder: give one with runs in it, or none for {near(runs_folder())}/"
-            )
+            raise InputError(f"{folder} is not a folder: give one, or none for {near(runs_folder())}/")
     by = given.settings.get("sort", "date")
+    if by not in SORTS:
+        raise InputError(f"sort={by} is unknown: choose one of {', '.join(SORTS)}")
     runs = list_runs(folders, by=by, tags=tags)
     if given.flags:
         print("".join(f"{_json(each)}\n" for each in runs), end="")
@@ -80,14 +80,14 @@ def _total(runs: Sequence[Listed], folders: Sequence[Path], tags: Sequence[str])
         where = ", ".join(map(str, folders))
         if tags:
             return one_line(f"no runs in {where} with {' and '.join(f'tag={tag}' for tag in tags)}")
-        return f"no runs in {where}: gptpl train makes one (gptpl train experiment=quick, in seconds)"
+        return f"no runs in {where}: gptpl train experiment=quick makes one in seconds"
     total = bytes_text(sum(each.use.total for each in runs))
     checkpoints = bytes_text(sum(sum(each.use.checkpoints.values()) for each in runs))
     return f"{count_text(len(runs), 'run')}, {total}, of which checkpoints {checkpoints}"
 
 
 def _notes(runs: Sequence[Listed], folders: Sequence[Path]) -> Iterator[str]:
-    """What is wrong, a line each."""
+    """Lines about damaged and half removed runs."""
     for each in runs:
         if each.damage:
             yield f"damaged: {each.damage}"

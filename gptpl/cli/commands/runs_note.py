@@ -3,11 +3,11 @@
 usage: gptpl runs note RUN [TEXT]
 
 examples:
-  gptpl runs note latest 'warm-up too short'  # in place of an earlier note
-  gptpl runs note quick/latest                # print it; gptpl runs show has it, too
+  gptpl runs note latest 'warm-up too short'  # replaces an earlier note
+  gptpl runs note quick/latest                # print it; gptpl runs show prints it, too
   gptpl runs note latest ''                   # remove it
 
-A new run has that of notes=TEXT.
+gptpl train notes=TEXT writes one from the start.
 """
 
 from gptpl.errors import InputError
@@ -17,7 +17,7 @@ from gptpl.text import near, one_line
 
 
 def run(arguments: list[str]) -> int:
-    """Writes the note in place of an earlier one, if one is given, and prints it; returns the exit status."""
+    """Writes the note, if one is given, and prints it; returns the exit status."""
     if len(arguments) not in (1, 2):
         raise InputError("gptpl runs note takes a run and a text, as in gptpl runs note latest 'too slow'")
     folder = find_run(arguments[0])

@@ -8,12 +8,12 @@ examples:
   gptpl runs rm RUN --checkpoints                 # keep best.ckpt, and with it the model
 
 flags:
-  --checkpoints   remove what the run needs to be resumed, most of its size; best.ckpt and all else stay
+  --checkpoints   remove what is needed to resume, most of the size; best.ckpt and everything else stay
   --yes, -y       do not ask; needed where there is no terminal
 
-Only folders of runs and sweeps are removed. First it shows their sizes and warns of files that gptpl did
-not write, of other runs that started from these weights, and of a run that may still be running. Links are
-removed, not what they point at. An interrupted removal is completed by the same command.
+Only folders of runs and sweeps are removed. Their sizes are shown first, with warnings about files that gptpl
+did not write, other runs that started from these weights, and runs that may still be running. Links are
+removed, not what they point at. The same command completes an interrupted removal.
 """
 
 import sys
@@ -28,14 +28,14 @@ from gptpl.text import bytes_text, count_text, near, one_line, table
 
 
 def run(arguments: list[str]) -> int:
-    """Shows what would go, asks, and removes; returns the exit status."""
+    """Shows what would be removed, asks, and removes; returns the exit status."""
     given = parse_plain("runs rm", arguments, flags=["--yes", "-y", "--checkpoints"])
     if not given.paths:
-        raise InputError("gptpl runs rm takes runs: give it folders or names that gptpl runs list shows")
+        raise InputError("no run is given: give gptpl runs rm folders, or names that gptpl runs list shows")
     checkpoints_only = "--checkpoints" in given.flags
     removals = plan_removal([_meant(path) for path in given.paths], checkpoints_only=checkpoints_only)
     sure = bool({"--yes", "-y"} & given.flags)
-    for each in removals if sure else ():  # of which nobody is asked
+    for each in removals if sure else ():  # nobody is asked
         if each.foreign:
             raise InputError(
                 f"{near(each.path)} holds files that gptpl did not write ({some(each.foreign)}): move them"
@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
         print("nothing to remove")
         return 0
     if checkpoints_only:
-        print("without these checkpoints they cannot be resumed", flush=True)
+        print("without these checkpoints the runs cannot be resumed", flush=True)
     if not sure and not _agreed(removals, size):
         print("nothing was removed")
         return 0
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _meant(path: Path) -> Path:
-    """A folder as given or below `runs/`, so that a sweep can be named, too; else the run of that name."""
+    """The folder, as given or below `runs/`, which may be a sweep's; else the run with that name."""
     for folder in (path, runs_folder() / path):
         if folder.is_symlink() or folder.exists() or rest_of(folder.absolute()).is_dir():
             return folder

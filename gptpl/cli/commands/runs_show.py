@@ -1,15 +1,15 @@
-"""One run at a glance.
+"""Show one run at a glance.
 
 usage: gptpl runs show RUN [--json]
 
 examples:
   gptpl runs show latest                         # the newest
   gptpl runs show quick/latest                   # the newest of runs/quick
-  gptpl runs show runs/tale/2026-11-21_14-51-09  # by its folder; 2026-11-21_14 does, if no other begins so
+  gptpl runs show runs/tale/2026-11-21_14-51-09  # by its folder; 2026-11-21_14 will do if it is unique
   gptpl runs show latest --json                  # with all of run.json
 
-State, command, data, model, first weights, steps, time, memory, losses, resumptions, the last sample, files
-with their sizes, and the commands that resume it or use its model.
+Prints state, command, data, model, first weights, steps, time, memory, losses, when it was resumed, the last
+sample, files with their sizes, and the commands that resume it or use its model.
 """
 
 import json
@@ -22,44 +22,32 @@ from gptpl.cli.run_facts import LAST, entry, facts, resume_command, use_command
 from gptpl.errors import InputError
 from gptpl.files.run_record import RunRecord, read_run
 from gptpl.runs.listing import DiskUse, disk_use, find_run
-from gptpl.text import bytes_text, near, one_line, printable, shortened, table, time_text
+from gptpl.text import NONE, bytes_text, near, one_line, printable, shortened, table, time_text
 
 
 def run(arguments: list[str]) -> int:
-    """Prints what is known of the run; returns the exit status."""
+    """Prints the run; returns the exit status."""
     given = parse_plain("runs show", arguments, flags=["--json"])
     if len(given.paths) != 1:
         raise InputError(
-            f"gptpl runs show takes one run, not {len(given.paths)}: give it a folder or a"
-            " name that gptpl runs list shows, or latest"
+            f"gptpl runs show takes one run, got {len(given.paths)}: give a folder or a name that gptpl runs"
+            " list shows, or latest"
         )
     path = find_run(given.paths[0])
     record, use = read_run(path), disk_use(path)
     if given.flags:
         print(json.dumps(_entry(record, use), indent=2))
         return 0
-    known = [f"{name:<12}{one_line(text)}" for name, text in _facts(record, use) if text != "-"]
+    rows = [[name, one_line(text)] for name, text in _facts(record, use) if text != NONE]
+    known = table(rows)
     print("\n".join([one_line(near(path)), "", *known, "", *_files(record, use), "", *_next(record)]))
     return 0
 
 
 def _facts(run: RunRecord, use: DiskUse) -> Iterator[tuple[str, str]]:
-    """Names with what is to be said; `-` where it is not known."""
-    known = facts(run)
-    yield "state", known["state"]
+    yield from facts(run).items()
     if run.state == "unfinished":
-        yield "", f"last written {time_text(datetime.fromtimestamp(use.newest).astimezone())}"
-    for name in ("tags", "notes", "command", "started", "data", "tokenizer", "model"):
-        yield name, known[name]
-    yield "weights", f"began with {known['weights']}"
-    yield "steps", f"{known['steps']}; {known['tokens']} tokens"
-    yield "time", known["time"]
-    yield "speed", f"{known['tokens per second']} tokens per second"
-    yield "peak memory", known["peak memory"]
-    yield "val loss", f"lowest {known['lowest val loss']}"
-    yield "", f"first  {known['first val loss']}"
-    yield "", f"last   {known['last val loss']}"
-    yield "train loss", f"last {known['last train loss']}, in evaluation mode"
+        yield "last written", time_text(datetime.fromtimestamp(use.newest).astimezone())
     for each in run.record.get("resumed", []):
         changes = each.get("changes")
         given = ", ".join(f"{k}={v}" for k, v in changes.items()) if isinstance(changes, dict) else ""
@@ -70,7 +58,7 @@ def _facts(run: RunRecord, use: DiskUse) -> Iterator[tuple[str, str]]:
 
 
 def _files(run: RunRecord, use: DiskUse) -> list[str]:
-    """The files with their sizes, those of TensorBoard as one."""
+    """The files with their sizes, TensorBoard's as one."""
     sizes: dict[str, int] = {}
     for name, size in use.files.items():
         shown = "tensorboard/" if name.startswith("tensorboard/") else name
@@ -79,26 +67,29 @@ def _files(run: RunRecord, use: DiskUse) -> list[str]:
     if (link := run.path / LAST).is_symlink():
         rows.append([LAST, f"-> {link.readlink()}"])
         rows.sort()
-    share = bytes_text(sum(use.checkpoints.values()))
+    checkpoints = bytes_text(sum(use.checkpoints.values()))
     lines = [f"  {line}" for line in table(rows, right=[1])]
-    return [f"files, {bytes_text(use.total)}, of which checkpoints {share}:", *lines]
+    return [f"files, {bytes_text(use.total)}, of which checkpoints {checkpoints}:", *lines]
 
 
 def _next(run: RunRecord) -> list[str]:
-    """What to do with it."""
+    """The commands to continue with."""
     resume, use = resume_command(run), use_command(run)
-    lines = [f"to {'train longer' if run.state == 'finished' else 'go on'}: {resume}"] if resume else []
+    lines = [f"to {'train longer' if run.state == 'finished' else 'resume'}: {resume}"] if resume else []
     lines += [f"to {use.split()[1]}: {use}"] if use else []
     return [printable(line) for line in lines] or ["no checkpoint: it can neither be resumed nor used"]
 
 
 def _entry(run: RunRecord, use: DiskUse) -> dict[str, Any]:
-    """What `--json` prints: the record itself, and what is not in it."""
+    """What `--json` prints: the record, and what follows from other files."""
     first = run.evaluations[0] if run.evaluations else None
     losses = {"first": first, "lowest": run.best, "last": run.last}
     return {
         **entry(run, use),
-        "losses": {name: vars(each) if each else None for name, each in losses.items()},
+        "losses": {
+            name: each and {"step": each.step, "val_loss": each.val_loss, "train_loss": each.train_loss}
+            for name, each in losses.items()
+        },
         "last_sample": next(reversed(run.samples()), None),
         "files": dict(use.files),
         "resume": resume_command(run),

@@ -4,10 +4,10 @@ usage: gptpl runs tag RUN [+TAG]... [-TAG]...
 
 examples:
   gptpl runs tag latest +good                # then: gptpl runs list tag=good
-  gptpl runs tag quick/latest +paper -draft  # one more, one less
-  gptpl runs tag latest                      # which it has
+  gptpl runs tag quick/latest +paper -draft  # add one, remove one
+  gptpl runs tag latest                      # print them
 
-A new run has those of tags=[a,b]. Prints the run's tags.
+gptpl train tags=[a,b] adds them from the start. Prints the run's tags.
 """
 
 from gptpl.errors import InputError
@@ -17,15 +17,12 @@ from gptpl.text import near, one_line
 
 
 def run(arguments: list[str]) -> int:
-    """Adds and removes tags, and prints those that the run has then; returns the exit status."""
+    """Adds and removes tags, and prints the run's; returns the exit status."""
     add = [argument[1:] for argument in arguments if argument.startswith("+")]
     remove = [argument[1:] for argument in arguments if argument.startswith("-")]
     names = [argument for argument in arguments if argument[:1] not in ("+", "-")]
     if len(names) != 1:
-        raise InputError(
-            f"gptpl runs tag takes one run, not {len(names)}, and +TAG or -TAG, as in"
-            " gptpl runs tag latest +good"
-        )
+        raise InputError(f"gptpl runs tag takes one run, got {len(names)}: give RUN +TAG, or RUN -TAG")
     folder = find_run(names[0])
     tags = change_tags(folder, add=add, remove=remove)
     print(one_line(f"{near(folder)}: {', '.join(tags) or 'no tags'}"))

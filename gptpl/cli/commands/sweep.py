@@ -3,7 +3,7 @@
 examples:
   gptpl sweep experiment=quick optimizer.lr=1e-3,3e-3 tokenizer=bytes,words      # every combination
   gptpl sweep experiment=quick sweep=learning_rate                               # a ready-made search
-  gptpl sweep experiment=quick sweep=tpe 'optimizer.lr=tag(log,interval(1e-4,1e-1))'  # a search of your own
+  gptpl sweep experiment=quick sweep=tpe 'optimizer.lr=tag(log,interval(1e-4,1e-1))'  # your own search
   gptpl sweep experiment=quick seed=1,2,3 hydra.launcher.n_jobs=2                # two trials at a time
   gptpl sweep experiment=quick seed=1,2,3 hydra/launcher=slurm hydra.launcher.timeout_min=120  # as SLURM jobs
   gptpl sweep experiment=quick seed=1,2,3 sweep.retry_failed=true                # try the failed trials again
@@ -11,7 +11,7 @@ examples:
 The same command again skips what has finished and continues what was interrupted. Writes
 runs/sweeps/NAME_HASH, or hydra.sweep.dir=FOLDER: a run folder for each trial (0/, 1/, ...), results.csv,
 report.html, report.md. Exit status: 0 all trials finished or pruned, 1 some failed or are left, 2 bad
-input; stopped by a signal 128 + its number.
+input; 128 + the number of a signal that stopped it.
 """
 
 from gptpl.cli.arguments import parse
@@ -23,7 +23,7 @@ from gptpl.text import table
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the trials that are left; returns 0 when all are done, 1 if not, or a signal's status."""
+    """Runs the trials that are left; returns the exit status."""
     given = parse("train", arguments, sweeps=True)
     for flag, is_given in (("--cfg", given.cfg), ("--info", given.info)):
         if is_given:

@@ -2,23 +2,23 @@
 
 examples:
   gptpl train experiment=quick                                # see in seconds that everything works
-  gptpl train                                                 # the default: 124M parameters, the shipped tale
+  gptpl train                                                 # the default: 124M parameters, a short tale
   gptpl train model=tiny data=text_file data.path=F           # a small model on your own text
-  gptpl train experiment=debug data=text_file data.path=F     # a few steps, nothing kept, NaNs named
+  gptpl train experiment=debug data=text_file data.path=F     # a few steps, no checkpoints, NaNs reported
   gptpl train init=gpt2_hf model=gpt2_small data=text_file data.path=F  # start from GPT-2's weights
   gptpl train resume=latest trainer.max_epochs=20             # resume the newest run, and train longer
   gptpl train -m experiment=quick optimizer.lr=1e-3,3e-3      # a sweep: one run for each value, then a table
-  gptpl train --config-dir my_conf 'callbacks=[default,mine]'  # a class of yours, by a YAML of yours
+  gptpl train --config-dir my_conf 'callbacks=[default,mine]'  # your own class, by your own YAML
 
 flags:
   -m, --multirun         sweep over every setting with several values: the same as gptpl sweep
   --cfg job|hydra|all    print the config instead of training; --resolve fills in ${...}, --package PART
   --info [defaults|...]  print where the config comes from, as Hydra sees it
-  --config-name NAME, --config-dir FOLDER   a root config, and configs, of your own
+  --config-name NAME, --config-dir FOLDER   your own root config, and your own folder of configs
 
 Writes runs/NAME/DATE_TIME, or run_dir=FOLDER: config, checkpoints, metrics, samples, log. Ctrl-C finishes
 the step and saves; the log ends with the command that resumes. Exit status: 0 finished, 1 failed, 2 bad
-input; stopped by a signal 128 + its number (130: Ctrl-C).
+input; 128 + the number of a signal that stopped it (130: Ctrl-C).
 """
 
 import shlex
@@ -35,10 +35,10 @@ EXIT_FAILED = 1
 
 
 def run(arguments: list[str]) -> int:
-    """Returns the exit status: of a run that was stopped from outside, 128 + the signal's number."""
+    """Trains; returns the exit status."""
     given = parse("train", arguments, sweeps=True)
     if given.multirun:
-        from gptpl.cli.commands import sweep  # which needs Optuna, and one run does not
+        from gptpl.cli.commands import sweep  # imports Optuna, which a single run does not need
 
         return sweep.run(arguments)
     if shown(given):
@@ -55,6 +55,6 @@ def run(arguments: list[str]) -> int:
             train(made)
         except RunStopped as stop:
             return stop.status
-        except NonFiniteError:  # which has been reported
+        except NonFiniteError:  # it has been logged
             return EXIT_FAILED
     return 0

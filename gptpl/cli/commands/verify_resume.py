@@ -5,9 +5,9 @@ examples:
   gptpl verify-resume experiment=quick verify.steps=80 verify.stops=[5,39,40]       # stops of your choice
   gptpl verify-resume experiment=quick trainer=ddp trainer.accelerator=cpu trainer.devices=2  # two processes
 
-Trains once without a stop and once with interruptions, each part in a process of its own, and compares: for
-each step the batches and both losses, then the hashes of weights, optimizer, schedule, random states,
-position and callbacks. Takes the settings of gptpl train. Leaves nothing unless verify.keep is set.
+Trains once without a stop and once with interruptions, each part in its own process, and compares: for each
+step the batches and both losses, then the hashes of weights, optimizer, schedule, random states, position
+and callbacks. Takes the settings of gptpl train. Leaves nothing behind unless verify.keep is set.
 Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input.
 """
 

@@ -1,4 +1,4 @@
-"""Convert a model to another program's format, or from it.
+"""Convert a model to or from another program's format.
 
 examples:
   gptpl weights convert checkpoint=RUN format=hf output=my-model            # for transformers
@@ -7,8 +7,8 @@ examples:
   gptpl weights convert checkpoint=RUN format=adapter output=my-adapter     # what tune=lora learned, for PEFT
   gptpl weights convert checkpoint=model.pth model=gpt_124m format=gptpl output=mine  # from the book's file
 
-Writes the folder output=, with a model card, and prints its name. The new files are read again and their
-logits compared before the folder appears.
+Writes the folder output= with a model card, and prints its name. Before the folder appears, the new files are
+read again and their logits compared.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ def _loaded(cfg: dict[str, Any]) -> LoadedCheckpoint | LoadedClassifier:
                 f"checkpoint={cfg['checkpoint']} describes its model: leave model= and tokenizer= out"
             )
         return load_classifier(**given)
-    # What the user says of files that do not say it themselves.
+    # For files that do not describe their model.
     tokenizer: Tokenizer | None = None if node is None else instantiate({"_target_": node["_target_"]})
     config = None
     if fields is not None:

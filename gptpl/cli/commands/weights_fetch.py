@@ -5,7 +5,7 @@ examples:
   gptpl weights fetch size=355M source=openai                  # OpenAI's TensorFlow files
   gptpl weights fetch size=1558M mirror=https://hf-mirror.com  # from another server
 
-Prints the folder, in GPTPL_CACHE or your cache folder. Downloads resume, and are checked.
+Prints the folder, in GPTPL_CACHE or your cache folder. Downloads resume, and their hashes are checked.
 """
 
 from gptpl.cli.arguments import Arguments, configured
@@ -14,6 +14,6 @@ from gptpl.weights.published import checked_size, checked_source, fetch
 
 @configured("weights fetch")
 def run(given: Arguments) -> None:
-    """Prints the folder to standard output, progress to standard error."""
+    """Downloads, and prints the folder."""
     cfg = given.config
     print(fetch(checked_size(cfg.size), checked_source(cfg.source), mirror=cfg.mirror))
