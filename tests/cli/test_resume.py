@@ -206,7 +206,7 @@ def test_callbacks_may_leave_and_come(resumed_settings, run_dir):
     ("override", "words"),
     [
         ("trainer.max_steps=many", ["trainer.max_steps=many", "integer"]),
-        ("trainer.max_step=9", ["trainer.max_step ", "did you mean trainer.max_steps?"]),
+        ("trainer.max_step=9", ["trainer.max_step: ", "did you mean trainer.max_steps?"]),
         ("trainer.max_steps=0", ["trainer.max_steps=0"]),
         ("+callbacks.sample_text.sed=1", ["sed"]),
         ("~callbacks.loss", ["callbacks.loss"]),
