@@ -81,7 +81,7 @@ def _names(kinds: Sequence[str]) -> str:
 
 _NESTED = (
     "gptpl.data.sources.Corpus",
-    "gptpl.data.classification.corpora.LabelledCorpus",
+    "gptpl.data.sources.LabelledCorpus",
     "gptpl.tokenizers.Tokenizer",
     "gptpl.generation.SamplingRules",
     "torch.nn.Module",

@@ -1,4 +1,4 @@
-"""From text to batches: corpora, tokenizers, encoded corpora, splits, and a datamodule for each task.
+"""From text to batches: sources, splits, and a datamodule for each task.
 
-Nothing is imported here, so that a command which needs one tokenizer does not pay for the rest.
+Nothing is imported here, so that a command that needs one part does not load the rest.
 """

@@ -14,21 +14,22 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 from gptpl.errors import InputError
 
 Indices = NDArray[np.int64]
-PADDING = -1  # in place of an example's number: a row that counts nowhere
+PADDING = -1
+"""In place of an example's index: a row that counts nowhere."""
 
 
 class EpochSampler(DistributedSampler[int]):
-    """The numbers, from 0 on, of one rank's shuffled examples; the last incomplete global batch is dropped.
+    """The indices of one rank's shuffled examples; the last incomplete global batch is dropped.
 
     A global batch is R x B examples, R = `world_size`; rank r takes its r-th B of them. So R processes with
     batches of B see the global batches of one process with batches of R x B. `set_epoch` chooses the order;
     Lightning calls it before every epoch.
 
-    With `start=(epoch, batch)` it begins at that epoch, and in it leaves out the batches before; its length
-    stays that of a whole epoch, as Lightning expects of a loader that goes on within one. An epoch ends after
-    `limit` batches of each rank, where that is set.
+    With `start=(epoch, batch)` it begins in that epoch, without the batches before; its length remains that
+    of a whole epoch, as Lightning expects of a loader that continues within one. An epoch ends after `limit`
+    batches of each rank, where that is set.
 
-    It is a DistributedSampler in name alone, so that Lightning puts no sampler of its own in its place.
+    It derives from DistributedSampler only to keep Lightning from replacing it.
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class EpochSampler(DistributedSampler[int]):
     ) -> None:
         if seed < 0:
             raise InputError(f"seed={seed} is negative: give 0 or more")
-        numbers = cast(torch.utils.data.Dataset[int], range(examples))
+        indices = cast(torch.utils.data.Dataset[int], range(examples))
         super().__init__(
-            numbers, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=True
+            indices, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=True
         )
         self.count = examples
         self.batch_size = batch_size
@@ -56,19 +57,19 @@ class EpochSampler(DistributedSampler[int]):
 
     @property
     def batches(self) -> int:
-        """How many batches every rank gets in an epoch (= N)."""
+        """N, the batches of every rank in an epoch."""
         return self.count // (self.batch_size * self.num_replicas)
 
     def order(self) -> Tensor:
-        """The numbers of the current epoch, all ranks': (N, R, B) int64."""
-        numbers = torch.arange(self.count)
+        """The indices of the current epoch, of all ranks: (N, R, B) int64."""
+        indices = torch.arange(self.count)
         if self.shuffle:
             # Not seed + epoch: then epoch 1 of seed 1 would be epoch 0 of seed 2.
             mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(mixed[0]))
-            numbers = torch.randperm(self.count, generator=generator)
+            indices = torch.randperm(self.count, generator=generator)
         kept = self.batches * self.num_replicas * self.batch_size
-        return numbers[:kept].view(self.batches, self.num_replicas, self.batch_size)
+        return indices[:kept].view(self.batches, self.num_replicas, self.batch_size)
 
     def __iter__(self) -> Iterator[int]:
         start_epoch, start_batch = self.start
@@ -81,25 +82,25 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class InOrder(EpochSampler, SequentialSampler):
-    """An EpochSampler for `shuffle=False`; under `overfit_batches` Lightning would replace any other kind."""
+    """An EpochSampler for `shuffle=False`; under `overfit_batches` Lightning replaces any other class."""
 
 
 def evenly_spaced(available: int, wanted: int) -> Indices:
-    """`wanted` different numbers from 0 to `available` - 1, ascending; all if there are fewer."""
+    """`wanted` different indices below `available`, ascending; all if there are fewer."""
     wanted = min(wanted, available)
     return np.arange(wanted, dtype=np.int64) * available // max(1, wanted)
 
 
-def rank_share(numbers: Indices, *, batch_size: int, rank: int, world_size: int) -> Indices:
-    """The part of `numbers` that one of R = `world_size` ranks evaluates, in batches of `batch_size`.
+def rank_share(indices: Indices, *, batch_size: int, rank: int, world_size: int) -> Indices:
+    """The part of `indices` that one of R = `world_size` ranks evaluates, in batches of `batch_size`.
 
-    The global batches are those of one process with batches of R x `batch_size`, and each is dealt out among
-    the ranks. Every rank gets equally many rows in every batch, so that none waits for another: the last,
-    short global batch is filled up with PADDING (never with one process).
+    The global batches are those of one process with batches of R x `batch_size`, each divided among the
+    ranks. Every rank gets equally many rows in every batch, so that none waits for another: the last, short
+    global batch is filled up with PADDING (never with one process).
     """
-    full = len(numbers) // (batch_size * world_size) * (batch_size * world_size)
-    mine = numbers[:full].reshape(-1, world_size, batch_size)[:, rank].reshape(-1)
-    rest = numbers[full:]
+    full = len(indices) // (batch_size * world_size) * (batch_size * world_size)
+    mine = indices[:full].reshape(-1, world_size, batch_size)[:, rank].reshape(-1)
+    rest = indices[full:]
     rows = -(-len(rest) // world_size)
     padded = np.full(rows * world_size, PADDING, dtype=np.int64)
     padded[: len(rest)] = rest

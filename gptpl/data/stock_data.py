@@ -1,4 +1,4 @@
-"""A LightningDataModule that knows nothing of gptpl, as training data: what it lacks is answered here."""
+"""Any LightningDataModule as training data: the base class's other promises are kept here."""
 
 import random
 import sys
@@ -18,28 +18,27 @@ from gptpl.tokenizers import Tokenizer
 
 UNKNOWN = sys.maxsize
 """As a number of batches: the loader has no length."""
-_OWN_HOOKS = (
+_FORWARDED_HOOKS = (
     "state_dict",
     "load_state_dict",
     "on_before_batch_transfer",
     "transfer_batch_to_device",
     "on_after_batch_transfer",
 )
-"""Lightning's hooks that are those of the stranger's datamodule."""
 
 
 class StockData(TrainingData):
-    """Any LightningDataModule with a `train_dataloader` and a `val_dataloader` of the task's batches.
+    """A LightningDataModule with a `train_dataloader` and a `val_dataloader` of the task's batches.
 
     Its loaders draw from random numbers of their own, the same for the same seed and epoch. A resumed run
-    fetches the batches of its epoch again, leaves out those it has had, and goes on with the next. That
-    repeats the uninterrupted run where batches depend on nothing but torch's, NumPy's and Python's global
-    random numbers and the loader's generator. Evaluations read the same first batches each time.
+    fetches the batches of its epoch again, skips those that it has trained on, and continues with the next.
+    That repeats the uninterrupted run where batches depend on nothing but torch's, NumPy's and Python's
+    global random numbers and the loader's generator. Evaluations read the same first batches each time.
 
     Args:
-        own: the datamodule; where it has `tokenizer`, `name`, `max_length`, `batch_size` or
-            `content_sha256()`, they count.
-        tokenizer: what turned text into its tokens, where it does not say so itself.
+        own: the datamodule; its `tokenizer`, `name`, `max_length`, `batch_size` and `content_sha256()` are
+            used where it has them.
+        tokenizer: what encoded its text, unless it has one.
         seed: decides, with the epoch, what its loaders draw.
         eval_train_batches, eval_val_batches: batches of an evaluation; None: all.
     """
@@ -61,39 +60,35 @@ class StockData(TrainingData):
             eval_val_batches=eval_val_batches,
         )
         self.own = own
+        self.name = str(getattr(own, "name", None) or type(own).__name__)
         self._given_tokenizer = tokenizer
         self._done: set[str] = set()
-        for hook in _OWN_HOOKS:
+        for hook in _FORWARDED_HOOKS:
             setattr(self, hook, getattr(own, hook))
 
     @property
-    def name(self) -> str:  # type: ignore[override]
-        """Its name, or that of its class."""
-        return str(getattr(self.own, "name", None) or type(self.own).__name__)
-
-    @property
     def tokenizer(self) -> Tokenizer:
-        """Its own, or the one given."""
+        """The datamodule's own, or the one given."""
         own = getattr(self.own, "tokenizer", None)
         return own if isinstance(own, Tokenizer) else self._given_tokenizer
 
     @property
     def max_length(self) -> int:  # type: ignore[override]
-        """Where it does not say, the least that there is."""
+        """The datamodule's; 1 where it has none."""
         return int(getattr(self.own, "max_length", None) or 1)
 
     @property
     def train_tokens(self) -> int:
-        """Not known."""
+        """0: not known."""
         return 0
 
     def content_sha256(self) -> str:
-        """What it says; "": it does not, and changed data are not noticed."""
+        """The datamodule's; empty where it has none, and changed data are not noticed."""
         own = getattr(self.own, "content_sha256", None)
         return str(own()) if callable(own) else ""
 
     def examples(self, split: Split) -> BatchedExamples:
-        """Raises InputError: it has batches alone."""
+        """Raises InputError: there are only batches."""
         raise InputError(f"{self.name} has no examples by number: it is a LightningDataModule of your own")
 
     def report(self, *, parameters: int, world_size: int) -> list[str]:
@@ -112,16 +107,16 @@ class StockData(TrainingData):
     # --- Lightning's hooks ----------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Its `prepare_data`."""
+        """Call the datamodule's `prepare_data`, once."""
         self._once("prepare_data", self.own.prepare_data)
 
     def setup(self, stage: str | None = None) -> None:
-        """Its `setup` for fitting, once. Raises InputError where it has not the loaders that a run needs."""
+        """Call the datamodule's `setup` for fitting, once. Raises InputError where a loader is missing."""
         if self._once("setup", lambda: self.own.setup("fit")):
             self.val_dataloader()
 
     def teardown(self, stage: str) -> None:
-        """Its own."""
+        """Call the datamodule's."""
         self.own.teardown(stage)
         self._done.discard("setup")
 
@@ -138,11 +133,11 @@ class StockData(TrainingData):
     # --- loaders --------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Batches:
-        """Its own, which begins where the training is."""
+        """The datamodule's, from the position of the training on."""
         return self._replayed("train_dataloader", self._position)
 
     def val_dataloader(self) -> list[Batches]:
-        """The first batches of an epoch of training, and those of its own `val_dataloader`."""
+        """The first batches of an epoch of training, and those of the datamodule's `val_dataloader`."""
         return [
             self._replayed("train_dataloader", limit=self.eval_train_batches),
             self._replayed("val_dataloader", limit=self.eval_val_batches),
@@ -171,7 +166,7 @@ class StockData(TrainingData):
         return -(-batches // accumulate)
 
     def _position(self) -> tuple[int, int]:
-        """Epoch of the training, always the first where it overfits, and how many batches of it are done."""
+        """Epoch of the training, always the first where it overfits, and batches of it that are done."""
         epoch, batch = self._start
         if self.trainer is None:
             return epoch, 0
@@ -182,9 +177,9 @@ class StockData(TrainingData):
     def _replayed(
         self, name: str, position: Callable[[], tuple[int, int]] = lambda: (0, 0), limit: int | None = None
     ) -> Batches:
-        there = getattr(type(self.own), name) is not getattr(L.LightningDataModule, name)
+        defined = getattr(type(self.own), name) is not getattr(L.LightningDataModule, name)
         with _RandomNumbers(self.seed, 0).used():
-            loader = getattr(self.own, name)() if there else None
+            loader = getattr(self.own, name)() if defined else None
         if isinstance(loader, list | tuple) and len(loader) == 1:
             [loader] = loader
         if loader is None or isinstance(loader, list | tuple | dict):
@@ -196,7 +191,7 @@ class StockData(TrainingData):
 
 @dataclass(frozen=True)
 class _ReplayedLoader(Positioned):
-    """A loader whose batches are the same for the same seed and epoch."""
+    """A loader with the same batches for the same seed and epoch."""
 
     loader: Any
     seed: int
@@ -230,7 +225,7 @@ class _ReplayedLoader(Positioned):
 
 
 class _RandomNumbers:
-    """The global random numbers of this process's CPU, as somebody has them to themselves from a seed on."""
+    """The global random numbers of this process's CPU, as a sequence of its own from a seed on."""
 
     def __init__(self, seed: int, epoch: int) -> None:
         self.seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])
@@ -238,7 +233,10 @@ class _RandomNumbers:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Everything drawn inside comes from them, and leaves those outside as they were."""
+        """Everything inside draws from this sequence; the numbers outside are not touched.
+
+        Lightning's `isolate_rng` does not restore them after an exception.
+        """
         outside = _state()
         if self._state is None:
             torch.default_generator.manual_seed(self.seed)

@@ -23,41 +23,41 @@ IGNORED = -100
 
 
 class BatchedExamples(Protocol):
-    """Examples of a split, which make batches of themselves; torch's DataLoader finds that by its name."""
+    """Examples of a split by index; torch's DataLoader takes whole batches from `__getitems__`."""
 
     def __len__(self) -> int: ...
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        """A batch of them. PADDING in place of a number makes a row that counts nowhere."""
+        """A batch. PADDING in place of an index makes a row that counts nowhere."""
 
 
 class Chosen:
-    """Some of the examples, in the order of their numbers; PADDING stays what it is."""
+    """Some of the examples, by their indices; PADDING remains."""
 
-    def __init__(self, examples: BatchedExamples, numbers: Indices) -> None:
+    def __init__(self, examples: BatchedExamples, indices: Indices) -> None:
         self._examples = examples
-        self._numbers = numbers.tolist()
+        self._indices = indices.tolist()
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._indices)
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        return self._examples.__getitems__([self._numbers[index] for index in indices])
+        return self._examples.__getitems__([self._indices[index] for index in indices])
 
 
 class Positioned:
-    """Says to Lightning, by having a state, that a loader can begin within an epoch.
+    """Tells Lightning, by having a state, that a loader can begin within an epoch.
 
     The state is empty: the position is the training's, in finished steps, and given to `start_at`. A loader
-    knows how many batches were fetched, which with worker processes are more than were trained on.
+    only knows how many batches were fetched, which with worker processes are more than were trained on.
     """
 
     def state_dict(self) -> dict[str, object]:
-        """Nothing."""
+        """Empty."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Takes nothing over."""
+        """Ignore it."""
 
 
 class PositionedLoader(Positioned, Batches):
@@ -65,7 +65,7 @@ class PositionedLoader(Positioned, Batches):
 
 
 class Loading(TypedDict, total=False):
-    """The settings that every kind of data hands on to `TrainingData`."""
+    """The settings that every datamodule passes on to `TrainingData`."""
 
     seed: int
     num_workers: int
@@ -76,28 +76,30 @@ class Loading(TypedDict, total=False):
 
 
 class TrainingData(L.LightningDataModule, ABC):
-    """Training and validation examples as batches; what an example and a batch are, a subclass says.
+    """Training and validation examples as batches; subclasses say what an example and a batch are.
 
-    Usable by hand as well as through a Trainer. Under R ranks (of the attached trainer) each gets B examples
-    of every global batch of R x B, so that they see together, in training and in evaluation, what one process
-    sees with batches of R x B. No loader touches the global random numbers: each has a generator of its own.
+    Usable by hand as well as with a Trainer. Each of R ranks (of the attached trainer) gets B examples of
+    every global batch of R x B: together they see, in training and in evaluation, what one process sees with
+    batches of R x B. No loader touches the global random numbers: each has a generator of its own.
 
     Args:
         batch_size: B, examples in a batch of one rank.
         seed: decides, with the epoch, the order of the training examples.
         num_workers: processes that prepare training batches: 0 is right nearly always; evaluation uses none.
         pin_memory: prepare batches in page-locked memory. None: only where there is a CUDA device.
-        persistent_workers: keep the workers from epoch to epoch (nothing to keep without workers).
+        persistent_workers: keep the workers from epoch to epoch.
         eval_train_batches, eval_val_batches: global batches, evenly spaced, to evaluate on; None: of training
             examples all full ones, of validation examples all.
 
     Raises InputError for a number out of range.
     """
 
+    name: str
+    """What logs and records call the data."""
     max_length: int
     """Tokens of the longest row of a batch."""
     units: str = "examples"
-    """How messages call several examples."""
+    """What messages call several examples."""
     too_few_remedy: str = "lower data.batch_size, or give more examples"
     """What helps where the training examples do not fill a batch."""
 
@@ -127,12 +129,7 @@ class TrainingData(L.LightningDataModule, ABC):
         self.eval_val_batches = eval_val_batches
         self._start = (0, 0)
 
-    # --- a kind of data's own -------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def name(self) -> str:  # type: ignore[override]  # Lightning's is None
-        """How logs and records call the data."""
+    # --- what a subclass defines ----------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -146,7 +143,24 @@ class TrainingData(L.LightningDataModule, ABC):
 
     @abstractmethod
     def content_sha256(self) -> str:
-        """Hash of what is trained on, as far as it decides the examples: a resumed run must have the same."""
+        """Hash of everything that decides the examples: a resumed run must have the same."""
+
+    @property
+    def row_count(self) -> int | None:
+        """Rows, entries or documents that were read of the files; None: not known.
+
+        It is recorded next to the hash: a file that was cut off at the end of a row is otherwise valid.
+        """
+        return None
+
+    def difference(self, sha256: str, rows: int | None = None) -> str:
+        """How the data differ from those with this hash and number of rows; empty: they are the same."""
+        found = self.content_sha256()
+        if found == sha256:
+            return ""
+        now = self.row_count
+        lost = "" if None in (rows, now) or rows == now else f"{now:,} rows, not {rows:,}; "
+        return f"{lost}SHA-256 {found[:12] or 'unknown'}, not {sha256[:12]}"
 
     @abstractmethod
     def load(self) -> object:
@@ -158,7 +172,7 @@ class TrainingData(L.LightningDataModule, ABC):
 
     @abstractmethod
     def report(self, *, parameters: int, world_size: int) -> list[str]:
-        """What the data are, in lines for the person who is about to train a model of so many parameters."""
+        """A description of the data for the person about to train a model of so many parameters, in lines."""
 
     def module_settings(self) -> dict[str, Any]:
         """What the task's module has to know of the data, as its keyword arguments."""
@@ -166,11 +180,11 @@ class TrainingData(L.LightningDataModule, ABC):
 
     @property
     def caveat(self) -> str:
-        """A sentence on the training examples without which their losses would mislead; "": there is none."""
+        """A sentence on the training examples without which their losses would mislead; often empty."""
         return ""
 
     def write_record(self, run_dir: Path) -> None:
-        """Leave in a run's folder what somebody may want to look at, or the run's model to be tested on."""
+        """Keep the splits in a run's folder, to be looked at and to test the model on."""
 
     # --- Lightning's hooks ----------------------------------------------------------------------------
 
@@ -188,7 +202,7 @@ class TrainingData(L.LightningDataModule, ABC):
     def train_dataloader(self) -> Batches:
         """Shuffled batches of this rank; the last incomplete global batch is dropped.
 
-        Of a trainer with `overfit_batches` the first ones, in order.
+        With `overfit_batches` of the trainer the first ones, in order.
         """
         rank, world_size = self._rank_and_world_size()
         sampler = self._sampler(rank, world_size, start=self._start)
@@ -197,11 +211,11 @@ class TrainingData(L.LightningDataModule, ABC):
         return self._loader(self.examples("train"), sampler, num_workers=self.num_workers)
 
     def start_at(self, *, epoch: int, batch: int) -> None:
-        """Makes training loaders begin at that epoch, and in it after so many batches of each rank."""
+        """Make training loaders begin in that epoch, after so many batches of each rank."""
         self._start = (epoch, batch)
 
     def steps_per_epoch(self, *, world_size: int = 1, accumulate: int = 1) -> int:
-        """Return the optimizer steps of an epoch when each takes `accumulate` batches from every rank.
+        """The optimizer steps of an epoch when each takes `accumulate` batches from every rank.
 
         An epoch's last step may have fewer batches, as in Lightning. Raises InputError if there is no batch.
         """
@@ -230,10 +244,10 @@ class TrainingData(L.LightningDataModule, ABC):
     # --- evaluation -----------------------------------------------------------------------------------
 
     def val_dataloader(self) -> list[Batches]:
-        """Return two loaders, of training examples and of validation examples, the same in every evaluation.
+        """Two loaders, of training examples and of validation examples, the same in every evaluation.
 
-        Under several ranks the last batch may hold rows whose targets are all -100 (see `rank_share`): sum
-        losses and count targets over the ranks, and divide then, for the exact mean.
+        With several ranks the last batch may hold rows with all targets -100 (see `rank_share`): for the
+        exact mean, sum losses and count targets over the ranks, and divide then.
         """
         global_batch = self.batch_size * self._rank_and_world_size()[1]
         full = max(1, len(self.examples("train")) // global_batch)
@@ -253,13 +267,13 @@ class TrainingData(L.LightningDataModule, ABC):
         wanted = available if batches is None else batches * self.batch_size * self._rank_and_world_size()[1]
         return self._in_order(examples, evenly_spaced(available, wanted))
 
-    def _in_order(self, examples: BatchedExamples, numbers: Indices) -> Batches:
-        """Batches of this rank's share of the examples with these numbers."""
+    def _in_order(self, examples: BatchedExamples, indices: Indices) -> Batches:
+        """Batches of this rank's part of the examples with these indices."""
         rank, world_size = self._rank_and_world_size()
-        share = rank_share(numbers, batch_size=self.batch_size, rank=rank, world_size=world_size)
+        own = rank_share(indices, batch_size=self.batch_size, rank=rank, world_size=world_size)
         # An EpochSampler, so that Lightning does not divide it once more.
-        in_order = InOrder(len(share), batch_size=1, seed=self.seed, shuffle=False)
-        return self._loader(Chosen(examples, share), in_order)
+        in_order = InOrder(len(own), batch_size=1, seed=self.seed, shuffle=False)
+        return self._loader(Chosen(examples, own), in_order)
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -278,20 +292,20 @@ class TrainingData(L.LightningDataModule, ABC):
 
 
 def _identity(batch: Any) -> Any:
-    """Collates nothing: `__getitems__` made a batch. A named function, for workers to unpickle."""
+    """The batch that `__getitems__` made; a named function, for workers to unpickle."""
     return batch
 
 
 def check_at_least(least: int, name: str, value: int | None) -> None:
-    """Raises InputError for a number below the least; None is none."""
+    """Raise InputError for a number below the least; None passes."""
     if value is not None and value < least:
-        raise InputError(f"{name}={value} is too small: give {least} or more")
+        raise InputError(f"{name} must be at least {least}, got {value}")
 
 
 def planned_batches(trainer: L.Trainer, batches: int) -> int:
-    """Batches of an epoch that the Trainer makes of so many, by its `limit_train_batches`.
+    """Batches of an epoch that the Trainer uses of so many, by its `limit_train_batches`.
 
-    Lightning sets that by `overfit_batches` and `fast_dev_run` too. Raises InputError where none is left.
+    Lightning sets that from `overfit_batches` and `fast_dev_run` too. Raises InputError where none is left.
     """
     limit = trainer.limit_train_batches
     planned = min(batches, limit) if isinstance(limit, int) else int(batches * limit)

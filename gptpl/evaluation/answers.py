@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from gptpl.checkpoints.resume_state import digest
-from gptpl.data.instructions.entries import PlacedRecord
 from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.sources.records import Record
 from gptpl.errors import InputError
 from gptpl.files.durable import PartialResults
 from gptpl.generation import Completion, Piece, SamplingRules, complete, stream_text
@@ -98,7 +98,7 @@ def answer_generator(seed: int | None, device: torch.device, *numbers: int) -> t
 
 def answer_all(
     answerer: Answerer,
-    records: Sequence[PlacedRecord],
+    records: Sequence[Record],
     *,
     output: Path,
     instruction_column: str = "instruction",
@@ -147,7 +147,7 @@ def answer_all(
     return list(results.values)
 
 
-def _settings(answerer: Answerer, prompts: Sequence[str], records: Sequence[PlacedRecord]) -> dict[str, Any]:
+def _settings(answerer: Answerer, prompts: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:
     """What the content of the file depends on."""
     net, rules = answerer.net, answerer.rules
     net = net if isinstance(net, nn.Module) else net.model

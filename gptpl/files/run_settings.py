@@ -15,12 +15,18 @@ Setting = bool | int | float | str
 _MOVED = {
     "gptpl.data.corpora": "gptpl.data.sources",
     "gptpl.data.datamodule": "gptpl.data.pretraining.datamodule",
+    "gptpl.data.labelled.corpora": "gptpl.data.sources",
+    "gptpl.data.classification.corpora": "gptpl.data.sources",
     "gptpl.data.labelled": "gptpl.data.classification",
     "gptpl.data.tokenizers": "gptpl.tokenizers",
     "gptpl.training.starting_run": "gptpl.checkpoints.starting_run",
     "gptpl.training.tuning": "gptpl.model.tuning",
 }
 """Modules in the settings of older runs, and where their classes are now."""
+
+
+_RENAMED = {"train_share": "train_ratio", "val_share": "val_ratio", "test_share": "test_ratio"}
+"""Settings of older runs' data, and what they are called now."""
 
 
 def current_name(name: str) -> str:
@@ -32,15 +38,24 @@ def current_name(name: str) -> str:
 
 
 def with_current_names(settings: Any) -> Any:
-    """The settings of a run, perhaps of an older gptpl, with every `_target_` up to date."""
+    """The settings of a run, perhaps of an older gptpl, under the names that they have now."""
     if isinstance(settings, dict):
-        return {
-            key: current_name(value)
-            if key == "_target_" and isinstance(value, str)
-            else with_current_names(value)
-            for key, value in settings.items()
-        }
+        current = {key: with_current_names(value) for key, value in settings.items()}
+        if isinstance(target := current.get("_target_"), str):
+            current["_target_"] = current_name(target)
+            if current["_target_"].startswith("gptpl.data."):
+                return _current_data(current)
+        return current
     return [with_current_names(each) for each in settings] if isinstance(settings, list) else settings
+
+
+def _current_data(settings: dict[str, Any]) -> dict[str, Any]:
+    current = {_RENAMED.get(key, key): value for key, value in settings.items()}
+    if "test_share" in settings:  # of instructions, when a question of two splits stayed in training
+        current["precedence"] = "train"
+    if "truncate" in current:
+        current["too_long"] = "truncate" if current.pop("truncate") else "refuse"
+    return current
 
 
 def flat_settings(

@@ -18,7 +18,8 @@ def parse_json(text: str, place: str) -> Any:
 
     try:
         value = json.loads(text, parse_constant=refuse)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        if "\\u" in text:  # how a surrogate gets in
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place} is not valid JSON ({error}): correct the file") from error
     return value

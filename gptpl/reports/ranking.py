@@ -95,8 +95,8 @@ def find_failures(folder: Path) -> list[Failure]:
 ORDER = ("init", "model", "task", "optimizer", "scheduler", "data", "tokenizer", "seed", "trainer")
 """The order of settings by their first part: what is learned before how long and how it is watched."""
 SPLIT_SETTINGS = (
-    *("train_ratio", "train_share", "val_share", "test_share", "shuffle", "split_seed", "stratified"),
-    *("balance", "duplicates", "mask_instruction", "too_long"),
+    *("train_ratio", "val_ratio", "test_ratio", "shuffle", "split_seed", "stratified"),
+    *("balance", "duplicates", "precedence", "mask_instruction", "too_long"),
 )
 """Settings of `data` that decide which tokens are used for validation."""
 

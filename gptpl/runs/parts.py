@@ -137,7 +137,7 @@ def build_datamodule(cfg: Config, *, resume: Resumption | None = None) -> Traini
     if not own:
         datamodule = StockData(datamodule, tokenizer=tokenizer, **{name: cfg[name] for name in OF_THE_RUN})
     if resume is not None:
-        resume.check_text(datamodule.content_sha256())
+        resume.check_text(datamodule)
     datamodule.load()
     datamodule.setup()
     return datamodule

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, settings_of
-from gptpl.data.classification.table import Table
+from gptpl.data.sources.records import TextTable
 from gptpl.errors import InputError
 from gptpl.evaluation.classifier import Prediction, check_prediction_file, prediction_file
 from gptpl.runs.loaded import load_classifier
@@ -43,7 +43,7 @@ def run(given: Arguments) -> None:
         texts = iter([text])
     else:
         path = Path(cfg["file"]).expanduser()
-        table = Table(path=path, format=cfg["format"], columns=cfg["columns"], keys="")
+        table = TextTable(path=path, format=cfg["format"], columns=cfg["columns"], keys="")
         texts = (row.text for row in table.rows(cfg["text_column"]))  # read as they are asked for
     model = load_classifier(**given_model(cfg))
     predictions = model.predictions(texts, batch_size=cfg["batch_size"])

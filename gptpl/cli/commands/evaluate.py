@@ -22,8 +22,8 @@ from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, settings_of
 from gptpl.config.instantiate import instantiate
 from gptpl.config.signatures import locate
-from gptpl.data.classification.corpora import LabelledCorpus
 from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.sources import LabelledCorpus
 from gptpl.errors import InputError
 from gptpl.evaluation.classifier import ClassifierEvaluation
 from gptpl.model.protocol import context_length

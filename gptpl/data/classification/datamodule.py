@@ -7,35 +7,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Unpack, get_args
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gptpl.data.classification.corpora import LabelledCorpus
 from gptpl.data.classification.splits import (
     Balance,
     Preparation,
     Prepared,
-    Repeats,
     inverse_frequency_weights,
     label_counts,
     prepare,
     write_splits,
 )
-from gptpl.data.classification.table import Example
 from gptpl.data.sampler import PADDING
-from gptpl.data.splits import SPLITS, Split, split_table
+from gptpl.data.sources import LabelledCorpus
+from gptpl.data.sources.records import Example
+from gptpl.data.splits import SPLITS, Duplicates, Split, check_choice, split_table
 from gptpl.data.training_data import IGNORED, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
+from gptpl.text import count_text, shortened
 from gptpl.tokenizers import TokenIds, Tokenizer
 
 log = logging.getLogger(__name__)
 
 Padding = Literal["batch", "longest"]
+TooLong = Literal["truncate", "refuse"]
 MOST_CLASSES = 12
-"""So many classes have a line of their own in the report."""
+"""Classes with a line of their own in the report."""
 
 
 class LabelledBatch(NamedTuple):
@@ -47,16 +48,16 @@ class LabelledBatch(NamedTuple):
 
 
 def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> list[TokenIds]:
-    """The tokens of each text. Raises InputError for a text that has none."""
+    """The tokens of each text. Raises InputError for a text without any."""
     encoded = tokenizer.encode_many(texts)
     for text, tokens in zip(texts, encoded, strict=True):
         if not len(tokens):
-            raise InputError(f"{text[:40]!r} has no tokens: remove this text, or use another tokenizer")
+            raise InputError(f"{shortened(text, 40)!r} has no tokens: remove it, or use another tokenizer")
     return encoded
 
 
 def truncated(encoded: Sequence[TokenIds], max_length: int) -> tuple[list[TokenIds], list[int]]:
-    """The first `max_length` tokens of each text; and of each longer one, how many it has lost."""
+    """The first `max_length` tokens of each text; and of each longer one, how many it lost."""
     lost = [len(tokens) - max_length for tokens in encoded if len(tokens) > max_length]
     return [tokens[:max_length] for tokens in encoded], lost
 
@@ -64,9 +65,9 @@ def truncated(encoded: Sequence[TokenIds], max_length: int) -> tuple[list[TokenI
 def padded(
     encoded: Sequence[TokenIds], *, pad_id: int, to_length: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T), `pad_id` behind the shorter texts, and lengths (B,); T is `to_length`, or the longest's.
+    """Tokens (B, T), the shorter texts filled up with `pad_id`, and lengths (B,).
 
-    No text may be empty or longer than `to_length`.
+    T is `to_length`, or that of the longest text. No text may be empty or longer than `to_length`.
     """
     lengths = np.array([len(tokens) for tokens in encoded], dtype=np.int64)
     tokens = np.full((len(encoded), to_length or int(lengths.max())), pad_id, dtype=np.int64)
@@ -86,7 +87,7 @@ class LabelledTexts:
     """The examples of a split, as batches.
 
     `encoded` are the tokens of each text, one or more, `labels` the numbers of their classes. A text is
-    filled up with `pad_id` to `padded_to` tokens; None: to as many as the longest of its batch has.
+    filled up with `pad_id` to `padded_to` tokens; None: to the longest of its batch.
     """
 
     encoded: Sequence[TokenIds]
@@ -103,7 +104,7 @@ class LabelledTexts:
         return len(self.encoded)
 
     def __getitems__(self, indices: Sequence[int]) -> LabelledBatch:
-        """The examples of these numbers as a batch; PADDING is a text of one padding token without label."""
+        """The examples of these indices; PADDING is a text of one padding token without label."""
         nothing = np.array([self.pad_id], dtype=np.uint32)
         chosen = [nothing if i == PADDING else self.encoded[i] for i in indices]
         tokens, lengths = padded(chosen, pad_id=self.pad_id, to_length=self.padded_to)
@@ -114,23 +115,23 @@ class LabelledTexts:
 class LabelledDataModule(TrainingData):
     """Labelled texts as batches of `LabelledBatch`; the labels are numbers of `prepared.classes`.
 
-    Texts are padded behind their end, with the end-of-text token.
+    Texts are padded at their end, with the end-of-text token.
 
     Args:
         corpus: the texts and their labels.
         tokenizer: what turns texts into tokens; one without a vocabulary takes it from the training texts.
-        max_length: tokens that are read of a text at most.
-        train_share, val_share, stratified, balance, duplicates: see `Preparation`; "class_weights" leaves the
+        max_length: the most tokens of a text.
+        train_ratio, val_ratio, stratified, balance, duplicates: see `Preparation`; "class_weights" leaves the
             examples and weights the loss.
-        truncate: whether a longer text loses its end; else it is refused.
-        padding: "batch" fills up to the longest text of the batch; "longest", as the book does, to the
-            longest of the training split, which the other splits' texts are cut to.
+        too_long: whether a longer text loses its end, or is refused.
+        padding: "batch" pads to the longest text of the batch; "longest", as the book, to the longest of the
+            training split, to which the texts of other splits are cut.
         split_seed: decides which examples are drawn, and the splits: not `seed`, so that runs with several
             seeds have the same test.
         batch_size: B, texts in a batch of one rank.
         loading: as in `TrainingData`.
 
-    Raises InputError for a setting that cannot be, when made, and for texts that cannot be used, when loaded.
+    Raises InputError for an invalid setting, when made, and for unusable texts, when loaded.
     """
 
     units = "texts"
@@ -141,29 +142,30 @@ class LabelledDataModule(TrainingData):
         corpus: LabelledCorpus,
         tokenizer: Tokenizer,
         max_length: int,
-        train_share: float = 0.7,
-        val_share: float = 0.1,
+        train_ratio: float = 0.7,
+        val_ratio: float = 0.1,
         stratified: bool = False,
         balance: Balance = "none",
-        duplicates: Repeats = "group",
-        truncate: bool = True,
+        duplicates: Duplicates = "group",
+        too_long: TooLong = "truncate",
         padding: Padding = "batch",
         split_seed: int = 123,
         batch_size: int = 8,
         **loading: Unpack[Loading],
     ) -> None:
         super().__init__(batch_size=batch_size, **loading)
-        if padding not in get_args(Padding):
-            raise InputError(f"data.padding={padding} is unknown: choose batch or longest")
+        check_choice("data.padding", padding, Padding)
+        check_choice("data.too_long", too_long, TooLong)
         check_at_least(0, "data.split_seed", split_seed)
         check_at_least(1, "data.max_length", max_length)
         self.corpus = corpus
+        self.name = corpus.name
         self.max_length = max_length
-        self.truncate = truncate
+        self.too_long = too_long
         self.padding = padding
         self._how = Preparation(
-            train_share=train_share,
-            val_share=val_share,
+            train_ratio=train_ratio,
+            val_ratio=val_ratio,
             stratified=stratified,
             balance=balance,
             duplicates=duplicates,
@@ -182,14 +184,14 @@ class LabelledDataModule(TrainingData):
         """The tokenizer of the tokens, with its vocabulary."""
         return self._given_tokenizer.fitted_to(example.text for example in self.prepared.splits["train"])
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The corpus's."""
-        return self.corpus.name
-
     def content_sha256(self) -> str:
         """Hash of the texts and labels of all splits."""
         return self.prepared.sha256
+
+    @property
+    def row_count(self) -> int:
+        """Rows of all files."""
+        return self.prepared.read
 
     def load(self) -> Mapping[Split, LabelledTexts]:
         """Read, divide and encode the texts; later calls return the same."""
@@ -207,11 +209,11 @@ class LabelledDataModule(TrainingData):
             limit = min(limit, max(map(len, encoded["train"])))
         pairs = {name: truncated(texts, limit) for name, texts in encoded.items()}
         self._lost = [lost for _, losses in pairs.values() for lost in losses]
-        if self._lost and not self.truncate:
+        if self._lost and self.too_long == "refuse":
             raise InputError(
                 f"{len(self._lost):,} texts are longer than {limit:,} tokens, the longest has"
                 f" {limit + max(self._lost):,}: raise data.max_length and model.context_length, or set"
-                " data.truncate=true to cut their ends off"
+                " data.too_long=truncate to cut their ends off"
             )
         return {
             name: LabelledTexts(
@@ -225,7 +227,7 @@ class LabelledDataModule(TrainingData):
 
     @property
     def train_tokens(self) -> int:
-        """Of the training texts, without padding."""
+        """Tokens of the training texts, without padding."""
         return sum(self.load()["train"].lengths)
 
     def examples(self, split: Split) -> LabelledTexts:
@@ -251,30 +253,29 @@ class LabelledDataModule(TrainingData):
         """A table of the splits, by class, then what was done to the texts."""
         lengths = {split: texts.lengths for split, texts in self.load().items()}
         counts = {split: label_counts(examples) for split, examples in self.prepared.splits.items()}
-        batch_size = self.batch_size * world_size
-        shown, more = self.prepared.classes[:MOST_CLASSES], self.prepared.classes[MOST_CLASSES:]
-        numbers = [(label, [found.get(label, 0) for found in counts.values()]) for label in shown]
+        classes, size = self.prepared.classes, self.batch_size * world_size
+        shown, more = classes[:MOST_CLASSES], classes[MOST_CLASSES:]
+        rows = [(label, [found.get(label, 0) for found in counts.values()]) for label in shown]
         if more:
             left = [sum(found.get(label, 0) for label in more) for found in counts.values()]
-            numbers.append((f"{len(more)} more classes", left))
-        numbers.append(("tokens of the longest text", [max(found) for found in lengths.values()]))
+            rows.append((f"{len(more)} more classes", left))
+        rows.append(("tokens of the longest text", [max(found) for found in lengths.values()]))
         batches = [
             # training drops the last short batch
-            len(found) // batch_size if split == "train" else -(-len(found) // batch_size)
+            len(found) // size if split == "train" else -(-len(found) // size)
             for split, found in lengths.items()
         ]
-        numbers.append((f"batches of {batch_size:,} texts", batches))
-        lines = split_table(counts, numbers)
+        rows.append((f"batches of {size:,} texts", batches))
+        lines = split_table(counts, rows)
         if self._lost:
-            which = "1 text is" if len(self._lost) == 1 else f"{len(self._lost):,} texts are"
-            lines.append(f"{which} too long and cut: {sum(self._lost):,} tokens at the end are not read")
-        texts = sum(map(len, lengths.values()))
+            texts = count_text(len(self._lost), "text")
+            lines.append(f"{texts} too long and cut: {sum(self._lost):,} tokens at the end are not read")
         title = (
-            f"data: {self.name}, {texts:,} texts of {len(self.prepared.classes)} classes,"
+            f"data: {self.name}, {self.row_count:,} rows, {len(classes)} classes,"
             f" {self.tokenizer.name} tokenizer ({self.tokenizer.vocab_size:,} tokens)"
         )
         return [title, *(f"  {line}" for line in (*lines, *self.prepared.remarks))]
 
     def write_record(self, run_dir: Path) -> None:
-        """The splits, as CSV files in the run's folder."""
+        """Keep the splits, as CSV files, in the run's folder."""
         write_splits(run_dir, self.prepared.splits)

@@ -1,4 +1,4 @@
-"""From labelled examples to the three splits: equal texts, balancing, cutting, and what is said of it."""
+"""From labelled examples to the three splits: equal texts, balancing, cutting, and remarks on them."""
 
 import csv
 import hashlib
@@ -7,17 +7,27 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import numpy as np
 
-from gptpl.data.classification.corpora import WHOLE
-from gptpl.data.classification.table import Example, Table
-from gptpl.data.splits import SPLITS, Split, homes, split_file, write_split
+from gptpl.data.sources.labelled import WHOLE
+from gptpl.data.sources.records import Example, TextTable
+from gptpl.data.splits import (
+    SPLITS,
+    Duplicates,
+    Split,
+    check_choice,
+    check_ratios,
+    homes,
+    normalised,
+    split_file,
+    write_split,
+)
 from gptpl.errors import InputError
+from gptpl.text import count_text
 
 Balance = Literal["none", "undersample", "class_weights"]
-Repeats = Literal["group", "remove", "keep"]
 _COLUMNS = ("text", "label")
 
 
@@ -26,47 +36,37 @@ class Preparation:
     """How examples become splits.
 
     Args:
-        train_share: part of the examples to train on, of one table that is to be split.
-        val_share: part to validate on; the rest is for the test.
+        train_ratio, val_ratio: fractions of one table to train and to validate on; the rest is the test.
         stratified: whether every class is split by itself.
         balance: "undersample" leaves as many examples of every class as the smallest has: of one table before
             it is split, as in the book, of given splits in training alone. The others change no example.
         duplicates: "group" keeps equal texts in one split (of given splits, only the last that has them keeps
             them); "remove" keeps the first of equal texts, and then does the same; "keep" does nothing.
-        seed: of what is drawn.
+        seed: of everything that is drawn.
 
-    Raises InputError for a setting that cannot be.
+    Raises InputError for an invalid setting.
     """
 
-    train_share: float
-    val_share: float
+    train_ratio: float
+    val_ratio: float
     stratified: bool = False
     balance: Balance = "none"
-    duplicates: Repeats = "group"
+    duplicates: Duplicates = "group"
     seed: int = 123
 
     def __post_init__(self) -> None:
-        for name, allowed in (("balance", Balance), ("duplicates", Repeats)):
-            if getattr(self, name) not in get_args(allowed):
-                raise InputError(
-                    f"data.{name}={getattr(self, name)} is unknown: choose {', '.join(get_args(allowed))}"
-                )
-        for name, share in (("train_share", self.train_share), ("val_share", self.val_share)):
-            if not 0 < share < 1:
-                raise InputError(f"data.{name}={share} is no share of the examples: give 0 < share < 1")
-        if self.train_share + self.val_share >= 1:
-            raise InputError(
-                f"data.train_share={self.train_share} and data.val_share={self.val_share} leave nothing for"
-                " the test: make their sum less than 1"
-            )
+        check_choice("data.balance", self.balance, Balance)
+        check_choice("data.duplicates", self.duplicates, Duplicates)
+        check_ratios(train_ratio=self.train_ratio, val_ratio=self.val_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Splits with their classes in alphabetical order, and sentences on what was done to the examples."""
+    """Splits, their classes in alphabetical order, and remarks on what was done to `read` examples."""
 
     splits: dict[Split, list[Example]]
     classes: tuple[str, ...]
+    read: int
     remarks: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -83,10 +83,10 @@ class Prepared:
 
 
 def prepare(given: Mapping[str, Sequence[Example]], how: Preparation) -> Prepared:
-    """The splits of a table, or of three. `given` is what `LabelledCorpus.examples` gives.
+    """Make the splits of one table, or of three. `given` is what `LabelledCorpus.examples` returns.
 
     Raises InputError where there is only one class, a split is left without examples, or validation or test
-    have a label that training has not.
+    have a label that training lacks.
     """
     whole = [example for examples in given.values() for example in examples]
     if len(labels := label_counts(whole)) == 1:
@@ -105,6 +105,7 @@ def prepare(given: Mapping[str, Sequence[Example]], how: Preparation) -> Prepare
     return Prepared(
         splits=splits,
         classes=tuple(label_counts(splits["train"])),
+        read=len(whole),
         remarks=tuple(remarks),
         warnings=_warnings(splits),
     )
@@ -119,8 +120,8 @@ def _check(splits: Mapping[Split, Sequence[Example]]) -> None:
     for name, examples in splits.items():
         if not examples:
             raise InputError(
-                f"no example is left for {SPLITS[name]}: give more examples, or change data.train_share and"
-                " data.val_share"
+                f"no example is left for {SPLITS[name]}: give more or other examples, or change"
+                " data.train_ratio, data.val_ratio or data.duplicates"
             )
     known = label_counts(splits["train"])
     if len(known) == 1:
@@ -132,8 +133,8 @@ def _check(splits: Mapping[Split, Sequence[Example]]) -> None:
         for example in examples:
             if example.label not in known:
                 raise InputError(
-                    f"the label {example.label!r} (line {example.line}) is in {SPLITS[name]} and in no"
-                    " training example: check its spelling, or give more examples, or data.stratified=true"
+                    f"the label {example.label!r} (line {example.line}) is in {SPLITS[name]}, but not in"
+                    " training: check its spelling, or give more examples, or data.stratified=true"
                 )
 
 
@@ -141,8 +142,7 @@ def _check(splits: Mapping[Split, Sequence[Example]]) -> None:
 
 
 def _key(example: Example) -> str:
-    """Of two examples that say the same the same: white space around a text does not count."""
-    return example.text.strip()
+    return normalised(example.text)
 
 
 def _remarks(whole: Sequence[Example], how: Preparation) -> list[str]:
@@ -151,12 +151,15 @@ def _remarks(whole: Sequence[Example], how: Preparation) -> list[str]:
         labels[_key(example)].add(example.label)
     remarks = []
     if contradictory := sum(len(found) > 1 for found in labels.values()):
-        texts = "1 text has" if contradictory == 1 else f"{contradictory:,} texts have"
-        remarks.append(f"{texts} more than one label: no classifier can learn both")
+        remarks.append(
+            f"{count_text(contradictory, 'text')} with more than one label: no classifier can learn both"
+        )
     if repeated := len(whole) - len(labels):
         done = {"group": "; equal texts stay in one split", "remove": " and are left out", "keep": ""}
-        said = f"{repeated:,} of {len(whole):,} examples repeat the text of an earlier one"
-        remarks.append(said + done[how.duplicates])
+        remarks.append(
+            f"{repeated:,} of {len(whole):,} examples repeat the text of an earlier one"
+            + done[how.duplicates]
+        )
     return remarks
 
 
@@ -170,7 +173,7 @@ def _without_repeats(examples: Iterable[Example]) -> list[Example]:
 def _given(
     splits: dict[Split, list[Example]], how: Preparation, remarks: list[str]
 ) -> dict[Split, list[Example]]:
-    """Given splits, without what a later one has, too: the test keeps all it has."""
+    """Given splits, without what a later one has, too: the test keeps all of its examples."""
     if how.duplicates != "keep":
         home = homes(splits, _key, ("test", "val", "train"))
         removed = sum(where != name for name in splits for where in home[name])
@@ -180,12 +183,6 @@ def _given(
         }
         if removed:
             remarks.append(f"{removed:,} examples removed: a later split has the same text")
-        for name, examples in splits.items():
-            if not examples:
-                raise InputError(
-                    f"every {SPLITS[name]} text also stands in a later split: give other files, or"
-                    " data.duplicates=keep"
-                )
     return splits | {"train": _balanced(splits["train"], how, remarks)}
 
 
@@ -193,8 +190,8 @@ def _warnings(splits: Mapping[Split, Sequence[Example]]) -> tuple[str, ...]:
     home = homes(splits, _key, ("train", "val", "test"))
     leaks = {name: sum(where != name for where in home[name]) for name in splits}
     return tuple(
-        f"{count:,} of the {len(splits[name]):,} {SPLITS[name]} examples also stand in an earlier split:"
-        " their score is too good by what the model remembers; data.duplicates=group keeps them together"
+        f"{count:,} of the {len(splits[name]):,} {SPLITS[name]} examples are also in an earlier split: their"
+        " score is too good by what the model remembers; data.duplicates=group keeps them together"
         for name, count in leaks.items()
         if count
     )
@@ -217,8 +214,8 @@ def undersample(examples: Sequence[Example], *, seed: int) -> list[Example]:
     """As many examples of every class as the smallest has, class after class in alphabetical order.
 
     They are drawn as pandas' `DataFrame.sample(n, random_state=seed)` draws them, without replacement, from
-    each class that is larger; the smallest keeps its order. For two classes of which the first is larger this
-    is the book's `create_balanced_dataset`.
+    each larger class; the smallest keeps its order. For two classes with the first larger this is the book's
+    `create_balanced_dataset`.
     """
     counts = label_counts(examples)
     least = min(counts.values())
@@ -242,12 +239,12 @@ def inverse_frequency_weights(counts: Sequence[int]) -> list[float]:
 
 
 def _split(examples: Sequence[Example], how: Preparation) -> dict[Split, list[Example]]:
-    """The examples in an order of the seed, cut in three.
+    """The examples, shuffled by the seed, cut in three.
 
     The order is that of pandas' `DataFrame.sample(frac=1, random_state=seed)`. Unless duplicates are kept,
-    examples of equal text follow the first of them, and a cut that would part them comes after the last:
-    without equal texts nothing differs, and it is the book's `random_split`. With `stratified` every class is
-    split by itself, and the parts are shuffled anew.
+    examples of equal text follow the first of them, and a cut between them moves behind the last: without
+    equal texts nothing differs, and it is the book's `random_split`. With `stratified` every class is split
+    by itself, and the parts are shuffled again.
     """
     if not how.stratified:
         return _cut(_shuffled(examples, how.seed), how)
@@ -264,37 +261,32 @@ def _split(examples: Sequence[Example], how: Preparation) -> dict[Split, list[Ex
 
 
 def _shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
-    order = np.random.RandomState(seed).permutation(len(examples))  # RandomState, for pandas uses it
+    order = np.random.RandomState(seed).permutation(len(examples))  # RandomState, because pandas uses it
     return [examples[i] for i in order]
 
 
 def _cut(examples: list[Example], how: Preparation) -> dict[Split, list[Example]]:
     # int() of the products, as in the book.
-    first = int(len(examples) * how.train_share)
-    second = first + int(len(examples) * how.val_share)
+    first = int(len(examples) * how.train_ratio)
+    second = first + int(len(examples) * how.val_ratio)
     if how.duplicates != "keep":
         groups: dict[str, list[Example]] = defaultdict(list)
         for example in examples:
             groups[_key(example)].append(example)
         examples = [example for group in groups.values() for example in group]
-        first, second = (_after_group(examples, cut) for cut in (first, second))
+        ends = np.cumsum([0, *map(len, groups.values())])
+        first, second = (int(ends[np.searchsorted(ends, cut)]) for cut in (first, second))
     return {"train": examples[:first], "val": examples[first:second], "test": examples[second:]}
-
-
-def _after_group(examples: list[Example], cut: int) -> int:
-    while 0 < cut < len(examples) and _key(examples[cut]) == _key(examples[cut - 1]):
-        cut += 1
-    return cut
 
 
 # --- in a run's folder ----------------------------------------------------------------------------------
 
 
 def write_splits(run_dir: Path, splits: Mapping[Split, Sequence[Example]]) -> None:
-    """`data/train.csv`, `validation.csv` and `test.csv`, with the columns text and label."""
+    """Write `data/train.csv`, `validation.csv` and `test.csv`, with the columns text and label."""
     for name, examples in splits.items():
         lines = io.StringIO(newline="")
-        # Every field in quotes: else csv leaves some texts that it does not read back as they were.
+        # Every field in quotes: without them csv reads some texts differently from what it wrote.
         writer = csv.writer(lines, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(_COLUMNS)
         writer.writerows((example.text, example.label) for example in examples)
@@ -302,8 +294,8 @@ def write_splits(run_dir: Path, splits: Mapping[Split, Sequence[Example]]) -> No
 
 
 def read_split(run_dir: Path, name: Split) -> list[Example]:
-    """The examples of a split that was written. Raises InputError where it was not, or cannot be read."""
+    """The examples that `write_splits` kept. Raises InputError where they are missing or unreadable."""
     path = split_file(run_dir, name, ".csv")
     if not path.is_file():
         raise InputError(f"{path} does not exist: give a file with labelled texts as data.path=FILE")
-    return list(Table(path=path).rows(*_COLUMNS))
+    return list(TextTable(path=path).rows(*_COLUMNS))

@@ -3,22 +3,29 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
-from gptpl.data.instructions.entries import (
-    Duplicates,
-    InstructionSplits,
-    read_entries,
-    split_entries,
-    write_entries,
+from gptpl.data.instructions.rows import (
+    EncodedInstructions,
+    InstructionExamples,
+    TokenRow,
+    TooLong,
+    encode_instructions,
+    pack_rows,
 )
-from gptpl.data.instructions.rows import InstructionExamples, Row, Rows, TooLong, make_rows, pack_rows
+from gptpl.data.instructions.splits import (
+    InstructionSplits,
+    Precedence,
+    read_instructions,
+    split_instructions,
+    write_splits,
+)
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.sources import Corpus
-from gptpl.data.splits import SPLITS, Split, split_table
-from gptpl.data.training_data import IGNORED, Loading, TrainingData
+from gptpl.data.splits import SPLITS, Duplicates, Split, split_table
+from gptpl.data.training_data import IGNORED, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
 from gptpl.text import count_text
 from gptpl.tokenizers import Tokenizer
@@ -28,21 +35,21 @@ class InstructionDataModule(TrainingData):
     """Instructions with answers, split, put into prompts, and collated into `InstructionBatch`es.
 
     Args:
-        corpus: the one file, JSON or JSON Lines; see `gptpl.data.instructions.entries.read_entries`.
+        corpus: the one file, JSON or JSON Lines; see `read_instructions`.
         tokenizer: one without a vocabulary takes it from the training examples.
         max_length: tokens of the longest row.
         template: "alpaca", "phi3", a file, or a Jinja text; see `PromptTemplate.named`.
-        response_marker: what stands between prompt and answer; None: the template's own.
-        instruction_column, input_column, output_column: keys in the file; of the input None: there is none.
-        train_share, test_share, duplicates: see `split_entries`.
-        shuffle: whether the entries are shuffled by `split_seed` before they are split.
+        response_marker: the text between prompt and answer; None: the template's own.
+        instruction_column, input_column, output_column: keys in the file; input None: there is no such key.
+        train_ratio, test_ratio, duplicates, precedence: see `split_instructions`.
+        shuffle: whether the instructions are shuffled by `split_seed` before they are split.
         split_seed: not `seed`, so that runs with several seeds have the same test.
-        mask_instruction, too_long: see `make_rows`.
+        mask_instruction, too_long: see `encode_instructions`.
         packing: whether short examples share a row; they are packed once, and the rows are shuffled.
         batch_size: B, rows in a batch of one rank.
         loading: as in `TrainingData`.
 
-    Raises InputError as `TrainingData`, `PromptTemplate`, `read_entries`, `split_entries` and `make_rows`.
+    Raises InputError as `TrainingData` and the functions named here.
     """
 
     def __init__(
@@ -56,11 +63,12 @@ class InstructionDataModule(TrainingData):
         instruction_column: str = "instruction",
         input_column: str | None = "input",
         output_column: str = "output",
-        train_share: float = 0.85,
-        test_share: float = 0.1,
+        train_ratio: float = 0.85,
+        test_ratio: float = 0.1,
         shuffle: bool = False,
         split_seed: int = 123,
         duplicates: Duplicates = "remove",
+        precedence: Precedence = "test",
         mask_instruction: bool = False,
         too_long: TooLong = "truncate",
         packing: bool = False,
@@ -68,11 +76,9 @@ class InstructionDataModule(TrainingData):
         **loading: Unpack[Loading],
     ) -> None:
         super().__init__(batch_size=batch_size, **loading)
-        if max_length < 2:
-            raise InputError(
-                f"data.max_length={max_length} has no room for prompt and answer: give 2 or more"
-            )
+        check_at_least(2, "data.max_length", max_length)  # of prompt and answer
         self.corpus = corpus
+        self.name = corpus.name
         self.max_length = max_length
         self.template = PromptTemplate.named(template, response_marker)
         self.duplicates = duplicates
@@ -81,58 +87,60 @@ class InstructionDataModule(TrainingData):
         self.packing = packing
         self.units = "rows" if packing else "examples"
         unpacked = "set data.packing=false, " if packing else ""
-        self.too_few_remedy = f"{unpacked}lower data.batch_size, or give more entries"
-        self._read = partial(
-            read_entries, instruction=instruction_column, input=input_column, output=output_column
-        )
-        self._split = partial(
-            split_entries,
-            train_share=train_share,
-            test_share=test_share,
-            shuffle_seed=split_seed if shuffle else None,
-            duplicates=duplicates,
-        )
+        self.too_few_remedy = f"{unpacked}lower data.batch_size, or give more instructions"
+        self._columns: dict[str, Any] = {
+            "instruction": instruction_column,
+            "input": input_column,
+            "output": output_column,
+        }
+        self._split: dict[str, Any] = {
+            "train_ratio": train_ratio,
+            "test_ratio": test_ratio,
+            "shuffle_seed": split_seed if shuffle else None,
+            "duplicates": duplicates,
+            "precedence": precedence,
+        }
         self._given_tokenizer = tokenizer
-        self._rows: dict[Split, Rows] = {}
+        self._encoded: dict[Split, EncodedInstructions] = {}
         self._examples: dict[Split, InstructionExamples] = {}
 
-    # --- the entries ----------------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # Lightning's is None
-        """The file's."""
-        return self.corpus.name
+    # --- the texts ------------------------------------------------------------------------------------
 
     def content_sha256(self) -> str:
-        """Hash of the file and of the template, which decide the examples."""
+        """Hash of the file and of the template."""
         template = json.dumps(self.template.state(), sort_keys=True)
         return hashlib.sha256(f"{self.corpus.content_sha256()}{template}".encode()).hexdigest()
 
+    @property
+    def row_count(self) -> int:
+        """Instructions in the file."""
+        return self.splits.read
+
     def load(self) -> InstructionSplits:
-        """The entries of every split; later calls return the same."""
+        """The instructions of every split; later calls return the same."""
         return self.splits
 
     @cached_property
     def splits(self) -> InstructionSplits:
-        """The entries of every split, read when first asked for."""
+        """The instructions of every split, read when first asked for."""
         [path] = self.corpus.files()
-        return self._split(self._read(path))
+        return split_instructions(read_instructions(path, **self._columns), **self._split)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The given one, with the vocabulary of the training examples where it had none."""
-        return self._given_tokenizer.fitted_to(self.template.whole(entry) for entry in self.splits.train)
+        return self._given_tokenizer.fitted_to(self.template.whole(each) for each in self.splits.train)
 
     def write_record(self, run_dir: Path) -> None:
-        """Leaves `data/train.json`, `validation.json` and `test.json` there, as the book keeps them."""
-        write_entries(run_dir, self.splits)
+        """Keep the splits, as JSON files, in the run's folder."""
+        write_splits(run_dir, self.splits)
 
     # --- the examples ---------------------------------------------------------------------------------
 
-    def rows(self, split: Split) -> Rows:
-        """Every example of a split as a row of its own, and what became of those too long."""
-        if split not in self._rows:
-            self._rows[split] = make_rows(
+    def encoded(self, split: Split) -> EncodedInstructions:
+        """Every example of a split as a row of its own, and how many were cut or left out."""
+        if split not in self._encoded:
+            self._encoded[split] = encode_instructions(
                 self.splits.of(split),
                 self.tokenizer,
                 self.template,
@@ -140,16 +148,16 @@ class InstructionDataModule(TrainingData):
                 mask_instruction=self.mask_instruction,
                 too_long=self.too_long,
             )
-        return self._rows[split]
+        return self._encoded[split]
 
     def examples(self, split: Split) -> InstructionExamples:
-        """Rows of the split, packed where that is wanted. Raises InputError where there are none."""
+        """Rows of the split, packed if `packing`. Raises InputError where there are none."""
         if split not in self._examples:
-            rows = self.rows(split).rows
+            rows = self.encoded(split).rows
             if not rows:
                 raise InputError(
                     f"the {split} split has no example to learn from within data.max_length={self.max_length}"
-                    " tokens: raise that or its share of the entries, or give more of them"
+                    " tokens: raise that or its ratio, or give more instructions"
                 )
             if self.packing:
                 rows = pack_rows(rows, max_length=self.max_length)
@@ -160,83 +168,75 @@ class InstructionDataModule(TrainingData):
 
     @property
     def train_tokens(self) -> int:
-        """Tokens of the training examples, as long as their rows are."""
-        return sum(map(len, self.rows("train").rows))
+        """Tokens in the rows of the training examples."""
+        return sum(map(len, self.encoded("train").rows))
 
     def report(self, *, parameters: int, world_size: int) -> list[str]:
-        """Entries, tokens and rows of every split, and what was cut, left out, or stood in two splits."""
-        rows = {split: self.rows(split) for split in SPLITS if self.splits.of(split)}
-        packed = {split: self.examples(split).rows for split in rows}
-        learned = [sum(int((row.targets != IGNORED).sum()) for row in each.rows) for each in rows.values()]
-        numbers = [
-            ("entries", [len(self.splits.of(split)) for split in rows]),
-            ("tokens", [sum(map(len, each.rows)) for each in rows.values()]),
-            ("tokens learned (targets)", learned),
+        """Instructions, tokens and rows of every split, and what was cut, left out or duplicated."""
+        encoded = {split: self.encoded(split) for split in SPLITS if self.splits.of(split)}
+        packed = {split: self.examples(split).rows for split in encoded}
+        targets = [[row.targets for row in each.rows] for each in encoded.values()]
+        rows = [
+            ("instructions", [len(self.splits.of(split)) for split in encoded]),
+            ("tokens", [sum(map(len, each)) for each in targets]),
+            ("tokens learned (targets)", [sum(int((t != IGNORED).sum()) for t in each) for each in targets]),
         ]
         if self.packing:
-            numbers.append(("rows of packed examples", [len(each) for each in packed.values()]))
-        lines = [*split_table(rows, numbers), *length_lines(rows, self.max_length)]
+            rows.append(("rows of packed examples", [len(each) for each in packed.values()]))
+        lines = [*split_table(encoded, rows), *length_lines(encoded, self.max_length)]
         if self.splits.shared:
-            meaning = {
-                "remove": "removed there (data.duplicates=remove)",
-                "group": "moved there (data.duplicates=group)",
-                "keep": "kept, so that validation and test are a little too easy (data.duplicates=keep)",
+            done = {
+                "remove": "removed, so that the test stays as it was",
+                "group": "moved there",
+                "keep": "kept, so that validation and test are a little too easy",
             }[self.duplicates]
             shared = count_text(self.splits.shared, "example")
-            lines.append(f"{shared} of later splits ask what an earlier one asks, too: {meaning}")
+            lines.append(f"{shared} with the question of another split: {done}")
         if self.packing:
-            lines.append(
-                self._packing_line(rows["train"].rows, packed["train"], self.batch_size * world_size)
-            )
-        title = f"data: {self.name}, template {self.template.name}, {self.tokenizer.name} tokenizer"
+            lines.append(self._packing_line(encoded["train"].rows, packed["train"], world_size))
+        title = (
+            f"data: {self.name}, {self.row_count:,} instructions, template {self.template.name},"
+            f" {self.tokenizer.name} tokenizer"
+        )
         return [title, *(f"  {line}" for line in lines)]
 
-    def _packing_line(self, rows: Sequence[Row], packed: Sequence[Row], batch_size: int) -> str:
-        tokens, each = sum(map(len, rows)), len(rows) / len(packed)
+    def _packing_line(self, rows: Sequence[TokenRow], packed: Sequence[TokenRow], world_size: int) -> str:
+        tokens, each, batch_size = sum(map(len, rows)), len(rows) / len(packed), self.batch_size * world_size
         used = tokens / (len(packed) * self.max_length)
         unpacked = tokens / (len(rows) * max(map(len, rows)))
         return (
-            f"packed once, for all epochs: {used:.1%} of the row's places are used (padded to the longest of"
-            f" all: {unpacked:.1%}); {each:.1f} examples a row, {each * batch_size:,.0f} in {batch_size} rows"
+            f"packed once, for all epochs: {used:.1%} of the places hold tokens (padded: {unpacked:.1%});"
+            f" {each:.1f} examples a row, {each * batch_size:,.0f} in {batch_size} rows"
         )
 
     @property
     def caveat(self) -> str:
         """Where most examples lose their end: the model hardly sees where an answer ends."""
-        rows = self.rows("train")
-        cut, all_of = rows.truncated, len(rows.rows)
-        if 2 * cut <= all_of:
+        encoded = self.encoded("train")
+        cut, count = encoded.truncated, len(encoded.rows)
+        if 2 * cut <= count:
             return ""
-        which = "All" if cut == all_of else f"{cut:,} of"
+        which = "All" if cut == count else f"{cut:,} of"
         return (
-            f"{which} {all_of:,} training examples lost their end, so that the model cannot learn to end an"
+            f"{which} {count:,} training examples lost their end, so that the model cannot learn to end an"
             f" answer: raise data.max_length={self.max_length}."
         )
 
     def module_settings(self) -> dict[str, Any]:
-        """The template, which a checkpoint keeps."""
+        """The template, which checkpoints keep."""
         return {"template": self.template}
 
 
-def length_lines(rows: Mapping[Split, Rows], max_length: int) -> list[str]:
+def length_lines(encoded: Mapping[Split, EncodedInstructions], max_length: int) -> list[str]:
     """What was cut or left out of these splits for its length, in lines; none where nothing was."""
-    truncated = sum(each.truncated for each in rows.values())
-    unanswered = sum(each.unanswered for each in rows.values())
-    dropped = sum(each.dropped for each in rows.values()) - unanswered
-    lines = []
-    if truncated:
-        lines.append(
-            f"{count_text(truncated, 'example')} longer than data.max_length={max_length} lost the end, with"
-            " the end-of-text; data.too_long=drop leaves such out"
-        )
-    if unanswered:
-        lines.append(
-            f"{count_text(unanswered, 'example')} left out: within data.max_length={max_length} nothing of"
-            " the answer is left to learn"
-        )
-    if dropped:
-        lines.append(
-            f"{count_text(dropped, 'example')} longer than data.max_length={max_length} left out"
-            " (data.too_long=drop)"
-        )
-    return lines
+    truncated, dropped, unanswered = (
+        sum(getattr(each, name) for each in encoded.values())
+        for name in ("truncated", "dropped", "unanswered")
+    )
+    lines = {
+        f"longer than data.max_length={max_length} lost the end, with the end-of-text;"
+        " data.too_long=drop leaves such out": truncated,
+        f"left out: within data.max_length={max_length} nothing of the answer is left to learn": unanswered,
+        f"longer than data.max_length={max_length} left out (data.too_long=drop)": dropped - unanswered,
+    }
+    return [f"{count_text(count, 'example')} {what}" for what, count in lines.items() if count]

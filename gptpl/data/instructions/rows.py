@@ -1,34 +1,35 @@
-"""From texts to rows of tokens with targets, several short ones in a row or not, and from rows to batches."""
+"""From texts to rows of tokens with targets, optionally with several short ones in a row, and to batches."""
 
 # B rows in a batch, T tokens in its longest row, n tokens of one example
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptpl.data.instructions.entries import Entry
+from gptpl.data.instructions.splits import Instruction
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.sampler import PADDING
+from gptpl.data.splits import check_choice
 from gptpl.data.training_data import IGNORED
 from gptpl.errors import InputError
 from gptpl.text import shortened
-from gptpl.tokenizers import Tokenizer
+from gptpl.tokenizers import TokenIds, Tokenizer
 
 TooLong = Literal["truncate", "drop", "refuse"]
 Ids = NDArray[np.int64]
 
 
 class InstructionBatch(NamedTuple):
-    """Rows, the shorter ones filled up with end-of-text whose targets are masked: (B, T) int64.
+    """Rows, the shorter ones padded with end-of-text and masked targets: (B, T) int64.
 
-    `targets` are one token later, -100 where nothing is to be learned; `segments` the numbers of the texts in
-    their row, 0 for padding, None where every row is one text: causal attention never looks at what stands
-    behind it. `tokens` counts the inputs that are no padding.
+    `targets` are one token later, -100 where nothing is to be learned. `segments` number the texts of each
+    row from 1, 0 for padding; None where every row is one text: causal attention never looks at what comes
+    after it. `tokens` counts the inputs that are not padding.
     """
 
     inputs: Tensor
@@ -38,8 +39,8 @@ class InstructionBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One example, or several packed: three arrays (n,); `segments` counts the texts from 1."""
+class TokenRow:
+    """One example, or several packed: three arrays (n,); `segments` number the texts from 1."""
 
     inputs: Ids
     targets: Ids
@@ -50,78 +51,79 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class EncodedInstructions:
     """The rows of one split, one an example, and how many examples were cut or left out for their length.
 
-    `dropped` counts those left out; `unanswered` those of them whose whole answer was cut away.
+    `dropped` counts those left out; `unanswered` those of them whose whole answer was cut off.
     """
 
-    rows: list[Row]
+    rows: list[TokenRow]
     truncated: int
     dropped: int
     unanswered: int
 
 
-def make_rows(
-    entries: Sequence[Entry],
+def encode_instructions(
+    instructions: Sequence[Instruction],
     tokenizer: Tokenizer,
     template: PromptTemplate,
     *,
     max_length: int,
     mask_instruction: bool = False,
     too_long: TooLong = "truncate",
-) -> Rows:
-    """Every entry's tokens, of the text as a whole, and as targets those one later, end-of-text the last.
+) -> EncodedInstructions:
+    """Encode each instruction with its answer; the targets are one token later, end-of-text the last.
 
-    With `mask_instruction` only the answer is learned: the targets of the prompt are masked. Of what is
-    longer than `max_length` tokens, "truncate" cuts the end, as the book, and leaves out what has no target
-    then; "drop" leaves out all of it; "refuse" raises InputError, as does an unknown `too_long`.
+    With `mask_instruction` only the answer is learned: the targets of the prompt are masked. Of examples
+    longer than `max_length` tokens, "truncate" cuts the end off, as the book, and leaves out those without a
+    target then; "drop" leaves all out; "refuse" raises InputError.
     """
-    if too_long not in get_args(TooLong):
-        raise InputError(f"data.too_long={too_long} is unknown: choose one of {', '.join(get_args(TooLong))}")
-    texts = tokenizer.encode_many([template.whole(entry) for entry in entries])
-    prompts = tokenizer.encode_many([template.prompt(entry.instruction, entry.input) for entry in entries])
+    check_choice("data.too_long", too_long, TooLong)
+    texts = tokenizer.encode_many([template.whole(each) for each in instructions])
+    prompts: Sequence[TokenIds | None] = [None] * len(texts)
+    if mask_instruction:
+        prompts = tokenizer.encode_many(
+            [template.prompt(each.instruction, each.input) for each in instructions]
+        )
     rows, truncated, unanswered = [], 0, 0
-    for entry, text, prompt in zip(entries, texts, prompts, strict=True):
+    for each, text, prompt in zip(instructions, texts, prompts, strict=True):
         tokens = text.astype(np.int64)
         if len(tokens) > max_length and too_long == "refuse":
             raise InputError(
-                f"the example {shortened(entry.instruction, 40)!r} has {len(tokens):,} tokens, more than"
+                f"the example {shortened(each.instruction, 40)!r} has {len(tokens):,} tokens, more than"
                 f" data.max_length={max_length}: shorten it, raise data.max_length, or set"
                 " data.too_long=truncate or drop"
             )
         if len(tokens) > max_length and too_long == "drop":
             continue
-        masked = _common_length(tokens, prompt) if mask_instruction else 0
+        masked = 0 if prompt is None else _common_length(tokens, prompt)
         targets = np.append(tokens[1:], tokenizer.eot_id)
         targets[: max(0, masked - 1)] = IGNORED
-        row = Row(tokens[:max_length], targets[:max_length], np.ones_like(tokens[:max_length]))
+        row = TokenRow(tokens[:max_length], targets[:max_length], np.ones_like(tokens[:max_length]))
         if (row.targets == IGNORED).all():
             unanswered += 1
             continue
         truncated += len(tokens) > max_length
         rows.append(row)
-    return Rows(rows=rows, truncated=truncated, dropped=len(entries) - len(rows), unanswered=unanswered)
+    dropped = len(instructions) - len(rows)
+    return EncodedInstructions(rows=rows, truncated=truncated, dropped=dropped, unanswered=unanswered)
 
 
-def _common_length(tokens: Ids, prompt: NDArray[np.uint32]) -> int:
-    """How many of the first tokens are the prompt's; its last ones may be one with the answer's first."""
+def _common_length(tokens: Ids, prompt: TokenIds) -> int:
+    """How many of the first tokens are the prompt's; its last ones may be merged with the answer's first."""
     n = min(len(tokens), len(prompt))
     differing = np.flatnonzero(tokens[:n] != prompt[:n])
     return int(differing[0]) if len(differing) else n
 
 
-def pack_rows(rows: Sequence[Row], *, max_length: int) -> list[Row]:
-    """The examples in as few rows of at most `max_length` tokens as best fit finds; see `packed_places`.
-
-    A text keeps its targets; its segment is its number in the new row, from 1.
-    """
+def pack_rows(rows: Sequence[TokenRow], *, max_length: int) -> list[TokenRow]:
+    """The examples in as few rows of at most `max_length` tokens as best fit finds; see `packed_places`."""
     packed = []
     for places in packed_places([len(row) for row in rows], capacity=max_length):
         parts = [rows[place] for place in places]
         numbers = [np.full(len(part), number, dtype=np.int64) for number, part in enumerate(parts, 1)]
         packed.append(
-            Row(
+            TokenRow(
                 np.concatenate([part.inputs for part in parts]),
                 np.concatenate([part.targets for part in parts]),
                 np.concatenate(numbers),
@@ -131,11 +133,11 @@ def pack_rows(rows: Sequence[Row], *, max_length: int) -> list[Row]:
 
 
 def packed_places(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
-    """Which lengths go together: every one, by its place, in one group, and no group above the capacity.
+    """Which lengths go together: each, by its place, in one group, and no group above the capacity.
 
     Best fit decreasing: from the longest to the shortest, each goes where it leaves the least room (Johnson
     1973: at most 11/9 of the fewest groups possible, and one more). Groups are in the order of their first
-    places, and places ascend within a group: nothing depends on chance. No length may exceed the capacity.
+    places, and places ascend within a group. No length may exceed the capacity.
     """
     groups: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # groups, by the room that they have left
@@ -152,10 +154,10 @@ def packed_places(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
     return sorted(sorted(group) for group in groups)
 
 
-def collate(rows: Sequence[Row | None], *, eot_id: int, packed: bool = False) -> InstructionBatch:
+def collate(rows: Sequence[TokenRow | None], *, eot_id: int, packed: bool = False) -> InstructionBatch:
     """A batch of the rows, as long as the longest of them; None is a row of padding alone.
 
-    Equals the book's `custom_collate_fn`: the first end-of-text behind an example is a target, no other is.
+    Equals the book's `custom_collate_fn`: of the padding only the first end-of-text is a target.
     """
     B, T = len(rows), max([len(row) for row in rows if row is not None], default=1)
     inputs = np.full((B, T), eot_id, dtype=np.int64)
@@ -176,12 +178,12 @@ def collate(rows: Sequence[Row | None], *, eot_id: int, packed: bool = False) ->
 
 @dataclass(frozen=True)
 class InstructionExamples:
-    """The rows of a split by number, as batches; the number PADDING is a row without a target.
+    """The rows of a split as batches; the index PADDING is a row without a target.
 
-    `packed`: a row may hold several texts, which the batches then say.
+    `packed`: a row may hold several texts, and batches have segments.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[TokenRow]
     eot_id: int
     packed: bool = False
 
@@ -189,6 +191,6 @@ class InstructionExamples:
         return len(self.rows)
 
     def __getitems__(self, indices: Sequence[int]) -> InstructionBatch:
-        """A batch of these rows; torch's DataLoader finds this by its name."""
+        """A batch of the rows of these indices."""
         chosen = [None if index == PADDING else self.rows[index] for index in indices]
         return collate(chosen, eot_id=self.eot_id, packed=self.packed)

@@ -6,14 +6,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from gptpl.data.instructions.entries import Entry
+from gptpl.data.instructions.splits import Instruction
 from gptpl.data.sources.base import read_utf8
 from gptpl.errors import InputError
 from gptpl.files.template import SafeTemplate
 
 FIELDS = ("instruction", "input")
 RESPONSE_MARKER = "\n\n### Response:\n"
-"""Alpaca's; also of a user's own template that gives none."""
+"""Alpaca's, and the default of a user's own template."""
 
 
 @lru_cache(maxsize=16)
@@ -25,7 +25,7 @@ def _filler(name: str, source: str) -> SafeTemplate:
 class PromptTemplate:
     """A Jinja template of the prompt, and the text between prompt and answer.
 
-    `name` is "alpaca", "phi3", or where the user's own came from; `source` has `instruction` and, if wanted,
+    `name` is "alpaca", "phi3", or the origin of the user's own; `source` uses `instruction` and optionally
     `input`, which may be empty. Raises InputError as `SafeTemplate`, and for an empty marker.
     """
 
@@ -37,26 +37,26 @@ class PromptTemplate:
         _filler(self.name, self.source)
         if not self.response_marker.strip():
             raise InputError(
-                f"data.response_marker={self.response_marker!r} is empty: give what stands before the answer,"
+                f"data.response_marker={self.response_marker!r} is empty: give the text before an answer,"
                 " such as '### Response:'"
             )
 
     def prompt(self, instruction: str, input: str = "") -> str:
-        """What is given to the model: the prompt and the marker; the answer is to follow."""
+        """What the model is given: the prompt and the marker, after which it answers."""
         filled = _filler(self.name, self.source).filled({"instruction": instruction, "input": input})
         return filled + self.response_marker
 
-    def whole(self, entry: Entry) -> str:
-        """What is learned: prompt, marker and answer."""
-        return self.prompt(entry.instruction, entry.input) + entry.output
+    def whole(self, example: Instruction) -> str:
+        """The text to learn: prompt, marker and answer."""
+        return self.prompt(example.instruction, example.input) + example.output
 
     def state(self) -> dict[str, Any]:
-        """Plain data for a checkpoint; `from_state` makes the same template of it."""
+        """Plain values for a checkpoint, from which `from_state` makes the same template."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The template of a checkpoint. Raises InputError as the class, and for what is no `state`."""
+        """The template of a checkpoint. Raises InputError as the class, and for an invalid state."""
         names = ("name", "source", "response_marker")
         if not isinstance(state, Mapping) or not all(isinstance(state.get(name), str) for name in names):
             raise InputError("the stored template is damaged: use another checkpoint, or give template=")
@@ -65,7 +65,7 @@ class PromptTemplate:
 
     @classmethod
     def named(cls, template: str, response_marker: str | None = None) -> Self:
-        r"""The template of a name, a file, or a Jinja text (which holds `{{`).
+        r"""The template of that name, in that file, or of that Jinja text (which holds `{{`).
 
         `response_marker` None is the named one's own, and `\n\n### Response:\n` for a user's. Raises
         InputError as the class, for an unknown name and for a file that cannot be read.

@@ -4,9 +4,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,17 @@ from numpy.typing import NDArray
 from gptpl.data.pretraining.token_cache import (
     DAMAGE,
     PARTS,
-    CacheUnwritableError,
     CorpusStats,
-    DraftEntry,
     EncodedCorpus,
     Part,
     Tokens,
+    TokenSink,
     open_entry,
     read_entry,
     token_dtype,
 )
 from gptpl.data.sources import Corpus
+from gptpl.data.splits import check_ratios
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir as default_cache_dir
 from gptpl.tokenizers import Tokenizer
@@ -33,7 +32,7 @@ from gptpl.tokenizers import Tokenizer
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # raise it when the same text would be encoded, or stored, in another way
-BATCH_CHARACTERS = 1 << 22  # text given to the tokenizer at a time; a document is never cut for it
+BATCH_CHARACTERS = 1 << 22  # text given to the tokenizer at a time; no document is cut for it
 BLOCK_TOKENS = 32
 CHUNK_TOKENS = 1 << 20  # tokens hashed at a time: about 8 MB an array
 # Odd, so that a multiplication loses no bit modulo 2^64.
@@ -45,36 +44,28 @@ _MODULUS_MASK = (1 << 64) - 1
 def encode_corpus(
     corpus: Corpus, tokenizer: Tokenizer, *, train_ratio: float, cache_dir: Path | None = None
 ) -> EncodedCorpus:
-    """Encode both splits of a corpus, or open them from the cache if that has been done before.
+    """Encode both splits of a corpus, or open them from the cache.
 
     The first `train_ratio` of the characters are training text, the rest validation text; each is encoded by
     itself, documents joined by the one end-of-text token. A tokenizer without a vocabulary takes it from the
     whole text, as in the book (so that no validation word is unknown).
 
-    The cache is `cache_dir` (default: the project's cache folder). A damaged entry is made again; with a
-    cache that cannot be written the tokens stay in memory; both are logged. Raises InputError for a ratio
-    outside (0, 1), and what the corpus and the tokenizer raise.
+    The cache is `cache_dir` (default: the project's cache folder). Processes that want the same text wait for
+    the one that encodes it. A damaged entry is encoded again; what the disk does not take stays in memory;
+    both are logged. Raises InputError for a ratio outside (0, 1), and as the corpus and the tokenizer.
     """
+    check_ratios(train_ratio=train_ratio)
     content_sha256 = corpus.content_sha256()
     vocabulary = _vocabulary_sha256(tokenizer)
     entry = _entry(cache_dir, content_sha256, tokenizer.name, vocabulary, train_ratio)
-    if (cached := read_entry(entry, tokenizer if vocabulary else None)) is not None:
+    known = tokenizer if vocabulary else None
+    if (cached := read_entry(entry, known)) is not None:
         return cached
-    log.info("encoding the corpus %s with the %s tokenizer", corpus.name, tokenizer.name)
-    source = _survey(corpus, tokenizer, train_ratio, content_sha256)
-    try:
-        with DraftEntry(entry, token_dtype(source.tokenizer.vocab_size)) as draft:
-            documents = _encode(source, draft.append)
-            draft.commit(_stats(source, documents, *draft.written()), source.tokenizer)
-    except CacheUnwritableError as error:
-        log.warning(
-            "cannot keep the encoded corpus in %s (%s): encoding it in memory, and again in every run; "
-            "set GPTPL_CACHE to a folder that can be written",
-            entry.parent,
-            error,
-        )
-        return _encode_in_memory(source)
-    return read_entry(entry, source.tokenizer) or _encode_in_memory(source)
+    with _alone(entry):
+        if (cached := read_entry(entry, known)) is not None:
+            return cached
+        log.info("encoding the corpus %s with the %s tokenizer", corpus.name, tokenizer.name)
+        return _encoded(corpus, tokenizer, train_ratio, content_sha256, entry)
 
 
 def cached_corpus(
@@ -82,9 +73,9 @@ def cached_corpus(
 ) -> EncodedCorpus | None:
     """The text of that hash in the tokens of a tokenizer with a vocabulary, if the cache has it.
 
-    Nothing is written or removed: who asks may have the hash from anybody.
+    Nothing is written or removed: the hash may come from anybody.
     """
-    for vocabulary in (tokenizer.sha256, None):  # None: the text has given it
+    for vocabulary in (tokenizer.sha256, None):  # None: that of the text
         entry = _entry(cache_dir, content_sha256, tokenizer.name, vocabulary, train_ratio)
         with suppress(*DAMAGE):
             found = open_entry(entry)
@@ -94,21 +85,13 @@ def cached_corpus(
 
 
 def encode_in_memory(corpus: Corpus, tokenizer: Tokenizer, *, train_ratio: float) -> EncodedCorpus:
-    """What `encode_corpus` gives, without the cache."""
-    return _encode_in_memory(_survey(corpus, tokenizer, train_ratio, corpus.content_sha256()))
-
-
-def check_train_ratio(train_ratio: float) -> None:
-    """Raise InputError unless `train_ratio` lies strictly between 0 and 1."""
-    if not 0 < train_ratio < 1:
-        raise InputError(
-            f"data.train_ratio={train_ratio} leaves nothing for one of the two splits: "
-            "give the share of the text to train on, between 0 and 1, such as 0.9"
-        )
+    """As `encode_corpus`, without the cache."""
+    check_ratios(train_ratio=train_ratio)
+    return _encoded(corpus, tokenizer, train_ratio, corpus.content_sha256(), None)
 
 
 def _vocabulary_sha256(tokenizer: Tokenizer) -> str | None:
-    """The hash of the vocabulary; None when there is none yet, and the content will decide it."""
+    """The hash of the vocabulary; None: it will be made from the text."""
     try:
         return tokenizer.sha256
     except InputError:  # how a tokenizer says that it has not been fitted
@@ -123,62 +106,82 @@ def _entry(
     return (cache_dir or default_cache_dir()) / "encoded" / key
 
 
-# --- encoding -------------------------------------------------------------------------------------------
+@contextmanager
+def _alone(entry: Path) -> Iterator[None]:
+    """Make other processes that want the same entry wait, where the file system has locks."""
+    import filelock
+
+    lock = filelock.FileLock(f"{entry}.lock")
+    with suppress(OSError, NotImplementedError):  # without the lock the last one's entry counts
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            log.info("waiting for another process that encodes the same text")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """A corpus read once: its tokenizer fitted and its characters counted."""
-
-    corpus: Corpus
-    tokenizer: Tokenizer
-    content_sha256: str
-    documents: int
-    characters: int
-    train_characters: int
-
-
-def _survey(corpus: Corpus, tokenizer: Tokenizer, train_ratio: float, content_sha256: str) -> _Source:
-    check_train_ratio(train_ratio)
+def _encoded(
+    corpus: Corpus, tokenizer: Tokenizer, train_ratio: float, content_sha256: str, entry: Path | None
+) -> EncodedCorpus:
     lengths = [len(document) for document in corpus.documents()]
-    characters = sum(lengths)
-    return _Source(
-        corpus=corpus,
-        tokenizer=tokenizer.fitted_to(corpus.documents()),
-        content_sha256=content_sha256,
-        documents=len(lengths),
-        characters=characters,
-        train_characters=int(train_ratio * characters),  # rounded down, as in the book
-    )
+    fitted = tokenizer.fitted_to(corpus.documents())
+    train_characters = int(train_ratio * sum(lengths))  # rounded down, as in the book
+    with TokenSink(entry, token_dtype(fitted.vocab_size)) as sink:
+        pieces = split_documents(corpus.documents(), train_characters=train_characters)
+        documents = _encode(pieces, fitted, sink)
+        train, val = sink.tokens()
+        duplicated, compared = count_duplicates(train, val)
+        stats = CorpusStats(
+            documents=len(lengths),
+            train_documents=documents["train"],
+            val_documents=documents["val"],
+            train_characters=train_characters,
+            val_characters=sum(lengths) - train_characters,
+            train_tokens=len(train),
+            val_tokens=len(val),
+            duplicate_blocks=duplicated,
+            compared_blocks=compared,
+            content_sha256=content_sha256,
+        )
+        del train, val  # Windows renames no folder with an open file in it
+        encoded = sink.committed(stats, fitted)
+    if sink.failure is not None and entry is not None:
+        log.warning(
+            "cannot keep the encoded corpus in %s (%s): its tokens stay in memory, and every run encodes it"
+            " again; set GPTPL_CACHE to a folder that can be written",
+            entry.parent,
+            sink.failure,
+        )
+    return encoded
 
 
-def _encode_in_memory(source: _Source) -> EncodedCorpus:
-    dtype = token_dtype(source.tokenizer.vocab_size)
-    pieces: dict[Part, list[Tokens]] = {part: [np.empty(0, dtype)] for part in PARTS}
-    documents = _encode(source, lambda part, tokens: pieces[part].append(tokens.astype(dtype)))
-    train, val = np.concatenate(pieces["train"]), np.concatenate(pieces["val"])
-    stats = _stats(source, documents, train, val)
-    return EncodedCorpus(train=train, val=val, tokenizer=source.tokenizer, stats=stats)
-
-
-def _encode(source: _Source, append: Callable[[Part, Tokens], None]) -> Counter[Part]:
-    """Gives the tokens of both splits to `append`, in order; returns the number of documents in each."""
-    end_of_text = np.array([source.tokenizer.eot_id], dtype=np.uint32)
+def _encode(pieces: Iterable[tuple[Part, str]], tokenizer: Tokenizer, sink: TokenSink) -> Counter[Part]:
+    """Give the tokens of the pieces to the sink, in order; return the number of documents in each split."""
+    end_of_text = np.array([tokenizer.eot_id], dtype=np.uint32)
     documents: Counter[Part] = Counter()
-    for batch in _batches(source):
-        for (part, _), tokens in zip(batch, source.tokenizer.encode_many([t for _, t in batch]), strict=True):
-            if documents[part]:
-                append(part, end_of_text)
-            append(part, tokens)
-            documents[part] += 1
+    for batch in _batches(pieces):
+        encoded = tokenizer.encode_many([text for _, text in batch])
+        for part in PARTS:
+            own: list[Tokens] = []
+            for (place, _), tokens in zip(batch, encoded, strict=True):
+                if place == part:
+                    own += [end_of_text, tokens] if documents[part] else [tokens]
+                    documents[part] += 1
+            if own:
+                sink.append(part, np.concatenate(own))
     return documents
 
 
-def _batches(source: _Source) -> Iterator[list[tuple[Part, str]]]:
-    """The pieces of the corpus in batches of BATCH_CHARACTERS or a little more."""
+def _batches(pieces: Iterable[tuple[Part, str]]) -> Iterator[list[tuple[Part, str]]]:
+    """The pieces in batches of BATCH_CHARACTERS or a little more."""
     batch: list[tuple[Part, str]] = []
     waiting = 0
-    for piece in split_documents(source.corpus.documents(), train_characters=source.train_characters):
+    for piece in pieces:
         batch.append(piece)
         waiting += len(piece[1])
         if waiting >= BATCH_CHARACTERS:
@@ -189,7 +192,7 @@ def _batches(source: _Source) -> Iterator[list[tuple[Part, str]]]:
 
 
 def split_documents(documents: Iterable[str], *, train_characters: int) -> Iterator[tuple[Part, str]]:
-    """Yield every document, in order, with the part it belongs to; the one the cut falls into comes as two.
+    """Yield every document, in order, with its split; the one that the cut falls into comes as two.
 
     The first `train_characters` characters of the documents, counted without anything between them, are
     the training text. No piece is empty, so that a cut between two documents leaves no stray separator.
@@ -204,23 +207,7 @@ def split_documents(documents: Iterable[str], *, train_characters: int) -> Itera
             yield "val", tail
 
 
-def _stats(source: _Source, documents: Counter[Part], train: Tokens, val: Tokens) -> CorpusStats:
-    duplicated, compared = count_duplicates(train, val)
-    return CorpusStats(
-        documents=source.documents,
-        train_documents=documents["train"],
-        val_documents=documents["val"],
-        train_characters=source.train_characters,
-        val_characters=source.characters - source.train_characters,
-        train_tokens=len(train),
-        val_tokens=len(val),
-        duplicate_blocks=duplicated,
-        compared_blocks=compared,
-        content_sha256=source.content_sha256,
-    )
-
-
-# --- validation text that stands in the training text, too ----------------------------------------------
+# --- validation text that also occurs in the training text ----------------------------------------------
 
 
 def count_duplicates(
@@ -228,15 +215,15 @@ def count_duplicates(
 ) -> tuple[int, int]:
     """How many non-overlapping validation blocks occur verbatim, at any offset, in training; and of how many.
 
-    A model that has read validation text during training is not tested by it.
+    Validation text that a model has read during training does not test it.
 
     `block_tokens` must be a power of two. A last, shorter block is not counted, nor is anything found in a
-    training split shorter than a block. Blocks are compared by a rolling polynomial hash modulo 2^64, so that
-    the work is linear in the tokens and the memory bounded; two different ones share a hash with a chance of
-    about 2^-64.
+    training split shorter than a block. Blocks are compared by a rolling polynomial hash modulo 2^64: the
+    work is linear in the tokens, the memory bounded, and two different blocks have the same hash with a
+    probability of about 2^-64.
     """
     if block_tokens < 1 or block_tokens & (block_tokens - 1):
-        raise ValueError(f"block_tokens={block_tokens} is not a power of two")
+        raise ValueError(f"block_tokens must be a power of two, got {block_tokens}")
     whole = val[: len(val) // block_tokens * block_tokens]
     step = max(1, chunk_tokens // block_tokens) * block_tokens
     parts = (whole[start : start + step] for start in range(0, len(whole), step))
@@ -258,7 +245,7 @@ def count_duplicates(
 
 
 def _rolling_hashes(tokens: Tokens, size: int) -> NDArray[np.uint64]:
-    """Of the `size` tokens from every position on, doubling: h_2k[i] = h_k[i] b^k + h_k[i + k]."""
+    """Hashes of the `size` tokens from every position on, by doubling: h_2k[i] = h_k[i] b^k + h_k[i + k]."""
     hashes = tokens.astype(np.uint64) * np.uint64(_SPREAD)
     power, width = _BASE, 1
     while width < size:

@@ -1,8 +1,8 @@
-"""Encoded corpora, in memory and on disk: there one folder an entry, complete or not there at all.
+"""Encoded corpora, in memory and on disk, where each is one folder, an entry: complete or absent.
 
-An entry holds `train.npy`, `val.npy` and `stats.json` (counts, and the tokenizer's state). It is written in a
-folder of its own beside its final place and renamed when everything is on the disk, so that neither an
-interrupted run nor two runs at once leave half an entry.
+An entry holds `train.npy`, `val.npy` and `stats.json` (counts, tokenizer's state). It is written under
+another name next to its place, and renamed when everything is on disk: neither an interrupted run nor two
+runs at once leave half an entry.
 """
 
 import json
@@ -11,16 +11,16 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from gptpl.errors import InputError
 from gptpl.files.durable import sync_folder
 from gptpl.tokenizers import Tokenizer, tokenizer_from_state
 
@@ -30,7 +30,7 @@ Tokens = NDArray[np.unsignedinteger]
 Part = Literal["train", "val"]
 PARTS: tuple[Part, ...] = get_args(Part)
 DAMAGE = (OSError, ValueError, KeyError, TypeError)
-"""What reading an entry raises that is not there, or not whole."""
+"""What opening a missing or damaged entry raises."""
 _ABANDONED = 24 * 3600  # seconds
 
 
@@ -38,9 +38,9 @@ _ABANDONED = 24 * 3600  # seconds
 class CorpusStats:
     """Counts of a corpus and of its two splits.
 
-    A document that the cut falls into counts in both splits. Characters are those of the documents, tokens
+    A document that is cut in two counts in both splits. Characters are those of the documents, tokens
     include the end-of-text tokens between documents. Of `compared_blocks` blocks of 32 validation tokens,
-    `duplicate_blocks` stand word for word in the training split.
+    `duplicate_blocks` occur verbatim in the training split.
     """
 
     documents: int
@@ -57,7 +57,7 @@ class CorpusStats:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedCorpus:
-    """Both splits as 1-D arrays of `token_dtype`, often memory-mapped, and the tokenizer that made them."""
+    """Both splits as 1-D arrays of `token_dtype`, memory-mapped from the cache, and their tokenizer."""
 
     train: Tokens
     val: Tokens
@@ -70,113 +70,137 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.uint32)
 
 
-class TokenFileWriter:
-    """Appends tokens to a new .npy file, open for writing, whose final length nobody knows yet."""
+class TokenFile:
+    """A new .npy file that grows; `tokens` are complete in it, also after an append that failed."""
 
-    def __init__(self, file: BinaryIO, dtype: np.dtype[np.unsignedinteger]) -> None:
-        self._file = file
+    def __init__(self, path: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
+        self.path = path
+        self.tokens = 0
         self._dtype = dtype
-        self._tokens = 0
-        self._write_header()
-        self._header_bytes = file.tell()
+        self._header_bytes = 0
+        self._file = path.open("xb", buffering=0)
 
     def append(self, tokens: Tokens) -> None:
-        """Write 1-D `tokens` behind the others."""
-        self._file.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
-        self._tokens += len(tokens)
+        """Write 1-D `tokens` after the others."""
+        data = memoryview(np.ascontiguousarray(tokens, dtype=self._dtype).tobytes())
+        while data:  # a disk that is nearly full takes a part first
+            data = data[self._file.write(data) :]
+        self.tokens += len(tokens)
 
-    def finish(self) -> None:
-        """Write the length into the header and the file to the disk (fsync)."""
-        self._file.seek(0)
-        self._write_header()  # NumPy leaves room in the first header for a longer length
-        assert self._file.tell() == self._header_bytes, "the .npy header has grown into the tokens"
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def _write_header(self) -> None:
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._tokens,)}
+    def write_header(self) -> None:
+        """Write the number of tokens at the start; NumPy leaves room there for a larger one."""
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.tokens,)}
         npy_format.write_array_header_1_0(self._file, header)
+        self._header_bytes = self._file.tell()
+
+    def mapped(self) -> Tokens:
+        """All tokens from the file, once it is complete and on disk (fsync)."""
+        self._file.seek(0)
+        self.write_header()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return npy_format.open_memmap(self.path, mode="r")
+
+    def in_memory(self) -> Tokens:
+        """All tokens. Raises InputError where the disk does not return them."""
+        with suppress(OSError):
+            found = np.fromfile(self.path, self._dtype, self.tokens, offset=self._header_bytes)
+            if len(found) == self.tokens:
+                return found
+        raise InputError(f"{self.path} cannot be read back: set GPTPL_CACHE to a folder on another disk")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
-class CacheUnwritableError(Exception):
-    """The cache cannot take an entry; the message is the system's reason."""
+class TokenSink:
+    """Collects the tokens of both splits, for an entry of the cache or, with none, in memory.
 
-
-@contextmanager
-def _told_apart() -> Iterator[None]:
-    """Turns an OSError of the cache into its own exception: one of the corpus means something else."""
-    try:
-        yield
-    except OSError as error:
-        raise CacheUnwritableError(str(error)) from error
-
-
-class DraftEntry:
-    """An entry in the making, beside its final place; a context manager that removes what is not committed.
-
-    Every method raises CacheUnwritableError when the disk does not take what it is given.
+    Where the disk takes no more, what it has is read back and the rest collected in memory: `failure` is then
+    the system's error. A context manager, which removes what is not committed.
     """
 
-    @_told_apart()
-    def __init__(self, entry: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
+    def __init__(self, entry: Path | None, dtype: np.dtype[np.unsignedinteger]) -> None:
+        self.failure: OSError | None = None
         self._entry = entry
-        _remove_abandoned(entry.parent)
-        self._folder = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.partial")
-        self._files = ExitStack()
-        self._writers: dict[Part, TokenFileWriter] = {}
-        self._folder.mkdir(parents=True)
+        self._files: dict[Part, TokenFile] = {}
+        self._memory: dict[Part, list[Tokens]] = {part: [np.empty(0, dtype)] for part in PARTS}
+        if entry is None:
+            return
+        self._draft = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.partial")
         try:
+            self._draft.mkdir(parents=True)
             for part in PARTS:
-                file = self._files.enter_context((self._folder / f"{part}.npy").open("xb"))
-                self._writers[part] = TokenFileWriter(file, dtype)
-        except OSError:
-            self._discard()
-            raise
+                self._files[part] = TokenFile(self._draft / f"{part}.npy", dtype)
+                self._files[part].write_header()
+        except OSError as error:
+            self._to_memory(error)
+        else:
+            _remove_abandoned(entry.parent)
 
-    @_told_apart()
     def append(self, part: Part, tokens: Tokens) -> None:
         """Add `tokens` to a split."""
-        self._writers[part].append(tokens)
+        if self._files:
+            try:
+                self._files[part].append(tokens)
+                return
+            except OSError as error:
+                self._to_memory(error)
+        self._memory[part].append(tokens.astype(self._memory[part][0].dtype))
 
-    @_told_apart()
-    def written(self) -> tuple[Tokens, Tokens]:
-        """Complete the token files, and return both splits."""
-        for writer in self._writers.values():
-            writer.finish()
-        train, val = (npy_format.open_memmap(self._folder / f"{part}.npy", mode="r") for part in PARTS)
-        return train, val
+    def tokens(self) -> tuple[Tokens, Tokens]:
+        """Both splits, complete."""
+        try:
+            if self._files:
+                return self._files["train"].mapped(), self._files["val"].mapped()
+        except OSError as error:
+            self._to_memory(error)
+        return np.concatenate(self._memory["train"]), np.concatenate(self._memory["val"])
 
-    @_told_apart()
-    def commit(self, stats: CorpusStats, tokenizer: Tokenizer) -> None:
-        """Put the entry, whose token files are complete, in its place, unless another process has done so."""
-        with (self._folder / "stats.json").open("w", encoding="utf-8") as file:
+    def committed(self, stats: CorpusStats, tokenizer: Tokenizer) -> EncodedCorpus:
+        """The corpus, from its entry, which is put in its place unless another process has done so."""
+        try:
+            if self._files and self._entry is not None:
+                self._commit(self._entry, stats, tokenizer)
+                return open_entry(self._entry, tokenizer)
+        except OSError as error:
+            self._to_memory(error)
+        train, val = self.tokens()
+        return EncodedCorpus(train=train, val=val, tokenizer=tokenizer, stats=stats)
+
+    def _commit(self, entry: Path, stats: CorpusStats, tokenizer: Tokenizer) -> None:
+        with (self._draft / "stats.json").open("w", encoding="utf-8") as file:
             json.dump({"stats": asdict(stats), "tokenizer": tokenizer.state()}, file)
             file.flush()
             os.fsync(file.fileno())
-        sync_folder(self._folder)
+        sync_folder(self._draft)
         try:
-            self._folder.rename(self._entry)
+            self._draft.rename(entry)
         except OSError:
-            if not self._entry.is_dir():
+            if not entry.is_dir():
                 raise
-        sync_folder(self._entry.parent)
+        sync_folder(entry.parent)
+
+    def _to_memory(self, error: OSError) -> None:
+        self.failure = error
+        for part, file in self._files.items():
+            self._memory[part].append(file.in_memory())
+        self.__exit__()
+        self._files = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._discard()
-
-    @_told_apart()
-    def _discard(self) -> None:
-        try:
-            self._files.close()
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        for file in self._files.values():
+            file.close()
+        if self._entry is not None:
+            shutil.rmtree(self._draft, ignore_errors=True)
 
 
 def _remove_abandoned(cache: Path) -> None:
-    """Removes drafts of processes that were killed: nothing has been written to them for a day."""
+    """Remove drafts of processes that were killed: nothing has been written to them for a day."""
     for draft in cache.glob("*.partial"):
         with suppress(OSError):  # another process removes it, or has just finished it
             if time.time() - max(path.stat().st_mtime for path in (draft, *draft.iterdir())) > _ABANDONED:
@@ -188,16 +212,15 @@ def read_entry(entry: Path, tokenizer: Tokenizer | None) -> EncodedCorpus | None
     """Open an entry without reading its tokens; None if there is none.
 
     `tokenizer` is the one that the entry was made with, if it is at hand; None: it is rebuilt from the entry.
-    A damaged entry (something missing, cut short, of another kind) counts as none: it is removed, with a
-    warning. So does one that the system does not let us read now, with too many open files for example; it
-    stays where it is.
+    A damaged entry (incomplete, cut short, of another type) is removed, with a warning. One that the system
+    cannot read now, for example with too many open files, stays where it is.
     """
     try:
         return open_entry(entry, tokenizer) if entry.is_dir() else None
     except (FileNotFoundError, ValueError, KeyError, TypeError) as damage:
-        log.warning("the cached tokens in %s are damaged (%s): they are made again", entry, damage)
+        log.warning("the cached tokens in %s are damaged (%s): the text is encoded again", entry, damage)
     except OSError as error:
-        log.warning("the cached tokens in %s cannot be read (%s): they are encoded once more", entry, error)
+        log.warning("the cached tokens in %s cannot be read (%s): the text is encoded again", entry, error)
         return None
     doomed = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.damaged")
     try:
@@ -210,7 +233,7 @@ def read_entry(entry: Path, tokenizer: Tokenizer | None) -> EncodedCorpus | None
 
 
 def open_entry(entry: Path, tokenizer: Tokenizer | None = None) -> EncodedCorpus:
-    """The same, touching nothing. Raises one of DAMAGE where there is no entry, or a damaged one."""
+    """As `read_entry`, but remove nothing, and raise one of DAMAGE for a missing or damaged entry."""
     description = json.loads((entry / "stats.json").read_text(encoding="utf-8"))
     stats = CorpusStats(**description["stats"])
     fitted = tokenizer or tokenizer_from_state(description["tokenizer"])

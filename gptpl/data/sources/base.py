@@ -1,7 +1,8 @@
-"""What every corpus promises, files in a stable order and the text in each; and reading one file."""
+"""The interface of corpora, files in a stable order and the text of each; and reading one file."""
 
 import codecs
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -10,28 +11,28 @@ from gptpl.errors import InputError
 
 
 class Corpus(ABC):
-    """Documents, one a file, always in the same order. `name` stands for it in reports."""
+    """Documents, one a file, always in the same order. `name` is what reports call it."""
 
     name: str
 
     @abstractmethod
     def files(self) -> list[Path]:
-        """The files in their order, downloaded if need be. Raises InputError when there are none."""
+        """The files in their order, downloaded if need be. Raises InputError where there are none."""
 
     def read(self, path: Path) -> str:
-        """Text of one of the files. Raises InputError that names the file and the remedy when it has none."""
+        """Text of one of the files. Raises InputError, which names the file, where it has none."""
         return read_utf8(path)
 
     def documents(self) -> Iterator[str]:
-        """Text of every file in order, one at a time."""
+        """All documents in order, one at a time."""
         for path in self.files():
             yield self.read(path)
 
     def content_sha256(self) -> str:
-        """Hash of the kind of corpus and of all that decides its text: the files' bytes in their order.
+        """Hash of the class and of everything that decides the text: the bytes of the files in order.
 
-        Of a class that reads them in its own way, and may have settings for it, the documents themselves.
-        Raises InputError when a file cannot be read.
+        For a subclass that reads them in its own way it is the hash of the documents. Raises InputError
+        where a file cannot be read.
         """
         own = type(self)
         if own.read is Corpus.read and own.documents is Corpus.documents:
@@ -44,7 +45,7 @@ class Corpus(ABC):
         return digest.hexdigest()
 
     def files_sha256(self) -> str:
-        """Hash of the kind of corpus, the files' bytes and their order. Raises InputError as above."""
+        """Hash of the class and of the bytes of the files in order. Raises InputError as above."""
         digest = self._digest()
         for path in self.files():
             try:
@@ -55,16 +56,18 @@ class Corpus(ABC):
         return digest.hexdigest()
 
     def _digest(self) -> "hashlib._Hash":
-        kind = f"{type(self).__module__}.{type(self).__qualname__}"
-        # The folder's first name: older runs and caches know their text by this hash.
-        return hashlib.sha256(kind.replace("gptpl.data.sources.", "gptpl.data.corpora.").encode())
+        module, name = type(self).__module__, type(self).__qualname__
+        if module.startswith("gptpl.data.sources."):
+            # The modules' first names: older runs and caches know their text by this hash.
+            module = "gptpl.data.corpora." + re.sub(r"\B(?=[A-Z])", "_", name).lower()
+        return hashlib.sha256(f"{module}.{name}".encode())
 
 
 def read_utf8(path: Path) -> str:
     r"""Text of a UTF-8 file, without a byte order mark and with every line ending as `\n`.
 
-    Raises InputError, naming the file and the remedy, when it is missing, a folder, unreadable, empty or
-    blank, binary (it holds a zero byte), or not UTF-8.
+    Raises InputError, which names the file and the remedy, where it is missing, a folder, unreadable, blank,
+    binary (it holds a zero byte), or not UTF-8.
     """
     try:
         data = path.read_bytes()
@@ -76,8 +79,7 @@ def read_utf8(path: Path) -> str:
 def utf8_lines(path: Path) -> Generator[str, None, None]:
     r"""Each line with its `\n` or `\r\n`, without a byte order mark; the file is never held as a whole.
 
-    Raises InputError, naming the file, the line and the remedy, when it is missing, a folder, unreadable,
-    empty, binary (it holds a zero byte), or not UTF-8.
+    Raises InputError as `read_utf8`, naming the line too.
     """
     number = 0
     try:
@@ -87,7 +89,7 @@ def utf8_lines(path: Path) -> Generator[str, None, None]:
     except OSError as error:
         raise unreadable(path, error) from error
     if not number:
-        raise InputError(f"{path} is empty: give a file with texts in it")
+        not_blank("", path)
 
 
 def _decoded(data: bytes, path: Path, line: int | None = None) -> str:
@@ -110,12 +112,12 @@ def _decoded(data: bytes, path: Path, line: int | None = None) -> str:
 
 
 def not_blank(text: str, path: Path) -> str:
-    """The text. Raises InputError when there is nothing but white space in it."""
+    """The text. Raises InputError where it is empty or only white space."""
     if not text or text.isspace():
         raise InputError(f"{path} is empty: remove it or choose a file with text in it")
     return text
 
 
 def unreadable(path: Path, error: OSError) -> InputError:
-    """What to raise for a file that the system does not hand out."""
+    """The error for a file that the system does not let us read."""
     return InputError(f"cannot read {path} ({error.strerror}): check the path and its permissions")

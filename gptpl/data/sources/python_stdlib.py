@@ -13,7 +13,6 @@ from gptpl.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# Packages that somebody installed, and compiled files, are not the standard library.
 _NOT_STDLIB = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
@@ -32,7 +31,7 @@ class PythonStdlib(Corpus):
         self._reported = False
 
     def files(self) -> list[Path]:
-        """The `.py` files, those that `documents` skips among them. Raises InputError when there are none."""
+        """All `.py` files, also those that `documents` skips. Raises InputError where there are none."""
         found = []
         for folder, subfolders, names in os.walk(self._root):
             subfolders[:] = [name for name in subfolders if name not in _NOT_STDLIB]
@@ -42,14 +41,14 @@ class PythonStdlib(Corpus):
         return sorted(found, key=self._place)
 
     def read(self, path: Path) -> str:
-        """Text of a file in the encoding that it declares (PEP 263). Raises InputError when it has none."""
+        """Text of a file in the encoding that it declares (PEP 263). Raises InputError where it has none."""
         try:
             with tokenize.open(path) as file:
                 text = file.read()
         except (OSError, SyntaxError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {path} ({error}): it is no Python source file") from error
+            raise InputError(f"cannot read {path} ({error}): it is not a Python source file") from error
         if "\0" in text:
-            raise InputError(f"{path} is binary: it is no Python source file")
+            raise InputError(f"{path} is binary: it is not a Python source file")
         return not_blank(text, path)
 
     def documents(self) -> Iterator[str]:
@@ -69,7 +68,7 @@ class PythonStdlib(Corpus):
             self._reported = True
 
     def content_sha256(self) -> str:
-        """Of the files: nothing else decides how they are read."""
+        """Hash of the files: nothing else decides how they are read."""
         return self.files_sha256()
 
     def _place(self, path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Where labelled texts come from: the user's own files, or the SMS Spam Collection."""
+"""Labelled texts: the user's own files, or the SMS Spam Collection."""
 
 import hashlib
 import json
@@ -9,41 +9,37 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from gptpl.data.classification.table import Example, Table
+from gptpl.data.sources.records import Example, TextTable
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir, download, file_name
 from gptpl.files.durable import record_file, sha256_of, write_atomically
 from gptpl.resuming import FREE
 
-_MOST_BYTES = 1 << 24
-"""So much is read of a file in an archive: an archive can say that it holds terabytes."""
 WHOLE = "all"
 """In place of a split's name: a table that is still to be split."""
+_MOST_BYTES = 1 << 24
+"""Read of a file in an archive, which can claim to hold terabytes."""
 
 
 class LabelledCorpus(ABC):
-    """Tables with a text and a label in each row. `name` stands for it in reports."""
+    """Texts with a label each. `name` is what reports call it."""
 
     name: str
-    text_column: str
-    label_column: str
 
     @abstractmethod
-    def tables(self) -> dict[str, Table]:
-        """One table under `WHOLE`, or one for each split. Raises InputError when there are none."""
+    def examples(self) -> dict[str, list[Example]]:
+        """The examples in order, under `WHOLE` or under the name of each split.
+
+        Raises InputError where there are none, and as `TextTable.rows`.
+        """
 
     def content_sha256(self) -> str:
-        """Hash of what is read of the tables. Raises InputError as `examples` does."""
+        """Hash of the texts and labels. Raises InputError as `examples`."""
         digest = hashlib.sha256()
         for name, examples in self.examples().items():
             lines = [json.dumps([name, example.label, example.text]) for example in examples]
             digest.update("\n".join(lines).encode())
         return digest.hexdigest()
-
-    def examples(self) -> dict[str, list[Example]]:
-        """All rows of the tables in order. Raises InputError as `Table.rows` does."""
-        columns = self.text_column, self.label_column
-        return {name: list(table.rows(*columns)) for name, table in self.tables().items()}
 
 
 class LabelledFiles(LabelledCorpus):
@@ -51,10 +47,10 @@ class LabelledFiles(LabelledCorpus):
 
     Args:
         path: the one file.
-        train_path, val_path, test_path: a file for each, instead; there need be no test.
+        train_path, val_path, test_path: a file for each instead; the test is optional.
         text_column, label_column: names of the columns, or keys.
-        format, columns: see `Table`.
-        name: how reports call it.
+        format, columns: see `TextTable`.
+        name: what reports call it.
     """
 
     def __init__(
@@ -71,54 +67,50 @@ class LabelledFiles(LabelledCorpus):
         name: str = "labelled",
     ) -> None:
         if text_column == label_column:
-            raise InputError(
-                f"data.text_column and data.label_column are both {text_column!r}: name two columns"
-            )
+            raise InputError(f"data.text_column and data.label_column are both {text_column!r}: name two")
         self.name = name
-        self.text_column, self.label_column = text_column, label_column
-        self._path = path
-        self._given = {"train": train_path, "val": val_path, "test": test_path}
+        self._names = text_column, label_column
+        given = {WHOLE: path, "train": train_path, "val": val_path, "test": test_path}
+        self._paths = {split: each for split, each in given.items() if each}
         self._format, self._columns = format, columns
 
-    def tables(self) -> dict[str, Table]:
-        """The files. Raises InputError where none are set, or some of those that belong together."""
-        given: dict[str, str] = {name: path for name, path in self._given.items() if path}
-        if self._path and given:
-            name, path = next(iter(given.items()))
-            raise InputError(f"data.path={self._path} and data.{name}_path={path} are both set: give one")
-        if self._path:
-            return {WHOLE: self._table(self._path)}
-        if not given:
+    def examples(self) -> dict[str, list[Example]]:
+        """The rows of the files. Raises InputError also where not those that belong together are set."""
+        if not self._paths:
             raise InputError("data.path is not set: give data.path=FILE, a labelled CSV, TSV or JSONL file")
-        if missing := [name for name in ("train", "val") if name not in given]:
-            raise InputError(f"data.{missing[0]}_path is not set: give it, or one file as data.path")
-        return {name: self._table(path) for name, path in given.items()}
-
-    def _table(self, path: str) -> Table:
-        return Table(path=Path(path).expanduser(), format=self._format, columns=self._columns)
+        if WHOLE in self._paths and len(self._paths) > 1:
+            _, other, *_ = self._paths
+            raise InputError(f"data.path and data.{other}_path are both set: give one")
+        for split in () if WHOLE in self._paths else ("train", "val"):
+            if split not in self._paths:
+                raise InputError(f"data.{split}_path is not set: give it, or one file as data.path")
+        tables = {
+            split: TextTable(path=Path(path).expanduser(), format=self._format, columns=self._columns)
+            for split, path in self._paths.items()
+        }
+        return {split: list(table.rows(*self._names)) for split, table in tables.items()}
 
 
 class SmsSpam(LabelledCorpus):
     """The SMS Spam Collection (Almeida, Gomez Hidalgo, Yamakami 2011): 5,574 messages, "ham" or "spam".
 
     `path` is a copy of the file `SMSSpamCollection`; None: it is downloaded once, as the `member` of the zip
-    archive at `url` whose published hash is `sha256`.
+    archive at `url` with the published hash `sha256`.
     """
 
     name = "sms_spam"
-    text_column = "text"
-    label_column = "label"
 
     def __init__(
         self, *, path: Annotated[str | None, FREE] = None, url: str, member: str, sha256: str
     ) -> None:
         self._path, self._url, self._member, self._sha256 = path, url, member, sha256
 
-    def tables(self) -> dict[str, Table]:
-        """The one file. Raises InputError where it cannot be had, or what comes is not the published one."""
+    def examples(self) -> dict[str, list[Example]]:
+        """All messages. Raises InputError where the published file cannot be downloaded."""
         path = Path(self._path).expanduser() if self._path else self._extracted()
-        # Quotes are characters of the messages: what reads them as CSV's loses two of the lines.
-        return {WHOLE: Table(path=path, format="tsv", columns=(self.label_column, self.text_column))}
+        # Quotes are characters of the messages: read as CSV, two of the lines are lost.
+        table = TextTable(path=path, format="tsv", columns=("label", "text"))
+        return {WHOLE: list(table.rows("text", "label"))}
 
     def _extracted(self) -> Path:
         path = cache_dir() / file_name(PurePosixPath(self._member).name)
@@ -136,8 +128,8 @@ class SmsSpam(LabelledCorpus):
             what = f"holds {self._member} with SHA-256 {actual}, not {self._sha256}"
         # Damaged, without the member, encrypted or packed in an unknown way, or with wrong bytes in it.
         except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, ValueError, zlib.error) as error:
-            what, cause = f"is no archive with {self._member} in it", error
-        for useless in (archive, record_file(archive)):  # so that another one can come
+            what, cause = f"is not an archive with {self._member} in it", error
+        for useless in (archive, record_file(archive)):  # to be downloaded again
             useless.unlink(missing_ok=True)
         raise InputError(
             f"{self._url} {what}: try again later, or give a copy of the file as data.path=FILE"

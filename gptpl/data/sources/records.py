@@ -1,0 +1,179 @@
+"""Records of text: JSON, JSON Lines, CSV, TSV or plain lines, read strictly, one after the other."""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptpl.data.sources.base import read_utf8, utf8_lines
+from gptpl.errors import InputError
+from gptpl.files.strict_json import parse_json
+from gptpl.text import shortened
+
+JSON_LINES = (".jsonl", ".ndjson")
+FORMATS = {".csv": "csv", ".tsv": "tsv", **dict.fromkeys(JSON_LINES, "jsonl"), ".txt": "lines"}
+"""The format of a file by its suffix."""
+KINDS = ", ".join(dict.fromkeys(FORMATS.values()))
+LONGEST_FIELD = 1 << 24
+"""Characters of a CSV field; csv's own limit of 131,072 is less than a long document has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Named values; `place` is what messages call it, "F, entry 3" or "F, line 3", and `number` the 3."""
+
+    place: str
+    number: int
+    fields: Mapping[str, Any]
+
+    def value(self, key: str, remedy: str = "name another key") -> Any:
+        """The value of a key. Raises InputError where there is no such key."""
+        if key not in self.fields:
+            there = ", ".join(map(repr, list(self.fields)[:8])) or "nothing"
+            raise InputError(f"{self.place} has no {key!r} (it has {there}): add it, or {remedy}")
+        return self.fields[key]
+
+    def text(self, key: str, remedy: str = "name another key", *, may_be_empty: bool = False) -> str:
+        """The text of a key. Raises InputError for a missing key, another type, and white space alone."""
+        value = self.value(key, remedy)
+        if not isinstance(value, str):
+            raise InputError(f"{self.place}: {key!r} must be a text, got {shortened(repr(value), 40)}")
+        if not may_be_empty and (not value or value.isspace()):
+            raise InputError(f"{self.place}: {key!r} is empty: fill it in or remove the record")
+        return value
+
+
+def read_records(path: Path) -> list[Record]:
+    """Every object of a JSON list, or of JSON Lines.
+
+    Raises InputError for a file that `read_utf8` or `parse_json` refuses, for anything but objects, and
+    where there are none.
+    """
+    text = read_utf8(path)
+    if text.lstrip().startswith("["):
+        values = enumerate(parse_json(text, str(path)), 1)
+        records = [_record(value, f"{path}, entry", number) for number, value in values]
+    else:
+        # Not splitlines(): a text may hold characters, such as U+2028, that it takes for line ends.
+        records = list(json_lines(text.split("\n"), path))
+    if not records:
+        raise InputError(f"{path} holds no records: give a list of objects, or one object a line")
+    return records
+
+
+def json_lines(lines: Iterable[str], path: Path) -> Iterator[Record]:
+    """The object of each line; blank lines are skipped. Raises InputError as `read_records`."""
+    for number, line in enumerate(lines, 1):
+        if line and not line.isspace():
+            yield _record(parse_json(line.strip(), f"{path}, line {number}"), f"{path}, line", number)
+
+
+def _record(value: Any, where: str, number: int) -> Record:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} {number} must be a JSON object, got {shortened(repr(value), 40)}")
+    return Record(place=f"{where} {number}", number=number, fields=value)
+
+
+# --- tables of texts ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A text, not empty, and its label ("": none asked for); `line` of its file, from 1, is for messages."""
+
+    text: str
+    label: str
+    line: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTable:
+    """A file of texts.
+
+    Args:
+        path: the file.
+        format: "csv" (RFC 4180: fields may be quoted), "tsv" (quotes are ordinary characters), "jsonl" (an
+            object a line) or "lines" (each line is a text); None: by the suffix, see `FORMATS`.
+        columns: names of the columns of a CSV or TSV file without a header line; None: it has one.
+        keys: prefix of the settings in messages, such as "data.".
+    """
+
+    path: Path
+    format: str | None = None
+    columns: Sequence[str] | None = None
+    keys: str = "data."
+
+    def rows(self, text_column: str, label_column: str | None = None) -> Iterator[Example]:
+        """Every row in order. The labels of a file are all texts or all whole numbers, which become texts.
+
+        Raises InputError, which names the line, for a missing column, an empty text or label, a broken row,
+        labels of mixed types; for a file that `utf8_lines` refuses or that has no rows, and for an unknown
+        format.
+        """
+        kind = self.format or FORMATS.get(self.path.suffix.lower())
+        if kind is None or kind not in FORMATS.values():
+            what = f"{self.path} has an unknown suffix"
+            if kind is not None:
+                what = f"{self.keys}format={kind} is unknown"
+            raise InputError(f"{what}: set {self.keys}format to one of {KINDS}")
+        if label_column is not None and kind == "lines":
+            raise InputError(f"{self.path} is plain lines without labels: give a CSV, TSV or JSONL file")
+        remedy = f"set {self.keys}text_column and {self.keys}label_column"
+        if kind in ("csv", "tsv"):
+            remedy += f", or {self.keys}columns=[...] if there is no header line"
+        record, label, label_type = None, "", None
+        with closing(utf8_lines(self.path)) as lines:  # closes the file, too, whatever is wrong in it
+            for record in self._records(lines, kind, text_column):
+                text = record.text(text_column, remedy)
+                if label_column is not None:
+                    value = record.value(label_column, remedy)
+                    whole = isinstance(value, int) and not isinstance(value, bool)
+                    label = str(value) if whole else record.text(label_column)
+                    if label_type not in (None, type(value)):
+                        raise InputError(
+                            f"{record.place}: the label {value!r} is of another type than those before it:"
+                            " give only texts, or only whole numbers"
+                        )
+                    label_type = type(value)
+                yield Example(text=text, label=label, line=record.number)
+        if record is None:
+            raise InputError(f"{self.path} has no rows below its header: give a file with texts in it")
+
+    def _records(self, lines: Iterator[str], kind: str, text_column: str) -> Iterator[Record]:
+        if kind == "jsonl":
+            yield from json_lines(lines, self.path)
+        elif kind == "lines":
+            for number, line in enumerate(lines, start=1):
+                yield _record({text_column: line.rstrip("\r\n")}, f"{self.path}, line", number)
+        else:
+            yield from self._separated(lines, kind)
+
+    def _separated(self, lines: Iterator[str], kind: str) -> Iterator[Record]:
+        csv.field_size_limit(LONGEST_FIELD)
+        quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
+        reader = csv.reader(lines, strict=True, **quoting)
+        names, line = self.columns, 1
+        try:
+            for values in reader:
+                if names is None:
+                    names = values
+                    if len(set(names)) != len(names):
+                        raise InputError(f"{self.path} names a column twice ({', '.join(names)}): rename one")
+                elif line == 1 and values == list(names):
+                    raise InputError(f"{self.path} has a header line: leave {self.keys}columns out")
+                elif values:  # csv gives nothing for an empty line
+                    if len(values) != len(names):
+                        raise InputError(
+                            f"{self.path}, line {line} has {len(values)} fields, not {len(names)}: repair it"
+                            + ", or quote fields with commas" * (kind == "csv")
+                        )
+                    fields = dict(zip(names, values, strict=True))
+                    yield _record(fields, f"{self.path}, line", line)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(
+                f"{self.path}, line {line} is not valid {kind.upper()} ({error}): repair its quotes, or set"
+                f" {self.keys}format=tsv"
+            ) from error
