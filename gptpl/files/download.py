@@ -94,9 +94,9 @@ def download(
     The bytes go to `<filename>.part`, which the next call resumes after an interruption; only a complete file
     with the right hash gets its final name. Processes that want the same file wait for one another.
 
-    `sha256` is None where it is not published: that of the first download is recorded in `<filename>.sha256`,
-    and is the right one from then on. So is `size` (bytes). Without `filename`, a plain name, it is the last
-    part of the address; without `folder`, it is `cache_dir()`.
+    `sha256` and `size` (bytes) are None where they are not published; the hash of the first download is then
+    recorded in `<filename>.sha256`, and is the right one from then on. `filename` None is the last part of the
+    address, `folder` None is `cache_dir()`.
 
     Raises InputError for a file name with a path, an address that cannot be reached, a download that stays
     incomplete, a wrong size or hash, and a folder or disk that cannot take the file.
