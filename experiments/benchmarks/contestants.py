@@ -118,7 +118,7 @@ def gptpl(work: Work, turns: Turns) -> None:
     from gptpl import compose
     from gptpl.callbacks.learning_rate import LearningRate
     from gptpl.callbacks.throughput import Throughput
-    from gptpl.runs.parts import build_trainer
+    from gptpl.runs.trainer import build_trainer
     from gptpl.tokenizers import GPT2Tokenizer
     from gptpl.training.language_model import LanguageModelingModule
     from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger

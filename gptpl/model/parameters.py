@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gptpl.model.classifier import ClassifierConfig, GPTClassifier
 from gptpl.model.gpt import GPTConfig, GPTModel
 from gptpl.model.lora import is_low_rank
 
@@ -42,15 +43,20 @@ def parameters_of(net: nn.Module) -> int:
     return sum(parameter.numel() for name, parameter in net.named_parameters() if not is_low_rank(name))
 
 
-def count_parameters(config: GPTConfig) -> ParameterCount:
-    """Count the parameters of `GPTModel(config)` without allocating them or drawing a random number."""
+def count_parameters(config: GPTConfig, classifier: ClassifierConfig | None = None) -> ParameterCount:
+    """Count the parameters of `GPTModel(config)`, or of a classifier, without allocating them.
+
+    A classifier's head is its own: it counts in `total`, `tied` and `untied`.
+    """
     with torch.device("meta"):
-        model = GPTModel(config)
+        model = GPTModel(config) if classifier is None else GPTClassifier(config, classifier)
     parts = dict.fromkeys(_PARTS.values(), 0)
     for name, parameter in model.named_parameters():  # lists a tied weight once, as the embedding's
         module = name.split(".")[2] if name.startswith("blocks.") else name.split(".")[0]
         parts[_PARTS[module]] += parameter.numel()
     total, head = sum(parts.values()), model.out_head.weight.numel()
+    if classifier is not None:
+        return ParameterCount(total=total, tied=total, untied=total, fp32_bytes=4 * total, parts=parts)
     tied = total - parts["head"]
     return ParameterCount(total=total, tied=tied, untied=tied + head, fp32_bytes=4 * total, parts=parts)
 

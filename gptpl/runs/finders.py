@@ -1,10 +1,9 @@
 """Finders: learning rates at which training falls fastest, and speed and memory by batch size."""
 
-# Not Lightning's `Tuner.lr_find`: it gives all parameter groups one rate, where Muon and AdamW have two; its
-# slope is per unit of the rate, not of its logarithm, which favours the smallest rates; and it writes a
-# checkpoint of the whole model into the run's folder to undo what need not be undone. Nor
-# `Tuner.scale_batch_size`: it doubles until a step runs out of memory, which on a CPU ends the process, and
-# it measures no speed. Here the estimate is asked before a size is tried.
+# Not Lightning's `Tuner.lr_find`: it gives all parameter groups one learning rate, where Muon and AdamW have
+# two; its slope is per unit of the learning rate, not of its logarithm, which favours the smallest; and it
+# saves the whole model into the run's folder. Nor `Tuner.scale_batch_size`: it doubles until a step runs out
+# of memory, which on a CPU ends the process, and measures no speed. Here memory is estimated first.
 
 import csv
 import io
@@ -28,8 +27,9 @@ from gptpl.files.durable import write_atomically
 from gptpl.files.figures import figure_pixels, new_figure, write_png
 from gptpl.runs.build import Settled, build_module, settle
 from gptpl.runs.parts import check_gpt, is_gpt
-from gptpl.runs.plan import peak_rates
+from gptpl.runs.plan import peak_lrs
 from gptpl.runs.trial import check_fits, check_one_device, step_memory_of, train_a_little, usable_memory
+from gptpl.text import bytes_text, table
 from gptpl.training.memory import forget_peak, peak_memory_bytes
 from gptpl.training.module import NonFiniteError
 from gptpl.training.performance import device_type
@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
 
 TABLE_ROWS = 12
-MOST_WINDOWS = 1024
+MOST_SEQUENCES = 1024
 GAIN = 1.03
 """A size that is not faster by this factor than every smaller one has no gain; two such end the search."""
 GOOD_ENOUGH = 0.95
@@ -48,19 +48,8 @@ SETTLED_BY_FINDER = ("data.batch_size", "data.global_batch_size", "trainer.accum
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a batch size was measured to take; the fields are the columns of the CSV."""
-
-    batch_size: int
-    tokens_per_second: float
-    step_seconds: float
-    peak_bytes: int
-    estimated_step_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a finder found: rows for a CSV file, lines for a person, a picture, and a number or none."""
+    """Rows for a CSV file, lines for a person, a figure, and the number suggested, if any."""
 
     table: list[Sequence[Any]]
     lines: list[str]
@@ -68,7 +57,7 @@ class Finding:
     suggested: float | int | None
 
     def write(self, folder: Path, name: str) -> None:
-        """Writes `<name>.png` and `<name>.csv`."""
+        """Write `<name>.png` and `<name>.csv`."""
         folder.mkdir(parents=True, exist_ok=True)
         text = io.StringIO(newline="")
         csv.writer(text).writerows(self.table)
@@ -94,77 +83,76 @@ def find_lr(
     if not 0 < min_lr < max_lr:
         raise InputError(f"find.min_lr={min_lr:g} must be positive and below find.max_lr={max_lr:g}")
     if steps < 10:
-        raise InputError(f"find.steps={steps} cannot be: give 10 or more")
+        raise InputError(f"find.steps must be 10 or more, got {steps}")
     settled = settle(as_config(config, config_dir))
     check_one_device(settled, "find-lr")
-    if is_gpt(settled.cfg):  # of another model nobody knows what it takes
+    if is_gpt(settled.cfg):  # the memory of another model is not known
         check_fits(settled)
     ramp = [ramp_rate(step, min_lr=min_lr, max_lr=max_lr, steps=steps) for step in range(steps)]
     losses = _ramp_losses(settled, ramp)
-    rates = ramp[: len(losses)]
-    result = range_result(rates, losses, steps=steps)
-    rows = zip(rates, losses, result.smoothed, strict=True)
+    lrs = ramp[: len(losses)]
+    result = range_result(lrs, losses, steps=steps)
+    rows = list(zip(range(1, steps + 1), lrs, losses, result.smoothed, strict=False))
     return Finding(
-        table=[("step", "lr", "loss", "smoothed_loss"), *((step, *row) for step, row in enumerate(rows, 1))],
-        lines=_lr_lines(settled, rates, losses, result),
-        figure=_lr_figure(rates, losses, result),
+        table=[("step", "lr", "loss", "smoothed_loss"), *rows],
+        lines=_lr_lines(settled, rows, result),
+        figure=_lr_figure(lrs, losses, result),
         suggested=result.suggested,
     )
 
 
-def _ramp_losses(settled: Settled, rates: list[float]) -> list[float]:
+def _ramp_losses(settled: Settled, lrs: list[float]) -> list[float]:
     """The loss of each step, before its update with that `optimizer.lr`; ends where it diverges."""
     module = build_module(settled, weights=settled.weights)
     peak = float(settled.cfg.optimizer.lr)
-    module.make_scheduler = None  # the rates are the test's
-    module.lr_factor = lambda step: rates[min(step, len(rates) - 1)] / peak
-    with tqdm(total=len(rates), unit="step", desc="raising the rate", disable=None) as bar:
-        kept = LossOfSteps(len(rates), partial(bar.update, 1))
+    module.make_scheduler = None
+    module.lr_factor = lambda step: lrs[min(step, len(lrs) - 1)] / peak
+    with tqdm(total=len(lrs), unit="step", desc="raising the learning rate", disable=None) as bar:
+        kept = LossOfSteps(len(lrs), partial(bar.update, 1))
         try:
-            train_a_little(settled, module, steps=len(rates) + 1, callbacks=[kept])  # it ends before
+            train_a_little(settled, module, steps=len(lrs) + 1, callbacks=[kept])
         except SeenEnough:
             pass
-        except NonFiniteError:  # which stops a run before the weights are touched
+        except NonFiniteError:
             kept.losses.append(math.nan)
     return kept.losses
 
 
-def _lr_lines(settled: Settled, rates: list[float], losses: list[float], result: RangeResult) -> list[str]:
-    lines = ["  lr        loss   smoothed"]
-    every = max(1, math.ceil(len(rates) / TABLE_ROWS))
-    for i in sorted({*range(0, len(rates), every), len(rates) - 1}):
-        lines.append(f"  {rates[i]:<8.2g} {losses[i]:>6.3f}   {result.smoothed[i]:>6.3f}")
-    where = f"not up to {rates[-1]:.2g}" if result.diverges is None else f"at {result.diverges:.2g}"
+def _lr_lines(settled: Settled, rows: Sequence[Sequence[float]], result: RangeResult) -> list[str]:
+    every = max(1, math.ceil(len(rows) / TABLE_ROWS))
+    shown = [rows[i] for i in sorted({*range(0, len(rows), every), len(rows) - 1})]
+    cells = [[f"{lr:.2g}", f"{loss:.3f}", f"{smooth:.3f}"] for _, lr, loss, smooth in shown]
+    lines = [f"  {line}" for line in table([["lr", "loss", "smoothed"], *cells], right=[1, 2])]
+    where = f"not up to {rows[-1][1]:.2g}" if result.diverges is None else f"at {result.diverges:.2g}"
     lines.append(f"diverges    {where}")
     if result.suggested is None:
         return [*lines, "suggestion  none: the loss never falls; try other rates, or more find.steps"]
     scale = result.suggested / float(settled.cfg.optimizer.lr)
     overrides = []
-    for name, rate in peak_rates(settled).items():
-        group = name.partition("/")[2]  # "lr/muon" has its rate from `muon_lr`
-        overrides.append(f"optimizer.{f'{group}_lr' if group else 'lr'}={rate * scale:.2g}")
+    for name, lr in peak_lrs(settled).items():
+        group = name.partition("/")[2]  # "lr/muon" is set by `muon_lr`
+        overrides.append(f"optimizer.{f'{group}_lr' if group else 'lr'}={lr * scale:.2g}")
     return [*lines, f"suggestion  {' '.join(overrides)}  (where the loss falls fastest)"]
 
 
-def _lr_figure(rates: Sequence[float], losses: Sequence[float], result: RangeResult) -> "Figure":
+def _lr_figure(lrs: Sequence[float], losses: Sequence[float], result: RangeResult) -> "Figure":
     figure = new_figure()
     axes = figure.subplots()
-    axes.plot(rates, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss of each step")
-    axes.plot(rates, result.smoothed, color="tab:blue", label="smoothed")
-    for rate, colour, name in (
+    axes.plot(lrs, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss of each step")
+    axes.plot(lrs, result.smoothed, color="tab:blue", label="smoothed")
+    for lr, colour, name in (
         (result.suggested, "tab:green", "falls fastest"),
         (result.diverges, "tab:red", "diverges"),
     ):
-        if rate is not None:
-            axes.axvline(rate, color=colour, linestyle="--", label=f"{name}: {rate:.2g}")
-    axes.set_xscale("log")
+        if lr is not None:
+            axes.axvline(lr, color=colour, linestyle="--", label=f"{name}: {lr:.2g}")
     finite = [loss for loss in losses if math.isfinite(loss)]
     if finite:  # a loss that explodes would flatten the rest
         low, first = min(finite), finite[0]
-        top = min(max(finite), first + (first - low) + 0.2 * abs(first))
-        axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low)) if top > low else None
-    axes.set_xlabel("Learning rate (optimizer.lr)")
-    axes.set_ylabel("Training loss (nats per token)")
+        top = min(max(finite), 2 * first - low + 0.2 * abs(first))
+        margin = 0.05 * (top - low) or 1.0
+        axes.set_ylim(low - margin, top + margin)
+    axes.set(xscale="log", xlabel="Learning rate (optimizer.lr)", ylabel="Training loss (nats per token)")
     axes.grid(visible=True, alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle("Learning-rate range test", fontweight="bold")
@@ -172,6 +160,17 @@ def _lr_figure(rates: Sequence[float], losses: Sequence[float], result: RangeRes
 
 
 # --- batch sizes ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Measurements of a batch size; the fields are the columns of the CSV."""
+
+    batch_size: int
+    tokens_per_second: float
+    step_seconds: float
+    peak_bytes: int
+    estimated_step_bytes: int
 
 
 def find_batch_size(
@@ -187,49 +186,62 @@ def find_batch_size(
     """
     for name, value in (("max_batch_size", max_batch_size), ("timed_steps", timed_steps)):
         if value is not None and value < 1:
-            raise InputError(f"find.{name}={value} cannot be: give a whole number of 1 or more")
+            raise InputError(f"find.{name} must be 1 or more, got {value}")
     cfg = as_config(config, config_dir)
-    check_gpt(cfg, "what a batch takes of memory is known of a GPTModel")
+    check_gpt(cfg, "find-batch-size estimates the memory of a GPTModel")
     if "global_batch_size" not in cfg.data:
         raise InputError(f"{cfg.data._target_} makes its own batches: time its sizes by training with each")
     cfg.data.batch_size, cfg.data.global_batch_size, cfg.trainer.accumulate_grad_batches = 1, None, 1
     settled = settle(cfg)
     check_one_device(settled, "find-batch-size")
     check_fits(settled)
-    limit = min(max_batch_size or MOST_WINDOWS, len(settled.datamodule.examples("train")))
+    limit = min(max_batch_size or MOST_SEQUENCES, len(settled.datamodule.examples("train")))
     sizes = [2**i for i in range(limit.bit_length())]
-    if max_batch_size is not None and sizes[-1] != limit:  # the most that is asked for is one of them
+    if max_batch_size is not None and sizes[-1] != limit:
         sizes.append(limit)
     measured, ended = _measure(settled, sizes, timed_steps)
     best = suggestion(measured)
+    rows = [
+        [
+            f"{m.batch_size:,}",
+            f"{m.tokens_per_second:,.0f}",
+            f"{m.step_seconds:.3g}",
+            bytes_text(m.peak_bytes),
+        ]
+        for m in measured
+    ]
+    lines = table([["batch", "tokens/s", "s a step", "peak memory"], *rows], right=range(4))
     return Finding(
         table=[[field.name for field in fields(Measured)], *map(astuple, measured)],
-        lines=_size_lines(measured, best, ended),
-        figure=_size_figure(measured, best),
+        lines=[
+            *(f"  {line}" for line in lines),
+            f"ended       {ended}",
+            f"suggestion  data.batch_size={best.batch_size}  (the smallest with {GOOD_ENOUGH:.0%} of the best"
+            " speed)",
+        ],
+        figure=_size_figure(measured, best.batch_size),
         suggested=best.batch_size,
     )
 
 
 def _measure(settled: Settled, sizes: list[int], steps: int) -> tuple[list[Measured], str]:
-    """Every size in turn, and why there are no more."""
+    """Measure every size in turn; returns also why there are no more."""
     device = torch.device(device_type(settled.cfg.trainer.accelerator))
-    # Asked once: what a size has taken from the system is there for the next one.
-    usable = usable_memory(settled)
+    usable = usable_memory(settled)  # once: the process keeps what a size has taken for the next one
     module = build_module(settled, weights=RandomWeights())
     module.make_scheduler = None
-    module.lr_factor = lambda step: 0.0  # a step as any other, but the loss cannot diverge
+    module.lr_factor = lambda step: 0.0  # the same work, and the loss cannot diverge
     measured: list[Measured] = []
-    without_gain = 0
+    best, without_gain = 0.0, 0
     with tqdm(sizes, unit="size", disable=None) as bar:
         for size in bar:
             bar.set_description(f"batch size {size}")
             needed = step_memory_of(settled, size).peak
             if usable is not None and needed > usable:
                 return measured, (
-                    f"{size:,} windows would need about {needed / 1e9:.1f} GB for a step,"
-                    f" which may take {usable / 1e9:.1f} GB of what is free"
+                    f"{size:,} sequences would need about {bytes_text(needed)} for a step,"
+                    f" which may take {bytes_text(usable)} of what is free"
                 )
-            best = max((m.tokens_per_second for m in measured), default=0.0)
             settled.datamodule.batch_size = size
             forget_peak(device)
             timer = StepTimer()
@@ -246,45 +258,29 @@ def _measure(settled: Settled, sizes: list[int], steps: int) -> tuple[list[Measu
                 )
             )
             without_gain = 0 if speed > GAIN * best else without_gain + 1
+            best = max(best, speed)
             if without_gain == 2:
                 return measured, "the last two sizes were not faster"
-    return measured, f"{sizes[-1]:,} windows are the most that were to be tried, or that the text has"
+    return measured, f"{sizes[-1]:,} sequences are the most to try, or all that the text has"
 
 
 def suggestion(measured: list[Measured]) -> Measured:
-    """The smallest batch that is nearly as fast as the fastest: memory is better left for something else."""
+    """The smallest batch that is nearly as fast as the fastest: its memory is better used otherwise."""
     best = max(m.tokens_per_second for m in measured)
     return next(m for m in measured if m.tokens_per_second >= GOOD_ENOUGH * best)
 
 
-def _size_lines(measured: list[Measured], suggested: Measured, ended: str) -> list[str]:
-    rows = [
-        f"  {m.batch_size:>5,} {m.tokens_per_second:>10,.0f} {m.step_seconds:>10.3g}"
-        f" {m.peak_bytes / 1e9:>10.2f} GB"
-        for m in measured
-    ]
-    share = f"the smallest with {GOOD_ENOUGH:.0%} of the best speed"
-    return [
-        "  batch   tokens/s   s a step   peak memory",
-        *rows,
-        f"ended       {ended}",
-        f"suggestion  data.batch_size={suggested.batch_size}  ({share})",
-    ]
-
-
-def _size_figure(measured: list[Measured], suggested: Measured) -> "Figure":
+def _size_figure(measured: list[Measured], best: int) -> "Figure":
     figure = new_figure()
     speed, memory = figure.subplots(2, 1, sharex=True)
     sizes = [m.batch_size for m in measured]
     speed.plot(sizes, [m.tokens_per_second for m in measured], color="tab:blue", marker="o")
     speed.set_ylabel("Tokens per second")
     memory.plot(sizes, [m.peak_bytes / 1e9 for m in measured], color="tab:orange", marker="o")
-    memory.set_ylabel("Peak memory (GB)")
-    memory.set_xlabel("Windows in a batch (data.batch_size)")
+    memory.set(ylabel="Peak memory (GB)", xlabel="Sequences in a batch (data.batch_size)")
     memory.set_xscale("log", base=2)
     memory.set_xticks(sizes, [f"{size:,}" for size in sizes])
     memory.minorticks_off()
-    best = suggested.batch_size
     for axes in (speed, memory):
         axes.set_ylim(bottom=0, top=1.1 * axes.get_ylim()[1])
         axes.grid(visible=True, alpha=0.3)

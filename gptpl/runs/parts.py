@@ -1,27 +1,23 @@
-"""The parts of a run that its settings name: what trains of which model, the data, the Trainer."""
+"""The parts of a run, each made from its settings: model, tokenizer, optimizer, schedule, data, batches."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 from torch.optim import Optimizer
 
-from gptpl.callbacks.checkpoints import LastCheckpoint
-from gptpl.callbacks.exact_resume import ExactResume
-from gptpl.callbacks.record_file import RecordEvaluations
-from gptpl.callbacks.stopping import StopAtBoundary
-from gptpl.checkpoints.files import DurableCheckpointIO
-from gptpl.checkpoints.format import read_header
+from gptpl.checkpoints.format import CLASSIFY, read_header
+from gptpl.checkpoints.loading import check_vocabulary
 from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.config.compose import Config, plain
 from gptpl.config.groups import choices, said_by
 from gptpl.config.instantiate import instantiate, partial_of
+from gptpl.config.overrides import is_path
 from gptpl.config.signatures import locate
 from gptpl.config.slots import settings_of
 from gptpl.data.pretraining.datamodule import TextDataModule
@@ -30,7 +26,7 @@ from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.tuning import Tuning
-from gptpl.runs.resume import Resumption
+from gptpl.runs.resume import Resumption, settle_lengths
 from gptpl.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.training.memory import (
     Prepare,
@@ -39,50 +35,50 @@ from gptpl.training.memory import (
     largest_batch_size,
     optimizer_state_bytes,
 )
-from gptpl.training.optimizers import optimizer_of
+from gptpl.training.optimizers import optimizer_of, peak_lr
 from gptpl.training.performance import FastPath, PrecisionChoice, choose_precision, device_type, product_dtype
-from gptpl.training.sharding import FullyShardedStrategy
+from gptpl.training.schedules import takes_optimizer
+from gptpl.weights.starting import FileWeights, PublishedWeights, StartingWeights
 
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-OF_THE_RUN = ("seed", "eval_train_batches", "eval_val_batches")
+RUN_SETTINGS = ("seed", "eval_train_batches", "eval_val_batches")
 """Settings of the run that its data take, too."""
 
 
-def optimizer_factory(cfg: Config) -> Callable[[nn.Module], Optimizer]:
-    """What makes the optimizer of a model: a function of gptpl's, or any class like torch's."""
-    return partial(optimizer_of, partial_of(cfg.optimizer))
+def recorded(cfg: Config) -> dict[str, Any]:
+    """Every setting as plain data, with absolute paths."""
+
+    def absolute(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {name: absolute(each, name) for name, each in value.items()}
+        if isinstance(value, str) and is_path(key) and value and "://" not in value:
+            return str(Path(value).expanduser().absolute())
+        return value
+
+    settings = plain(cfg)
+    return settings | {name: absolute(settings[name], name) for name in ("data", "init")}
+
+
+# --- model, task and precision --------------------------------------------------------------------------
 
 
 def is_gpt(cfg: Config) -> bool:
-    """Whether the model is gptpl's own, and not a class of the user's."""
+    """Whether the model is gptpl's own, not a class of the user's."""
     return "_target_" not in cfg.model
 
 
 def check_gpt(cfg: Config, need: str) -> None:
-    """Raises InputError, which begins with `need`, for a model of another class."""
+    """Raises InputError, which begins with `need`, for a model of the user's own class."""
     if not is_gpt(cfg):
         raise InputError(f"{need}, this model is a {cfg.model._target_}")
 
 
-def tuning_of(cfg: Config) -> Tuning:
-    """What of the model trains."""
-    tune: Tuning = instantiate(cfg.tune)
-    return tune
-
-
-def preparation(cfg: Config) -> Prepare:
-    """Makes a classifier where the task is one (of two classes, few as any), and applies `cfg.tune`."""
-    tune = tuning_of(cfg)
-    classifies = getattr(task_class(cfg), "task", None) == "classify"
-
-    def prepare(net: GPTModel) -> GPTBackbone:
-        tuned: GPTBackbone = GPTClassifier(net.config, ClassifierConfig(n_classes=2)) if classifies else net
-        tune.apply(tuned)
-        return tuned
-
-    return prepare
+def model_config(cfg: Config, vocab_size: int | None = None) -> GPTConfig:
+    """The model's configuration, with this vocabulary where the settings give none."""
+    fields = {str(name): value for name, value in cfg.model.items()}
+    return GPTConfig(**{**fields, "vocab_size": fields.get("vocab_size") or vocab_size or 1})
 
 
 def task_class(cfg: Config) -> Any:
@@ -90,54 +86,88 @@ def task_class(cfg: Config) -> Any:
     return locate(str(cfg.task._target_), "task._target_")
 
 
-def build_tokenizer(node: Config) -> Tokenizer:
-    """The tokenizer; `vocab_size` in its YAML is there for the model's, and checked here."""
-    tokenizer: Tokenizer = instantiate({key: value for key, value in node.items() if key != "vocab_size"})
-    known = node.get("vocab_size")
-    if known is not None and known != tokenizer.vocab_size:
-        raise InputError(
-            f"tokenizer.vocab_size={known}, but the {tokenizer.name} tokenizer has"
-            f" {tokenizer.vocab_size} tokens: leave tokenizer.vocab_size as it is"
-        )
-    return tokenizer
+def classifier_of(cfg: Config, datamodule: TrainingData) -> ClassifierConfig | None:
+    """The head of a classifier; None for another task."""
+    if getattr(task_class(cfg), "task", None) != CLASSIFY:
+        return None
+    own = {name: cfg.task[name] for name in ("pooling", "head_bias") if name in cfg.task}
+    labels = datamodule.module_settings().get("labels") or cfg.task.labels
+    return ClassifierConfig(n_classes=len(labels), **own)
 
 
-def model_config(cfg: Config, vocab_size: int | None) -> GPTConfig:
-    """The model's configuration, with this vocabulary where the settings give none."""
-    fields = {str(name): value for name, value in cfg.model.items()}
-    return GPTConfig(**{**fields, "vocab_size": fields.get("vocab_size") or vocab_size or 1})
+def preparation(cfg: Config, datamodule: TrainingData) -> Prepare:
+    """A function that makes what trains of a language model: a classifier's head, frozen or added weights."""
+    tune: Tuning = instantiate(cfg.tune)
+    classifier = classifier_of(cfg, datamodule)
+
+    def prepare(net: GPTModel) -> GPTBackbone:
+        made: GPTBackbone = net if classifier is None else GPTClassifier(net.config, classifier)
+        tune.apply(made)
+        return made
+
+    return prepare
 
 
-# --- the data -------------------------------------------------------------------------------------------
+def precision_of(conf: Any) -> PrecisionChoice:
+    """The precision asked for in the node `trainer`, or the best one of the device."""
+    if conf["precision"] == AUTO:
+        return choose_precision(device_type(conf["accelerator"]))
+    return PrecisionChoice(str(conf["precision"]), "as asked")
+
+
+# --- optimizer and schedule -----------------------------------------------------------------------------
+
+
+def optimizer_factory(cfg: Config) -> Callable[[nn.Module], Optimizer]:
+    """A function that makes the optimizer of a model: one of gptpl's, or of any class like torch's."""
+    return partial(optimizer_of, partial_of(cfg.optimizer))
+
+
+def schedule(cfg: Config, total_steps: int) -> Callable[[int], float] | None:
+    """The learning rate of a step as a multiple of its peak; None for a scheduler such as torch's."""
+    if takes_optimizer(locate(str(cfg.scheduler._target_), "scheduler._target_")):
+        return None
+    lr_factor = partial(instantiate(cfg.scheduler).factor, peak_lr=base_lr(cfg), total_steps=total_steps)
+    lr_factor(0)  # refuses settings that do not fit the run
+    return lr_factor
+
+
+def base_lr(cfg: Config) -> float:
+    """The learning rate that a schedule takes as its peak."""
+    with torch.random.fork_rng(devices=[]):  # the layer's weights are not drawn from the run's numbers
+        return peak_lr(partial_of(cfg.optimizer), nn.Linear(1, 1))
+
+
+# --- data -----------------------------------------------------------------------------------------------
 
 
 def build_datamodule(cfg: Config, *, resume: Resumption | None = None) -> TrainingData:
     """The data of `cfg.data` under `cfg.tokenizer`, encoded or opened from the cache.
 
-    Any LightningDataModule that is no `TrainingData` comes as `StockData`. Of a run that is resumed it must
-    be the same text. Raises InputError for data that the task cannot use.
+    A LightningDataModule of the user's comes as `StockData`. Raises InputError for data that the task cannot
+    use, and for another text than that of the run that is resumed.
     """
     kind = _data_class(cfg)
-    _settle_lengths(cfg)
-    known = settings_of(kind, "data").parameters
-    settings = {
-        name: value
-        for name, value in plain(cfg.data).items()
-        if name in known and name not in ("batch_size", "global_batch_size")
-    }
-    runtime: dict[str, Any] = {name: cfg[name] for name in OF_THE_RUN if name in known}
-    if "batch_size" in known:
-        runtime["batch_size"] = 1 if cfg.data.get("batch_size") == AUTO else cfg.data.batch_size
-    own = issubclass(kind, TrainingData)
-    takes = "tokenizer" in known
-    tokenizer = _tokenizer(cfg, kind, resume) if own or takes else build_tokenizer(cfg.tokenizer)
-    if takes:
-        runtime["tokenizer"] = tokenizer
-    datamodule = instantiate({"_target_": cfg.data._target_, **settings}, **runtime)
-    if not own:
-        datamodule = StockData(datamodule, tokenizer=tokenizer, **{name: cfg[name] for name in OF_THE_RUN})
+    settle_lengths(cfg.data, cfg.model)
+    context = cfg.model.get("context_length")
+    if context is not None and (cfg.data.get("max_length") or 0) > context:
+        raise InputError(
+            f"data.max_length={cfg.data.max_length} is longer than model.context_length={context}:"
+            f" set data.max_length={context} or a larger context"
+        )
+    tokenizer = _tokenizer(cfg, kind, resume)
+    of_run = {name: cfg[name] for name in RUN_SETTINGS}
+    settings = plain(cfg.data) | of_run
+    if settings.get("batch_size") == AUTO:
+        settings["batch_size"] = 1  # until `settle_batch`
+    known = settings_of(kind, "data").parameters.keys() - {"global_batch_size"}
+    node = {name: value for name, value in settings.items() if name in known}
+    runtime = {"tokenizer": tokenizer} if "tokenizer" in known else {}
+    datamodule = instantiate({**node, "_target_": cfg.data._target_}, **runtime)
+    if not isinstance(datamodule, TrainingData):
+        datamodule = StockData(datamodule, tokenizer=tokenizer, **of_run)
     if resume is not None:
-        resume.check_text(datamodule)
+        resume.check_text(datamodule.content_sha256())
     datamodule.load()
     datamodule.setup()
     return datamodule
@@ -149,53 +179,50 @@ def _data_class(cfg: Config) -> type[TrainingData]:
     kind: type[TrainingData] = locate(str(cfg.data._target_), "data._target_")
     wanted = getattr(task, "data_class", L.LightningDataModule)
     if issubclass(kind, wanted) or not issubclass(kind, TrainingData):
-        return kind  # of the user's own it is the batches that must be right
-    offered = [name for name, each in _classes("data") if issubclass(each, wanted)]
-    fitting = [
-        name for name, each in _classes("task") if issubclass(kind, getattr(each, "data_class", object))
-    ]
+        return kind  # of a class of the user's the task sees only batches
+
+    def fitting(group: str, fits: Callable[[Any], bool]) -> str:
+        classes = {
+            name: locate(said_by(group, name, bases=True)["_target_"], group) for name in choices(group)
+        }
+        return " or ".join(f"{group}={name}" for name, each in classes.items() if fits(each))
+
     raise InputError(
         f"task={getattr(task, 'task', task.__name__)} cannot train on these data ({kind.__name__}): choose"
-        f" data={' or data='.join(offered)}, or task={' or task='.join(fitting)}"
+        f" {fitting('data', lambda each: issubclass(each, wanted))}, or"
+        f" {fitting('task', lambda each: issubclass(kind, getattr(each, 'data_class', object)))}"
     )
 
 
-def _classes(group: str) -> list[tuple[str, Any]]:
-    return [(name, locate(said_by(group, name, bases=True)["_target_"], group)) for name in choices(group)]
-
-
-def _settle_lengths(cfg: Config) -> None:
-    """Decides the numbers of tokens that follow from others. Raises InputError for too long sequences."""
-    data, context = cfg.data, cfg.model.get("context_length")
-    if "max_length" in data and data.max_length is None:
-        data.max_length = context
-    if "stride" in data and data.stride is None:
-        data.stride = data.max_length
-    if context is not None and (data.get("max_length") or 0) > context:
+def build_tokenizer(node: Config) -> Tokenizer:
+    """The tokenizer; a `vocab_size` in its settings, which the model takes, must be the tokenizer's."""
+    tokenizer: Tokenizer = instantiate({key: value for key, value in node.items() if key != "vocab_size"})
+    known = node.get("vocab_size")
+    if known is not None and known != tokenizer.vocab_size:
         raise InputError(
-            f"data.max_length={data.max_length} is longer than model.context_length={context}:"
-            f" set data.max_length={context} or a larger context"
+            f"tokenizer.vocab_size must be {tokenizer.vocab_size}, as the {tokenizer.name} tokenizer has it,"
+            f" got {known}: leave it out"
         )
+    return tokenizer
 
 
-def _tokenizer(cfg: Config, kind: type[TrainingData], resume: Resumption | None) -> Tokenizer:
-    """The tokenizer; of a vocabulary made from texts that of the run that is resumed, or begun with.
-
-    A long text has always its own words; few examples could not say what a model's tokens were.
-    """
-    own = build_tokenizer(cfg.tokenizer)
-    if cfg.tokenizer.get("vocab_size") is None and not issubclass(kind, TextDataModule):
-        header = None if resume is None else resume.header
-        weights = None if resume is not None else instantiate(cfg.init)
-        if isinstance(weights, RunWeights):
-            header = read_header(weights.file)
-        if header is not None and header["tokenizer"]["name"] == own.name:
-            return tokenizer_from_state(header["tokenizer"])
-    return own
+def _tokenizer(cfg: Config, kind: type, resume: Resumption | None) -> Tokenizer:
+    """The tokenizer; instead of a vocabulary made from examples, that of the run resumed or started from."""
+    tokenizer = build_tokenizer(cfg.tokenizer)
+    if cfg.tokenizer.get("vocab_size") is not None or issubclass(kind, TextDataModule):
+        return tokenizer
+    weights = instantiate(cfg.init) if resume is None else None
+    if resume is not None:
+        state = resume.header["tokenizer"]
+    elif isinstance(weights, RunWeights):
+        state = read_header(weights.file)["tokenizer"]
+    else:
+        return tokenizer
+    return tokenizer_from_state(state) if state["name"] == tokenizer.name else tokenizer
 
 
 def settle_vocabulary(cfg: Config, datamodule: TrainingData) -> None:
-    """Gives the model the tokenizer's vocabulary unless the settings have one, which must not be smaller."""
+    """Give the model the tokenizer's vocabulary, unless the settings have one that is not smaller."""
     tokenizer = datamodule.tokenizer
     if "vocab_size" not in cfg.model and not is_gpt(cfg):
         return  # a class of the user's that needs none
@@ -204,179 +231,85 @@ def settle_vocabulary(cfg: Config, datamodule: TrainingData) -> None:
     if cfg.model.vocab_size < tokenizer.vocab_size:
         raise InputError(
             f"model.vocab_size={cfg.model.vocab_size} is smaller than the {tokenizer.name} tokenizer's"
-            f" {tokenizer.vocab_size} tokens: leave model.vocab_size out, or set it to"
-            f" {tokenizer.vocab_size} or more"
+            f" {tokenizer.vocab_size} tokens: leave it out, or give {tokenizer.vocab_size} or more"
         )
+
+
+def check_weights(cfg: Config, weights: StartingWeights) -> None:
+    """Refuse weights of another model or tokenizer, if the vocabulary is known before the data are read."""
+    if is_gpt(cfg) and (size := cfg.tokenizer.get("vocab_size")) is not None:
+        tokenizer = build_tokenizer(cfg.tokenizer)
+        weights.check(model_config(cfg, size), tokenizer.state())
+        if isinstance(weights, FileWeights | PublishedWeights) and weights.path and tokenizer.name == "gpt2":
+            check_vocabulary(Path(weights.path).expanduser())
 
 
 # --- batches --------------------------------------------------------------------------------------------
 
 
 def settle_batch(cfg: Config, trainer: L.Trainer, datamodule: TrainingData, path: FastPath) -> None:
-    """Puts the numbers that follow from `data.global_batch_size` into config, trainer and datamodule.
+    """Put the numbers that follow from `data.global_batch_size` into config, trainer and datamodule.
 
     Raises InputError where they contradict each other, and for `auto` where nothing fits into memory.
     """
-    windows, size = cfg.data.get("global_batch_size"), cfg.data.get("batch_size")
-    if windows is not None and isinstance(datamodule, StockData):
-        raise InputError(
-            f"data.global_batch_size={windows} needs data that gptpl batches, {datamodule.name} makes its own"
-            " batches: give trainer.accumulate_grad_batches"
-        )
-    if windows is None:
+    sequences, size = cfg.data.get("global_batch_size"), cfg.data.get("batch_size")
+    if sequences is None:
         if size == AUTO:
             raise InputError(
                 "data.batch_size=auto needs data.global_batch_size=N, the sequences of an optimizer step"
             )
         return
+    if isinstance(datamodule, StockData):
+        raise InputError(
+            f"data.global_batch_size={sequences} needs data that gptpl batches, {datamodule.name} makes its"
+            " own batches: give trainer.accumulate_grad_batches"
+        )
     if size == AUTO:
-        cfg.data.batch_size = _largest(cfg, trainer, path)
-    datamodule.batch_size = cfg.data.batch_size
-    times = accumulation(global_batch=windows, batch_size=cfg.data.batch_size, world_size=trainer.world_size)
+        size = cfg.data.batch_size = _largest(cfg, trainer, datamodule, path)
+    datamodule.batch_size = size
+    times = accumulation(global_batch=sequences, batch_size=size, world_size=trainer.world_size)
     given = cfg.trainer.accumulate_grad_batches
     if given not in (1, times):
         raise InputError(
-            f"data.global_batch_size={windows} and data.batch_size={cfg.data.batch_size} make"
+            f"data.global_batch_size={sequences} and data.batch_size={size} make"
             f" trainer.accumulate_grad_batches={times}, not {given}: leave it out"
         )
     cfg.trainer.accumulate_grad_batches = trainer.accumulate_grad_batches = times
     log.info(
-        "batch: %d windows a step: %d at a time, on %d x %s, %d times",
-        windows, cfg.data.batch_size, trainer.world_size, device_type(cfg.trainer.accelerator), times,
+        "batch: %d sequences a step: %d at a time, on %d x %s, %d times",
+        sequences, size, trainer.world_size, device_type(cfg.trainer.accelerator), times,
     )  # fmt: skip
 
 
-def _largest(cfg: Config, trainer: L.Trainer, path: FastPath) -> int:
-    check_gpt(cfg, "data.batch_size=auto knows what a GPTModel takes of memory")
-    config = model_config(cfg, None)
-    windows, devices = cfg.data.global_batch_size, trainer.world_size
-    if windows < 1 or windows % devices:
+def _largest(cfg: Config, trainer: L.Trainer, datamodule: TrainingData, path: FastPath) -> int:
+    check_gpt(cfg, "data.batch_size=auto estimates the memory of a GPTModel")
+    sequences, devices = cfg.data.global_batch_size, trainer.world_size
+    if sequences < 1 or sequences % devices:
         raise InputError(
-            f"data.global_batch_size={windows} is no multiple of {devices} devices: give one that is"
+            f"data.global_batch_size must be a positive multiple of {devices} devices, got {sequences}"
         )
-    kind, prepare = device_type(cfg.trainer.accelerator), preparation(cfg)
-    here = 1 if kind == "cuda" else trainer.num_devices  # processes that share the machine's memory
+    kind = device_type(cfg.trainer.accelerator)
+    sharing = 1 if kind == "cuda" else trainer.num_devices  # processes that share the machine's memory
     return largest_batch_size(
-        config,
+        model_config(cfg),
         path,
-        max_length=cfg.data.max_length,
-        windows=windows // devices,
-        low=product_dtype(choose(cfg.trainer).precision) == torch.bfloat16,
-        free=free_memory(kind) // here,
-        optimizer_bytes=optimizer_state_bytes(config, optimizer_factory(cfg), prepare=prepare),
-        prepare=prepare,
-        accumulates=True,  # unless it takes them all at once, which then fits all the more
+        windows=sequences // devices,
+        free=free_memory(kind) // sharing,
+        accumulates=True,  # also where one batch is the whole step, which then needs less
+        **memory_settings(cfg, datamodule),
     )
 
 
-# --- the Trainer ----------------------------------------------------------------------------------------
-
-OWN_SETTINGS = (
-    *("stop_at_step", "max_time", "compile", "attention", "head", "recompute_activations"),
-    *("keep_freed_memory", "precision", "accelerator", "strategy", "max_epochs", "max_steps"),
-)
-"""Settings of the node that do not go to `lightning.Trainer` as they are."""
-SET_BY_GPTPL = {
-    "check_val_every_n_epoch": "eval_every_n_steps",
-    "callbacks": "callbacks=",
-    "logger": "logger=",
-    "deterministic": "deterministic",
-    "enable_checkpointing": "callbacks=",
-    "enable_progress_bar": "~callbacks.progress_bar",
-    "use_distributed_sampler": "",
-    "val_check_interval": "eval_every_n_steps",
-    "reload_dataloaders_every_n_epochs": "",
-    "model_registry": "",
-}
-"""Arguments of `lightning.Trainer` that other settings decide, with the setting to give instead."""
-
-
-def choose(conf: Mapping[str, Any]) -> PrecisionChoice:
-    """The precision asked for, or the best one of the device."""
-    if conf["precision"] == "auto":
-        return choose_precision(device_type(conf["accelerator"]))
-    return PrecisionChoice(str(conf["precision"]), "as asked")
-
-
-def build_trainer(
-    conf: Mapping[str, Any],
-    *,
-    eval_every_n_steps: int,
-    deterministic: bool,
-    callbacks: Sequence[L.Callback],
-    **fixed: Any,
-) -> L.Trainer:
-    """A Trainer that evaluates every so many optimizer steps, before the first, and after the last.
-
-    `conf` is the node `trainer`: gptpl's own settings, and any argument of `lightning.Trainer`. To the
-    callbacks given it adds what every run has: exact resuming, a record of the evaluations, stopping at a
-    boundary. `fixed` are further arguments of `lightning.Trainer`: loggers, folders. Raises InputError
-    for numbers out of range, and for what Lightning refuses.
-    """
-    _check(conf, eval_every_n_steps)
-    stopping = StopAtBoundary(max_time=conf["max_time"], stop_at_step=conf["stop_at_step"])
-    # After a step: note its state, save it, stop if asked to, and only then whatever else there is.
-    saving = [callback for callback in callbacks if isinstance(callback, LastCheckpoint)]
-    others = [callback for callback in callbacks if not isinstance(callback, LastCheckpoint)]
-    names = [str(key) for key in conf if key not in OWN_SETTINGS and not str(key).startswith("_")]
-    given = {name: conf[name] for name in names}
-    make = partial_of({"_target_": conf.get("_target_", "lightning.Trainer"), **given})
-    decided: dict[str, Any] = {
-        "num_sanity_val_steps": given.get("num_sanity_val_steps", -1),  # before the first step, all batches
-        "enable_model_summary": given.get("enable_model_summary", False),
-        "accelerator": device_type(conf["accelerator"]),
-        "strategy": build_strategy(conf["strategy"]),
-        "precision": choose(conf).precision,
-        "max_epochs": conf["max_epochs"] if conf["max_epochs"] is not None else -1,
-        "max_steps": conf["max_steps"] if conf["max_steps"] is not None else -1,
-        "check_val_every_n_epoch": None,
-        "deterministic": deterministic,
-        "use_distributed_sampler": False,  # the datamodule shards by itself
-        "callbacks": [ExactResume(), RecordEvaluations(), *saving, stopping, *others],
-        "plugins": [DurableCheckpointIO(), *(make.keywords.pop("plugins", None) or ())],
+def memory_settings(cfg: Config, datamodule: TrainingData) -> dict[str, Any]:
+    """What `gptpl.training.memory.step_memory` needs to know of a run besides its batch size."""
+    precision, prepare = precision_of(cfg.trainer).precision, preparation(cfg, datamodule)
+    weight_bytes = 2 if precision in ("bf16-true", "16-true") else 4
+    return {
+        "max_length": datamodule.max_length,
+        "low": product_dtype(precision) == torch.bfloat16,
+        "optimizer_bytes": optimizer_state_bytes(
+            model_config(cfg), optimizer_factory(cfg), weight_bytes=weight_bytes, prepare=prepare
+        ),
+        "weight_bytes": weight_bytes,
+        "prepare": prepare,
     }
-    try:
-        trainer: L.Trainer = make(**decided, **fixed)
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"trainer settings that Lightning refuses: {reason}") from error
-    return trainer
-
-
-def build_strategy(name: str | Strategy) -> str | Strategy:
-    """FSDP2, and DDP without a second copy of the gradients: they are views of what is sent.
-
-    Not with `static_graph`: where batches are accumulated it ends in an error of torch's, or the gradients
-    are not summed any more (pytorch issue 143580, pull request 187732).
-    """
-    if name == "fsdp":
-        return FullyShardedStrategy()
-    return DDPStrategy(gradient_as_bucket_view=True) if name == "ddp" else name
-
-
-def _check(conf: Mapping[str, Any], eval_every_n_steps: int) -> None:
-    for name in (name for name in conf if name in SET_BY_GPTPL):
-        instead = SET_BY_GPTPL[name]
-        raise InputError(
-            f"trainer.{name} is set by gptpl: {f'give {instead}' if instead else 'leave it out'}"
-        )
-    counts = ("max_epochs", "max_steps", "accumulate_grad_batches", "log_every_n_steps", "num_nodes")
-    numbers = {f"trainer.{name}": conf[name] for name in (*counts, "gradient_clip_val")}
-    for name, value in (numbers | {"eval_every_n_steps": eval_every_n_steps}).items():
-        if value is not None and value <= 0:
-            raise InputError(f"{name}={value} is out of range: it must be positive")
-    if conf["max_epochs"] is None and conf["max_steps"] is None:
-        raise InputError(
-            "trainer.max_epochs and trainer.max_steps are both null: give one, the schedule needs an end"
-        )
-
-
-def let_module_end(trainer: L.Trainer) -> None:
-    """Leaves it to the training module to end the training after its `total_steps`.
-
-    Lightning counts an epoch that `max_steps` broke off as a whole one: resumed with more steps, a run would
-    reach `max_epochs` before it has made them. And it would not even start where all steps are done, but not
-    yet the evaluation of the last.
-    """
-    trainer.fit_loop.max_epochs = -1
-    trainer.fit_loop.epoch_loop.max_steps = -1

@@ -1,6 +1,6 @@
-"""The contract of `resume=`: which settings may change when a run is resumed, and which make it another run.
+"""The rules of `resume=`: which settings may change when a run is resumed, and which make it another run.
 
-What may become of a setting stands on the class that takes it: see `gptpl.resuming`.
+How a setting may change is declared by the class that takes it: see `gptpl.resuming`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +14,13 @@ from gptpl.errors import InputError
 from gptpl.resuming import FREE, INEXACT, NEVER, Resume
 
 ABSENT: Any = object()
-"""In place of the value of a setting that there is none of."""
+"""The value of a missing setting."""
 NO_LONGER_EXACT = " (no longer bit-identical with the uninterrupted run)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A setting that differs from the one the checkpoint was made with; None stands for null and for none."""
+    """A setting that differs from the one the checkpoint was made with; None is null, or missing."""
 
     key: str
     old: Any
@@ -28,7 +28,7 @@ class Change:
     kind: Resume
 
     def line(self, step: int) -> str:
-        """In words, for a run that `step` optimizer steps are behind."""
+        """The change in words, of a run that is resumed after `step` optimizer steps."""
         key, old, new = self.key, spelt(self.old), spelt(self.new)
         if key.endswith("._target_"):  # a class: the last of its names says enough
             key, old, new = key.removesuffix("._target_"), old.rpartition(".")[2], new.rpartition(".")[2]
@@ -37,13 +37,16 @@ class Change:
 
 
 def changes_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Every setting of two configurations of plain data that is not the same in both."""
-    found = []
-    for key, before, after in _differences(old, new, ""):
-        kind = resume_of(key, new if after is not ABSENT else old)
-        before, after = (None if value is ABSENT else value for value in (before, after))
-        found.append(Change(key=key, old=before, new=after, kind=kind))
-    return found
+    """Every setting that is not the same in two configurations of plain data."""
+    return [
+        Change(
+            key=key,
+            old=_or_none(before),
+            new=_or_none(after),
+            kind=resume_of(key, old if after is ABSENT else new),
+        )
+        for key, before, after in _differences(old, new, "")
+    ]
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
@@ -53,14 +56,14 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]
             inner, default = f"{key}.{name}" if key else str(name), defaults.get(name, ABSENT)
             yield from _differences(old.get(name, default), new.get(name, default), inner)
         return
-    before, after = (None if value is ABSENT else value for value in (old, new))
-    # Python holds True and 1 for the same.
+    before, after = _or_none(old), _or_none(new)
+    # In Python True == 1.
     if before != after or isinstance(before, bool) != isinstance(after, bool):
         yield key, old, new
 
 
 def _defaults(node: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """What the class of a node takes for settings that are not given: those it did not have yet, too."""
+    """The defaults of a node's class, for settings that are not given, or that it did not have yet."""
     target = node.get("_target_") or slot_of(key).implicit
     if target is None:
         return {}
@@ -69,13 +72,24 @@ def _defaults(node: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: list(each) if isinstance(each, tuple) else each for name, each in defaults.items()}
 
 
+def _or_none(value: Any) -> Any:
+    return None if value is ABSENT else value
+
+
 def check_changes(changes: list[Change], given: Mapping[str, str], run_dir: Path) -> None:
     """Raises InputError for the first change that would make it another run.
 
     `given` are the overrides of the command line by key; a change that none of them asked for was made in the
     run's config.yaml.
     """
-    fatal = [(change, _asked_by(change, given)) for change in changes if change.kind == NEVER]
+
+    def asked_by(change: Change) -> str | None:
+        """The override of the setting, or of a larger part of the settings that has it."""
+        parts = change.key.split(".")
+        keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return next((given[key] for key in keys if key in given), None)
+
+    fatal = [(change, asked_by(change)) for change in changes if change.kind == NEVER]
     # First what was asked for: another setting may have followed it.
     for change, override in sorted(fatal, key=lambda pair: pair[1] is None):
         if override is None:
@@ -87,13 +101,6 @@ def check_changes(changes: list[Change], given: Mapping[str, str], run_dir: Path
             f"{change.key} cannot change when a run is resumed: it was {spelt(change.old)}, asked for is"
             f" {spelt(change.new)}; leave {override} out, or start a new run with it"
         )
-
-
-def _asked_by(change: Change, given: Mapping[str, str]) -> str | None:
-    """The override that asked for a change, or for a larger part of the settings that has it."""
-    parts = change.key.split(".")
-    keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-    return next((given[key] for key in keys if key in given), None)
 
 
 def spelt(value: Any) -> str:
@@ -116,23 +123,23 @@ Factor = Callable[[int], float]
 def lr_ceiling(
     old_factor: Factor, *, step: int, old_total_steps: int, total_steps: int, ceiling: float | None
 ) -> float | None:
-    """The multiple of the peak learning rate that a resumed run stays at or below; None: there is no limit.
+    """The multiple of the peak learning rate that a resumed run stays at or below; None: no limit.
 
-    `old_factor` is the schedule for `old_total_steps`, of which `step` are finished; `ceiling` is what it
-    was held at before. As long as it is to have as many steps, the schedule goes on as it was.
+    `old_factor` is the schedule for `old_total_steps`, of which `step` are finished, under its `ceiling`. A
+    run with as many steps as before keeps its schedule.
     """
     if total_steps == old_total_steps:
         return ceiling
-    # The highest that was still to come; of a plan without a step left, its last one.
+    # The highest that was still to come; after the last step, the last.
     left = range(step, old_total_steps) or (old_total_steps - 1,)
     highest = max(old_factor(later) for later in left)
     return highest if ceiling is None else min(highest, ceiling)
 
 
-def words_if_held(
+def held_text(
     factor: Factor, ceiling: float | None, *, step: int, total_steps: int, peak_lr: float
 ) -> str | None:
-    """What to say where a ceiling cuts off some of the updates after `step`; `peak_lr` is `optimizer.lr`."""
+    """A line for the log where a ceiling cuts off updates after `step`; `peak_lr` is `optimizer.lr`."""
     highest = max((factor(later) for later in range(step, total_steps)), default=0.0)
     if ceiling is None or highest <= ceiling:
         return None

@@ -1,57 +1,34 @@
-"""What a run's training step takes of memory, and a few real steps that leave nothing behind."""
+"""Memory of a run's training step, and a few real steps that leave nothing behind."""
 
 import tempfile
 from collections.abc import Sequence
-from typing import Any
 
 import lightning as L
-import torch
 
 from gptpl.callbacks.stopping import RunStopped, interrupts
 from gptpl.errors import InputError
 from gptpl.runs.build import Settled
-from gptpl.runs.parts import build_trainer, choose, let_module_end, optimizer_factory, preparation
-from gptpl.training.memory import (
-    USABLE,
-    StepMemory,
-    free_memory,
-    largest_batch_size,
-    optimizer_state_bytes,
-    step_memory,
-)
+from gptpl.runs.parts import memory_settings
+from gptpl.runs.trainer import build_trainer, let_module_end
+from gptpl.training.memory import USABLE, StepMemory, free_memory, largest_batch_size, step_memory
 from gptpl.training.module import TrainingModule
-from gptpl.training.performance import device_type, product_dtype
+from gptpl.training.performance import device_type
 
 
 def step_memory_of(settled: Settled, batch_size: int | None = None) -> StepMemory:
-    """Of the run's training step, with its own batch or another one (which then is a whole step)."""
+    """Memory of a training step with the run's own batch, or with another one that is a whole step."""
     own = batch_size is None
     return step_memory(
         settled.config,
         settled.fast_path,
         batch_size=settled.datamodule.batch_size if batch_size is None else batch_size,
         accumulates=own and settled.cfg.trainer.accumulate_grad_batches > 1,
-        **_known(settled),
+        **memory_settings(settled.cfg, settled.datamodule),
     )
 
 
-def _known(settled: Settled) -> dict[str, Any]:
-    precision, prepare = choose(settled.cfg.trainer).precision, preparation(settled.cfg)
-    size = 2 if precision in ("bf16-true", "16-true") else 4
-    make_optimizer = optimizer_factory(settled.cfg)
-    return {
-        "max_length": settled.datamodule.max_length,
-        "low": product_dtype(precision) == torch.bfloat16,
-        "optimizer_bytes": optimizer_state_bytes(
-            settled.config, make_optimizer, weight_bytes=size, prepare=prepare
-        ),
-        "weight_bytes": size,
-        "prepare": prepare,
-    }
-
-
-def largest_batch_of(settled: Settled, windows: int) -> int | None:
-    """The largest power of two of up to so many windows that fits; 0: none; None: not known."""
+def largest_batch_of(settled: Settled, most: int) -> int | None:
+    """The largest power of two of up to `most` sequences that fits; 0 if none does; None: not known."""
     usable = usable_memory(settled)
     if usable is None:
         return None
@@ -59,11 +36,11 @@ def largest_batch_of(settled: Settled, windows: int) -> int | None:
         return largest_batch_size(
             settled.config,
             settled.fast_path,
-            windows=2 ** (windows.bit_length() - 1),
+            windows=2 ** (most.bit_length() - 1),
             free=round(usable / USABLE),
-            **_known(settled),
+            **memory_settings(settled.cfg, settled.datamodule),
         )
-    except InputError:  # not even one window
+    except InputError:  # not even one sequence fits
         return 0
 
 
@@ -84,7 +61,13 @@ def usable_memory(settled: Settled) -> int | None:
     return None if kind == "mps" else int(USABLE * free_memory(kind))
 
 
-# --- a few steps ----------------------------------------------------------------------------------------
+def check_one_device(settled: Settled, command: str) -> None:
+    """Raises InputError for a run of several processes."""
+    if settled.trainer.world_size > 1:
+        raise InputError(
+            f"gptpl {command} measures one device, this run has {settled.trainer.world_size}:"
+            " add trainer.devices=1 trainer.num_nodes=1"
+        )
 
 
 def train_a_little(
@@ -95,14 +78,14 @@ def train_a_little(
     callbacks: Sequence[L.Callback],
     evaluates: bool = False,
 ) -> None:
-    """Trains the module for so many optimizer steps, on one device, by the run's own settings.
+    """Train the module for a few optimizer steps on one device, with the run's settings.
 
-    No loggers, checkpoints or samples; `evaluates`: with the evaluation before the first step. Raises
-    KeyboardInterrupt where it is stopped from outside, and what the callbacks raise.
+    No loggers, checkpoints or samples; if `evaluates`, with the evaluation before the first step. Raises
+    KeyboardInterrupt for a signal, and what the callbacks raise.
     """
     conf = settled.cfg.trainer.copy()
     conf.max_time, conf.stop_at_step = None, steps
-    module.total_steps = max(module.total_steps, steps + 1)  # it would evaluate at the end
+    module.total_steps = max(module.total_steps, steps + 1)  # after the last one it would evaluate
     with tempfile.TemporaryDirectory(prefix="gptpl-trial-") as folder:
         trainer = build_trainer(
             conf,
@@ -122,12 +105,3 @@ def train_a_little(
         except RunStopped as stop:
             if stop.status:  # a signal
                 raise KeyboardInterrupt from None
-
-
-def check_one_device(settled: Settled, command: str) -> None:
-    """Raises InputError for a run of several processes."""
-    if settled.trainer.world_size > 1:
-        raise InputError(
-            f"gptpl {command} measures one device, this run has {settled.trainer.world_size}:"
-            " add trainer.devices=1 trainer.num_nodes=1"
-        )

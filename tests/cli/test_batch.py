@@ -41,7 +41,7 @@ def test_auto_trains_as_whole_batches_do(gptpl, run_folder, whole, monkeypatch, 
     config = OmegaConf.load(outcome.folder / "run/config.yaml")
     assert config.data.batch_size == fits
     assert config.trainer.accumulate_grad_batches == times
-    assert f"batch: 8 windows a step: {fits} at a time, on 1 x cpu, {times} times" in outcome.err
+    assert f"batch: 8 sequences a step: {fits} at a time, on 1 x cpu, {times} times" in outcome.err
 
 
 def test_auto_takes_the_whole_batch_where_memory_allows_and_can_be_resumed(gptpl, run_folder, whole):

@@ -48,7 +48,7 @@ def test_a_size_that_does_not_fit_is_never_tried(gptpl, monkeypatch, tmp_path):
     outcome = gptpl(*FIND, ONCE)
     assert outcome.status == 0, outcome.err
     assert tried == [1, 2, 4]
-    assert "ended       8 windows would need about" in outcome.out
+    assert "ended       8 sequences would need about" in outcome.out
 
 
 class Needed:
@@ -84,14 +84,14 @@ def test_the_smallest_of_nearly_the_same_speed_is_suggested():
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (("find.max_batch_size=0",), "find.max_batch_size=0 cannot be: give a whole number of 1 or more"),
+        (("find.max_batch_size=0",), "find.max_batch_size must be 1 or more, got 0"),
         (("data.batch_size=4",), "data.batch_size is what gptpl find-batch-size looks for: leave it out"),
         (
             ("find.steps=4",),
             "gptpl find-batch-size has no setting find.steps: did you mean find.timed_steps?",
         ),
         (("-m",), "-m sweeps over settings of gptpl train"),
-        (("data.train_ratio=0.9999",), "too short for one sequence"),
+        (("data.train_ratio=0.9999",), "too short for one window"),
     ],
 )
 def test_bad_input_is_refused(refused, overrides, says):

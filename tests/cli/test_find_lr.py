@@ -85,7 +85,7 @@ def test_a_loss_that_is_no_number_ends_the_ramp(gptpl, monkeypatch, tmp_path):
         (("find.min_lr=1", "find.max_lr=0.1"), "find.min_lr=1 must be positive and below find.max_lr=0.1"),
         (("find.min_lr=0",), "find.min_lr=0 must be positive and below find.max_lr=1"),
         (("find.max_lr=much",), "find.max_lr=much: must be a valid number"),
-        (("find.steps=5",), "find.steps=5 cannot be: give 10 or more"),
+        (("find.steps=5",), "find.steps must be 10 or more, got 5"),
         (("find.minlr=1e-3",), "gptpl find-lr has no setting find.minlr: did you mean find.min_lr?"),
         (("find.output=/proc/no",), "find.output=/proc/no cannot be written"),
         (("resume=runs/x",), "resume=runs/x is for gptpl train"),

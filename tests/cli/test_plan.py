@@ -8,7 +8,8 @@ from matplotlib.image import imread
 
 from gptpl.runs import plan as plan_module
 from gptpl.runs import trial
-from gptpl.runs.plan import rate_curves
+from gptpl.runs.build import build
+from gptpl.runs.plan import lr_curves
 
 QUICK = ("trainer=cpu", "trainer.precision=32-true", "scheduler.warmup_steps=1", "experiment=quick")
 RUN = ("trainer.max_steps=8", "eval_every_n_steps=4")
@@ -72,6 +73,28 @@ def test_lora_needs_gradients_and_averages_for_its_matrices_alone(planned):
     assert lora["flops"] / whole["flops"] == pytest.approx(2 / 3, rel=0.05)
 
 
+def test_a_classifier_is_counted_with_its_own_head(planned, tmp_path, monkeypatch):
+    """Against the sum over the model that a run of three classes trains."""
+    rows = [f"{'abc'[i % 3]},text {i}" for i in range(60)]
+    (tmp_path / "texts.csv").write_text("\n".join(["label,text", *rows]))
+    data = ("data=labelled", f"data.path={tmp_path / 'texts.csv'}")
+    given = (
+        "task=classify",
+        *data,
+        "model=tiny",
+        "tokenizer=bytes",
+        "trainer=cpu",
+        "model.tie_weights=false",
+    )
+    counted = planned(*given)["parameters"]
+    monkeypatch.chdir(tmp_path)
+    run = build(*given)
+    run.close()
+    assert counted["total"] == sum(p.numel() for p in run.module.net.parameters())
+    assert counted["parts"]["head"] == 3 * 64 + 3
+    assert sum(counted["parts"].values()) == counted["total"]
+
+
 def test_parts_of_the_books_model_are_those_of_its_formulas(planned):
     parts = planned()["parameters"]["parts"]
     V, T, D, L = 50257, 256, 768, 12
@@ -119,7 +142,7 @@ def test_the_curve_drawn_is_what_a_run_logs(quick):
     from gptpl.training.schedules import CosineSchedule
 
     schedule = CosineSchedule(warmup_steps=1, min_lr=1e-6)
-    updates, curves = rate_curves({"lr": 3e-3}, partial(schedule.factor, total_steps=8, peak_lr=3e-3), 8)
+    updates, curves = lr_curves({"lr": 3e-3}, partial(schedule.factor, total_steps=8, peak_lr=3e-3), 8)
     logged = {int(row["step"]): float(row["lr"]) for row in quick.run.rows if row["lr"]}
     assert updates == list(logged)
     assert curves["lr"] == pytest.approx(list(logged.values()))
@@ -130,7 +153,7 @@ def test_the_last_step_of_an_epoch_may_have_fewer_windows(planned):
     plan = planned(
         *QUICK, "trainer.accumulate_grad_batches=10", "trainer.max_epochs=3", "trainer.max_steps=9"
     )
-    assert (plan["train_windows"], plan["steps_per_epoch"], plan["steps"]) == (317, 4, 9)
+    assert (plan["train_sequences"], plan["steps_per_epoch"], plan["steps"]) == (317, 4, 9)
     assert plan["tokens"] == (2 * 39 + 10) * 8 * 64
     assert plan["tokens_per_step"] == 10 * 8 * 64
 
@@ -168,16 +191,16 @@ def test_steps_are_timed_and_nothing_is_left_but_the_picture(gptpl, tmp_path):
     ("overrides", "says"),
     [
         (("plan.outptu=a.png",), "gptpl plan has no setting plan.outptu: did you mean plan.output?"),
-        (("plan.timed_steps=-1",), "plan.timed_steps=-1 cannot be: give 0 or more"),
+        (("plan.timed_steps=-1",), "plan.timed_steps must be 0 or more, got -1"),
         (("plan.output=a.jpg",), "plan.output=a.jpg must be a file whose name ends in .png"),
         (("plan.output=/proc/no/a.png",), "plan.output=/proc/no/a.png cannot be written"),
         (
             ("resume=runs/x",),
-            "resume=runs/x is for gptpl train and gptpl.resume: here a run is looked at from its start",
+            "resume=runs/x is for gptpl train and gptpl.resume: this command looks at a new run",
         ),
         (("-m", "seed=1,2"), "-m sweeps over settings of gptpl train: run gptpl plan once for each value"),
         (("modle=tiny",), "gptpl plan has no setting modle: did you mean model?"),
-        (("experiment=quick", "data.train_ratio=0.9999"), "too short for one sequence of data.max_length=64"),
+        (("experiment=quick", "data.train_ratio=0.9999"), "too short for one window of data.max_length=64"),
     ],
 )
 def test_bad_input_is_refused(refused, overrides, says):

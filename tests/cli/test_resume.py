@@ -136,7 +136,7 @@ def test_an_experiment_is_refused(run_dir, refused):
 
 def test_another_number_of_windows_in_a_batch_is_refused(run_dir, refused):
     line = refused("train", "resume=moved", "data.batch_size=4")
-    assert line.startswith("data.batch_size=4 in 1 process is 4 windows a batch, ")
+    assert line.startswith("data.batch_size=4 on 1 device is 4 sequences a batch, ")
 
 
 def test_an_end_before_the_step_reached_is_refused(run_dir, refused):
@@ -207,7 +207,7 @@ def test_callbacks_may_leave_and_come(resumed_settings, run_dir):
     [
         ("trainer.max_steps=many", ["trainer.max_steps=many", "integer"]),
         ("trainer.max_step=9", ["trainer.max_step: ", "did you mean trainer.max_steps?"]),
-        ("trainer.max_steps=0", ["trainer.max_steps=0"]),
+        ("trainer.max_steps=0", ["trainer.max_steps must be positive, got 0"]),
         ("+callbacks.sample_text.sed=1", ["sed"]),
         ("~callbacks.loss", ["callbacks.loss"]),
     ],
@@ -226,7 +226,7 @@ def test_what_cannot_be_resumed_is_refused(run_dir, refused, tmp_path):
     assert str(newest) in refused("train", "resume=moved", "trainer.max_steps=16")
     for path in newest.parent.iterdir():
         path.unlink()
-    assert "has no checkpoint to go on from" in refused("train", "resume=moved")
+    assert "has no checkpoint to resume from" in refused("train", "resume=moved")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from functools import partial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.runs.resume_rules import lr_ceiling, words_if_held
+from gptpl.runs.resume_rules import held_text, lr_ceiling
 from gptpl.training.schedules import CosineSchedule, LinearSchedule
 
 PEAK_LR = 1e-2
@@ -58,7 +58,7 @@ def test_a_ceiling_is_never_raised():
 
 def held(ceiling: float | None) -> str | None:
     factor = partial(COSINE.factor, total_steps=80, peak_lr=PEAK_LR)
-    return words_if_held(factor, ceiling, step=40, total_steps=80, peak_lr=PEAK_LR)
+    return held_text(factor, ceiling, step=40, total_steps=80, peak_lr=PEAK_LR)
 
 
 def test_it_is_said_only_where_the_ceiling_cuts_something_off():
@@ -74,4 +74,4 @@ def test_it_is_said_only_where_the_ceiling_cuts_something_off():
 
 def test_a_run_without_a_step_left_is_not_held():
     factor = partial(COSINE.factor, total_steps=40, peak_lr=PEAK_LR)
-    assert words_if_held(factor, 0.01, step=40, total_steps=40, peak_lr=PEAK_LR) is None
+    assert held_text(factor, 0.01, step=40, total_steps=40, peak_lr=PEAK_LR) is None

@@ -1,9 +1,9 @@
-"""What `gptpl.runs.parts` makes of settings where Lightning's own default is another."""
+"""What `gptpl.runs.trainer` makes of settings where Lightning's own default is another."""
 
 from lightning.pytorch.strategies import DDPStrategy
 
 from gptpl.config.groups import said_by
-from gptpl.runs.parts import build_trainer
+from gptpl.runs.trainer import build_trainer
 
 
 def test_ddp_keeps_one_copy_of_the_gradients():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from gptpl.runs.parts import build_strategy
+from gptpl.runs.trainer import build_strategy
 
 
 @pytest.mark.usefixtures("own_process_group")

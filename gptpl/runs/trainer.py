@@ -1,0 +1,173 @@
+"""The Lightning Trainer of a run: what the config says, and what every run has."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from gptpl.callbacks.checkpoints import LastCheckpoint
+from gptpl.callbacks.exact_resume import ExactResume
+from gptpl.callbacks.record_file import RecordEvaluations
+from gptpl.callbacks.stopping import StopAtBoundary
+from gptpl.checkpoints.files import DurableCheckpointIO
+from gptpl.config.compose import Config
+from gptpl.config.instantiate import instantiate, partial_of
+from gptpl.errors import InputError
+from gptpl.model.tuning import ALL
+from gptpl.runs.parts import precision_of, task_class
+from gptpl.training.performance import FastPath, choose_fast_path, device_type
+from gptpl.training.sharding import FullyShardedStrategy
+from gptpl.training.task import better, known_metrics
+
+OWN_SETTINGS = (
+    *("stop_at_step", "max_time", "compile", "attention", "head", "recompute_activations"),
+    "keep_freed_memory",
+)
+"""Settings of the node `trainer` that are not arguments of `lightning.Trainer`."""
+SET_BY_GPTPL = {
+    "check_val_every_n_epoch": "eval_every_n_steps",
+    "callbacks": "callbacks=",
+    "logger": "logger=",
+    "deterministic": "deterministic",
+    "enable_checkpointing": "callbacks=",
+    "enable_progress_bar": "~callbacks.progress_bar",
+    "use_distributed_sampler": "",
+    "val_check_interval": "eval_every_n_steps",
+    "reload_dataloaders_every_n_epochs": "",
+    "model_registry": "",
+}
+"""Arguments of `lightning.Trainer` that other settings decide, with the setting to give instead."""
+
+
+def configured_trainer(cfg: Config) -> L.Trainer:
+    """The Trainer with the callbacks and loggers of a config."""
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    if known := known_metrics(task_class(cfg), callbacks):
+        for monitor in filter(None, (getattr(callback, "monitor", None) for callback in callbacks)):
+            better(monitor, known)  # refuses a metric that nothing logs
+
+    def has(kind: type) -> bool:
+        return any(isinstance(callback, kind) for callback in callbacks)
+
+    return build_trainer(
+        cfg.trainer,
+        eval_every_n_steps=cfg.eval_every_n_steps,
+        deterministic=cfg.deterministic,
+        callbacks=callbacks,
+        logger=[instantiate(node) for node in cfg.logger.values() if node is not None] or False,
+        default_root_dir=cfg.run_dir,
+        enable_checkpointing=has(L.pytorch.callbacks.Checkpoint),
+        enable_progress_bar=has(L.pytorch.callbacks.ProgressBar),
+    )
+
+
+def build_trainer(
+    conf: Mapping[str, Any],
+    *,
+    eval_every_n_steps: int,
+    deterministic: bool,
+    callbacks: Sequence[L.Callback],
+    **fixed: Any,
+) -> L.Trainer:
+    """A Trainer of the node `trainer`: gptpl's own settings, and any argument of `lightning.Trainer`.
+
+    It evaluates before the first step; then the module decides when. Every run resumes exactly, records its
+    evaluations, and stops at the end of a step. `fixed` are further arguments of `lightning.Trainer`. Raises
+    InputError for numbers out of range, and for what Lightning refuses.
+    """
+    _check(conf, eval_every_n_steps)
+    stopping = StopAtBoundary(max_time=conf["max_time"], stop_at_step=conf["stop_at_step"])
+    # After a step: note its state, save it, stop if asked to, then everything else.
+    saving = [callback for callback in callbacks if isinstance(callback, LastCheckpoint)]
+    others = [callback for callback in callbacks if not isinstance(callback, LastCheckpoint)]
+    given = {str(key): value for key, value in conf.items() if key not in OWN_SETTINGS}
+    make = partial_of({"_target_": "lightning.Trainer", "num_sanity_val_steps": -1} | given)
+    decided: dict[str, Any] = {
+        "accelerator": device_type(conf["accelerator"]),
+        "strategy": build_strategy(make.keywords["strategy"]),
+        "precision": precision_of(conf).precision,
+        "max_epochs": -1 if conf["max_epochs"] is None else conf["max_epochs"],
+        "max_steps": -1 if conf["max_steps"] is None else conf["max_steps"],
+        "check_val_every_n_epoch": None,
+        "enable_model_summary": given.get("enable_model_summary", False),
+        "deterministic": deterministic,
+        "use_distributed_sampler": False,  # the datamodule gives every rank its own examples
+        "callbacks": [ExactResume(), RecordEvaluations(), *saving, stopping, *others],
+        "plugins": [DurableCheckpointIO(), *(make.keywords.get("plugins") or ())],
+    }
+    try:
+        trainer: L.Trainer = make(**decided, **fixed)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"trainer settings that Lightning refuses: {reason}") from error
+    return trainer
+
+
+def _check(conf: Mapping[str, Any], eval_every_n_steps: int) -> None:
+    for name in (name for name in conf if name in SET_BY_GPTPL):
+        instead = SET_BY_GPTPL[name]
+        raise InputError(
+            f"trainer.{name} is set by gptpl: {f'give {instead}' if instead else 'leave it out'}"
+        )
+    numbers = ("max_epochs", "max_steps", "accumulate_grad_batches", "log_every_n_steps", "num_nodes")
+    given = {f"trainer.{name}": conf[name] for name in (*numbers, "gradient_clip_val")}
+    for name, value in (given | {"eval_every_n_steps": eval_every_n_steps}).items():
+        if value is not None and value <= 0:
+            raise InputError(f"{name} must be positive, got {value}")
+    if conf["max_epochs"] is None and conf["max_steps"] is None:
+        raise InputError("trainer.max_epochs and trainer.max_steps are both null: give one of them")
+
+
+def check_strategy(cfg: Config) -> None:
+    """Raises InputError for what FSDP cannot train."""
+    if cfg.trainer.strategy != "fsdp":
+        return
+    if str(cfg.optimizer._target_).endswith(".muon"):
+        raise InputError(
+            "optimizer=muon needs whole matrices, which trainer.strategy=fsdp divides:"
+            " use optimizer=adamw, or trainer=ddp"
+        )
+    if (tune := instantiate(cfg.tune)).state() != ALL:
+        raise InputError(
+            f"tune={tune.name} freezes weights, which trainer.strategy=fsdp cannot divide apart from the"
+            " others: use trainer=ddp, or tune=all"
+        )
+
+
+def fast_path_of(cfg: Config, *, total_steps: int = 0) -> FastPath:
+    """Compilation, attention kernel and loss head, as asked for or as they suit the device."""
+    conf = cfg.trainer
+    return choose_fast_path(
+        device_type=device_type(conf.accelerator),
+        precision=precision_of(conf).precision,
+        drop_rate=cfg.model.get("drop_rate", 0.0),
+        total_steps=total_steps,
+        compile=conf.compile,
+        attention=conf.attention,
+        head=conf.head,
+        recompute=conf.recompute_activations,
+        keep_freed_memory=conf.keep_freed_memory,
+    )
+
+
+def build_strategy(name: str | Strategy) -> str | Strategy:
+    """FSDP2, and DDP without a second copy of the gradients: they are views of the buffers that are sent.
+
+    Not with `static_graph`: with accumulated batches torch fails, or does not sum the gradients (pytorch
+    issue 143580, pull request 187732).
+    """
+    if name == "fsdp":
+        return FullyShardedStrategy()
+    return DDPStrategy(gradient_as_bucket_view=True) if name == "ddp" else name
+
+
+def let_module_end(trainer: L.Trainer) -> None:
+    """Leave it to the training module to end the training after its `total_steps`.
+
+    Lightning counts an epoch that `max_steps` interrupted as a whole one: resumed with more steps, a run
+    would reach `max_epochs` too early. Nor would it start where only the last evaluation is missing.
+    """
+    trainer.fit_loop.max_epochs = -1
+    trainer.fit_loop.epoch_loop.max_steps = -1
