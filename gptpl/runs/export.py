@@ -10,18 +10,19 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 
 from gptpl import __version__
 from gptpl.checkpoints.adapter import adapter_checkpoint, export_adapter
 from gptpl.checkpoints.files import EXPORTED
 from gptpl.checkpoints.format import (
-    CLASSIFY,
     LOSSES,
     generations,
     net_weights,
@@ -62,17 +63,13 @@ from gptpl.weights.published import checked_size
 log = logging.getLogger(__name__)
 
 OWN = "gptpl"
+Loaded = LoadedCheckpoint | LoadedClassifier
 
 
 def export(
-    loaded: LoadedCheckpoint | LoadedClassifier,
-    format: str,
-    output: Path | str,
-    *,
-    dtype: str | None = None,
-    verify: bool = True,
+    loaded: Loaded, format: str, output: Path | str, *, dtype: str | None = None, verify: bool = True
 ) -> Path:
-    """Writes a model into a new folder, which appears whole or not at all; returns its path.
+    """Write a model into a new folder, which appears whole or not at all; returns its path.
 
     Args:
         loaded: a language model in any format, or a classifier in the format `hf`.
@@ -86,30 +83,30 @@ def export(
     """
     check_export(format, output, dtype=dtype)
     output = Path(output).expanduser()
-    # Beside its place, so that a folder that is there is whole.
+    # In the same folder, to be moved when it is whole.
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
     try:
         if format == ADAPTER:
-            card = _write_adapter(loaded, folder, output.name, verify=verify)
+            _write_adapter(loaded, folder, verify=verify)
         elif isinstance(loaded, LoadedClassifier):
-            card = _write_classifier(loaded, format, folder, output.name, dtype=dtype, verify=verify)
+            _write_classifier(loaded, format, folder, dtype=dtype, verify=verify)
         else:
-            card = _write_model(loaded, format, folder, output.name, dtype=dtype, verify=verify)
+            loaded = _write_model(loaded, format, folder, dtype=dtype, verify=verify)
         try:
-            text = "\n\n".join(card) + "\n"
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            card = _card(loaded, format, folder, output.name)
+        except (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{loaded.path} records its past otherwise than this gptpl ({type(error).__name__}: {error}):"
                 " use the gptpl that wrote it, or restore the file"
             ) from error
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
         share(folder)
         try:
             folder.rename(output)
         except OSError as error:
             if not output.exists():
                 raise
-            raise InputError(f"output={output} came into being meanwhile: give another folder") from error
+            raise InputError(f"output={output} was made meanwhile: give another folder") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return output
@@ -127,18 +124,18 @@ def check_export(format: str, output: Path | str, *, dtype: str | None = None) -
         raise InputError(f"dtype={dtype}: format={format} has {', '.join(allowed)} only, give one")
     path = Path(output).expanduser()
     if path.exists():
-        raise InputError(f"output={output} is there already: give a folder that is not, or remove it")
+        raise InputError(f"output={output} is there already: give a new folder, or remove it")
     if not path.absolute().parent.is_dir():
-        raise InputError(f"output={output} cannot be made: its parent folder does not exist, make it first")
+        raise InputError(f"output={output} cannot be made: make its parent folder first")
 
 
-# -------------------------------------------------------------------------------------------- language models
+# --- the files ------------------------------------------------------------------------------------------
 
 
 def _write_model(
-    loaded: LoadedCheckpoint, format: str, folder: Path, name: str, *, dtype: str | None, verify: bool
-) -> Iterator[str]:
-    """All files but the card, whose parts are returned."""
+    loaded: LoadedCheckpoint, format: str, folder: Path, *, dtype: str | None, verify: bool
+) -> LoadedCheckpoint:
+    """Write a language model; returns it in its new data type."""
     net, tokenizer = gpt_model(loaded.net, f"format={format} holds GPT-2 models"), loaded.tokenizer
     if dtype is not None:
         net = _cast(net, dtype)
@@ -163,7 +160,7 @@ def _write_model(
             again = load_foreign(open_model(folder), device=device, dtype=kind)
         difference = compare_logits(before, prompt_logits(again.net.to(kind)), name=format)
         log.info("verified: the logits of %d tokens differ by %.1e at most", before.shape[1], difference)
-    return _model_card(loaded, net, format, name)
+    return loaded
 
 
 def _cast(net: GPTModel, dtype: str) -> GPTModel:
@@ -176,12 +173,9 @@ def _cast(net: GPTModel, dtype: str) -> GPTModel:
     return copy.eval()
 
 
-# ------------------------------------------------------------------------------------------------ classifiers
-
-
 def _write_classifier(
-    loaded: LoadedClassifier, format: str, folder: Path, name: str, *, dtype: str | None, verify: bool
-) -> Iterator[str]:
+    loaded: LoadedClassifier, format: str, folder: Path, *, dtype: str | None, verify: bool
+) -> None:
     if format != "hf":
         raise InputError(f"format={format} holds no classifiers: give format=hf")
     if dtype not in (None, "float32"):
@@ -196,20 +190,12 @@ def _write_classifier(
         before, after = (prompt_class_logits(each.net, pad_id=each.pad_id) for each in (loaded, again))
         difference = compare_logits(before, after, name="hf")
         log.info("verified: the logits of %d padded texts differ by %.1e at most", len(before), difference)
-    return _classifier_card(loaded, name)
 
 
-# --------------------------------------------------------------------------------------------------- adapters
-
-
-def _write_adapter(
-    loaded: LoadedCheckpoint | LoadedClassifier, folder: Path, name: str, *, verify: bool
-) -> Iterator[str]:
+def _write_adapter(loaded: Loaded, folder: Path, *, verify: bool) -> None:
     path = loaded.path
     if is_adapter(path) or is_foreign(path):
-        raise InputError(
-            f"checkpoint={path} is no run of gptpl, which an adapter is made of: give another format"
-        )
+        raise InputError(f"checkpoint={path} is not a run of gptpl, as format=adapter needs: give another")
     export_adapter(path, folder)
     if verify:
         before, after = loaded.net.state_dict(), net_weights(adapter_checkpoint(folder))
@@ -220,131 +206,60 @@ def _write_adapter(
                     " this is a mistake in gptpl"
                 )
         log.info("verified: with its base it makes the same %d tensors", len(after))
-    return _adapter_card(loaded, folder, name)
 
 
-# ------------------------------------------------------------------------------------------------ model cards
+# --- the model card -------------------------------------------------------------------------------------
 
-_LICENCE = """\
-No licence is given here: the terms of the texts and of the {first} hold. Add the one that you give."""
-_MODEL_USE = """\
-## Intended use and limits
-
-A language model for study and research: it continues text. It was not trained to follow instructions or to
-tell the truth, and nobody has checked what it writes for errors, for bias against groups of people, or for
-text that it has learned by heart; what it was trained on shows in all of these. Check its output before
-anyone relies on it."""
-_CLASSIFIER_USE = """\
-## Intended use and limits
-
-A classifier for study and research: it gives each text one of the labels above, also a text that fits none of
-them. Nobody has checked it for errors or for bias against groups of people; the texts it was trained on show
-in both. Measure it on texts of your own before anyone relies on it."""
-_CLASSIFIER_READER = """\
-from transformers import AutoTokenizer, GPT2ForSequenceClassification
-
-model = GPT2ForSequenceClassification.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
-_ADAPTER_READER = """\
-from peft import PeftModel
-from transformers import {model}
-
-model = PeftModel.from_pretrained({model}.from_pretrained("BASE"{classes}), "{folder}")"""
 _SHOWN_CHARACTERS = 500
 
 
-def _head(name: str, settings: str, *, tags: str = "gpt2") -> str:
-    return f"---\n{settings}tags:\n- {tags}\n- gptpl\n---\n\n# {_text(name)}"
-
-
-def _use(reader: str, name: str, command: str, *, language: str = "python") -> Iterator[str]:
-    yield "## How to load it"
-    if reader:
-        yield _block(reader, name, language=language)
-        yield "or, with gptpl,"
-    yield _block(command, name)
-
-
-def _model_card(loaded: LoadedCheckpoint, net: GPTModel, format: str, name: str) -> Iterator[str]:
-    library = "library_name: transformers\n" if format == "hf" else ""
-    yield _head(name, f"{library}pipeline_tag: text-generation\n")
-    yield f"Exported by gptpl {__version__} as `{format}`."
-    config = net.config
-    rows = {
-        "parameters": f"{count_parameters(config).total:,}",
-        "context": f"{config.context_length:,} tokens",
-        "width, heads, blocks": f"{config.emb_dim}, {config.n_heads}, {config.n_layers}",
-        "head": "tied to the token embedding" if config.tie_weights else "its own matrix",
-        "bias of query, key, value": "yes" if config.qkv_bias else "no",
-        "tokenizer": f"{loaded.tokenizer.name}, {loaded.tokenizer.vocab_size:,} tokens",
-        "data type": str(next(net.parameters()).dtype).removeprefix("torch."),
+def _card(loaded: Loaded, format: str, folder: Path, name: str) -> str:
+    """Fill in `model_card.md`; errors of Jinja and of types come from a damaged past."""
+    quoted = json.dumps(name, ensure_ascii=False)[1:-1]  # within double quotes
+    runs = generations(loaded.lineage)
+    facts: dict[str, Any] = {
+        "kind": "classifier" if isinstance(loaded, LoadedClassifier) else "model",
+        "name": name,
+        "folder": quoted,
+        "checkpoint": shlex.quote(f"checkpoint={name}"),
+        "version": __version__,
+        "format": format,
+        "loaded": loaded,
+        "past": [{**run, "losses": _losses(run)} for run in runs if run["step"]],
+        "first_weights": _start(runs[-1]["start"]),
     }
-    yield "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
-    yield from _past(loaded.lineage)
-    yield _MODEL_USE
-    yield _LICENCE.format(first="first weights")
-    reader = FORMATS[format].reader if format in FORMATS else ""
-    command = f"gptpl generate {_checkpoint(name)} prompt='Every effort moves you'"
-    yield from _use(reader, name, command, language="" if format == "nanogpt" else "python")
-
-
-def _classifier_card(loaded: LoadedClassifier, name: str) -> Iterator[str]:
-    yield _head(name, "library_name: transformers\npipeline_tag: text-classification\n")
-    yield (
-        f"Exported by gptpl {__version__} as `hf`: a classifier that reads up to {loaded.max_length:,} tokens"
-        " of a text."
+    if format == ADAPTER:
+        header = read_header(loaded.path)
+        base = str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
+        facts |= {
+            "kind": "adapter",
+            "tune": header["tune"],
+            "targets": [target for target in TARGETS if target in header["tune"]["targets"]],
+            "labels": task_of(header).get("labels"),
+            "base": base,
+            "on_hub": bool(re.fullmatch(r"openai-community/[\w.-]+", base)),
+        }
+    elif isinstance(loaded, LoadedCheckpoint):
+        net = gpt_model(loaded.net, "")
+        reader = FORMATS[format].reader if format in FORMATS else ""
+        facts |= {"config": net.config, "parameters": count_parameters(net.config).total}
+        facts |= {"dtype": next(net.parameters()).dtype, "reader": reader.replace("{folder}", quoted)}
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    yield f"Labels: {', '.join(map(_code, loaded.labels))}."
-    yield from _past(loaded.lineage)
-    yield _CLASSIFIER_USE
-    yield _LICENCE.format(first="first weights")
-    yield from _use(_CLASSIFIER_READER, name, f"gptpl classify {_checkpoint(name)} text='See you at six'")
+    environment.filters |= {"text": _text, "code": _code, "thousands": "{:,d}".format}
+    return environment.from_string((files("gptpl.runs") / "model_card.md").read_text("utf-8")).render(facts)
 
 
-def _adapter_card(loaded: LoadedCheckpoint | LoadedClassifier, folder: Path, name: str) -> Iterator[str]:
-    header = read_header(loaded.path)
-    tune, task = header["tune"], task_of(header)
-    base = str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
-    on_hub = f"base_model: {base}\n" if re.fullmatch(r"openai-community/[\w.-]+", base) else ""
-    yield _head(name, f"library_name: peft\n{on_hub}", tags="lora")
-    targets = ", ".join(target for target in TARGETS if target in tune["targets"])
-    yield (
-        f"An adapter by LoRA (rank {tune['rank']:d}, alpha {tune['alpha']:g}, {targets}), exported by gptpl"
-        f" {__version__}. It needs its base: {_code(base)}."
+def _losses(run: Mapping[str, Any]) -> str:
+    losses = {name: float(run["losses"][name]) for name in LOSSES if name in run["losses"]}
+    return ", ".join(
+        f"{name} {loss:.4f} (perplexity {perplexity(loss):.2f})" for name, loss in losses.items()
     )
-    yield from _past(loaded.lineage)
-    classifies = task["name"] == CLASSIFY
-    yield "## How to use it"
-    yield "Its base must be where it was, or be named by `init=`:"
-    yield _block(f"gptpl {'classify' if classifies else 'generate'} {_checkpoint(name)}", name)
-    yield "or, with PEFT, on its base as `gptpl weights convert ... format=hf` writes it (or on GPT-2):"
-    model = "GPT2ForSequenceClassification" if classifies else "GPT2LMHeadModel"
-    classes = f", num_labels={len(task.get('labels', ()))}" if classifies else ""
-    reader = _ADAPTER_READER.replace("{model}", model).replace("{classes}", classes)
-    yield _block(reader, name, language="python")
-    yield _LICENCE.format(first="base")
-
-
-def _past(lineage: Mapping[str, Any]) -> Iterator[str]:
-    """A paragraph a run, the youngest first, and one for the weights that the first began with."""
-    yield "## Where the weights come from"
-    runs = generations(lineage)
-    for number, run in enumerate(runs):
-        if run["step"]:
-            losses = {name: float(run["losses"][name]) for name in LOSSES if name in run["losses"]}
-            shown = [
-                f"{name} {value:.4f} (perplexity {perplexity(value):.2f})" for name, value in losses.items()
-            ]
-            corpus, sha256 = (_code(run["data"].get(key)) for key in ("corpus", "sha256"))
-            yield (
-                f"{number + 1}. Trained by gptpl for {run['step']:,d} optimizer steps,"
-                f" {run['tokens_seen']:,d} tokens, on {corpus} (SHA-256 of the text {sha256})."
-                f" Loss in nats per token: {', '.join(shown) or 'not recorded beside the checkpoint'}."
-            )
-    yield f"First weights: {_start(runs[-1]['start'])}."
 
 
 def _start(start: Mapping[str, Any]) -> str:
+    """Where the weights of the first run came from."""
     kind = start.get("init")
     if kind == "random":
         return "random"
@@ -357,23 +272,13 @@ def _start(start: Mapping[str, Any]) -> str:
     return f"the files at {_code(start.get('path'))} ({hashes})"
 
 
-def _block(code: str, name: str, *, language: str = "") -> str:
-    """A block of code that loads the folder {folder}, whose name stands in double quotes there."""
-    quoted = json.dumps(name, ensure_ascii=False)[1:-1]
-    return f"```{language}\n{code.replace('{folder}', quoted)}\n```"
-
-
-def _checkpoint(name: str) -> str:
-    return shlex.quote(f"checkpoint={name}")
-
-
 def _text(name: str) -> str:
     """A name as Markdown that means nothing but itself, on one line."""
     return re.sub(r"[\\`*\[\]#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", html.escape(one_line(name), quote=False))
 
 
 def _code(value: object) -> str:
-    """What a file says as a span of code, which it cannot end."""
+    """The text of a file as a span of code, which it cannot end."""
     text = one_line(str(value))[:_SHOWN_CHARACTERS] or "?"
     fence = "`" * (max((len(ticks) for ticks in re.findall("`+", text)), default=0) + 1)
     pad = " " if len(fence) > 1 else ""

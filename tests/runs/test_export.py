@@ -124,7 +124,7 @@ def test_an_adapter(loaded: LoadedCheckpoint, tmp_path: Path) -> None:
         run.net.get_parameter("final_norm.bias").add_(1)
     with pytest.raises(InputError, match=r"came back with another final_norm\.bias"):
         export(run, "adapter", tmp_path / "b")
-    with pytest.raises(InputError, match="is no run of gptpl"):
+    with pytest.raises(InputError, match="is not a run of gptpl"):
         export(replace(run, path=tmp_path / "a"), "adapter", tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
