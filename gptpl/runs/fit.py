@@ -1,4 +1,4 @@
-"""Trains a run and leaves its folder complete: what it was made of, how it ended, and how to go on."""
+"""Trains a run and leaves its folder complete: what it was made of, how it ended, how to resume it."""
 
 import logging
 import math
@@ -7,8 +7,7 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +30,7 @@ from gptpl.model.tuning import TuneLowRank
 from gptpl.resuming import NEXT_STEP
 from gptpl.runs.build import Run, rolled_back
 from gptpl.runs.claims import PROCESS_RUN_DIR, RunClaim, is_worker_process
+from gptpl.runs.listing import BEST
 from gptpl.training.memory import peak_memory_bytes
 from gptpl.training.module import NonFiniteError
 
@@ -38,16 +38,16 @@ log = logging.getLogger(__name__)
 
 ROLLBACK = "rollback"
 MOST_IN_A_ROW = 3
-"""Skipped steps in a row after which the weights, and not the batches, are to blame."""
+"""After so many skipped steps in a row the weights are to blame, not a batch."""
 ADAPTER_FOLDER = "adapter"
 RECORDED_PACKAGES = ("gptpl", "torch", "lightning", "hydra-core", "tiktoken", "numpy")
 
 
 def train(run: Run) -> dict[str, float]:
-    """Trains a run to its end, past steps that are not finite if it is to; returns the final metrics.
+    """Train a run to its end and return the final metrics; skip non-finite steps if `on_nonfinite=rollback`.
 
-    A run that has finished, and of which nothing more was asked, is left alone. Raises RunStopped where it
-    was stopped from outside, NonFiniteError after writing a report, and what ended the training otherwise.
+    A finished run with no step left is not changed. Raises RunStopped for a stop from outside, and
+    NonFiniteError after writing a report.
     """
     rolls_back = run.config["on_nonfinite"] == ROLLBACK
     if rolls_back and run.trainer.world_size > 1:
@@ -62,30 +62,29 @@ def train(run: Run) -> dict[str, float]:
             if is_worker_process():
                 return _fit(run)
             with run.claim or RunClaim(run.run_dir):
-                run.claim = None  # it ends with this session
+                run.claim = None  # released with this session
                 return _fit(run)
         except NonFiniteError as error:
             _write_report(run, error)
             if not rolls_back:
-                skipped = _skipping(run, error)
                 log.error(
-                    "lower optimizer.lr, or leave the step out: %s (on_nonfinite=%s does it by itself)",
-                    *(_resume_command(run, skipped), ROLLBACK),
+                    "lower optimizer.lr, or skip the step: %s (on_nonfinite=%s does it by itself)",
+                    *(_resume_command(run, _skipping(run, error)), ROLLBACK),
                 )
                 raise
             run = _rolled_back(run, error)
 
 
 def _nothing_left(run: Run) -> bool:
-    """Whether a run that is to be resumed has finished, and nothing was given that would make it go on."""
+    """Whether a run to be resumed has finished, and no setting was given that changes further steps."""
     if run.resume is None or not run.resume.finished:
         return False
     total = run.module.total_steps
     if run.start_step < total and any(change.kind == NEXT_STEP for change in run.resume.changes):
         return False
     log.info(
-        "nothing left to do: %s finished at step %d of %d; to go on, give a larger trainer.max_epochs or"
-        " trainer.max_steps", run.run_dir, run.start_step, total,
+        "nothing left to do: %s finished at step %d of %d; give a larger trainer.max_epochs or"
+        " trainer.max_steps to train longer", run.run_dir, run.start_step, total,
     )  # fmt: skip
     return True
 
@@ -94,6 +93,8 @@ def _nothing_left(run: Run) -> bool:
 
 
 def _fit(run: Run) -> dict[str, float]:
+    """Train from the start or the checkpoint, once, and record how that ended."""
+    started_seconds = time.monotonic()
     with run.log_file:
         if not is_worker_process():
             run.log_file.open(run.run_dir)
@@ -102,63 +103,53 @@ def _fit(run: Run) -> dict[str, float]:
             if run.resume is not None and run.trainer.is_global_zero:
                 set_aside(run.resume.damaged)
                 return_loggers(run.trainer, run.resume.state)
-        started_seconds = time.monotonic()
         L.seed_everything(run.config["seed"], workers=True, verbose=False)
         set_random_state(run.random)
         checkpoint = None if run.resume is None else run.resume.checkpoint
         try:
-            with _known_to_other_processes(run.run_dir), interrupts():
+            if not is_worker_process():
+                os.environ[PROCESS_RUN_DIR] = str(run.run_dir)  # for the processes that Lightning starts
+            with interrupts():
                 run.trainer.fit(
                     run.module, datamodule=run.datamodule, ckpt_path=checkpoint, weights_only=True
                 )
         except RunStopped as stop:
-            return _stopped(run, stop, started_seconds)
+            if is_worker_process():
+                return {}  # Lightning would kill the first process for a status other than 0
+            log.info("%s", stop)
+            _record(run, started_seconds, stopped={"reason": stop.reason, "step": stop.step})
+            _log_how_to_resume(run)
+            if stop.status:
+                raise
+            return _final_metrics(run.trainer)
         except KeyboardInterrupt:
-            _say_how_to_go_on(run)
+            _log_how_to_resume(run)
             raise
         except Exception as error:
-            _record_failure(run, error, started_seconds)
-            if not isinstance(error, NonFiniteError):  # which cannot just go on: see `train`
-                _say_how_to_go_on(run)
+            if not is_worker_process():
+                first, *_ = str(error).strip().splitlines() or [""]
+                failed = {"error": f"{type(error).__name__}: {first}", "step": run.trainer.global_step}
+                with suppress(OSError):  # such as a full disk, which is then what failed
+                    _record(run, started_seconds, failed=failed)
+            if not isinstance(error, NonFiniteError):  # see `train`
+                _log_how_to_resume(run)
             raise
+        finally:
+            if not is_worker_process():
+                os.environ.pop(PROCESS_RUN_DIR, None)
         metrics = _final_metrics(run.trainer)
         if run.trainer.is_global_zero:
-            write_run_json(
-                run.run_dir,
-                finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            _record(
+                run,
+                started_seconds,
+                finished=_now(),
                 steps=run.trainer.global_step,
                 tokens_seen=run.module.tokens_seen,
                 metrics=metrics,
-                **_cost(run, started_seconds),
             )
             _leave_adapter(run)
             log.info("done: %s", run.run_dir)
         return metrics
-
-
-@contextmanager
-def _known_to_other_processes(run_dir: Path) -> Iterator[None]:
-    previous = os.environ.get(PROCESS_RUN_DIR)
-    os.environ[PROCESS_RUN_DIR] = str(run_dir)
-    try:
-        yield
-    finally:
-        os.environ.pop(PROCESS_RUN_DIR, None)
-        if previous is not None:
-            os.environ[PROCESS_RUN_DIR] = previous
-
-
-def _stopped(run: Run, stop: RunStopped, started_seconds: float) -> dict[str, float]:
-    """Says where the run stands; raises the stop again if it was not the settings that asked for it."""
-    if is_worker_process():
-        return {}  # Lightning would kill the first process for a status other than 0
-    log.info("%s", stop)
-    stopped = {"reason": stop.reason, "step": stop.step}
-    write_run_json(run.run_dir, stopped=stopped, **_cost(run, started_seconds))
-    _say_how_to_go_on(run)
-    if stop.status:
-        raise stop
-    return _final_metrics(run.trainer)
 
 
 def _final_metrics(trainer: L.Trainer) -> dict[str, float]:
@@ -172,43 +163,16 @@ def _final_metrics(trainer: L.Trainer) -> dict[str, float]:
     return {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
 
 
-# --- what the folder tells ------------------------------------------------------------------------------
+# --- the run's folder -----------------------------------------------------------------------------------
 
 
 def _write_start(run: Run) -> None:
+    """`config.yaml`, and in `run.json` what the run, or its resumption, starts with."""
     write_config(run.run_dir, run.config)
     run.datamodule.write_record(run.run_dir)
-    planned, environment = run.module.total_steps, _environment_record(run.command)
-    if run.resume is None:
-        tokenizer = run.datamodule.tokenizer
-        of_tokenizer = {name: getattr(tokenizer, name) for name in ("name", "vocab_size", "sha256")}
-        write_run_json(
-            run.run_dir,
-            **environment,
-            data={
-                "name": run.datamodule.name,
-                "sha256": run.datamodule.content_sha256(),
-                "rows": run.datamodule.row_count,
-            },
-            tokenizer=of_tokenizer,
-            parameters=parameters_of(run.module.net),
-            use=getattr(run.module, "use", None),
-            start=dict(run.module.start),
-            planned_steps=planned,
-            choices=run.config.get("choices"),
-        )
-    else:
-        earlier = read_run_json(run.run_dir).get("resumed", [])
-        changes = {change.key: change.new for change in run.resume.changes}
-        now = {"step": run.start_step, "changes": changes, **environment}
-        ended = ("finished", "stopped", "failed", "steps", "tokens_seen", "metrics")
-        write_run_json(run.run_dir, remove=ended, resumed=[*earlier, now], planned_steps=planned)
-
-
-def _environment_record(command: str) -> dict[str, Any]:
-    return {
-        "command": command,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    environment: dict[str, Any] = {
+        "command": run.command,
+        "started": _now(),
         "versions": {"python": platform.python_version()}
         | {name: package_version(name) for name in RECORDED_PACKAGES},
         "git_commit": git_commit(),
@@ -218,10 +182,34 @@ def _environment_record(command: str) -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+    planned = run.module.total_steps
+    if run.resume is not None:
+        earlier = read_run_json(run.run_dir).get("resumed", [])
+        changes = {change.key: change.new for change in run.resume.changes}
+        now = {"step": run.start_step, "changes": changes, **environment}
+        ended = ("finished", "stopped", "failed", "steps", "tokens_seen", "metrics")
+        write_run_json(run.run_dir, remove=ended, resumed=[*earlier, now], planned_steps=planned)
+        return
+    tokenizer = run.datamodule.tokenizer
+    write_run_json(
+        run.run_dir,
+        **environment,
+        data={"name": run.datamodule.name, "sha256": run.datamodule.content_sha256()},
+        tokenizer={name: getattr(tokenizer, name) for name in ("name", "vocab_size", "sha256")},
+        parameters=parameters_of(run.module.net),
+        use=getattr(run.module, "use", None),
+        start=dict(run.module.start),
+        planned_steps=planned,
+        choices=run.config.get("choices"),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def package_version(package: str) -> str | None:
-    """The installed version; None where there is none."""
+    """The installed version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -229,46 +217,32 @@ def package_version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout gptpl runs from, marked where files differ from it; None outside."""
+    """The commit of the checkout that gptpl runs from, marked where files differ from it; None outside."""
     source = config_folder().resolve()
     if source.name != "conf":  # installed from a wheel: a repository around it is another project's
         return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=source,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()
+    return done.stdout.strip()
 
 
-def _cost(run: Run, started_seconds: float) -> dict[str, Any]:
-    """The time of training, with that of earlier sessions as far as they wrote it, and the peak of memory."""
+def _record(run: Run, started_seconds: float, **entries: Any) -> None:
+    """Write to `run.json` how the run ended, with the time of all sessions and the peak of memory."""
     before = 0.0 if run.resume is None else read_run_json(run.run_dir).get("seconds", 0.0)
-    return {
-        "seconds": round(before + time.monotonic() - started_seconds, 1),
-        "peak_memory_bytes": peak_memory_bytes(run.trainer.strategy.root_device),
-    }
+    write_run_json(
+        run.run_dir,
+        seconds=round(before + time.monotonic() - started_seconds, 1),
+        peak_memory_bytes=peak_memory_bytes(run.trainer.strategy.root_device),
+        **entries,
+    )
 
 
-def _record_failure(run: Run, error: Exception, started_seconds: float) -> None:
-    """Leaves in `run.json` what ended the run, where that can be written at all."""
-    if is_worker_process():
-        return
-    first, *_ = str(error).strip().splitlines() or [""]
-    failed = {"error": f"{type(error).__name__}: {first}", "step": run.trainer.global_step}
-    with suppress(OSError):  # of a full disk, say, which is then what the run failed of
-        write_run_json(run.run_dir, failed=failed, **_cost(run, started_seconds))
-
-
-def _say_how_to_go_on(run: Run) -> None:
+def _log_how_to_resume(run: Run) -> None:
     if not is_worker_process() and (run.run_dir / "checkpoints" / LAST).exists():
-        log.info("to go on: %s", _resume_command(run))
+        log.info("to resume: %s", _resume_command(run))
 
 
 def _resume_command(run: Run, *more: str) -> str:
@@ -278,13 +252,13 @@ def _resume_command(run: Run, *more: str) -> str:
 
 
 def _leave_adapter(run: Run) -> None:
-    """Writes the adapter of a LoRA run's best weights, or its last where no best were kept."""
+    """Write the adapter of a LoRA run's best weights, or of its last where no best were kept."""
     if run.module.tune["name"] != TuneLowRank.name:
         return
     if not has_base(run.module.start):
-        log.info("no adapter: the run began with random weights, which no file holds")
+        log.info("no adapter: the run started from random weights, which no file holds")
         return
-    for name in ("best.ckpt", LAST):
+    for name in (BEST, LAST):
         path = run.run_dir / "checkpoints" / name
         if path.is_file():
             try:
@@ -301,7 +275,7 @@ def _leave_adapter(run: Run) -> None:
 
 
 def _write_report(run: Run, error: NonFiniteError) -> None:
-    """`nonfinite_step_51.txt` in the run's folder, its beginning and the remedies in the log."""
+    """Write `nonfinite_step_51.txt` to the run's folder; its first line and the remedies go to the log."""
     if is_worker_process():
         return
     path = run.run_dir / f"nonfinite_step_{error.step}.txt"
@@ -320,7 +294,7 @@ def _skipping(run: Run, error: NonFiniteError) -> str:
 def _rolled_back(run: Run, error: NonFiniteError) -> Run:
     """The run from its last good checkpoint on, without the step that failed.
 
-    Raises the error again where that has been tried too often.
+    Raises the error again after `MOST_IN_A_ROW` such steps.
     """
     row = range(error.step - MOST_IN_A_ROW, error.step)
     if set(row) <= set(run.config["skip_steps"]):
@@ -330,7 +304,5 @@ def _rolled_back(run: Run, error: NonFiniteError) -> Run:
         )  # fmt: skip
         raise error
     again = rolled_back(run, _skipping(run, error))
-    log.warning(
-        "rolled back to step %d; step %d leaves the weights as they are", again.start_step, error.step
-    )
+    log.warning("rolled back to step %d; step %d will be skipped", again.start_step, error.step)
     return again

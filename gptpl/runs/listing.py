@@ -1,6 +1,8 @@
-"""Runs and sweeps on disk: what a folder takes, one run by its name, or all of them in a list."""
+"""Runs and sweeps on disk: the size of a folder, one run by its name, or all of them in a list."""
 
 import os
+import re
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from gptpl.files.run_record import (
 from gptpl.text import near, nearest
 
 CHECKPOINT_FOLDER = "checkpoints"
+BEST = "best.ckpt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,61 +34,50 @@ class DiskUse:
 
     files: Mapping[str, int]
     newest: float
-    """When the last of them was written, in seconds since 1970; 0 where there is none."""
+    """When the last of them was written, in seconds since 1970; 0 for an empty folder."""
 
     @property
     def total(self) -> int:
-        """All files, in bytes."""
+        """The size of all files."""
         return sum(self.files.values())
 
     @property
     def checkpoints(self) -> Mapping[str, int]:
-        """Those of a run's checkpoints."""
+        """The files of a run's checkpoints."""
         return {name: size for name, size in self.files.items() if name.startswith(f"{CHECKPOINT_FOLDER}/")}
 
 
 def disk_use(folder: Path) -> DiskUse:
-    """Measures a folder. A file with two names counts once; links are not followed.
+    """Measure a folder. A file with two names counts once; links are not followed.
 
-    What vanishes meanwhile, as the files of a running run do, counts nothing, nor what may not be read.
+    Files that vanish meanwhile, as those of a running run do, and those that may not be read, are left out.
     """
     files: dict[str, int] = {}
     newest = 0.0
     seen: set[tuple[int, int]] = set()
-    for entry in _entries(folder):
-        with suppress(FileNotFoundError):
-            found = entry.stat(follow_symlinks=False)
-            again = entry.is_symlink() or (found.st_dev, found.st_ino) in seen
-            seen.add((found.st_dev, found.st_ino))
-            files[Path(entry.path).relative_to(folder).as_posix()] = 0 if again else found.st_size
-            newest = max(newest, found.st_mtime)
+    for at, folders, names in os.walk(folder):
+        for path in (Path(at, name) for name in (*folders, *names)):
+            with suppress(FileNotFoundError):
+                found = path.lstat()
+                if stat.S_ISDIR(found.st_mode):
+                    continue
+                again = stat.S_ISLNK(found.st_mode) or (found.st_dev, found.st_ino) in seen
+                seen.add((found.st_dev, found.st_ino))
+                files[path.relative_to(folder).as_posix()] = 0 if again else found.st_size
+                newest = max(newest, found.st_mtime)
     return DiskUse(files=dict(sorted(files.items())), newest=newest)
-
-
-def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
-    """All that is below a folder but folders themselves; of links only the links."""
-    try:
-        with os.scandir(folder) as entries:
-            found = list(entries)
-    except (FileNotFoundError, PermissionError):
-        return
-    for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _entries(Path(entry.path))
-        else:
-            yield entry
 
 
 # --- sweeps ---------------------------------------------------------------------------------------------
 
 SWEEP_FILE = "sweep.yaml"
-"""What the sweep is: its settings, versions and data."""
+"""The sweep's settings, versions and data."""
 STUDY_FILE = "sweep.db"
 """The state of its trials, an Optuna study."""
 RESULTS_FILE = "results.csv"
-"""A row a trial, the best first."""
+"""A row for each trial, the best first."""
 OUTPUT = "output"
-"""A folder with what the trials printed."""
+"""A folder with the output of the trials."""
 WORKERS = ".workers"
 """A folder with a locked file for each process that works on the sweep."""
 
@@ -95,14 +87,13 @@ _HEADER = b"trial,overrides"
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is that of a sweep of gptpl's, by what its files say and not by their names alone."""
-    if is_run(folder):
-        return False
+    """Whether a folder is that of a sweep of gptpl, by the contents of its files."""
+    results, settings = folder / RESULTS_FILE, folder / SWEEP_FILE
     try:
-        if (folder / RESULTS_FILE).is_file() and (folder / RESULTS_FILE).read_bytes().startswith(_HEADER):
+        if not is_run(folder) and results.is_file() and results.read_bytes().startswith(_HEADER):
             return True
-        found = read_mapping(folder / SWEEP_FILE, parse_yaml) if (folder / SWEEP_FILE).is_file() else {}
-        return found.keys() >= _KEYS
+        known = not is_run(folder) and settings.is_file()
+        return known and read_mapping(settings, parse_yaml).keys() >= _KEYS
     except (OSError, RunError):
         return False
 
@@ -113,7 +104,7 @@ def trials(sweep: Path) -> list[Path]:
 
 
 def trial_order(run: Path) -> tuple[bool, str]:
-    """Sorts trials by number, those without one behind."""
+    """Sort key: trials by number, those without one last."""
     return not run.name.isdecimal(), run.name.zfill(9)
 
 
@@ -128,20 +119,20 @@ _SHOWN = 5
 
 
 def runs_folder() -> Path:
-    """Where runs and sweeps go, and are looked for by name: GPTPL_RUNS, else `runs` in the working folder."""
+    """The folder of all runs and sweeps: GPTPL_RUNS, else `runs` in the working folder."""
     return Path(os.environ.get("GPTPL_RUNS") or "runs").expanduser()
 
 
 def find_run(name: str | Path, *, root: Path | None = None, key: str = "") -> Path:
-    """The run that is meant by a folder or by a name; folders are listed, but no metrics are read.
+    """Find a run by its folder or its name, without reading metrics.
 
-    A path that is there is meant as it is, a run or not, unless it is a folder that only holds runs. Else a
-    name is, below `root` (None: `runs_folder()`),
+    A path that exists is returned as it is, unless it is a folder that only holds runs. Otherwise a name is,
+    below `root` (None: `runs_folder()`),
 
     - the path of a run: `quick/2026-11-26_02-14-00`, `sweeps/quick_1a2b/3`;
     - that of a folder with one run in it: `quick`;
     - a beginning of its path, or of its last parts, that no other run has: `2026-11-26_02`, `quick/2026`;
-    - `latest`, the run started last of all, or `quick/latest`, of those that `quick` fits.
+    - `latest`, the run started last, or `quick/latest`, of those that `quick` fits.
 
     `key` is the setting that named the run, for messages. Raises RunError where no run fits, or several do.
     """
@@ -165,27 +156,16 @@ def find_run(name: str | Path, *, root: Path | None = None, key: str = "") -> Pa
         raise RunError(f"{shown} does not exist{where}: give a run's folder")
     names = [*runs, *(run.name for run in runs.values()), *(path.partition("/")[0] for path in runs)]
     raise RunError(
-        f"{shown} is no run{nearest(group, names)} (gptpl runs list shows all in {near(root)}; {LATEST} is"
+        f"{shown} is not a run{nearest(group, names)} (gptpl runs list shows all in {near(root)}; {LATEST} is"
         " the newest)"
     )
 
 
 def _fitting(wanted: str, runs: dict[str, Path]) -> list[Path]:
-    """The runs that fit in the strictest way in which any does; all of them, where nothing is wanted."""
-    if not wanted:
-        return list(runs.values())
-
-    def ends(path: str) -> list[str]:  # a/b/c, b/c, c
-        parts = path.split("/")
-        return ["/".join(parts[first:]) for first in range(len(parts))]
-
-    for fits in (
-        lambda path: path == wanted or path.startswith(f"{wanted}/"),
-        lambda path: wanted in ends(path),
-        lambda path: any(end.startswith(f"{wanted}/") for end in ends(path)),
-        lambda path: any(end.startswith(wanted) for end in ends(path)),
-    ):
-        if found := [run for path, run in runs.items() if fits(path)]:
+    """The runs that fit in the strictest way in which any does; all of them for an empty name."""
+    name = re.escape(wanted)
+    for pattern in (rf"^{name}(/|$)", rf"(^|/){name}$", rf"(^|/){name}/", rf"(^|/){name}"):
+        if found := [run for path, run in runs.items() if re.search(pattern, path)]:
             return found
     return []
 
@@ -203,7 +183,7 @@ def _only(runs: Sequence[Path], shown: str, name: str) -> Path:
 
 
 def _age(run: Path) -> tuple[datetime, tuple[bool, str]]:
-    """Sorts the run that was started last to the end; of one second, by name."""
+    """Sort key: by start, within a second by name."""
     try:
         record = read_run_json(run)
     except RunError:
@@ -213,30 +193,32 @@ def _age(run: Path) -> tuple[datetime, tuple[bool, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A run with its size; `record` is None where `damage` says why it cannot be read."""
+    """A run with its size; `record` is None where `damage` says why it cannot be read.
+
+    `sweep` is the folder of the sweep that it is a trial of.
+    """
 
     path: Path
     use: DiskUse
     record: RunRecord | None
     sweep: Path | None
-    """The folder of the sweep that it is a trial of."""
     damage: str = ""
 
     @property
     def started_seconds(self) -> float:
-        """Since 1970; of a damaged run, when it was last written."""
+        """The start in seconds since 1970; of a damaged run, when it was last written."""
         return self.record.started.timestamp() if self.record else self.use.newest
 
     @property
     def best_loss(self) -> float:
-        """The lowest validation loss, infinite where there is none."""
+        """The lowest validation loss; infinite without one."""
         return self.record.best.val_loss if self.record and self.record.best else float("inf")
 
 
 def list_runs(folders: Sequence[Path] = (), *, by: str = "date", tags: Collection[str] = ()) -> list[Listed]:
-    """The runs below folders that have all of these tags; by `date` a sweep counts as one run.
+    """The runs below folders (none: below `runs_folder()`) that have all of these tags.
 
-    Where no folder is given: below `runs_folder()`.
+    By `date` a sweep counts as one run; the newest comes first, by `loss` the lowest, by `size` the largest.
     """
     listed, wanted = _listed(folders or [runs_folder()]), set(tags)
     runs = [each for each in listed if wanted <= set(each.record.tags if each.record else ())]

@@ -1,4 +1,4 @@
-"""Runs and sweeps removed, or their checkpoints: what is gptpl's to remove, and how it goes."""
+"""Removes runs and sweeps, or only their checkpoints: what belongs to gptpl, whole or not at all."""
 
 import json
 import re
@@ -22,47 +22,43 @@ from gptpl.files.run_record import (
     read_mapping,
     read_run,
 )
-from gptpl.runs.listing import CHECKPOINT_FOLDER, DiskUse, disk_use, is_sweep, runs_folder, trials
+from gptpl.runs.listing import BEST, CHECKPOINT_FOLDER, DiskUse, disk_use, is_sweep, runs_folder, trials
 from gptpl.text import count_text, near
-
-BEST = "best.ckpt"
 
 JUST_NOW_SECONDS = 60
 """A run without an end that was written so recently may be running."""
 
 _OWN = re.compile(
-    r"(.*/)?\.[^/]+\.tmp|metrics\.csv\.tmp"  # what a write that was cut short leaves
-    r"|(config\.yaml|run\.json|metrics\.csv|evaluations\.jsonl|samples\.jsonl|steps\.jsonl|train\.log|(loss|confusion|calibration)\.png)"
-    r"|data/(train|validation|test)\.csv"
-    r"|report(\.html|\.md|-.*\.png)"
-    r"|(scores|comparison)(\.json|\.png)|judgements\.jsonl"
-    r"|data/(train|validation|test)\.json"
+    r"(.*/)?\.[^/]+\.tmp|metrics\.csv\.tmp"  # left by interrupted writes
+    r"|config\.yaml|run\.json|metrics\.csv|train\.log|(evaluations|samples|steps|judgements)\.jsonl"
+    r"|(loss|confusion|calibration)\.png|(scores|comparison)\.(json|png)|report(\.html|\.md|-.*\.png)"
+    r"|data/(train|validation|test)\.(csv|json)"
     r"|nonfinite_step_\d+\.txt"
     r"|checkpoints/(best|last|step-\d+)\.ckpt(\.sha256)?(\.damaged)?"
     r"|adapter/(adapter_model\.safetensors|adapter_config\.json|gptpl\.json)"
     r"|tensorboard/(.*/)?(events\.out\.tfevents\..*|hparams\.yaml)"
 )
 """The files of a run, by their paths in its folder."""
-
 _OWN_OF_SWEEP = re.compile(
     r"results\.csv|multirun\.yaml|sweep\.yaml|sweep\.db(-journal)?|\.[^/]+\.tmp"
     r"|report(\.html|\.md|-.*\.png)"
     r"|output/\d+\.(log|stop)|\.workers/[^/]+\.lock|\.slurm/.*"
 )
-"""The files of a sweep's folder that are no trial's."""
+"""The files of a sweep that are not a trial's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """What it means to remove a run, a sweep, or what an interrupted removal left of one of them."""
+    """The removal of a run, a sweep, or what an interrupted removal left of one of them.
+
+    With `checkpoints_only` only checkpoints other than `best.ckpt` are removed; `bytes` is what is removed.
+    """
 
     path: Path
     runs: Sequence[Path]
     use: DiskUse
     checkpoints_only: bool
-    """Whether only the checkpoints go that are not `best.ckpt`."""
     bytes: int
-    """What goes."""
 
     @property
     def half_done(self) -> bool:
@@ -78,11 +74,11 @@ class Removal:
 
     @property
     def foreign(self) -> list[str]:
-        """The files that would go and that gptpl did not write."""
+        """The files that would be removed and that gptpl did not write."""
         return [] if self.half_done or self.checkpoints_only else foreign_files(self.path, self.use)
 
     def remove(self) -> None:
-        """Does it."""
+        """Remove it."""
         if self.checkpoints_only:
             for run in self.runs:
                 remove_checkpoints(run, disk_use(run))
@@ -91,9 +87,9 @@ class Removal:
 
 
 def plan_removal(paths: Sequence[Path], *, checkpoints_only: bool = False) -> list[Removal]:
-    """What removing these folders means, each once, none that lies in another one of them.
+    """The removals of these folders, each once, without those inside another.
 
-    Raises InputError for a link, for what is neither a run nor a sweep, and for a run in training.
+    Raises InputError for a link, for a folder that is neither a run nor a sweep, and for a run in training.
     """
     for path in paths:
         if path.is_symlink():
@@ -101,45 +97,37 @@ def plan_removal(paths: Sequence[Path], *, checkpoints_only: bool = False) -> li
     full = list(dict.fromkeys(path.resolve() for path in paths))
     for path in full:
         _check_removable(path, checkpoints_only=checkpoints_only)
-    outer = [path for path in full if not any(other in path.parents for other in full)]
-    removals = [_removal(path, checkpoints_only=checkpoints_only) for path in outer]
-    for run in (run for each in removals for run in each.runs):
-        if is_locked(run):
-            raise InputError(f"a process is training in {near(run)}: stop it first")
+    removals = []
+    for path in full:
+        if any(other in path.parents for other in full):
+            continue
+        half_done = not path.is_dir()
+        runs = [] if half_done else [path] if is_run(path) else trials(path)
+        for run in runs:
+            if is_locked(run):
+                raise InputError(f"a process is training in {near(run)}: stop it first")
+        use = disk_use(rest_of(path) if half_done else path)
+        needless = sum(sum(needless_checkpoints(disk_use(run)).values()) for run in runs)
+        size = needless if checkpoints_only else use.total
+        removals.append(Removal(path=path, runs=runs, use=use, checkpoints_only=checkpoints_only, bytes=size))
     return removals
 
 
-def _removal(path: Path, *, checkpoints_only: bool) -> Removal:
-    half_done = not path.is_dir()
-    runs = [] if half_done else [path] if is_run(path) else trials(path)
-    use = disk_use(rest_of(path) if half_done else path)
-    needless = sum(sum(needless_checkpoints(disk_use(run)).values()) for run in runs)
-    size = needless if checkpoints_only else use.total
-    return Removal(path=path, runs=runs, use=use, checkpoints_only=checkpoints_only, bytes=size)
-
-
 def _check_removable(path: Path, *, checkpoints_only: bool) -> None:
+    half_done = not path.exists() and rest_of(path).is_dir() and not checkpoints_only
     if Path.cwd().is_relative_to(path):
         raise InputError(f"{path} is the folder that you are in, or around it: change to another one first")
-    if not path.exists() and rest_of(path).is_dir() and not checkpoints_only:
+    if half_done or is_gptpls(path):
         return
-    if not path.is_dir():
-        raise InputError(f"{near(path)} is no folder: give one that gptpl runs list shows")
-    if is_gptpls(path):
-        return
-    if is_run(path):
+    inside = len(find_runs(path)) if path.is_dir() and not is_run(path) else 0
+    if inside:
         raise InputError(
-            f"{near(path)} is no run of gptpl's ({CONFIG_FILE} is another program's, or damaged like"
-            f" {RUN_FILE}), so it is left alone: remove it yourself"
-        )
-    if inside := len(find_runs(path)):
-        raise InputError(
-            f"{near(path)} is no run but holds {count_text(inside, 'run')}: give those to remove, as in"
+            f"{near(path)} is not a run but holds {count_text(inside, 'run')}: give those to remove, as in"
             f" {near(path)}/*"
         )
     raise InputError(
-        f"{near(path)} is neither a run (it has no {CONFIG_FILE}) nor a sweep, so it is left alone:"
-        " give a folder that gptpl runs list shows"
+        f"{near(path)} is neither a run nor a sweep of gptpl, or its {CONFIG_FILE} is damaged, and is"
+        " left alone: give a folder that gptpl runs list shows, or remove it yourself"
     )
 
 
@@ -155,7 +143,7 @@ def warnings(removals: Sequence[Removal]) -> Iterator[str]:
                 yield f"{near(run)} has no {BEST}: none of its weights would be left"
         if each.foreign:
             yield f"{near(each.path)} holds files that gptpl did not write: {some(each.foreign)}"
-    # Those below runs/ and those beside a folder that goes: not all of a disk.
+    # Runs below runs/ and next to a folder that is removed: not a whole disk.
     others = find_runs(runs_folder()) if runs_folder().is_dir() else []
     for parent in {each.path.parent for each in removals}:
         others += [child for child in parent.iterdir() if is_run(child)]
@@ -163,8 +151,8 @@ def warnings(removals: Sequence[Removal]) -> Iterator[str]:
     for record, place in dependents([each.path for each in removals], others):
         if not (checkpoints_only and place.name == BEST):
             yield (
-                f"{near(record.path)} began with {near(place)}: it keeps its own weights, but could not be"
-                " started anew"
+                f"{near(record.path)} started from {near(place)}: it keeps its own weights, but could not be"
+                " trained again from the start"
             )
 
 
@@ -174,12 +162,12 @@ def _state(run: Path) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first ten."""
+    """The first ten names."""
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def is_gptpls(folder: Path) -> bool:
-    """Whether a folder is a run or a sweep, and of gptpl's: many programs write a `config.yaml`."""
+    """Whether a folder is a run or a sweep of gptpl: many programs write a `config.yaml`."""
 
     def keys(name: str, parse: Callable[[str], Any]) -> set[str]:
         try:
@@ -194,31 +182,31 @@ def is_gptpls(folder: Path) -> bool:
 
 
 def foreign_files(folder: Path, use: DiskUse) -> list[str]:
-    """The files of a run's or a sweep's folder that gptpl did not write, as far as names tell."""
-    if is_run(folder):
-        return [name for name in use.files if not _OWN.fullmatch(name)]
-    runs = {run.name for run in trials(folder)}
-    foreign = []
-    for name in use.files:
+    """The files of a run's or a sweep's folder that, by their names, gptpl did not write."""
+    runs = set() if is_run(folder) else {run.name for run in trials(folder)}
+
+    def own(name: str) -> bool:
         first, _, rest = name.partition("/")
-        own = _OWN.fullmatch(rest) if first in runs else _OWN_OF_SWEEP.fullmatch(name)
-        foreign += [] if own else [name]
-    return foreign
+        if is_run(folder) or first in runs:
+            return bool(_OWN.fullmatch(rest if first in runs else name))
+        return bool(_OWN_OF_SWEEP.fullmatch(name))
+
+    return [name for name in use.files if not own(name)]
 
 
 def rest_of(folder: Path) -> Path:
-    """Where a folder lies while it is removed: beside it, hidden, so that no command takes it for a run."""
+    """Where a folder lies while it is removed: next to it, hidden, so that no command takes it for a run."""
     return folder.with_name(f".{folder.name}.removed")
 
 
 def rests_below(folder: Path) -> list[Path]:
-    """What interrupted removals left below a folder: the folders that were being removed."""
+    """The folders below a folder whose removal was interrupted."""
     hidden = sorted(path for path in folder.rglob(".?*.removed") if path.is_dir() and not path.is_symlink())
     return [path.with_name(path.name.removeprefix(".").removesuffix(".removed")) for path in hidden]
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder: others see all of it or nothing, and a second call completes an interrupted one."""
+    """Remove a folder: others see all of it or nothing, and a second call completes an interrupted one."""
     hidden = rest_of(folder)
     if hidden.is_dir():
         shutil.rmtree(hidden)
@@ -228,22 +216,19 @@ def remove_folder(folder: Path) -> None:
 
 
 def needless_checkpoints(use: DiskUse) -> Mapping[str, int]:
-    """The checkpoints but `best.ckpt`, with their bytes, links and files before what belongs to them."""
+    """The checkpoints other than `best.ckpt`, with their bytes, links before the files that they point at."""
     best = f"{CHECKPOINT_FOLDER}/{BEST}"
     return {name: size for name, size in use.checkpoints.items() if name not in (best, f"{best}.sha256")}
 
 
 def remove_checkpoints(run: Path, use: DiskUse) -> None:
-    """Removes them, one after the other: what is left of an interrupted removal are whole files."""
+    """Remove them one after the other: an interrupted removal leaves whole files."""
     for name in needless_checkpoints(use):
         (run / name).unlink(missing_ok=True)
 
 
 def dependents(doomed: Sequence[Path], among: Iterable[Path]) -> list[tuple[RunRecord, Path]]:
-    """The runs among others that began with weights in one of the doomed folders, with the weights' file.
-
-    Doomed ones are left out; one that cannot be read depends on nothing.
-    """
+    """The runs among others that started from weights in a doomed folder, with the weights' file."""
     folders = [folder.resolve() for folder in doomed]
 
     def goes(path: Path) -> bool:

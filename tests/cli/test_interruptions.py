@@ -200,8 +200,8 @@ def test_rolling_back_skips_the_step_and_finishes(tmp_path, gptpl, nan_at):
     nan_at(10, 25)
     outcome = gptpl(*TRAIN, "run_dir=run", "trainer.max_epochs=1", "on_nonfinite=rollback")
     assert outcome.status == 0, outcome.err
-    assert "rolled back to step 9; step 10 leaves the weights as they are" in outcome.err
-    assert "rolled back to step 24; step 25 leaves the weights as they are" in outcome.err
+    assert "rolled back to step 9; step 10 will be skipped" in outcome.err
+    assert "rolled back to step 24; step 25 will be skipped" in outcome.err
     assert last_step(tmp_path / "run") == 39
     assert "skip_steps:\n- 10\n- 25\n" in (tmp_path / "run/config.yaml").read_text()
     assert "finished" in json.loads((tmp_path / "run/run.json").read_text())
@@ -269,7 +269,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(run, gptpl, interr
     [line] = [
         line for line in outcome.err.splitlines() if line.startswith(f"warning: checkpoint {newest} is ")
     ]
-    assert line.endswith(": going on from step 4 instead")
+    assert line.endswith(": resuming from step 4 instead")
     whole = read_checkpoint((interrupted / "whole/checkpoints/last.ckpt").resolve())
     resumed = read_checkpoint((run / "checkpoints/last.ckpt").resolve())
     assert state_digest(resumed) == state_digest(whole)

@@ -286,7 +286,7 @@ def test_runs_have_names_tags_and_notes(gptpl, refused, copy):
     assert "could be any of 2 runs" in refused("runs", "show", "quick")
     assert "optimizer" not in gptpl("runs", "diff", "2026-01", "latest").out
     assert gptpl("runs", "rm", "quick/2026-01", "--yes").out.startswith(f"{older}  finished")
-    assert "2026-01 is no run" in refused("runs", "rm", "2026-01", "--yes")
+    assert "2026-01 is not a run" in refused("runs", "rm", "2026-01", "--yes")
 
 
 def test_nothing_that_is_shown_acts_on_the_terminal(gptpl, copy, tmp_path):

@@ -71,7 +71,9 @@ def test_rm_warns_of_what_one_may_not_want_to_lose(gptpl, copy, answer):
     out = gptpl("runs", "rm", "runs/a").out
     assert "warning: runs/a was written 0 seconds ago: it may be running\n" in out
     assert "warning: runs/a holds files that gptpl did not write: notes.txt\n" in out
-    assert "warning: runs/b began with runs/a/checkpoints/step-00000008.ckpt: it keeps its own weights" in out
+    assert (
+        "warning: runs/b started from runs/a/checkpoints/step-00000008.ckpt: it keeps its own weights" in out
+    )
     for path in folder.rglob("*"):
         os.utime(path, (1, 1), follow_symlinks=False)
     answer("n\n")
@@ -153,12 +155,12 @@ def test_rm_leaves_alone_what_is_no_run(refused, copy, tmp_path, monkeypatch):
     (tmp_path / "project/config.yaml").write_text("port: 80\n")
     (tmp_path / "other").mkdir()
     for name, words in {
-        "runs": "runs is no run but holds 1 run: give those to remove, as in runs/*",
+        "runs": "runs is not a run but holds 1 run: give those to remove, as in runs/*",
         "link": f"link is a link to {folder}: give the folder itself",
-        "project": "project is no run of gptpl's",
-        "other": "other is neither a run (it has no config.yaml) nor a sweep",
-        "nope": "nope is no run (gptpl runs list shows all in runs; latest is the newest)",
-        "runs/a/config.yaml": "runs/a/config.yaml is no folder",
+        "project": "project is neither a run nor a sweep of gptpl",
+        "other": "other is neither a run nor a sweep of gptpl",
+        "nope": "nope is not a run (gptpl runs list shows all in runs; latest is the newest)",
+        "runs/a/config.yaml": "runs/a/config.yaml is neither a run nor a sweep",
         ".": "is the folder that you are in, or around it",
         "..": "is the folder that you are in, or around it",
     }.items():

@@ -63,12 +63,15 @@ def test_of_two_runs_with_one_folder_one_is_refused(tmp_path, there):
     if there:
         (tmp_path / "a/b").mkdir(parents=True)
     code = """
+import os
 try:
     with claims.claim_new_run(go.parent / "a/b", name="x") as claim:
-        time.sleep(2)  # encoding the text
+        while len(list(go.parent.glob("refused-*"))) < 2:
+            time.sleep(0.01)  # encoding the text
         (claim.path / "config.yaml").write_text("")
     print("trained")
 except InputError as error:
+    (go.parent / f"refused-{os.getpid()}").touch()
     print(error)
 """
     outputs = race(tmp_path, code, processes=3)

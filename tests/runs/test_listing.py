@@ -85,7 +85,7 @@ def test_all_runs_may_be_elsewhere(root, tmp_path, monkeypatch):
         ("runs", "runs could be any of 7 runs: give one of .* and 2 more, or runs/latest"),
         (
             "tael",
-            r"resume=tael is no run: did you mean tale\? \(gptpl runs list shows all",
+            r"resume=tael is not a run: did you mean tale\? \(gptpl runs list shows all",
         ),
         ("quik/latest", "did you mean quick"),
         ("/nowhere/run", "resume=/nowhere/run does not exist: give a run's folder"),

@@ -114,7 +114,7 @@ def test_a_signal_to_the_first_process_stops_both_after_the_same_step(folder):
     assert process.wait(60) == 143
     said = (folder / "err").read_text()
     assert "stopped by SIGTERM after step" in said
-    assert "to go on: gptpl train resume=" in said
+    assert "to resume: gptpl train resume=" in said
     assert "Traceback" not in said
     step = json.loads((folder / "signalled/run.json").read_text())["stopped"]["step"]
     assert (folder / "signalled/checkpoints/last.ckpt").resolve().name == f"step-{step:08d}.ckpt"
