@@ -1,17 +1,20 @@
-"""What a model is evaluated on: its own data, a file, a corpus or a datamodule, as batches with a name."""
+"""Data that a model is evaluated on: its own, a file, a corpus or a datamodule, as batches with a name."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import lightning as L
 import numpy as np
+import torch
+from torch.utils.data import DataLoader
 
 from gptpl.config.instantiate import check_paths_inside, check_trusted, instantiate
 from gptpl.config.signatures import locate
 from gptpl.config.slots import settings_of
+from gptpl.data.classification.corpora import LabelledCorpus, LabelledFiles
 from gptpl.data.classification.datamodule import (
     LabelledDataModule,
     LabelledTexts,
@@ -21,17 +24,16 @@ from gptpl.data.classification.datamodule import (
 )
 from gptpl.data.classification.splits import read_split
 from gptpl.data.instructions.datamodule import InstructionDataModule, length_lines
-from gptpl.data.instructions.rows import InstructionExamples, encode_instructions
-from gptpl.data.instructions.splits import Instruction, read_instructions
+from gptpl.data.instructions.entries import Entry, read_entries
+from gptpl.data.instructions.rows import InstructionExamples, make_rows
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.pretraining.datamodule import TextDataModule
-from gptpl.data.sources import Corpus, LabelledCorpus, LabelledFiles, TextFiles
-from gptpl.data.sources.records import Example
+from gptpl.data.sources import Corpus, TextFiles
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.data.stock_data import StockData
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
-from gptpl.files.run_record import CONFIG_FILE, is_run, read_config, read_run_json
+from gptpl.files.run_record import CONFIG_FILE, is_run, read_config
 from gptpl.model.protocol import context_length
 from gptpl.tokenizers import Tokenizer
 from gptpl.weights.adapter import FORMAT as ADAPTER
@@ -44,15 +46,14 @@ log = logging.getLogger(__name__)
 TextSplit = Literal["train", "val", "all"]
 DEFAULT_BATCH_SIZE = 8
 REMEDY = "give the data to evaluate on, data=..."
-"""What helps where a model's own data cannot be had."""
 TextData = str | Path | Corpus | L.LightningDataModule | None
-"""What a language model is evaluated on; a path is a file, folder or glob, None the run's own data."""
+"""Data for a language model; a path is a file, folder or glob, None the run's own data."""
 LabelledData = str | Path | LabelledCorpus | LabelledDataModule | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
-    """Batches, what reports call them, and in words from which context each token is predicted."""
+    """Batches, their name in reports, and in words the context that each token is predicted from."""
 
     name: str
     batches: Iterable[Any]
@@ -68,7 +69,7 @@ def language_data(
     batch_size: int | None = None,
 ) -> EvaluationData:
     """The batches that a language model is evaluated on; see `LanguageModel.evaluate`."""
-    is_path, size = isinstance(data, str | Path), DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
     if isinstance(data, str | Path) and model.template and Path(data).suffix in (".json", ".jsonl"):
         return _entries(model, Path(data).expanduser(), split, max_length, size)
     datamodule = _datamodule_of(model, data, max_length, size)
@@ -76,106 +77,109 @@ def language_data(
         raise InputError(
             f"max_length and batch_size are settings of the {type(data).__name__}: set them there"
         )
-    split = split or ("all" if is_path or isinstance(data, Corpus) else "val")
-    T = getattr(datamodule, "max_length", 0)
-    _check_length(T, context_length(model.net))
-    splits = get_args(TextSplit if isinstance(datamodule, TextDataModule) else Split)
+    split = split or ("all" if isinstance(data, str | Path | Corpus) else "val")
+    of_text = isinstance(datamodule, TextDataModule)
+    splits = get_args(TextSplit if of_text else Split)
     if split not in splits:
         raise InputError(f"split={split} is unknown for these data: choose one of {', '.join(splits)}")
-    _check_tokenizer(model, datamodule)
+    T = _checked_length(model, getattr(datamodule, "max_length", 0))
+    name = str(data) if isinstance(data, str | Path) else getattr(datamodule, "name", None)
+    name = f"{name or type(datamodule).__name__}, split {split}"
     if isinstance(datamodule, TextDataModule):
         return EvaluationData(
-            name=f"{data if is_path else datamodule.name}, split {split}",
+            name=name,
             context=f"every token once, in sequences of {T:,} tokens laid end to end: the first of each have"
             " little context (gptpl inspect gives every token more)",
             batches=datamodule.evaluation_dataloader(cast(TextSplit, split)),
         )
-    split = cast(Split, split)
     if isinstance(datamodule, InstructionDataModule):
-        return _instructions(model, datamodule, split)
+        return _instructions(model, datamodule, cast(Split, split))
     if isinstance(datamodule, TrainingData):
-        return EvaluationData(
-            name=f"{datamodule.name}, split {split}", batches=datamodule.split_dataloader(split)
-        )
+        return EvaluationData(name=name, batches=datamodule.split_dataloader(cast(Split, split)))
     if split != "val":
         raise InputError(f"{type(datamodule).__name__} has only a validation split: leave split={split} out")
     datamodule.setup("validate")
-    return EvaluationData(name=f"{type(datamodule).__name__}, split val", batches=datamodule.val_dataloader())
+    return EvaluationData(name=name, batches=datamodule.val_dataloader())
 
 
 def _datamodule_of(
     model: "LanguageModel", data: TextData, max_length: int | None, batch_size: int
 ) -> L.LightningDataModule:
+    """The data as a datamodule with the model's tokenizer."""
     if data is None:
         return _own_data(model, max_length, batch_size)
     if isinstance(data, str | Path | Corpus):
-        corpus = data if isinstance(data, Corpus) else TextFiles(data)
-        T = context_length(model.net) if max_length is None else max_length
-        _check_length(T, context_length(model.net))
+        T = _checked_length(model, max_length)
         return TextDataModule(
-            corpus=corpus, tokenizer=model.tokenizer, max_length=T, stride=T, batch_size=batch_size
-        )
+            corpus=data if isinstance(data, Corpus) else TextFiles(data),
+            tokenizer=model.tokenizer, max_length=T, stride=T, batch_size=batch_size,
+        )  # fmt: skip
     if isinstance(data, LabelledDataModule):
         raise InputError(
             "a language model is evaluated on text or instructions: choose data=text_file data.path=FILE, or"
             " another text"
         )
+    if isinstance(data, TrainingData) and data.tokenizer.state() != model.tokenizer.state():
+        raise InputError(
+            f"the data have the tokens of a {data.tokenizer.name} tokenizer, which is not the model's:"
+            " make them with tokenizer=model.tokenizer"
+        )
     return data
 
 
+def _checked_length(model: "LanguageModel", max_length: int | None) -> int:
+    """The length of sequences; None: the model's context. Raises InputError for a longer one."""
+    longest = context_length(model.net)
+    if max_length is not None and max_length > longest:
+        raise InputError(
+            f"data.max_length={max_length} is longer than the model's context of {longest} tokens:"
+            f" leave it out, or give at most {longest}"
+        )
+    return longest if max_length is None else max_length
+
+
 def training_tokens(model: "LanguageModel", data: TextData) -> np.ndarray[Any, Any]:
-    """The tokens of a text: of the own data and of a datamodule the training part, else the whole."""
+    """The tokens of a text: of a path or corpus all, else the training part."""
     datamodule = _datamodule_of(model, data, None, DEFAULT_BATCH_SIZE)
     if not isinstance(datamodule, TextDataModule):
         raise InputError(f"memorisation needs a training text, and {type(datamodule).__name__} has none")
-    _check_tokenizer(model, datamodule)
     encoded = datamodule.encoded
     whole = isinstance(data, str | Path | Corpus)
     return np.concatenate([encoded.train, encoded.val]) if whole else np.asarray(encoded.train)
 
 
-def _check_tokenizer(model: "LanguageModel", datamodule: L.LightningDataModule) -> None:
-    if isinstance(datamodule, TrainingData) and datamodule.tokenizer.state() != model.tokenizer.state():
-        raise InputError(
-            f"the data have the tokens of a {datamodule.tokenizer.name} tokenizer, which is not the model's:"
-            " make them with tokenizer=model.tokenizer"
-        )
-
-
-def _check_length(length: int, context_length: int) -> None:
-    if length > context_length:
-        raise InputError(
-            f"data.max_length={length} is longer than the model's context of {context_length} tokens:"
-            f" leave it out, or give at most {context_length}"
-        )
+def _in_batches(examples: Any, order: Sequence[int], batch_size: int) -> Iterable[Any]:
+    """Batches of examples that make batches of themselves (`__getitems__`), in an order."""
+    return DataLoader(
+        examples,
+        batch_size=batch_size,
+        sampler=order,
+        collate_fn=lambda batch: batch,
+        generator=torch.Generator(),  # the global one is left alone
+    )
 
 
 # --- the data of the model's own run --------------------------------------------------------------------
 
 
 def run_dir_of(path: Path) -> Path | None:
-    """The run folder of a checkpoint or adapter; None: it lies elsewhere, and nothing it names counts."""
+    """The run folder of a checkpoint or adapter; None for a file elsewhere."""
     run_dir = path.parent if path.name == ADAPTER else path.parent.parent
     own = path.name == ADAPTER or path.parent.name == "checkpoints"
     return run_dir if own and is_run(run_dir) else None
 
 
 def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -> L.LightningDataModule:
-    """What the run's `config.yaml` describes.
+    """The data of the run's `config.yaml`.
 
-    Raises InputError where the data are gone, changed, or read by a class that is not trusted, and where the
-    model lies in no run.
+    Raises InputError where the model is not in a run's folder, and for data that are missing, have changed,
+    or are read by a class that is not trusted.
     """
     run_dir = model.run_dir
     if run_dir is None:
-        raise InputError(
-            f"{model.path} lies in no run folder, which would say what it was trained on: {REMEDY}"
-        )
-    where = run_dir / CONFIG_FILE
-    config = read_config(run_dir)
-    node = config.get("data")
-    if not isinstance(node, dict):
-        raise InputError(f"{where} names no data: {REMEDY}")
+        raise InputError(f"{model.path} is not in a run's folder, which would name its data: {REMEDY}")
+    where, config = run_dir / CONFIG_FILE, read_config(run_dir, needs=["data"])
+    node = config["data"]
     check_trusted({"data": node}, str(where), frozenset(model.trust))
     check_paths_inside({"data": node}, run_dir, source=str(where))
     kind = locate(str(node.get("_target_")), f"{where}: data._target_")
@@ -192,15 +196,11 @@ def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -
         datamodule = StockData(datamodule, tokenizer=model.tokenizer, seed=int(config.get("seed", 0)))
         datamodule.load()
         datamodule.setup()
-    wanted, recorded = (
-        str(model.lineage.get("data", {}).get("sha256", "")),
-        read_run_json(run_dir).get("data"),
-    )
-    rows = recorded.get("rows") if isinstance(recorded, dict) else None
-    if wanted and (difference := datamodule.difference(wanted, rows)):
+    wanted, found = str(model.lineage.get("data", {}).get("sha256", "")), datamodule.content_sha256()
+    if wanted and found != wanted:
         raise InputError(
-            f"the data of {run_dir} are not what its model was trained on ({difference}): restore them, or"
-            f" {REMEDY}"
+            f"the data of {run_dir} are not what its model was trained on (SHA-256 {found[:12] or 'unknown'},"
+            f" not {wanted[:12]}): restore them, or {REMEDY}"
         )
     return datamodule
 
@@ -244,12 +244,32 @@ def _instructions(model: "LanguageModel", datamodule: InstructionDataModule, spl
     own, used = model.template, datamodule.template
     if own is not None and own.state() != used.state():
         log.warning("the model was tuned with template=%s, not %s", own.name, used.name)
-    for line in length_lines({split: datamodule.encoded(split)}, datamodule.max_length):
+    for line in length_lines({split: datamodule.rows(split)}, datamodule.max_length):
         log.warning(line)
     if split != "train" and model.run_dir is not None:
         _warn_of_known(datamodule.splits.of(split), split_file(model.run_dir, "train", ".json"))
     batches, name = datamodule.split_dataloader(split), f"{datamodule.name}, split {split}"
     return _of_examples(name, used, datamodule.mask_instruction, batches)
+
+
+def _entries(
+    model: "LanguageModel", path: Path, split: str | None, max_length: int | None, batch_size: int
+) -> EvaluationData:
+    """All entries of a file, scored as in the model's training."""
+    if split not in (None, "all"):
+        raise InputError(f"split={split}: a file is evaluated as a whole, leave split out")
+    assert model.template is not None
+    T = _checked_length(model, max_length)
+    masked = bool(model.run_config.get("data", {}).get("mask_instruction", False))
+    rows = make_rows(
+        read_entries(path), model.tokenizer, model.template,
+        max_length=T, mask_instruction=masked, too_long="truncate",
+    )  # fmt: skip
+    for line in length_lines({"test": rows}, T):
+        log.warning(line)
+    examples = InstructionExamples(rows.rows, eot_id=model.tokenizer.eot_id)
+    batches = _in_batches(examples, range(len(examples)), batch_size)
+    return _of_examples(str(path), model.template, masked, batches)
 
 
 def _of_examples(name: str, template: PromptTemplate, masked: bool, batches: Iterable[Any]) -> EvaluationData:
@@ -261,38 +281,14 @@ def _of_examples(name: str, template: PromptTemplate, masked: bool, batches: Ite
     )
 
 
-def _entries(
-    model: "LanguageModel", path: Path, split: str | None, max_length: int | None, batch_size: int
-) -> EvaluationData:
-    """All entries of a file, scored as in the model's training."""
-    if split not in (None, "all"):
-        raise InputError(f"split={split}: a file is evaluated as a whole, leave split out")
-    assert model.template is not None
-    T = context_length(model.net) if max_length is None else max_length
-    _check_length(T, context_length(model.net))
-    settings = model.run_config.get("data", {})
-    masked = bool(settings.get("mask_instruction", False))
-    rows = encode_instructions(
-        read_instructions(path), model.tokenizer, model.template,
-        max_length=T, mask_instruction=masked, too_long="truncate",
-    )  # fmt: skip
-    for line in length_lines({"test": rows}, T):
-        log.warning(line)
-    examples = InstructionExamples(rows.rows, eot_id=model.tokenizer.eot_id)
-    batches = _Batches(examples, range(len(examples)), batch_size)
-    return _of_examples(str(path), model.template, masked, batches)
-
-
-def _warn_of_known(entries: Sequence[Instruction], trained_on: Path) -> None:
-    """Warns where the run learned what it is tested on: its file was split by other settings."""
-    if not trained_on.is_file():
-        return
-    learned = {entry.question for entry in read_instructions(trained_on)}
+def _warn_of_known(entries: Sequence[Entry], trained_on: Path) -> None:
+    """Warn of entries that the run was trained on: its file was split by other settings."""
+    learned = {entry.question for entry in read_entries(trained_on)} if trained_on.is_file() else set()
     known = sum(entry.question in learned for entry in entries)
     if known:
         log.warning(
             "%d of %d entries are in %s, which the model was trained on: give the run's own data.shuffle,"
-            " data.split_seed, data.train_ratio and data.test_ratio",
+            " data.split_seed, data.train_share and data.test_share",
             *(known, len(entries), trained_on),
         )
 
@@ -302,13 +298,23 @@ def _warn_of_known(entries: Sequence[Instruction], trained_on: Path) -> None:
 
 def labelled_data(model: "Classifier", data: LabelledData, *, split: str, batch_size: int) -> EvaluationData:
     """The batches that a classifier is evaluated on; see `Classifier.evaluate`."""
-    name, examples = _examples(model, data, split)
+    if isinstance(data, str | Path):
+        data = LabelledFiles(path=str(data), name=str(data))
+    if isinstance(data, LabelledCorpus):
+        name, examples = data.name, [each for found in data.examples().values() for each in found]
+    elif split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split}; a file is taken whole")
+    elif data is not None:
+        name, examples = f"{data.name}, split {split}", list(data.prepared.splits[cast(Split, split)])
+    elif model.run_dir is None:
+        raise InputError(f"{model.path} is not in a run's folder, where its texts would be: {REMEDY}")
+    else:
+        name, examples = f"split {split}", list(read_split(model.run_dir, cast(Split, split)))
     for example in examples:
         if example.label not in model.labels:
-            known = ", ".join(model.labels[:8])
             raise InputError(
                 f"line {example.line} has the label {example.label!r}, which the classifier does not know"
-                f" (it has {known}): rename or remove it"
+                f" (it has {', '.join(model.labels[:8])}): rename or remove it"
             )
     encoded = encode_texts([example.text for example in examples], model.tokenizer)
     kept, lost = truncated(encoded, model.max_length)
@@ -320,37 +326,4 @@ def labelled_data(model: "Classifier", data: LabelledData, *, split: str, batch_
     numbers = class_numbers(examples, model.labels)
     texts = LabelledTexts(kept, numbers, pad_id=model.pad_id, padded_to=model.padded_to)
     by_length = sorted(range(len(texts)), key=lambda i: texts.lengths[i])  # for little padding
-    return EvaluationData(name=name, batches=_Batches(texts, by_length, batch_size))
-
-
-def _examples(model: "Classifier", data: LabelledData, split: str) -> tuple[str, Sequence[Example]]:
-    if isinstance(data, str | Path):
-        data = LabelledFiles(path=str(data), name=str(data))
-    if isinstance(data, LabelledCorpus):
-        return data.name, [example for found in data.examples().values() for example in found]
-    if split not in SPLITS:
-        raise InputError(
-            f"split={split} is none of a classifier's: choose {', '.join(SPLITS)}, or give a file, which is"
-            " taken whole"
-        )
-    if data is not None:
-        return f"{data.name}, split {split}", data.prepared.splits[cast(Split, split)]
-    if model.run_dir is None:
-        raise InputError(f"{model.path} lies in no run folder, where its texts would be: {REMEDY}")
-    return f"split {split}", read_split(model.run_dir, cast(Split, split))
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Examples of a data set that gives many at a time, in an order."""
-
-    examples: InstructionExamples | LabelledTexts
-    order: Sequence[int]
-    size: int
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.size)
-
-    def __iter__(self) -> Iterator[Any]:
-        for start in range(0, len(self.order), self.size):
-            yield self.examples.__getitems__(self.order[start : start + self.size])
+    return EvaluationData(name=name, batches=_in_batches(texts, by_length, batch_size))

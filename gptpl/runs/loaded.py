@@ -1,4 +1,4 @@
-"""`gptpl.load`: the model of a run, a checkpoint, an adapter or another program's files."""
+"""`gptpl.load`: the model of a run, checkpoint, adapter, or another program's files."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,6 @@ from gptpl.checkpoints.adapter import adapter_checkpoint
 from gptpl.checkpoints.files import checkpoint_file
 from gptpl.checkpoints.format import CLASSIFY, read_header, task_of
 from gptpl.checkpoints.loading import (
-    Build,
     classifier_of,
     load_foreign,
     load_foreign_classifier,
@@ -27,7 +26,7 @@ from gptpl.config.instantiate import check_trusted, instantiate
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig
-from gptpl.runs.listing import find_run
+from gptpl.runs.listing import BEST, find_run
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
 from gptpl.tokenizers import Tokenizer
 from gptpl.training.performance import device_type
@@ -57,13 +56,16 @@ def load(
 
     `load_language_model` and `load_classifier` are the same for one kind only, with its type.
 
-    `source` is a run folder (of a classifier's run its best weights, else the last), a `.ckpt` file, an
-    adapter folder, a folder or file of another program's format, or starting weights such as
-    `PublishedWeights(source="hf", size="124M")`; `base` the weights that an adapter belongs to, None: where
-    they were when it was trained; `device` auto, cpu, cuda or mps; `precision` 32-true, or bf16-true for half
-    the memory (language models only); `trust` are packages of yours whose classes the run may use.
+    Args:
+        source: a run folder (of a classifier its best weights, else the last), a `.ckpt` file, an adapter
+            folder, a folder or file of another program's format, or starting weights such as
+            `PublishedWeights(source="hf", size="124M")`.
+        base: the weights that an adapter belongs to; None: where they were when it was trained.
+        device: auto, cpu, cuda or mps.
+        precision: 32-true, or bf16-true for half the memory (language models only).
+        trust: packages of yours whose classes the run may use.
 
-    Raises InputError for files that are missing or damaged, and for a device that is not there.
+    Raises InputError for files that are missing or damaged, and for a device that does not exist.
     """
     if names_classifier(source):
         if precision != "32-true":
@@ -82,9 +84,9 @@ def load_language_model(
     config: GPTConfig | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> LanguageModel:
-    """As `load`, refusing a classifier; an `InstructionModel` where it was tuned to follow instructions.
+    """A language model; an `InstructionModel` where it was tuned to follow instructions. See `load`.
 
-    `config` and `tokenizer` are for files of other programs that say neither.
+    `config` and `tokenizer` are for files of other programs that contain neither.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision} is unknown: choose one of {', '.join(PRECISIONS)}")
@@ -92,7 +94,7 @@ def load_language_model(
     if isinstance(source, str | Path):
         path: Path | None = find_run(source, key="checkpoint")
     else:
-        _check_whole(source, of_base=False)
+        _check_whole(source)
         path = source.file if isinstance(source, RunWeights) else None
     _check_base(path, base)
     foreign = partial(load_foreign, config=config, tokenizer=tokenizer, device=place, dtype=dtype)
@@ -110,7 +112,7 @@ def load_language_model(
         if is_adapter(path):
             loaded = model_of(adapter_checkpoint(path, base=_base(base)), path, device=place)
         else:
-            loaded = load_model(path, device=place, build=_builder(path, trust))
+            loaded = load_model(path, device=place, build=partial(_build, path, trust))
         loaded.net.to(dtype)
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
     if "template" not in loaded.task:
@@ -122,10 +124,10 @@ def load_language_model(
 def load_classifier(
     source: Source, *, base: Source | None = None, device: str = "auto", trust: Sequence[str] = ()
 ) -> Classifier:
-    """As `load`, refusing a language model."""
+    """A classifier. See `load`."""
     place = device_type(device, key="device")
     if isinstance(source, StartingWeights):
-        raise InputError("the weights of a language model are no classifier: give a run of task=classify")
+        raise InputError("the weights of a language model are not a classifier: give a run of task=classify")
     path = find_run(source, key="checkpoint")
     _check_base(path, base)
     if is_adapter(path):
@@ -138,14 +140,14 @@ def load_classifier(
             )
         loaded = load_foreign_classifier(path, device=place)
     else:
-        best = path / "checkpoints/best.ckpt"
+        best = path / "checkpoints" / BEST
         loaded = load_classifier_file(best if best.is_file() else checkpoint_file(str(path)), device=place)
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
     return Classifier(**vars(loaded), trust=tuple(trust))
 
 
 def names_classifier(source: Source) -> bool:
-    """Whether a source is a classifier; False also for what cannot be read, which loading it will say."""
+    """Whether a source is a classifier; False also for a file that cannot be read, as loading it will say."""
     if isinstance(source, StartingWeights):
         return False
     try:
@@ -159,14 +161,11 @@ def names_classifier(source: Source) -> bool:
         return False
 
 
-def _builder(path: Path, trust: Sequence[str]) -> Build:
-
-    def build(node: Mapping[str, Any]) -> nn.Module:
-        check_trusted({"model": node}, f"checkpoint={path}", frozenset(trust))
-        net: nn.Module = instantiate(node)
-        return net
-
-    return build
+def _build(path: Path, trust: Sequence[str], node: Mapping[str, Any]) -> nn.Module:
+    """Make a model of another class, if the user trusts it."""
+    check_trusted({"model": node}, f"checkpoint={path}", frozenset(trust))
+    net: nn.Module = instantiate(node)
+    return net
 
 
 def _check_base(path: Path | None, base: Source | None) -> None:
@@ -178,17 +177,15 @@ def _base(base: Source | None) -> StartingWeights | None:
     if isinstance(base, str | Path):
         path = Path(base).expanduser()
         return FileWeights(path=str(path)) if is_foreign(path) else RunWeights(checkpoint=str(path))
-    if base is not None:
-        _check_whole(base, of_base=True)
+    if isinstance(base, RandomWeights):
+        _check_whole(base)
     return base
 
 
-def _check_whole(weights: StartingWeights, *, of_base: bool) -> None:
-    """Refuses weights that mean nothing without a model to be trained; an adapter's base was trained."""
+def _check_whole(weights: StartingWeights) -> None:
+    """Raises InputError for weights that are no use before training."""
     if isinstance(weights, RandomWeights):
-        raise InputError("init=random has nothing to say yet: give checkpoint=RUN_FOLDER or init=gpt2_hf")
+        raise InputError("init=random is not trained yet: give checkpoint=RUN_FOLDER or init=gpt2_hf")
     for option in ("crop_context", "crop_vocabulary"):
-        if getattr(weights, option, False) and not of_base:
-            raise InputError(
-                f"init.{option}=true is for training: the weights are used whole here, leave it out"
-            )
+        if getattr(weights, option, False):
+            raise InputError(f"init.{option}=true is for training: leave it out here")

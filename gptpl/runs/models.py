@@ -1,4 +1,4 @@
-"""What a model that was loaded can do: continue text, answer instructions, classify, be evaluated."""
+"""Loaded models in use: continue text, answer instructions, classify, be evaluated."""
 
 import dataclasses
 import logging
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier
+from gptpl.data.classification.table import Table
+from gptpl.data.instructions.entries import PlacedRecord, read_records
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.sources.records import Record, TextTable, read_records
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answer, Answerer, answer_all, answer_generator
@@ -25,7 +26,7 @@ from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisati
 from gptpl.evaluation.statistics import TextStatistics, text_statistics
 from gptpl.evaluation.surprisal import surprisals
 from gptpl.evaluation.surprisal_page import InspectedText
-from gptpl.generation import Completion, Piece, SamplingRules, complete, search_text, stream_text
+from gptpl.generation import Completion, Piece, SamplingRules, search_text, stream_text
 from gptpl.generation.sampling import seeded_generator
 from gptpl.model.protocol import device_of, vocab_size
 from gptpl.runs.evaluation_data import (
@@ -40,39 +41,43 @@ from gptpl.runs.evaluation_data import (
 log = logging.getLogger(__name__)
 
 CHAT: Mapping[str, Any] = {"temperature": 0.7, "top_k": 40}
-"""How text is sampled where nothing else is said: `sampling=chat` of the command."""
+"""The default sampling rules: `sampling=chat` of the command."""
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-"""Wraps batches to show how far the work is, such as `tqdm.tqdm`."""
-
-
-# --- what continues text --------------------------------------------------------------------------------
+"""Wraps batches to show progress, such as `tqdm.tqdm`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModel(LoadedCheckpoint):
-    """A model that continues text.
+class _OfRun:
+    """`trust` are packages of the user's whose classes the model's run may use."""
 
-    Where a method takes `**rules`, they are fields of `gptpl.generation.SamplingRules` (temperature, top_k,
-    top_p, min_p, ...); what is left out is as in `CHAT`. `seed` makes a text reproducible, None is another
-    one each time. A text has no more than `max_new_tokens`.
-    """
-
+    path: Path
     trust: tuple[str, ...] = ()
-    """Packages of the user's whose classes its run may use, beside gptpl's own."""
-    template: PromptTemplate | None = None
-    """How it is asked, where it was tuned to follow instructions."""
 
     @property
     def run_dir(self) -> Path | None:
-        """The folder of its run; None: the weights lie elsewhere."""
+        """The folder of the model's run; None for weights elsewhere."""
         return run_dir_of(self.path)
 
+
+# --- language models ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(_OfRun, LoadedCheckpoint):
+    """A model that continues text; `template` is that of its tuning to follow instructions, if any.
+
+    `**rules` of a method are fields of `gptpl.generation.SamplingRules` (temperature, top_k, top_p, min_p,
+    ...), those left out as in `CHAT`. `seed` makes a text reproducible; with None each text is another one.
+    """
+
+    template: PromptTemplate | None = None
+
     def generate(self, prompt: str, **settings: Any) -> str:
-        """What follows the prompt; settings as for `complete`, for one text."""
+        """The continuation of the prompt; settings as for `complete`, for one text."""
         return self.complete([prompt], **settings)[0].text
 
     def stream(self, prompt: str, **settings: Any) -> Iterator[str]:
-        """The text of `generate` bit by bit, as it is made; settings as for `pieces`, for one text."""
+        """The text of `generate` piece by piece, as it is made; settings as for `pieces`, for one text."""
         return (piece.text for piece in self.pieces([prompt], **settings))
 
     def complete(
@@ -90,24 +95,25 @@ class LanguageModel(LoadedCheckpoint):
         """`num_samples` continuations of every prompt, made together, in the order of prompts and samples.
 
         An empty prompt starts from end-of-text; `stop` are texts that end a continuation. With `num_beams`
-        the likeliest texts are searched for instead of sampled: the best `num_samples` of them. With
-        `alternatives` every token has its log-probability and that many likelier ones, as `details`.
+        the most likely texts are searched for instead of sampled: the best `num_samples` of them. With
+        `alternatives` every token has its log-probability and that of so many likelier ones, as `details`.
 
-        Raises InputError for a number out of range, and for a rule that is none.
+        Raises InputError for a number out of range, and for an unknown rule.
         """
         if isinstance(prompts, str):
             raise InputError("prompts is one text: give a list of texts, or use generate")
-        chosen = self.rules(**rules)
         if num_beams is None:
-            generator = seeded_generator(seed, device_of(self.net))
-            return complete(
-                self.net, self.tokenizer, prompts, rules=chosen, max_new_tokens=max_new_tokens,
-                num_samples=num_samples, stop=stop, generator=generator, alternatives=alternatives,
+            pieces = self.pieces(
+                prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, stop=stop, seed=seed,
+                alternatives=alternatives, **rules,
             )  # fmt: skip
+            done = [piece.completion for piece in pieces if piece.completion is not None]
+            return sorted(done, key=lambda each: (each.prompt, each.sample))
+        self.rules(**rules)  # refuses an unknown one
         if num_samples > num_beams:
             raise InputError(f"num_samples={num_samples} exceeds num_beams={num_beams}: raise num_beams")
         if stop or alternatives is not None:
-            raise InputError("num_beams knows no stop, alternatives or statistics: leave one of them out")
+            raise InputError("num_beams works without stop, alternatives and statistics: leave them out")
         limits = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
         return [
             dataclasses.replace(beam, prompt=number)
@@ -134,7 +140,7 @@ class LanguageModel(LoadedCheckpoint):
         )  # fmt: skip
 
     def rules(self, **rules: Any) -> SamplingRules:
-        """How tokens are chosen: `CHAT` with these rules in its place, for the model's vocabulary."""
+        """`CHAT` with these sampling rules in its place, for the model's vocabulary."""
         return SamplingRules.of({**CHAT, **rules}).within(vocab_size(self.net))
 
     def evaluate(
@@ -148,23 +154,23 @@ class LanguageModel(LoadedCheckpoint):
     ) -> Evaluation:
         """Loss and perplexity.
 
-        `data` is None: the data of the model's own run, which must be what it was trained on; a path: that
-        text file, folder or glob (for a model that follows instructions also a JSON or JSON Lines file); a
-        corpus; a datamodule with the model's tokenizer. `split` is train, val, test (of examples) or all (of
-        a text); None: val, of a path or corpus all. Sequences have `max_length` tokens; None: as in the own
-        run, of a path or corpus the model's context.
+        `data` is None: the data of the model's own run, which must be what it was trained on; a path: a text
+        file, folder or glob (for a model that follows instructions also a JSON or JSON Lines file); a corpus;
+        or a datamodule with the model's tokenizer. `split` is train, val, test (of examples) or all (of a
+        text); None: all of a path or corpus, else val. Sequences have `max_length` tokens; None: as in the
+        own run, of a path or corpus the model's context.
 
-        Raises InputError for data that cannot be had, are not the run's own any more, or have no such split.
+        Raises InputError for data that cannot be read, have changed since, or have no such split.
         """
         given = language_data(self, data, split=split, max_length=max_length, batch_size=batch_size)
         found = evaluate(self.net, progress(given.batches))
         return dataclasses.replace(found, data=given.name, context=given.context)
 
     def inspect(self, text: str, *, alternatives: int = 5, progress: Progress = iter) -> InspectedText:
-        """How surprised the model is by each token, from all the text before it that the model can read."""
+        """The surprisal of each token, given all the text before it that the model can read."""
         ids = [int(token) for token in self.tokenizer.encode(text)]
         if not ids:
-            raise InputError(f"text={text!r} holds no token: give at least one word")
+            raise InputError(f"text={text!r} has no tokens: give at least one word")
         found = surprisals(self.net, ids, eot_id=self.tokenizer.eot_id, alternatives=alternatives)
         return InspectedText(tokens=list(progress(found)), tokenizer=self.tokenizer)
 
@@ -207,7 +213,7 @@ class LanguageModel(LoadedCheckpoint):
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionModel(LanguageModel):
-    """A language model that answers instructions; where nothing else is said, with the likeliest tokens."""
+    """A language model that answers instructions, by default with the most likely tokens."""
 
     template: PromptTemplate
 
@@ -239,19 +245,19 @@ class InstructionModel(LanguageModel):
         seed: int | None = None,
         **rules: Any,
     ) -> Iterator[str]:
-        """The answer of `respond` bit by bit, white space at its end included."""
+        """The answer of `respond` piece by piece, white space at its end included."""
         answerer = self.answerer(max_new_tokens=max_new_tokens, **rules)
         prompt = answerer.prompt(instruction, input, place="the instruction")
         pieces = answerer.stream(prompt, answer_generator(seed, device_of(self.net)))
 
-        def without_space_before() -> Iterator[str]:
+        def without_leading_space() -> Iterator[str]:
             begun = False
             for piece in pieces:
                 text = piece.text if begun else piece.text.lstrip()
                 begun = begun or bool(text)
                 yield text
 
-        return without_space_before()
+        return without_leading_space()
 
     def respond_all(
         self,
@@ -267,14 +273,14 @@ class InstructionModel(LanguageModel):
         progress: Progress = iter,
         **rules: Any,
     ) -> list[dict[str, Any]]:
-        """Answers many instructions into a JSON file, and returns what is in it.
+        """Answer many instructions into a JSON file, and return its contents.
 
-        Every record is there as it was, and has `instruction`, `input`, `model_response` and `well_formed`.
+        Every record is kept, with `instruction`, `input`, `model_response` and `well_formed` added.
         Interrupted and called again in the same way, it resumes after the last batch.
 
-        `records` are mappings, or a JSON or JSON Lines file of them, or "train", "val" or "test": that split
-        of the model's own run. With `skip_too_long`, one whose prompt fills the model's context is left out,
-        instead of refusing all.
+        `records` are mappings, a JSON or JSON Lines file of them, or "train", "val" or "test": that split of
+        the model's own run. With `skip_too_long` a record whose prompt fills the model's context is left out;
+        else it is an error.
 
         Raises InputError for records or an output that cannot be used.
         """
@@ -283,7 +289,7 @@ class InstructionModel(LanguageModel):
         placed = (
             read_records(Path(records).expanduser())
             if isinstance(records, str | Path)
-            else [Record(place=f"record {i}", number=i, fields=fields) for i, fields in enumerate(records, 1)]
+            else [PlacedRecord(place=f"record {i}", fields=fields) for i, fields in enumerate(records, 1)]
         )
         return answer_all(
             self.answerer(max_new_tokens=max_new_tokens, **rules), placed,
@@ -293,7 +299,7 @@ class InstructionModel(LanguageModel):
         )  # fmt: skip
 
     def answerer(self, *, max_new_tokens: int = 256, **rules: Any) -> Answerer:
-        """What asks the model and judges the form of its answers."""
+        """Asks the model, and judges the form of its answers."""
         return Answerer(
             net=self.net,
             tokenizer=self.tokenizer,
@@ -303,36 +309,28 @@ class InstructionModel(LanguageModel):
         )
 
     def split_file(self, split: Split) -> Path:
-        """The file of a split of the model's own run. Raises InputError where there is none."""
+        """The file of a split of the model's own run. Raises InputError if it does not exist."""
         found = None if self.run_dir is None else split_file(self.run_dir, split, ".json")
         if found is None or not found.is_file():
             raise InputError(
-                f"split={split}: {self.path} lies in no run of task=instruct, or one without that split: give"
-                " file=FILE instead"
+                f"split={split}: {self.path} is not in a run of task=instruct with that split: give file=FILE"
             )
         return found
 
 
-# --- what classifies ------------------------------------------------------------------------------------
+# --- classifiers ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(LoadedClassifier):
-    """A model that says to which class a text belongs."""
-
-    trust: tuple[str, ...] = ()
-
-    @property
-    def run_dir(self) -> Path | None:
-        """The folder of its run; None: the weights lie elsewhere."""
-        return run_dir_of(self.path)
+class Classifier(_OfRun, LoadedClassifier):
+    """A model that gives each text one of its labels."""
 
     def classify(self, texts: str | Iterable[str], *, batch_size: int = 16) -> list[Prediction]:
-        """What it says of each text, in order; of a single text a list of one."""
+        """A prediction for each text, in order; for a single text a list of one."""
         return list(self.predictions([texts] if isinstance(texts, str) else texts, batch_size=batch_size))
 
     def predictions(self, texts: Iterable[str], *, batch_size: int = 16) -> Iterator[Prediction]:
-        """As `classify`, one by one: never more than a few texts are in memory."""
+        """The predictions of `classify`, one by one: only a few texts are in memory."""
         return predictions(self, texts, batch_size=batch_size)
 
     def classify_file(
@@ -346,15 +344,15 @@ class Classifier(LoadedClassifier):
         batch_size: int = 16,
         progress: Progress = iter,
     ) -> Path:
-        """Classifies every text of a file into a `.csv` or `.jsonl` file, which is returned.
+        """Classify every text of a file into a `.csv` or `.jsonl` file, which is returned.
 
         The file is CSV, TSV, JSON Lines, or a text on each line, and may be larger than the memory;
-        `format` and `columns` as for `TextTable`. Raises InputError for a file that cannot be read, and for
-        an output that is there already.
+        `format` and `columns` as for `Table`. Raises InputError for a file that cannot be read, and for an
+        output that exists.
         """
         path = Path(output).expanduser()
         with prediction_file(path, self.labels) as write:
-            table = TextTable(path=Path(file).expanduser(), format=format, columns=columns, keys="")
+            table = Table(path=Path(file).expanduser(), format=format, columns=columns, keys="")
             texts = (row.text for row in table.rows(text_column))
             for prediction in progress(self.predictions(texts, batch_size=batch_size)):
                 write(prediction)
@@ -371,10 +369,10 @@ class Classifier(LoadedClassifier):
         """Accuracy, F1, confusion and calibration.
 
         `data` is None: the texts of the model's own run; a CSV, TSV or JSONL file with the columns text and
-        label, or a corpus, which are taken whole; a datamodule. `split` is train, val or test, of the own
-        texts and of a datamodule.
+        label, or a corpus, all of it; or a datamodule. `split` is train, val or test, of the own texts and of
+        a datamodule.
 
-        Raises InputError for texts that cannot be had, and for a label that the model does not know.
+        Raises InputError for texts that cannot be read, and for a label that the model does not know.
         """
         given = labelled_data(self, data, split=split, batch_size=batch_size)
         found = evaluate_classifier(self.net, progress(given.batches))

@@ -265,7 +265,7 @@ def test_a_lone_checkpoint_opens_nothing_that_it_names(
     shutil.copy(pretrained / "checkpoints/last.ckpt", tmp_path / "lone.ckpt")
     model = language_model(tmp_path / "lone.ckpt")
     monkeypatch.setattr(TextFiles, "files", lambda self: pytest.fail("a file was looked for"))
-    with pytest.raises(InputError, match="lies in no run folder"):
+    with pytest.raises(InputError, match="is not in a run's folder"):
         model.evaluate()
     assert model.memorisation([]) == []  # the text that it was trained on, in this machine's cache
     monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "empty"))
