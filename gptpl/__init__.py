@@ -7,7 +7,7 @@
     model = gptpl.load(run.run_dir)
     print(model.generate("Every effort moves you", temperature=0.8))
 
-Importing it imports nothing more: torch comes with the first name that is used.
+Importing it imports nothing else: torch comes with the first name that is used.
 """
 
 from importlib import import_module
@@ -16,50 +16,38 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gptpl.config.compose import compose
-    from gptpl.errors import InputError
-    from gptpl.reports import report
-    from gptpl.runs.build import Run, build, resume
-    from gptpl.runs.finders import find_batch_size, find_lr
-    from gptpl.runs.loaded import load
-    from gptpl.runs.plan import plan
-    from gptpl.runs.verify import verify_resume
-    from gptpl.sweeps.sweep import sweep
+    from gptpl.config.compose import compose as compose
+    from gptpl.errors import InputError as InputError
+    from gptpl.reports import report as report
+    from gptpl.runs.build import Run as Run
+    from gptpl.runs.build import build as build
+    from gptpl.runs.build import resume as resume
+    from gptpl.runs.finders import find_batch_size as find_batch_size
+    from gptpl.runs.finders import find_lr as find_lr
+    from gptpl.runs.loaded import load as load
+    from gptpl.runs.plan import plan as plan
+    from gptpl.runs.verify import verify_resume as verify_resume
+    from gptpl.sweeps.sweep import sweep as sweep
 
-_PLACES = {
-    "InputError": "gptpl.errors",
-    "Run": "gptpl.runs.build",
-    "build": "gptpl.runs.build",
-    "compose": "gptpl.config.compose",
-    "find_batch_size": "gptpl.runs.finders",
-    "find_lr": "gptpl.runs.finders",
-    "load": "gptpl.runs.loaded",
-    "plan": "gptpl.runs.plan",
-    "report": "gptpl.reports",
-    "resume": "gptpl.runs.build",
-    "sweep": "gptpl.sweeps.sweep",
-    "verify_resume": "gptpl.runs.verify",
+_NAMES = {
+    "gptpl.config.compose": ["compose"],
+    "gptpl.errors": ["InputError"],
+    "gptpl.reports": ["report"],
+    "gptpl.runs.build": ["Run", "build", "resume"],
+    "gptpl.runs.finders": ["find_batch_size", "find_lr"],
+    "gptpl.runs.loaded": ["load"],
+    "gptpl.runs.plan": ["plan"],
+    "gptpl.runs.verify": ["verify_resume"],
+    "gptpl.sweeps.sweep": ["sweep"],
 }
-__all__ = [
-    "InputError",
-    "Run",
-    "build",
-    "compose",
-    "find_batch_size",
-    "find_lr",
-    "load",
-    "plan",
-    "report",
-    "resume",
-    "sweep",
-    "verify_resume",
-]
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'gptpl' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and what to say of the system's own errors."""
+"""The exception for mistakes in the input, and remedies for the system's own errors."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from gptpl import text
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave.
+    """A mistake in the user's input.
 
     The message is one line that names the value and the remedy; the commands print it alone, without a
     traceback, and exit with status 2.
@@ -18,9 +18,9 @@ _MOST_CHARACTERS = 2_000
 
 
 def one_line(message: str) -> str:
-    """A message as a terminal may be given it: one line, no control characters, and not without end.
+    """A message for the terminal: one line of limited length, without control characters.
 
-    Messages quote names out of files that anybody may have made.
+    Messages quote names from files that anybody may have made.
     """
     shown = text.one_line(message)
     return shown if len(shown) <= _MOST_CHARACTERS else f"{shown[:_MOST_CHARACTERS]} ..."
@@ -28,9 +28,9 @@ def one_line(message: str) -> str:
 
 _REMEDIES = {
     "make room there": ("ENOSPC", "EDQUOT"),
-    "give a folder that takes larger files": ("EFBIG",),
+    "use a file system that takes larger files": ("EFBIG",),
     "check the permissions": ("EACCES", "EPERM"),
-    "it can only be read: give a folder elsewhere": ("EROFS",),
+    "it is read-only: give a folder elsewhere": ("EROFS",),
     "check the path": ("ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "EINVAL"),
     "give a file, not a folder": ("EISDIR",),
     "remove it, or give another name": ("EEXIST", "ENOTEMPTY"),
@@ -44,17 +44,13 @@ _REMEDIES = {
     ),
     "another program has the port: give another one": ("EADDRINUSE",),
 }
-"""What helps, by the names of the system's error numbers, not all of which every system has."""
-_BY_NUMBER = {
-    getattr(errno, name): remedy
-    for remedy, names in _REMEDIES.items()
-    for name in names
-    if hasattr(errno, name)
-}
+"""Remedies by the names of the system's error numbers; not every system has all of them."""
 
 
 def os_error_text(error: OSError) -> str:
-    """What the system says, the file that it says it of, and what helps, in one line."""
+    """The system's message, the file concerned, and the remedy, in one line."""
     where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
-    remedy = _BY_NUMBER.get(error.errno or 0, "check that file or device")
+    name = errno.errorcode.get(error.errno or 0, "")
+    remedies = (remedy for remedy, names in _REMEDIES.items() if name in names)
+    remedy = next(remedies, "check that file or device")
     return one_line(f"{error.strerror or error}{where}: {remedy}, then run the command again")

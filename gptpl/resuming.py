@@ -1,9 +1,9 @@
-"""What may become of a setting when a run is resumed, said where the setting is: on its parameter.
+"""How a setting may change when a run is resumed, declared on the setting's own parameter.
 
     def __init__(self, *, num_workers: Annotated[int, FREE] = 0, max_length: int) -> None: ...
 
-A setting that says nothing made the steps so far, and cannot change, except in callbacks, loggers, the
-trainer, optimizers and schedules, whose slots have defaults of their own (`gptpl.config.slots.SLOTS`).
+Without a declaration it cannot change, except in callbacks, loggers, the trainer, optimizers and schedules,
+whose places in the config have defaults of their own (`gptpl.config.slots.SLOTS`).
 """
 
 from typing import Literal
@@ -17,5 +17,5 @@ INEXACT: Resume = "inexact"
 NEXT_STEP: Resume = "next_step"
 """It may change, and changes the training from the next step on."""
 NEVER: Resume = "never"
-"""It made the steps so far: another value is another run."""
+"""It made the steps so far: with another value it is another run."""
 KINDS = (FREE, INEXACT, NEXT_STEP, NEVER)

@@ -1,6 +1,6 @@
-"""Values as people read them: numbers, sizes, durations, settings, names, tables; fit for a terminal.
+"""Numbers, sizes, durations, settings, names and tables as text for a terminal.
 
-What comes from disk may hold any character: it is printed through `one_line`, `printable` or `table`.
+Text from disk may hold any character: it is printed through `one_line`, `printable` or `table`.
 """
 
 import difflib
@@ -12,29 +12,29 @@ from datetime import datetime
 from pathlib import Path
 
 NONE = "-"
-"""What stands where there is no value."""
+"""In place of a missing value."""
 
 
 def printable(text: str) -> str:
-    """The text with U+FFFD for what cannot be seen: escapes, marks that turn the direction of writing."""
+    """The text with U+FFFD for invisible characters: escapes, marks that change the direction of writing."""
     return "".join(
         letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
 
 
 def one_line(text: str) -> str:
-    """The printable text with every run of white space as one space."""
+    """The printable text, with one space for every run of white space."""
     return printable(" ".join(text.split()))
 
 
 def shortened(text: str, length: int) -> str:
-    """One line of up to `length` characters, an ellipsis for what was cut."""
+    """One line of at most `length` characters, the last an ellipsis if it was cut."""
     line = one_line(text)
     return line if len(line) <= length else line[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """Rows of equal length as printable lines, columns aligned, those numbered in `right` by the right."""
+    """Rows of equal length as printable lines with aligned columns, those in `right` to the right."""
     rows = [[printable(cell.replace("\n", " ").replace("\t", " ")) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
@@ -47,15 +47,11 @@ def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list
 
 
 def bytes_text(size: float) -> str:
-    """A size in the largest unit of 1000 that gives at least 1: `512 B`, `1.5 MB`."""
+    """A size in the largest decimal unit that gives at least 1: `512 B`, `1.5 MB`."""
     if size < 1000:
         return f"{round(size)} B"
-    value = float(size)
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if value < 999.95 or unit == "TB":
-            break
-    return f"{value:.1f} {unit}"
+    power = next((power for power in (1, 2, 3) if size / 1000**power < 999.95), 4)
+    return f"{size / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
 def count_text(count: int, noun: str) -> str:
@@ -69,7 +65,7 @@ def loss_text(loss: float | None) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """`4.2 s`, `45 s`, then minutes and hours as a clock has them: `12:03`, `3:12:03`."""
+    """`4.2 s`, `45 s`, then minutes and hours as on a clock: `12:03`, `3:12:03`."""
     if not math.isfinite(seconds) or seconds < 0:
         return NONE
     if seconds < 59.5:
@@ -96,19 +92,19 @@ def setting_text(value: bool | int | float | str | None, *, exact: bool = False)
 
 
 def near(path: Path) -> str:
-    """A path as one would type it here: relative, where it lies below the folder that one is in."""
+    """A path as one would type it: relative, if it is below the working folder."""
     full = Path(os.path.abspath(path))  # noqa: PTH100 - not resolved: a link keeps its name
     here = Path.cwd()
     return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
 
 
 def closest(word: str, candidates: Iterable[str], *, likeness: float = 0.5) -> str:
-    """The candidate most like the word; empty where none has the likeness, of 0 to 1."""
+    """The candidate most like the word, with a likeness of 0 to 1; "" if none is like it."""
     others = [candidate for candidate in candidates if not word.startswith(f"{candidate}.")]
     return "".join(difflib.get_close_matches(word, others, n=1, cutoff=likeness))
 
 
 def nearest(word: str, candidates: Iterable[str], *, likeness: float = 0.5) -> str:
-    """A question for the closest candidate; empty where there is none."""
+    """`: did you mean WORD?` with the closest candidate; "" without one."""
     found = closest(word, candidates, likeness=likeness)
     return f": did you mean {found}?" if found else ""
