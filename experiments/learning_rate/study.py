@@ -12,8 +12,6 @@ tale, two trials and no other seeds: it shows that the study runs, not which rat
 import argparse
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+import gptpl
 from experiments.training_runs import Overrides, table, write_result
 from gptpl.files.run_record import RunRecord, find_runs, read_run
 
@@ -105,7 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
     points = {f"{o}, {m}": points_of(o, found) for (o, m), found in searches.items()}
     write_result(options.output, runs, steps=size.steps, rates=rows, trials=points)
     figure(points).savefig(options.output / "rates.png", dpi=110)
-    report([sweeps / f"{o} {m}".replace(" ", "_").lower() for o, m in searches], options.output)
+    folders = [sweeps / f"{o} {m}".replace(" ", "_").lower() for o, m in searches]
+    gptpl.report(*folders, output=options.output / "report")
     print(f"\n{table(rows)}")
 
 
@@ -118,11 +118,8 @@ def settings(optimizer: str, model: str, searches: Mapping[tuple[str, str], list
 
 def swept(arguments: Sequence[str], folder: Path, jobs: int) -> list[RunRecord]:
     """The trials of a sweep. Raises SystemExit where one of them has not finished."""
-    command = [sys.executable, "-m", "gptpl", "sweep", *arguments, f"hydra.sweep.dir={folder}"]
-    ended = subprocess.run(
-        [*command, f"hydra.launcher.n_jobs={jobs}"], stdout=subprocess.DEVNULL, check=False
-    )
-    if ended.returncode:
+    result = gptpl.sweep(*arguments, f"hydra.sweep.dir={folder}", f"hydra.launcher.n_jobs={jobs}")
+    if result.status():
         raise SystemExit(f"the sweep in {folder} has trials that did not finish: see its results.csv")
     return [read_run(path) for path in find_runs(folder)]
 
@@ -179,12 +176,6 @@ def figure(points: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return drawn
-
-
-def report(folders: Sequence[Path], output: Path) -> None:
-    """All searches side by side, as `gptpl report` shows them."""
-    command = [sys.executable, "-m", "gptpl", "report", *map(str, folders), f"output={output / 'report'}"]
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
 
 
 if __name__ == "__main__":
