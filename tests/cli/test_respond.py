@@ -232,7 +232,7 @@ def test_wrong_settings_are_refused(given, said, refused, tuned, monkeypatch):
 def test_a_checkpoint_outside_a_run_has_no_split(refused, tuned, tmp_path):
     shutil.copy(tuned / "checkpoints/best.ckpt", tmp_path / "best.ckpt")
     line = refused("respond", "checkpoint=best.ckpt", "split=test", "output=o.json")
-    assert "lies in no run of task=instruct, or one without that split: give file=FILE" in line
+    assert "is not in a run of task=instruct with that split: give file=FILE" in line
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -201,6 +201,6 @@ def test_a_tied_head_with_torchs_embeddings_is_warned_of(gptpl, init, tied, warn
     given = ("experiment=quick", "trainer=cpu", "scheduler=constant", "trainer.max_steps=1", "callbacks=none")
     outcome = gptpl("train", *given, f"model.init={init}", f"model.tie_weights={tied}")
     assert outcome.status == 0
-    assert ("model.init=gpt2 is made for a tied head" in outcome.err) == warned
+    assert ("model.init=gpt2 suits a tied head" in outcome.err) == warned
     # The warning is true: guessing costs ln(257) = 5.5.
     assert (float(outcome.run.rows[0]["val/loss"]) > 8) == warned

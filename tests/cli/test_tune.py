@@ -175,7 +175,7 @@ def test_what_is_refused(folder, command):
             (*convert, "format=adapter", "checkpoint=lora", "dtype=float16"),
             "format=adapter keeps what the run",
         ),
-        ((*convert, "format=adapter", "checkpoint=lora/adapter"), "lora/adapter is no run of gptpl"),
+        ((*convert, "format=adapter", "checkpoint=lora/adapter"), "lora/adapter is not a run of gptpl"),
         ((*SETTINGS, *MODEL, "tune=head", "run_dir=new"), "tune=head would train the token embedding"),
         ((*SETTINGS, *LORA, "tune.alfa=1", "run_dir=new"), "tune.alfa"),
         (
@@ -197,7 +197,7 @@ def test_lora_on_random_weights_leaves_no_adapter(folder, command):
         *SETTINGS, *LORA, "run_dir=random", "trainer.max_steps=2", "callbacks=checkpoint_last", cwd=folder
     )
     assert outcome.status == 0, outcome.err
-    assert "no adapter: the run began with random weights" in outcome.err
+    assert "no adapter: the run started from random weights" in outcome.err
     assert not (folder / "random/adapter").exists()
 
 

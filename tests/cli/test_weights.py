@@ -482,7 +482,7 @@ def test_weights_too_large_for_half_precision(gptpl, refused, quick, tmp_path):
             "dtype=int8: format=hf has float32, bfloat16, float16 only",
         ),
         (("format=hf", "output=there"), "output=there is there already"),
-        (("format=hf", "output=no/x"), "its parent folder does not exist"),
+        (("format=hf", "output=no/x"), "make its parent folder first"),
         (("format=hf", "output=x", "init=gpt2_hf"), "and init= are both set: give one of them"),
         (("format=openai-tf", "output=x", "dtype=float16"), "format=openai-tf has float32 only"),
     ],
@@ -509,7 +509,7 @@ def test_an_export_that_does_not_come_back_the_same_is_not_kept(refused, gptpl, 
 
 @pytest.mark.parametrize("command", ["evaluate", "generate", "inspect"])
 def test_weights_that_say_nothing(refused, command):
-    assert "init=random has nothing to say yet" in refused(command, "init=random", *_text(command))
+    assert "init=random is not trained yet" in refused(command, "init=random", *_text(command))
     assert "checkpoint is not set" in refused(command, *_text(command))
 
 

@@ -98,9 +98,9 @@ def test_a_folder_is_one_runs_until_it_is_closed():
 
 
 def test_a_run_is_stopped_from_a_thread_and_resumed_to_the_same_bits():
-    straight = gptpl.build(*SMALL, "trainer.max_steps=30")
+    straight = gptpl.build(*SMALL, "trainer.max_steps=6")
     straight.fit()
-    run = gptpl.build(*SMALL, "trainer.max_steps=30")
+    run = gptpl.build(*SMALL, "trainer.max_steps=6")
 
     class AsksAtTheThirdStep(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *others: Any) -> None:

@@ -3,17 +3,15 @@
 import pytest
 import torch
 
-from gptpl.data.instructions.splits import Instruction
+from gptpl.data.instructions.entries import Entry
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.errors import InputError
 
-PLAIN = Instruction(instruction="Name a colour.", input="", output="Red.")
-WITH_INPUT = Instruction(
-    instruction="Correct it.", input="He go <home> & {{ instruction }}.", output="He goes."
-)
+PLAIN = Entry(instruction="Name a colour.", input="", output="Red.")
+WITH_INPUT = Entry(instruction="Correct it.", input="He go <home> & {{ instruction }}.", output="He goes.")
 
 
-def book_alpaca(entry: Instruction) -> str:
+def book_alpaca(entry: Entry) -> str:
     text = (
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request."
@@ -23,7 +21,7 @@ def book_alpaca(entry: Instruction) -> str:
     return text + f"\n\n### Response:\n{entry.output}"
 
 
-def book_phi3(entry: Instruction) -> str:
+def book_phi3(entry: Entry) -> str:
     text = f"<|user|>\n{entry.instruction}"
     text += f"\n{entry.input}" if entry.input else ""
     return text + f"\n<|assistant|>:\n{entry.output}"
