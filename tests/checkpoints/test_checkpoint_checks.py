@@ -278,6 +278,7 @@ def test_a_flipped_bit_in_any_tensor_of_a_lone_checkpoint_is_found(checkpoint, t
             assert f"b.ckpt is damaged ({part.filename} does not have its CRC-32)" in refusal(damaged)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:TypedStorage is deprecated")
 def test_flipped_bits_anywhere_change_nothing_that_is_loaded(checkpoint, tmp_path):
     """In the pickle, the zip's directory, or between the parts, where they do no harm."""
     path, damaged = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
@@ -285,9 +286,9 @@ def test_flipped_bits_anywhere_change_nothing_that_is_loaded(checkpoint, tmp_pat
     record_file(path).unlink()
     whole, size, draw = digest(read_checkpoint(path)), path.stat().st_size, random.Random(19)
     refused = 0
-    for _ in range(150):
+    for number in range(150):
         shutil.copy(path, damaged)
-        flip(damaged, draw.randrange(size))
+        flip(damaged, draw.randrange((3000, size, size)[number % 3]))
         try:
             assert digest(read_checkpoint(damaged)) == whole
         except InputError:

@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import multiprocessing
 import os
 import pickle
-import subprocess
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 
 from gptpl.checkpoints.files import CheckpointFolder, DurableCheckpointIO, verify, write_checkpoint
 from gptpl.files.durable import record_file
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
 
 
 def state(value: float, numbers: int = 1000) -> dict[str, Any]:
@@ -136,7 +140,6 @@ def killed_at(operation: int, work: Any) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
 @pytest.mark.parametrize("again", ["a new step", "the same name", "the same name, its record lost"])
 def test_killed_at_any_moment_the_folder_has_a_whole_newest_checkpoint(tmp_path, again):
     """Every visible checkpoint verifies, `last.ckpt` is one of them, the next save cleans up."""
@@ -219,27 +222,33 @@ def test_the_error_is_the_systems_and_the_old_checkpoint_stays(tmp_path, monkeyp
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.sha256"]
 
 
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-import torch
-from gptpl.checkpoints.files import write_checkpoint
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-try:
-    write_checkpoint({"weight": torch.zeros(100_000)}, Path(sys.argv[1]))
-except OSError as error:
-    print(error)
-"""
+def in_a_process(work: Callable[[], object]) -> Any:
+    """What `work` returns in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    queue: Any = context.SimpleQueue()
+    process = context.Process(target=lambda: queue.put(work()), daemon=True)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    return queue.get()
 
 
 def test_a_real_limit_of_the_system_is_met_in_the_middle_of_the_file(tmp_path):
     path = tmp_path / "a.ckpt"
     write_checkpoint(state(1), path)
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout == f"[Errno 27] File too large: '{path}'\n"
+
+    def limited() -> str:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            write_checkpoint({"weight": torch.zeros(100_000)}, path)
+        except OSError as error:
+            return str(error)
+        return "written"
+
+    assert in_a_process(limited) == f"[Errno 27] File too large: '{path}'"
     assert verify(path) is None
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.sha256"]
 
@@ -265,22 +274,14 @@ def test_a_leftover_that_no_process_can_have_written_stops_nothing(tmp_path, pro
     assert verify(tmp_path / "a.ckpt") is None
 
 
-MEASURED = """
-import resource, sys
-from pathlib import Path
-import torch
-from gptpl.checkpoints.files import write_checkpoint
-weights = {str(i): torch.ones(2_500_000) for i in range(20)}  # 200 MB
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-write_checkpoint(weights, Path(sys.argv[1]))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
 def test_saving_needs_no_second_copy_in_memory(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(tmp_path / "a.ckpt")],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert float(done.stdout) < 60  # MB; Lightning's own way takes 200
+    def measured() -> float:
+        import resource
+
+        weights = {str(i): torch.ones(2_500_000) for i in range(20)}  # 200 MB
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        write_checkpoint(weights, tmp_path / "a.ckpt")
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+    assert in_a_process(measured) < 60  # MB; Lightning's own way takes 200
