@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 
 WIN, LOSS, DRAW = "win", "loss", "tie"
 """Of the first model."""
+POINTS = {WIN: 1.0, DRAW: 0.5, LOSS: 0.0, None: None}
+"""Their mean is the win rate."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Verdict(Generic[Value]):
 
     value: Value | None
     replies: tuple[str, ...]
+
+    @property
+    def failure(self) -> str | None:
+        """The last reply if none could be read, else None."""
+        return self.replies[-1] if self.value is None else None
 
 
 class Judge:
@@ -121,35 +128,23 @@ def _fields(answer: Answer, settings: JudgeModel) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """The judge's opinion of a pair; `swapped` tells for each verdict if the second answer came first."""
+    """The judge's opinion of a pair of answers.
 
+    Attributes:
+        result: WIN, LOSS or DRAW of the first model; None if a reply could not be read.
+        contradictory: whether the winner depended on the order of the answers, which counts as a tie.
+        swapped: for each of the `verdicts`, whether the second answer came first.
+    """
+
+    result: str | None
+    contradictory: bool
     swapped: tuple[bool, ...]
     verdicts: tuple[Verdict[str], ...]
 
-    def _results(self) -> set[str | None]:
-        return {
-            {None: None, TIE: DRAW}.get(verdict.value, WIN if (verdict.value == FIRST) != swapped else LOSS)
-            for verdict, swapped in zip(self.verdicts, self.swapped, strict=True)
-        }
-
     @property
-    def contradictory(self) -> bool:
-        """Whether the winner depended on the order of the answers, which counts as a tie."""
-        results = self._results()
-        return len(results) > 1 and None not in results
-
-    @property
-    def result(self) -> str | None:
-        """WIN, LOSS or DRAW of the first model; None if a reply could not be read."""
-        results = self._results()
-        if None in results:
-            return None
-        return DRAW if self.contradictory else results.pop()
-
-    @property
-    def points(self) -> float | None:
-        """1 for a win, 0.5 for a tie, 0 for a loss: their mean is the win rate."""
-        return None if self.result is None else {WIN: 1.0, DRAW: 0.5, LOSS: 0.0}[self.result]
+    def failure(self) -> str | None:
+        """As of a verdict, of the first one that has one."""
+        return next((each.failure for each in self.verdicts if each.failure is not None), None)
 
 
 def compared(
@@ -172,10 +167,21 @@ def compared(
         return judge.verdict(prompt.filled(fields), parse_winner, reminder=reminder.filled(fields))
 
     def prefer(index: int) -> Preference:
-        verdicts = tuple(ask(pairs[index], swapped) for swapped in orders[index])
-        return Preference(swapped=orders[index], verdicts=verdicts)
+        order = orders[index]
+        verdicts = tuple(ask(pairs[index], swapped) for swapped in order)
+        results = {_result(verdict.value, swapped) for verdict, swapped in zip(verdicts, order, strict=True)}
+        contradictory = len(results) > 1 and None not in results
+        result = DRAW if contradictory else None if None in results else results.pop()
+        return Preference(result=result, contradictory=contradictory, swapped=order, verdicts=verdicts)
 
     return in_threads(range(len(pairs)), prefer, threads=judge.settings.max_concurrent)
+
+
+def _result(winner: str | None, swapped: bool) -> str | None:
+    """The first model's result, of a verdict on its answer as A, or as B if they were swapped."""
+    if winner is None or winner == TIE:
+        return None if winner is None else DRAW
+    return WIN if (winner == FIRST) != swapped else LOSS
 
 
 def in_threads(

@@ -13,7 +13,7 @@ from gptpl import __version__
 from gptpl.errors import InputError
 from gptpl.files.durable import sha256_of, write_atomically
 from gptpl.files.figures import COLOURS, GREY, figure_png, new_figure
-from gptpl.judging.judge import DRAW, LOSS, WIN, Judge, Verdict, compared, judged
+from gptpl.judging.judge import DRAW, LOSS, POINTS, WIN, Judge, Preference, Verdict, compared, judged
 from gptpl.judging.measures import (
     TITLES,
     Mean,
@@ -75,15 +75,13 @@ def score(
         {**answer.fields, "scores": dict(scores)}
         for answer, scores in zip(answers, work.reference_scores(answers), strict=True)
     ]
-    failures = {}
+    verdicts: list[Verdict[float]] = []
     if work.judge is not None:
         verdicts = work.collected(judged(answers, work.judge), total=len(answers))
-        for place, (entry, verdict) in enumerate(zip(entries, verdicts, strict=True)):
+        for entry, verdict in zip(entries, verdicts, strict=True):
             entry["scores"]["judge"], entry["judge_replies"] = verdict.value, list(verdict.replies)
-            if (failure := _failure([verdict])) is not None:
-                failures[place] = failure
     values = {name: [entry["scores"][name] for entry in entries] for name in entries[0]["scores"]}
-    result = Scores(entries=entries, failures=failures, **work.common(values))
+    result = Scores(entries=entries, failures=_failures(verdicts), **work.common(values))
     if work.output is not None:
         result.write(work.output)
     return result
@@ -125,18 +123,16 @@ def compare(
         name: [ours[name] - theirs[name] for ours, theirs in zip(first, second, strict=True)]
         for name in first[0]
     }
-    failures = {}
+    preferences: list[Preference] = []
     if work.judge is not None:
         found = compared(pairs, work.judge, seed=seed, both_orders=both_orders)
         preferences = work.collected(found, total=len(pairs))
-        for place, (entry, each) in enumerate(zip(entries, preferences, strict=True)):
+        for entry, each in zip(entries, preferences, strict=True):
             entry |= {"result": each.result, "contradictory": each.contradictory}
             entry["second_shown_first"] = list(each.swapped)
             entry["judge_replies"] = [list(verdict.replies) for verdict in each.verdicts]
-            if (failure := _failure(each.verdicts)) is not None:
-                failures[place] = failure
-        values["win_rate"] = [each.points for each in preferences]
-    result = Comparison(entries=entries, failures=failures, **work.common(values))
+        values["win_rate"] = [POINTS[each.result] for each in preferences]
+    result = Comparison(entries=entries, failures=_failures(preferences), **work.common(values))
     if work.output is not None:
         result.write(work.output)
     return result
@@ -160,17 +156,16 @@ class _Work:
         if not all(markers):
             raise InputError("markers contains an empty text, which is in every answer: leave it out")
         self._seed, self._samples, self._markers, self._progress = seed, samples, markers, progress
-        self._files: dict[str, Any] = {}
+        self.output = path = None if output is None else Path(output).expanduser()
+        if path is not None and (path.suffix != ".json" or path.is_dir() or not path.parent.is_dir()):
+            raise InputError(f"output must be a .json file in an existing folder, got {path}")
+        self._files: dict[str, Any] = dict.fromkeys(read)
         for name, given in read.items():
-            path = Path(given).expanduser().absolute() if isinstance(given, Path | str) else None
-            self._files[name] = None if path is None else {"path": str(path), "sha256": sha256_of(path)}
-            if path is not None and output is not None and path.resolve() == Path(output).resolve():
-                raise InputError(f"output={output} is the file that is judged: give another output=")
-        self.output = None if output is None else Path(output).expanduser()
-        if self.output is not None and (
-            self.output.suffix != ".json" or self.output.is_dir() or not self.output.parent.is_dir()
-        ):
-            raise InputError(f"output must be a .json file in an existing folder, got {self.output}")
+            if isinstance(given, Path | str):
+                file = Path(given).expanduser().absolute()
+                self._files[name] = {"path": str(file), "sha256": sha256_of(file)}
+                if path is not None and file.resolve() == path.resolve():
+                    raise InputError(f"output={path} is the file that is judged: give another output=")
         model = judge if isinstance(judge, JudgeModel) else None
         cache = None if self.output is None else self.output.parent / CACHE_FILE
         self.judge = None if model is None else Judge(model, cache)
@@ -190,12 +185,9 @@ class _Work:
         try:
             by_place = dict(self._progress(found, total=total, desc="judging") if self._progress else found)
         except BaseException:
-            cache = self.judge.cache if self.judge is not None else ()
-            if self.output is not None and len(cache):
-                log.info(
-                    "%s: replies kept: %d; run the same command again to continue",
-                    *(self.output.parent / CACHE_FILE, len(cache)),
-                )
+            if self.judge is not None and self.judge.cache.path is not None:
+                path, kept = self.judge.cache.path, len(self.judge.cache)
+                log.info("%s: replies kept: %d; run the same command again to continue", path, kept)
             raise
         return [by_place[place] for place in range(total)]
 
@@ -208,9 +200,8 @@ class _Work:
         return {"means": means, "judge": self.judge, "files": self._files, "settings": self._settings}
 
 
-def _failure(verdicts: Sequence[Verdict[Any]]) -> str | None:
-    """The last reply to the first question whose replies could not be read."""
-    return next((verdict.replies[-1] for verdict in verdicts if verdict.value is None), None)
+def _failures(opinions: Sequence[Verdict[float] | Preference]) -> dict[int, str]:
+    return {place: each.failure for place, each in enumerate(opinions) if each.failure is not None}
 
 
 # --- results --------------------------------------------------------------------------------------------

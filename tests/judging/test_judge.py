@@ -223,8 +223,6 @@ def test_the_order_does_not_matter_to_a_judge_who_reads(
     found = preferences(own_judge(), answer, seed=1, both_orders=both_orders)
     assert {each.result for each in found} == {result}
     assert not any(each.contradictory for each in found)
-    points = {"win": 1.0, "tie": 0.5, "loss": 0.0}
-    assert {each.points for each in found} == {points[result]}
 
 
 def test_a_judge_who_prefers_the_first_place_is_found_out(own_judge, judge_server, answer):
@@ -243,7 +241,7 @@ def test_a_judge_who_prefers_the_first_place_is_found_out(own_judge, judge_serve
 def test_a_preference_that_cannot_be_read_counts_for_nobody(own_judge, judge_server, answer):
     judge_server.reply = lambda prompt: "Winner: A" if prompt.endswith("yours") else "Hm."
     [found] = preferences(own_judge(), answer, count=1, seed=1, both_orders=True)
-    assert (found.result, found.points, found.contradictory) == (None, None, False)
+    assert (found.result, found.failure, found.contradictory) == (None, "Hm.", False)
     assert found.verdicts[0].value == "A"
 
 
