@@ -109,6 +109,10 @@ def test_the_run_of_a_trial_that_has_ended_is_read_once(sweep, monkeypatch):
         known = {row.result.folder: row for row in outcomes.ranked(six.folder, now, six.search, known)}
     assert [read.count(name) for name in numbers(6)] == [1] * 6
     assert [each.best for each in known.values()] == pytest.approx([0, 2, 3, 4, 5, math.nan], nan_ok=True)
+    running = [replace(results[0], state="running", value=math.nan)]
+    for _ in range(2):  # there may be more to read of one that runs
+        known = {"0": outcomes.ranked(six.folder, running, six.search, known)[0]}
+    assert read.count("0") == 3
 
 
 def test_a_trial_that_was_killed_before_it_saved_begins_anew(sweep):
