@@ -95,8 +95,8 @@ def download(
     with the right hash gets its final name. Processes that want the same file wait for one another.
 
     `sha256` and `size` (bytes) are None where they are not published; the hash of the first download is then
-    recorded in `<filename>.sha256`, and is the right one from then on. `filename` None is the last part of the
-    address, `folder` None is `cache_dir()`.
+    recorded in `<filename>.sha256`, and is the right one from then on. `filename` None is the last part of
+    the address, `folder` None is `cache_dir()`.
 
     Raises InputError for a file name with a path, an address that cannot be reached, a download that stays
     incomplete, a wrong size or hash, and a folder or disk that cannot take the file.
