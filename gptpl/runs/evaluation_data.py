@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from gptpl.config.instantiate import check_paths_inside, check_trusted, instantiate
 from gptpl.config.signatures import locate
 from gptpl.config.slots import settings_of
-from gptpl.data.classification.corpora import LabelledCorpus, LabelledFiles
 from gptpl.data.classification.datamodule import (
     LabelledDataModule,
     LabelledTexts,
@@ -24,16 +23,16 @@ from gptpl.data.classification.datamodule import (
 )
 from gptpl.data.classification.splits import read_split
 from gptpl.data.instructions.datamodule import InstructionDataModule, length_lines
-from gptpl.data.instructions.entries import Entry, read_entries
-from gptpl.data.instructions.rows import InstructionExamples, make_rows
+from gptpl.data.instructions.rows import InstructionExamples, encode_instructions
+from gptpl.data.instructions.splits import Instruction, read_instructions
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.pretraining.datamodule import TextDataModule
-from gptpl.data.sources import Corpus, TextFiles
+from gptpl.data.sources import Corpus, LabelledCorpus, LabelledFiles, TextFiles
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.data.stock_data import StockData
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
-from gptpl.files.run_record import CONFIG_FILE, is_run, read_config
+from gptpl.files.run_record import CONFIG_FILE, is_run, read_config, read_run_json
 from gptpl.model.protocol import context_length
 from gptpl.tokenizers import Tokenizer
 from gptpl.weights.adapter import FORMAT as ADAPTER
@@ -196,11 +195,15 @@ def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -
         datamodule = StockData(datamodule, tokenizer=model.tokenizer, seed=int(config.get("seed", 0)))
         datamodule.load()
         datamodule.setup()
-    wanted, found = str(model.lineage.get("data", {}).get("sha256", "")), datamodule.content_sha256()
-    if wanted and found != wanted:
+    wanted, recorded = (
+        str(model.lineage.get("data", {}).get("sha256", "")),
+        read_run_json(run_dir).get("data"),
+    )
+    rows = recorded.get("rows") if isinstance(recorded, dict) else None
+    if wanted and (difference := datamodule.difference(wanted, rows)):
         raise InputError(
-            f"the data of {run_dir} are not what its model was trained on (SHA-256 {found[:12] or 'unknown'},"
-            f" not {wanted[:12]}): restore them, or {REMEDY}"
+            f"the data of {run_dir} are not what its model was trained on ({difference}): restore them, or"
+            f" {REMEDY}"
         )
     return datamodule
 
@@ -244,7 +247,7 @@ def _instructions(model: "LanguageModel", datamodule: InstructionDataModule, spl
     own, used = model.template, datamodule.template
     if own is not None and own.state() != used.state():
         log.warning("the model was tuned with template=%s, not %s", own.name, used.name)
-    for line in length_lines({split: datamodule.rows(split)}, datamodule.max_length):
+    for line in length_lines({split: datamodule.encoded(split)}, datamodule.max_length):
         log.warning(line)
     if split != "train" and model.run_dir is not None:
         _warn_of_known(datamodule.splits.of(split), split_file(model.run_dir, "train", ".json"))
@@ -261,8 +264,8 @@ def _entries(
     assert model.template is not None
     T = _checked_length(model, max_length)
     masked = bool(model.run_config.get("data", {}).get("mask_instruction", False))
-    rows = make_rows(
-        read_entries(path), model.tokenizer, model.template,
+    rows = encode_instructions(
+        read_instructions(path), model.tokenizer, model.template,
         max_length=T, mask_instruction=masked, too_long="truncate",
     )  # fmt: skip
     for line in length_lines({"test": rows}, T):
@@ -281,14 +284,14 @@ def _of_examples(name: str, template: PromptTemplate, masked: bool, batches: Ite
     )
 
 
-def _warn_of_known(entries: Sequence[Entry], trained_on: Path) -> None:
+def _warn_of_known(entries: Sequence[Instruction], trained_on: Path) -> None:
     """Warn of entries that the run was trained on: its file was split by other settings."""
-    learned = {entry.question for entry in read_entries(trained_on)} if trained_on.is_file() else set()
+    learned = {entry.question for entry in read_instructions(trained_on)} if trained_on.is_file() else set()
     known = sum(entry.question in learned for entry in entries)
     if known:
         log.warning(
             "%d of %d entries are in %s, which the model was trained on: give the run's own data.shuffle,"
-            " data.split_seed, data.train_share and data.test_share",
+            " data.split_seed, data.train_ratio and data.test_ratio",
             *(known, len(entries), trained_on),
         )
 

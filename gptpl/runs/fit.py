@@ -194,7 +194,11 @@ def _write_start(run: Run) -> None:
     write_run_json(
         run.run_dir,
         **environment,
-        data={"name": run.datamodule.name, "sha256": run.datamodule.content_sha256()},
+        data={
+            "name": run.datamodule.name,
+            "sha256": run.datamodule.content_sha256(),
+            "rows": run.datamodule.row_count,
+        },
         tokenizer={name: getattr(tokenizer, name) for name in ("name", "vocab_size", "sha256")},
         parameters=parameters_of(run.module.net),
         use=getattr(run.module, "use", None),

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier
-from gptpl.data.classification.table import Table
-from gptpl.data.instructions.entries import PlacedRecord, read_records
 from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.sources.records import Record, TextTable, read_records
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answer, Answerer, answer_all, answer_generator
@@ -289,7 +288,7 @@ class InstructionModel(LanguageModel):
         placed = (
             read_records(Path(records).expanduser())
             if isinstance(records, str | Path)
-            else [PlacedRecord(place=f"record {i}", fields=fields) for i, fields in enumerate(records, 1)]
+            else [Record(place=f"record {i}", number=i, fields=fields) for i, fields in enumerate(records, 1)]
         )
         return answer_all(
             self.answerer(max_new_tokens=max_new_tokens, **rules), placed,
@@ -347,12 +346,12 @@ class Classifier(_OfRun, LoadedClassifier):
         """Classify every text of a file into a `.csv` or `.jsonl` file, which is returned.
 
         The file is CSV, TSV, JSON Lines, or a text on each line, and may be larger than the memory;
-        `format` and `columns` as for `Table`. Raises InputError for a file that cannot be read, and for an
-        output that exists.
+        `format` and `columns` as for `TextTable`. Raises InputError for a file that cannot be read, and for
+        an output that exists.
         """
         path = Path(output).expanduser()
         with prediction_file(path, self.labels) as write:
-            table = Table(path=Path(file).expanduser(), format=format, columns=columns, keys="")
+            table = TextTable(path=Path(file).expanduser(), format=format, columns=columns, keys="")
             texts = (row.text for row in table.rows(text_column))
             for prediction in progress(self.predictions(texts, batch_size=batch_size)):
                 write(prediction)

@@ -167,7 +167,7 @@ def build_datamodule(cfg: Config, *, resume: Resumption | None = None) -> Traini
     if not isinstance(datamodule, TrainingData):
         datamodule = StockData(datamodule, tokenizer=tokenizer, **of_run)
     if resume is not None:
-        resume.check_text(datamodule.content_sha256())
+        resume.check_text(datamodule)
     datamodule.load()
     datamodule.setup()
     return datamodule

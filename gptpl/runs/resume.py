@@ -14,6 +14,7 @@ from gptpl.config.check import check
 from gptpl.config.compose import Composed, Config, composed, from_plain, plain
 from gptpl.config.groups import Folder, choices, config_file, default_choices, members_of, said_by, walk
 from gptpl.config.instantiate import check_paths_inside, check_trusted
+from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.files.run_record import read_config, read_run_json
 from gptpl.model.tuning import TuneAll
@@ -66,15 +67,16 @@ class Resumption:
     lr_asked: bool
     trusted: frozenset[str] = frozenset()
 
-    def check_text(self, content_sha256: str) -> None:
-        """Raises InputError if the text, by its hash, is not the one that the run was trained on."""
-        trained_on = self.header["data_sha256"]
-        if content_sha256 != trained_on:
+    def check_text(self, datamodule: TrainingData) -> None:
+        """Raises InputError if the data are not those that the run was trained on, by their hash."""
+        recorded = read_run_json(self.run_dir).get("data")
+        rows = recorded.get("rows") if isinstance(recorded, dict) else None
+        if difference := datamodule.difference(self.header["data_sha256"], rows):
             data = self.config.data
             what = f"data.path={data.path}" if data.get("path") else f"data.corpus={data.corpus._target_}"
             raise InputError(
-                f"{what} holds another text (SHA-256 {content_sha256[:12]}) than the run in {self.run_dir}"
-                f" was trained on ({trained_on[:12]}): restore the text, or start a new run"
+                f"{what} holds another text than the run in {self.run_dir} was trained on ({difference}):"
+                " restore the text, or start a new run"
             )
 
     def check_global_batch(self, world_size: int) -> None:

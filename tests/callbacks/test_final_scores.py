@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gptpl.callbacks.final_scores import FinalScores
-from gptpl.data.classification.corpora import LabelledFiles
 from gptpl.data.classification.datamodule import LabelledDataModule, LabelledTexts
+from gptpl.data.sources import LabelledFiles
 from gptpl.tokenizers import BytesTokenizer
 from gptpl.training.classification import ClassificationModule
 

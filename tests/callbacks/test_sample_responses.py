@@ -36,7 +36,7 @@ def tune(pretraining, tmp_path: Path):
             response_marker="\n> ",
             max_length=32,
             batch_size=4,
-            train_share=0.5,
+            train_ratio=0.5,
         )
         module = InstructionModule(
             pretraining.net(context_length=32, drop_rate=0.1),

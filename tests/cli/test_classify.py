@@ -111,6 +111,17 @@ def test_a_run_is_not_resumed_with_other_texts(run: Path, refused: Any, tmp_path
     assert "data.path=texts.csv holds another text" in line
 
 
+def test_a_file_that_was_cut_off_at_the_end_of_a_row_is_noticed(
+    run: Path, refused: Any, tmp_path: Path
+) -> None:
+    """Such a file is valid: only the recorded number of rows shows that some are missing."""
+    rows = (tmp_path / "texts.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "texts.csv").write_text("".join(rows[:90]))
+    assert json.loads((run / "run.json").read_text())["data"]["rows"] == 96
+    line = refused("train", "resume=run", "trainer.max_steps=14", "data.path=texts.csv")
+    assert "89 rows, not 96" in line
+
+
 def test_a_sweep_takes_its_settings_and_metrics(
     gptpl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_program: tuple[str, ...]
 ) -> None:
@@ -185,7 +196,9 @@ def test_a_file_is_answered_in_its_order(trained: Any, gptpl: Any, tmp_path: Pat
 def test_a_broken_line_leaves_no_output(trained: Any, refused: Any, tmp_path: Path) -> None:
     (tmp_path / "many.jsonl").write_text('{"text": "o"}\n' * 300 + "{\n")
     run = f"checkpoint={trained.run.path}"
-    assert "line 301, is no JSON" in refused("classify", run, "file=many.jsonl", "output=a.csv", "device=cpu")
+    assert "line 301 is not valid JSON" in refused(
+        "classify", run, "file=many.jsonl", "output=a.csv", "device=cpu"
+    )
 
 
 def test_transformers_opens_the_export_with_the_same_logits(run: Path, gptpl: Any, tmp_path: Path) -> None:
@@ -246,7 +259,7 @@ def test_a_checkpoint_of_another_task_is_refused_both_ways(
         (["classify", "text=a", "file=texts.csv"], "text= and file=texts.csv are both set"),
         (
             ["classify", "file=texts.csv", "text_column=body"],
-            "lacks the column 'body' (it has 'label', 'text')",
+            "has no 'body' (it has 'label', 'text')",
         ),
         (["classify", "file=texts.csv", "output=texts.csv"], "output=texts.csv is there already"),
         (["classify", "file=texts.csv", "output=a.xlsx"], "output must be a .csv or .jsonl file, got a.xlsx"),
@@ -275,10 +288,10 @@ def test_one_line_for_each_mistake(
         ("label,text\n", [], "has no rows below its header"),
         ("label,text\na,x\na,y\n", [], "all 2 examples have the label 'a'"),
         ("label,text\na,x\nb,y\n", [], "no example is left for validation"),
-        ("label,body\na,x\n", [], "lacks the column 'text' (it has 'label', 'body')"),
-        ("label,text\na,x\nb,\n", [], "line 3, has an empty text in 'text'"),
+        ("label,body\na,x\n", [], "has no 'text' (it has 'label', 'body')"),
+        ("label,text\na,x\nb,\n", [], "line 3: 'text' is empty"),
         (None, ["data.padding=all"], "data.padding=all: must be "),
-        (None, ["data.truncate=false", "data.max_length=5"], "texts are longer than 5 tokens"),
+        (None, ["data.too_long=refuse", "data.max_length=5"], "texts are longer than 5 tokens"),
         (None, ["task.pooling=last_position"], "set data.padding=longest"),
         (
             None,

@@ -91,7 +91,7 @@ def test_the_smallest_of_nearly_the_same_speed_is_suggested():
             "gptpl find-batch-size has no setting find.steps: did you mean find.timed_steps?",
         ),
         (("-m",), "-m sweeps over settings of gptpl train"),
-        (("data.train_ratio=0.9999",), "too short for one window"),
+        (("data.train_ratio=0.9999",), "too short for one sequence"),
     ],
 )
 def test_bad_input_is_refused(refused, overrides, says):

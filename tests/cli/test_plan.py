@@ -200,7 +200,7 @@ def test_steps_are_timed_and_nothing_is_left_but_the_picture(gptpl, tmp_path):
         ),
         (("-m", "seed=1,2"), "-m sweeps over settings of gptpl train: run gptpl plan once for each value"),
         (("modle=tiny",), "gptpl plan has no setting modle: did you mean model?"),
-        (("experiment=quick", "data.train_ratio=0.9999"), "too short for one window of data.max_length=64"),
+        (("experiment=quick", "data.train_ratio=0.9999"), "too short for one sequence of data.max_length=64"),
     ],
 )
 def test_bad_input_is_refused(refused, overrides, says):

@@ -15,8 +15,8 @@ RUN = Path("runs/tale")
 
 KINDS = {
     FREE: """name resume tags trainer.max_time trainer.log_every_n_steps trainer.profiler data.num_workers
-        data.pin_memory data.persistent_workers data.path data.corpus.path callbacks.sample_text.prompts
-        callbacks.mine.path logger.csv.save_dir""",
+        data.pin_memory data.persistent_workers data.path data.corpus.path data.field
+        data.corpus.field callbacks.sample_text.prompts callbacks.mine.path logger.csv.save_dir""",
     INEXACT: """trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy trainer.precision
         trainer.compile deterministic data.batch_size""",
     NEXT_STEP: """optimizer.lr optimizer.muon_lr optimizer.weight_decay optimizer.betas optimizer.eps

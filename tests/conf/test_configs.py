@@ -19,9 +19,8 @@ from gptpl.callbacks.stopping import StopAtBoundary
 from gptpl.checkpoints.files import DurableCheckpointIO
 from gptpl.config.groups import choices, config_folder, default_choices, when_to_choose
 from gptpl.config.instantiate import instantiate, partial_of
-from gptpl.data.classification.corpora import LabelledCorpus
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.sources import Corpus
+from gptpl.data.sources import Corpus, LabelledCorpus
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
 from gptpl.model import GPTConfig, GPTModel, count_parameters
@@ -163,7 +162,7 @@ def test_settings_of_the_loaders_reach_the_data_of_every_task(task, compose):
     config = compose(
         "train", *CHEAP, f"task={task}", f"data={data}", *(f"data.{each}" for each in given), "seed=7"
     )
-    file = Path("texts.csv" if task == "classify" else "texts.jsonl")
+    file = Path({"classify": "texts.csv", "instruct": "texts.jsonl"}.get(task, "texts.txt"))
     file.write_text(text)
     config.data.path = str(file)
     made = build_datamodule(config)
@@ -317,7 +316,7 @@ def test_classification_has_the_published_setting_unless_something_else_is_asked
     assert config.tune._target_.endswith("TuneLastBlock")
     # Random weights that never train are nothing to classify by.
     assert compose("train", "task=classify").tune._target_.endswith("TuneAll")
-    assert (config.data.balance, config.data.train_share, config.data.val_share) == ("undersample", 0.7, 0.1)
+    assert (config.data.balance, config.data.train_ratio, config.data.val_ratio) == ("undersample", 0.7, 0.1)
     assert {"early_stopping", "classification_report", "final_scores"} <= set(config.callbacks)
     assert "sample_text" not in config.callbacks
     other = compose(
@@ -368,7 +367,7 @@ def test_instruction_tuning_has_the_published_setting_unless_something_else_is_a
     config = compose("train", "task=instruct")
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (5e-5, 0.1)
     assert (config.trainer.max_epochs, config.data.batch_size, config.eval_val_batches) == (2, 8, None)
-    assert (config.data.train_share, config.data.test_share, config.data.template) == (0.85, 0.1, "alpaca")
+    assert (config.data.train_ratio, config.data.test_ratio, config.data.template) == (0.85, 0.1, "alpaca")
     assert "sample_responses" in config.callbacks
     assert "sample_text" not in config.callbacks
     asked = ("optimizer.lr=1e-3", "data=tale", "callbacks=none", "scheduler=cosine", "trainer.max_epochs=7")

@@ -10,7 +10,7 @@ from torch.utils.data import DistributedSampler
 from gptpl.data.sampler import PADDING, EpochSampler, evenly_spaced, rank_share
 from gptpl.errors import InputError
 
-sizes = st.tuples(st.integers(0, 60), st.integers(1, 5), st.integers(1, 4))  # windows, batch_size, ranks
+sizes = st.tuples(st.integers(0, 60), st.integers(1, 5), st.integers(1, 4))  # sequences, batch_size, ranks
 
 
 def epochs_of(sampler: EpochSampler, epoch: int) -> list[int]:
@@ -22,30 +22,32 @@ def epochs_of(sampler: EpochSampler, epoch: int) -> list[int]:
 def test_ranks_see_the_global_batches_of_one_process(
     size: tuple[int, int, int], seed: int, epoch: int, shuffle: bool
 ):
-    windows, batch_size, ranks = size
+    sequences, batch_size, ranks = size
     wide = batch_size * ranks
-    one = epochs_of(EpochSampler(windows, batch_size=wide, seed=seed, shuffle=shuffle), epoch)
+    one = epochs_of(EpochSampler(sequences, batch_size=wide, seed=seed, shuffle=shuffle), epoch)
     samplers = [
-        EpochSampler(windows, batch_size=batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=ranks)
+        EpochSampler(
+            sequences, batch_size=batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=ranks
+        )
         for rank in range(ranks)
     ]
     many = [epochs_of(sampler, epoch) for sampler in samplers]
     assert [len(sampler) for sampler in samplers] == [len(numbers) for numbers in many]
-    for batch in range(windows // wide):
+    for batch in range(sequences // wide):
         mine = slice(batch * batch_size, (batch + 1) * batch_size)
         joined = [number for numbers in many for number in numbers[mine]]
         assert joined == one[batch * wide : (batch + 1) * wide]
 
 
 @given(sizes, st.integers(0, 2**63))
-def test_no_window_comes_twice_and_only_the_last_short_batch_is_dropped(
+def test_no_sequence_comes_twice_and_only_the_last_short_batch_is_dropped(
     size: tuple[int, int, int], seed: int
 ):
-    windows, batch_size, _ = size
-    numbers = list(EpochSampler(windows, batch_size=batch_size, seed=seed))
-    assert len(numbers) == windows // batch_size * batch_size
+    sequences, batch_size, _ = size
+    numbers = list(EpochSampler(sequences, batch_size=batch_size, seed=seed))
+    assert len(numbers) == sequences // batch_size * batch_size
     assert len(set(numbers)) == len(numbers)
-    assert set(numbers) <= set(range(windows))
+    assert set(numbers) <= set(range(sequences))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -72,7 +74,7 @@ def test_without_shuffling_the_order_is_that_of_the_text():
     assert epochs_of(sampler, 3) == [0, 1, 2, 3, 4, 5]
 
 
-def test_every_window_is_left_out_in_some_epoch():
+def test_every_sequence_is_left_out_in_some_epoch():
     sampler = EpochSampler(7, batch_size=4, seed=1)
     left_out = [set(range(7)) - set(epochs_of(sampler, epoch)) for epoch in range(40)]
     assert set.union(*left_out) == set(range(7))
@@ -120,12 +122,14 @@ def test_evenly_spaced_over_nothing_is_nothing():
 
 
 @given(st.integers(0, 60), st.integers(1, 5), st.integers(1, 4))
-def test_ranks_share_every_window_in_the_batches_of_one_process(windows: int, batch_size: int, ranks: int):
-    starts = np.arange(windows) * 3
+def test_ranks_share_every_sequence_in_the_batches_of_one_process(
+    sequences: int, batch_size: int, ranks: int
+):
+    starts = np.arange(sequences) * 3
     shares = [rank_share(starts, batch_size=batch_size, rank=rank, world_size=ranks) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1  # no rank waits for another
     wide = batch_size * ranks
-    for batch in range(-(-windows // wide)):
+    for batch in range(-(-sequences // wide)):
         rows = [share[batch * batch_size : (batch + 1) * batch_size].tolist() for share in shares]
         assert len({len(row) for row in rows}) == 1
         present = [start for row in rows for start in row if start != PADDING]

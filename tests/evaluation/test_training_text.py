@@ -155,7 +155,7 @@ _HOOKS: list[Any] = []
         {"_target_": f"{CORPORA}.TextFiles", "path": "/etc/passwd"},
         {"_target_": f"{CORPORA}.PythonStdlib", "root": "/etc"},
         {
-            "_target_": "gptpl.data.classification.corpora.SmsSpam",
+            "_target_": "gptpl.data.sources.SmsSpam",
             "url": "URL",
             "member": "../x",
             "sha256": "0",

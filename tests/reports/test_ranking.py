@@ -37,8 +37,8 @@ def test_other_text_split_or_tokenizer_is_another_ranking(make_run):
         make_run("text", [9.0, 1.0], {"data.train_ratio": 0.9}, record=other_data),
         make_run("tokens", [9.0, 0.5], {"data.train_ratio": 0.9}, record=other_tokens),
         make_run("split", [9.0, 0.1], {"data.train_ratio": 0.8}),
-        make_run("masked", [9.0, 0.05], {"data.train_share": 0.85, "data.mask_instruction": True}),
-        make_run("whole", [9.0, 0.04], {"data.train_share": 0.85, "data.mask_instruction": False}),
+        make_run("masked", [9.0, 0.05], {"data.train_ratio": 0.85, "data.mask_instruction": True}),
+        make_run("whole", [9.0, 0.04], {"data.train_ratio": 0.85, "data.mask_instruction": False}),
     ]
     found = groups(runs, [])
     assert [[entry.label for entry in group.entries] for group in found] == [
@@ -46,7 +46,7 @@ def test_other_text_split_or_tokenizer_is_another_ranking(make_run):
     ]
     assert [entry.name for entry in found[0].entries] == ["b", "a"]
     assert "tokenizer gpt2 of 50257 tokens" in found[2].title
-    assert found[4].title.endswith(", train_share 0.85, mask_instruction True")
+    assert found[4].title.endswith(", train_ratio 0.85, mask_instruction True")
     # Within a group nothing differs, although much does between them.
     assert not any(group.settings for group in found)
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpl.checkpoints.loading import load_classifier, load_foreign_classifier, load_model
-from gptpl.data.classification.corpora import LabelledFiles
 from gptpl.data.classification.datamodule import LabelledBatch, LabelledDataModule
+from gptpl.data.sources import LabelledFiles
 from gptpl.errors import InputError
 from gptpl.evaluation.classifier import class_logits, evaluate_classifier, predictions
 from gptpl.model import GPTModel
@@ -263,7 +263,7 @@ def test_longer_texts_are_cut_and_said_or_refused(texts: Path) -> None:
     said = [line for line in cut.report(parameters=1, world_size=1) if "too long and cut" in line]
     assert len(said) == 1
     with pytest.raises(InputError, match=r"texts are longer than 4 tokens, the longest has 15: raise data"):
-        data(texts, max_length=4, truncate=False).load()
+        data(texts, max_length=4, too_long="refuse").load()
 
 
 def test_words_are_those_of_the_training_texts(texts: Path) -> None:
@@ -274,7 +274,7 @@ def test_words_are_those_of_the_training_texts(texts: Path) -> None:
 
 
 def test_settings_that_cannot_be(texts: Path, pretraining: Any) -> None:
-    with pytest.raises(InputError, match=r"data\.padding=both is unknown: choose batch or longest"):
+    with pytest.raises(InputError, match=r"data\.padding=both is unknown: choose one of batch, longest"):
         data(texts, padding="both")
     with pytest.raises(InputError, match=r"must be the same in every batch: set data\.padding=longest"):
         module(pretraining.net(), data(texts), pooling="last_position")
@@ -285,7 +285,7 @@ def test_settings_that_cannot_be(texts: Path, pretraining: Any) -> None:
 def test_the_report_counts_classes_and_batches(texts: Path) -> None:
     of = data(texts)
     lines = of.report(parameters=1, world_size=2)
-    assert lines[0] == "data: labelled, 120 texts of 3 classes, bytes tokenizer (257 tokens)"
+    assert lines[0] == "data: labelled, 120 rows, 3 classes, bytes tokenizer (257 tokens)"
     assert lines[1].split() == ["training", "validation", "test"]
     assert [line.split()[0] for line in lines[2:5]] == ["a", "b", "c"]
     assert sum(int(line.split()[1]) for line in lines[2:5]) == 84

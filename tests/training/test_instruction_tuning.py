@@ -182,7 +182,7 @@ def test_masked_targets_carry_no_gradient(tuning):
 
 @pytest.mark.parametrize("head", ["plain", "fused"])
 def test_packed_loss_is_the_mean_over_all_tokens(tuning, head):
-    rows = tuning.data().rows("train").rows
+    rows = tuning.data().encoded("train").rows
     data = tuning.data(packing=True, max_length=96, batch_size=1)
     module = tuning.module(head=head)
     packed = list(data.train_dataloader())

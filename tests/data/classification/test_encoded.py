@@ -40,7 +40,7 @@ def test_truncation_keeps_the_beginning_and_says_what_it_took() -> None:
 
 
 def test_a_text_without_tokens_is_refused() -> None:
-    with pytest.raises(InputError, match="'x' has no tokens: remove this text"):
+    with pytest.raises(InputError, match="'x' has no tokens: remove it"):
         encode_texts(["x"], _Nothing())
 
 

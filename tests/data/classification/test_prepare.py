@@ -13,7 +13,6 @@ from gptpl.data.classification.splits import (
     Balance,
     Preparation,
     Prepared,
-    Repeats,
     inverse_frequency_weights,
     label_counts,
     prepare,
@@ -21,10 +20,11 @@ from gptpl.data.classification.splits import (
     undersample,
     write_splits,
 )
-from gptpl.data.classification.table import Example
+from gptpl.data.sources.records import Example
+from gptpl.data.splits import Duplicates
 from gptpl.errors import InputError
 
-SHARES: dict[str, Any] = {"train_share": 0.7, "val_share": 0.1}
+RATIOS: dict[str, Any] = {"train_ratio": 0.7, "val_ratio": 0.1}
 
 
 def examples(labels: str, texts: str | None = None) -> list[Example]:
@@ -36,7 +36,7 @@ def examples(labels: str, texts: str | None = None) -> list[Example]:
 
 
 def prepared(given: list[Example], **how: Any) -> Prepared:
-    return prepare({"all": given}, Preparation(**SHARES, **how))
+    return prepare({"all": given}, Preparation(**RATIOS, **how))
 
 
 def test_undersampling_and_split_are_those_of_the_books_pandas_code() -> None:
@@ -72,7 +72,7 @@ def test_a_text_and_its_label_stay_together_and_equal_texts_in_one_split() -> No
     st.booleans(),
 )
 def test_every_label_survives_and_no_text_leaks(
-    seed: int, balance: Balance, duplicates: Repeats, stratified: bool
+    seed: int, balance: Balance, duplicates: Duplicates, stratified: bool
 ) -> None:
     draw = random.Random(seed)
     given = [
@@ -98,7 +98,7 @@ def test_every_label_survives_and_no_text_leaks(
 def test_kept_duplicates_are_counted_as_leaks() -> None:
     found = prepared(examples("ab" * 20, "AB" * 20), duplicates="keep")
     assert [len(part) for part in found.splits.values()] == [28, 4, 8]
-    assert [warning.split(" also")[0] for warning in found.warnings] == [
+    assert [warning.split(" are also")[0] for warning in found.warnings] == [
         "4 of the 4 validation examples",
         "8 of the 8 test examples",
     ]
@@ -115,7 +115,7 @@ def test_stratified_parts_have_the_shares_of_the_classes() -> None:
 
 def test_given_splits_keep_their_examples_but_for_those_that_a_later_split_has() -> None:
     given = {"train": examples("abab", "ABCD"), "val": examples("ab", "DE"), "test": examples("ab", "EF")}
-    found = prepare(given, Preparation(**SHARES))
+    found = prepare(given, Preparation(**RATIOS))
     assert {name: [e.text for e in part] for name, part in found.splits.items()} == {
         "train": ["A", "B", "C"],
         "val": ["D"],
@@ -126,14 +126,14 @@ def test_given_splits_keep_their_examples_but_for_those_that_a_later_split_has()
 
 def test_training_texts_that_all_stand_in_validation_too_are_said() -> None:
     same = examples("abab")
-    how = Preparation(**SHARES)
-    with pytest.raises(InputError, match="every training text also stands in a later split: give other"):
+    how = Preparation(**RATIOS)
+    with pytest.raises(InputError, match="no example is left for training: give more or other"):
         prepare({"train": same, "val": same}, how)
 
 
 def test_a_text_with_two_labels_is_said() -> None:
     found = prepared([*examples("ab", "AA"), *examples("ab" * 20)])
-    assert "1 text has more than one label: no classifier can learn both" in found.remarks
+    assert "1 text with more than one label: no classifier can learn both" in found.remarks
 
 
 def test_class_weights_are_inverse_frequencies() -> None:
@@ -143,22 +143,20 @@ def test_class_weights_are_inverse_frequencies() -> None:
 def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(InputError, match="all 5 examples have the label 'a': give examples of two"):
         prepared(examples("aaaaa"))
-    with pytest.raises(InputError, match="no example is left for validation: give more examples"):
+    with pytest.raises(InputError, match="no example is left for validation: give more"):
         prepared(examples("abab"))
-    with pytest.raises(InputError, match="no example is left for training: give more examples"):
+    with pytest.raises(InputError, match="no example is left for training: give more"):
         prepare(
             {"train": [], "val": examples("ab")},
-            Preparation(**SHARES, balance="undersample", duplicates="keep"),
+            Preparation(**RATIOS, balance="undersample", duplicates="keep"),
         )
     split = {"train": examples("ab"), "val": [Example(text="x", label="c", line=7)]}
-    with pytest.raises(
-        InputError, match=r"the label 'c' \(line 7\) is in validation and in no training example"
-    ):
-        prepare(split, Preparation(**SHARES))
+    with pytest.raises(InputError, match=r"the label 'c' \(line 7\) is in validation, but not in training"):
+        prepare(split, Preparation(**RATIOS))
     with pytest.raises(InputError, match=r"data\.balance=half is unknown: choose"):
-        Preparation(**SHARES, balance="half")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"data\.val_share=0\.5 leave nothing for the test"):
-        Preparation(train_share=0.5, val_share=0.5)
+        Preparation(**RATIOS, balance="half")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"data\.val_ratio=0\.5 must lie between 0 and 1"):
+        Preparation(train_ratio=0.5, val_ratio=0.5)
 
 
 def test_the_hash_is_that_of_texts_labels_and_splits() -> None:

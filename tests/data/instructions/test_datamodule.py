@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from gptpl.data.instructions.datamodule import InstructionDataModule
-from gptpl.data.instructions.entries import read_entries
+from gptpl.data.instructions.splits import read_instructions
 from gptpl.data.sources import InstructionFile
 from gptpl.data.splits import SPLITS, split_file
 from gptpl.errors import InputError
-from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
+from gptpl.tokenizers import BytesTokenizer, TokenIds, WordsTokenizer
 
 Make = Callable[..., InstructionDataModule]
 
@@ -107,7 +107,7 @@ def test_examples_that_lose_their_end_are_a_caveat(make):
         entries = [
             {"instruction": f"Say {n}.", "input": "", "output": "x" * m} for n, m in enumerate(lengths)
         ]
-        return make(entries, max_length=40, train_share=0.5, test_share=0.25, **changes).caveat
+        return make(entries, max_length=40, train_ratio=0.5, test_ratio=0.25, **changes).caveat
 
     assert caveat([99] * 8).startswith(
         "All 4 training examples lost their end, so that the model cannot learn"
@@ -130,14 +130,42 @@ def test_the_report_says_what_was_done_to_the_examples(make):
     entries[38]["instruction"] = entries[0]["instruction"]
     lines = make(entries, max_length=40, packing=True).report(parameters=1, world_size=2)
     prompts = [len(entry["instruction"]) + 3 for entry in entries]
-    long = [n for n, prompt in enumerate(prompts) if prompt + len(entries[n]["output"]) > 40 and n != 38]
-    assert lines[0] == "data: instruction_file, template own, bytes tokenizer"
-    assert lines[2].split() == ["entries", "34", "1", "4"]
+    long = [n for n, prompt in enumerate(prompts) if prompt + len(entries[n]["output"]) > 40 and n != 0]
+    assert lines[0] == "data: instruction_file, 40 instructions, template own, bytes tokenizer"
+    assert lines[2].split() == ["instructions", "33", "2", "4"]
     assert f"  {len(long)} examples longer than data.max_length=40 lost the end" in lines[6]
-    assert lines[7].startswith("  1 example of later splits ask what an earlier one asks, too: removed")
-    used = sum(min(40, prompts[n] + n + 1) for n in range(34))
+    assert (
+        lines[7]
+        == "  1 example with the question of another split: removed, so that the test stays as it was"
+    )
+    used = sum(min(40, prompts[n] + n + 1) for n in range(1, 34))
     rows = int(lines[5].split()[-3])
-    assert f"{used / (40 * rows):.1%} of the row's places" in lines[8]
+    assert f"{used / (40 * rows):.1%} of the places" in lines[8]
+
+
+class Counting(BytesTokenizer):
+    """Keeps every text that it encodes."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def encode(self, text: str) -> TokenIds:
+        self.texts.append(text)
+        return super().encode(text)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_text_is_encoded_once(make, masked):
+    """And its prompt only where its end has to be known."""
+    tokenizer = Counting()
+    data = make(tokenizer=tokenizer, mask_instruction=masked)
+    data.setup()
+    data.report(parameters=1, world_size=1)
+    for loader in (data.train_dataloader(), *data.val_dataloader(), data.split_dataloader("test")):
+        list(loader)
+    whole = {data.template.whole(each) for split in SPLITS for each in data.splits.of(split)}
+    prompts = {data.template.prompt(each.instruction) for split in SPLITS for each in data.splits.of(split)}
+    assert sorted(tokenizer.texts) == sorted([*whole, *(prompts if masked else ())])
 
 
 def test_nothing_to_say_is_not_said(make):
@@ -148,7 +176,7 @@ def test_the_splits_are_left_in_the_runs_folder(make, tmp_path):
     data = make()
     data.write_record(tmp_path)
     for split in SPLITS:
-        assert read_entries(split_file(tmp_path, split, ".json")) == data.splits.of(split)
+        assert read_instructions(split_file(tmp_path, split, ".json")) == data.splits.of(split)
     assert [path.name for path in sorted((tmp_path / "data").iterdir())] == [
         "test.json",
         "train.json",
@@ -182,7 +210,7 @@ def test_a_vocabulary_is_made_of_the_training_examples_alone(make):
             {"batch_size": 50, "packing": True},
             r"the training split has \d+ rows, which do not[^\n]*packing=fal",
         ),
-        ({"max_length": 1}, "data.max_length=1 has no room for prompt and answer"),
+        ({"max_length": 1}, "data.max_length must be at least 2, got 1"),
         ({"max_length": 8, "mask_instruction": True}, r"the train split has no example to learn from within"),
         ({"corpus": InstructionFile(None)}, "data.path is not set"),
         ({"corpus": InstructionFile("no.json")}, r"data.path=no.json does not exist \(relative to "),
@@ -195,7 +223,7 @@ def test_bad_settings(make, changes, said):
 
 
 def test_no_test_split(make):
-    data = make(test_share=0.0)
+    data = make(test_ratio=0.0)
     assert data.report(parameters=1, world_size=1)[1].split() == ["training", "validation"]
     with pytest.raises(InputError, match=r"^the test split has no example to learn from"):
         data.examples("test")

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.instructions.rows import Row, collate, pack_rows, packed_places
+from gptpl.data.instructions.rows import TokenRow, collate, pack_rows, packed_places
 
 
 @given(st.lists(st.integers(1, 20), max_size=60))
@@ -28,7 +28,8 @@ def test_best_fit_by_hand():
 def test_rows_keep_their_targets_and_count_their_texts():
     texts = [[1, 2, 3], [4, 5], [6]]
     rows = [
-        Row(np.array(text), np.array([*text[1:], 99]), np.ones(len(text), dtype=np.int64)) for text in texts
+        TokenRow(np.array(text), np.array([*text[1:], 99]), np.ones(len(text), dtype=np.int64))
+        for text in texts
     ]
     packed = pack_rows(rows, max_length=4)
     batch = collate([*packed, None], eot_id=99, packed=True)

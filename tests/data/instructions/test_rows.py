@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptpl.data.instructions.entries import Entry
-from gptpl.data.instructions.rows import InstructionExamples, Row, collate, make_rows
+from gptpl.data.instructions.rows import InstructionExamples, TokenRow, collate, encode_instructions
+from gptpl.data.instructions.splits import Instruction
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.errors import InputError
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer
 
 EOT = 50256
 ENTRIES = [
-    Entry(instruction="Name a colour.", input="", output="Red."),
-    Entry(instruction="Correct it.", input="He go home.", output="\n\nHe goes home, he went home."),
-    Entry(instruction="Count.", input="", output="One, two, three, four, five, six, seven."),
+    Instruction(instruction="Name a colour.", input="", output="Red."),
+    Instruction(instruction="Correct it.", input="He go home.", output="\n\nHe goes home, he went home."),
+    Instruction(instruction="Count.", input="", output="One, two, three, four, five, six, seven."),
 ]
 
 
@@ -37,8 +37,8 @@ def books_collate(
     return torch.stack(inputs), torch.stack(targets)
 
 
-def row(tokens: list[int]) -> Row:
-    return Row(np.array(tokens), np.array([*tokens[1:], EOT]), np.ones(len(tokens), dtype=np.int64))
+def row(tokens: list[int]) -> TokenRow:
+    return TokenRow(np.array(tokens), np.array([*tokens[1:], EOT]), np.ones(len(tokens), dtype=np.int64))
 
 
 def test_the_books_example():
@@ -56,7 +56,7 @@ def test_the_books_example():
 @pytest.mark.parametrize("name", ["alpaca", "phi3"])
 def test_batches_are_the_books(name, max_length):
     tokenizer, template = GPT2Tokenizer(), PromptTemplate.named(name)
-    made = make_rows(ENTRIES, tokenizer, template, max_length=max_length)
+    made = encode_instructions(ENTRIES, tokenizer, template, max_length=max_length)
     batch = collate(made.rows, eot_id=EOT)
     tokens = [tokenizer.encode(template.whole(entry)).tolist() for entry in ENTRIES]
     inputs, targets = books_collate(tokens, max_length)
@@ -68,7 +68,7 @@ def test_batches_are_the_books(name, max_length):
 
 def test_a_masked_instruction_leaves_the_answer_and_its_end():
     tokenizer, template = GPT2Tokenizer(), PromptTemplate.named("alpaca")
-    made = make_rows(ENTRIES, tokenizer, template, max_length=1024, mask_instruction=True)
+    made = encode_instructions(ENTRIES, tokenizer, template, max_length=1024, mask_instruction=True)
     for entry, each in zip(ENTRIES, made.rows, strict=True):
         aims = each.targets[each.targets != -100]
         assert aims[-1] == EOT
@@ -82,11 +82,11 @@ def test_an_example_without_anything_to_learn_is_left_out_and_counted():
     tokenizer, template = BytesTokenizer(), PromptTemplate.named("{{ instruction }}", "\n> ")
     lengths = [len(template.whole(entry)) for entry in ENTRIES]
     assert lengths == [21, 43, 49]
-    made = make_rows(ENTRIES, tokenizer, template, max_length=15, mask_instruction=True)
+    made = encode_instructions(ENTRIES, tokenizer, template, max_length=15, mask_instruction=True)
     # Prompts have 17, 14 and 9 bytes.
     assert (len(made.rows), made.truncated, made.dropped, made.unanswered) == (2, 2, 1, 1)
     assert [len(each) for each in made.rows] == [15, 15]
-    dropped = make_rows(ENTRIES, tokenizer, template, max_length=45, too_long="drop")
+    dropped = encode_instructions(ENTRIES, tokenizer, template, max_length=45, too_long="drop")
     assert [len(each) for each in dropped.rows] == [21, 43]
     assert (dropped.truncated, dropped.dropped, dropped.unanswered) == (0, 1, 0)
 
@@ -94,9 +94,9 @@ def test_an_example_without_anything_to_learn_is_left_out_and_counted():
 def test_a_long_example_refused():
     tokenizer, template = BytesTokenizer(), PromptTemplate.named("{{ instruction }}", "\n> ")
     with pytest.raises(InputError, match=r"^the example 'Correct it.' has 43 tokens, more than [^\n]*=40: "):
-        make_rows(ENTRIES, tokenizer, template, max_length=40, too_long="refuse")
+        encode_instructions(ENTRIES, tokenizer, template, max_length=40, too_long="refuse")
     with pytest.raises(InputError, match=r"^data.too_long=cut is unknown: choose one of truncate, drop, re"):
-        make_rows(ENTRIES, tokenizer, template, max_length=40, too_long="cut")  # type: ignore[arg-type]
+        encode_instructions(ENTRIES, tokenizer, template, max_length=40, too_long="cut")  # type: ignore[arg-type]
 
 
 def test_the_number_minus_one_is_a_row_without_a_target():

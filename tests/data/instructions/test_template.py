@@ -3,15 +3,17 @@
 import pytest
 import torch
 
-from gptpl.data.instructions.entries import Entry
+from gptpl.data.instructions.splits import Instruction
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.errors import InputError
 
-PLAIN = Entry(instruction="Name a colour.", input="", output="Red.")
-WITH_INPUT = Entry(instruction="Correct it.", input="He go <home> & {{ instruction }}.", output="He goes.")
+PLAIN = Instruction(instruction="Name a colour.", input="", output="Red.")
+WITH_INPUT = Instruction(
+    instruction="Correct it.", input="He go <home> & {{ instruction }}.", output="He goes."
+)
 
 
-def book_alpaca(entry: Entry) -> str:
+def book_alpaca(entry: Instruction) -> str:
     text = (
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request."
@@ -21,7 +23,7 @@ def book_alpaca(entry: Entry) -> str:
     return text + f"\n\n### Response:\n{entry.output}"
 
 
-def book_phi3(entry: Entry) -> str:
+def book_phi3(entry: Instruction) -> str:
     text = f"<|user|>\n{entry.instruction}"
     text += f"\n{entry.input}" if entry.input else ""
     return text + f"\n<|assistant|>:\n{entry.output}"

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpl.data.pretraining import encoding
+from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.data.pretraining.encoding import count_duplicates, encode_corpus
 from gptpl.data.pretraining.token_cache import EncodedCorpus
 from gptpl.data.sources import Corpus
 from gptpl.errors import InputError
-from gptpl.tokenizers import BytesTokenizer, Tokenizer, WordsTokenizer
+from gptpl.tokenizers import BytesTokenizer, TokenIds, Tokenizer, WordsTokenizer
 
 TEXT = "Every effort moves you — closer, if only by an inch. " * 20
 
@@ -52,7 +54,7 @@ def joined(tokenizer: Tokenizer, pieces: Sequence[str]) -> list[int]:
 
 
 def entries(cache: Path) -> list[Path]:
-    return sorted((cache / "encoded").iterdir())
+    return sorted(path for path in (cache / "encoded").iterdir() if path.is_dir())
 
 
 def same(a: EncodedCorpus, b: EncodedCorpus) -> bool:
@@ -272,31 +274,94 @@ def test_without_a_folder_for_the_cache_it_works_in_memory(tmp_path: Path, caplo
     encoded = encode_corpus(corpus, WordsTokenizer(), train_ratio=0.9, cache_dir=blocked)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert str(blocked) in record.getMessage()
-    assert "in memory" in record.getMessage()
-    assert "GPTPL_CACHE" in record.getMessage()
+    for said in (str(blocked / "encoded"), "in memory", "GPTPL_CACHE"):
+        assert said in record.getMessage()
     assert same(
         encoded, encode_corpus(corpus, WordsTokenizer(), train_ratio=0.9, cache_dir=tmp_path / "good")
     )
 
 
-@pytest.mark.parametrize("call", ["append", "written", "commit"])
-def test_a_disk_that_fills_up_leaves_nothing_behind(
+class Counting(BytesTokenizer):
+    """Counts the texts that it encodes."""
+
+    def __init__(self) -> None:
+        self.texts = 0
+
+    def encode(self, text: str) -> TokenIds:
+        self.texts += 1
+        return super().encode(text)
+
+
+class FullDisk:
+    """A token file on a disk that takes `room` bytes more, the last ones only in part."""
+
+    room = 0
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, data: bytes) -> int:
+        if not FullDisk.room:
+            raise OSError(28, "No space left on device")
+        taken = self.file.write(bytes(data)[: FullDisk.room])
+        FullDisk.room -= taken
+        return taken
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("room", [0, 100, 256, 256 + 3, 256 + 251, 256 + 1999, 256 + 2000])
+def test_a_disk_that_fills_up_while_encoding_costs_no_second_encoding(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Of 20 documents of 100 characters, two bytes a token, after two headers of 128 bytes."""
+    texts = [f"{number:02}" + "x" * 98 for number in range(20)]
+    expected = encode_corpus(Texts(*texts), BytesTokenizer(), train_ratio=0.5, cache_dir=tmp_path / "good")
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 250)
+    monkeypatch.setattr(FullDisk, "room", room)
+    opened = Path.open
+
+    def open_on_full_disk(path: Path, mode: str = "r", **options: Any) -> Any:
+        return FullDisk(opened(path, mode, **options)) if mode == "xb" else opened(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", open_on_full_disk)
+    corpus, tokenizer = Texts(*texts), Counting()
+    encoded = encode_corpus(corpus, tokenizer, train_ratio=0.5, cache_dir=tmp_path / "full")
+    assert same(encoded, expected)
+    assert tokenizer.texts == 20
+    assert corpus.readings == 2
+    (record,) = caplog.records
+    assert str(tmp_path / "full" / "encoded") in record.getMessage()
+    assert "No space left" in record.getMessage()
+    assert entries(tmp_path / "full") == []
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "sync_folder", "npy_format.open_memmap", "json.dump"])
+def test_a_disk_that_fills_up_at_the_end_costs_no_second_encoding(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    broken = {
-        "append": ("gptpl.data.pretraining.token_cache.TokenFileWriter.append", full),
-        "written": ("gptpl.data.pretraining.token_cache.os.fsync", full),
-        "commit": ("gptpl.data.pretraining.token_cache.sync_folder", full),
-    }
-    monkeypatch.setattr(*broken[call])
-    encoded = encode_corpus(Texts(TEXT), BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
-    assert "No space left" in caplog.text
-    assert len(encoded.train) + len(encoded.val) == len(TEXT.encode())
+    monkeypatch.setattr(f"gptpl.data.pretraining.token_cache.{call}", full)
+    corpus, tokenizer = Texts(TEXT), Counting()
+    encoded = encode_corpus(corpus, tokenizer, train_ratio=0.9, cache_dir=tmp_path)
+    assert encoded.train.tolist() + encoded.val.tolist() == list(TEXT.encode())
+    assert tokenizer.texts == 2
+    (record,) = caplog.records
+    assert "No space left" in record.getMessage()
     assert entries(tmp_path) == []
+
+
+def test_several_processes_do_not_each_encode_a_text_that_cannot_be_kept(tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    settings: dict[str, Any] = {"corpus": Texts(TEXT), "tokenizer": BytesTokenizer(), "max_length": 8}
+    data = TextDataModule(**settings, cache_dir=tmp_path / "file")
+    assert data.steps_per_epoch() > 0
+    with pytest.raises(InputError, match=r"each of 2 processes would encode .*GPTPL_CACHE"):
+        data.steps_per_epoch(world_size=2)
+    assert TextDataModule(**settings, cache_dir=tmp_path).steps_per_epoch(world_size=2) > 0
 
 
 def test_trouble_with_the_corpus_is_not_mistaken_for_the_cache(tmp_path: Path):
@@ -314,28 +379,35 @@ def test_trouble_with_the_corpus_is_not_mistaken_for_the_cache(tmp_path: Path):
 # --- several at once ----------------------------------------------------------------------------------
 
 
-def test_who_comes_second_takes_the_entry_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def overtaken(corpus: Corpus, *args, **kwargs):
-        monkeypatch.undo()
-        encode_corpus(corpus, BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
-        return survey(corpus, *args, **kwargs)
+def test_without_locks_who_comes_second_takes_the_entry_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Overtaken(Texts):
+        def documents(self) -> Iterator[str]:
+            yield from super().documents()
+            if self.readings == 2:  # the first is to count
+                encode_corpus(Texts(TEXT), BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
 
-    survey = encoding._survey
-    monkeypatch.setattr(encoding, "_survey", overtaken)
-    encoded = encode_corpus(Texts(TEXT), BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
+    def no_locks(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    encoded = encode_corpus(Overtaken(TEXT), BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
     (entry,) = entries(tmp_path)
     assert isinstance(encoded.train, np.memmap)
     assert Path(str(encoded.train.filename)).parent == entry
 
 
-def encode_and_add_up(cache: Path) -> int:
-    encoded = encode_corpus(Texts(TEXT), BytesTokenizer(), train_ratio=0.9, cache_dir=cache)
-    return int(encoded.train.sum()) + int(encoded.val.sum())
+def encode_and_add_up(cache: Path) -> tuple[int, int]:
+    corpus = Texts(TEXT)
+    encoded = encode_corpus(corpus, BytesTokenizer(), train_ratio=0.9, cache_dir=cache)
+    return corpus.readings, int(encoded.train.sum()) + int(encoded.val.sum())
 
 
 @pytest.mark.slow
-def test_processes_at_once_make_one_entry(tmp_path: Path):
+def test_of_processes_at_once_one_encodes(tmp_path: Path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        sums = pool.map(encode_and_add_up, [tmp_path] * 8, chunksize=1)
+        readings, sums = zip(*pool.map(encode_and_add_up, [tmp_path] * 4, chunksize=1), strict=True)
     assert set(sums) == {sum(TEXT.encode())}
+    assert sorted(readings) == [0, 0, 0, 2]
     assert len(entries(tmp_path)) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptpl.data.sources import Corpus, Downloaded, PythonStdlib, Tale, TextFiles
+from gptpl.data.sources import Corpus, Downloaded, InstructionFile, PythonStdlib, Tale, TextFiles
 from gptpl.errors import InputError
 
 
@@ -115,9 +115,9 @@ def test_no_path(path: str | None) -> None:
     [
         ("missing.txt", "does not exist"),
         ("missing/book.txt", "does not exist"),
-        ("*.md", "no file matches this glob"),
-        ("missing/*.txt", "no file matches this glob"),
-        ("empty", "no file in this folder matches **/*.txt; set data.pattern"),
+        ("*.md", "no file matches *.md"),
+        ("missing/*.txt", "no file matches *.txt"),
+        ("empty", "no file matches **/*.txt: check the path, or set data.pattern"),
         ("book.txt/inside", "does not exist"),
         ("n" * 300, "File name too long"),
     ],
@@ -177,7 +177,73 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         corpus.content_sha256()
 
 
+# ------------------------------------------------------------------------------ JSON Lines
+
+
+def test_each_line_of_json_lines_is_a_document(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text(
+        '{"text": "one\\n\u2028"}\n\n{"id": 7, "text": "two"}\n', encoding="utf-8"
+    )
+    (tmp_path / "c.NDJSON").write_text('{"text": "\\u00fc"}')
+    write(tmp_path, a="plain", d='{"text": "plain too"}')
+    assert list(TextFiles(tmp_path, pattern="*").documents()) == [
+        *("plain", "one\n\u2028", "two", "ü", '{"text": "plain too"}'),
+    ]
+
+
+def test_the_field_of_json_lines_can_be_named_or_the_file_be_plain_text(tmp_path: Path) -> None:
+    content = '{"text": "a", "body": "b"}\n'
+    (tmp_path / "x.jsonl").write_text(content)
+    assert list(TextFiles(tmp_path / "x.jsonl", field="body").documents()) == ["b"]
+    assert list(TextFiles(tmp_path / "x.jsonl", field=None).documents()) == [content]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"body": "b"}', "has no 'text' (it has 'body'): add it, or set data.field"),
+        ('{"text": 5}', ": 'text' must be a text, got 5"),
+        ('{"text": " "}', ": 'text' is empty"),
+        ('{"text": "a"', " is not valid JSON ("),
+        ("plain text", " is not valid JSON ("),
+        ('["text"]', " must be a JSON object, got ['text']"),
+        ('{"text": "\\ud800"}', " is not valid JSON ("),
+    ],
+)
+def test_a_line_without_a_text_is_named(line: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"text": "good"}}\n{line}\n')
+    message = failure(TextFiles(path))
+    assert message.startswith(f"{path}, line 2")
+    assert reason in message
+
+
+def test_the_hash_of_json_lines_is_that_of_file_and_field(tmp_path: Path) -> None:
+    def sha256(content: str, field: str | None = "text") -> str:
+        (tmp_path / "x.jsonl").write_text(content)
+        return TextFiles(tmp_path / "x.jsonl", field=field).content_sha256()
+
+    content = '{"text": "a", "body": "b"}\n'
+    hashes = [sha256(content, field) for field in ("text", "body", None)] + [sha256('{"text": "b"}')]
+    assert len(set(hashes)) == 4
+    assert sha256(content) == hashes[0]
+
+
 # ------------------------------------------------------------------------------ identity of content
+
+
+@pytest.mark.parametrize("kind", ["text_files.TextFiles", "instruction_file.InstructionFile"])
+def test_the_content_hash_is_that_of_older_runs(kind: str, tmp_path: Path) -> None:
+    """A module may move: the hash is of the name that the class had when gptpl first wrote one."""
+    write(tmp_path, book="text")
+    name = kind.rpartition(".")[2]
+    corpus = {"TextFiles": TextFiles, "InstructionFile": InstructionFile}[name](tmp_path / "book.txt")
+    expected = hashlib.sha256(f"gptpl.data.corpora.{kind}".encode() + hashlib.sha256(b"text").digest())
+    assert corpus.content_sha256() == expected.hexdigest()
+
+
+def test_the_content_hash_of_the_tale_is_that_of_older_runs() -> None:
+    assert Tale().content_sha256() == "7b665a2772df147573a431123083bbee3c3c9ac3a2c6c248462e44c3a931a6e0"
 
 
 def test_the_content_hash_follows_the_bytes_and_not_the_place(tmp_path: Path) -> None:

@@ -45,15 +45,15 @@ def report(
 def test_the_report_of_the_published_experiment():
     assert report() == [
         "data: the_verdict, 1 document, bytes tokenizer (257 tokens)",
-        "                                        training  validation",
-        "  documents                                    1           1",
-        "  characters                              18,431       2,048",
-        "  tokens                                   4,612         533",
-        "  windows of 256 tokens, one every 256        18           2",
-        "  batches of 2 windows                         9           1",
+        "                                          training  validation",
+        "  documents                                      1           1",
+        "  characters                                18,431       2,048",
+        "  tokens                                     4,612         533",
+        "  sequences of 256 tokens, one every 256        18           2",
+        "  batches of 2 sequences                         9           1",
         "  1 training token for every 35,217 parameters: "
         "the model can learn the text by heart, so watch the validation loss",
-        "  0 of 16 blocks of 32 validation tokens also stand word for word in the training text (0.0%): "
+        "  0 of 16 blocks of 32 validation tokens also occur verbatim in the training text (0.0%): "
         "the validation loss is a fair test",
     ]
 
@@ -92,7 +92,7 @@ def test_duplicates_are_told_with_what_they_mean():
     assert "(0.8%)" in few[-1]
     assert "fair test" in few[-1]
     assert "(40.0%)" in many[-1]
-    assert "too good" in many[-1]
+    assert "too low" in many[-1]
     assert "too short to look for duplicates" in report(compared_blocks=0)[-1]
 
 

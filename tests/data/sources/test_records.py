@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.classification.table import Table
+from gptpl.data.sources.records import TextTable
 from gptpl.errors import InputError
 
 
-def table(folder: Path, name: str, content: str | bytes, **settings: object) -> Table:
+def table(folder: Path, name: str, content: str | bytes, **settings: object) -> TextTable:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return Table(path=path, **settings)  # type: ignore[arg-type]
+    return TextTable(path=path, **settings)  # type: ignore[arg-type]
 
 
-def read(table: Table) -> list[tuple[int, str, str]]:
+def read(table: TextTable) -> list[tuple[int, str, str]]:
     return [(row.line, row.text, row.label) for row in table.rows("text", "label")]
 
 
@@ -61,40 +61,40 @@ def test_whatever_csv_writes_is_read_back(tmp_path_factory: pytest.TempPathFacto
 GOOD = '{"text": "a", "label": "x"}\n'
 
 WRONG: dict[str, tuple[str, str | bytes, str]] = {
-    "missing column": (
+    "missing column": ("a.csv", "txt,label\na,b\n", "line 2 has no 'text' (it has 'txt', 'label'): add it"),
+    "missing key": ("a.jsonl", GOOD + '{"text": "a"}\n', "line 2 has no 'label' (it has 'text')"),
+    "broken JSON": ("a.jsonl", GOOD + '{"text": \n', "line 2 is not valid JSON (Expecting value"),
+    "not a number": ("a.jsonl", '{"text": "a", "label": "x", "p": NaN}', "line 1 is not valid JSON (NaN"),
+    "no object": ("a.jsonl", "[1]\n", "line 1 must be a JSON object, got [1]"),
+    "empty text": ("a.csv", "text,label\na,b\n ,b\n", "line 3: 'text' is empty: fill it in"),
+    "no text": ("a.jsonl", '{"text": 5, "label": 1}', "line 1: 'text' must be a text, got 5"),
+    "half a character": ("a.jsonl", '{"text": "\\ud800", "label": 1}', "line 1 is not valid JSON ("),
+    "empty label": ("a.csv", "text,label\na,\n", "line 2: 'label' is empty"),
+    "null label": ("a.jsonl", '{"text": "a", "label": null}', "line 1: 'label' must be a text, got None"),
+    "boolean label": ("a.jsonl", '{"text": "a", "label": true}', "line 1: 'label' must be a text, got True"),
+    "mixed labels": ("a.jsonl", GOOD + '{"text": "b", "label": 1}', "line 2: the label 1 is of another type"),
+    "too many fields": (
         "a.csv",
-        "txt,label\na,b\n",
-        "lacks the column 'text' (it has 'txt', 'label'): set data",
+        "text,label\na,b\na,b,c\n",
+        "line 3 has 3 fields, not 2: repair it, or quote",
     ),
-    "missing key": ("a.jsonl", GOOD + '{"text": "a"}\n', "line 2, lacks the column 'label' (it has 'text')"),
-    "broken JSON": ("a.jsonl", GOOD + '{"text": \n', "line 2, is no JSON (Expecting value"),
-    "empty JSON line": ("a.jsonl", GOOD + "\n" + GOOD, "line 2, is no JSON (it is empty): repair or remove"),
-    "no object": ("a.jsonl", "[1]\n", "line 1, holds no JSON object"),
-    "empty text": ("a.csv", "text,label\na,b\n ,b\n", "line 3, has an empty text in 'text': fill it in"),
-    "no text": ("a.jsonl", '{"text": 5, "label": 1}', "line 1, has 5 in 'text', which is no text"),
-    "half a character": ("a.jsonl", '{"text": "\\ud800", "label": 1}', "line 1, has half a character"),
-    "empty label": ("a.csv", "text,label\na,\n", "line 2, has an empty label in 'label'"),
-    "null label": ("a.jsonl", '{"text": "a", "label": null}', "line 1, has None as label"),
-    "boolean label": ("a.jsonl", '{"text": "a", "label": true}', "line 1, has True as label"),
-    "mixed labels": (
-        "a.jsonl",
-        GOOD + '{"text": "b", "label": 1}',
-        "line 2, has 1 as label, before it texts",
+    "open quote": ("a.csv", 'text,label\na,b\n"a,b\n', "line 3 is not valid CSV (unexpected end of data)"),
+    "text behind a quote": (
+        "a.csv",
+        'text,label\n"a"b,c\n',
+        "line 2 is not valid CSV (',' expected after '\"'",
     ),
-    "too many fields": ("a.csv", "text,label\na,b\na,b,c\n", "line 3, has 3 fields, not 2: quote fields"),
-    "open quote": ("a.csv", 'text,label\na,b\n"a,b\n', "line 3, is no CSV (unexpected end of data): repair"),
-    "text behind a quote": ("a.csv", 'text,label\n"a"b,c\n', "line 2, is no CSV (',' expected after '\"'"),
     "column twice": ("a.csv", "text,label,text\na,b,c\n", "names a column twice (text, label, text)"),
-    "empty": ("a.csv", "", "is empty: give a file with texts"),
+    "empty": ("a.csv", "", "is empty: remove it"),
     "header alone": ("a.csv", "text,label\n", "has no rows below its header"),
     "Latin-1": (
         "a.csv",
         "text,label\nä,b\n".encode("latin-1"),
-        "line 2, is not UTF-8 (byte 0xE4 at offset 0): convert it",
+        "line 2, is not UTF-8 (byte 0xE4 at offset 0)",
     ),
     "UTF-16": ("a.csv", "text,label\na,b\n".encode("utf-16"), "is UTF-16, not UTF-8: convert it"),
     "binary": ("a.csv", b"text,label\na\0,b\n", "line 2, is binary, not text"),
-    "unknown kind": ("a.xlsx", "x", "its name does not say what it is: give data.format=csv, tsv"),
+    "unknown kind": ("a.xlsx", "x", "has an unknown suffix: set data.format to one of csv, tsv"),
     "no labels": ("a.txt", "x\n", "is plain lines without labels"),
 }
 
@@ -115,18 +115,18 @@ def test_one_line_for_each_thing_that_is_wrong(
 @pytest.mark.parametrize("name, separator", [("a.csv", ","), ("a.tsv", "\t")])
 def test_a_header_is_no_example_where_columns_are_named(tmp_path: Path, name: str, separator: str) -> None:
     content = separator.join(["text", "label"]) + "\n" + separator.join(["hello", "ham"]) + "\n"
-    with pytest.raises(InputError, match=r"line 1, has the names of data\.columns: leave that setting out"):
+    with pytest.raises(InputError, match=r"has a header line: leave data\.columns out"):
         read(table(tmp_path, name, content, columns=["text", "label"]))
 
 
 def test_columns_without_header_must_hold_the_wanted_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"lacks the column 'text' \(it has 'a', 'b'\)"):
+    with pytest.raises(InputError, match=r"has no 'text' \(it has 'a', 'b'\).*data\.columns="):
         read(table(tmp_path, "a.tsv", "x\ty\n", columns=["a", "b"]))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read .*none\.csv \(No such file"):
-        read(Table(path=tmp_path / "none.csv"))
+        read(TextTable(path=tmp_path / "none.csv"))
 
 
 def test_rows_come_before_the_file_is_read_to_its_end(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.pretraining.encoding import check_train_ratio, split_documents
+from gptpl.data.pretraining.encoding import split_documents
+from gptpl.data.splits import check_ratios
 from gptpl.errors import InputError
 
 RATIOS = st.floats(0.01, 0.99)
@@ -45,4 +46,4 @@ def test_a_cut_between_documents_leaves_no_empty_piece():
 @pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5, 90, math.nan, math.inf])
 def test_a_ratio_outside_0_to_1_is_refused(ratio: float):
     with pytest.raises(InputError, match=rf"data\.train_ratio={ratio} .*between 0 and 1"):
-        check_train_ratio(ratio)
+        check_ratios(train_ratio=ratio)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gptpl.data.classification.corpora import LabelledFiles, SmsSpam
-from gptpl.data.classification.table import Example
+from gptpl.data.sources import LabelledFiles, SmsSpam
+from gptpl.data.sources.records import Example
 from gptpl.errors import InputError
 
 MESSAGES = b'ham\tHello "you\nspam\tWIN, now\n'
@@ -83,12 +83,12 @@ def test_the_archive_is_fetched_once_and_its_one_file_read(served: Any) -> None:
 @pytest.mark.parametrize(
     "content, said",
     [
-        (b"<html>Sorry</html>", "is no archive with Messages in it: try again later"),
-        (archive(readme=b"x"), "is no archive with Messages in it"),
+        (b"<html>Sorry</html>", "is not an archive with Messages in it: try again later"),
+        (archive(readme=b"x"), "is not an archive with Messages in it"),
         (archive(Messages=b"ham\tother\n"), "holds Messages with SHA-256"),
         (archive(Messages=bytes(1 << 25)), "holds Messages with SHA-256"),  # 32 MiB, of which 16 are read
-        (damaged(archive(Messages=MESSAGES * 50)), "is no archive with Messages in it"),
-        (encrypted(archive(Messages=MESSAGES)), "is no archive with Messages in it"),
+        (damaged(archive(Messages=MESSAGES * 50)), "is not an archive with Messages in it"),
+        (encrypted(archive(Messages=MESSAGES)), "is not an archive with Messages in it"),
     ],
 )
 def test_a_wrong_archive_is_not_kept(served: Any, content: bytes, said: str) -> None:
@@ -125,10 +125,10 @@ def test_one_file_or_a_file_for_each_split(tmp_path: Path) -> None:
 
 def test_settings_that_do_not_go_together() -> None:
     with pytest.raises(InputError, match=r"data\.path is not set: give data\.path=FILE"):
-        LabelledFiles().tables()
-    with pytest.raises(InputError, match=r"data\.path=a and data\.val_path=b are both set: give one"):
-        LabelledFiles(path="a", val_path="b").tables()
+        LabelledFiles().examples()
+    with pytest.raises(InputError, match=r"data\.path and data\.val_path are both set: give one"):
+        LabelledFiles(path="a", val_path="b").examples()
     with pytest.raises(InputError, match=r"data\.val_path is not set"):
-        LabelledFiles(train_path="a").tables()
-    with pytest.raises(InputError, match=r"are both 'x': name two columns"):
+        LabelledFiles(train_path="a").examples()
+    with pytest.raises(InputError, match=r"are both 'x': name two"):
         LabelledFiles(path="a", text_column="x", label_column="x")

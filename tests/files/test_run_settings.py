@@ -1,0 +1,59 @@
+"""Settings of older runs under the names that they have now."""
+
+from typing import Any
+
+from gptpl.data.classification.datamodule import LabelledDataModule
+from gptpl.data.instructions.datamodule import InstructionDataModule
+from gptpl.data.sources import LabelledFiles, TextFiles
+from gptpl.files.run_settings import with_current_names
+
+
+def qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def test_older_labelled_texts() -> None:
+    older: dict[str, Any] = {
+        "_target_": "gptpl.data.labelled.datamodule.LabelledDataModule",
+        "corpus": {"_target_": "gptpl.data.labelled.corpora.LabelledFiles", "path": "x.csv"},
+        "train_share": 0.7,
+        "val_share": 0.1,
+        "truncate": False,
+        "duplicates": "group",
+    }
+    assert with_current_names({"data": older, "trainer": {"train_share": 1}}) == {
+        "data": {
+            "_target_": qualified(LabelledDataModule),
+            "corpus": {"_target_": f"gptpl.data.sources.{LabelledFiles.__name__}", "path": "x.csv"},
+            "train_ratio": 0.7,
+            "val_ratio": 0.1,
+            "too_long": "refuse",
+            "duplicates": "group",
+        },
+        "trainer": {"train_share": 1},
+    }
+
+
+def test_older_instructions_keep_a_question_of_two_splits_in_training() -> None:
+    older = {
+        "_target_": qualified(InstructionDataModule),
+        "train_share": 0.85,
+        "test_share": 0.1,
+        "too_long": "drop",
+    }
+    assert with_current_names(older) == {
+        "_target_": qualified(InstructionDataModule),
+        "train_ratio": 0.85,
+        "test_ratio": 0.1,
+        "too_long": "drop",
+        "precedence": "train",
+    }
+
+
+def test_settings_of_now_stay_as_they_are() -> None:
+    now = {
+        "_target_": f"gptpl.data.sources.{TextFiles.__name__}",
+        "path": "x",
+        "truncate_me": [1, {"a": None}],
+    }
+    assert with_current_names(now) == now
