@@ -37,9 +37,8 @@ def generate(
     """Continue each row of `prompt` (B, T) int64, on the model's device, by up to `max_new_tokens` tokens.
 
     Returns (B, T + n) int64, n <= max_new_tokens: the whole prompt and its continuation. A row ends at the
-    first `eot_id` it emits (one in the prompt does not count) and is padded with `eot_id` from there;
-    decoding stops when every row has ended. One row alone draws the numbers that the book's loop draws from
-    the same seed, so it gives the book's text. The other arguments and errors are those of `Decoding`.
+    first `eot_id` it emits (one in the prompt does not count) and is padded with it. One row alone draws the
+    numbers of the book's loop from the same seed. Other arguments and errors are those of `Decoding`.
     """
     if prompt.dim() != 2 or not prompt.numel():
         raise InputError(f"prompt must have shape (B, T) with B, T >= 1, got {tuple(prompt.shape)}")
@@ -110,10 +109,10 @@ class Decoding:
         generator: torch.Generator | None = None,
         alternatives: int | None = None,
     ) -> None:
-        check_at_least(0, max_new_tokens=max_new_tokens)
-        check_at_least(1, num_samples=num_samples)
         V = vocab_size(model)
-        check_prompts(prompts, vocab_size=V)
+        check_prompts(prompts, vocab_size=V, max_new_tokens=max_new_tokens)
+        if num_samples < 1:
+            raise InputError(f"num_samples must be at least 1, got {num_samples}")
         rules.check_vocabulary(V)
         if alternatives is not None and not 0 <= alternatives <= V:
             raise InputError(f"alternatives must be from 0 to {V}, got {alternatives}")
@@ -162,11 +161,10 @@ class Decoding:
 
     def _chosen(self, logits: Tensor) -> Tensor:
         tokens = written = None
-        if self._rules.look_back:
-            read = [[*self._prompts[row // self._num_samples], *self.written[row]] for row in self.rows]
-            tokens = _padded(read, NO_TOKEN, self._device)
         if self._rules.look_back or self._rules.forced_tokens:
-            written = _padded([self.written[row] for row in self.rows], NO_TOKEN, self._device)
+            new = [self.written[row] for row in self.rows]
+            read = [[*self._prompts[row // self._num_samples], *self.written[row]] for row in self.rows]
+            tokens, written = (_padded(each, NO_TOKEN, self._device) for each in (read, new))
         generators = None if self._generators is None else [self._generators[row] for row in self.rows]
         return next_token(logits, self._rules, tokens=tokens, written=written, generators=generators)
 
@@ -239,29 +237,21 @@ class NextLogits:
 
     def _read_whole(self, rows: list[list[int]]) -> Tensor:
         """Logits (n, V) after the last C tokens of each of n rows, by forward passes over them."""
-        seen = [row[-self._context :] for row in rows]
-        padded = _padded(seen, 0, self._device)  # (n, T): no position attends to the padding behind it
-        ends = torch.tensor([len(row) - 1 for row in seen], device=self._device)
         body, head = body_and_head(self._model)
-        parts = (torch.split(each, LONG_ROWS_AT_A_TIME) for each in (padded, ends))
+        last = []
         with eval_mode(self._model):
-            last = [
-                body(part)[torch.arange(len(part), device=self._device), end]
-                for part, end in zip(*parts, strict=True)
-            ]
+            for first in range(0, len(rows), LONG_ROWS_AT_A_TIME):
+                seen = [row[-self._context :] for row in rows[first : first + LONG_ROWS_AT_A_TIME]]
+                hidden = body(_padded(seen, 0, self._device))  # no position attends to the padding behind it
+                last.append(hidden[list(range(len(seen))), [len(row) - 1 for row in seen]])
             logits: Tensor = head(torch.cat(last))  # of one position, not of all
         return logits
 
 
-def check_at_least(least: int, **numbers: int) -> None:
-    """Raise InputError for a number below `least`."""
-    for name, number in numbers.items():
-        if number < least:
-            raise InputError(f"{name} must be at least {least}, got {number}")
-
-
-def check_prompts(prompts: Sequence[Sequence[int]], *, vocab_size: int) -> None:
-    """Raise InputError for no prompts, an empty one, and a token id that the model does not know."""
+def check_prompts(prompts: Sequence[Sequence[int]], *, vocab_size: int, max_new_tokens: int = 0) -> None:
+    """Raise InputError for no prompts, an empty one, an unknown token id, and max_new_tokens below 0."""
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
     if not prompts or not all(prompts):
         raise InputError("a prompt must have at least one token, such as end-of-text, and there must be one")
     for prompt in prompts:

@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 NO_TOKEN = -1
 """Pads the rows of `tokens` that are shorter than the longest; no rule counts it."""
 _USUAL_NUCLEUS = 1024  # tokens
-_FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "temperature": (lambda value: value >= 0, "0 (greedy) or a positive number"),
     "top_k": (lambda value: value >= 1 and isinstance(value, int), "a positive whole number or null"),
@@ -40,8 +39,8 @@ _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
 class SamplingRules:
     """The rules that shape the distribution of the next token; the default is greedy.
 
-    They act in this order, that of Hugging Face's `generate`: penalties, bans, the forced token, then (unless
-    greedy, as they never change the best token) temperature, top-k, top-p, min-p, typical.
+    They act in the order of Hugging Face's `generate`: penalties, bans, the forced token, then, unless
+    greedy, temperature, top-k, top-p, min-p, typical.
 
     Attributes:
         temperature: 0 is greedy, the most likely token; below 1 is careful, above 1 daring.
@@ -90,22 +89,21 @@ class SamplingRules:
         if isinstance(value, cls):
             return value
         names = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(value, Mapping):
-            raise InputError(f"sampling rules must be a mapping with keys {', '.join(names)}, got {value!r}")
-        for key in value:
-            if key not in names:
-                raise InputError(f"unknown sampling rule {key!r}: choose from {', '.join(names)}")
-        return cls(**value)
+        settings = value if isinstance(value, Mapping) else {str(value): None}
+        for name in settings:
+            if name not in names:
+                raise InputError(f"unknown sampling rule {name!r}: choose from {', '.join(names)}")
+        return cls(**settings)
 
     @property
     def name(self) -> str:
         """Such as "greedy" or "temperature 0.8, top-k 40"; rules without effect are left out."""
         parts = [f"temperature {self.temperature:g}"] if self.temperature else ["greedy"]
         for name, value in self.changes.items():
-            if name == "temperature" or (name in _FILTERS and not self.temperature):
+            if name == "temperature" or (name in FILTERS and not self.temperature):
                 continue
             shown = f"{value:g}" if _is_number(value) else " ".join(map(str, value))
-            parts.append(f"{name.replace('_', '-' if name in _FILTERS else ' ')} {shown}")
+            parts.append(f"{name.replace('_', '-' if name in FILTERS else ' ')} {shown}")
         return ", ".join(parts)
 
     @property
@@ -170,14 +168,9 @@ def reshape_logits(
         return logits
     # The best logit, now 0, cannot overflow at a tiny temperature.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / rules.temperature
-    if rules.top_k is not None:
-        logits = keep_top_k(logits, rules.top_k)
-    if rules.top_p is not None:
-        logits = keep_top_p(logits, rules.top_p)
-    if rules.min_p is not None:
-        logits = keep_min_p(logits, rules.min_p)
-    if rules.typical_p is not None:
-        logits = keep_typical(logits, rules.typical_p)
+    for name, keep in FILTERS.items():
+        if (limit := getattr(rules, name)) is not None:
+            logits = keep(logits, limit)
     return logits
 
 
@@ -249,8 +242,8 @@ def token_counts(tokens: Tensor, vocab_size: int) -> Tensor:
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Keep the k largest logits (..., V) of each row and set the others to -inf.
 
-    Exactly k survive: where several logits tie for the last place, the lowest token ids win, as in argmax. So
-    k = 1 is greedy even among equals, which bf16 logits often are. (A plain threshold would keep them all.)
+    Exactly k survive: where several logits tie for the last place, as bf16 logits often do, the lowest token
+    ids win, as in argmax. So k = 1 is greedy.
     Source: Fan, Lewis and Dauphin 2018, "Hierarchical Neural Story Generation".
     """
     return _keep_largest(logits, logits.topk(k, dim=-1).values[..., -1:], count=k)
@@ -318,14 +311,21 @@ def _keep_largest(logits: Tensor, threshold: Tensor, *, count: int | Tensor) -> 
     return logits.masked_fill(~keep, -math.inf)
 
 
+FILTERS: Mapping[str, Callable[[Tensor, Any], Tensor]] = {
+    "top_k": keep_top_k,
+    "top_p": keep_top_p,
+    "min_p": keep_min_p,
+    "typical_p": keep_typical,
+}
+"""The rules that exclude unlikely tokens, in the order in which they act."""
+
 # --------------------------------------------------------------------------------------------- random numbers
 
 
 def draw(logits: Tensor, generators: Sequence[torch.Generator] | torch.Generator | None = None) -> Tensor:
     """Draw one token per row from softmax(logits), computed in fp32: (B, V) -> (B,) int64.
 
-    `generators` on the logits' device: one for all rows, one per row, which makes a row's draw independent of
-    the other rows, or torch's global one (None). NaN logits make torch raise.
+    `generators` on the logits' device: one for all rows, one per row, or torch's global one (None).
     """
     logits = logits.float()
     # The shift does not change the softmax, and the best logit, now 0, cannot overflow.
@@ -359,9 +359,8 @@ def row_generators(
     """One generator per row, row = prompt * samples + sample.
 
     The k-th samples of all prompts start in the same state: a prompt's k-th sample does not depend on the
-    other prompts. Of the first samples, the first row has `generator` itself, which is advanced, and the
-    others copies of it; later samples are seeded by numbers drawn from a copy. None: a generator seeded by
-    torch's global one, so that `torch.manual_seed` decides.
+    other prompts. The first row has `generator` itself, the other first samples copies of it; later samples
+    are seeded by numbers drawn from a copy. None: a generator seeded by torch's global one.
     """
     if generator is None:
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))

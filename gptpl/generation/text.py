@@ -98,9 +98,8 @@ def stream_text(
     """Continue every prompt `num_samples` times and yield the texts piece by piece.
 
     A piece holds whole characters: bytes that are not UTF-8 yet wait for the next token, and what may be the
-    start of a stop string for what follows it. The pieces of a continuation add up to its `Completion.text`.
-    It ends before the first string of `stop` in it, at the model's end of text, or after `max_new_tokens`
-    tokens. An empty prompt starts from end-of-text, which is logged.
+    start of a stop string for what follows it. A text ends before the first string of `stop` in it, at the
+    model's end of text, or after `max_new_tokens` tokens. An empty prompt starts from end-of-text.
 
     The other arguments and errors are those of `Decoding`; a `stop` that is empty, or that the tokenizer
     cannot write, raises InputError too.
