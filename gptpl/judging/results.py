@@ -185,9 +185,11 @@ class _Work:
         try:
             by_place = dict(self._progress(found, total=total, desc="judging") if self._progress else found)
         except BaseException:
-            if self.judge is not None and self.judge.cache.path is not None:
-                path, kept = self.judge.cache.path, len(self.judge.cache)
-                log.info("%s: replies kept: %d; run the same command again to continue", path, kept)
+            cache = None if self.judge is None else self.judge.cache
+            if cache is not None and cache.path is not None and len(cache):
+                log.info(
+                    "%s: replies kept: %d; run the same command again to continue", cache.path, len(cache)
+                )
             raise
         return [by_place[place] for place in range(total)]
 
