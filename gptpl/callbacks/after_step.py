@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -36,6 +37,8 @@ class AfterStep(L.Callback):
     """
 
     repeats_on_resume = False
+    acting_seconds = 0.0
+    """Time that all of them took, kept by the first: it is not training."""
     _reached: int | None = None
 
     def due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
@@ -77,10 +80,12 @@ class AfterStep(L.Callback):
             return
         for callback in waiting:
             callback._reached = trainer.global_step
+        started = time.perf_counter()
         due = on_any_rank(trainer, [callback.due(trainer, pl_module) for callback in waiting])
         for callback, acts in zip(waiting, due, strict=True):
             if acts:
                 callback.after_step(trainer, pl_module)
+        self.acting_seconds += time.perf_counter() - started
 
 
 def on_any_rank(trainer: L.Trainer, flags: Sequence[bool]) -> list[bool]:

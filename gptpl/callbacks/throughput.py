@@ -1,4 +1,4 @@
-"""Training speed in tokens per second, and as a share of what the hardware can do."""
+"""Training speed in tokens per second, and as a fraction of what the hardware can do."""
 
 import time
 from collections import deque
@@ -6,69 +6,69 @@ from typing import Any
 
 import lightning as L
 
-from gptpl.callbacks.after_step import language_module
+from gptpl.callbacks.after_step import AfterStep, language_module
 from gptpl.errors import InputError
 from gptpl.training.flops import peak_flops
 from gptpl.training.performance import product_dtype
 
 
 class Throughput(L.Callback):
-    """Keeps `tokens_per_second` and `mfu` of the training module up to date: all ranks, over recent batches.
+    """Logs `train/tokens_per_second` and `train/mfu` of all ranks, over recent steps.
 
-    `mfu` is the model FLOPs utilisation: the arithmetic that training needs for these tokens, by the module's
-    `flops_per_token`, over what the devices could do at most in the time, by `peak_flops`. It is left out
-    where the device or the arithmetic is not known.
+    The module's `tokens_per_second` is the same number, for other callbacks. MFU is the model FLOPs
+    utilisation: the arithmetic that training on these tokens needs, by the module's `flops_per_token`, over
+    the most that the devices can do in the time, by `peak_flops`. It is left out where the device or the
+    arithmetic is not known.
 
-    The time of a batch is forward, backward and optimizer; evaluations, samples and saves do not count, nor
-    does the first batch, which warms up caches and compiles.
+    A step's time runs from the end of the step before to its own end: waiting for data counts, evaluations
+    and the callbacks' work after steps (samples, saves) do not. The first step, which warms up caches and
+    compiles, does not count either.
 
-    A GPU's work may only be queued when a batch ends here. It is not waited for: the check of the gradient's
-    norm does so in every step, so the host is never more than an optimizer and a forward pass ahead, and what
-    one batch leaves over is in the next one's time.
+    A GPU's work may only be queued when a step ends here. It is not waited for: the check of the gradient's
+    norm does so in every step, so the host is never more than an optimizer step and a forward pass ahead, and
+    the rest of a step's work is in the time of the next.
 
     Args:
-        window: batches the average is taken over.
+        window: optimizer steps the average is taken over.
     """
 
     def __init__(self, *, window: int = 20) -> None:
         if window < 1:
-            raise InputError(f"callbacks.throughput.window={window} averages nothing: give 1 or more batches")
+            raise InputError(f"callbacks.throughput.window must be positive, got {window}")
         super().__init__()
         self._recent: deque[tuple[float, int]] = deque(maxlen=window)
-        self._started_seconds = 0.0
-        self._tokens_before = 0
-        self._warm = False
+        self._before: tuple[float, int] | None = None
+        """Seconds of training and tokens seen at the end of the last step."""
+        self._step = 0
         self._peak_flops: float | None = None  # of all ranks together
-        self._flops_per_token: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Finds out what the devices can do."""
+        """Find out what the devices can do."""
         dtype = product_dtype(str(trainer.precision))
         config = getattr(language_module(pl_module).net, "config", None)
         peak = peak_flops(pl_module.device, dtype, config)
         self._peak_flops = None if peak is None else peak * trainer.world_size
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Starts the clock."""
-        module = language_module(pl_module)
-        if self._peak_flops is not None:
-            self._flops_per_token = module.flops_per_token(module.inputs_of(batch).shape[1])
-        self._tokens_before = module.tokens_seen
-        self._started_seconds = time.perf_counter()
+        self._before = None
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the batch to the average."""
-        if not self._warm:
-            self._warm = True
+        """Add the step that this batch completed, if any, to the average."""
+        if trainer.global_step == self._step:
             return
+        self._step = trainer.global_step
         module = language_module(pl_module)
-        elapsed_seconds = time.perf_counter() - self._started_seconds
-        self._recent.append((elapsed_seconds, module.tokens_seen - self._tokens_before))
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        paused = sum(callback.acting_seconds for callback in callbacks if isinstance(callback, AfterStep))
+        now = time.perf_counter() - paused - module.evaluation_seconds, module.tokens_seen
+        before, self._before = self._before, now
+        if before is None:
+            return
+        self._recent.append((now[0] - before[0], now[1] - before[1]))
         seconds = sum(elapsed for elapsed, _ in self._recent)
         module.tokens_per_second = sum(tokens for _, tokens in self._recent) / seconds
-        if self._peak_flops is not None and self._flops_per_token is not None:
-            module.mfu = module.tokens_per_second * self._flops_per_token / self._peak_flops
+        module.log("train/tokens_per_second", module.tokens_per_second)
+        flops = None if self._peak_flops is None else module.flops_per_token(module.inputs_of(batch).shape[1])
+        if self._peak_flops is not None and flops is not None:
+            module.log("train/mfu", module.tokens_per_second * flops / self._peak_flops)

@@ -26,7 +26,7 @@ from gptpl.config.compose import Config, composed, plain
 from gptpl.config.groups import Folder
 from gptpl.config.instantiate import OWN_PACKAGES, instantiate, partial_of
 from gptpl.data.stock_data import UNKNOWN
-from gptpl.data.training_data import TrainingData
+from gptpl.data.training_data import TrainingData, planned_batches
 from gptpl.errors import InputError
 from gptpl.generation.sampling import check_seed
 from gptpl.model import GPTConfig, GPTModel, parameters_of
@@ -37,7 +37,8 @@ from gptpl.runs.claims import RunClaim, claim_new_run, is_worker_process, proces
 from gptpl.runs.listing import find_run, runs_folder
 from gptpl.runs.resume import Resumption, resume_plan
 from gptpl.runs.resume_rules import lr_ceiling
-from gptpl.runs.trainer import check_strategy, configured_trainer, fast_path_of, let_module_end
+from gptpl.runs.trainer import check_strategy, configured_trainer, fast_path_of
+from gptpl.training.lightning_internals import let_module_end
 from gptpl.training.module import TrainingModule, planned_steps
 from gptpl.training.performance import FastPath, device_type, keep_freed_memory
 from gptpl.training.run_log import RunLogFile
@@ -279,7 +280,8 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
     batches = datamodule.steps_per_epoch(world_size=trainer.world_size)
     if batches == UNKNOWN and trainer.max_steps == -1:
         raise InputError(f"{datamodule.name} has an unknown number of batches: give trainer.max_steps")
-    total_steps = planned_steps(trainer, batches)  # by trainer.max_steps and trainer.max_epochs
+    # By trainer.max_steps and trainer.max_epochs.
+    total_steps = planned_steps(trainer, planned_batches(trainer, batches))
     let_module_end(trainer)
     if resume is not None:
         resume.check_horizon(total_steps)

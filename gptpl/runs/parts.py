@@ -293,7 +293,7 @@ def _largest(cfg: Config, trainer: L.Trainer, datamodule: TrainingData, path: Fa
     return largest_batch_size(
         model_config(cfg),
         path,
-        windows=sequences // devices,
+        sequences=sequences // devices,
         free=free_memory(kind) // sharing,
         accumulates=True,  # also where one batch is the whole step, which then needs less
         **memory_settings(cfg, datamodule),

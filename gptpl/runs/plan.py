@@ -36,7 +36,7 @@ from gptpl.runs.parts import (
 from gptpl.runs.trial import largest_batch_of, step_memory_of, train_a_little, usable_memory
 from gptpl.text import bytes_text, duration_text
 from gptpl.training.flops import counted_flops_per_token, peak_flops
-from gptpl.training.memory import ShapesAlone
+from gptpl.training.lightning_internals import ShapesAlone
 from gptpl.training.module import NonFiniteError
 from gptpl.training.performance import device_type, product_dtype
 from gptpl.training.schedules import scheduler_of

@@ -15,7 +15,6 @@ from gptpl.checkpoints.files import DurableCheckpointIO
 from gptpl.config.compose import Config
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.errors import InputError
-from gptpl.model.tuning import ALL
 from gptpl.runs.parts import precision_of, task_class
 from gptpl.training.performance import FastPath, choose_fast_path, device_type
 from gptpl.training.sharding import FullyShardedStrategy
@@ -122,17 +121,10 @@ def _check(conf: Mapping[str, Any], eval_every_n_steps: int) -> None:
 
 def check_strategy(cfg: Config) -> None:
     """Raises InputError for what FSDP cannot train."""
-    if cfg.trainer.strategy != "fsdp":
-        return
-    if str(cfg.optimizer._target_).endswith(".muon"):
+    if cfg.trainer.strategy == "fsdp" and str(cfg.optimizer._target_).endswith(".muon"):
         raise InputError(
-            "optimizer=muon needs whole matrices, which trainer.strategy=fsdp divides:"
+            "optimizer=muon needs whole matrices, which trainer.strategy=fsdp shards:"
             " use optimizer=adamw, or trainer=ddp"
-        )
-    if (tune := instantiate(cfg.tune)).state() != ALL:
-        raise InputError(
-            f"tune={tune.name} freezes weights, which trainer.strategy=fsdp cannot divide apart from the"
-            " others: use trainer=ddp, or tune=all"
         )
 
 
@@ -161,13 +153,3 @@ def build_strategy(name: str | Strategy) -> str | Strategy:
     if name == "fsdp":
         return FullyShardedStrategy()
     return DDPStrategy(gradient_as_bucket_view=True) if name == "ddp" else name
-
-
-def let_module_end(trainer: L.Trainer) -> None:
-    """Leave it to the training module to end the training after its `total_steps`.
-
-    Lightning counts an epoch that `max_steps` interrupted as a whole one: resumed with more steps, a run
-    would reach `max_epochs` too early. Nor would it start where only the last evaluation is missing.
-    """
-    trainer.fit_loop.max_epochs = -1
-    trainer.fit_loop.epoch_loop.max_steps = -1

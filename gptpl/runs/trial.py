@@ -9,7 +9,8 @@ from gptpl.callbacks.stopping import RunStopped, interrupts
 from gptpl.errors import InputError
 from gptpl.runs.build import Settled
 from gptpl.runs.parts import memory_settings
-from gptpl.runs.trainer import build_trainer, let_module_end
+from gptpl.runs.trainer import build_trainer
+from gptpl.training.lightning_internals import let_module_end
 from gptpl.training.memory import USABLE, StepMemory, free_memory, largest_batch_size, step_memory
 from gptpl.training.module import TrainingModule
 from gptpl.training.performance import device_type
@@ -36,7 +37,7 @@ def largest_batch_of(settled: Settled, most: int) -> int | None:
         return largest_batch_size(
             settled.config,
             settled.fast_path,
-            windows=2 ** (most.bit_length() - 1),
+            sequences=2 ** (most.bit_length() - 1),
             free=round(usable / USABLE),
             **memory_settings(settled.cfg, settled.datamodule),
         )

@@ -25,16 +25,19 @@ from gptpl.training.task import Better, Sums, Task
 class ClassificationModule(TrainingModule):
     """Trains a `GPTClassifier` on batches of `LabelledBatch`; its head is drawn when the module is made.
 
-    The loss is the mean cross-entropy of the texts' classes, weighted where `class_weights` are given: in
-    training and in evaluation, so that the two can be compared. Logged at every evaluation, beside both
-    losses: accuracy (`eval/train_accuracy`, `val/accuracy`), the mean F1 of the classes (`val/f1`), each
-    class's (`val/f1_<label>`; nan for one that neither occurs nor is predicted), and `val/calibration_error`.
+    The loss is the mean cross-entropy of the texts' classes, weighted by `class_weights`, if given: in
+    training and in evaluation, so that the two can be compared. Every evaluation also logs accuracy
+    (`eval/train_accuracy`, `val/accuracy`), the mean F1 of the classes (`val/f1`), each class's F1
+    (`val/f1_<label>`; nan for a class that neither occurs nor is predicted), and `val/calibration_error`.
 
-    The layers of `net` are taken over, all but its head. `max_length` tokens are read of a text, and every
-    text is filled up to `padded_to`; None: it does not matter. `pooling` and `head_bias` are those of
-    `ClassifierConfig`, `run` the arguments of `TrainingModule`.
+    Args:
+        net: a GPT-2, of which all layers but the head are used.
+        max_length: tokens read from a text.
+        padded_to: tokens that every text is padded to; None: as its batch needs.
+        pooling, head_bias: see `ClassifierConfig`.
+        run: arguments of `TrainingModule`.
 
-    Raises InputError for "last_position" where the texts of every batch are padded as its longest wants.
+    Raises InputError for "last_position" without `padded_to`.
     """
 
     task = "classify"
@@ -66,7 +69,7 @@ class ClassificationModule(TrainingModule):
         classifier = ClassifierConfig(n_classes=len(labels), pooling=pooling, head_bias=head_bias)
         if pooling == "last_position" and padded_to is None:
             raise InputError(
-                "task.pooling=last_position reads the padding, which must be the same in every batch: set"
+                "task.pooling=last_position reads the padding, whose length must not depend on the batch: set"
                 " data.padding=longest"
             )
         if not isinstance(net, GPTBackbone):
@@ -82,11 +85,11 @@ class ClassificationModule(TrainingModule):
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
         self.evaluated: dict[str, dict[str, Numbers]] = {}
-        """The last evaluation's totals on the CPU, by split: `confusion` (C, C), `calibration` (3, K)."""
+        """Totals of the last evaluation by split: `confusion` (C, C), `calibration` (3, K)."""
 
     @classmethod
     def default_tune(cls, *, pretrained: bool) -> str:
-        """A body of random weights, left as it is, has nothing to classify by."""
+        """Random weights that stay as they are say nothing about a text."""
         return "last_block" if pretrained else "all"
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -96,8 +99,8 @@ class ClassificationModule(TrainingModule):
     def batch_loss(self, batch: LabelledBatch) -> Tensor:
         """Sum of the labels' weighted cross-entropies, divided by their number.
 
-        Not by the sum of their weights, as torch's weighted mean: a batch of one class alone would then count
-        as if nothing were weighted, and a step would depend on how its texts are divided into micro-batches.
+        torch's weighted mean divides by the sum of the weights: a batch of a single class would then count as
+        if nothing were weighted, and a step would depend on how its texts are divided into micro-batches.
         """
         logits = self.net(batch.tokens, batch.lengths).float()  # (B, C)
         total = F.cross_entropy(
@@ -119,7 +122,7 @@ class ClassificationModule(TrainingModule):
         return classification_sums(logits, batch.labels, self.class_weights)
 
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
-        """Losses, accuracies, and what else is known of the validation texts."""
+        """Losses, accuracies, and further scores of the validation texts."""
         metrics: dict[str, float] = {}
         self.evaluated = {
             split: {name: total.cpu().double().numpy() for name, total in of_split.items() if name != "loss"}
@@ -140,7 +143,7 @@ class ClassificationModule(TrainingModule):
         return math.log(len(self.labels))
 
     def task_state(self) -> dict[str, Any]:
-        """What `classify` needs to know."""
+        """What `gptpl classify` needs."""
         return classifier_task(self.net.classifier, self.labels, self.max_length, self.padded_to)
 
 

@@ -1,4 +1,4 @@
-"""How much arithmetic training needs, and how much a device can do: for model FLOPs utilisation (MFU)."""
+"""The arithmetic that training needs, and the most a device can do: for model FLOPs utilisation (MFU)."""
 
 # T time, D model, V vocabulary
 
@@ -15,7 +15,7 @@ from gptpl.training.memory import Prepare, of_any_depth
 
 PEAKS = {
     # Dense bf16 (fp16 where there is no bf16) tensor FLOP/s from NVIDIA's data sheets, without sparsity. The
-    # first name that is part of torch's name of the device counts.
+    # first name that is part of torch's name of the device counts. (Lightning's table lacks half of these.)
     "B200": 2250e12,
     "GH200": 989e12,
     "H200": 989e12,
@@ -43,7 +43,7 @@ def training_flops_per_token(config: GPTConfig, max_length: int) -> int:
     6 N + 12 L T D: two for each multiplication and addition, once forward and twice backward, for the N
     weights of all matrices that multiply (the head counts, tied or not, the embedding tables do not) and for
     attention's two products (Chowdhery et al. 2022, "PaLM", appendix B). As there, attention counts in full,
-    although half of its scores are hidden.
+    although half of its scores are masked.
     """
     D = config.emb_dim
     weights = config.n_layers * config.block_matrices + config.vocab_size * D
@@ -51,7 +51,7 @@ def training_flops_per_token(config: GPTConfig, max_length: int) -> int:
 
 
 def counted_flops_per_token(config: GPTConfig, max_length: int, prepare: Prepare) -> int:
-    """`training_flops_per_token` of a training of a part: what torch counts of one block and of two."""
+    """`training_flops_per_token` where only a part is trained: counted by torch for one block and for two."""
 
     def counted(of_few: GPTConfig) -> int:
         with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -65,10 +65,10 @@ def counted_flops_per_token(config: GPTConfig, max_length: int, prepare: Prepare
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, config: object) -> float | None:
-    """What the device can do at most, in FLOP/s; None where it is not known.
+    """The most FLOP/s that the device can do; None where it is not known.
 
-    Of a CUDA device by its name. Of a CPU it is measured, in 0.1 s for GPT-2 small: the rate of the
-    feed-forward network's product; as wide as GPT-2 small's where the `config` has no `emb_dim`.
+    For a CUDA device by its name. For a CPU it is measured, in 0.1 s, on the product of a feed-forward
+    network as wide as the `config`'s `emb_dim`, or as GPT-2 small's.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -80,7 +80,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype, config: object) -> floa
 
 
 def matrix_product_flops(rows: int, outputs: int, inputs: int, dtype: torch.dtype, repeats: int = 5) -> float:
-    """Measured FLOP/s of (rows, inputs) @ (inputs, outputs) on the CPU: the median, after one to warm up."""
+    """Measured FLOP/s of (rows, inputs) @ (inputs, outputs) on the CPU: the median, after a warm-up."""
     x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
     seconds = []
     for _ in range(repeats + 1):

@@ -13,12 +13,12 @@ from gptpl.training.task import Better, Sums
 
 
 class InstructionModule(LanguageModelingModule):
-    """Trains a language model to answer, on batches of `gptpl.data.instructions.rows.InstructionBatch`.
+    """Trains a language model to answer instructions.
 
-    Targets of -100 count nowhere; every other target of a step counts alike, in whatever micro-batch and rank
-    it is. Logs beside what pretraining logs `val/token_accuracy`, the share of the validation targets that
-    are the model's most likely token. The `template` is kept in every checkpoint, so that the model can be
-    asked without it.
+    Its batches are `gptpl.data.instructions.rows.InstructionBatch`. Targets of -100 are ignored; all other
+    targets of a step count alike, in whatever micro-batch and rank. It also logs `val/token_accuracy`, the
+    fraction of validation targets that are the model's most likely token. Every checkpoint keeps the
+    `template`, so that the model can be used without it.
     """
 
     task = "instruct"
@@ -44,11 +44,11 @@ class InstructionModule(LanguageModelingModule):
         return int(batch.tokens)
 
     def evaluation_sums(self, batch: Any) -> Sums:
-        """Sum of the losses, number of targets, and how many of these are the most likely token."""
+        """Sum of the losses, number of targets, number of targets that are the most likely token."""
         return {"loss": evaluation_scores(self.net, batch.inputs, batch.targets, batch.segments)}
 
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
-        """Means over all targets, and the share of right tokens."""
+        """Means over all targets, and the fraction of right tokens."""
         metrics = super().evaluation_metrics(sums)
         if "val" in sums:
             _, count, correct = sums["val"]["loss"].tolist()
@@ -56,5 +56,5 @@ class InstructionModule(LanguageModelingModule):
         return metrics
 
     def task_state(self) -> dict[str, Any]:
-        """The template, beside the task's name."""
+        """The task's name and the template."""
         return {"name": self.task, "template": self.template.state()}

@@ -23,8 +23,8 @@ Batch = tuple[Tensor, Tensor]
 class LanguageModelingModule(TrainingModule):
     """Trains a language model on sequences of tokens: batches of (inputs, targets), each (B, T) int64.
 
-    A `GPTModel`, or any module from tokens to logits, see `gptpl.model.protocol`. Targets of -100 count
-    nowhere. Beside what every task logs: `train/perplexity` of a step, `val/perplexity` of an evaluation.
+    The model is a `GPTModel`, or any module from tokens to logits, see `gptpl.model.protocol`. Targets of
+    -100 are ignored. It also logs `train/perplexity` of a step and `val/perplexity` of an evaluation.
     """
 
     task = "pretrain"
@@ -71,7 +71,7 @@ class LanguageModelingModule(TrainingModule):
         return math.log(vocab_size(self.net))
 
     def flops_per_token(self, T: int) -> int | None:
-        """What the model or a GPT-2's configuration says, which counts the gradients of all weights."""
+        """By the model's own method or a GPT-2's configuration, where all weights train."""
         if not all(parameter.requires_grad for parameter in self.net.parameters()):
             return None
         if (own := getattr(self.net, "flops_per_token", None)) is not None:

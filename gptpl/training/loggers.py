@@ -1,21 +1,18 @@
 """What is sent to a run's loggers, and the loggers that write into its folder: `tensorboard/`, `metrics.csv`.
 
-Numbers go by Lightning's own `log_metrics`; texts, pictures, tables and settings by the functions here, which
-know what TensorBoard, Weights & Biases, MLflow and a user's logger offer. Ours can go back to where they
-stood when a checkpoint was written, so that a resumed run leaves no point twice and none out.
+Numbers go through Lightning's own `log_metrics`; texts, pictures, tables and settings through the functions
+here, which know TensorBoard, Weights & Biases and MLflow. Our loggers can return to their state at a
+checkpoint, so that a resumed run logs no point twice and loses none.
 """
 
 import csv
 import io
 import logging
 import os
-import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,7 +23,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from gptpl.errors import InputError
-from gptpl.files.durable import replacement, sync_folder
+from gptpl.files.durable import sync_folder, write_atomically
+from gptpl.training.lightning_internals import leave_tensorflow_alone
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -43,33 +41,54 @@ Rows = Sequence[Texts]
 
 @rank_zero_only
 def log_text(loggers: Iterable[Logger], name: str, text: str, step: int) -> None:
-    """Shows a text in Markdown, on loggers that have a method `log_text` (name, text, step)."""
-    for send in _methods(loggers, "log_text"):
-        send(name, text, step)
+    """Show a text in Markdown; a user's logger gets it by its method `log_text(name, text, step)`, if any."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(name, text, global_step=step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_text(name, columns=["text"], data=[[text]], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            mlflow_text(logger, name, text, step)
+        elif method := getattr(logger, "log_text", None):
+            method(name, text, step)
 
 
 @rank_zero_only
 def log_image(loggers: Iterable[Logger], name: str, pixels: Pixels, step: int) -> None:
-    """Shows a picture, on loggers that have a method `log_image` (name, pixels, step)."""
-    for send in _methods(loggers, "log_image"):
-        send(name, pixels, step)
+    """Show a picture; a user's logger gets it by its method `log_image(name, pixels, step)`, if any."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [pixels], step)
+        elif isinstance(logger, MLFlowLogger):
+            mlflow_image(logger, name, pixels, step)
+        elif method := getattr(logger, "log_image", None):
+            method(name, pixels, step)
 
 
 @rank_zero_only
 def log_table(loggers: Iterable[Logger], name: str, columns: Texts, rows: Rows, step: int) -> None:
-    """Shows rows of texts, which may hold any character, by `log_table` (name, columns, rows, step)."""
-    for send in _methods(loggers, "log_table"):
-        send(name, columns, rows, step)
+    """Show rows of texts with any characters; a user's logger has `log_table(name, columns, rows, step)`."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(name, _in_markdown(columns, rows), global_step=step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_table(name, list(columns), [list(row) for row in rows], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            mlflow_table(logger, name, columns, rows, step)
+        elif method := getattr(logger, "log_table", None):
+            method(name, columns, rows, step)
 
 
 @rank_zero_only
 def log_hyperparameters(
     loggers: Iterable[Logger], settings: Mapping[str, Any], metrics: Mapping[str, float], step: int
 ) -> None:
-    """Shows settings, and what the run has reached with them; no `settings`: they have been shown before."""
+    """Show settings, and the metrics reached with them; empty `settings` have been shown before."""
     for logger in loggers:
         if isinstance(logger, MetricsCSVLogger):
-            continue  # the run's folder has them
+            continue  # config.yaml has them
         if settings and isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(dict(settings), dict(metrics), step)
         else:
@@ -78,44 +97,17 @@ def log_hyperparameters(
             logger.log_metrics(dict(metrics), step)
 
 
-def _methods(loggers: Iterable[Logger], name: str) -> Iterator[Callable[..., None]]:
-    """The method of each logger that has it; of other libraries' loggers the one of `_MEDIA`."""
-    for logger in loggers:
-        media = next((media for kind, media in _MEDIA.items() if isinstance(logger, kind)), None)
-        if media is not None:
-            yield partial(media[name], logger)
-        elif method := getattr(logger, name, None):
-            yield method
+def _in_markdown(columns: Texts, rows: Rows) -> str:
+    """Cells under the names of their columns.
 
-
-def _tensorboard_text(logger: TensorBoardLogger, name: str, text: str, step: int) -> None:
-    logger.experiment.add_text(name, text, global_step=step)
-
-
-def _tensorboard_image(logger: TensorBoardLogger, name: str, pixels: Pixels, step: int) -> None:
-    logger.experiment.add_image(name, pixels, step, dataformats="HWC")
-
-
-def _tensorboard_table(logger: TensorBoardLogger, name: str, columns: Texts, rows: Rows, step: int) -> None:
+    They are indented rather than fenced, so that no character acts as Markdown or HTML: a text can hold a
+    fence, but cannot leave its indentation.
+    """
     parts = []
     for row in rows:
         for column, cell in zip(columns, row, strict=True):
-            # Indented rather than fenced, so that no character acts as Markdown or HTML: a text can hold a
-            # fence, but cannot leave its indentation.
             parts += [f"**{column}**", "\n".join(f"    {line}" for line in cell.splitlines() or [""])]
-    _tensorboard_text(logger, name, "\n\n".join(parts), step)
-
-
-def _wandb_text(logger: WandbLogger, name: str, text: str, step: int) -> None:
-    logger.log_text(name, columns=["text"], data=[[text]], step=step)
-
-
-def _wandb_image(logger: WandbLogger, name: str, pixels: Pixels, step: int) -> None:
-    logger.log_image(name, [pixels], step)
-
-
-def _wandb_table(logger: WandbLogger, name: str, columns: Texts, rows: Rows, step: int) -> None:
-    logger.log_table(name, list(columns), [list(row) for row in rows], step=step)
+    return "\n\n".join(parts)
 
 
 def mlflow_text(logger: Any, name: str, text: str, step: int, *, ending: str = "md") -> None:
@@ -135,16 +127,6 @@ def mlflow_table(logger: Any, name: str, columns: Texts, rows: Rows, step: int) 
     mlflow_text(logger, name, text.getvalue(), step, ending="csv")
 
 
-_MEDIA: Mapping[type[Logger], Mapping[str, Callable[..., None]]] = {
-    TensorBoardLogger: {
-        "log_text": _tensorboard_text,
-        "log_image": _tensorboard_image,
-        "log_table": _tensorboard_table,
-    },
-    WandbLogger: {"log_text": _wandb_text, "log_image": _wandb_image, "log_table": _wandb_table},
-    MLFlowLogger: {"log_text": mlflow_text, "log_image": mlflow_image, "log_table": mlflow_table},
-}
-
 FLUSH_SECONDS = 1.0
 """How long events may wait in memory; a resumed run logs again what a killed one took with it."""
 
@@ -159,17 +141,22 @@ class ResumableLogger(Protocol):
         """Where the log ends, as plain data for a checkpoint: cheap at every step, empty on ranks but 0."""
 
     def sync(self) -> None:
-        """Brings everything logged so far to the disk, where it survives a power cut."""
+        """Bring everything logged so far to the disk, where it survives a power cut."""
 
     def return_to(self, position: dict[str, Any]) -> None:
-        """Forgets, before anything is logged, what was written after `position` was taken, if that can be.
+        """Forget what was written after `position` was taken, if possible; before anything is logged.
 
-        An empty one changes nothing. What is missing from before it is a warning.
+        An empty one changes nothing. Log a warning where something from before it is missing.
         """
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
-    """Lightning's TensorBoard logger, writing to `<save_dir>/tensorboard`; a resumed run adds to it."""
+    """Lightning's TensorBoard logger, writing to `<save_dir>/tensorboard`.
+
+    A resumed run cuts the event files back to their sizes at the checkpoint, and adds a file of its own.
+    (SummaryWriter's own `purge_step` goes by whole steps: of the checkpoint's step it would drop the training
+    loss, which is not logged again, or show the evaluation twice, which is.)
+    """
 
     def __init__(self, *, save_dir: str) -> None:
         super().__init__(save_dir=save_dir, name="", version="tensorboard", default_hp_metric=False)
@@ -179,11 +166,10 @@ class RunTensorBoardLogger(TensorBoardLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> "SummaryWriter":
-        """torch's SummaryWriter, made when it is first asked for, with an event file of its own."""
+        """torch's SummaryWriter, created when it is first used, with an event file of its own."""
         if self._experiment is None:
-            # Here, because TensorBoard takes a while to import, and an installed TensorFlow still longer:
-            # TensorBoard leaves it alone only where this module, which some builds of it have, is there.
-            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+            leave_tensorflow_alone()
+            # Here, because TensorBoard takes a while to import.
             from gptpl.training.event_file import OrderedSummaryWriter
 
             self._experiment = OrderedSummaryWriter(log_dir=self.log_dir)
@@ -196,7 +182,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
         metrics: dict[str, Any] | None = None,
         step: int | None = None,
     ) -> None:
-        """Shows settings on one level, and metrics beside them, in the HPARAMS tab.
+        """Show settings on one level, and metrics next to them, in the HPARAMS tab.
 
         Lightning adds a summary of the experiment, and TensorBoard takes the first run's for that of all.
         Without one it shows the settings of all runs, those that differ first.
@@ -225,7 +211,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Flushes the events now and then; Lightning asks after every step."""
+        """Flush the events now and then; Lightning calls this after every step."""
         if time.monotonic() - self._saved_seconds >= FLUSH_SECONDS:
             super().save()
             self._saved_seconds = time.monotonic()
@@ -238,16 +224,14 @@ class RunTensorBoardLogger(TensorBoardLogger):
         self._sizes = None
         files = self._event_files().values()
         for path in files:
-            with path.open("rb+") as file:  # Windows syncs no file that is open for reading alone
+            with path.open("rb+") as file:  # Windows syncs only files that are open for writing
                 os.fsync(file.fileno())
         for folder in {path.parent for path in files}:
             sync_folder(folder)
 
     @rank_zero_only
     def return_to(self, position: dict[str, Any]) -> None:
-        """Cuts the event files back to their sizes, and deletes the files that are younger."""
-        if self._experiment is not None:
-            raise RuntimeError("the event file of this run is open: return_to has to come first")
+        """Cut the event files back to their sizes, and delete younger files."""
         if "files" not in position:
             return
         files = self._event_files()
@@ -261,7 +245,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
             if name not in files or files[name].stat().st_size < size:
                 lost = "shorter than it was" if name in files else "missing"
                 path = Path(self.log_dir, name)
-                log.warning("%s is %s: some points are lost, training is not", path, lost)
+                log.warning("%s is %s: some points are lost, training is not affected", path, lost)
 
     def _event_files(self) -> dict[str, Path]:
         """The event files by their paths below the folder."""
@@ -271,16 +255,19 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
 
 class MetricsCSVLogger(Logger):
-    """`<save_dir>/metrics.csv`: one row an optimizer step, with everything that was logged at it.
+    """`<save_dir>/metrics.csv`: one row for each optimizer step, with everything that was logged at it.
 
     Lightning's CSVLogger deletes an existing file, so a resumed run would lose its past. This one keeps it:
     rows of the same step become one row, and new columns are added at the right. The file is replaced
-    atomically: every `flush_every_n_steps` steps (in a long run every hundredth part of its steps, or it
-    would be written thousands of times), for a checkpoint, and at the end, also of a run that is interrupted.
+    atomically: every `flush_every_n_steps` steps (in a long run at each hundredth of its steps, or it would
+    be written thousands of times), for a checkpoint, and at the end, also when the run is interrupted.
     """
+
+    name, version, save_dir = "csv", "", ""
 
     def __init__(self, *, save_dir: str, flush_every_n_steps: int = 10) -> None:
         super().__init__()
+        self.save_dir = save_dir
         self._path = Path(save_dir) / "metrics.csv"
         self._flush_every_n_steps = flush_every_n_steps
         self._rows: dict[int, dict[str, str | float]] | None = None
@@ -288,27 +275,12 @@ class MetricsCSVLogger(Logger):
         self._unsaved_steps: set[int] = set()
         self._last_step: int | None = None
 
-    @property
-    def name(self) -> str:
-        """Fixed: there is one such file a run."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """Empty: the run folder is the version."""
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        """The run folder."""
-        return str(self._path.parent)
-
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: they stand in `config.yaml`."""
+        """Nothing: `config.yaml` has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds numbers to the row of `step`."""
+        """Add numbers to the row of `step`."""
         number = int(step or 0)
         row = self._loaded().setdefault(number, {})
         row.update({name: value for name, value in metrics.items() if name != "epoch"})
@@ -329,14 +301,10 @@ class MetricsCSVLogger(Logger):
         """See `ResumableLogger`."""
         if self._unsaved_steps:
             self._write()
-        if self._path.exists():
-            sync_folder(self._path.parent)
 
     @rank_zero_only
     def return_to(self, position: dict[str, Any]) -> None:
-        """Drops the rows behind the last of `position` and what was added to that one."""
-        if self._unsaved_steps:
-            raise RuntimeError("numbers have been logged: return_to has to come first")
+        """Drop the rows after the last of `position`, and what was added to that one."""
         before, columns = self._loaded(), list(self._columns)
         if not position:
             return
@@ -351,7 +319,7 @@ class MetricsCSVLogger(Logger):
         if position["step"] is not None:
             self._rows[last] = dict(position["row"])
         if (lost := position["rows"] - len(self._rows)) > 0:
-            log.warning("%s lacks %d rows that it had: they are lost, training is not", self._path, lost)
+            log.warning("%s lacks %d rows that it had: training is not affected", self._path, lost)
         if (before, columns) != (self._rows, self._columns):
             self._write()
 
@@ -363,28 +331,23 @@ class MetricsCSVLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the file if enough has come together; Lightning asks after every step."""
+        """Write the file if enough steps are unsaved; Lightning calls this after every step."""
         if len(self._unsaved_steps) >= max(self._flush_every_n_steps, len(self._loaded()) // 100):
             self._write()
 
     def _write(self) -> None:
         rows = self._loaded()
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=["step", *self._columns])
+        writer.writeheader()
+        writer.writerows({"step": step, **rows[step]} for step in sorted(rows))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            replacement(self._path) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, fieldnames=["step", *self._columns])
-            writer.writeheader()
-            writer.writerows({"step": step, **rows[step]} for step in sorted(rows))
-            # Otherwise a power cut could leave the new name with no text behind it.
-            file.flush()
-            os.fsync(file.fileno())
+        write_atomically(self._path, text.getvalue(), durable=True)
         self._unsaved_steps.clear()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes what is left."""
+        """Write what is left."""
         if self._unsaved_steps:
             self._write()
 
@@ -394,7 +357,7 @@ def _is_rank_zero() -> bool:
 
 
 def _table(path: Path) -> tuple[list[str], dict[int, dict[str, str | float]]]:
-    """Columns, and what each step's row has; InputError where `MetricsCSVLogger` has not written it whole."""
+    """Columns, and the cells of each step's row. Raises InputError for a file that is cut off or edited."""
     try:
         text = path.read_bytes().decode("utf-8")
         columns, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -405,11 +368,10 @@ def _table(path: Path) -> tuple[list[str], dict[int, dict[str, str | float]]]:
         for row in filled.values():
             for cell in row.values():
                 float(cell)
-        whole = text.endswith("\n") and columns[:1] == ["step"]
-    except (OSError, ValueError, csv.Error):
-        whole = False
-    if not whole:
+        if not text.endswith("\n") or columns[:1] != ["step"]:
+            raise ValueError("cut off")
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(
-            f"{path} is no whole table of numbers: move it away, and the run goes on without its earlier rows"
-        )
+            f"{path} is not a complete table of numbers: move it away to continue without its earlier rows"
+        ) from error
     return columns[1:], filled

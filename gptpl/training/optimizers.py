@@ -1,15 +1,16 @@
 """Optimizers: AdamW, Muon on the hidden matrices with AdamW on the rest, and any class like torch's."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import LBFGS, AdamW, Optimizer
 
 from gptpl.errors import InputError
+from gptpl.model.gpt import MultiHeadAttention
 from gptpl.model.lora import is_low_rank
 from gptpl.resuming import NEVER
 
@@ -18,11 +19,11 @@ Made = TypeVar("Made")
 
 
 def optimizer_of(factory: Callable[..., Optimizer], net: nn.Module) -> Optimizer:
-    """The optimizer of the model's trainable parameters that a class or function makes, its settings bound.
+    """An optimizer of the model's trainable parameters, made by a class or function with its settings bound.
 
-    A first parameter called `net`, `model` or `module` is handed the model, as that of `adamw`. Any other,
-    such as `params` of torch's own classes, is handed trainable parameters: where there is a `weight_decay`,
-    in `decay_groups`, else as a list. Raises InputError for settings that it refuses.
+    A first parameter called `net`, `model` or `module` gets the model, as that of `adamw`. Any other, such as
+    `params` of torch's own classes, gets the trainable parameters: in `decay_groups` where there is a setting
+    `weight_decay`, else as a list. Raises InputError for settings that the class refuses.
     """
     settings = inspect.signature(factory).parameters
     if next(iter(settings), None) in ("net", "model", "module"):
@@ -34,14 +35,14 @@ def optimizer_of(factory: Callable[..., Optimizer], net: nn.Module) -> Optimizer
     optimizer = made_by("optimizer", factory, given, Optimizer)
     if isinstance(optimizer, LBFGS):
         raise InputError(
-            "optimizer: LBFGS computes the loss several times a step, which training with accumulated batches"
-            " cannot: use AdamW or SGD"
+            "optimizer: LBFGS computes the loss several times a step, which accumulated batches do not allow:"
+            " use AdamW or SGD"
         )
     return optimizer
 
 
 def made_by(kind: str, factory: Callable[..., Any], given: Any, wanted: type[Made], **settings: Any) -> Made:
-    """What a class or function like torch's makes; InputError for settings it refuses, and another thing."""
+    """The `wanted` thing that a class or function makes. Raises InputError for settings that it refuses."""
     name = factory_name(factory)
     try:
         made = factory(given, **settings)
@@ -60,7 +61,7 @@ def factory_name(factory: Callable[..., Any]) -> str:
 
 
 def peak_lr(factory: Callable[..., Optimizer], net: nn.Module) -> float:
-    """The learning rate that schedules take as their peak: the setting `lr`, else that of the first group."""
+    """The peak learning rate of schedules: the setting `lr`, else that of the first parameter group."""
     lr = inspect.signature(factory).parameters.get("lr")
     if lr is None or lr.default is inspect.Parameter.empty:
         return float(optimizer_of(factory, net).param_groups[0]["lr"])
@@ -68,17 +69,21 @@ def peak_lr(factory: Callable[..., Optimizer], net: nn.Module) -> float:
 
 
 def decay_groups(net: nn.Module, *, weight_decay: float, decay: Decay = "matrices") -> list[dict[str, Any]]:
-    """Optimizer parameter groups of what trains: decayed first, then (where there are any) undecayed ones.
+    """Optimizer groups of the parameters that train: those with weight decay, then, if any, those without.
 
-    "matrices" decays weights and embeddings (2 dimensions and more) and spares biases and LayerNorm gains, as
-    GPT-3 and nanoGPT do; "all" decays everything, as the book does. A tied weight counts once.
+    "matrices" decays weights and embeddings (2 dimensions and more), not biases and LayerNorm gains, as GPT-3
+    and nanoGPT do; "all" decays everything, as the book does. A tied weight counts once.
     """
     if decay not in ("matrices", "all"):
         raise InputError(f"optimizer.decay={decay} is unknown: choose matrices or all")
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if decay == "all" or p.dim() >= 2]
-    spared = [p for p in parameters if not (decay == "all" or p.dim() >= 2)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": weight_decay},
+        {"params": [], "weight_decay": 0.0},
+    ]
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            decays = decay == "all" or parameter.dim() >= 2
+            groups[0 if decays else 1]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 
 
@@ -115,17 +120,14 @@ def muon(
 
     Muon orthogonalises each matrix's momentum (Jordan et al. 2024), which is meant for hidden layers only.
     With `adjust_lr_fn="match_rms_adamw"` its updates have AdamW's size, so `muon_lr` is of AdamW's order too
-    (Liu et al. 2025, "Muon is scalable for LLM training").
+    (Liu et al. 2025, "Muon is scalable for LLM training"). Query, key and value, which share one weight in
+    gptpl's attention, are three matrices.
 
-    The small matrices of LoRA are AdamW's: only their product is a hidden layer's, and to make the update of
-    each orthogonal says nothing of it. A `net` of any kind keeps its hidden matrices under `blocks`. `lr`,
-    `betas`, `eps` and `decay` are AdamW's, `muon_lr` and `momentum` Muon's, `weight_decay` is of both.
+    The small matrices of LoRA are AdamW's: only their product is a hidden layer's. A `net` of any kind keeps
+    its hidden matrices under `blocks`. `lr`, `betas`, `eps` and `decay` are AdamW's, `muon_lr` and `momentum`
+    Muon's, `weight_decay` is for both.
     """
     _check(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, muon_lr=muon_lr, momentum=momentum)
-    if not hasattr(torch.optim, "Muon"):
-        raise InputError(
-            f"optimizer=muon needs torch.optim.Muon, torch {torch.__version__} has none: upgrade torch"
-        )
     hidden = [
         p
         for name, p in net.named_parameters()
@@ -140,8 +142,9 @@ def muon(
     for group in rest:
         group["params"] = [p for p in group["params"] if id(p) not in chosen]
     return MuonWithAdamW(
-        torch.optim.Muon(
+        SplitMuon(
             [{"params": hidden, "name": "muon"}],
+            stacked={layer.qkv.weight: 3 for layer in net.modules() if isinstance(layer, MultiHeadAttention)},
             lr=muon_lr,
             momentum=momentum,
             weight_decay=weight_decay,
@@ -151,8 +154,46 @@ def muon(
     )
 
 
+class SplitMuon(torch.optim.Muon):
+    """torch's Muon for parameters that may be several matrices of one size, stacked along their rows.
+
+    Each matrix is orthogonalised by itself. The state is that of torch's Muon on the whole parameters.
+
+    Args:
+        stacked: the number of matrices in a parameter that has more than one.
+    """
+
+    def __init__(self, params: Any, *, stacked: Mapping[Tensor, int], **settings: Any) -> None:
+        super().__init__(params, **settings)
+        self._stacked = dict(stacked)
+        self._settings = tuple(self.defaults)  # torch adds to the defaults when it loads a state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; returns the closure's loss."""
+        with torch.enable_grad():
+            loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            momenta: dict[nn.Parameter, Tensor] = {}  # of every matrix, all of them views
+            for whole in group["params"]:
+                if whole.grad is None:
+                    continue
+                state, n = self.state[whole], self._stacked.get(whole, 1)
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(whole.grad)
+                split = (tensor.chunk(n) for tensor in (whole, whole.grad, state["momentum_buffer"]))
+                for values, gradient, momentum in zip(*split, strict=True):
+                    matrix = nn.Parameter(values)
+                    matrix.grad, momenta[matrix] = gradient, momentum
+            if momenta:
+                one = torch.optim.Muon(list(momenta), **{name: group[name] for name in self._settings})
+                one.state |= {matrix: {"momentum_buffer": momentum} for matrix, momentum in momenta.items()}
+                one.step()  # type: ignore[no-untyped-call]
+        return loss
+
+
 class MuonWithAdamW(Optimizer):
-    """Two optimizers that step as one, so that schedules, clipping and checkpoints see a single optimizer.
+    """Two optimizers that step as one: schedules, clipping and checkpoints see a single optimizer.
 
     `param_groups` are the parts' own dictionaries, Muon's first: a schedule that sets `lr` there sets theirs.
     """
@@ -180,10 +221,10 @@ class MuonWithAdamW(Optimizer):
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
+        """Load what `state_dict` returned."""
         if set(state_dict) != set(self.parts):
             raise InputError(
-                "the checkpoint's optimizer is not Muon with AdamW: resume it with its own optimizer"
+                "the checkpoint's optimizer is not Muon with AdamW: resume the run with its own optimizer"
             )
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
@@ -191,16 +232,13 @@ class MuonWithAdamW(Optimizer):
 
 
 def _check(**settings: Any) -> None:
-    """Raises InputError for a setting out of its range."""
+    """Raise InputError for a setting out of its range."""
     for name, value in settings.items():
         if name in ("lr", "muon_lr") and not value > 0:
-            raise InputError(
-                f"optimizer.{name}={value} is no rate to learn at: give a positive number such as 4e-4"
-            )
+            raise InputError(f"optimizer.{name} must be positive, got {value}")
         if name in ("weight_decay", "eps") and not value >= 0:
-            raise InputError(f"optimizer.{name}={value} is negative: give 0 or more")
-        if name == "betas" and len(value) != 2:
-            raise InputError(f"optimizer.betas has {len(value)} numbers: give two, such as [0.9,0.999]")
-        for share in {"betas": value, "momentum": [value]}.get(name, []):
-            if not 0 <= share < 1:
-                raise InputError(f"optimizer.{name} has {share}: give 0 or more, and less than 1")
+            raise InputError(f"optimizer.{name} must be 0 or more, got {value}")
+        fractions = {"betas": value, "momentum": [value]}.get(name, [])
+        if (name == "betas" and len(value) != 2) or not all(0 <= each < 1 for each in fractions):
+            numbers = "two numbers" if name == "betas" else "a number"
+            raise InputError(f"optimizer.{name} must be {numbers} from 0 to below 1, got {value}")

@@ -1,4 +1,4 @@
-"""What makes training fast: device, precision, compilation, kernels; which of it is used, and why."""
+"""What makes training fast: device, precision, compilation, kernels; what is chosen, and why."""
 
 import ctypes
 import os
@@ -28,27 +28,24 @@ WORTHWHILE_STEPS = 1_000
 
 
 def device_type(accelerator: str, *, key: str = "trainer.accelerator") -> str:
-    """One of "cuda", "mps" and "cpu"; raises InputError, naming `key`, if the one asked for is not there."""
+    """One of "cuda", "mps" and "cpu". Raises InputError, naming `key`, for one that is not there."""
     if accelerator not in ACCELERATORS:
-        raise InputError(f"{key}={accelerator} is unknown: choose one of {', '.join(ACCELERATORS)}")
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    instead = f"use {key}=cpu or {key}=auto"
-    if accelerator in ("gpu", "cuda") and not cuda and not (accelerator == "gpu" and mps):
+        raise InputError(f"{key} must be one of {', '.join(ACCELERATORS)}, got {accelerator}")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    wanted = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
+    found = next((device for device in wanted if there[device]), None)
+    if found is None:
+        device = "Apple GPU" if accelerator == "mps" else "CUDA device"
         raise InputError(
-            f"{key}={accelerator}, but torch {torch.__version__} finds no CUDA device: {instead}"
+            f"{key}={accelerator}, but torch {torch.__version__} finds no {device}: use {key}=cpu or"
+            f" {key}=auto"
         )
-    if accelerator == "mps" and not mps:
-        raise InputError(f"{key}=mps, but there is no Apple GPU here: {instead}")
-    if accelerator == "cpu":
-        return "cpu"
-    if cuda and accelerator != "mps":
-        return "cuda"
-    return "mps" if mps else "cpu"
+    return found
 
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """Lightning's name of the precision, and why it was taken, in words for the log."""
+    """Lightning's name of the precision, and why it was chosen, for the log."""
 
     precision: str
     reason: str
@@ -62,28 +59,22 @@ def choose_precision(device_type: str) -> PrecisionChoice:
         if major >= 8:  # Ampere is the first generation with bf16 tensor cores
             return PrecisionChoice("bf16-mixed", f"{name} multiplies bf16 natively")
         return PrecisionChoice("32-true", f"{name} is older than Ampere and has no bf16 units")
-    if device_type == "cpu":
-        units = cpu_bf16_units()
-        if units:
-            return PrecisionChoice("bf16-mixed", f"this CPU multiplies bf16 natively ({', '.join(units)})")
-        return PrecisionChoice(
-            "32-true", f"this CPU ({platform.machine()}) has no bf16 units that torch knows of"
-        )
-    return PrecisionChoice("32-true", f"{device_type} has no bf16 units that torch promises to use")
+    if device_type == "cpu" and (units := cpu_bf16_units()):
+        return PrecisionChoice("bf16-mixed", f"this CPU multiplies bf16 natively ({', '.join(units)})")
+    device = f"this CPU ({platform.machine()})" if device_type == "cpu" else device_type
+    return PrecisionChoice("32-true", f"{device} has no bf16 units that torch knows of")
 
 
 def cpu_bf16_units() -> list[str]:
-    """Names of the CPU's bf16 matrix instructions, empty where there are none or torch is too old to tell."""
+    """Names of the CPU's bf16 matrix instructions; empty where it has none or torch is too old to tell."""
     if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.11 lacks it
         return []
-    capabilities = torch.cpu.get_capabilities()
-    return [
-        name for name, key in (("AMX", "amx_bf16"), ("AVX512-BF16", "avx512_bf16")) if capabilities.get(key)
-    ]
+    found = torch.cpu.get_capabilities()
+    return [name for name, key in (("AMX", "amx_bf16"), ("AVX512-BF16", "avx512_bf16")) if found.get(key)]
 
 
 def product_dtype(precision: str) -> torch.dtype:
-    """The type of matrix products under Lightning's name of a precision, such as "bf16-mixed"."""
+    """The type of matrix products in a precision that is named as Lightning does, such as "bf16-mixed"."""
     if "bf16" in precision:
         return torch.bfloat16
     return torch.float16 if "16" in precision else torch.float32
@@ -94,24 +85,21 @@ def product_dtype(precision: str) -> torch.dtype:
 
 @dataclass(frozen=True)
 class CompileChoice:
-    """Whether the model is compiled, and why, in words for the log."""
+    """Whether the model is compiled, and why, for the log."""
 
     compiled: bool
     reason: str
 
 
 def choose_compile(*, wanted: str, device_type: str, total_steps: int) -> CompileChoice:
-    """Decides "auto": on CUDA, for `WORTHWHILE_STEPS` and more. InputError for "on" without the tools."""
-    if wanted == "off":
-        return CompileChoice(False, "as asked")
-    missing = missing_tool(device_type)
-    if wanted == "on":
-        if missing:
-            raise InputError(
-                f"trainer.compile=on needs {missing}, which was not found:"
-                " install it or set trainer.compile=off"
-            )
-        return CompileChoice(True, "as asked")
+    """Decide "auto": on CUDA, from `WORTHWHILE_STEPS` on. Raises InputError for "on" without the tools."""
+    missing = None if wanted == "off" else missing_tool(device_type)
+    if wanted == "on" and missing:
+        raise InputError(
+            f"trainer.compile=on needs {missing}, which was not found: install it or set trainer.compile=off"
+        )
+    if wanted != "auto":
+        return CompileChoice(wanted == "on", "as asked")
     if missing:
         return CompileChoice(False, f"{missing} was not found")
     if device_type == "cpu":
@@ -125,7 +113,7 @@ def choose_compile(*, wanted: str, device_type: str, total_steps: int) -> Compil
 
 
 def missing_tool(device_type: str) -> str | None:
-    """What torch's inductor needs on this machine for that device and would not find; None: it has all."""
+    """A program or library that torch's inductor needs and would not find here; None: it has all."""
     if device_type == "mps":
         return None
     if device_type == "cuda" and find_spec("triton") is None:
@@ -144,10 +132,9 @@ def missing_tool(device_type: str) -> str | None:
 
 
 def compile_blocks(net: nn.Module) -> None:
-    """Compiles the model's blocks in place, or a model without `blocks`; parameters keep their names.
+    """Compile the model's blocks in place, or a model without `blocks`; parameters keep their names.
 
-    All blocks share the code that is compiled for the first one: the model's depth costs no more time, and
-    torch keeps the code on disk for the next start.
+    All blocks share the code that is compiled for the first, so a deeper model takes no longer to compile.
     """
     for block in blocks_of(net) or [net]:
         block.compile()
@@ -162,7 +149,7 @@ class FastPath:
 
     compile: CompileChoice
     attention: Kernel | None
-    """See `gptpl.model.gpt.causal_attention`; None: the model has none of its layers."""
+    """See `gptpl.model.gpt.causal_attention`; None: the model has no such layers."""
     head: Head
     """See `gptpl.model.loss.training_loss`."""
     recompute: bool
@@ -170,12 +157,12 @@ class FastPath:
     keep_freed_memory: bool
     """See `keep_freed_memory`."""
     remark: str = ""
-    """What there is to say of the attention kernel."""
+    """A remark on the attention kernel, for the log."""
     asked: frozenset[str] = frozenset()
-    """The names of those that were asked for, not chosen here."""
+    """The names of the choices that the user made."""
 
     def fitted_to(self, net: nn.Module) -> "FastPath":
-        """What of it this model can do. Raises InputError for what was asked for and it cannot."""
+        """The choices that this model can use. Raises InputError for one that the user made and it cannot."""
         head, attention = self.head, self.attention
         if head == "fused" and not has_fused_head(net):
             if "head" in self.asked:
@@ -184,7 +171,7 @@ class FastPath:
         if not any(isinstance(module, MultiHeadAttention) for module in net.modules()):
             if "attention" in self.asked:
                 raise InputError(
-                    f"trainer.attention={attention} is a kernel of gptpl's MultiHeadAttention,"
+                    f"trainer.attention={attention} is for models with gptpl's MultiHeadAttention,"
                     f" {class_path(net)} has none: leave trainer.attention=auto"
                 )
             attention = None
@@ -196,7 +183,7 @@ class FastPath:
         return replace(self, head=head, attention=attention)
 
     def apply(self, net: nn.Module) -> None:
-        """Sets up a model that it is fitted to, in place: its parameters keep their names."""
+        """Set up a model that it is fitted to, in place; its parameters keep their names."""
         for module in net.modules():
             if isinstance(module, MultiHeadAttention) and self.attention is not None:
                 module.kernel = self.attention
@@ -206,16 +193,14 @@ class FastPath:
             compile_blocks(net)
 
     def __str__(self) -> str:
-        compiled = "on" if self.compile.compiled else "off"
-        parts = [f"compile {compiled} ({self.compile.reason})"]
-        if self.attention is not None:
-            parts.append(f"attention {self.attention}{self.remark and f' ({self.remark})'}")
-        parts.append(f"head {self.head}")
-        if self.recompute:
-            parts.append("activations recomputed")
-        if self.keep_freed_memory:
-            parts.append("freed memory kept")
-        return ", ".join(parts)
+        parts = {
+            f"compile {'on' if self.compile.compiled else 'off'} ({self.compile.reason})": True,
+            f"attention {self.attention}{self.remark and f' ({self.remark})'}": self.attention is not None,
+            f"head {self.head}": True,
+            "activations recomputed": self.recompute,
+            "freed memory kept": self.keep_freed_memory,
+        }
+        return ", ".join(part for part, is_said in parts.items() if is_said)
 
 
 def choose_fast_path(
@@ -230,10 +215,10 @@ def choose_fast_path(
     recompute: bool = False,
     keep_freed_memory: bool | None = None,
 ) -> FastPath:
-    """Decides what is "auto" or None, for dropout `drop_rate` of the attention weights.
+    """Decide what is "auto" or None, for dropout `drop_rate` of the attention weights.
 
-    `keep_freed_memory` None: where that is possible and the model is trained on a CPU. Raises InputError for
-    an unknown choice and for one that cannot be.
+    `keep_freed_memory` None: on a CPU, where it is possible. Raises InputError for an unknown or impossible
+    choice.
     """
     for key, value, known in (
         ("compile", compile, ("auto", "on", "off")),
@@ -241,7 +226,7 @@ def choose_fast_path(
         ("head", head, ("auto", *get_args(Head))),
     ):
         if value not in known:
-            raise InputError(f"trainer.{key}={value} is unknown: choose one of {', '.join(known)}")
+            raise InputError(f"trainer.{key} must be one of {', '.join(known)}, got {value}")
     if attention == "blocked" and device_type != "cpu":
         raise InputError(
             f"trainer.attention=blocked is for CPUs, not {device_type}: use trainer.attention=sdpa"
@@ -253,10 +238,11 @@ def choose_fast_path(
             f"trainer.head=fused would lose small gradients in trainer.precision={precision}:"
             " use trainer.head=plain or a bf16 precision"
         )
-    if keep_freed_memory and not can_keep_freed_memory():
+    can_keep = can_keep_freed_memory()
+    if keep_freed_memory and not can_keep:
         raise InputError("trainer.keep_freed_memory=true needs glibc's malloc: leave it null")
     if keep_freed_memory is None:
-        keep_freed_memory = device_type == "cpu" and can_keep_freed_memory()
+        keep_freed_memory = device_type == "cpu" and can_keep
     auto = attention == "auto"
     kernel = chosen_kernel(device_type, dtype, drop_rate) if auto else cast(Kernel, attention)
     asked = {"attention": attention, "head": head}
@@ -268,7 +254,9 @@ def choose_fast_path(
         head="plain" if head == "plain" or half else "fused",
         asked=frozenset(name for name, value in asked.items() if value != "auto"),
         recompute=recompute,
-        keep_freed_memory=keep_freed_memory,
+        keep_freed_memory=device_type == "cpu" and can_keep
+        if keep_freed_memory is None
+        else keep_freed_memory,
     )
 
 
@@ -281,11 +269,11 @@ def can_keep_freed_memory() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc's malloc to give no memory back to the system, for the rest of this process.
+    """Have glibc's malloc give no memory back to the system, for the rest of this process.
 
-    A training step frees its large tensors and asks for as many again. malloc would return them and fetch
-    them anew each time, and the system clears every page it hands out: on 2 cores that is a tenth to a
-    quarter of a step (experiments/benchmarks). Peak memory stays what it was, but is held until the end.
+    A training step frees its large tensors and allocates as many again. malloc would return the memory each
+    time, and the system clears every page it hands out: on 2 cores that is a tenth to a quarter of a step
+    (experiments/benchmarks). Peak memory stays the same, but is held until the end.
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)

@@ -1,4 +1,4 @@
-"""The log file of a run: what is said while the run is built and trained, in its folder."""
+"""The log file in a run's folder: everything logged while the run is built and trained."""
 
 import io
 import logging
@@ -7,32 +7,32 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from gptpl.errors import InputError
 
 LOG_FILE = "train.log"
 WARNINGS = "py.warnings"
-"""The logger's name of records that are Python warnings, as `logging.captureWarnings` has it."""
+"""The name of the logger of Python warnings, as in `logging.captureWarnings`."""
 IGNORED_WARNINGS = (
-    ".*does not have many workers.*",  # a batch is a slice of an array: worker processes would only cost
-    r".*treespec, LeafSpec.*",  # Lightning 2.6 asks torch about tree specs in the old way
-    ".*Checkpoint directory .* exists and is not empty.*",  # gptpl's callbacks keep their own folder tidy
+    ".*does not have many workers.*",  # a batch is a slice of an array: worker processes would not help
+    r".*treespec, LeafSpec.*",  # Lightning 2.6 calls a deprecated function of torch
+    ".*Checkpoint directory .* exists and is not empty.*",  # gptpl's callbacks clean up after themselves
 )
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks for the run: by its environment, before torch.distributed is set up."""
+    """Whether this is rank 0, by its environment: known before torch.distributed is set up."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 class RunLogFile(logging.StreamHandler[TextIO]):
-    """Writes to the run's `train.log` what is logged while it is entered, and shows nothing.
+    """Writes what is logged within its context to the run's `train.log`, and shows nothing.
 
-    Until `open` the lines are kept in memory: a run that is refused leaves nothing behind. It may be entered
-    again, as by building a run and fitting it later. On exit, levels, handlers and the showing of warnings
-    are as they were; meanwhile other handlers get what they got before. A run with the `whole_process` to
-    itself hears the root logger; another gptpl's and Lightning's loggers and Python's warnings.
+    Until `open` the lines are kept in memory: a run that is refused leaves nothing behind. The context may be
+    entered again: a run is built first and trained later. On exit, levels, handlers and the display of
+    warnings are restored; meanwhile other handlers get the same records as before. With `whole_process` it
+    listens to the root logger, else to the loggers of gptpl and Lightning and to Python's warnings.
     """
 
     def __init__(self, *, whole_process: bool = False) -> None:
@@ -43,14 +43,17 @@ class RunLogFile(logging.StreamHandler[TextIO]):
         self._stack = ExitStack()
 
     def open(self, folder: Path) -> None:
-        """Appends what was kept to the folder's `train.log`, and from now on what is heard.
+        """Append the lines so far to the folder's `train.log`, and all that follow; on rank 0 only.
 
-        The first process of a run alone has a file. Raises InputError where the name is taken by anything but
-        a file: a link could lead out of the folder.
+        Raises InputError where the name is taken by anything but a file: a link could lead out of the folder.
         """
         if not is_first_process() or not isinstance(self.stream, io.StringIO):
             return
-        file = _opened_to_append(folder / LOG_FILE)
+        path = folder / LOG_FILE
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise InputError(f"{path} must be a plain file, not a link, folder or device: move it away")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        file = os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
         file.write(self.stream.getvalue())
         self.setStream(file)
 
@@ -74,7 +77,7 @@ class RunLogFile(logging.StreamHandler[TextIO]):
 
 
 class _Above(logging.Handler):
-    """Gives the loggers above a logger what they got of it before its level was lowered."""
+    """Passes on to the parent loggers only records above the level that a logger had before."""
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__(logger.getEffectiveLevel())
@@ -86,7 +89,7 @@ class _Above(logging.Handler):
 
 @contextmanager
 def _heard(name: str, handler: logging.Handler, *, level: int | None = None) -> Iterator[None]:
-    """Adds the handler to a logger; records of `level` reach it, whatever the logger let through."""
+    """Add the handler to a logger; it gets records from `level` on, whatever the level of the logger."""
     logger = logging.getLogger(name)
     level_before, propagate_before = logger.level, logger.propagate
     above = _Above(logger) if logger.propagate and logger.parent else None
@@ -108,37 +111,22 @@ def _heard(name: str, handler: logging.Handler, *, level: int | None = None) -> 
 
 @contextmanager
 def _warnings_heard(handler: logging.Handler) -> Iterator[None]:
-    """Shows warnings as before, and gives them to the handler, too."""
+    """Show warnings as before, and pass them to the handler, too."""
     with warnings.catch_warnings():
         ignore_known_warnings()
         shown_before = warnings.showwarning
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if file is None:
-                text = warnings.formatwarning(message, category, filename, lineno, line)
-                warning = {"name": WARNINGS, "levelno": logging.WARNING, "levelname": "WARNING", "msg": text}
-                handler.handle(logging.makeLogRecord(warning))
-            shown_before(message, category, filename, lineno, file, line)
+        def show(message: Any, category: Any, filename: str, lineno: int, *more: Any) -> None:
+            text = warnings.formatwarning(message, category, filename, lineno)
+            warning = {"name": WARNINGS, "levelno": logging.WARNING, "levelname": "WARNING", "msg": text}
+            handler.handle(logging.makeLogRecord(warning))
+            shown_before(message, category, filename, lineno, *more)
 
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]  # mypy wants all names
         yield
 
 
 def ignore_known_warnings() -> None:
-    """Leaves out warnings that ask nothing of the user."""
+    """Hide warnings that the user can do nothing about."""
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-
-
-def _opened_to_append(path: Path) -> TextIO:
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise InputError(f"{path} must be a plain file, not a link, folder or device: move it away")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    return os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")

@@ -1,15 +1,15 @@
-"""Learning-rate schedules as pure functions of the optimizer step, and torch's schedulers beside them.
+"""Learning-rate schedules as pure functions of the optimizer step, and torch's own schedulers.
 
-A schedule needs no state in a checkpoint: a resumed run asks for the same step and gets the same rate. A
-class of `torch.optim.lr_scheduler`, or any that is handed the optimizer as its first argument, is stepped
-after every optimizer step instead, and keeps its own state in checkpoints.
+A schedule needs no state in a checkpoint: a resumed run asks for the same step and gets the same learning
+rate. A class of `torch.optim.lr_scheduler`, or any class or function whose first parameter is `optimizer`,
+is stepped after every optimizer step instead, and keeps its own state in checkpoints.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -18,38 +18,8 @@ from gptpl.errors import InputError
 from gptpl.training.optimizers import made_by
 
 
-def warmup_factor(step: int, *, warmup_steps: int) -> float:
-    """Linear warm-up: (step + 1) / warmup_steps up to 1, so that the very first step already learns."""
-    return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
-
-
-def cosine_factor(step: int, *, warmup_steps: int, total_steps: int, min_factor: float) -> float:
-    """Linear warm-up to 1, then half a cosine down to `min_factor` (Loshchilov & Hutter 2017).
-
-    `step` counts finished optimizer steps: the factor belongs to the update that comes next. The last update,
-    step total_steps - 1, is made at `min_factor`, and so is every step beyond.
-    """
-    if step < warmup_steps:
-        return warmup_factor(step, warmup_steps=warmup_steps)
-    progress = _progress(step, warmup_steps, total_steps)
-    return min_factor + (1.0 - min_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def linear_factor(step: int, *, warmup_steps: int, total_steps: int, min_factor: float) -> float:
-    """Linear warm-up to 1, then a straight line down to `min_factor`, as `cosine_factor`."""
-    if step < warmup_steps:
-        return warmup_factor(step, warmup_steps=warmup_steps)
-    return min_factor + (1.0 - min_factor) * (1.0 - _progress(step, warmup_steps, total_steps))
-
-
-def _progress(step: int, warmup_steps: int, total_steps: int) -> float:
-    """How far the decay has come: 0 when warm-up ends, 1 at the last step and beyond."""
-    span = total_steps - 1 - warmup_steps
-    return min(1.0, (step - warmup_steps) / span) if span > 0 else 1.0
-
-
 class Schedule(Protocol):
-    """What a run asks of a schedule, which holds what a user chooses."""
+    """What a run asks of a schedule, which holds the user's settings."""
 
     def factor(self, step: int, *, total_steps: int, peak_lr: float) -> float:
         """The multiple of `peak_lr` for the update after `step` finished ones, of `total_steps` planned."""
@@ -57,66 +27,78 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WarmUp:
+class ConstantSchedule:
+    """Linear warm-up, then the peak learning rate to the end.
+
+    Warm-up is (step + 1) / warmup_steps, so that the very first step already learns.
+    """
+
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
-            raise InputError(f"scheduler.warmup_steps={self.warmup_steps} is negative: give 0 or more steps")
+            raise InputError(f"scheduler.warmup_steps must be 0 or more, got {self.warmup_steps}")
 
     def factor(self, step: int, *, total_steps: int, peak_lr: float) -> float:
-        """See `Schedule`. Raises InputError where a setting does not fit the run."""
+        """See `Schedule`. Raises InputError for a setting that does not fit the run."""
         if self.warmup_steps >= total_steps:
             raise InputError(
-                f"scheduler.warmup_steps={self.warmup_steps} leaves nothing of the run's {total_steps}"
-                f" optimizer steps: set scheduler.warmup_steps below {total_steps} or train longer"
+                f"scheduler.warmup_steps={self.warmup_steps} must be below the run's {total_steps} optimizer"
+                " steps: lower it or train longer"
             )
-        return warmup_factor(step, warmup_steps=self.warmup_steps)
+        floor = self._floor(peak_lr)
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        span = total_steps - 1 - self.warmup_steps
+        progress = min(1.0, (step - self.warmup_steps) / span) if span > 0 else 1.0
+        return floor + (1.0 - floor) * self._decay(progress)
+
+    def _floor(self, peak_lr: float) -> float:
+        """The multiple of `peak_lr` at the end."""
+        return 1.0
+
+    def _decay(self, progress: float) -> float:
+        """From 1 when warm-up ends, at `progress` 0, to 0 at the last step, at `progress` 1."""
+        return 1.0 - progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConstantSchedule(_WarmUp):
-    """Linear warm-up, then the peak rate to the end."""
+class CosineSchedule(ConstantSchedule):
+    """Linear warm-up, then half a cosine down to `min_lr` (Loshchilov & Hutter 2017).
 
-
-@dataclass(frozen=True, kw_only=True)
-class CosineSchedule(_WarmUp):
-    """`cosine_factor` down to `min_lr`."""
+    The last update is made at `min_lr`, and so is every one beyond.
+    """
 
     warmup_steps: int = 10
     min_lr: float = 1e-6
-    _curve: ClassVar[Callable[..., float]] = staticmethod(cosine_factor)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.min_lr < 0:
-            raise InputError(f"scheduler.min_lr={self.min_lr} is negative: give 0 or more")
+            raise InputError(f"scheduler.min_lr must be 0 or more, got {self.min_lr}")
 
-    def factor(self, step: int, *, total_steps: int, peak_lr: float) -> float:
-        """See `Schedule`."""
+    def _floor(self, peak_lr: float) -> float:
         if self.min_lr > peak_lr:
-            raise InputError(f"scheduler.min_lr={self.min_lr} is above optimizer.lr={peak_lr}: give less")
-        super().factor(step, total_steps=total_steps, peak_lr=peak_lr)
-        return self._curve(
-            step,
-            warmup_steps=self.warmup_steps,
-            total_steps=total_steps,
-            min_factor=self.min_lr / peak_lr if peak_lr > 0 else 0.0,
-        )
+            raise InputError(f"scheduler.min_lr={self.min_lr} must not be above optimizer.lr={peak_lr}")
+        return self.min_lr / peak_lr if peak_lr > 0 else 0.0
+
+    def _decay(self, progress: float) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSchedule(CosineSchedule):
-    """`linear_factor` down to `min_lr`."""
+    """Linear warm-up, then a straight line down to `min_lr`."""
 
-    _curve = staticmethod(linear_factor)
+    def _decay(self, progress: float) -> float:
+        return 1.0 - progress
 
 
 # --- torch's schedulers ---------------------------------------------------------------------------------
 
 
 def takes_optimizer(target: Callable[..., Any]) -> bool:
-    """Whether a class or function makes a scheduler such as torch's: its first parameter is `optimizer`."""
+    """Whether a class or function makes a scheduler such as torch's, by its first parameter."""
     return next(iter(inspect.signature(target).parameters), None) == "optimizer"
 
 
@@ -125,15 +107,15 @@ def scheduler_of(
 ) -> LRScheduler:
     """The scheduler that a class or function like torch's makes, its settings bound.
 
-    A `total_steps` that is left out (OneCycleLR has it) is the run's. ReduceLROnPlateau follows `val/loss`,
-    one step an evaluation. Raises InputError for settings that it refuses.
+    A `total_steps` that is left out, such as OneCycleLR's, is the run's. ReduceLROnPlateau follows
+    `val/loss`, with one step for each evaluation. Raises InputError for settings that it refuses.
     """
     horizon = inspect.signature(factory).parameters.get("total_steps")
     left_out = horizon is not None and horizon.default in (None, inspect.Parameter.empty)
     settings = {"total_steps": total_steps} if left_out and total_steps else {}
     scheduler = made_by("scheduler", factory, optimizer, LRScheduler, **settings)
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != "min":
-        raise InputError("scheduler: ReduceLROnPlateau follows val/loss, which is better low: leave mode=min")
+        raise InputError("scheduler.mode must be min: ReduceLROnPlateau follows val/loss")
     return scheduler
 
 
@@ -147,10 +129,10 @@ def as_configured(optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, Any
 def apply_changes(
     optimizer: Optimizer, scheduler: LRScheduler, *, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Gives a restored optimizer and scheduler the settings that are others now than when the run began.
+    """Apply the settings that have changed since the run began to a restored optimizer and scheduler.
 
-    Both are as restored, `before` and `now` from `as_configured`. Whatever the scheduler has made of the
-    learning rate is kept: a peak of twice the old one doubles the present rate.
+    `before` and `now` are from `as_configured`. The scheduler's effect on the learning rate is kept: twice
+    the peak doubles the present learning rate.
     """
     for group, old, new in zip(optimizer.param_groups, before["groups"], now["groups"], strict=True):
         changed = {name: value for name, value in new.items() if name != "lr" and old.get(name) != value}

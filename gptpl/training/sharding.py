@@ -1,8 +1,9 @@
-"""Fully sharded data parallelism: every process keeps its share of the weights, gradients and averages."""
+"""Fully sharded data parallelism (FSDP2): each process has a part of the weights, gradients and averages."""
 
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -10,8 +11,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.optim import Optimizer
 
 from gptpl.errors import InputError
@@ -19,24 +25,17 @@ from gptpl.model.protocol import blocks_of, body_and_head, class_path
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """torch's FSDP2 over all processes, with the checkpoints of one process: both go on from each other's."""
+    """torch's FSDP2 over all processes; its checkpoints are those of one process, and either resumes both."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(save_distributed_checkpoint=False, **settings)
 
-    def setup_environment(self) -> None:
-        """Lightning would divide the data among the nodes, and each matrix among a node's devices."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
-        super().setup_environment()
-
-    @property
     def mesh(self) -> DeviceMesh:
-        """All processes in a row."""
-        return self.device_mesh["data_parallel"]
+        """All processes in a row; Lightning's own mesh divides each matrix among a node's devices."""
+        return init_device_mesh(self.root_device.type, (self.world_size,))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state, on the first process, its parameters numbered as torch does, not as Lightning."""
+        """The whole state on the first process, with parameters numbered as torch does, not as Lightning."""
         state: dict[str, Any] = super().optimizer_state(optimizer)
         if not state:  # not the first process
             return state
@@ -45,7 +44,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Gives every process its share of weights and optimizer state; returns the whole checkpoint."""
+        """Load each process's part of the weights and the optimizer state; returns the whole checkpoint."""
         checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(
             self.broadcast(checkpoint_path), weights_only=weights_only
         )
@@ -54,7 +53,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         set_model_state_dict(self.model, checkpoint["state_dict"], options=whole_from_first)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            # Lightning would take them to be numbered in the order of the model.
+            # Lightning would number them in the order of the model.
             ours = [names[parameter] for parameter in _in_order(optimizer.param_groups)]
             named = _renamed(state, dict(enumerate(ours)))
             set_optimizer_state_dict(self.model, optimizer, named, options=whole_from_first)
@@ -76,29 +75,33 @@ def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
-def shard(net: nn.Module, mesh: DeviceMesh) -> None:
-    """Spreads the parameters over the processes of `mesh`, in place; they keep names and shapes.
+def shard(net: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
+    """Spread the parameters over the processes of `mesh`, in place; they keep names, shapes and type.
 
-    A block's are gathered when it is needed and let go after it; embeddings, last LayerNorm and head stay
-    from the beginning of the forward pass to the end of the backward pass. Sharding again changes nothing.
+    A block's parameters are gathered when it is needed and freed after it; embeddings, last LayerNorm and
+    head stay from the beginning of the forward pass to the end of the backward pass. With a `dtype` of half
+    the bits they are gathered, and multiplied, in that type; gradients are summed in fp32. Frozen parameters
+    are sharded, too. A net that is sharded already stays as it is.
 
-    Raises InputError for a model that does not say which its blocks are.
+    Raises InputError for a model without `blocks`.
     """
     if isinstance(net, FSDPModule):
         return
     if not blocks_of(net):
         raise InputError(
-            f"trainer.strategy=fsdp divides a model block by block, {class_path(net)} has no blocks"
+            f"trainer.strategy=fsdp shards a model block by block, {class_path(net)} has no `blocks`"
             " (an nn.ModuleList): use trainer=ddp"
         )
+    half = dtype != torch.float32
+    policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32) if half else MixedPrecisionPolicy()
     for block in blocks_of(net):
-        fully_shard(block, mesh=mesh)
-    fully_shard(net, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(net, mesh=mesh, mp_policy=policy)
     if body_and_head(net)[0] is not net:
-        register_fsdp_forward_method(net, "hidden")  # after it the head is there for the loss
+        register_fsdp_forward_method(net, "hidden")  # so that the loss finds the head gathered
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which this process may have a share only; all processes have to ask for it."""
+    """The full tensor where this process has a part of it; all processes have to call this together."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()

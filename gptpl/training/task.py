@@ -1,4 +1,4 @@
-"""What a task is to the training that all tasks share: its batches, its loss, its metrics."""
+"""What a task adds to the training that all tasks share: its batches, its loss, its metrics."""
 
 # B batch, T time
 
@@ -13,57 +13,57 @@ from gptpl.errors import InputError
 from gptpl.text import nearest
 
 Sums = dict[str, Tensor]
-"""Totals of evaluation batches, by name: to be added up over batches and ranks, any shapes."""
+"""Totals of evaluation batches by name, of any shapes: they are added up over batches and ranks."""
 Better = Literal["min", "max"]
-"""Whether a metric is better low or high."""
+"""Whether lower or higher values of a metric are better."""
 EVALUATED = ("train", "val")
-"""The splits of the two evaluation loaders, in the order in which the data give them."""
+"""The splits of the two evaluation loaders, in order."""
 
 
 class Task(ABC):
-    """What `gptpl.training.module.TrainingModule` asks of the class of a task."""
+    """What `gptpl.training.module.TrainingModule` needs from the class of a task."""
 
     task: ClassVar[str]
-    """The choice of conf/task."""
+    """Its name in conf/task."""
     data_class: ClassVar[type[TrainingData]]
     """The kind of data it trains on."""
 
     padded: ClassVar[bool] = False
-    """Whether its batches are padded: those of the ranks then hold different numbers of tokens."""
+    """Whether its batches are padded, so that the ranks' batches hold different numbers of tokens."""
     loss_unit: ClassVar[str] = "nats per token"
-    """What its losses are in."""
+    """The unit of its losses."""
     metrics: ClassVar[Mapping[str, "Better"]] = {"val/loss": "min", "eval/train_loss": "min"}
-    """What an evaluation logs that may be monitored, and which way is better."""
+    """The metrics of an evaluation that may be monitored, with the better direction."""
     use: ClassVar[tuple[str, str]]
-    """The command that uses its models, and an argument as an example."""
+    """The command that uses its models, with an example argument."""
 
     @classmethod
     def default_tune(cls, *, pretrained: bool) -> str:
-        """The choice of conf/tune where none was made; `pretrained`: the weights are not random."""
+        """The choice of conf/tune where the user made none; `pretrained`: the weights are not random."""
         del pretrained
         return "all"
 
     @abstractmethod
     def batch_loss(self, batch: Any) -> Tensor:
-        """Mean loss of one micro-batch, a float32 scalar that can be differentiated."""
+        """Mean loss of one micro-batch, a differentiable float32 scalar."""
 
     def loss_weight(self, batch: Any) -> Tensor | None:
-        """What `batch_loss` is the mean over, such as the number of targets, as an integer scalar.
+        """The number of things that `batch_loss` is the mean of, such as targets, as an integer scalar.
 
-        The micro-batches and ranks of a step count by it; None: they count alike.
+        It weights the micro-batches and ranks of a step; None: they count alike.
         """
         return None
 
     @abstractmethod
     def inputs_of(self, batch: Any) -> Tensor:
-        """The tokens (B, T) that the model is given."""
+        """The tokens (B, T) that the model reads."""
 
     def tokens_in(self, batch: Any) -> int:
         """Tokens of a batch, without padding."""
         return self.inputs_of(batch).numel()
 
     def step_metrics(self, loss: Tensor) -> dict[str, Tensor]:
-        """What is logged of a step beside its loss; `loss` is its mean over micro-batches and ranks."""
+        """Further metrics of a step, given its mean loss over micro-batches and ranks."""
         return {}
 
     @abstractmethod
@@ -77,32 +77,29 @@ class Task(ABC):
     @property
     @abstractmethod
     def guessing_loss(self) -> float:
-        """Loss of a model that finds every answer equally likely, in nats."""
+        """Loss of a model that finds all answers equally likely, in nats."""
 
     def flops_per_token(self, T: int) -> int | None:
-        """Arithmetic of training on a token of a row of T; None: it is not known for this training."""
+        """FLOPs of training on one token in a sequence of T; None: not known for this training."""
         return None
 
     def task_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the task, as plain data: its name, and what using the model needs."""
+        """Plain data for checkpoints: the task's name, and what using the model needs."""
         return {"name": self.task}
 
 
 def known_metrics(module: object, callbacks: Iterable[object] = ()) -> dict[str, Better]:
     """The metrics that may be monitored, with their direction: `metrics` of the module and the callbacks."""
-    known: dict[str, Better] = {}
-    for part in (module, *callbacks):
-        known |= getattr(part, "metrics", {})
-    return known
+    return {name: way for part in (module, *callbacks) for name, way in getattr(part, "metrics", {}).items()}
 
 
 def better(monitor: str, known: Mapping[str, Better]) -> Better:
-    """Which way a metric is better. Raises InputError, naming those most like it, for one that is unknown."""
+    """The better direction of a metric. Raises InputError, naming the most similar, for an unknown one."""
     if monitor in known:
         return known[monitor]
     meant = nearest(monitor, known, likeness=0.7) or ":"
     offer = f"choose one of {', '.join(known)}, or set" if known else "set"
     raise InputError(
-        f"monitor={monitor} is no metric that the task or a callback declares{meant} {offer} mode for one"
-        " of your own"
+        f"monitor={monitor} is not a metric that the task or a callback declares{meant} {offer} mode for a"
+        " metric of your own"
     )

@@ -1,6 +1,6 @@
-"""Loggers of Weights & Biases and of MLflow for runs that are resumed; both work without a network.
+"""Loggers of Weights & Biases and MLflow for runs that are resumed; both work without a network.
 
-Neither can forget a point: what was logged after the checkpoint that a run resumes from is there twice.
+Neither can forget a point: points after the checkpoint that a run resumes from are there twice.
 """
 
 import os
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class RunWandbLogger(WandbLogger):
-    """Lightning's W&B logger; a resumed run continues the run of W&B that it was, and each run has its own.
+    """Lightning's W&B logger; a resumed run continues its run of W&B, and each gptpl run has its own.
 
-    `offline` writes to the folder `wandb` in `save_dir` alone, for `wandb sync`; else to a W&B server.
+    `offline` only writes to the folder `wandb` in `save_dir`, for `wandb sync`; else to a W&B server.
     `settings` are those of Lightning's logger and of `wandb.init`.
     """
 
@@ -50,21 +50,24 @@ class RunWandbLogger(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Closes the run of W&B, in which Lightning would log the next run of this process, too."""
+        """Close the run of W&B; Lightning would log the next run of this process into it, too."""
         super().finalize(status)
-        if self._experiment is not None:
+        import wandb
+
+        if wandb.run is not None and wandb.run.id == self.version:
             position = self.position()
-            self.experiment.finish(exit_code=0 if status == "success" else 1)
+            wandb.finish(exit_code=0 if status == "success" else 1)
             self.return_to(position)
 
 
 class RunMLFlowLogger(Logger):
     """Lightning's MLflow logger, opened when something is logged; a resumed run continues its MLflow run.
 
-    `tracking_uri` is of an MLflow server or database; None: `MLFLOW_TRACKING_URI`, or else the run's own
-    `mlflow.db` and folder `mlflow` of artifacts in `save_dir`.
+    `tracking_uri` names an MLflow server or database; None: `MLFLOW_TRACKING_URI`, or else `mlflow.db` and a
+    folder `mlflow` of artifacts in `save_dir`.
     """
 
+    name, save_dir = "", ""
     log_text, log_image, log_table = mlflow_text, mlflow_image, mlflow_table
 
     def __init__(
@@ -77,7 +80,7 @@ class RunMLFlowLogger(Logger):
     ) -> None:
         _check_installed("mlflow")
         super().__init__()
-        self._save_dir = save_dir
+        self.name, self.save_dir = experiment_name, save_dir
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         self._given: dict[str, Any] = {
             "experiment_name": experiment_name,
@@ -89,19 +92,9 @@ class RunMLFlowLogger(Logger):
         self._opened: MLFlowLogger | None = None
 
     @property
-    def name(self) -> str:
-        """The name of the experiment."""
-        return str(self._given["experiment_name"])
-
-    @property
     def version(self) -> str:
-        """MLflow's id of the run; empty before anything is logged."""
+        """MLflow's id of the run, or empty before anything is logged."""
         return self._run_id or ""
-
-    @property
-    def save_dir(self) -> str:
-        """The run folder."""
-        return self._save_dir
 
     @property
     @rank_zero_experiment
@@ -110,7 +103,7 @@ class RunMLFlowLogger(Logger):
         return self._logger().experiment
 
     def _logger(self) -> MLFlowLogger:
-        # Not when this is made: it would make the database, and on every rank.
+        # Not in __init__, where it would create the database, on every rank.
         if self._opened is None:
             self._opened = MLFlowLogger(**self._given, run_id=self._run_id)
             self._run_id = self._opened.run_id
@@ -118,12 +111,12 @@ class RunMLFlowLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds a point to each metric's curve."""
+        """Add a point to each metric's curve."""
         self._logger().log_metrics(metrics, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Sets MLflow's parameters, which cannot change: what a resumed run has changed becomes a tag."""
+        """Set MLflow's parameters, which cannot change: what a resumed run has changed becomes a tag."""
         logger = self._logger()
         given = vars(params) if isinstance(params, Namespace) else params
         before = logger.experiment.get_run(self._run_id).data.params
@@ -145,7 +138,7 @@ class RunMLFlowLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Tells MLflow how the run ended."""
+        """Tell MLflow how the run ended."""
         if self._opened is not None:
             self._opened.finalize(status)
 

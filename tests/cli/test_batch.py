@@ -30,14 +30,14 @@ def test_auto_trains_as_whole_batches_do(gptpl, run_folder, whole, monkeypatch, 
     """Memory is told to be just enough for so many windows."""
     seen: dict[str, object] = {}
 
-    def largest(config, path, *, max_length, windows, low, free, **memory):
-        seen.update(max_length=max_length, windows=windows, low=low)
+    def largest(config, path, *, max_length, sequences, low, free, **memory):
+        seen.update(max_length=max_length, sequences=sequences, low=low)
         return fits
 
     monkeypatch.setattr(batch, "largest_batch_size", largest)
     outcome = gptpl(*TRAIN, "data.batch_size=auto", "data.global_batch_size=8")
     assert losses(outcome, run_folder) == pytest.approx(whole, abs=1e-5)
-    assert seen == {"max_length": 64, "windows": 8, "low": False}
+    assert seen == {"max_length": 64, "sequences": 8, "low": False}
     config = OmegaConf.load(outcome.folder / "run/config.yaml")
     assert config.data.batch_size == fits
     assert config.trainer.accumulate_grad_batches == times

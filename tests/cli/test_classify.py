@@ -303,7 +303,7 @@ def test_one_line_for_each_mistake(
         (
             None,
             ["callbacks.early_stopping.monitor=val/perplexity"],
-            "monitor=val/perplexity is no metric that the task or a callback declares",
+            "monitor=val/perplexity is not a metric that the task or a callback declares",
         ),
         (None, ["data.max_length=64"], "data.max_length=64 is longer than model.context_length=32"),
     ],

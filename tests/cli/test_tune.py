@@ -179,10 +179,6 @@ def test_what_is_refused(folder, command):
         ((*SETTINGS, *MODEL, "tune=head", "run_dir=new"), "tune=head would train the token embedding"),
         ((*SETTINGS, *LORA, "tune.alfa=1", "run_dir=new"), "tune.alfa"),
         (
-            (*SETTINGS, *LORA, "trainer.strategy=fsdp", "run_dir=new"),
-            "tune=lora freezes weights, which trainer",
-        ),
-        (
             (*SETTINGS, *MODEL, "init=run", "init.checkpoint=lora/adapter", "run_dir=new"),
             "init.checkpoint=lora/adapter is an adapter: add it to its base first",
         ),

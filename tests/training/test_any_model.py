@@ -371,7 +371,7 @@ LORA = TuneLowRank(rank=2, alpha=4.0, dropout=0.0, targets=["qkv"])
         (lambda net: TuneLastBlock().apply(net), "tune=last_block needs"),
         (lambda net: LORA.apply(net), "tune=lora needs"),
         (lambda net: gpt_model(net, "format=hf holds GPT-2 models"), "format=hf holds GPT-2 models"),
-        (lambda net: shard(net, cast(Any, None)), "trainer.strategy=fsdp divides"),
+        (lambda net: shard(net, cast(Any, None)), "trainer.strategy=fsdp shards"),
         (lambda net: fitted(net, head="fused"), "trainer.head=fused needs"),
         (lambda net: fitted(net, attention="sdpa"), "trainer.attention=sdpa"),
         (lambda net: fitted(net, recompute=True), "trainer.recompute_activations=true needs"),

@@ -86,13 +86,13 @@ def test_the_largest_divisor_that_fits(monkeypatch, free, windows, size):
         return StepMemory(weights=0, gradients=0, optimizer=0, activations=10 * batch_size, head=0)
 
     monkeypatch.setattr(module, "step_memory", of_ten)
-    chosen = largest_batch_size(CONFIG, path(), max_length=256, windows=windows, low=True, free=free)
+    chosen = largest_batch_size(CONFIG, path(), max_length=256, sequences=windows, low=True, free=free)
     assert chosen == size
 
 
-def test_no_window_fits():
-    with pytest.raises(InputError, match=r"one window of 256 tokens needs about 0\.\d GB, 0\.0 GB are free"):
-        largest_batch_size(CONFIG, path(), max_length=256, windows=4, low=True, free=1000)
+def test_not_one_sequence_fits():
+    with pytest.raises(InputError, match=r"of 256 tokens needs about 0\.\d GB, 0\.0 GB are free"):
+        largest_batch_size(CONFIG, path(), max_length=256, sequences=4, low=True, free=1000)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_accumulation(global_batch, batch_size, world_size, times):
 
 @pytest.mark.parametrize(("global_batch", "batch_size", "world_size"), [(8, 3, 1), (6, 2, 2), (0, 1, 1)])
 def test_what_does_not_make_up_the_whole_batch_is_refused(global_batch, batch_size, world_size):
-    with pytest.raises(InputError, match=rf"global_batch_size={global_batch} is no multiple"):
+    with pytest.raises(InputError, match=rf"global_batch_size={global_batch} must be a multiple"):
         accumulation(global_batch=global_batch, batch_size=batch_size, world_size=world_size)
 
 

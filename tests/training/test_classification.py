@@ -276,7 +276,7 @@ def test_words_are_those_of_the_training_texts(texts: Path) -> None:
 def test_settings_that_cannot_be(texts: Path, pretraining: Any) -> None:
     with pytest.raises(InputError, match=r"data\.padding=both is unknown: choose one of batch, longest"):
         data(texts, padding="both")
-    with pytest.raises(InputError, match=r"must be the same in every batch: set data\.padding=longest"):
+    with pytest.raises(InputError, match=r"must not depend on the batch: set data\.padding=longest"):
         module(pretraining.net(), data(texts), pooling="last_position")
     with pytest.raises(InputError, match=r"do not fill one batch of data\.batch_size=200"):
         data(texts, batch_size=200).steps_per_epoch()

@@ -27,13 +27,13 @@ RUN_FILES = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, train):
-    """The folders of the run of one process and of the run of two."""
+def runs(tmp_path_factory, train, launched):
+    """The folders of the run of one process and of the run of two, which the command starts."""
     folder = tmp_path_factory.mktemp("ddp")
     (folder / "one").mkdir()
     (folder / "two").mkdir()
     one = train(folder / "one", "trainer=cpu", "data.batch_size=8")
-    two = train(
+    two = launched(
         folder / "two",
         "trainer=ddp",
         "trainer.accelerator=cpu",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.resume_state import RESUME_KEY, state_digest
@@ -29,21 +30,6 @@ def command(*overrides: str) -> list[str]:
 def environment(folder: Path) -> dict[str, str]:
     own = {"GPTPL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return os.environ | own
-
-
-def run(folder: Path, *overrides: str, status: int = 0) -> str:
-    """The command in a process of its own; what it said."""
-    done = subprocess.run(
-        command(*overrides),
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == status, done.stderr
-    return done.stderr
 
 
 def two_processes(name: str, *overrides: str) -> list[str]:
@@ -74,25 +60,31 @@ def outcome(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, gptpl_train) -> Path:
     """Where an unbroken run of two processes is, as `whole`."""
     folder: Path = tmp_path_factory.mktemp("ddp_resume")
-    run(folder, *two_processes("whole", f"trainer.stop_at_step={STEPS}"))
+    gptpl_train(folder, *two_processes("whole", f"trainer.stop_at_step={STEPS}"), ranks=2)
     return folder
 
 
-def test_the_ranks_see_other_batches_and_have_a_random_state_each(folder):
+def test_the_ranks_see_other_batches_and_draw_other_dropout_masks(folder):
     whole = outcome(folder / "whole")
     assert [len(set(step["batches"])) for step in whole["steps"]] == [4, 4, 4, 4, 2, 4]
     checkpoint = read_checkpoint((folder / "whole/checkpoints/last.ckpt").resolve())
-    assert len(checkpoint[RESUME_KEY]["random"]) == 2
+    masks = []
+    for state in checkpoint[RESUME_KEY]["random"]:
+        generator = torch.Generator()
+        generator.set_state(state["torch"])
+        masks.append(torch.rand(1000, generator=generator) < 0.5)
+    assert len(masks) == 2
+    assert 400 < int((masks[0] != masks[1]).sum()) < 600
 
 
-def test_stopped_twice_it_ends_with_the_same_bits(folder):
-    run(folder, *two_processes("stopped", "trainer.stop_at_step=2"))
-    run(folder, "resume=stopped", "trainer.stop_at_step=5")
-    said = run(folder, "resume=stopped", f"trainer.stop_at_step={STEPS}")
-    assert "resuming at step 5 " in said
+def test_stopped_twice_it_ends_with_the_same_bits(folder, gptpl_train):
+    gptpl_train(folder, *two_processes("stopped", "trainer.stop_at_step=2"), ranks=2)
+    gptpl_train(folder, "resume=stopped", "trainer.stop_at_step=5", ranks=2)
+    gptpl_train(folder, "resume=stopped", f"trainer.stop_at_step={STEPS}", ranks=2)
+    assert "resuming at step 5 " in (folder / "stopped/train.log").read_text()
     assert outcome(folder / "stopped") == outcome(folder / "whole")
 
 
@@ -120,13 +112,13 @@ def test_a_signal_to_the_first_process_stops_both_after_the_same_step(folder):
     assert (folder / "signalled/checkpoints/last.ckpt").resolve().name == f"step-{step:08d}.ckpt"
 
 
-def test_another_number_of_processes_goes_on_with_the_same_batches(folder):
+def test_another_number_of_processes_goes_on_with_the_same_batches(folder, gptpl_train):
     """One process with batches of 32 instead of two with 16: other bits, the same training."""
-    run(folder, *two_processes("fewer", "trainer.stop_at_step=2"))
+    gptpl_train(folder, *two_processes("fewer", "trainer.stop_at_step=2"), ranks=2)
     one = ("trainer=cpu", "trainer.devices=1")
-    assert "set data.batch_size=32" in run(folder, "resume=fewer", *one, status=2)
-    said = run(folder, "resume=fewer", *one, "data.batch_size=32", f"trainer.stop_at_step={STEPS}")
-    assert "no longer bit-identical" in said
+    assert "set data.batch_size=32" in gptpl_train(folder, "resume=fewer", *one, status=2)
+    more = (*one, "data.batch_size=32", f"trainer.stop_at_step={STEPS}")
+    assert "no longer bit-identical" in gptpl_train(folder, "resume=fewer", *more)
     whole, fewer = outcome(folder / "whole"), outcome(folder / "fewer")
     assert [row["train/tokens_seen"] for row in fewer["rows"]] == [
         row["train/tokens_seen"] for row in whole["rows"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.loading import load_model
@@ -64,6 +65,36 @@ def test_the_checkpoint_is_that_of_one_process(one, two):
     assert said.count("No text samples: the strategy fsdp") == 1
 
 
+def test_bf16_weights_are_gathered_in_bf16_and_train_like_one_process(tmp_path, train, logged):
+    rows = []
+    for name, processes in (("one", ONE), ("two", TWO)):
+        (tmp_path / name).mkdir()
+        rows.append(logged(train(tmp_path / name, *processes, "trainer.precision=bf16-mixed")))
+    for step, row in rows[0].items():
+        for key in ("train/loss", "val/loss"):
+            if key in row:
+                assert rows[1][step][key] == pytest.approx(row[key], abs=0.03), (step, key)
+
+
+def test_lora_trains_the_same_resumes_and_leaves_the_same_adapter(tmp_path, one, train, logged):
+    """The frozen weights are sharded like the others."""
+    lora = ("tune=lora", "init=run", f"init.checkpoint={one}", "optimizer.lr=1e-2")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    alone = train(tmp_path / "one", *lora, *ONE)
+    both = train(tmp_path / "two", *lora, *TWO, "trainer.stop_at_step=3")
+    train(tmp_path / "two", f"resume={both}", "trainer.stop_at_step=null", *TWO)
+    ours, theirs = logged(both), logged(alone)
+    assert theirs[1]["train/loss"] - theirs[STEPS]["train/loss"] > 0.01
+    for name in ("train/loss", "val/loss", "train/grad_norm"):
+        expected = [row[name] for row in theirs.values() if name in row]
+        assert [row[name] for row in ours.values() if name in row] == pytest.approx(expected, abs=1e-4), name
+    adapters = [load_file(each / "adapter" / "adapter_model.safetensors") for each in (both, alone)]
+    assert adapters[0].keys() == adapters[1].keys()
+    base, tuned = (read_checkpoint(each / "checkpoints/last.ckpt")["state_dict"] for each in (one, both))
+    assert all(tuned[name].equal(weight) for name, weight in base.items())
+
+
 @pytest.mark.parametrize(("before", "after"), [(TWO, TWO), (TWO, ONE), (ONE, TWO)])
 def test_a_run_goes_on_with_as_many_processes_as_one_likes(tmp_path, one, train, logged, before, after):
     run_dir = train(tmp_path, *before, "trainer.stop_at_step=3")
@@ -82,15 +113,23 @@ torch.distributed.init_process_group("gloo", init_method=sys.argv[2], rank=int(s
 config = dict(vocab_size=64, context_length=8, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
 net = GPTModel(GPTConfig(**config, qkv_bias=True, tie_weights=True))
 names = [name for name, _ in net.named_parameters()]
+net.blocks[0].requires_grad_(False)
 for _ in range(2):  # sharding again changes nothing
-    shard(net, init_device_mesh("cpu", (2,)))
+    shard(net, init_device_mesh("cpu", (2,)), torch.bfloat16)
+gathered = []
+layer = net.blocks[1].attn.qkv
+layer.register_forward_hook(lambda layer, inputs, output: gathered.append(layer.weight.dtype))
+net(torch.zeros(1, 4, dtype=torch.int64)).float().sum().backward()
+assert gathered == [torch.bfloat16]
+assert {p.dtype for p in net.parameters()} == {layer.weight.grad.dtype} == {torch.float32}
+assert all((p.grad is None) == name.startswith("blocks.0.") for name, p in net.named_parameters())
 assert names == [name for name, _ in net.named_parameters()]
 assert all(p.dim() == len(p.shape) and p.to_local().numel() * 2 == p.numel() for p in net.parameters())
 torch.distributed.destroy_process_group()
 """
 
 
-def test_every_process_keeps_half_of_every_parameter(tmp_path):
+def test_every_process_keeps_half_of_every_parameter_and_gathers_it_in_bf16(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     meeting = (tmp_path / "meeting").as_uri()
     processes = [

@@ -24,6 +24,7 @@ from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.sampler import EpochSampler
 from gptpl.data.sources import InstructionFile
 from gptpl.model import GPTModel
+from gptpl.model.loss import IGNORED_TARGET
 from gptpl.tokenizers import BytesTokenizer
 from gptpl.training.instruction_tuning import InstructionModule
 
@@ -251,20 +252,24 @@ def test_padding_rows_of_other_ranks_change_no_metric(tuning):
     assert metrics(3) == pytest.approx(metrics(1), rel=1e-6)  # 2 entries, the third rank has padding alone
 
 
-def test_tokens_seen_are_those_of_both_ranks(tuning):
-    """Their batches are not equally long: the other rank's has 7 tokens more."""
-
-    def reduce(here: Tensor, reduce_op: str) -> Tensor:
-        assert reduce_op == "sum"
-        return here + (here + 7)
-
+def test_tokens_and_loss_of_a_step_are_those_of_both_ranks(tuning, monkeypatch):
+    """Their batches differ: the other rank's has 7 tokens and 3 targets more, and a loss 1 higher."""
     module = tuning.module()
-    module._trainer = SimpleNamespace(
-        world_size=2, accumulate_grad_batches=1, strategy=SimpleNamespace(reduce=reduce)
-    )
     batch = next(iter(tuning.data().train_dataloader()))
-    module.training_step(batch, 0)
+    module._trainer = SimpleNamespace(world_size=2, accumulate_grad_batches=1)
+    targets = int((batch.targets != IGNORED_TARGET).sum())
+
+    def all_reduce(sums: Tensor) -> None:
+        loss = sums[1] / targets
+        assert sums[0] == targets
+        sums += torch.stack([sums[0] + 3, (loss + 1) * (targets + 3), sums[2] + 7])
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    loss = module.training_step(batch, 0) * 1024 / targets
+    module.on_before_optimizer_step(module.optimizers)
     assert module.tokens_seen == 2 * batch.tokens + 7
+    expected = (loss * targets + (loss + 1) * (targets + 3)) / (2 * targets + 3)
+    torch.testing.assert_close(module._step_loss, expected.detach())
 
 
 def test_the_checkpoint_keeps_the_template(tuning, tmp_path):

@@ -115,7 +115,7 @@ def test_arguments_of_the_trainer(
     assert (
         trainer.global_step
         == trainer.lightning_module.total_steps
-        == planned_steps(trainer, BATCHES)
+        == planned_steps(trainer, planned_batches(trainer, BATCHES))
         == steps
     )
     assert counted.evaluated == evaluated
@@ -124,7 +124,7 @@ def test_arguments_of_the_trainer(
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_overfit_batches_are_the_same_in_every_epoch(fit: Any, accumulate: int) -> None:
     trainer, counted = fit(overfit_batches=2, max_epochs=3, accumulate_grad_batches=accumulate)
-    assert trainer.global_step == planned_steps(trainer, BATCHES) == 6 // accumulate
+    assert trainer.global_step == planned_steps(trainer, planned_batches(trainer, BATCHES)) == 6 // accumulate
     assert counted.inputs[:2] == counted.inputs[2:4] == counted.inputs[4:]
 
 

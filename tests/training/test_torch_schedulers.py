@@ -149,10 +149,10 @@ def test_another_scheduler_is_refused_and_so_is_a_run_beyond_its_end(pretraining
     trained(pretraining, one_cycle)
     last = (pretraining.folder / "checkpoints/last.ckpt").resolve()
     for other, name in ((None, "a schedule of gptpl"), (Halving, "Halving")):
-        with pytest.raises(InputError, match=f"scheduler is OneCycleLR, this run wants {name}: only gptpl's"):
+        with pytest.raises(InputError, match=f"scheduler is OneCycleLR, this run has {name}: only gptpl's"):
             trained(pretraining, other, resume=last)
     fixed = partial(lr_scheduler.OneCycleLR, max_lr=0.05, total_steps=STEPS)
-    with pytest.raises(InputError, match="OneCycleLR has come to its end"):
+    with pytest.raises(InputError, match="OneCycleLR has no step left"):
         trained(pretraining, fixed, resume=last, steps=STEPS + 3)
 
 
@@ -163,7 +163,7 @@ def test_another_scheduler_is_refused_and_so_is_a_run_beyond_its_end(pretraining
         (partial(lr_scheduler.ReduceLROnPlateau, factor=2.0), "Factor should be < 1.0"),
         (
             partial(lr_scheduler.ReduceLROnPlateau, mode="max"),
-            "val/loss, which is better low: leave mode=min",
+            "scheduler.mode must be min: ReduceLROnPlateau",
         ),
         (lambda optimizer: 3, "<lambda> returned int, not a torch LRScheduler"),
     ],
