@@ -129,8 +129,7 @@ class SampleText(Samples):
     step: it does not depend on the other prompts and strategies. Strategies are `SamplingRules`, or mappings
     with their fields; a top_k above the vocabulary keeps all of it.
 
-    Raises InputError for invalid arguments; when `fit` starts, for a prompt that the tokenizer makes no token
-    of.
+    Raises InputError for invalid arguments; when `fit` starts, for a prompt without tokens.
     """
 
     what = "text samples"
