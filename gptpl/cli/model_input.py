@@ -39,6 +39,14 @@ def in_full(argument: str) -> str:
     return f"sampling.{argument}" if key in SHORT_KEYS else argument
 
 
+def only_one(settings: Mapping[str, Any]) -> str | None:
+    """The name of the only setting that is not None, if there is one; raises InputError if there are more."""
+    given = [name for name, value in settings.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{'= and '.join(given[:2])}= are both set: give one of them")
+    return given[0] if given else None
+
+
 def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The model of `checkpoint=` or `init=`, as arguments of `gptpl.load`.
 
@@ -49,8 +57,8 @@ def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
     base, source = None, weights
     if checkpoint not in (None, NOT_SET):
         base, source = weights, find_run(checkpoint, key="checkpoint")
-        if weights is not None and not is_adapter(source):
-            raise InputError(f"checkpoint={checkpoint} and init= are both set: give one of them")
+        if not is_adapter(source):
+            only_one({"checkpoint": checkpoint, "init": weights})
     if source is None:
         raise InputError(
             "checkpoint is not set: give checkpoint=RUN_FOLDER, checkpoint=FILE.ckpt, or init=gpt2_hf"
@@ -63,8 +71,7 @@ def given_text(text: str | None, file: str | None = None, *, key: str, piped: bo
 
     A line break at the end of a file or of standard input, as `echo` and editors add it, is removed.
     """
-    if text is not None and file is not None:
-        raise InputError(f"{key}= and {key}_file={file} are both set: give one of them")
+    only_one({key: text, f"{key}_file": file})
     if text is not None:
         try:
             text.encode("utf-8")

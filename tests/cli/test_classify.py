@@ -256,7 +256,7 @@ def test_a_checkpoint_of_another_task_is_refused_both_ways(
         ),
         (["classify"], "text is not set: give text='...', or file=FILE"),
         (["classify", "text= "], "text is empty"),
-        (["classify", "text=a", "file=texts.csv"], "text= and file=texts.csv are both set"),
+        (["classify", "text=a", "file=texts.csv"], "text= and file= are both set"),
         (
             ["classify", "file=texts.csv", "text_column=body"],
             "has no 'body' (it has 'label', 'text')",

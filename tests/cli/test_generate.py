@@ -192,7 +192,7 @@ def test_text_can_be_piped_where_the_terminal_knows_no_unicode(quick):
         (("num_beams=2", "num_samples=3"), ["num_samples=3", "num_beams=2"]),
         (("num_beams=2", "statistics=true"), ["num_beams", "statistics"]),
         (("precision=16",), ["precision=16", "bf16-true"]),
-        (("prompt=x", "prompt_file=y"), ["prompt=", "prompt_file=y"]),
+        (("prompt=x", "prompt_file=y"), ["prompt= and prompt_file= are both set"]),
         (("prompt_file=nowhere.txt",), ["prompt_file=nowhere.txt", "No such file"]),
         (("--json", "-i"), ["--json", "-i"]),
         (("--prompt", "x"), ["gptpl generate has no flag --prompt", "did you mean prompt="]),

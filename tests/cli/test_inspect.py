@@ -86,7 +86,7 @@ def test_a_file_that_is_not_utf8_is_named(refused, quick, tmp_path):
     [
         ((), ["text is not set", "text_file=FILE"]),
         (("text=",), ["the text is empty"]),
-        (("text=a", "text_file=b"), ["text=", "text_file=b"]),
+        (("text=a", "text_file=b"), ["text= and text_file= are both set"]),
         (("text_file=nowhere.txt",), ["text_file=nowhere.txt", "No such file"]),
         (("text=a", "output=no/where.html"), ["output=no/where.html", "folder that exists"]),
         (("text=a", "output=."), ["output=."]),

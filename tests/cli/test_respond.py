@@ -211,7 +211,7 @@ def test_a_model_that_was_not_tuned_needs_a_template(gptpl, refused, quick):
         ((), "instruction is not set: give instruction='...', file=FILE, or split=test"),
         (("instruction= ",), "instruction is not set"),
         (("instruction=a", "split=test"), "instruction= and split= are both set"),
-        (("split=test",), "split=test needs a file for the answers: give output=responses.json"),
+        (("split=test",), "split= needs a file for the answers: give output=responses.json"),
         (("instruction=a", "output=o.json"), "output=o.json is for file= or split="),
         (("split=test", "output=o.json", "--json"), "--json is for one instruction"),
         (("split=exam", "output=o.json"), "split=exam: must be 'train', 'val' or 'test'"),

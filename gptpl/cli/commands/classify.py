@@ -15,12 +15,11 @@ RUN is a run of task=classify; its best weights are used. The model reads the be
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
-from gptpl.cli.model_input import given_model, given_text, settings_of
+from gptpl.cli.model_input import given_model, given_text, only_one, settings_of
 from gptpl.data.sources.records import TextTable
 from gptpl.errors import InputError
 from gptpl.evaluation.classifier import Prediction, check_prediction_file, prediction_file
@@ -33,7 +32,11 @@ def run(given: Arguments) -> None:
     """Prints a line for each text, or writes `output`."""
     cfg = settings_of(given)
     output = None if cfg["output"] is None else Path(cfg["output"]).expanduser()
-    _check(cfg, output, as_json=bool(given.flags))
+    only_one({"text": cfg["text"], "file": cfg["file"]})
+    if output is not None and given.flags:
+        raise InputError(f"--json and output={output} are both set: give one of them")
+    if output is not None:
+        check_prediction_file(output)
     alone = cfg["file"] is None
     if alone:
         text = given_text(cfg["text"], key="text")
@@ -57,16 +60,6 @@ def run(given: Arguments) -> None:
     for prediction in bar(predictions):
         record = prediction.record() if given.flags else None
         tqdm.write(json.dumps(record, ensure_ascii=False) if record else _shown(prediction, alone=alone))
-
-
-def _check(cfg: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
-    """Raises InputError for settings that exclude each other, before a model is read."""
-    if cfg["text"] is not None and cfg["file"] is not None:
-        raise InputError(f"text= and file={cfg['file']} are both set: give one of them")
-    if output is not None and as_json:
-        raise InputError(f"--json and output={output} are both set: leave --json out, or the file")
-    if output is not None:
-        check_prediction_file(output)
 
 
 def _shown(prediction: Prediction, *, alone: bool) -> str:

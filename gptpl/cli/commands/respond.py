@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
-from gptpl.cli.model_input import given_model, given_text, in_full, settings_of
+from gptpl.cli.model_input import given_model, given_text, in_full, only_one, settings_of
 from gptpl.cli.texts import show
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import WELL_FORMED
@@ -84,18 +84,14 @@ def _check(cfg: dict[str, Any], *, as_json: bool) -> bool:
     """Whether many answers are asked for; raises InputError for settings that exclude each other."""
     if cfg["seed"] is not None:
         check_seed(cfg["seed"])
-    given = [name for name in ("instruction", "file", "split") if cfg[name] is not None]
-    if len(given) > 1:
-        raise InputError(f"{'= and '.join(given)}= are both set: give one of them")
-    many = given in (["file"], ["split"])
+    source = only_one({name: cfg[name] for name in ("instruction", "file", "split")})
+    many = source in ("file", "split")
     if many and cfg["output"] is None:
-        raise InputError(
-            f"{given[0]}={cfg[given[0]]} needs a file for the answers: give output=responses.json"
-        )
+        raise InputError(f"{source}= needs a file for the answers: give output=responses.json")
     if not many and cfg["output"] is not None:
         raise InputError(
             f"output={cfg['output']} is for file= or split=: one answer is printed, leave it out"
         )
     if many and as_json:
-        raise InputError(f"--json is for one instruction: {given[0]}= writes JSON to output= anyway")
+        raise InputError(f"--json is for one instruction: {source}= writes JSON to output= anyway")
     return many
