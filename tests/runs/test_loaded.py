@@ -300,7 +300,7 @@ def test_a_strangers_run_calls_only_what_is_trusted(
             with pytest.raises(InputError, match="neither gptpl's nor trusted"):
                 evaluated(slot, target)
         for target in ("gptpl.files.download.download", "gptpl.callbacks.checkpoints.LastCheckpoint"):
-            with pytest.raises(InputError, match="is no "):
+            with pytest.raises(InputError, match="is not a "):
                 evaluated(slot, target)
     assert not (tmp_path / "imported").exists()
     try:
