@@ -13,6 +13,7 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -32,6 +33,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 DAMAGE = (OSError, ValueError, KeyError, TypeError)
 """What opening a missing or damaged entry raises."""
 _ABANDONED = 24 * 3600  # seconds
+_HEADER_BYTES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,50 +72,6 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.uint32)
 
 
-class TokenFile:
-    """A new .npy file that grows; `tokens` are complete in it, also after an append that failed."""
-
-    def __init__(self, path: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
-        self.path = path
-        self.tokens = 0
-        self._dtype = dtype
-        self._header_bytes = 0
-        self._file = path.open("xb", buffering=0)
-
-    def append(self, tokens: Tokens) -> None:
-        """Write 1-D `tokens` after the others."""
-        data = memoryview(np.ascontiguousarray(tokens, dtype=self._dtype).tobytes())
-        while data:  # a disk that is nearly full takes a part first
-            data = data[self._file.write(data) :]
-        self.tokens += len(tokens)
-
-    def write_header(self) -> None:
-        """Write the number of tokens at the start; NumPy leaves room there for a larger one."""
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.tokens,)}
-        npy_format.write_array_header_1_0(self._file, header)
-        self._header_bytes = self._file.tell()
-
-    def mapped(self) -> Tokens:
-        """All tokens from the file, once it is complete and on disk (fsync)."""
-        self._file.seek(0)
-        self.write_header()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return npy_format.open_memmap(self.path, mode="r")
-
-    def in_memory(self) -> Tokens:
-        """All tokens. Raises InputError where the disk does not return them."""
-        with suppress(OSError):
-            found = np.fromfile(self.path, self._dtype, self.tokens, offset=self._header_bytes)
-            if len(found) == self.tokens:
-                return found
-        raise InputError(f"{self.path} cannot be read back: set GPTPL_CACHE to a folder on another disk")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
 class TokenSink:
     """Collects the tokens of both splits, for an entry of the cache or, with none, in memory.
 
@@ -124,7 +82,9 @@ class TokenSink:
     def __init__(self, entry: Path | None, dtype: np.dtype[np.unsignedinteger]) -> None:
         self.failure: OSError | None = None
         self._entry = entry
-        self._files: dict[Part, TokenFile] = {}
+        self._dtype = dtype
+        self._lengths: dict[Part, int] = dict.fromkeys(PARTS, 0)  # complete in the file, also after a failure
+        self._files: dict[Part, FileIO] = {}
         self._memory: dict[Part, list[Tokens]] = {part: [np.empty(0, dtype)] for part in PARTS}
         if entry is None:
             return
@@ -132,28 +92,38 @@ class TokenSink:
         try:
             self._draft.mkdir(parents=True)
             for part in PARTS:
-                self._files[part] = TokenFile(self._draft / f"{part}.npy", dtype)
-                self._files[part].write_header()
+                # Unbuffered, or a failure would not show with the tokens that were lost.
+                self._files[part] = self._path(part).open("xb", buffering=0)
+                self._write_header(part)
         except OSError as error:
             self._to_memory(error)
         else:
             _remove_abandoned(entry.parent)
 
     def append(self, part: Part, tokens: Tokens) -> None:
-        """Add `tokens` to a split."""
+        """Add 1-D `tokens` to a split."""
+        tokens = tokens.astype(self._dtype)
         if self._files:
             try:
-                self._files[part].append(tokens)
+                data = memoryview(tokens.tobytes())
+                while data:  # a disk that is nearly full takes a part first
+                    data = data[self._files[part].write(data) :]
+                self._lengths[part] += len(tokens)
                 return
             except OSError as error:
                 self._to_memory(error)
-        self._memory[part].append(tokens.astype(self._memory[part][0].dtype))
+        self._memory[part].append(tokens)
 
     def tokens(self) -> tuple[Tokens, Tokens]:
-        """Both splits, complete."""
+        """Both splits, complete; from files once these are on disk (fsync)."""
         try:
+            for part, file in self._files.items():
+                file.seek(0)
+                self._write_header(part)
+                os.fsync(file.fileno())
             if self._files:
-                return self._files["train"].mapped(), self._files["val"].mapped()
+                train, val = (npy_format.open_memmap(self._path(part), mode="r") for part in PARTS)
+                return train, val
         except OSError as error:
             self._to_memory(error)
         return np.concatenate(self._memory["train"]), np.concatenate(self._memory["val"])
@@ -175,6 +145,7 @@ class TokenSink:
             file.flush()
             os.fsync(file.fileno())
         sync_folder(self._draft)
+        self._close()  # Windows renames no folder with an open file in it
         try:
             self._draft.rename(entry)
         except OSError:
@@ -182,19 +153,37 @@ class TokenSink:
                 raise
         sync_folder(entry.parent)
 
+    def _path(self, part: Part) -> Path:
+        return self._draft / f"{part}.npy"
+
+    def _write_header(self, part: Part) -> None:
+        """NumPy leaves room for a larger length: the header has 128 bytes whatever the length."""
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._lengths[part],)}
+        npy_format.write_array_header_1_0(self._files[part], header)
+
     def _to_memory(self, error: OSError) -> None:
         self.failure = error
-        for part, file in self._files.items():
-            self._memory[part].append(file.in_memory())
-        self.__exit__()
+        self._close()
+        for part, length in self._lengths.items() if self._files else ():
+            try:
+                found = np.fromfile(self._path(part), self._dtype, length, offset=_HEADER_BYTES)
+            except OSError:
+                found = np.empty(0, self._dtype)
+            if len(found) != length:
+                raise InputError(f"{self._path(part)} cannot be read back: set GPTPL_CACHE to another disk")
+            self._memory[part].append(found)
         self._files = {}
+        shutil.rmtree(self._draft, ignore_errors=True)
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
+        self._close()
         if self._entry is not None:
             shutil.rmtree(self._draft, ignore_errors=True)
 

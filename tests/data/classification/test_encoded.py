@@ -1,10 +1,13 @@
 """Texts as tokens and batches: padding, truncation, and the row that stands for nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from torch import tensor
 
-from gptpl.data.classification.datamodule import LabelledTexts, encode_texts, truncated
+from gptpl.data.classification.datamodule import LabelledDataModule, LabelledTexts, encode_texts, truncated
+from gptpl.data.sources import LabelledFiles
 from gptpl.errors import InputError
 from gptpl.tokenizers import BytesTokenizer, TokenIds, WordsTokenizer
 
@@ -47,3 +50,21 @@ def test_a_text_without_tokens_is_refused() -> None:
 class _Nothing(WordsTokenizer):
     def encode(self, text: str) -> TokenIds:
         return np.array([], dtype=np.uint32)
+
+
+def test_a_file_that_was_cut_off_at_the_end_of_a_row_differs_by_its_rows(tmp_path: Path) -> None:
+    """Such a file is valid: only the recorded number of rows shows that some are missing."""
+    rows = [f"text {number},{number % 2}\n" for number in range(40)]
+
+    def data(count: int) -> LabelledDataModule:
+        (tmp_path / "texts.csv").write_text("text,label\n" + "".join(rows[:count]))
+        corpus = LabelledFiles(path=str(tmp_path / "texts.csv"))
+        made = LabelledDataModule(corpus=corpus, tokenizer=BytesTokenizer(), max_length=8)
+        made.load()
+        return made
+
+    whole, again, cut = data(40), data(40), data(39)
+    recorded = (whole.content_sha256(), whole.row_count)
+    assert again.difference(*recorded) == ""
+    assert cut.difference(*recorded).startswith("39 rows, not 40; SHA-256 ")
+    assert cut.difference(recorded[0]).startswith("SHA-256 ")
