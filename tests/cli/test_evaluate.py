@@ -91,9 +91,9 @@ def test_a_model_of_words_keeps_its_words_on_another_text(gptpl, words, tmp_path
     [
         (("split=test",), ["split=test", "train, val, all"]),
         (("data.max_length=65",), ["data.max_length=65", "64"]),
-        (("data.max_length=0",), ["data.max_length=0"]),
+        (("data.max_length=0",), ["data.max_length must be at least 1, got 0"]),
         (("data=tale", "data.stride=3"), ["data.stride=3"]),
-        (("data.batch_size=0",), ["data.batch_size=0"]),
+        (("data.batch_size=0",), ["data.batch_size must be at least 1, got 0"]),
         (("data=tale", "data.train_ratio=1"), ["data.train_ratio=1"]),
         (("data=text_file",), ["data.path is not set"]),
         (("data=text_file", "data.path=missing.txt"), ["data.path=missing.txt", "does not exist"]),
