@@ -80,14 +80,14 @@ class _Settings:
 
     def command(self, line: str) -> str:
         """Carry out `/name value`; returns the answer."""
-        name, _, value = (part.strip() for part in line[1:].partition(" "))
+        name, _, value = (part.strip() for part in line[1:].strip().partition(" "))
         if name == "help":
             return HELP
         if name in (*SHORT_KEYS, "sampling", "max_new_tokens", "seed", "stop"):
-            kept = self._overrides
-            if name == "sampling":  # a preset replaces all rules
-                kept = [each for each in kept if not each.startswith(("sampling=", "sampling."))]
-            self._take([*kept, in_full(f"{name}={value}")])
+            override = in_full(f"{name}={value}")
+            key = override.partition("=")[0]
+            replaced = ("sampling=", "sampling.") if key == "sampling" else f"{key}="  # a preset: all rules
+            self._take([each for each in self._overrides if not each.startswith(replaced)] + [override])
         elif name != "show":
             raise InputError(f"/{name} is unknown, see /help")
         return f"{self.rules.name}; max_new_tokens {self.max_new_tokens}; seed {self.seed}"

@@ -3,7 +3,7 @@
 examples:
   gptpl evaluate checkpoint=RUN                                    # on the run's own validation data
   gptpl evaluate checkpoint=RUN data=text_file data.path=my.txt split=all  # on your own text, all of it
-  gptpl evaluate checkpoint=RUN/checkpoints/best.ckpt data=tale    # a certain checkpoint, on the shipped tale
+  gptpl evaluate checkpoint=RUN/checkpoints/best.ckpt data=tale    # a specific checkpoint, on the tale
   gptpl evaluate checkpoint=CLASSIFIER split=test                  # a classifier on its test texts
   gptpl evaluate checkpoint=CLASSIFIER data=labelled data.path=my.csv split=all  # and on your own file
   gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all  # GPT-2 itself

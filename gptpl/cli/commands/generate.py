@@ -4,7 +4,7 @@ examples:
   gptpl generate checkpoint=latest prompt='Once upon a time'    # with the newest run; or a folder, or a .ckpt
   echo 'Once upon a time' | gptpl generate checkpoint=RUN sampling=creative  # a piped prompt, a preset
   gptpl generate checkpoint=RUN temperature=0.8 top_p=0.9 seed=1  # your own sampling rules, reproducible
-  gptpl generate checkpoint=RUN num_samples=5 --json            # five texts, a JSON object a line
+  gptpl generate checkpoint=RUN num_samples=5 --json            # five texts as JSON lines
   gptpl generate checkpoint=RUN -i                              # type prompts, change the rules; /help
 
 flags:
