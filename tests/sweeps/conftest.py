@@ -1,12 +1,14 @@
 """Sweeps of a stand-in for `gptpl train`, each in a folder of its own."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from gptpl.sweeps.jobs import Launcher, Processes
 from gptpl.sweeps.outcomes import Outcome
@@ -72,6 +74,18 @@ class Sweep:
     @property
     def started(self) -> list[str]:
         return [each["folder"] for each in self.starts]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """SQLite need not survive a power cut here; its waiting would be half of the time of these tests."""
+
+    def hurry(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", hurry)
+    yield
+    event.remove(Engine, "connect", hurry)
 
 
 @pytest.fixture
