@@ -97,13 +97,13 @@ def seconds(cached: CachedGPT, prompt: list[int], new_tokens: int) -> float:
     """The time to read the prompt, or, if there are any, the time of the new tokens after it."""
     cache = cached.new_cache(rows=1, capacity=len(prompt) + new_tokens)
     with torch.inference_mode():
-        began = now(cached.device)
+        began = now(cached.model.device)
         logits = cached.prefill([prompt], cache)
         if new_tokens:
-            began = now(cached.device)
+            began = now(cached.model.device)
         for _ in range(new_tokens):
             logits = cached.step(logits.argmax(dim=-1), cache)
-        return now(cached.device) - began
+        return now(cached.model.device) - began
 
 
 def now(device: torch.device) -> float:

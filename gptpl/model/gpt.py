@@ -5,7 +5,7 @@ and tie_weights, OpenAI's GPT-2 (Radford et al. 2019). Fields and layers have th
 turn it into a Llama-like model (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU and no biases.
 """
 
-# B batch, T time, D model, H heads, K head width (D = H * K), F inner width of the feed-forward network,
+# B batch, T time, D model, H heads, K head width (D = H * K), W inner width of the feed-forward network,
 # V vocabulary, S positions attended to (T, or more with a cache)
 
 import math
@@ -112,7 +112,7 @@ class GPTConfig:
 
     @property
     def ff_width(self) -> int:
-        """F, the inner width of the feed-forward network."""
+        """W, the inner width of the feed-forward network."""
         if self.hidden_dim is not None:
             return self.hidden_dim
         if self.feed_forward == "gelu":
@@ -122,17 +122,17 @@ class GPTConfig:
     @property
     def block_matrices(self) -> int:
         """Weights of one block's matrices, each of which multiplies every token once."""
-        feed_forward = (3 if self.feed_forward == "swiglu" else 2) * self.emb_dim * self.ff_width
-        return 4 * self.emb_dim**2 + feed_forward
+        D, W = self.emb_dim, self.ff_width
+        return 4 * D * D + (3 if self.feed_forward == "swiglu" else 2) * D * W
 
     @property
     def n_parameters(self) -> int:
         """Parameters of a `GPTModel` of this shape; a tied head counts once."""
-        D, V = self.emb_dim, self.vocab_size
+        D, W, V = self.emb_dim, self.ff_width, self.vocab_size
         rows = V + self.context_length * (self.position == "learned") + V * (not self.tie_weights)
         norm = (2 if self.norm == "layernorm" else 1) * D
-        gates = self.ff_width * (self.feed_forward == "swiglu")
-        biases = 3 * D * self.qkv_bias + (2 * D + self.ff_width + gates) * self.linear_bias
+        ups = (2 if self.feed_forward == "swiglu" else 1) * W
+        biases = 3 * D * self.qkv_bias + (2 * D + ups) * self.linear_bias
         return rows * D + self.n_layers * (self.block_matrices + biases + 2 * norm) + norm
 
 
@@ -230,7 +230,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, D -> F -> D, with a GELU between them (the tanh approximation, as in GPT-2)."""
+    """Two linear layers, D -> W -> D, with a GELU between them (the tanh approximation, as in GPT-2)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class FeedForward(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Two projections D -> F, one of which gates the other through a SiLU, then F -> D (Shazeer 2020)."""
+    """Two projections D -> W, one of which gates the other through a SiLU, then W -> D (Shazeer 2020)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

@@ -106,16 +106,11 @@ class CachedGPT:
         self.model = model
         self._packed = _packed_copy(model, rows=rows)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
-
     def new_cache(self, *, rows: int, capacity: int) -> KVCache:
         """An empty cache on the model's device, in the type of its weights; on a CPU always in fp32."""
         # On a CPU, attention of one token over bf16 keys takes eight times as long as over fp32 ones.
-        dtype = torch.float32 if self.device.type == "cpu" else self.model.tok_emb.weight.dtype
-        return KVCache(self.config, rows=rows, capacity=capacity, device=self.device, dtype=dtype)
+        dtype = torch.float32 if self.model.device.type == "cpu" else self.model.tok_emb.weight.dtype
+        return KVCache(self.config, rows=rows, capacity=capacity, device=self.model.device, dtype=dtype)
 
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
         """Read B prompts into the empty cache; returns the logits (B, V) of the token after each.
@@ -128,10 +123,10 @@ class CachedGPT:
             raise InputError(f"prompts must have 1 to {most} tokens, got {min(lengths)} to {T}")
         # A shorter row is padded behind its end, where causal attention never looks.
         padded = [[*prompt, *[0] * (T - len(prompt))] for prompt in prompts]
-        hidden = self._packed.hidden(torch.tensor(padded, device=self.device), cache=cache)  # (B, T, D)
+        hidden = self._packed.hidden(torch.tensor(padded, device=self.model.device), cache=cache)  # (B, T, D)
         cache.lengths = lengths
-        last = torch.tensor(lengths, device=self.device) - 1
-        return self._packed.out_head(hidden[torch.arange(len(lengths), device=self.device), last])
+        last = torch.tensor(lengths, device=self.model.device) - 1
+        return self._packed.out_head(hidden[torch.arange(len(lengths), device=self.model.device), last])
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Append one token to each row, (B,) int64; returns the logits (B, V) of the token after it.

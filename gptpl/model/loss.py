@@ -27,9 +27,8 @@ IGNORED_TARGET = -100
 """Target id of a position that has no next token to predict (torch's default `ignore_index`)."""
 PRODUCT_ROWS = 2048
 """Positions whose logits are computed at a time; each time the head's V x D gradient is read and written."""
-SOFTMAX_ROWS = 32
-"""Positions whose logits are in fp32 at a time on a CPU: 6 MB, which stay in its cache."""
-SOFTMAX_ROWS_ELSEWHERE = 512
+SOFTMAX_ROWS, SOFTMAX_ROWS_ELSEWHERE = 32, 512
+"""Positions whose logits are in fp32 at a time, on a CPU 6 MB, which stay in its cache, and elsewhere."""
 MULTIPLE = 64
 """The products have a multiple of so many columns, padded with zeros: GPT-2's vocabulary of 50,257 is odd."""
 
@@ -95,10 +94,7 @@ def evaluation_loss(net: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 def evaluation_scores(
     net: nn.Module, inputs: Tensor, targets: Tensor, segments: Tensor | None = None
 ) -> Tensor:
-    """`summed_scores` of the model, computed as `evaluation_loss`.
-
-    `segments` as for `training_loss`.
-    """
+    """`summed_scores` of the model, computed as `evaluation_loss`; `segments` as for `training_loss`."""
     return _evaluated(net, _given(net, inputs, segments), targets, summed_scores)
 
 

@@ -122,7 +122,7 @@ def test_bf16_and_dropout_take_it():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("architecture", [{}, MODERN], ids=["gpt2", "modern"])
 def test_compiled_blocks_take_both(architecture):
-    net, compiled = model(**architecture).eval(), model(**architecture).eval()
+    net, compiled = (model(n_layers=1, **architecture).eval() for _ in range(2))
     for block in compiled.blocks:
         block.compile(backend="aot_eager")
     tokens, segments = packed()
