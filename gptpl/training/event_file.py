@@ -1,4 +1,7 @@
-"""TensorBoard event files for runs that are interrupted and resumed: in order by name, and never behind."""
+"""TensorBoard event files for runs that are interrupted and resumed: in order by name, of known size.
+
+torch's own SummaryWriter does not tell how far it has written without flushing, which would be once a step.
+"""
 
 import os
 import re
@@ -18,12 +21,12 @@ _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 class OrderedSummaryWriter(SummaryWriter):
     """torch's SummaryWriter on an `EventFile`, a new one each time that it is opened."""
 
-    # torch declares neither, and sets both to None at first.
+    # torch sets both to None at first, and declares no type.
     file_writer: Any
     all_writers: Any
 
     def _get_file_writer(self) -> FileWriter:
-        # torch gives no other way to choose the file; Lightning calls this method, too.
+        # Private, read in torch 2.13: there is no other way to choose the file.
         if self.all_writers is None or self.file_writer is None:
             self.file_writer = _EventFileWriter(Path(self.log_dir))
             self.all_writers = {self.log_dir: self.file_writer}
@@ -36,13 +39,12 @@ class _EventFileWriter(FileWriter):
 
 
 class EventFile:
-    """A new event file in `log_dir`, whose name sorts behind those of all event files there.
+    """A new event file in `log_dir`, with a name that sorts after those of all event files there.
 
     TensorBoard reads a folder's files in the order of their names, and an event of step s makes its fast
-    server drop what it has read of the same tag at step s and beyond. Its own writer names a file for the
-    second of its making: after a clock went back, or when a run was resumed at once, the older file would
-    come last and the newer points would be gone. It also has a thread for writing, so that nobody knows how
-    far the file has come; here `size` does, without asking the operating system.
+    server drop what it has read of the same tag at step s and beyond. TensorBoard's own writer names a file
+    by the second: if the clock was set back, or the run resumed at once, the older file would come last and
+    the newer points would be gone. It also writes in a thread; here `size` is known at any time.
     """
 
     def __init__(self, log_dir: Path) -> None:
@@ -54,7 +56,7 @@ class EventFile:
         self.path = log_dir / name
         self._file = self.path.open("xb")
         self._records = RecordWriter(self._file)
-        # Nobody has to close a SummaryWriter, so nobody is to be warned that its file was left open.
+        # A SummaryWriter need not be closed: no warning about an open file.
         weakref.finalize(self, self._file.close)
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
@@ -63,7 +65,7 @@ class EventFile:
         return str(self._log_dir)
 
     def add_event(self, event: Event) -> None:
-        """Appends one event, which waits in memory until `flush`."""
+        """Append one event, which stays in memory until `flush`."""
         self._records.write(event.SerializeToString())
 
     @property
@@ -72,10 +74,10 @@ class EventFile:
         return self._file.tell()
 
     def flush(self) -> None:
-        """Gives all events to the operating system, where they survive the end of this process."""
+        """Hand all events to the operating system, where they survive the end of this process."""
         if not self._file.closed:
             self._file.flush()
 
     def close(self) -> None:
-        """Closes the file; more than once does no harm."""
+        """Close the file; it may be closed already."""
         self._file.close()

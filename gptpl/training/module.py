@@ -79,10 +79,9 @@ class TrainingModule(Task, L.LightningModule):
     A subclass says by the methods of `Task` what a batch is, what it costs, and what is measured.
 
     Model and tokenizer are enough to train with a stock `lightning.Trainer`, whose own arguments then say how
-    long and when to evaluate. A resumed run repeats the bits of an uninterrupted one only with the callback
-    `ExactResume` before all others, and with checkpoints of `LastCheckpoint` that the Trainer's plugin
-    `DurableCheckpointIO` writes; an evaluation that was due at the step it resumes from is made up for only
-    with `eval_every_n_steps`.
+    long and when to evaluate. To repeat an uninterrupted run bit for bit, a resumed one needs the callback
+    `ExactResume` before all others, checkpoints of `LastCheckpoint` written by the Trainer's plugin
+    `DurableCheckpointIO`, and `eval_every_n_steps` to make up for an evaluation.
 
     Args:
         net: the model; it stays a plain torch module.
@@ -280,32 +279,26 @@ class TrainingModule(Task, L.LightningModule):
             for parameter in parameters:
                 parameter.grad = None  # every optimizer passes over such parameters
             return
-        if scaler is None:  # fp16's scaler skips steps that are not finite, and lowers its scale
-            self._check_finite(norm)
+        if scaler is None and not torch.isfinite(norm):  # fp16's scaler skips such steps by itself
+            raise self._not_finite(norm)
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         self.updating = True
 
-    def _check_finite(self, grad_norm: Tensor) -> None:
-        """Raise NonFiniteError. A loss that is not finite has such a gradient, which all ranks share."""
-        if torch.isfinite(grad_norm):
-            return
-        at = self.position
-        report = [
-            f"step {at.step + 1}: epoch {at.epoch}, after its batch {at.batch};"
-            f" gradient norm {grad_norm.item():g}",
-            "",
-            "parameter: norm of its values, norm of its gradient",
-        ]
+    def _not_finite(self, grad_norm: Tensor) -> NonFiniteError:
+        """An infinite or undefined loss has such a gradient, too, which all ranks share."""
+        at, norm = self.position, f"gradient norm {grad_norm.item():g}"
+        report = [f"step {at.step + 1}: epoch {at.epoch}, after its batch {at.batch}; {norm}", ""]
+        report.append("parameter: norm of its values, norm of its gradient")
         for name, parameter in self.net.named_parameters():
             gradient = "none" if parameter.grad is None else f"{_norm(parameter.grad):.4g}"
             report.append(f"  {name}: {_norm(parameter):.4g}, {gradient}")
         for number, micro in enumerate(self._micro_batches, start=at.batch + 1):
             report += ["", f"batch {number} of the epoch: loss {micro.loss.item():g}"]
             report += [f"  {self.tokenizer.decode(row)!r}" for row in micro.inputs.tolist()]
-        raise NonFiniteError(self.trainer.global_step + 1, report)
+        return NonFiniteError(self.trainer.global_step + 1, report)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the scheduler after the optimizer; ReduceLROnPlateau steps after an evaluation instead."""
@@ -329,7 +322,12 @@ class TrainingModule(Task, L.LightningModule):
         self.position = Position(
             step=step, epoch=self.trainer.current_epoch, batch=batch_idx + 1, tokens_seen=self.tokens_seen
         )
-        self._log_step(step, self._step_loss, self._grad_norm)
+        loss, grad_norm = self._step_loss, self._grad_norm
+        if step in self.skip_steps:  # without numbers, Lightning would log those of the step before
+            loss, grad_norm = torch.full_like(loss, math.nan), torch.full_like(grad_norm, math.nan)
+        self.log("step", float(step))  # Lightning would count from 0
+        self.log_dict({"train/loss": loss, **self.step_metrics(loss)})
+        self.log_dict({"train/tokens_seen": float(self.tokens_seen), "train/grad_norm": grad_norm})
         self._micro_batches.clear()
         self._step_loss = self._grad_norm = None
         # Lightning would keep the gradients through the next forward pass, where memory is short.
@@ -338,16 +336,6 @@ class TrainingModule(Task, L.LightningModule):
         if self._is_over(step):
             # Asked to stop, Lightning evaluates once more, also off the interval.
             self.trainer.should_stop = True
-
-    def _log_step(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
-        if step in self.skip_steps:  # without numbers, Lightning would log those of the step before
-            loss, grad_norm = torch.full_like(loss, math.nan), torch.full_like(grad_norm, math.nan)
-        self.log("step", float(step))  # Lightning would count from 0
-        self.log("train/loss", loss)
-        for name, value in self.step_metrics(loss).items():
-            self.log(name, value)
-        self.log("train/tokens_seen", float(self.tokens_seen))
-        self.log("train/grad_norm", grad_norm)
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows this optimizer step."""
