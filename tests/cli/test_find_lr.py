@@ -45,9 +45,11 @@ def test_nothing_is_left_but_the_plot_and_the_numbers(found):
 
 def test_all_groups_grow_together(gptpl, monkeypatch, tmp_path):
     rates = []
+    real = language_model.LanguageModelingModule.on_before_optimizer_step
 
     def note(module, optimizer):
         rates.append({group.get("name", "rest"): group["lr"] for group in optimizer.param_groups})
+        real(module, optimizer)
 
     monkeypatch.setattr(language_model.LanguageModelingModule, "on_before_optimizer_step", note)
     outcome = gptpl(
@@ -63,14 +65,14 @@ def test_all_groups_grow_together(gptpl, monkeypatch, tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_the_ramp(gptpl, monkeypatch, tmp_path):
-    real = language_model.LanguageModelingModule._check_finite
+    real = language_model.LanguageModelingModule.configure_gradient_clipping
 
-    def break_down(self, norm):
+    def break_down(self, *arguments, **settings):
         if self.trainer.global_step == 12:
             raise NonFiniteError(13, ["report"])
-        real(self, norm)
+        real(self, *arguments, **settings)
 
-    monkeypatch.setattr(language_model.LanguageModelingModule, "_check_finite", break_down)
+    monkeypatch.setattr(language_model.LanguageModelingModule, "configure_gradient_clipping", break_down)
     outcome = gptpl(*FIND, "find.steps=20", "find.max_lr=1e-2")
     assert outcome.status == 0, outcome.err
     rows = numbers(tmp_path / "lr_finder.csv")
