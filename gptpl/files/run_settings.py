@@ -43,6 +43,8 @@ def with_current_names(settings: Any) -> Any:
         current = {key: with_current_names(value) for key, value in settings.items()}
         if isinstance(target := current.get("_target_"), str):
             current["_target_"] = current_name(target)
+            if target == "gptpl.data.corpora.TextFiles":  # which read JSON Lines as plain text
+                current.setdefault("field", None)
             if current["_target_"].startswith("gptpl.data."):
                 return _current_data(current)
         return current

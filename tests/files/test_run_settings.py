@@ -50,6 +50,13 @@ def test_older_instructions_keep_a_question_of_two_splits_in_training() -> None:
     }
 
 
+def test_older_text_files_read_json_lines_as_they_did() -> None:
+    older = {"_target_": "gptpl.data.corpora.TextFiles", "path": "x.jsonl"}
+    now = {"_target_": f"gptpl.data.sources.{TextFiles.__name__}", "path": "x.jsonl"}
+    assert with_current_names(older) == now | {"field": None}
+    assert with_current_names(now) == now
+
+
 def test_settings_of_now_stay_as_they_are() -> None:
     now = {
         "_target_": f"gptpl.data.sources.{TextFiles.__name__}",
