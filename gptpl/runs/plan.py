@@ -186,12 +186,13 @@ def plan(*config: Config | str, timed_steps: int | None = None, config_dir: Fold
 
 def _costs(settled: Settled) -> Plan:
     cfg, data, world_size = settled.cfg, settled.datamodule, settled.trainer.world_size
+    config = settled.config  # refuses a model of another class
     accumulate, steps = cfg.trainer.accumulate_grad_batches, settled.total_steps
     examples, of_text = len(data.examples("train")), isinstance(data, TextDataModule)
     tune, trained = instantiate(cfg.tune), None
     if tune.state() != ALL:
         with torch.device("meta"):
-            trained = tune.report(preparation(cfg, data)(GPTModel(settled.config)))
+            trained = tune.report(preparation(cfg, data)(GPTModel(config)))
     # Batches of each device; an epoch's last step may have fewer than the others.
     of_epoch = data.steps_per_epoch(world_size=world_size)
     epochs, steps_left = divmod(steps, -(-of_epoch // accumulate))
@@ -204,7 +205,7 @@ def _costs(settled: Settled) -> Plan:
     lr_factor = schedule(cfg, steps) or _stepped(cfg, steps)
     return Plan(
         data=f"{data.name}, {data.tokenizer.name} tokenizer: {data.train_tokens:,} training tokens",
-        parameters=count_parameters(settled.config, classifier_of(cfg, data)),
+        parameters=count_parameters(config, classifier_of(cfg, data)),
         trained=trained,
         memory_bytes={**memory_bytes, "usable": usable},
         fits=usable is None or memory_bytes["peak_of_step"] <= usable,
