@@ -80,7 +80,7 @@ def test_an_unknown_metric_is_refused_before_training(scored: Any, tmp_path: Pat
     where = {"dirpath": tmp_path} if kind is BestCheckpoint else {}
     with pytest.raises(InputError, match=r"monitor=val/scor .*did you mean val/score\?"):
         scored(kind(monitor="val/scor", **where), declared="max")
-    with pytest.raises(InputError, match=r"monitor=val/loss .*declares: set mode for one of your own$"):
+    with pytest.raises(InputError, match=r"monitor=val/loss .*declares: set mode for a metric of your own$"):
         scored(kind(**where), declared=None)
 
 
