@@ -236,6 +236,7 @@ def in_a_process(work: Callable[[], object]) -> Any:
 def test_a_real_limit_of_the_system_is_met_in_the_middle_of_the_file(tmp_path):
     path = tmp_path / "a.ckpt"
     write_checkpoint(state(1), path)
+    weights = {"weight": torch.zeros(100_000)}  # here, as torch's threads do not survive the fork
 
     def limited() -> str:
         import resource
@@ -243,7 +244,7 @@ def test_a_real_limit_of_the_system_is_met_in_the_middle_of_the_file(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:
-            write_checkpoint({"weight": torch.zeros(100_000)}, path)
+            write_checkpoint(weights, path)
         except OSError as error:
             return str(error)
         return "written"
@@ -276,10 +277,11 @@ def test_a_leftover_that_no_process_can_have_written_stops_nothing(tmp_path, pro
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
 def test_saving_needs_no_second_copy_in_memory(tmp_path):
+    weights = {str(i): torch.ones(2_500_000) for i in range(20)}  # 200 MB
+
     def measured() -> float:
         import resource
 
-        weights = {str(i): torch.ones(2_500_000) for i in range(20)}  # 200 MB
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         write_checkpoint(weights, tmp_path / "a.ckpt")
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
