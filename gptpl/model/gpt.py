@@ -1,8 +1,8 @@
-"""GPT-2 from top to bottom: configuration, attention, feed-forward network, block, model, initial weights.
+"""All of GPT-2: configuration, attention, feed-forward network, block, model, initial weights.
 
 It equals the GPTModel of "Build a Large Language Model (From Scratch)", number for number, and, with qkv_bias
 and tie_weights, OpenAI's GPT-2 (Radford et al. 2019). Fields and layers have the book's names. Four fields
-turn it into a Llama-like model (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU and no biases.
+(`position`, `norm`, `feed_forward`, `linear_bias`) turn it into a Llama-like model (Touvron et al. 2023).
 """
 
 # B batch, T time, D model, H heads, K head width (D = H * K), W inner width of the feed-forward network,
@@ -41,7 +41,7 @@ Rope = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """The shape of a `GPTModel`, validated on construction. The defaults of the last six fields are GPT-2's.
+    """The shape of a `GPTModel`, validated on construction. From `position` on, the defaults make a GPT-2.
 
     Attributes:
         vocab_size: number of tokens; ids run from 0 to vocab_size - 1.
@@ -57,8 +57,8 @@ class GPTConfig:
         norm: "layernorm" or "rmsnorm", which does not subtract the mean and has no bias.
         feed_forward: "gelu" is `FeedForward`, "swiglu" is `SwiGLU`.
         linear_bias: whether the other linear layers of a block have biases (GPT-2: yes; Llama: no).
-        hidden_dim: inner width of the feed-forward network; None: 4 emb_dim; with SwiGLU, which has a third
-            matrix, 8/3 emb_dim, rounded up to a multiple of 64.
+        hidden_dim: inner width of the feed-forward network; None means 4 * emb_dim, or, with
+            SwiGLU's third matrix, 8/3 * emb_dim rounded up to a multiple of 64.
         rope_base: base of the wavelengths of rotary positions.
 
     Raises InputError for a value out of its range, and for more weights than any memory holds.
@@ -117,7 +117,7 @@ class GPTConfig:
             return self.hidden_dim
         if self.feed_forward == "gelu":
             return EXPANSION * self.emb_dim
-        return -(-2 * EXPANSION * self.emb_dim // (3 * 64)) * 64
+        return 64 * math.ceil(2 * EXPANSION * self.emb_dim / (3 * 64))
 
     @property
     def block_matrices(self) -> int:
@@ -151,8 +151,9 @@ def causal_attention(
     """(B, T, 3 D), queries, keys and values side by side -> (B, T, D); position t attends to 0..t.
 
     `kernel` "blocked" is `blocked_attention`, "sdpa" torch's own, which uses flash attention where it can,
-    "auto" what `chosen_kernel` says. A bool `mask` (B, 1, T, S), query by key, says where a position attends,
-    never beyond itself; `extend` gives it the keys and values of earlier tokens. Both need torch's kernel.
+    "auto" what `chosen_kernel` says. A bool `mask` (B, 1, T or 1, S), query by key, says where a position
+    attends, never beyond itself. `extend` puts the cached keys and values of earlier tokens before the new
+    ones; T is then 1, or S for an empty cache. Both need torch's kernel.
     """
     B, T, width = qkv.shape
     if mask is not None or extend is not None:
@@ -160,13 +161,13 @@ def causal_attention(
     elif kernel == "auto":
         kernel = chosen_kernel(qkv.device.type, qkv.dtype, dropout_p)
     if kernel == "blocked":
-        seed = torch.randint(2**62, ()) if dropout_p else None
+        seed = torch.randint(2**62, ()) if dropout_p else None  # the backward pass draws the mask again
         return blocked_attention(qkv, n_heads, dropout_p, seed)
     heads = qkv.view(B, T, 3, n_heads, width // 3 // n_heads)  # (B, T, 3, H, K)
     q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, K)
     if extend is not None:
         k, v = extend(k, v)  # each (B, H, S, K)
-        q = q.to(k.dtype)
+        q = q.to(k.dtype)  # that of the cache
     is_causal = mask is None and k.shape[2] == T
     mixed = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=is_causal
@@ -175,7 +176,7 @@ def causal_attention(
 
 
 def rope_angles(positions: Tensor, head_width: int, base: float) -> Rope:
-    """The angles of rotary positions, (B, T) or (T,) int64: pair i of a head turns by p / base^(2 i / K)."""
+    """Cosines and sines of the positions p, (B, T) or (T,): pair i of a head turns by p / base^(2 i / K)."""
     pairs = torch.arange(0, head_width, 2, device=positions.device).float() / head_width  # (K / 2,)
     angles = positions[..., None, None, None].float() * (1.0 / base**pairs)  # (B or 1, T, 1, 1, K / 2)
     return angles.cos(), angles.sin()
@@ -262,7 +263,7 @@ FEED_FORWARDS: Mapping[str, type[FeedForward | SwiGLU]] = {"gelu": FeedForward, 
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each with a norm before it and a shortcut around both."""
+    """Attention, then feed-forward, each on a residual branch (a shortcut, in the book), after a norm."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -390,8 +391,8 @@ def segment_positions(segments: Tensor) -> Tensor:
 def segment_mask(segments: Tensor) -> Tensor:
     """Where attention looks: (B, T) -> (B, 1, T, T) bool, query by key, the same for every head.
 
-    A token attends to those of its own text up to itself, and padding to padding: a softmax over nothing but
-    hidden scores would be nan.
+    A token attends to those of its own text up to itself, and padding to padding: a softmax over masked
+    scores alone would be nan.
     """
     T = segments.shape[1]
     earlier = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
@@ -413,8 +414,8 @@ def keep_torch(model: nn.Module, n_layers: int) -> None:
 def draw_gpt2(model: nn.Module, n_layers: int) -> None:
     """Redraw the weights in place as GPT-2 does: matrices N(0, 0.02), biases 0, norm scales 1.
 
-    The first loss is close to ln(vocab_size), tied or not. The last matrix of each shortcut gets
-    0.02 / sqrt(2 n_layers): every block adds two of them to the residual stream, whose variance would
+    The first loss is close to ln(vocab_size), tied or not. The last matrix of each residual branch gets
+    0.02 / sqrt(2 n_layers): every block adds two branches to the residual stream, whose variance would
     otherwise grow with depth (Radford et al. 2019, 2.3).
     """
     for name, parameter in model.named_parameters():  # a tied head comes once, as the token embedding

@@ -1,9 +1,10 @@
 """How a run is made: overrides -> config -> Trainer, data and module -> a `Run` to change and fit.
 
-1. `_build` claims the run's folder, so that no other process trains there.
-2. `settle` makes the Trainer and the data, and decides every number that follows from them.
-3. `build_module` gives the model its weights and wraps it in the LightningModule of the task.
-4. `Run.fit` passes module and data to `Trainer.fit`; a step of it is in `gptpl.training.module`.
+1. `build` composes the config (`gptpl.config.compose`); `resume` takes that of an earlier run.
+2. `_build` claims the run's folder, so that no other process trains there.
+3. `settle` makes the Trainer and the data, and decides every number that follows from them.
+4. `build_module` gives the model its weights and wraps it in the LightningModule of the task.
+5. `Run.fit` calls `gptpl.runs.fit.train`, and that `Trainer.fit`; a step is in `gptpl.training.module`.
 """
 
 import logging
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Run:
-    """A training run, built and checked before anything is written.
+    """A training run, built and checked; its folder is claimed, and nothing else is written before `fit`.
 
     Attributes:
         config: every setting, as plain data.
@@ -88,7 +89,7 @@ class Run:
         returns no metrics. Raises NonFiniteError, after writing a report, where loss or gradient is not
         finite and `on_nonfinite` is not "rollback".
         """
-        from gptpl.runs.fit import train  # which imports this module
+        from gptpl.runs.fit import train  # here, as it imports this module
 
         try:
             return train(self)
@@ -118,9 +119,9 @@ def build(
 ) -> Run:
     """Build the run of a composed config or of overrides: `build("experiment=quick", "optimizer.lr=1e-3")`.
 
-    With the override `resume=RUN` it is that run, see `resume`. Every setting is checked by building what it
-    is for, cheap parts first: a wrong number is refused before a large text is read. Nothing is written but
-    the cache of encoded text. Raises InputError for whatever is wrong.
+    The override `resume=RUN` continues that run, see `resume`. Every setting is checked by building what it
+    is for, cheap parts first: a wrong number is refused before a large text is read. Only the run's empty
+    folder and the cache of encoded text are written. Raises InputError for whatever is wrong.
     """
     if len(config) == 1 and not isinstance(config[0], str):
         if config[0].get("resume"):
@@ -180,7 +181,7 @@ def _build(
 ) -> Run:
     claim = None if is_worker_process() else _claim(cfg, resume)
     try:
-        with log_file or RunLogFile() as kept:
+        with log_file or RunLogFile() as run_log:  # keeps the lines until `fit` opens train.log
             settled = settle(cfg, resume)
             module = build_module(settled, resume=resume, weights=settled.weights)
             for callback in settled.trainer.callbacks:  # type: ignore[attr-defined]
@@ -202,7 +203,7 @@ def _build(
         resume=resume,
         config_dir=config_dir,
         trusted=trusted - OWN_PACKAGES,
-        log_file=kept,
+        log_file=run_log,
         claim=claim,
     )
 
@@ -233,7 +234,10 @@ def _settle_run_dir(cfg: Config) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """A run without weights: its config with every number decided, and what is made of it."""
+    """A run before its model is built: its config with every number decided, and what is made of it.
+
+    `weights` will initialise the model.
+    """
 
     cfg: Config
     trainer: L.Trainer
@@ -280,9 +284,8 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
     batches = datamodule.steps_per_epoch(world_size=trainer.world_size)
     if batches == UNKNOWN and trainer.max_steps == -1:
         raise InputError(f"{datamodule.name} has an unknown number of batches: give trainer.max_steps")
-    # By trainer.max_steps and trainer.max_epochs.
     total_steps = planned_steps(trainer, planned_batches(trainer, batches))
-    let_module_end(trainer)
+    let_module_end(trainer)  # the module stops it after total_steps and the last evaluation
     if resume is not None:
         resume.check_horizon(total_steps)
     if parts.is_gpt(cfg):
@@ -309,12 +312,14 @@ def build_module(
 ) -> TrainingModule:
     """Make the module of `cfg.task` around a model with these weights.
 
-    Random weights depend on `cfg.seed` alone. Those of a resumed run come from its checkpoint when training
-    starts. Raises InputError for an optimizer or a schedule that cannot be made, and for missing weights.
+    Random weights depend on `cfg.seed` alone; a resumed run's weights are loaded from its checkpoint when
+    training starts. Raises InputError for an optimizer or a schedule that cannot be made, and for missing
+    weights.
     """
     cfg, datamodule = settled.cfg, settled.datamodule
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net, start = _model(settled, weights, resume)
+    tune: Tuning = instantiate(cfg.tune)
     make_optimizer = parts.optimizer_factory(cfg)  # called when training starts
     make_optimizer(net)  # and here, to refuse a wrong setting
     given: dict[str, Any] = {
@@ -327,16 +332,15 @@ def build_module(
         "data_sha256": datamodule.content_sha256(),
         "global_batch": datamodule.batch_size * settled.trainer.world_size,
         "start": start,
-        "tune": instantiate(cfg.tune).state(),
+        "tune": tune.state(),
         **_learning_rate(cfg, settled.total_steps, resume),  # lr_factor(step), or a scheduler like torch's
         **datamodule.module_settings(),  # such as the labels of a classifier
     }
     if not parts.is_gpt(cfg):
         given["model_config"] = plain(cfg.model)
     module: TrainingModule = partial_of(cfg.task)(net, **given)  # a classifier gets its head here
-    tune: Tuning = instantiate(cfg.tune)
     tune.apply(module.net)  # freezes weights, or adds low-rank matrices
-    make_optimizer(module.net)
+    make_optimizer(module.net)  # refuses one without parameters to train
     fast_path = settled.fast_path.fitted_to(module.net)
     fast_path.apply(module.net)  # attention kernel, recomputation, compilation
     module.head = fast_path.head  # how the loss is computed from the last hidden states
@@ -364,7 +368,7 @@ def _learning_rate(cfg: Config, total_steps: int, resume: Resumption | None) -> 
     """The module's arguments for the schedule.
 
     A run that is resumed with more steps stays at or below the learning rates that were still to come, unless
-    one is given: a cosine over more steps would raise it again.
+    the user sets one: a cosine over more steps would rise again.
     """
     lr_factor = parts.schedule(cfg, total_steps)
     if lr_factor is None:
@@ -384,12 +388,12 @@ def _report(settled: Settled, module: TrainingModule) -> None:
     parameters = parameters_of(net)
     name = "" if parts.is_gpt(cfg) else f"{cfg.model._target_}, "
     log.info("model: %s%s parameters, %.1f MB in fp32", name, f"{parameters:,}", 4 * parameters / 1e6)
-    random = dict(module.start) == {"init": "random"}
-    if random and isinstance(net, GPTModel) and net.config.tie_weights and net.config.init == "torch":
+    config = net.config if isinstance(net, GPTModel) and module.start == RANDOM else None
+    if config is not None and config.tie_weights and config.init == "torch":
         log.warning(
             "model.init=torch draws the embeddings from N(0, 1), and the tied head shares them: the first"
             " loss is far above ln(vocab_size) = %.1f; model.init=gpt2 suits a tied head",
-            math.log(net.config.vocab_size),
+            math.log(config.vocab_size),
         )
     if module.tune != ALL:
         log.info("%s", instantiate(cfg.tune).report(net))

@@ -1,8 +1,9 @@
-"""The LightningModule that all tasks share: what happens in a training step, in the order in which it does.
+"""The LightningModule that all tasks share, in the order of a training step.
 
 A step, as Lightning calls the methods here:
 
-1. `training_step`, once for each micro-batch: its loss, by the task's `batch_loss`; Lightning backpropagates.
+1. `training_step`, once for each micro-batch: its loss, by the task's `batch_loss` (for a language model the
+   cross-entropy of its logits, see `gptpl.training.language_model`); Lightning backpropagates.
 2. `on_before_optimizer_step`: the gradient becomes the mean over the micro-batches and ranks.
 3. `configure_gradient_clipping`: the norm is measured, checked and clipped. Then the optimizer steps.
 4. `lr_scheduler_step`: the learning rate of the next step.
@@ -139,7 +140,7 @@ class TrainingModule(Task, L.LightningModule):
         self.head = head
         self.model_state = describe(net, model_config)
         self.position = Position(step=0, epoch=0, batch=0, tokens_seen=0)
-        self.updating = False
+        self.updating = False  # the weights may be half updated: an error now must not save them
         self.tokens_seen = 0
         self.tokens_per_second: float | None = None  # set by the callback `Throughput`
         self.evaluation_seconds = 0.0
@@ -206,20 +207,20 @@ class TrainingModule(Task, L.LightningModule):
             scheduler.base_lrs = [settings["initial_lr"] for settings in groups]
         elif self._resumed_configuration is not None:
             if isinstance(scheduler, ReduceLROnPlateau):
-                # Saved in the middle of the next step, the optimizer has the rate after the evaluation.
+                # A checkpoint saved in the next step's middle has the learning rate after the evaluation.
                 for group, lr in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
                     group["lr"] = lr
             apply_changes(optimizer, scheduler, before=self._resumed_configuration, now=self._as_configured)
         self._schedule_evaluation(due=self.evaluates_after(self.trainer.global_step))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Keep Lightning's count of steps right."""
+        """Correct Lightning's count of logged steps, see `count_logged_steps`."""
         count_logged_steps(self.trainer)
 
     # --- batch -> loss --------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Mean loss of one micro-batch, times its weight in a step of several."""
+        """Mean loss of one micro-batch; weighted by its targets, unless it is the whole step."""
         loss = self.batch_loss(batch)
         alone = self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
         weight = None if alone else self.loss_weight(batch)
@@ -242,8 +243,8 @@ class TrainingModule(Task, L.LightningModule):
         totals = [counts.sum(), (losses * counts).sum()]
         if self.padded:  # else every rank has as many, and no device needs to be waited for
             totals.append(torch.tensor(tokens, device=self.device))
-        wide = torch.float32 if self.device.type == "mps" else torch.float64  # which mps lacks
-        sums = torch.stack([total.to(wide) for total in totals])
+        sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64  # which mps lacks
+        sums = torch.stack([total.to(sum_dtype) for total in totals])
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)  # Lightning's own reductions have a barrier each
         self._step_loss = (sums[1] / sums[0]).to(losses)
@@ -251,8 +252,8 @@ class TrainingModule(Task, L.LightningModule):
         # Lightning has divided by accumulate_grad_batches, the strategy by the number of ranks.
         scale = self.trainer.accumulate_grad_batches / len(self._micro_batches)
         if weights:
-            means = self.trainer.accumulate_grad_batches * self.trainer.world_size
-            scale = means * _WEIGHT_UNIT / sums[0].item()
+            divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
+            scale = divided_by * _WEIGHT_UNIT / sums[0].item()
         if scale != 1:
             for parameter in self.net.parameters():
                 if parameter.grad is not None:
@@ -288,7 +289,7 @@ class TrainingModule(Task, L.LightningModule):
         self.updating = True
 
     def _not_finite(self, grad_norm: Tensor) -> NonFiniteError:
-        """An infinite or undefined loss has such a gradient, too, which all ranks share."""
+        """Report the step. A loss that is not finite makes the gradient's norm so, on every rank."""
         at, norm = self.position, f"gradient norm {grad_norm.item():g}"
         report = [f"step {at.step + 1}: epoch {at.epoch}, after its batch {at.batch}; {norm}", ""]
         report.append("parameter: norm of its values, norm of its gradient")
@@ -334,8 +335,7 @@ class TrainingModule(Task, L.LightningModule):
         self.zero_grad()
         self._schedule_evaluation(due=self.evaluates_after(step))
         if self._is_over(step):
-            # Asked to stop, Lightning evaluates once more, also off the interval.
-            self.trainer.should_stop = True
+            self.trainer.should_stop = True  # Lightning then runs the evaluation scheduled above, and ends
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows this optimizer step."""
@@ -383,18 +383,18 @@ class TrainingModule(Task, L.LightningModule):
             for logger in self.loggers:
                 logger.log_metrics(metrics, step=0)
 
+    def on_validation_end(self) -> None:
+        """Stop the clock; end a run that was resumed after its last step to make up for the evaluation."""
+        self.evaluation_seconds += time.perf_counter() - self._evaluation_started
+        if not self.trainer.sanity_checking and self._is_over(self.trainer.global_step):
+            self.trainer.should_stop = True
+
     def _plateau_scheduler(self) -> ReduceLROnPlateau | None:
         """The scheduler that steps after this evaluation, if any."""
         if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
             return None
         scheduler = self.lr_schedulers()
         return scheduler if isinstance(scheduler, ReduceLROnPlateau) else None
-
-    def on_validation_end(self) -> None:
-        """Stop the clock; end a run that was resumed after its last step to make up for the evaluation."""
-        self.evaluation_seconds += time.perf_counter() - self._evaluation_started
-        if not self.trainer.sanity_checking and self._is_over(self.trainer.global_step):
-            self.trainer.should_stop = True
 
     # --- checkpoints ----------------------------------------------------------------------------------
 
