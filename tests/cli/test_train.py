@@ -83,7 +83,7 @@ def test_the_log_holds_what_the_terminal_showed(quick):
     # From the first line on, although the folder was made later.
     for line in quick.err.splitlines():
         assert line in log
-    for said in ("120,256 parameters, ", "0.5 MB in fp32", "8 optimizer steps", "precision 32-true"):
+    for said in ("model: 120,256 parameters", "0.5 MB in fp32", "8 optimizer steps", "precision 32-true"):
         assert said in log
 
 
