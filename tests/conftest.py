@@ -34,6 +34,7 @@ from gptpl.training.optimizers import adamw
 from gptpl.training.schedules import CosineSchedule
 
 os.environ.pop("GPTPL_RUNS", None)  # of whoever runs the tests
+torch.set_num_threads(1)  # the models are so small that threads only wait for each other, and some tests fork
 
 SETTINGS = {"model": {"n_layers": 1}, "seed": 1, "name": None}
 """Stands for a run's resolved configuration."""

@@ -135,15 +135,6 @@ class Training:
     loader = staticmethod(loader)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The model is so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def training(tmp_path: Path) -> Training:
     return Training(tmp_path / "lightning")

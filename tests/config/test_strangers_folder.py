@@ -30,14 +30,11 @@ OUT = "OUT"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps that is as good as any."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     made = gptpl.build(
         *("experiment=quick", "trainer=cpu", "trainer.max_steps=3", "scheduler.warmup_steps=1"),
         *("callbacks.checkpoint_last.every_n_steps=1", f"run_dir={folder}"),
     )
     made.fit()
-    torch.set_num_threads(before)
     return folder
 
 

@@ -50,11 +50,9 @@ def gptpl(*arguments: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before, threads = dict(os.environ), torch.get_num_threads()
+    before = dict(os.environ)
     os.environ["GPTPL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
     os.environ.clear()
     os.environ.update(before)
 

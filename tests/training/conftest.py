@@ -1,4 +1,4 @@
-"""This room's tests run on one thread: the models are so small that threads only wait for each other."""
+"""`gptpl train` in a process of its own, and what it logged."""
 
 import contextlib
 import csv
@@ -13,19 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from gptpl.cli.main import main
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- the command on one and on two devices ---------------------------------------------------------------
