@@ -95,11 +95,11 @@ class ExactResume(AfterStep):
         self._logger_positions = state["loggers"]
 
     def _call(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore the random states as late as possible: where the uninterrupted run noted them."""
-        super()._call(trainer, pl_module)
+        """Restore the random states where the uninterrupted run noted them: before other callbacks act."""
         if self._to_restore is not None:
             set_random_state(self._to_restore)
             self._to_restore = None
+        super()._call(trainer, pl_module)
 
 
 def _callback_states(trainer: L.Trainer) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 
-from gptpl.callbacks.after_step import sum_of_ranks
+from gptpl.callbacks.after_step import of_every_rank, sum_of_ranks
 from gptpl.callbacks.checkpoints import BestCheckpoint
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.data.classification.datamodule import LabelledDataModule
@@ -46,6 +46,10 @@ class FinalScores(L.Callback):
             if isinstance(callback, BestCheckpoint) and callback.best_model_path
         )
         best = next(kept, None)
+        if not all(of_every_rank(trainer, best is not None and Path(best).is_file())):
+            if best is not None:
+                log.warning("the last weights are scored: not every process can read %s", best)
+            best = None
         if best is not None:
             pl_module.load_state_dict(read_checkpoint(Path(best), verified=True)["state_dict"])
         for split, texts in datamodule.load().items():

@@ -158,10 +158,10 @@ def verify(path: Path) -> str | None:
     Checked by the SHA-256 recorded next to it; of a file without that, by the CRC-32 that `torch.save` stores
     in the file for each tensor and for the rest of the checkpoint.
     """
-    recorded = _recorded(path)
     try:
         if path.stat().st_size == 0:
             return "is empty"
+        recorded = _recorded(path)
         if not recorded:
             part = damaged_part(path)
             return part and f"is damaged ({part} does not have its CRC-32)"
@@ -180,7 +180,7 @@ def _record(path: Path, *hashes: str) -> None:
 def _recorded(path: Path) -> list[str]:
     try:
         text = record_file(path).read_text(encoding="ascii", errors="replace")
-    except OSError:
+    except (FileNotFoundError, IsADirectoryError):
         return []
     return re.findall(r"^[0-9a-f]{64}\b", text, re.MULTILINE)
 

@@ -21,7 +21,7 @@ from gptpl.checkpoints.files import verify, whole_neighbour
 from gptpl.checkpoints.resume_state import RESUME_KEY
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain, tensors_in
-from gptpl.files.run_record import RunError, read_evaluations
+from gptpl.files.run_record import RunError, is_modest, read_evaluations
 from gptpl.files.run_settings import with_current_names
 from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.lora import low_rank_layers, merged_weights
@@ -150,6 +150,8 @@ def _check_entries(checkpoint: Mapping[str, Any], header: Mapping[str, Any], pat
     if tensors_in(header):
         raise _damaged("header", "not plain data", path)
     _check(header, _HEADER, "", path)
+    if not is_modest(header["config"]):
+        raise _damaged("config", "not the settings of a run", path)
     if header.get("tune", ALL)["name"] == "lora":
         _check(header["tune"], {"rank": _COUNT, "alpha": int | float}, "tune.", path)
     weights = checkpoint["state_dict"]

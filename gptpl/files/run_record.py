@@ -344,12 +344,13 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
         value = parse(path.read_text(encoding="utf-8"))
     except (*_UNREADABLE, yaml.YAMLError):
         value = None
-    if not isinstance(value, dict) or not _is_modest(value):
+    if not isinstance(value, dict) or not is_modest(value):
         raise RunError(f"{path} is damaged: restore it, or leave this run out")
     return {str(name): entry for name, entry in value.items()}
 
 
-def _is_modest(value: Any) -> bool:
+def is_modest(value: Any) -> bool:
+    """Whether plain data are nested and numerous as settings may be, also if parts are shared or circular."""
     seen, waiting = 0, [(value, 0)]
     while waiting:
         value, depth = waiting.pop()

@@ -239,7 +239,10 @@ class ReplyCache:
         for line in lines:
             try:
                 found = json.loads(line)
-                self._replies.setdefault(found["key"], found["reply"])
+                key, reply = found["key"], found["reply"]
+                if not (isinstance(key, str) and isinstance(reply, str)):
+                    raise TypeError(f"{key!r} and {reply!r} must be texts")
+                self._replies.setdefault(key, reply)
             except (ValueError, LookupError, TypeError, RecursionError):
                 damaged += 1
         if rest:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -25,7 +25,7 @@ from gptpl.config.groups import config_folder
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import read_run_json, write_config, write_run_json
-from gptpl.model import parameters_of
+from gptpl.model import GPTBackbone, parameters_of
 from gptpl.model.tuning import TuneLowRank
 from gptpl.resuming import NEXT_STEP
 from gptpl.runs.build import Run, rolled_back
@@ -33,6 +33,7 @@ from gptpl.runs.claims import PROCESS_RUN_DIR, RunClaim, is_worker_process
 from gptpl.runs.listing import BEST
 from gptpl.training.memory import peak_memory_bytes
 from gptpl.training.module import NonFiniteError
+from gptpl.weights.transfer import check_is_gpt2
 
 log = logging.getLogger(__name__)
 
@@ -262,17 +263,22 @@ def _leave_adapter(run: Run) -> None:
     if not has_base(run.module.start):
         log.info("no adapter: the run started from random weights, which no file holds")
         return
-    for name in (BEST, LAST):
-        path = run.run_dir / "checkpoints" / name
-        if path.is_file():
-            try:
-                export_adapter(path, run.run_dir / ADAPTER_FOLDER)
-            except InputError as error:  # of another architecture than GPT-2's
-                log.info("no adapter: %s", error)
-                return
-            log.info("adapter: %s, of %s", run.run_dir / ADAPTER_FOLDER, name)
+    try:
+        check_is_gpt2(cast(GPTBackbone, run.module.net).config, "format=adapter")
+    except InputError as error:
+        log.info("no adapter: %s", error)
+        return
+    kept = [path for name in (BEST, LAST) if (path := run.run_dir / "checkpoints" / name).is_file()]
+    if not kept:
+        log.info("no adapter: the run kept no checkpoint")
+    for path in kept:
+        try:
+            export_adapter(path, run.run_dir / ADAPTER_FOLDER)
+        except InputError as error:  # a damaged checkpoint is no reason to fail a run that has finished
+            log.warning("no adapter of %s: %s", path.name, error)
+        else:
+            log.info("adapter: %s, of %s", run.run_dir / ADAPTER_FOLDER, path.name)
             return
-    log.info("no adapter: the run kept no checkpoint")
 
 
 # --- steps that are not finite --------------------------------------------------------------------------

@@ -93,7 +93,11 @@ def shard(net: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) 
             " (an nn.ModuleList): use trainer=ddp"
         )
     half = dtype != torch.float32
-    policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32) if half else MixedPrecisionPolicy()
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype if half else None,
+        reduce_dtype=torch.float32 if half else None,
+        cast_forward_inputs=False,  # rotary positions stay in fp32, as without sharding
+    )
     for block in blocks_of(net):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(net, mesh=mesh, mp_policy=policy)

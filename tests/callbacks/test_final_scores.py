@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from gptpl.callbacks.checkpoints import BestCheckpoint
 from gptpl.callbacks.final_scores import FinalScores
 from gptpl.data.classification.datamodule import LabelledDataModule, LabelledTexts
 from gptpl.data.sources import LabelledFiles
@@ -36,7 +37,9 @@ def data(tmp_path: Path) -> LabelledDataModule:
     return data
 
 
-def scored(pretraining: Any, data: LabelledDataModule, rank: int, world_size: int) -> dict[str, float]:
+def scored(
+    pretraining: Any, data: LabelledDataModule, rank: int, world_size: int, *callbacks: Any
+) -> dict[str, float]:
     torch.manual_seed(5)  # the head is new
     module = ClassificationModule(
         pretraining.net(), tokenizer=data.tokenizer, run_config={}, **data.module_settings()
@@ -44,7 +47,7 @@ def scored(pretraining: Any, data: LabelledDataModule, rank: int, world_size: in
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     trainer: Any = SimpleNamespace(
         datamodule=data,
-        callbacks=[],
+        callbacks=list(callbacks),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         world_size=world_size,
         global_rank=rank,
@@ -80,3 +83,21 @@ def test_two_processes_divide_the_texts_and_find_the_same_scores(
     assert first == second
     assert first == pytest.approx(alone, rel=1e-6)
     assert read_by_first == read_by_second == (84 + 12 + 26) / 2  # one of them padding
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_best_weights_that_one_process_cannot_read_are_nobodys(
+    pretraining: Any, data: LabelledDataModule, two_ranks: Any, tmp_path: Path
+) -> None:
+    """As on two machines without a shared folder."""
+    last = scored(pretraining, data, 0, 1)
+
+    def rank_of(rank: int) -> Any:
+        best = BestCheckpoint(dirpath=tmp_path)
+        best.best_model_path = str(tmp_path / f"{rank}.ckpt")
+        return scored(pretraining, data, rank, 2, best)
+
+    (tmp_path / "0.ckpt").write_bytes(b"is not read")
+    first, second = two_ranks(rank_of)
+    assert first == second
+    assert first == pytest.approx(last, rel=1e-6)

@@ -99,6 +99,30 @@ VALUES: tuple[Any, ...] = (
 )
 
 
+def shared(levels: int) -> dict[str, Any]:
+    nested: list[Any] = []
+    for _ in range(levels):
+        nested = [nested, nested]
+    return {"data": nested}
+
+
+def circular() -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    nested["data"] = nested
+    return nested
+
+
+@pytest.mark.parametrize("config", [shared(35), circular()], ids=["2^35 entries", "in a circle"])
+def test_a_small_file_of_endless_settings_is_refused(config, checkpoint, tmp_path):
+    made, path = checkpoint("model"), tmp_path / "a.ckpt"
+    made[HEADER_KEY]["config"] = config
+    torch.save(made, path)
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="config"):
+        read_checkpoint(path)
+    assert time.monotonic() - begun < 5
+
+
 @pytest.mark.parametrize("kind", ["model", "tuned", "classifier"])
 def test_a_hundred_wrong_entries_end_in_one_line_each(kind, checkpoint, tmp_path):
     draw = random.Random(18)

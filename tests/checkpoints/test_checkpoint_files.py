@@ -1,6 +1,7 @@
 """Which checkpoints a run keeps, and which one it goes on from when some are damaged."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,21 @@ def test_without_a_record_the_file_is_checked_by_its_own_hashes(folder, damage, 
     (damaged,) = good.damaged
     assert damaged.path == folder.path(20)
     assert damaged.reason.startswith(reason)
+
+
+def test_what_the_system_refuses_is_not_called_damaged(folder, monkeypatch):
+    write(folder, 10)
+    path = folder.path(10)
+
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refused)  # of the record
+        assert verify(path) == "cannot be read (Permission denied)"
+    record_file(path).unlink()
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", refused)
+    assert verify(path) == "cannot be read (Permission denied)"
 
 
 def test_all_damaged_is_an_error_that_names_the_newest(folder):

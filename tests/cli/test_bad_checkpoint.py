@@ -95,5 +95,5 @@ def test_a_resumed_run_whose_words_changed(words, refused, tmp_path):
     shutil.copytree(words.folder, tmp_path / "copy")
     (tmp_path / "my text, 1.txt").write_text("Another text, with other words. " * 50)
     line = refused("train", "resume=copy/run", "trainer.max_steps=9", "data.path=my text, 1.txt")
-    assert line.startswith("data.path=my text, 1.txt holds another text (SHA-256 ")
+    assert line.startswith("data.path=my text, 1.txt holds another text than the run in ")
     assert "restore the text, or start a new run" in line

@@ -98,7 +98,7 @@ def test_a_model_of_words_keeps_its_words_on_another_text(gptpl, words, tmp_path
         (("data=text_file",), ["data.path is not set"]),
         (("data=text_file", "data.path=missing.txt"), ["data.path=missing.txt", "does not exist"]),
         (("data=tails",), ["did you mean tale?"]),
-        (("device=tpu",), ["device=tpu"]),
+        (("device=tpu",), ["device must be one of", "got tpu"]),
         (("tokenizer=words",), ["gptpl evaluate has no setting tokenizer"]),
     ],
 )

@@ -175,7 +175,7 @@ def test_text_can_be_piped_where_the_terminal_knows_no_unicode(quick):
         (("max_new_tokens=1.5",), ["max_new_tokens=1.5"]),
         (("seed=-1",), ["seed must be", "got -1"]),
         (("seed=99999999999999999999",), ["seed must be", "got 99999999999999999999"]),
-        (("device=tpu",), ["device=tpu", "cuda"]),
+        (("device=tpu",), ["device must be one of", "cuda", "got tpu"]),
         (("device=mps",), ["device=mps", "device=cpu"]),
         (("model=tiny",), ["gptpl generate has no setting model"]),
         (("promt=x",), ["did you mean prompt?"]),

@@ -92,7 +92,7 @@ def test_a_file_that_is_not_utf8_is_named(refused, quick, tmp_path):
         (("text=a", "output=."), ["output=."]),
         (("text=a", "alternatives=-1"), ["alternatives must be 0 to 257, got -1"]),
         (("text=a", "alternatives=999"), ["alternatives must be 0 to 257, got 999"]),
-        (("text=a", "device=tpu"), ["device=tpu"]),
+        (("text=a", "device=tpu"), ["device must be one of", "got tpu"]),
         (("txt=a",), ["did you mean text?"]),
     ],
 )

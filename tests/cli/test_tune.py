@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+import gptpl
+from gptpl.checkpoints.adapter import export_adapter
 from gptpl.checkpoints.format import net_weights, read_checkpoint
 from gptpl.checkpoints.loading import load_model
 from gptpl.checkpoints.resume_state import state_digest
@@ -195,6 +197,20 @@ def test_lora_on_random_weights_leaves_no_adapter(folder, command):
     assert outcome.status == 0, outcome.err
     assert "no adapter: the run started from random weights" in outcome.err
     assert not (folder / "random/adapter").exists()
+
+
+def test_the_last_weights_are_the_adapters_where_the_best_are_damaged(folder, monkeypatch, caplog):
+    def export(path: Path, output: Path) -> None:
+        if path.name == "best.ckpt":
+            raise gptpl.InputError(f"checkpoint={path} is damaged")
+        export_adapter(path, output)
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr("gptpl.runs.fit.export_adapter", export)
+    start = ("init=run", f"init.checkpoint={folder / 'base'}", f"run_dir={folder / 'damaged'}")
+    gptpl.build(*SETTINGS[1:], *LORA, *start, "trainer.max_steps=2").fit()
+    assert "no adapter of best.ckpt: checkpoint=" in caplog.text
+    assert (folder / "damaged/adapter/adapter_model.safetensors").is_file()
 
 
 def test_the_files_are_gptpls_own(folder, command):

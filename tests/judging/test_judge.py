@@ -84,7 +84,16 @@ def test_the_key_is_the_hash_of_protocol_and_body():
 
 
 @pytest.mark.parametrize(
-    "rest", [b'{"key": "b", "re', b"\xff\xfe", b'{"key": "b"}\n', b"[]\n", b"[" * 99_999]
+    "rest",
+    [
+        b'{"key": "b", "re',
+        b"\xff\xfe",
+        b'{"key": "b"}\n',
+        b'{"key": "b", "reply": 7}\n',
+        b'{"key": "b", "reply": null}\n',
+        b"[]\n",
+        b"[" * 99_999,
+    ],
 )
 def test_a_damaged_line_is_dropped_and_said(rest, tmp_path, caplog):
     path = tmp_path / "judgements.jsonl"

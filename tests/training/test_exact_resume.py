@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from gptpl.callbacks.early_stopping import EarlyStopping
 from gptpl.callbacks.learning_rate import LearningRate
@@ -73,6 +74,15 @@ class Crash(L.Callback):
             raise ZeroDivisionError
 
 
+class DrawsAgain(AfterStep):
+    """Draws after every step, and for the step that a resumed run starts from as the run before did."""
+
+    repeats_on_resume = True
+
+    def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        torch.rand(())
+
+
 class Study:
     """Runs with dropout, accumulation, evaluations and samples in mid-epoch, each in a folder of its own."""
 
@@ -121,6 +131,7 @@ class Study:
             LearningRate(),
             EarlyStopping(monitor="val/loss", patience=4, min_delta=10.0),
             SampleText(prompts=["ab"], path=run / "samples.jsonl", max_new_tokens=3, every_n_steps=4),
+            DrawsAgain(),
             StepTrace(path=run / "steps.jsonl"),
             LossCurve(path=run / "loss.png"),
             *([crash] if crash else []),

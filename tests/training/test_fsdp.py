@@ -125,6 +125,12 @@ assert {p.dtype for p in net.parameters()} == {layer.weight.grad.dtype} == {torc
 assert all((p.grad is None) == name.startswith("blocks.0.") for name, p in net.named_parameters())
 assert names == [name for name, _ in net.named_parameters()]
 assert all(p.dim() == len(p.shape) and p.to_local().numel() * 2 == p.numel() for p in net.parameters())
+modern = GPTModel(GPTConfig(**config, qkv_bias=False, position="rope", norm="rmsnorm", feed_forward="swiglu"))
+shard(modern, init_device_mesh("cpu", (2,)), torch.bfloat16)
+angles = []
+modern.blocks[0].attn.register_forward_pre_hook(lambda layer, inputs: angles.append(inputs[3][0].dtype))
+modern(torch.zeros(1, 4, dtype=torch.int64))
+assert angles == [torch.float32]
 torch.distributed.destroy_process_group()
 """
 

@@ -76,11 +76,11 @@ class TokenSink:
     """Collects the tokens of both splits, for an entry of the cache or, with none, in memory.
 
     Where the disk takes no more, what it has is read back and the rest collected in memory: `failure` is then
-    the system's error. A context manager, which removes what is not committed.
+    the error. A context manager, which removes what is not committed.
     """
 
     def __init__(self, entry: Path | None, dtype: np.dtype[np.unsignedinteger]) -> None:
-        self.failure: OSError | None = None
+        self.failure: Exception | None = None
         self._entry = entry
         self._dtype = dtype
         self._lengths: dict[Part, int] = dict.fromkeys(PARTS, 0)  # complete in the file, also after a failure
@@ -88,7 +88,7 @@ class TokenSink:
         self._memory: dict[Part, list[Tokens]] = {part: [np.empty(0, dtype)] for part in PARTS}
         if entry is None:
             return
-        self._draft = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.partial")
+        self._folder = self._draft = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.partial")
         try:
             self._draft.mkdir(parents=True)
             for part in PARTS:
@@ -134,7 +134,7 @@ class TokenSink:
             if self._files and self._entry is not None:
                 self._commit(self._entry, stats, tokenizer)
                 return open_entry(self._entry, tokenizer)
-        except OSError as error:
+        except DAMAGE as error:  # of another's entry, too, which is there and cannot be removed
             self._to_memory(error)
         train, val = self.tokens()
         return EncodedCorpus(train=train, val=val, tokenizer=tokenizer, stats=stats)
@@ -151,17 +151,19 @@ class TokenSink:
         except OSError:
             if not entry.is_dir():
                 raise
+        else:
+            self._folder = entry
         sync_folder(entry.parent)
 
     def _path(self, part: Part) -> Path:
-        return self._draft / f"{part}.npy"
+        return self._folder / f"{part}.npy"
 
     def _write_header(self, part: Part) -> None:
         """NumPy leaves room for a larger length: the header has 128 bytes whatever the length."""
         header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._lengths[part],)}
         npy_format.write_array_header_1_0(self._files[part], header)
 
-    def _to_memory(self, error: OSError) -> None:
+    def _to_memory(self, error: Exception) -> None:
         self.failure = error
         self._close()
         for part, length in self._lengths.items() if self._files else ():

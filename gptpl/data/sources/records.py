@@ -155,6 +155,8 @@ class TextTable:
         quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
         reader = csv.reader(lines, strict=True, **quoting)
         names, line = self.columns, 1
+        if names is not None and len(set(names)) != len(names):
+            raise InputError(f"{self.keys}columns must be different names, got {', '.join(names)}")
         try:
             for values in reader:
                 if names is None:

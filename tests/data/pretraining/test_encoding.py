@@ -241,6 +241,36 @@ def test_an_entry_that_cannot_be_read_now_is_kept(
     assert (entry, corpus.readings) == (entries(tmp_path)[0], 0)
 
 
+def test_a_damaged_entry_that_cannot_be_removed_costs_no_second_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As in a shared cache, where the entry is another user's."""
+    once, corpus = Texts(TEXT), Texts(TEXT)
+    first = encode_corpus(once, BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
+    before = dataclasses.replace(first, train=first.train.copy(), val=first.val.copy())
+    (entry,) = entries(tmp_path)
+    (entry / "stats.json").write_text("{}")
+
+    def refused(self: Path, target: Path) -> Path:
+        raise PermissionError(1, "Operation not permitted", str(target))
+
+    monkeypatch.setattr(Path, "rename", refused)
+    assert same(encode_corpus(corpus, BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path), before)
+    assert corpus.readings == once.readings
+    assert "its tokens stay in memory" in caplog.text
+
+
+def test_tokens_are_read_back_from_an_entry_that_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    once, corpus = Texts(TEXT), Texts(TEXT)
+    wanted = encode_corpus(once, BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path / "other")
+    opened = "gptpl.data.pretraining.token_cache.open_entry"
+    monkeypatch.setattr(opened, lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+    assert same(encode_corpus(corpus, BytesTokenizer(), train_ratio=0.9, cache_dir=tmp_path), wanted)
+    assert corpus.readings == once.readings
+
+
 def test_a_spoilt_vocabulary_is_damage_too(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     first = encode_corpus(Texts(TEXT), WordsTokenizer(), train_ratio=0.9, cache_dir=tmp_path)
     stats = entries(tmp_path)[0] / "stats.json"

@@ -119,6 +119,11 @@ def test_a_header_is_no_example_where_columns_are_named(tmp_path: Path, name: st
         read(table(tmp_path, name, content, columns=["text", "label"]))
 
 
+def test_columns_have_different_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.columns must be different names, got label, text, text"):
+        read(table(tmp_path, "a.csv", "ham,a,b\n", columns=["label", "text", "text"]))
+
+
 def test_columns_without_header_must_hold_the_wanted_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no 'text' \(it has 'a', 'b'\).*data\.columns="):
         read(table(tmp_path, "a.tsv", "x\ty\n", columns=["a", "b"]))
