@@ -67,7 +67,7 @@ def test_recomputing_and_bf16_need_less():
 
 
 @pytest.mark.parametrize(
-    ("free", "windows", "size"),
+    ("free", "sequences", "size"),
     [
         (10**9, 12, 12),
         (100, 12, 6),
@@ -79,14 +79,14 @@ def test_recomputing_and_bf16_need_less():
         (20, 13, 1),
     ],
 )
-def test_the_largest_divisor_that_fits(monkeypatch, free, windows, size):
+def test_the_largest_divisor_that_fits(monkeypatch, free, sequences, size):
     """A step of 10 bytes a window, on memory of which 80 % are used."""
 
     def of_ten(*args, batch_size: int, **kwargs) -> StepMemory:
         return StepMemory(weights=0, gradients=0, optimizer=0, activations=10 * batch_size, head=0)
 
     monkeypatch.setattr(module, "step_memory", of_ten)
-    chosen = largest_batch_size(CONFIG, path(), max_length=256, sequences=windows, low=True, free=free)
+    chosen = largest_batch_size(CONFIG, path(), max_length=256, sequences=sequences, low=True, free=free)
     assert chosen == size
 
 
