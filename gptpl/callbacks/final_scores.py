@@ -39,7 +39,6 @@ class FinalScores(L.Callback):
         if isinstance(trainer.strategy, FullyShardedStrategy):
             log.info("the test texts are not scored here (trainer.strategy=fsdp): use gptpl evaluate")
             return
-        before = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
         kept = (
             callback.best_model_path
             for callback in trainer.callbacks  # type: ignore[attr-defined]
@@ -50,7 +49,9 @@ class FinalScores(L.Callback):
             if best is not None:
                 log.warning("the last weights are scored: not every process can read %s", best)
             best = None
+        before = None
         if best is not None:
+            before = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
             pl_module.load_state_dict(read_checkpoint(Path(best), verified=True)["state_dict"])
         for split, texts in datamodule.load().items():
             B, ranks = datamodule.batch_size, {"rank": trainer.global_rank, "world_size": trainer.world_size}
@@ -71,4 +72,5 @@ class FinalScores(L.Callback):
                     split, "best" if best else "last", accuracy_text(found.confusion, pl_module.labels),
                     found.scores.macro_f1, found.scores.calibration_error, found.loss, f"{found.texts:,}",
                 )  # fmt: skip
-        pl_module.load_state_dict(before)
+        if before is not None:
+            pl_module.load_state_dict(before)

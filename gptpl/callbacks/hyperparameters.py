@@ -1,6 +1,5 @@
 """The run's settings next to the best values it reached, for TensorBoard's HPARAMS tab."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -10,6 +9,7 @@ from gptpl.callbacks.after_step import language_module, metric
 from gptpl.files.run_record import LOSS
 from gptpl.files.run_settings import flat_settings
 from gptpl.training.loggers import log_hyperparameters
+from gptpl.training.task import known_metrics
 
 
 class Hyperparameters(L.Callback):
@@ -28,8 +28,8 @@ class Hyperparameters(L.Callback):
         """Update and log the best values."""
         if trainer.state.fn != "fit":
             return
-        declared: Mapping[str, str] = getattr(pl_module, "metrics", {})
-        better = {LOSS: np.fmin} | {name: np.fmax for name, mode in declared.items() if mode == "max"}
+        highest = [name for name, mode in known_metrics(pl_module).items() if mode == "max"]
+        better = {LOSS: np.fmin} | dict.fromkeys(highest, np.fmax)
         for name, better_of in better.items():  # fmin and fmax: nan is never the best
             if (value := metric(trainer, name)) is not None:
                 best = f"best_{name}"

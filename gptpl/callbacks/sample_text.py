@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
-import numpy as np
 import torch
 
 from gptpl.callbacks.after_step import AfterStep, epochs_done, language_module
 from gptpl.callbacks.record_file import Record, RecordFile
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules, complete
+from gptpl.generation.sampling import mixed_generator
 from gptpl.model import GPTClassifier
 from gptpl.model.protocol import device_of, vocab_size
 from gptpl.text import one_line
@@ -177,8 +177,6 @@ class SampleText(Samples):
                 raise InputError(f"prompt {prompt!r} has no tokens: give one word or more")
 
     def _sample(self, trainer: L.Trainer, module: TrainingModule, position: Record) -> None:
-        # Mixed into 32 bits because torch's CPU generator ignores the upper half of a seed.
-        seed = int(np.random.SeedSequence((self.seed, position["step"])).generate_state(1)[0])
         for strategy in self.strategies:
             own = {"temperature": strategy.temperature, "top_k": strategy.top_k} | strategy.changes
             records = [
@@ -193,7 +191,7 @@ class SampleText(Samples):
                 [record["prompt"] for record in records],
                 rules=strategy,
                 max_new_tokens=self.max_new_tokens,
-                generator=torch.Generator(device_of(module.net)).manual_seed(seed),
+                generator=mixed_generator(device_of(module.net), self.seed, position["step"]),
             )
             for record, completion in zip(records, completions, strict=True):
                 record["continuation"] = completion.text

@@ -76,7 +76,9 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         with replacement(path) as temporary:
             new = _write(checkpoint, temporary)
             if path.exists():
-                old = _recorded(path) or [sha256_of(path)]
+                with suppress(OSError):  # a record that cannot be read is replaced
+                    old = _recorded(path)
+                old = old or [sha256_of(path)]
             _record(path, *old, new)
         sync_folder(path.parent)
         if old:
@@ -250,8 +252,7 @@ class CheckpointFolder:
                 os.link(self.path(step), link)
         sync_folder(self.folder)
         for old in [other for other in self.steps() if other != step][: -self.keep + 1 or None]:
-            self.path(old).unlink(missing_ok=True)
-            record_file(self.path(old)).unlink(missing_ok=True)
+            DurableCheckpointIO().remove_checkpoint(self.path(old))
 
     def newest_good(self) -> GoodCheckpoint | None:
         """The newest file that is whole; None: there are no files. Raises InputError if all are damaged."""
@@ -270,7 +271,8 @@ class CheckpointFolder:
         if not damaged:
             return None
         others = f", and {len(damaged) - 1} more cannot be used either" if len(damaged) > 1 else ""
-        whole = whole_neighbour(damaged[0].path)
+        best = self.folder / BEST  # each of the others has just been found damaged
+        whole = best if verify(best) is None else None
         new = f"start a new run from init=run init.checkpoint={whole}" if whole else "start a new run"
         raise InputError(f"checkpoint {damaged[0].path} {damaged[0].reason}{others}: restore one, or {new}")
 

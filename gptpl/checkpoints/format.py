@@ -26,7 +26,7 @@ from gptpl.files.run_settings import with_current_names
 from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.lora import low_rank_layers, merged_weights
 from gptpl.model.protocol import class_path
-from gptpl.model.tuning import ALL, low_rank_scale
+from gptpl.model.tuning import ALL, TuneLowRank, low_rank_scale
 from gptpl.tokenizers import Tokenizer
 
 FORMAT_VERSION = 2
@@ -152,7 +152,7 @@ def _check_entries(checkpoint: Mapping[str, Any], header: Mapping[str, Any], pat
     _check(header, _HEADER, "", path)
     if not is_modest(header["config"]):
         raise _damaged("config", "not the settings of a run", path)
-    if header.get("tune", ALL)["name"] == "lora":
+    if header.get("tune", ALL)["name"] == TuneLowRank.name:
         _check(header["tune"], {"rank": _COUNT, "alpha": int | float}, "tune.", path)
     weights = checkpoint["state_dict"]
     for name, tensor in weights.items():

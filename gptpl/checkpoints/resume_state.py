@@ -107,7 +107,7 @@ def state_digest(checkpoint: Mapping[str, Any]) -> dict[str, str]:
         "optimizer": checkpoint["optimizer_states"],
         "schedule": checkpoint["lr_schedulers"],
         "random states": resume["random"],
-        "position": {name: resume[name] for name in ("step", "epoch", "batch", "tokens_seen")},
+        "position": {name: resume[name] for name in Position.__dataclass_fields__},
         "callbacks": checkpoint["callbacks"],
     }
     return {name: digest(part) for name, part in parts.items()}

@@ -53,12 +53,13 @@ class RunWeights(CroppedWeights):
 
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
         """See `StartingWeights`."""
-        header = read_header(self.file)
-        check_writes_text(header, self.file, key="init.checkpoint")
+        path = self.file
+        header = read_header(path)
+        check_writes_text(header, path, key="init.checkpoint")
         check_same_tokenizer(header, tokenizer)
         check_fits(
             config,
-            model_config(header, self.file),
+            model_config(header, path),
             name=f"init.checkpoint={self.checkpoint}: the weights",
             crop=self.crop,
         )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,9 +18,9 @@ from gptpl.data.sources.records import Record
 from gptpl.errors import InputError
 from gptpl.files.durable import PartialResults
 from gptpl.generation import Completion, Piece, SamplingRules, complete, stream_text
-from gptpl.generation.sampling import check_seed, is_greedy
+from gptpl.generation.sampling import check_seed, is_greedy, mixed_generator
 from gptpl.generation.text import Finish
-from gptpl.model.protocol import Cached, cached_form, context_length, device_of
+from gptpl.model.protocol import Cached, cached_form, context_length, device_of, module_of
 from gptpl.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -89,11 +88,10 @@ class Answerer:
 
 def answer_generator(seed: int | None, device: torch.device, *numbers: int) -> torch.Generator:
     """A generator seeded by `seed`, or by the system, and by these numbers."""
-    if seed is not None:
-        check_seed(seed)
-    # Mixed into 32 bits because torch's CPU generator ignores the upper half of a seed.
-    mixed = np.random.SeedSequence(None if seed is None else (seed, *numbers)).generate_state(1)
-    return torch.Generator(device).manual_seed(int(mixed[0]))
+    if seed is None:
+        return mixed_generator(device)
+    check_seed(seed)
+    return mixed_generator(device, seed, *numbers)
 
 
 def answer_all(
@@ -150,7 +148,7 @@ def answer_all(
 def _settings(answerer: Answerer, prompts: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:
     """What the content of the file depends on."""
     net, rules = answerer.net, answerer.rules
-    net = net if isinstance(net, nn.Module) else net.model
+    net = module_of(net)
     asked = [list(prompts), [dict(record.fields) for record in records]]
     return {
         "model": digest(net.state_dict())[:16],

@@ -24,7 +24,7 @@ from gptpl.data.classification.datamodule import LabelledBatch, encode_texts, pa
 from gptpl.errors import InputError
 from gptpl.files.durable import replacement
 from gptpl.model import GPTClassifier, eval_mode
-from gptpl.model.loss import IGNORED_TARGET
+from gptpl.model.loss import IGNORED_TARGET, wide_dtype
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def classification_sums(
     confidence of a prediction is the probability of the most likely class, and bin k holds those in
     (k/K, (k+1)/K]: number of predictions, sum of confidences, number of hits.
     """
-    C, wide = logits.shape[1], torch.float32 if logits.device.type == "mps" else torch.float64
+    C, wide = logits.shape[1], wide_dtype(logits.device)
     logits = logits.to(wide)
     weights = logits.new_ones(C) if class_weights is None else class_weights.to(logits)
     total = F.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORED_TARGET, reduction="sum")

@@ -11,6 +11,7 @@ from torch import nn
 
 from gptpl.model import eval_mode
 from gptpl.model.loss import evaluation_loss, perplexity
+from gptpl.model.protocol import device_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ def evaluate(net: nn.Module, batches: Iterable[Sequence[Any]]) -> Evaluation:
 
     A batch begins with inputs and targets, each (B, T), a text in each row; targets of -100 are not counted.
     """
-    device = next(net.parameters()).device
+    device = device_of(net)
     total = count = 0.0
     with torch.inference_mode(), eval_mode(net):
         for inputs, targets, *_ in batches:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.generation.decoding import check_prompts
+from gptpl.generation.decoding import check_prompts, padded_rows, token_details
 from gptpl.model import eval_mode
 from gptpl.model.protocol import body_and_head, context_length, device_of, vocab_size
 
@@ -74,22 +74,17 @@ def _surprisals(model: nn.Module, text: list[int], alternatives: int) -> Iterato
 
 def _rows(logits: Tensor, targets: Tensor, alternatives: int) -> list[TokenSurprisal]:
     log_p = logits.log_softmax(dim=-1)  # (T, V)
-    own = log_p.gather(-1, targets[:, None])  # (T, 1)
-    entropy = -(log_p.exp() * log_p).sum(dim=-1)  # (T,)
-    rank = (log_p > own).sum(dim=-1)  # (T,)
-    best, ids = log_p.topk(alternatives, dim=-1)  # (T, alternatives)
-    columns = (targets, own[:, 0], entropy, rank, ids, best)
+    ranks = (log_p > log_p.gather(-1, targets[:, None])).sum(dim=-1)  # (T,)
+    details = token_details(log_p, targets, alternatives)
     return [
         TokenSurprisal(
             token=token,
-            surprisal=-log_probability,
-            entropy=row_entropy,
-            rank=row_rank,
-            alternatives=tuple(zip(row_ids, map(math.exp, row_best), strict=True)),
+            surprisal=-each.log_probability,
+            entropy=each.entropy,
+            rank=rank,
+            alternatives=tuple((other, math.exp(p)) for other, p in each.alternatives),
         )
-        for token, log_probability, row_entropy, row_rank, row_ids, row_best in zip(
-            *(column.tolist() for column in columns), strict=True
-        )
+        for token, rank, each in zip(targets.tolist(), ranks.tolist(), details, strict=True)
     ]
 
 
@@ -130,11 +125,10 @@ def _scores(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> Iterato
         batch = pairs[start : start + batch_size]
         # The last token is only predicted: C + 1 of them fit.
         rows = [[*text, *continuation][-(C + 1) :] for text, continuation in batch]
-        T = max(len(row) for row in rows) - 1
-        padded = [[*row[:-1], *[0] * (T + 1 - len(row))] for row in rows]
+        inputs = padded_rows([row[:-1] for row in rows], 0, device_of(model))  # (B, T)
         found = []
         with torch.inference_mode(), eval_mode(model):
-            hidden = body(torch.tensor(padded, device=device_of(model)))  # (B, T, D)
+            hidden = body(inputs)  # (B, T, D)
             for states, tokens, (_, continuation) in zip(hidden, rows, batch, strict=True):
                 n, end = len(continuation), len(tokens) - 1
                 targets = torch.tensor(tokens[-n:], device=states.device)

@@ -19,7 +19,15 @@ from gptpl.generation.sampling import (
     row_generators,
 )
 from gptpl.model import eval_mode
-from gptpl.model.protocol import Cached, body_and_head, cached_form, context_length, device_of, vocab_size
+from gptpl.model.protocol import (
+    Cached,
+    body_and_head,
+    cached_form,
+    context_length,
+    device_of,
+    module_of,
+    vocab_size,
+)
 
 GREEDY = SamplingRules()
 LONG_ROWS_AT_A_TIME = 8  # whose activations exist together: 0.1 GB per layer of GPT-2 small
@@ -48,7 +56,7 @@ def generate(
     while decoding.step():
         pass
     # Only rows that end are shorter than others, and only an eot_id ends them.
-    return torch.cat([prompt, _padded(decoding.written, eot_id or 0, prompt.device)], dim=1)
+    return torch.cat([prompt, padded_rows(decoding.written, eot_id or 0, prompt.device)], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +146,9 @@ class Decoding:
             return None
         logits = self._logits()  # (B, V)
         chosen = self._chosen(logits)  # (B,)
-        details = None if self._alternatives is None else _details(logits, chosen, self._alternatives)
+        details = None
+        if self._alternatives is not None:
+            details = token_details(logits.float().log_softmax(dim=-1), chosen, self._alternatives)
         step = Step(rows=list(self.rows), tokens=chosen.tolist(), details=details)
         self._left -= 1
         for row, token in zip(step.rows, step.tokens, strict=True):
@@ -164,7 +174,7 @@ class Decoding:
         if self._rules.look_back or self._rules.forced_tokens:
             new = [self.written[row] for row in self.rows]
             read = [[*self._prompts[row // self._num_samples], *self.written[row]] for row in self.rows]
-            tokens, written = (_padded(each, NO_TOKEN, self._device) for each in (read, new))
+            tokens, written = (padded_rows(each, NO_TOKEN, self._device) for each in (read, new))
         generators = None if self._generators is None else [self._generators[row] for row in self.rows]
         return next_token(logits, self._rules, tokens=tokens, written=written, generators=generators)
 
@@ -182,7 +192,7 @@ class NextLogits:
 
     def __init__(self, model: nn.Module | Cached, *, rows: int, room: int) -> None:
         self._cached = cached_form(model, rows=rows)
-        self._model = model if isinstance(model, nn.Module) else model.model
+        self._model = module_of(model)
         self._device = device_of(model)
         self._context = context_length(self._model)
         self._capacity = min(room, self._context)
@@ -242,7 +252,9 @@ class NextLogits:
         with eval_mode(self._model):
             for first in range(0, len(rows), LONG_ROWS_AT_A_TIME):
                 seen = [row[-self._context :] for row in rows[first : first + LONG_ROWS_AT_A_TIME]]
-                hidden = body(_padded(seen, 0, self._device))  # no position attends to the padding behind it
+                hidden = body(
+                    padded_rows(seen, 0, self._device)
+                )  # no position attends to the padding behind it
                 last.append(hidden[list(range(len(seen))), [len(row) - 1 for row in seen]])
             logits: Tensor = head(torch.cat(last))  # of one position, not of all
         return logits
@@ -258,15 +270,15 @@ def check_prompts(prompts: Sequence[Sequence[int]], *, vocab_size: int, max_new_
         check_token_ids("prompt", [min(prompt), max(prompt)], vocab_size=vocab_size)
 
 
-def _padded(rows: list[list[int]], token: int, device: torch.device) -> Tensor:
+def padded_rows(rows: list[list[int]], token: int, device: torch.device) -> Tensor:
     """The rows as one (B, T) int64 tensor, the shorter ones padded with the token."""
     T = max(map(len, rows))
     padded = [row + [token] * (T - len(row)) for row in rows]
     return torch.tensor(padded, dtype=torch.int64, device=device).view(len(rows), T)
 
 
-def _details(logits: Tensor, chosen: Tensor, alternatives: int) -> list[TokenDetails]:
-    log_p = torch.log_softmax(logits.float(), dim=-1)  # (B, V)
+def token_details(log_p: Tensor, chosen: Tensor, alternatives: int) -> list[TokenDetails]:
+    """The details of the tokens `chosen` (B,), by the log-probabilities (B, V) of all."""
     entropies = -(log_p.exp() * log_p).sum(dim=-1)  # (B,)
     best, ids = log_p.topk(alternatives, dim=-1)  # (B, alternatives)
     own = log_p.gather(-1, chosen[:, None]).squeeze(-1)  # (B,)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -351,6 +352,13 @@ def seeded_generator(seed: int | None, device: torch.device) -> torch.Generator:
         check_seed(seed)
         generator.manual_seed(seed)
     return generator
+
+
+def mixed_generator(device: torch.device, *numbers: int) -> torch.Generator:
+    """A generator seeded by all of the numbers; without any, by the system."""
+    # Mixed into 32 bits because torch's CPU generator ignores the upper half of a seed.
+    mixed = np.random.SeedSequence(numbers or None).generate_state(1)
+    return torch.Generator(device).manual_seed(int(mixed[0]))
 
 
 def row_generators(

@@ -178,14 +178,21 @@ class _Row:
     """A continuation in progress."""
 
     def __init__(
-        self, tokenizer: Tokenizer, ids: Sequence[int], *, prompt: int = 0, sample: int, **settings: Any
+        self,
+        tokenizer: Tokenizer,
+        ids: Sequence[int],
+        *,
+        prompt: int = 0,
+        sample: int,
+        stop: Sequence[str] = (),
+        detailed: bool = False,
     ) -> None:
         self.prompt, self.sample = prompt, sample
         self.eot_id = tokenizer.eot_id
-        self.stream, self.stops = TextStream(tokenizer, ids), StopStrings(settings.get("stop", ()))
+        self.stream, self.stops = TextStream(tokenizer, ids), StopStrings(stop)
         self.tokens: list[int] = []
         self.text = ""
-        self.details: list[TokenDetails] | None = [] if settings.get("detailed") else None
+        self.details: list[TokenDetails] | None = [] if detailed else None
         self.completion: Completion | None = None
 
     def take(self, token: int, details: TokenDetails | None = None) -> Piece:

@@ -59,6 +59,11 @@ class LowRankLinear(nn.Linear):
         return f"{super().extra_repr()}, rank={self.lora_A.shape[0]}, scale={self.scale:g}"
 
 
+def is_tied(net: GPTBackbone) -> bool:
+    """Whether the head is the token embedding's matrix."""
+    return net.out_head.weight is net.tok_emb.weight
+
+
 def add_low_rank(
     net: GPTBackbone, *, rank: int, alpha: float, dropout: float, targets: Sequence[str]
 ) -> None:
@@ -72,7 +77,7 @@ def add_low_rank(
     if not targets or (unknown := set(targets) - set(names)):
         got = f"got {', '.join(sorted(unknown))}" if targets else "got none"
         raise InputError(f"tune.targets must name some of the layers {', '.join(names)}, {got}")
-    if "out_head" in targets and net.out_head.weight is net.tok_emb.weight:
+    if "out_head" in targets and is_tied(net):
         raise InputError(
             "tune.targets has out_head, which is tied to the token embedding: omit it, or set"
             " model.tie_weights=false"

@@ -42,12 +42,17 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED_TARGET)
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The type of sums over many batches: float64, or float32 on mps, which lacks it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def summed_next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Sum of the cross-entropies and number of targets, for exact means over many batches: (2,).
 
-    In float64, or float32 on devices without it. Arguments as for `next_token_loss`.
+    Arguments as for `next_token_loss`.
     """
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    wide = wide_dtype(logits.device)
     total = F.cross_entropy(
         logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED_TARGET, reduction="sum"
     )

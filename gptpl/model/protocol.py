@@ -65,7 +65,12 @@ def context_length(model: nn.Module | Cached) -> int:
 
 def device_of(model: nn.Module | Cached) -> torch.device:
     """Where the weights are."""
-    return next((model if isinstance(model, nn.Module) else model.model).parameters()).device
+    return next(module_of(model).parameters()).device
+
+
+def module_of(model: nn.Module | Cached) -> nn.Module:
+    """The model itself, also of a form for decoding."""
+    return model if isinstance(model, nn.Module) else model.model
 
 
 def class_path(model: object) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from gptpl.errors import InputError
 from gptpl.model.classifier import GPTClassifier
 from gptpl.model.gpt import GPTBackbone
-from gptpl.model.lora import add_low_rank
+from gptpl.model.lora import add_low_rank, is_tied
 from gptpl.model.protocol import class_path
 from gptpl.resuming import NEXT_STEP
 
@@ -70,7 +70,7 @@ class TuneHead(Tuning):
     def apply(self, net: nn.Module) -> None:
         """Refuse a head that is tied to the token embedding."""
         net = _gpt2(net, self.name)
-        if _is_tied(net):
+        if is_tied(net):
             raise InputError(
                 "tune=head would train the token embedding, which the head is tied to: give tune=last_block"
                 " or tune=lora, or a model with model.tie_weights=false"
@@ -93,12 +93,12 @@ class TuneLastBlock(Tuning):
         """Freeze a head that is tied to the token embedding with it."""
         net = _gpt2(net, self.name)
         net.requires_grad_(False)
-        for layer in (net.blocks[-1], net.final_norm, *([] if _is_tied(net) else [net.out_head])):
+        for layer in (net.blocks[-1], net.final_norm, *([] if is_tied(net) else [net.out_head])):
             layer.requires_grad_(True)
 
     def parts(self, net: nn.Module) -> str:
         """See `Tuning`."""
-        if _is_tied(_gpt2(net, self.name)):
+        if is_tied(_gpt2(net, self.name)):
             return "the last block and the final norm; not the head, which is tied to the token embedding"
         return "the head, the last block and the final norm"
 
@@ -148,7 +148,3 @@ def _gpt2(net: nn.Module, name: str) -> GPTBackbone:
     if isinstance(net, GPTBackbone):
         return net
     raise InputError(f"tune={name} needs gptpl's GPTModel, this model is a {class_path(net)}: use tune=all")
-
-
-def _is_tied(net: GPTBackbone) -> bool:
-    return net.out_head.weight is net.tok_emb.weight

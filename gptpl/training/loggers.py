@@ -348,8 +348,7 @@ class MetricsCSVLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is left."""
-        if self._unsaved_steps:
-            self._write()
+        self.sync()
 
 
 def _is_rank_zero() -> bool:

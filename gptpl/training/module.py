@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from gptpl.checkpoints.format import HEADER_KEY, RANDOM, check_same_model, checkpoint_header, describe
 from gptpl.checkpoints.resume_state import RESUME_KEY, Position
 from gptpl.errors import InputError
-from gptpl.model.loss import Head
+from gptpl.model.loss import Head, wide_dtype
 from gptpl.model.tuning import ALL
 from gptpl.tokenizers import Tokenizer
 from gptpl.training.lightning_internals import (
@@ -243,8 +243,7 @@ class TrainingModule(Task, L.LightningModule):
         totals = [counts.sum(), (losses * counts).sum()]
         if self.padded:  # else every rank has as many, and no device needs to be waited for
             totals.append(torch.tensor(tokens, device=self.device))
-        sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64  # which mps lacks
-        sums = torch.stack([total.to(sum_dtype) for total in totals])
+        sums = torch.stack([total.to(wide_dtype(self.device)) for total in totals])
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)  # Lightning's own reductions have a barrier each
         self._step_loss = (sums[1] / sums[0]).to(losses)

@@ -254,9 +254,7 @@ def choose_fast_path(
         head="plain" if head == "plain" or half else "fused",
         asked=frozenset(name for name, value in asked.items() if value != "auto"),
         recompute=recompute,
-        keep_freed_memory=device_type == "cpu" and can_keep
-        if keep_freed_memory is None
-        else keep_freed_memory,
+        keep_freed_memory=keep_freed_memory,
     )
 
 

@@ -105,6 +105,20 @@ def test_removing_takes_the_record_along(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_record_that_cannot_be_read_keeps_nothing_from_being_saved(tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(state(1), path)
+
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refused)
+        write_checkpoint(state(2), path)
+    assert value_of(path) == 2
+    assert verify(path) is None
+
+
 # --- a process that is killed while it writes -----------------------------------------------------------
 
 OPERATIONS = ("fsync", "replace", "write", "unlink", "symlink_to")
