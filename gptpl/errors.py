@@ -14,6 +14,8 @@ class InputError(ValueError):
     """
 
 
+SIGNAL_STATUS = 128
+"""A shell's exit status for a process that a signal ended, without the signal's number."""
 _MOST_CHARACTERS = 2_000
 
 

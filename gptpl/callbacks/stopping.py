@@ -16,7 +16,7 @@ import lightning as L
 
 from gptpl.callbacks.after_step import AfterStep, of_every_rank
 from gptpl.callbacks.checkpoints import LastCheckpoint
-from gptpl.errors import InputError
+from gptpl.errors import SIGNAL_STATUS, InputError
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,6 @@ SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # SIGUSR1: SLURM, before the time is over
     if hasattr(signal, name)
 ]
-_BASE_STATUS = 128
-"""A shell's exit status for a process that a signal ended, without the signal's number."""
 CTRL_C = "Ctrl-C"
 
 
@@ -150,7 +148,7 @@ class StopAtBoundary(AfterStep):
             self._asked = False
             return "stop()", 0
         if self._signal is not None:
-            return _name(self._signal), _BASE_STATUS + self._signal
+            return _name(self._signal), SIGNAL_STATUS + self._signal
         if self._seconds is not None and time.monotonic() - self._started_seconds >= self._seconds:
             return f"trainer.max_time={self.max_time}", 0
         if step == self.stop_at_step:

@@ -17,13 +17,12 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from gptpl.errors import InputError
-from gptpl.files.durable import record_file, replacement, sha256_of, sync_folder, write_atomically
+from gptpl.files.durable import record_file, record_sha256, replacement, sha256_of, sync_folder
 from gptpl.files.plain import damaged_part
+from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER, LAST
 
 log = logging.getLogger(__name__)
 
-LAST = "last.ckpt"
-BEST = "best.ckpt"
 EXPORTED = "model.ckpt"
 """The file of an export in gptpl's own format."""
 _STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
@@ -79,10 +78,10 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
                 with suppress(OSError):  # a record that cannot be read is replaced
                     old = _recorded(path)
                 old = old or [sha256_of(path)]
-            _record(path, *old, new)
+            record_sha256(path, *old, new)
         sync_folder(path.parent)
         if old:
-            _record(path, new)
+            record_sha256(path, new)
     except OSError as error:
         error.filename = str(path)
         raise
@@ -174,11 +173,6 @@ def verify(path: Path) -> str | None:
         return f"cannot be read ({error.strerror})"
 
 
-def _record(path: Path, *hashes: str) -> None:
-    text = "".join(f"{sha256}  {path.name}\n" for sha256 in hashes)
-    write_atomically(record_file(path), text, durable=True)
-
-
 def _recorded(path: Path) -> list[str]:
     try:
         text = record_file(path).read_text(encoding="ascii", errors="replace")
@@ -198,7 +192,7 @@ def checkpoint_file(given: str, *, key: str = "checkpoint") -> Path:
     path = Path(given).expanduser()
     if not path.is_dir():
         return path
-    for candidate in (f"checkpoints/{LAST}", f"checkpoints/{BEST}", EXPORTED):
+    for candidate in (f"{CHECKPOINT_FOLDER}/{LAST}", f"{CHECKPOINT_FOLDER}/{BEST}", EXPORTED):
         if (path / candidate).is_file():
             return path / candidate
     raise InputError(

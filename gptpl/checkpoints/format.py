@@ -21,7 +21,7 @@ from gptpl.checkpoints.files import verify, whole_neighbour
 from gptpl.checkpoints.resume_state import RESUME_KEY
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain, tensors_in
-from gptpl.files.run_record import RunError, is_modest, read_evaluations
+from gptpl.files.run_record import CHECKPOINT_FOLDER, RunError, is_modest, read_evaluations
 from gptpl.files.run_settings import with_current_names
 from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.lora import low_rank_layers, merged_weights
@@ -346,7 +346,7 @@ def lineage_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return dict(exported)
     step = int(checkpoint.get("global_step", 0))
     losses: dict[str, float] = {}
-    if path.parent.name == "checkpoints":
+    if path.parent.name == CHECKPOINT_FOLDER:
         with suppress(RunError):  # the rest is worth telling without the losses
             for each in read_evaluations(path.resolve().parent.parent):
                 if each.step <= step:

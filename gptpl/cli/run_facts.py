@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptpl.files.run_record import Evaluation, RunRecord
-from gptpl.runs.listing import CHECKPOINT_FOLDER, DiskUse
+from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER, LAST, Evaluation, RunRecord
+from gptpl.runs.listing import DiskUse
 from gptpl.text import NONE, bytes_text, duration_text, loss_text, near, time_text
 
-LAST = f"{CHECKPOINT_FOLDER}/last.ckpt"
-BEST = f"{CHECKPOINT_FOLDER}/best.ckpt"
+LAST_PATH = f"{CHECKPOINT_FOLDER}/{LAST}"
+BEST_PATH = f"{CHECKPOINT_FOLDER}/{BEST}"
 SHAPE = {"n_layers": "layers", "n_heads": "heads", "emb_dim": "wide", "context_length": "tokens of context"}
 USES = {
     "ClassificationModule": ("classify", "text='See you at six'"),
@@ -103,7 +103,7 @@ def _model(run: RunRecord) -> str:
 
 def resume_command(run: RunRecord) -> str | None:
     """The command that resumes the run, a finished one with more steps; None without a checkpoint."""
-    if not (run.path / LAST).is_file():
+    if not (run.path / LAST_PATH).is_file():
         return None
     command = f"gptpl train {shlex.quote(f'resume={near(run.path)}')}"
     trainer = run.config.get("trainer")
@@ -117,7 +117,7 @@ def resume_command(run: RunRecord) -> str | None:
 
 def use_command(run: RunRecord) -> str | None:
     """A command that uses the model; None without weights."""
-    if not any((run.path / name).is_file() for name in (LAST, BEST)):
+    if not any((run.path / name).is_file() for name in (LAST_PATH, BEST_PATH)):
         return None
     task = run.config.get("task")
     target = str(task.get("_target_")) if isinstance(task, Mapping) else ""

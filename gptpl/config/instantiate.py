@@ -45,9 +45,9 @@ def instantiate(node: Any, **runtime: Any) -> Any:
         ) from error
 
 
-def partial_of(node: Mapping[str, Any] | DictConfig, *, without: Sequence[str] = ()) -> partial[Any]:
+def partial_of(node: Mapping[str, Any] | DictConfig) -> partial[Any]:
     """A function that calls the node's class with its settings and further arguments."""
-    kept = {str(key): value for key, value in node.items() if key not in (*without, "_partial_")}
+    kept = {str(key): value for key, value in node.items() if key != "_partial_"}
     made: partial[Any] = instantiate({**kept, "_partial_": True})
     return made
 

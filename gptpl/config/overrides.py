@@ -46,6 +46,11 @@ def readable(overrides: Sequence[str], *, is_group: Callable[[str], bool]) -> li
     return [_readable(override, is_group) for override in overrides]
 
 
+def key_of(override: str) -> str:
+    """The key of an override, without the signs of Hydra's grammar."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def _readable(override: str, is_group: Callable[[str], bool]) -> str:
     written, equals, value = override.partition("=")
     if not equals:

@@ -32,11 +32,6 @@ def check_ratios(**ratios: float) -> None:
         )
 
 
-def normalised(text: str) -> str:
-    """What two texts have in common that count as equal: white space aside, all of it."""
-    return " ".join(text.split())
-
-
 def homes(
     splits: Mapping[Split, Sequence[T]], key: Callable[[T], Hashable], precedence: Sequence[Split]
 ) -> dict[Split, list[Split]]:
@@ -55,6 +50,11 @@ def write_split(run_dir: Path, split: Split, suffix: str, content: str) -> None:
     path = split_file(run_dir, split, suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
+
+
+def batch_count(split: Split, examples: int, batch_size: int) -> int:
+    """The batches of a split; training drops the last, short one."""
+    return examples // batch_size if split == "train" else -(-examples // batch_size)
 
 
 def split_table(splits: Iterable[Split], rows: Iterable[tuple[str, Sequence[int]]]) -> list[str]:

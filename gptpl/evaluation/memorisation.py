@@ -60,7 +60,7 @@ def training_corpus(
             return found
         for bundled in (Tale(), PythonStdlib()):
             if bundled.content_sha256() == sha256:
-                return encode_in_memory(bundled, loaded.tokenizer, train_ratio=ratio)
+                return encode_in_memory(bundled, loaded.tokenizer, content_sha256=sha256, train_ratio=ratio)
     known = f"SHA-256 {sha256[:12]}" if sha256 else "its SHA-256 is not recorded"
     raise InputError(
         f"the text that {loaded.path} was trained on ({known}) is not in this machine's cache of encoded"

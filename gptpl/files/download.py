@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from gptpl.errors import InputError
-from gptpl.files.durable import record_file, recorded_sha256, sha256_of, sync_folder, write_atomically
+from gptpl.files.durable import (
+    record_file,
+    record_sha256,
+    recorded_sha256,
+    sha256_of,
+    sync_folder,
+    write_atomically,
+)
 from gptpl.text import one_line
 
 if TYPE_CHECKING:
@@ -34,7 +41,7 @@ BACKOFF_SECONDS = 1.0
 """Wait after the first failed request, doubled after each further one, or as long as the server asks."""
 _LONGEST_WAIT_SECONDS = 300
 _CHUNK_BYTES = 1 << 16
-_TRY_AGAIN_STATUS = frozenset({408, 429, *range(500, 600)})
+TRY_AGAIN_STATUS = frozenset({408, 429, *range(500, 600)})
 _LARGE_BYTES = 1 << 26
 """Hashing a file of this size takes about a tenth of a second; the hashes of larger ones are remembered."""
 
@@ -208,7 +215,7 @@ class _Download:
 
     def _record(self, sha256: str) -> None:
         log.info("%s: no SHA-256 is published, %s is recorded and holds from now on", self.url, sha256)
-        record_file(self.target).write_text(f"{sha256}  {self.target.name}\n", encoding="ascii")
+        record_sha256(self.target, sha256)
 
     def _failure(self, reason: str) -> InputError:
         hint = f" (SHA-256 {self.sha256})" if self.sha256 else ""
@@ -285,7 +292,7 @@ class _Download:
     def _extent(self, response: "requests.Response") -> tuple[int, int | None]:
         """Offset of the first byte that the server sends, and length of the whole file if it tells."""
         status, headers = response.status_code, response.headers
-        if status in _TRY_AGAIN_STATUS:
+        if status in TRY_AGAIN_STATUS:
             wait = headers.get("Retry-After", "")
             seconds = min(int(wait), _LONGEST_WAIT_SECONDS) if wait.isdecimal() else 0
             raise _TryAgainError(f"HTTP {status} {response.reason}", seconds)

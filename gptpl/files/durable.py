@@ -82,6 +82,12 @@ def record_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
+def record_sha256(path: Path, *hashes: str) -> None:
+    """Write the `record_file` of a file: one hash, or while the file is being replaced both files'."""
+    text = "".join(f"{sha256}  {path.name}\n" for sha256 in hashes)
+    write_atomically(record_file(path), text, durable=True)
+
+
 def recorded_sha256(path: Path) -> str | None:
     """The hash in the `record_file` of a file, if there is one."""
     try:

@@ -22,6 +22,7 @@ from gptpl.files.run_settings import Setting, flat_settings, with_current_names
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+CHECKPOINT_FOLDER, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
 EVALUATIONS_FILE = "evaluations.jsonl"
@@ -286,6 +287,12 @@ def read_run_json(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in _raw_run_json(folder).items() if _fits(name, value)}
 
 
+def recorded_rows(folder: Path) -> Any:
+    """The number of rows of a run's data, if `run.json` has it."""
+    data = read_run_json(folder).get("data")
+    return data.get("rows") if isinstance(data, dict) else None
+
+
 def write_run_json(folder: Path, *, remove: Collection[str] = (), **entries: Any) -> None:
     """Change entries of `run.json`; a reader sees all changes or none. Raises RunError for damage."""
     kept = {name: value for name, value in _raw_run_json(folder).items() if name not in remove}
@@ -345,8 +352,12 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     except (*_UNREADABLE, yaml.YAMLError):
         value = None
     if not isinstance(value, dict) or not is_modest(value):
-        raise RunError(f"{path} is damaged: restore it, or leave this run out")
+        raise _damaged(path)
     return {str(name): entry for name, entry in value.items()}
+
+
+def _damaged(path: Path) -> RunError:
+    return RunError(f"{path} is damaged: restore it, or leave this run out")
 
 
 def is_modest(value: Any) -> bool:
@@ -381,7 +392,7 @@ def _rows(path: Path) -> list[dict[str, float]]:
     except (*_UNREADABLE, csv.Error):
         rows = [{}]
     if not all("step" in row for row in rows):
-        raise RunError(f"{path} is damaged: restore it, or leave this run out")
+        raise _damaged(path)
     return rows
 
 
@@ -400,7 +411,7 @@ def _recorded(path: Path) -> list[Evaluation]:
             for record in map(json.loads, lines)
         ]
     except _UNREADABLE:
-        raise RunError(f"{path} is damaged: restore it, or leave this run out") from None
+        raise _damaged(path) from None
 
 
 def _evaluations(rows: Sequence[Mapping[str, float]], recorded: Sequence[Evaluation]) -> list[Evaluation]:

@@ -16,14 +16,12 @@ _MOVED = {
     "gptpl.data.corpora": "gptpl.data.sources",
     "gptpl.data.datamodule": "gptpl.data.pretraining.datamodule",
     "gptpl.data.labelled.corpora": "gptpl.data.sources",
-    "gptpl.data.classification.corpora": "gptpl.data.sources",
     "gptpl.data.labelled": "gptpl.data.classification",
     "gptpl.data.tokenizers": "gptpl.tokenizers",
     "gptpl.training.starting_run": "gptpl.checkpoints.starting_run",
     "gptpl.training.tuning": "gptpl.model.tuning",
 }
 """Modules in the settings of older runs, and where their classes are now."""
-
 
 _RENAMED = {"train_share": "train_ratio", "val_share": "val_ratio", "test_share": "test_ratio"}
 """Settings of older runs' data, and what they are called now."""

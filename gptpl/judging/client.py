@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gptpl.errors import InputError
+from gptpl.files.download import TRY_AGAIN_STATUS
 from gptpl.judging.settings import JudgeModel
 from gptpl.text import count_text, one_line
 
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 Message = dict[str, str]
 """`role` (system, user or assistant) and `content`."""
 
-_RETRIED_STATUS = frozenset({408, 429, *range(500, 600)})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _QUOTED_CHARACTERS = 300
 
@@ -192,7 +192,7 @@ class JudgeClient:
         reason = f"HTTP {response.status_code} {response.reason}{f': {words}' if words else ''}"
         if response.status_code == 200:
             return
-        if response.status_code in _RETRIED_STATUS:
+        if response.status_code in TRY_AGAIN_STATUS:
             raise _TryAgainError(reason, after_seconds=_retry_after(response))
         if response.status_code == 404 and "model" in words:
             remedy = self.protocol.how_to_get.format(model=self.settings.model)

@@ -20,7 +20,7 @@ from gptpl.judging.responses import Answer
 from gptpl.judging.settings import JudgeModel, NoJudge
 from gptpl.text import count_text
 
-__all__ = ["JudgeModel", "NoJudge"]  # under the names that conf/judge/ gives them
+__all__ = ["JudgeModel", "NoJudge"]  # which YAML files written before name here
 
 log = logging.getLogger(__name__)
 

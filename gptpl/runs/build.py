@@ -243,6 +243,7 @@ class Settled:
     trainer: L.Trainer
     datamodule: TrainingData
     weights: StartingWeights
+    tune: Tuning
     fast_path: FastPath
     total_steps: int
 
@@ -299,6 +300,7 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
         trainer=trainer,
         datamodule=datamodule,
         weights=weights,
+        tune=instantiate(cfg.tune),
         fast_path=fast_path_of(cfg, total_steps=total_steps),  # few steps are not worth compiling for
         total_steps=total_steps,
     )
@@ -319,7 +321,6 @@ def build_module(
     cfg, datamodule = settled.cfg, settled.datamodule
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     net, start = _model(settled, weights, resume)
-    tune: Tuning = instantiate(cfg.tune)
     make_optimizer = parts.optimizer_factory(cfg)  # called when training starts
     make_optimizer(net)  # and here, to refuse a wrong setting
     given: dict[str, Any] = {
@@ -332,14 +333,14 @@ def build_module(
         "data_sha256": datamodule.content_sha256(),
         "global_batch": datamodule.batch_size * settled.trainer.world_size,
         "start": start,
-        "tune": tune.state(),
+        "tune": settled.tune.state(),
         **_learning_rate(cfg, settled.total_steps, resume),  # lr_factor(step), or a scheduler like torch's
         **datamodule.module_settings(),  # such as the labels of a classifier
     }
     if not parts.is_gpt(cfg):
         given["model_config"] = plain(cfg.model)
     module: TrainingModule = partial_of(cfg.task)(net, **given)  # a classifier gets its head here
-    tune.apply(module.net)  # freezes weights, or adds low-rank matrices
+    settled.tune.apply(module.net)  # freezes weights, or adds low-rank matrices
     make_optimizer(module.net)  # refuses one without parameters to train
     fast_path = settled.fast_path.fitted_to(module.net)
     fast_path.apply(module.net)  # attention kernel, recomputation, compilation
@@ -396,7 +397,7 @@ def _report(settled: Settled, module: TrainingModule) -> None:
             math.log(config.vocab_size),
         )
     if module.tune != ALL:
-        log.info("%s", instantiate(cfg.tune).report(net))
+        log.info("%s", settled.tune.report(net))
     for line in settled.datamodule.report(parameters=parameters, world_size=world_size):
         log.info("%s", line)
     device, chosen = device_type(cfg.trainer.accelerator), parts.precision_of(cfg.trainer)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import locked_folder
-from gptpl.files.run_record import CONFIG_FILE, METRICS_FILE, RUN_FILE
-from gptpl.runs.listing import CHECKPOINT_FOLDER, runs_folder
+from gptpl.files.run_record import CHECKPOINT_FOLDER, CONFIG_FILE, METRICS_FILE, RUN_FILE
+from gptpl.runs.listing import runs_folder
 
 FILES_OF_A_RUN = (CONFIG_FILE, RUN_FILE, METRICS_FILE, CHECKPOINT_FOLDER)
 """What the folder of a new run may not hold."""

@@ -32,7 +32,7 @@ from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.data.stock_data import StockData
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
-from gptpl.files.run_record import CONFIG_FILE, is_run, read_config, read_run_json
+from gptpl.files.run_record import CHECKPOINT_FOLDER, CONFIG_FILE, is_run, read_config, recorded_rows
 from gptpl.model.protocol import context_length
 from gptpl.tokenizers import Tokenizer
 from gptpl.weights.adapter import FORMAT as ADAPTER
@@ -164,7 +164,7 @@ def _in_batches(examples: Any, order: Sequence[int], batch_size: int) -> Iterabl
 def run_dir_of(path: Path) -> Path | None:
     """The run folder of a checkpoint or adapter; None for a file elsewhere."""
     run_dir = path.parent if path.name == ADAPTER else path.parent.parent
-    own = path.name == ADAPTER or path.parent.name == "checkpoints"
+    own = path.name == ADAPTER or path.parent.name == CHECKPOINT_FOLDER
     return run_dir if own and is_run(run_dir) else None
 
 
@@ -195,12 +195,8 @@ def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -
         datamodule = StockData(datamodule, tokenizer=model.tokenizer, seed=int(config.get("seed", 0)))
         datamodule.load()
         datamodule.setup()
-    wanted, recorded = (
-        str(model.lineage.get("data", {}).get("sha256", "")),
-        read_run_json(run_dir).get("data"),
-    )
-    rows = recorded.get("rows") if isinstance(recorded, dict) else None
-    if wanted and (difference := datamodule.difference(wanted, rows)):
+    wanted = str(model.lineage.get("data", {}).get("sha256", ""))
+    if wanted and (difference := datamodule.difference(wanted, recorded_rows(run_dir))):
         raise InputError(
             f"the data of {run_dir} are not what its model was trained on ({difference}): restore them, or"
             f" {REMEDY}"

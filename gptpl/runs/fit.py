@@ -19,20 +19,20 @@ import torch
 from gptpl.callbacks.exact_resume import return_loggers
 from gptpl.callbacks.stopping import RunStopped, interrupts
 from gptpl.checkpoints.adapter import export_adapter, has_base
-from gptpl.checkpoints.files import LAST, set_aside
+from gptpl.checkpoints.files import set_aside
 from gptpl.checkpoints.resume_state import set_random_state
 from gptpl.config.groups import config_folder
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
-from gptpl.files.run_record import read_run_json, write_config, write_run_json
+from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER, LAST, read_run_json, write_config, write_run_json
 from gptpl.model import GPTBackbone, parameters_of
 from gptpl.model.tuning import TuneLowRank
 from gptpl.resuming import NEXT_STEP
 from gptpl.runs.build import Run, rolled_back
 from gptpl.runs.claims import PROCESS_RUN_DIR, RunClaim, is_worker_process
-from gptpl.runs.listing import BEST
 from gptpl.training.memory import peak_memory_bytes
 from gptpl.training.module import NonFiniteError
+from gptpl.weights.adapter import FORMAT as ADAPTER
 from gptpl.weights.transfer import check_is_gpt2
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 ROLLBACK = "rollback"
 MOST_IN_A_ROW = 3
 """After so many skipped steps in a row the weights are to blame, not a batch."""
-ADAPTER_FOLDER = "adapter"
 RECORDED_PACKAGES = ("gptpl", "torch", "lightning", "hydra-core", "tiktoken", "numpy")
 
 
@@ -246,7 +245,7 @@ def _record(run: Run, started_seconds: float, **entries: Any) -> None:
 
 
 def _log_how_to_resume(run: Run) -> None:
-    if not is_worker_process() and (run.run_dir / "checkpoints" / LAST).exists():
+    if not is_worker_process() and (run.run_dir / CHECKPOINT_FOLDER / LAST).exists():
         log.info("to resume: %s", _resume_command(run))
 
 
@@ -268,16 +267,16 @@ def _leave_adapter(run: Run) -> None:
     except InputError as error:
         log.info("no adapter: %s", error)
         return
-    kept = [path for name in (BEST, LAST) if (path := run.run_dir / "checkpoints" / name).is_file()]
+    kept = [path for name in (BEST, LAST) if (path := run.run_dir / CHECKPOINT_FOLDER / name).is_file()]
     if not kept:
         log.info("no adapter: the run kept no checkpoint")
     for path in kept:
         try:
-            export_adapter(path, run.run_dir / ADAPTER_FOLDER)
+            export_adapter(path, run.run_dir / ADAPTER)
         except InputError as error:  # a damaged checkpoint is no reason to fail a run that has finished
             log.warning("no adapter of %s: %s", path.name, error)
         else:
-            log.info("adapter: %s, of %s", run.run_dir / ADAPTER_FOLDER, path.name)
+            log.info("adapter: %s, of %s", run.run_dir / ADAPTER, path.name)
             return
 
 
@@ -289,7 +288,7 @@ def _write_report(run: Run, error: NonFiniteError) -> None:
     if is_worker_process():
         return
     path = run.run_dir / f"nonfinite_step_{error.step}.txt"
-    last = run.run_dir / "checkpoints" / LAST
+    last = run.run_dir / CHECKPOINT_FOLDER / LAST
     good = f"last good checkpoint: {last.resolve() if last.exists() else 'none yet'}"
     write_atomically(path, "\n".join([good, *error.report, ""]))
     log.error("%s: %s", error, error.report[0])

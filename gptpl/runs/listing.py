@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpl.files.run_record import (
+    CHECKPOINT_FOLDER,
     RunError,
     RunRecord,
     find_runs,
@@ -23,9 +24,6 @@ from gptpl.files.run_record import (
     started,
 )
 from gptpl.text import near, nearest
-
-CHECKPOINT_FOLDER = "checkpoints"
-BEST = "best.ckpt"
 
 
 @dataclass(frozen=True, kw_only=True)

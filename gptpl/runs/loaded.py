@@ -25,8 +25,9 @@ from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.config.instantiate import check_trusted, instantiate
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.errors import InputError
+from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER
 from gptpl.model import GPTConfig
-from gptpl.runs.listing import BEST, find_run
+from gptpl.runs.listing import find_run
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
 from gptpl.tokenizers import Tokenizer
 from gptpl.training.performance import device_type
@@ -140,7 +141,7 @@ def load_classifier(
             )
         loaded = load_foreign_classifier(path, device=place)
     else:
-        best = path / "checkpoints" / BEST
+        best = path / CHECKPOINT_FOLDER / BEST
         loaded = load_classifier_file(best if best.is_file() else checkpoint_file(str(path)), device=place)
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
     return Classifier(**vars(loaded), trust=tuple(trust))

@@ -189,10 +189,10 @@ def _costs(settled: Settled) -> Plan:
     config = settled.config  # refuses a model of another class
     accumulate, steps = cfg.trainer.accumulate_grad_batches, settled.total_steps
     examples, of_text = len(data.examples("train")), isinstance(data, TextDataModule)
-    tune, trained = instantiate(cfg.tune), None
-    if tune.state() != ALL:
+    trained = None
+    if settled.tune.state() != ALL:
         with torch.device("meta"):
-            trained = tune.report(preparation(cfg, data)(GPTModel(config)))
+            trained = settled.tune.report(preparation(cfg, data)(GPTModel(config)))
     # Batches of each device; an epoch's last step may have fewer than the others.
     of_epoch = data.steps_per_epoch(world_size=world_size)
     epochs, steps_left = divmod(steps, -(-of_epoch // accumulate))

@@ -12,6 +12,8 @@ from typing import Any
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import is_locked
 from gptpl.files.run_record import (
+    BEST,
+    CHECKPOINT_FOLDER,
     CONFIG_FILE,
     RUN_FILE,
     RunError,
@@ -22,7 +24,7 @@ from gptpl.files.run_record import (
     read_mapping,
     read_run,
 )
-from gptpl.runs.listing import BEST, CHECKPOINT_FOLDER, DiskUse, disk_use, is_sweep, runs_folder, trials
+from gptpl.runs.listing import DiskUse, disk_use, is_sweep, runs_folder, trials
 from gptpl.text import count_text, near
 
 JUST_NOW_SECONDS = 60

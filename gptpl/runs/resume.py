@@ -14,9 +14,10 @@ from gptpl.config.check import check
 from gptpl.config.compose import Composed, Config, composed, from_plain, plain
 from gptpl.config.groups import Folder, choices, config_file, default_choices, members_of, said_by, walk
 from gptpl.config.instantiate import check_paths_inside, check_trusted
+from gptpl.config.overrides import key_of
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
-from gptpl.files.run_record import read_config, read_run_json
+from gptpl.files.run_record import CHECKPOINT_FOLDER, read_config, read_run_json, recorded_rows
 from gptpl.model.tuning import TuneAll
 from gptpl.runs.resume_rules import (
     ABSENT,
@@ -69,9 +70,7 @@ class Resumption:
 
     def check_text(self, datamodule: TrainingData) -> None:
         """Raises InputError if the data are not those that the run was trained on, by their hash."""
-        recorded = read_run_json(self.run_dir).get("data")
-        rows = recorded.get("rows") if isinstance(recorded, dict) else None
-        if difference := datamodule.difference(self.header["data_sha256"], rows):
+        if difference := datamodule.difference(self.header["data_sha256"], recorded_rows(self.run_dir)):
             data = self.config.data
             what = f"data.path={data.path}" if data.get("path") else f"data.corpus={data.corpus._target_}"
             raise InputError(
@@ -137,7 +136,7 @@ def resume_plan(
     if ".." in run_dir.parts:  # which the run's record would keep
         run_dir = run_dir.resolve()
     stored = read_config(run_dir, needs=("data", "model", "optimizer", "scheduler", "trainer"))
-    good = CheckpointFolder(run_dir / "checkpoints", keep=1).newest_good()
+    good = CheckpointFolder(run_dir / CHECKPOINT_FOLDER, keep=1).newest_good()
     if good is None:
         raise InputError(f"resume={run_dir} has no checkpoint to resume from: start a new run")
     checkpoint = read_checkpoint(good.path, verified=True)
@@ -220,7 +219,7 @@ def _moved(value: Any, old: str, new: str) -> Any:
 
 def _own_choices(stored: Settings, overrides: Sequence[str], config_dir: Folder | None) -> list[str]:
     """The recorded choices that a run was composed of, as overrides, without defaults and those given now."""
-    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    given = {key_of(override) for override in overrides}
     recorded, defaults, found = stored.get("choices"), default_choices("train", config_dir), {}
     for group, default in defaults.items():
         if group in OPEN_GROUPS:

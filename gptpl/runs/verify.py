@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from gptpl.callbacks.stopping import SIGNALS
-from gptpl.checkpoints.files import LAST
 from gptpl.checkpoints.format import HEADER_KEY, read_checkpoint
 from gptpl.checkpoints.resume_state import RESUME_KEY, state_digest
 from gptpl.config.compose import composed
 from gptpl.config.groups import Folder
-from gptpl.config.overrides import quoted
-from gptpl.errors import InputError
+from gptpl.config.overrides import key_of, quoted
+from gptpl.errors import SIGNAL_STATUS, InputError
+from gptpl.files.run_record import CHECKPOINT_FOLDER, LAST
 from gptpl.text import table
 
 DEFAULT_STEPS = 12
@@ -57,7 +57,7 @@ class Plan:
     config_dir: Folder | None = None
 
     def __post_init__(self) -> None:
-        for key in (override.lstrip("+~").partition("=")[0] for override in self.overrides):
+        for key in map(key_of, self.overrides):
             if key in SET_HERE:
                 raise InputError(f"{key} is set by verify-resume itself: leave it out")
         for name, value, least in (("steps", self.steps, 2), ("seed", self.seed, 0)):
@@ -145,7 +145,7 @@ def _train_all(parts: Sequence[tuple[str, int]], folder: Path, plan: Plan, *, fi
         if not _train([*settings, f"trainer.stop_at_step={step}"], log, plan, say):
             return False
         say(f"  {time.monotonic() - began_seconds:.0f} s")
-        if not (run_dir / "checkpoints" / LAST).exists():
+        if not (run_dir / CHECKPOINT_FOLDER / LAST).exists():
             raise InputError(NO_CHECKPOINT)
     return True
 
@@ -168,7 +168,7 @@ def _signals_unwind() -> Iterator[None]:
     """Make signals raise SystemExit here, so that the part that is running ends too, and its files go."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise SystemExit(SIGNAL_STATUS + number)
 
     taken = [n for n in SIGNALS if n != signal.SIGINT and signal.getsignal(n) == signal.SIG_DFL]
     for number in taken:
@@ -246,7 +246,7 @@ def compare(straight: Path, stopped: Path, *, steps: int, stops: list[int]) -> C
 
 
 def _last_checkpoint(run: Path) -> dict[str, Any]:
-    return read_checkpoint((run / "checkpoints" / LAST).resolve())
+    return read_checkpoint((run / CHECKPOINT_FOLDER / LAST).resolve())
 
 
 def _different_columns(straight: Path, stopped: Path) -> list[str]:

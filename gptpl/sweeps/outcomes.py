@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gptpl.errors import SIGNAL_STATUS
 from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import LOSS, RunError, read_run
 from gptpl.runs.listing import RESULTS_FILE
 from gptpl.sweeps.study import Search, TrialResult
 
-_SHELL_BASE = 128
-"""A command that stops for a signal exits with this plus the signal's number."""
 _LAST_BYTES = 8192
 BEGINS = "\n=== "
 """Begins the output of each attempt at a trial in its file."""
@@ -35,7 +34,7 @@ class Outcome:
 
 def outcome(status: int, run_dir: Path, output: Path, search: Search) -> Outcome:
     """How a process ended, by its exit status (as `subprocess` gives it) and its output."""
-    number = -status if status < 0 else status - _SHELL_BASE
+    number = -status if status < 0 else status - SIGNAL_STATUS
     if number in signal.valid_signals():
         name = signal.Signals(number).name
         killed = "killed by SIGKILL (the system does so when memory runs out)"

@@ -16,9 +16,9 @@ from gptpl.config.check import check_launcher
 from gptpl.config.compose import Composed, Glob, IntervalSweep, composed, plain
 from gptpl.config.groups import Folder, choices, is_group
 from gptpl.config.instantiate import instantiate
-from gptpl.config.overrides import is_path, parsed, readable
-from gptpl.config.signatures import locate
-from gptpl.errors import InputError
+from gptpl.config.overrides import is_path, key_of, parsed, readable
+from gptpl.config.signatures import locate, signature_of
+from gptpl.errors import SIGNAL_STATUS, InputError
 from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import LOSS
 from gptpl.runs.build import run_name
@@ -34,7 +34,6 @@ from gptpl.sweeps.worker import Watcher, Worker
 from gptpl.training.task import Better, better, known_metrics
 
 EXIT_FAILED = 1
-_SIGNAL_BASE = 128
 _OWN_KEYS = ("sweep", "hydra/launcher")
 _OWN_PREFIXES = ("sweep.", "hydra.launcher.", "hydra.sweep.")
 _SET_BY_THE_SWEEP = {
@@ -82,7 +81,7 @@ class SweepResult:
         if "failed" in states:
             say(f"trials failed: {states.count('failed')}; sweep.retry_failed=true tries them again")
         if self.stopped_by is not None:
-            return _SIGNAL_BASE + self.stopped_by
+            return SIGNAL_STATUS + self.stopped_by
         return 0 if set(states) <= {"finished", "pruned"} and not left else EXIT_FAILED
 
 
@@ -113,7 +112,7 @@ def sweep(
     space = _space(own, given)
     name, data, metrics = _check_trials(given.shared, space, config_dir, config_name)
     search = replace(search, mode=own["mode"] or better(search.metric, metrics))
-    flags = [] if config_dir is None else [f"--config-dir={Path(config_dir).expanduser().absolute()}"]
+    flags = [] if asked.config_dir is None else [f"--config-dir={asked.config_dir}"]
     flags += [] if config_name == "train" else [f"--config-name={config_name}"]
     shared = [*flags, *given.shared]
     # What makes two sweeps the same: not the number of their trials, which may change later.
@@ -128,8 +127,9 @@ def sweep(
     short_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     folder = Path(asked.hydra.sweep.dir or runs_folder() / "sweeps" / f"{name}_{short_hash}")
     folder = folder.expanduser().absolute()
-    # submitit's own files are put into the sweep's folder.
-    files = {"folder": str(folder / ".slurm")} if launcher_settings["_target_"].endswith(".slurm") else {}
+    kind = locate(launcher_settings["_target_"], "hydra.launcher._target_")
+    # A launcher with files of its own, as submitit has, puts them into the sweep's folder.
+    files = {"folder": str(folder / ".slurm")} if "folder" in signature_of(kind).parameters else {}
     launcher: Launcher = instantiate(launcher_settings, **files)
     try:
         _settle(folder, identity, data, shlex.join(["gptpl", "train", *overrides]), mix=own["mix"])
@@ -235,7 +235,7 @@ def _launcher_settings(asked: Composed) -> dict[str, Any]:
 def _space(own: Mapping[str, Any], given: _Given) -> SearchSpace:
     """The search's own settings, then those of the command line, which take precedence."""
     space = {}
-    shared = {override.lstrip("+~").partition("=")[0] for override in given.shared}
+    shared = {key_of(override) for override in given.shared}
     for key, text in own["params"].items():
         dimension = _dimension(f"{key}={text}", None)
         if dimension is None:

@@ -14,7 +14,7 @@ from types import FrameType
 
 from gptpl.callbacks.stopping import SIGNALS
 from gptpl.files.folder_lock import is_locked
-from gptpl.files.run_record import EVALUATIONS_FILE, METRICS_FILE, RunError, read_run
+from gptpl.files.run_record import CHECKPOINT_FOLDER, EVALUATIONS_FILE, LAST, METRICS_FILE, RunError, read_run
 from gptpl.runs.listing import OUTPUT
 from gptpl.runs.removal import remove_folder
 from gptpl.sweeps.jobs import Command, Job, Launcher
@@ -148,9 +148,9 @@ class Worker:
             self._study.end(claim, "interrupted", error="a process of an earlier start is still training it")
             return
         output = self._folder / OUTPUT / f"{claim.folder}.log"
-        checkpoints = run_dir / "checkpoints"
+        checkpoints = run_dir / CHECKPOINT_FOLDER
         # A copy of the folder may lack the link to the newest checkpoint, which resuming does not need.
-        if (checkpoints / "last.ckpt").exists() or any(checkpoints.glob("step-*.ckpt")):
+        if (checkpoints / LAST).exists() or any(checkpoints.glob("step-*.ckpt")):
             flags = [each for each in self._train if each.startswith("--config-dir")]
             own = [*flags, f"resume={run_dir}"]
         else:

@@ -11,7 +11,7 @@ from typing import Any
 from gptpl.errors import InputError
 from gptpl.tokenizers.base import END_OF_TEXT, BytesTokenizer, Tokenizer
 from gptpl.tokenizers.gpt2 import GPT2Tokenizer, byte_characters, token_ids, vocabulary_files
-from gptpl.tokenizers.words import UNKNOWN, WordsTokenizer
+from gptpl.tokenizers.words import NO_SPACE_BEFORE, PUNCTUATION, UNKNOWN, WordsTokenizer
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) -> None:
@@ -86,12 +86,12 @@ def _words(vocabulary: Mapping[str, int]) -> dict[str, Any]:
     """White space removed, then punctuation cut off, each piece looked up."""
     cuts = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
-        for pattern, behavior in ((r"\s+", "Removed"), (r"""[,.:;?_!"()']|--""", "Isolated"))
+        for pattern, behavior in ((r"\s+", "Removed"), (PUNCTUATION, "Isolated"))
     ]
     # WordPiece puts a space before every word but the first, and none before what has its prefix: nothing.
     spaced = {"type": "WordPiece", "prefix": "\0", "cleanup": False}
     joined = [
-        {"type": "Replace", "pattern": {"String": f" {mark}"}, "content": mark} for mark in ",.:;?!\"()'"
+        {"type": "Replace", "pattern": {"String": f" {mark}"}, "content": mark} for mark in NO_SPACE_BEFORE
     ]
     return _file(
         {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},

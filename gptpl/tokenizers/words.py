@@ -12,9 +12,13 @@ from gptpl.tokenizers.base import END_OF_TEXT, TokenIds, Tokenizer
 UNKNOWN = "<|unk|>"
 _SPECIAL = (END_OF_TEXT, UNKNOWN)
 
+PUNCTUATION = r"""[,.:;?_!"()']|--"""
+"""What the book's split cuts off, as a regular expression."""
+NO_SPACE_BEFORE = """,.:;?!"()'"""
+"""The characters that are joined to the word before them."""
 # The book's split, with the special tokens before it, so that they stay whole next to letters too.
-_SPLIT = re.compile(r"""(<\|endoftext\|>|<\|unk\|>|[,.:;?_!"()']|--|\s)""")
-_SPACE_BEFORE_PUNCTUATION = re.compile(r"""\s+([,.:;?!"()'])""")
+_SPLIT = re.compile(rf"(<\|endoftext\|>|<\|unk\|>|{PUNCTUATION}|\s)")
+_SPACE_BEFORE_PUNCTUATION = re.compile(rf"\s+([{NO_SPACE_BEFORE}])")
 
 
 class WordsTokenizer(Tokenizer):

@@ -84,13 +84,14 @@ def recognises(path: Path) -> bool:
 
 def open_files(path: Path) -> ModelFiles:
     """The language model in a folder. Raises InputError for another kind of model, or an incomplete one."""
-    config, tensors = _described(path / CONFIG_FILE), _tensors_of(path)
+    where = path / CONFIG_FILE
+    config, tensors = _described(read_json(where), where), _tensors_of(path)
     if _SCORE in tensors.shapes:
         raise InputError(
             f"{path} holds a classifier, not a language model: use gptpl classify checkpoint={path}"
         )
     prefixed = any(name.startswith(PREFIX) for name in tensors.shapes)
-    return with_record(path, table(PREFIX if prefixed else ""), tensors, config, path / CONFIG_FILE)
+    return with_record(path, table(PREFIX if prefixed else ""), tensors, config, where)
 
 
 def _tensors_of(path: Path) -> TensorSource:
@@ -103,9 +104,8 @@ def _tensors_of(path: Path) -> TensorSource:
     return state_dict_source(content, str(path / _OLD_FILE))
 
 
-def _described(path: Path) -> GPTConfig:
-    """The model of a `config.json`. Raises InputError for one that gptpl does not have."""
-    content = read_json(path)
+def _described(content: Mapping[str, Any], path: Path) -> GPTConfig:
+    """The model of the content of a `config.json`. Raises InputError for one that gptpl does not have."""
     check_settings(content, _FIXED, path, remedy=_REMEDY)
     config = described_config(
         content,
@@ -178,7 +178,7 @@ def open_classifier(path: Path) -> tuple[ModelFiles, tuple[str, ...]]:
     wanted = [str(number) for number in range(len(names))] if isinstance(names, dict) else []
     if len(wanted) < 2 or sorted(names, key=str) != sorted(wanted):
         raise InputError(f"{where}: id2label must name two or more classes, from 0 on, got {names!r}")
-    files = with_record(path, table(head=_SCORE), _tensors_of(path), _described(where), where)
+    files = with_record(path, table(head=_SCORE), _tensors_of(path), _described(content, where), where)
     return files, tuple(str(names[number]) for number in wanted)
 
 

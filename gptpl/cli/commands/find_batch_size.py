@@ -11,6 +11,7 @@ batch_size_finder.csv into find.output (older ones are replaced), and nothing el
 """
 
 from gptpl.cli.arguments import Arguments, checked_output, configured
+from gptpl.config.overrides import key_of
 from gptpl.errors import InputError
 from gptpl.runs.finders import SETTLED_BY_FINDER, find_batch_size
 
@@ -21,7 +22,7 @@ NAME = "batch_size_finder"
 def run(given: Arguments) -> None:
     """Prints a table and the suggestion, writes plot and numbers."""
     for override in given.overrides:
-        if (key := override.partition("=")[0].lstrip("+~")) in SETTLED_BY_FINDER:
+        if (key := key_of(override)) in SETTLED_BY_FINDER:
             raise InputError(f"{key} is what gptpl find-batch-size looks for: leave it out")
     own = given.config.find
     folder = checked_output("find.output", own.output)

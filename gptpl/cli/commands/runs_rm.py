@@ -22,7 +22,8 @@ from pathlib import Path
 
 from gptpl.cli.arguments import parse_plain
 from gptpl.errors import InputError
-from gptpl.runs.listing import BEST, find_run, runs_folder
+from gptpl.files.run_record import BEST
+from gptpl.runs.listing import find_run, runs_folder
 from gptpl.runs.removal import Removal, plan_removal, rest_of, some, warnings
 from gptpl.text import bytes_text, count_text, near, one_line, table
 

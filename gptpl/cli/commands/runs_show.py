@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any
 
 from gptpl.cli.arguments import parse_plain
-from gptpl.cli.run_facts import LAST, entry, facts, resume_command, use_command
+from gptpl.cli.run_facts import LAST_PATH, entry, facts, resume_command, use_command
 from gptpl.errors import InputError
 from gptpl.files.run_record import RunRecord, read_run
 from gptpl.runs.listing import DiskUse, disk_use, find_run
@@ -64,8 +64,8 @@ def _files(run: RunRecord, use: DiskUse) -> list[str]:
         shown = "tensorboard/" if name.startswith("tensorboard/") else name
         sizes[shown] = sizes.get(shown, 0) + size
     rows = [[name, bytes_text(size)] for name, size in sizes.items() if size]
-    if (link := run.path / LAST).is_symlink():
-        rows.append([LAST, f"-> {link.readlink()}"])
+    if (link := run.path / LAST_PATH).is_symlink():
+        rows.append([LAST_PATH, f"-> {link.readlink()}"])
         rows.sort()
     checkpoints = bytes_text(sum(use.checkpoints.values()))
     lines = [f"  {line}" for line in table(rows, right=[1])]

@@ -25,7 +25,7 @@ from gptpl.data.classification.splits import (
 from gptpl.data.sampler import PADDING
 from gptpl.data.sources import LabelledCorpus
 from gptpl.data.sources.records import Example
-from gptpl.data.splits import SPLITS, Duplicates, Split, check_choice, split_table
+from gptpl.data.splits import SPLITS, Duplicates, Split, batch_count, check_choice, split_table
 from gptpl.data.training_data import IGNORED, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
 from gptpl.text import count_text, shortened
@@ -260,11 +260,7 @@ class LabelledDataModule(TrainingData):
             left = [sum(found.get(label, 0) for label in more) for found in counts.values()]
             rows.append((f"{len(more)} more classes", left))
         rows.append(("tokens of the longest text", [max(found) for found in lengths.values()]))
-        batches = [
-            # training drops the last short batch
-            len(found) // size if split == "train" else -(-len(found) // size)
-            for split, found in lengths.items()
-        ]
+        batches = [batch_count(split, len(found), size) for split, found in lengths.items()]
         rows.append((f"batches of {size:,} texts", batches))
         lines = split_table(counts, rows)
         if self._lost:

@@ -15,7 +15,6 @@ from gptpl.data.splits import (
     check_choice,
     check_ratios,
     homes,
-    normalised,
     write_split,
 )
 from gptpl.errors import InputError
@@ -38,7 +37,12 @@ class Instruction:
     @property
     def question(self) -> tuple[str, str]:
         """Instruction and input, by which duplicates are found."""
-        return normalised(self.instruction), normalised(self.input)
+        return _normalised(self.instruction), _normalised(self.input)
+
+
+def _normalised(text: str) -> str:
+    """The text with single spaces for all white space: questions count as equal by that."""
+    return " ".join(text.split())
 
 
 def read_instructions(

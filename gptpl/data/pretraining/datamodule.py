@@ -17,7 +17,7 @@ from gptpl.data.pretraining.encoding import encode_corpus
 from gptpl.data.pretraining.token_cache import PARTS, CorpusStats, EncodedCorpus, Tokens
 from gptpl.data.sampler import PADDING
 from gptpl.data.sources import Corpus
-from gptpl.data.splits import SPLITS, Split, check_ratios, split_table
+from gptpl.data.splits import SPLITS, Split, batch_count, check_ratios, split_table
 from gptpl.data.training_data import IGNORED, Batches, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
 from gptpl.resuming import FREE
@@ -153,7 +153,7 @@ class TextDataModule(TrainingData):
         return self.encoded.tokenizer
 
     def content_sha256(self) -> str:
-        """Hash of the corpus; once it is encoded, as it was then."""
+        """Hash of the corpus, for an encoded one at the time of encoding."""
         encoded = self.__dict__.get("encoded")
         return self.corpus.content_sha256() if encoded is None else encoded.stats.content_sha256
 
@@ -210,8 +210,10 @@ class TextDataModule(TrainingData):
             ("characters", (stats.train_characters, stats.val_characters)),
             ("tokens", (stats.train_tokens, stats.val_tokens)),
             (f"sequences of {self.max_length:,} tokens, one every {self.stride:,}", (train, val)),
-            # training drops the last short batch
-            (f"batches of {batch_size:,} sequences", (train // batch_size, -(-val // batch_size))),
+            (
+                f"batches of {batch_size:,} sequences",
+                (batch_count("train", train, batch_size), batch_count("val", val, batch_size)),
+            ),
         ]
         lines = [*split_table(PARTS, rows), _size(stats.train_tokens, parameters), _duplicates(stats)]
         title = (

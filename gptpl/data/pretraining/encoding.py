@@ -84,10 +84,12 @@ def cached_corpus(
     return None
 
 
-def encode_in_memory(corpus: Corpus, tokenizer: Tokenizer, *, train_ratio: float) -> EncodedCorpus:
-    """As `encode_corpus`, without the cache."""
+def encode_in_memory(
+    corpus: Corpus, tokenizer: Tokenizer, *, content_sha256: str, train_ratio: float
+) -> EncodedCorpus:
+    """As `encode_corpus`, without the cache, for a corpus whose `content_sha256()` is known."""
     check_ratios(train_ratio=train_ratio)
-    return _encoded(corpus, tokenizer, train_ratio, corpus.content_sha256(), None)
+    return _encoded(corpus, tokenizer, train_ratio, content_sha256, None)
 
 
 def _vocabulary_sha256(tokenizer: Tokenizer) -> str | None:
