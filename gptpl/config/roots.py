@@ -91,6 +91,7 @@ class _OwnData:  # of the model's own run
 @dataclass(kw_only=True)
 class _Evaluate(_Model):
     split: str
+    precision: str
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from gptpl.model.gpt import (
     SwiGLU,
     TransformerBlock,
 )
-from gptpl.model.inference import CachedGPT, KVCache
+from gptpl.model.inference import CachedGPT, Int8GPT, KVCache
 from gptpl.model.parameters import ParameterCount, count_parameters, empty_model, parameters_of
 from gptpl.model.protocol import eval_mode
 
@@ -25,6 +25,7 @@ __all__ = [
     "GPTClassifier",
     "GPTConfig",
     "GPTModel",
+    "Int8GPT",
     "KVCache",
     "MultiHeadAttention",
     "ParameterCount",

@@ -92,7 +92,7 @@ def training_loss(
 
 
 def evaluation_loss(net: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """`summed_next_token_loss` of the model, without all logits at once where it has a fused head."""
+    """`summed_next_token_loss` of the model, without all logits at once where it has a head to call apart."""
     return _evaluated(net, (inputs,), targets, summed_next_token_loss)
 
 
@@ -106,7 +106,9 @@ def evaluation_scores(
 def _evaluated(net: nn.Module, given: tuple[Tensor, ...], targets: Tensor, sums_of: Sums) -> Tensor:
     if has_fused_head(net):
         return head_sums(*head_factors(net, *given), targets, sums_of)
-    return sums_of(net(*given), targets)
+    body, head = body_and_head(net)
+    parts = _in_parts(PRODUCT_ROWS, body(*given).flatten(0, -2), targets.flatten())
+    return torch.stack([sums_of(head(rows), aims) for rows, aims in parts]).sum(0)
 
 
 def _given(net: nn.Module, inputs: Tensor, segments: Tensor | None) -> tuple[Tensor, ...]:

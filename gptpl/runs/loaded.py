@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from gptpl.config.instantiate import check_trusted, instantiate
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.errors import InputError
 from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER
-from gptpl.model import GPTConfig
+from gptpl.model import GPTConfig, Int8GPT
+from gptpl.model.protocol import gpt_model
 from gptpl.runs.listing import find_run
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
 from gptpl.tokenizers import Tokenizer
@@ -39,7 +41,9 @@ from gptpl.weights.starting import FileWeights, PublishedWeights, RandomWeights,
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
+INT8 = "int8"
+PRECISIONS = {"32-true": torch.float32, "bf16-true": torch.bfloat16, INT8: torch.float32}
+"""The types that a language model's weights are read in."""
 Source = str | Path | StartingWeights
 
 
@@ -63,7 +67,8 @@ def load(
             `PublishedWeights(source="hf", size="124M")`.
         base: the weights that an adapter belongs to; None: where they were when it was trained.
         device: auto, cpu, cuda or mps.
-        precision: 32-true, or bf16-true for half the memory (language models only).
+        precision: 32-true; bf16-true for half the memory; int8 for a third, on a CPU, where it generates
+            text fastest. Language models only.
         trust: packages of yours whose classes the run may use.
 
     Raises InputError for files that are missing or damaged, and for a device that does not exist.
@@ -92,6 +97,8 @@ def load_language_model(
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision} is unknown: choose one of {', '.join(PRECISIONS)}")
     place, dtype = device_type(device, key="device"), PRECISIONS[precision]
+    if precision == INT8 and place != "cpu":
+        raise InputError(f"precision=int8 is for CPUs, the device is {place}: give device=cpu or bf16-true")
     if isinstance(source, str | Path):
         path: Path | None = find_run(source, key="checkpoint")
     else:
@@ -115,6 +122,8 @@ def load_language_model(
         else:
             loaded = load_model(path, device=place, build=partial(_build, path, trust))
         loaded.net.to(dtype)
+    if precision == INT8:
+        loaded = replace(loaded, net=Int8GPT(gpt_model(loaded.net, "precision=int8 is for GPTModel alone")))
     log.info("checkpoint: %s, step %d", loaded.path, loaded.step)
     if "template" not in loaded.task:
         return LanguageModel(**vars(loaded), trust=tuple(trust))

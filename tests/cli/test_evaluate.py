@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from gptpl.checkpoints.loading import load_model
 from gptpl.data.sources import Tale
+from gptpl.model.inference import can_multiply_int8
 from gptpl.tokenizers import WordsTokenizer
 
 
@@ -59,6 +60,16 @@ def test_batches_and_windows_can_be_chosen(gptpl, quick):
     numbers = numbers_of(outcome.out)
     assert numbers["tokens"] == count
     assert numbers["loss"] == pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.skipif(not can_multiply_int8(), reason="int8 products are FBGEMM's, for x86 alone")
+def test_int8_weights_have_nearly_the_same_perplexity(gptpl, quick):
+    exact, rounded = (
+        numbers_of(gptpl("evaluate", f"checkpoint={quick.run.path}", f"precision={precision}").out)
+        for precision in ("32-true", "int8")
+    )
+    assert rounded["tokens"] == exact["tokens"]
+    assert rounded["perplexity"] == pytest.approx(exact["perplexity"], rel=0.002)
 
 
 def test_any_text_can_be_scored_even_one_shorter_than_a_window(gptpl, quick, tmp_path):

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from gptpl.checkpoints.loading import load_model
 from gptpl.cli.main import main
+from gptpl.model.inference import can_multiply_int8
 
 AWKWARD = [
     "plain",
@@ -367,8 +368,11 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(refused, quick, tmp_path):
     assert "bare.ckpt is damaged (tokenizer is missing)" in refused("generate", "checkpoint=bare.ckpt")
 
 
-def test_bf16_is_nearly_the_same_model(generate):
+@pytest.mark.parametrize("precision", ["bf16-true", "int8"])
+def test_other_precisions_are_nearly_the_same_model(precision, generate):
+    if precision == "int8" and not can_multiply_int8():
+        pytest.skip("int8 products are FBGEMM's, for x86 alone")
     settings = ("prompt=The sea", "temperature=0", "max_new_tokens=5")
-    text = generate(*settings, "precision=bf16-true")
+    text = generate(*settings, f"precision={precision}")
     assert text.startswith("The sea")
     assert len(text) == len(generate(*settings))

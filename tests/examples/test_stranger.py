@@ -385,6 +385,8 @@ def test_their_model_in_python(counting):
     assert text == model.generate("abc", max_new_tokens=4, seed=1)
     last = [float(row["val/loss"]) for row in rows(counting) if row["val/loss"]][-1]
     assert model.evaluate().loss == pytest.approx(last, abs=1e-6)
+    with pytest.raises(InputError, match=r"precision=int8 .*, this model is a stranger_lab\.models\.TinyGRU"):
+        gptpl.load(counting, trust=["stranger_lab"], device="cpu", precision="int8")
 
 
 def test_the_finders_and_what_only_a_gpt_has(lab):

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.model import CachedGPT, GPTConfig, GPTModel
-from gptpl.model.inference import can_pack, packed
+from gptpl.model import CachedGPT, GPTConfig, GPTModel, Int8GPT
+from gptpl.model.inference import Int8Embedding, Int8Linear, can_multiply_int8, can_pack, packed
+from gptpl.model.lora import add_low_rank
+from gptpl.model.loss import evaluation_loss
 
 V, C = 31, 16
 MODERN = {"position": "rope", "norm": "rmsnorm", "feed_forward": "swiglu", "linear_bias": False}
@@ -143,3 +145,98 @@ def test_what_is_not_a_plain_linear_layer_is_left_alone() -> None:
 
     layer = Lora(3, 4)
     assert packed(layer, rows=1) is layer
+
+
+# ---------------------------------------------------------------------------------------------- int8 weights
+
+needs_int8 = pytest.mark.skipif(not can_multiply_int8(), reason="int8 products are FBGEMM's, for x86 alone")
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """The matrix with each row rounded to multiples of its largest magnitude / 127, in fp64."""
+    scale = weight.detach().double().abs().amax(1, keepdim=True) / 127
+    return (weight.detach().double() / scale).round() * scale
+
+
+def with_rounded_matrices(model: GPTModel) -> GPTModel:
+    """A copy of the model whose matrices, but the position table, are rounded."""
+    state = {
+        name: rounded(tensor).float() if tensor.dim() == 2 and not name.startswith("pos_emb") else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    copy = GPTModel(model.config).eval()
+    copy.load_state_dict(state)
+    return copy
+
+
+def test_this_torch_multiplies_int8_where_it_is_built_for_x86() -> None:
+    """torch means to remove the types that `_rounded` makes, and with them `quantized::linear_prepack`."""
+    assert can_multiply_int8() == ("fbgemm" in torch.backends.quantized.supported_engines)
+
+
+@needs_int8
+@torch.inference_mode()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 24), (2, 5, 24), (600, 24), (0, 24)])
+def test_an_int8_layer_multiplies_with_its_rounded_weights(shape: tuple[int, ...], bias: bool) -> None:
+    layer = nn.Linear(24, 57, bias=bias)
+    x = torch.randn(shape)
+    x[..., 3] *= 50  # leaves few levels for the others
+    x[:1] = 0
+    y = Int8Linear(layer)(x)
+    expected = x.double() @ rounded(layer.weight).T + (layer.bias if bias else 0)
+    assert y.shape == (*shape[:-1], 57)
+    allowed = x.abs().amax(-1, keepdim=True) / 15_800 * layer.weight.abs().sum(1) + 1e-6
+    assert ((y - expected).abs() <= allowed).all()
+
+
+@needs_int8
+@torch.inference_mode()
+def test_the_largest_products_do_not_overflow() -> None:
+    """On a processor without VNNI two products are added up in 16 bits, and cut off at 32,767."""
+    layer = nn.Linear(4096, 16, bias=False)
+    layer.weight.fill_(1.0)
+    x = torch.ones(1, 4096)
+    torch.testing.assert_close(Int8Linear(layer)(x), layer(x), rtol=1e-5, atol=0)
+    torch.testing.assert_close(Int8Linear(layer)(-x), layer(-x), rtol=1e-5, atol=0)
+
+
+@needs_int8
+@torch.inference_mode()
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", [{}, MODERN], ids=["gpt2", "modern"])
+def test_an_int8_model_is_the_model_with_rounded_matrices(architecture: dict[str, Any], tied: bool) -> None:
+    model = build(tied=tied, **architecture)
+    expected = with_rounded_matrices(model)
+    small = Int8GPT(model)
+    assert not any(isinstance(module, nn.Linear) for module in small.modules())
+    rows, logits = grown(small.cached(rows=4), PROMPTS, 10)
+    tokens = torch.randint(V, (3, C))
+    for ours, theirs in ((logits, whole(expected, rows)), (small(tokens), expected(tokens))):
+        assert (ours - theirs).abs().max() < 3e-3 * theirs.abs().max()
+    ours, theirs = (evaluation_loss(each, tokens[:, :-1], tokens[:, 1:]) for each in (small, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
+
+
+@needs_int8
+@torch.inference_mode()
+def test_int8_weights_are_those_of_merged_low_rank_layers() -> None:
+    model = build()
+    add_low_rank(model, rank=2, alpha=4, dropout=0.0, targets=["qkv", "down_proj", "out_head"])
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            parameter.normal_(std=0.3)
+    tokens = torch.randint(V, (1, C))
+    before = model.eval()(tokens)
+    after = Int8GPT(model)(tokens)
+    assert (after - before).abs().max() < 0.05 * before.abs().max()
+
+
+@needs_int8
+def test_a_tied_table_has_the_numbers_of_the_head() -> None:
+    model = build(tied=True)
+    expected = rounded(model.tok_emb.weight)
+    small = Int8GPT(model)
+    assert isinstance(small.tok_emb, Int8Embedding)
+    assert small.tok_emb.weight.dtype == torch.int8
+    torch.testing.assert_close(small.tok_emb(torch.arange(V)).double(), expected, rtol=1e-6, atol=1e-8)

@@ -26,6 +26,8 @@ from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.data.sources import TextFiles
 from gptpl.errors import InputError
 from gptpl.files.durable import PartialResults
+from gptpl.model.inference import can_multiply_int8
+from gptpl.runs.export import export
 from gptpl.runs.loaded import load
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
 from gptpl.tokenizers import WordsTokenizer
@@ -35,6 +37,7 @@ TINY = (
     *("model.n_layers=1", "model.emb_dim=16", "model.n_heads=2", "model.drop_rate=0", "eval_every_n_steps=4"),
     *("scheduler.warmup_steps=1", "trainer.max_steps=8", "optimizer.lr=1e-2", "run_dir=run"),
 )
+needs_int8 = pytest.mark.skipif(not can_multiply_int8(), reason="int8 products are FBGEMM's, for x86 alone")
 MARKER = "\n> "
 ENTRIES = [{"instruction": f"Say {n}.", "input": "", "output": f"No {n}!"} for n in range(40)]
 
@@ -153,6 +156,34 @@ def test_a_run_its_files_and_its_export_are_the_same_model(pretrained: Path, tmp
 def test_wrong_settings_are_refused(pretrained: Path, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         load(pretrained, **settings)
+
+
+def test_int8_is_for_language_models_on_a_cpu(
+    pretrained: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="precision=int8: a classifier is read in 32-true"):
+        load(classifier, precision="int8")
+    monkeypatch.setattr("gptpl.runs.loaded.device_type", lambda device, key: "cuda")
+    with pytest.raises(InputError, match="int8 is for CPUs, the device is cuda: give device=cpu or"):
+        load(pretrained, precision="int8")
+    monkeypatch.undo()
+    monkeypatch.setattr("gptpl.model.inference.can_multiply_int8", lambda: False)
+    with pytest.raises(InputError, match=r"needs an x86 processor.*: use precision=bf16-true"):
+        load(pretrained, device="cpu", precision="int8")
+
+
+@needs_int8
+def test_int8_weights_are_used_and_not_exported(pretrained: Path, tmp_path: Path) -> None:
+    model, small = language_model(pretrained), language_model(pretrained, precision="int8")
+    tokens = torch.tensor([list(b"abcdefgh abc")])
+    with torch.inference_mode():
+        difference = (small.net(tokens) - model.net(tokens)).abs().max()
+    assert 0 < difference < 0.05
+    assert small.evaluate().perplexity == pytest.approx(model.evaluate().perplexity, rel=0.002)
+    assert small.generate("ab", seed=3, max_new_tokens=9)
+    assert small.complete(["ab"], num_beams=2, max_new_tokens=3)
+    with pytest.raises(InputError, match=r"this model is a gptpl\.model\.inference\.Int8GPT"):
+        export(small, "hf", tmp_path / "hf")
 
 
 # --- text -----------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 def run(given: Arguments) -> None:
     """Prints the scores."""
     cfg = settings_of(given)
-    model, data = load(**given_model(cfg)), cfg["data"]
+    model, data = load(**given_model(cfg), precision=cfg["precision"]), cfg["data"]
     if data["batch_size"] == "auto":
         raise InputError("data.batch_size=auto is for training: give a whole number")
     if isinstance(model, Classifier):
