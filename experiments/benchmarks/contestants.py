@@ -1,14 +1,16 @@
 """The training loops that are compared, each in a process of its own that takes a step when it is told to.
 
-    python contestants.py NAME TOKENS.npy BATCH CONTEXT DROPOUT [SIZE]
+    python contestants.py NAME '{"tokens": "tokens.npy", "text": "text.txt", "batch": 2, "context": 256, ...}'
 
-Every loop trains the same GPT-2 (tied, biases; 124M unless a size is given) on the same random sequences with
-AdamW and gradients clipped to 1, and reads its loss at every step. The process answers every line on its
-standard input with one JSON object: the seconds of a step and what is known of its parts.
+gptpl itself is the command `gptpl train` with one more callback (conf/), see `gptpl_command`.
+Every loop trains the same GPT-2 (tied, biases) on text of the same kind with AdamW and gradients clipped to
+1, and reads its loss at every step. The process answers every line on its standard input with one JSON
+object: the seconds of a step and what is known of its parts.
 """
 
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -17,89 +19,60 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STARTED = time.perf_counter()
+HERE = Path(__file__).parent
+STARTED = float(os.environ.get("BENCHMARK_STARTED", time.perf_counter()))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 V, C = 50257, 1024
 LR, DECAY = 6e-4, 0.1
-WARMUP = 3
+WARMUP = 2
+PLANNED_STEPS = 10_000
+OUT = os.fdopen(int(os.environ.get("BENCHMARK_OUT", 1)), "w", closefd=False)
 
 
 @dataclass(frozen=True)
 class Size:
-    """Width, blocks and heads of a GPT-2."""
+    """Width, blocks and heads of a GPT-2, and gptpl's name of it."""
 
     D: int
     L: int
     H: int
+    name: str
 
 
 SIZES = {
-    "124M": Size(768, 12, 12),
-    "355M": Size(1024, 24, 16),
-    "774M": Size(1280, 36, 20),
-    "1558M": Size(1600, 48, 25),
+    "tiny": Size(64, 2, 4, "tiny"),
+    "124M": Size(768, 12, 12, "gpt2_small"),
+    "355M": Size(1024, 24, 16, "gpt2_medium"),
+    "774M": Size(1280, 36, 20, "gpt2_large"),
+    "1558M": Size(1600, 48, 25, "gpt2_xl"),
 }
 
 
-class Turns:
-    """Ends a step: answers the line that asked for it, and waits for the next one."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.first_seconds = 0.0
-        self._began: float | None = None
-
-    def done(self, loss: float, parts: dict[str, float] | None = None) -> None:
-        """A step has ended; returns when the next may begin."""
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.steps += 1
-        if self.steps == 1:
-            self.first_seconds = now - STARTED
-        if self.steps == WARMUP:
-            say({"ready": True, "first_step_seconds": self.first_seconds})
-        elif self.steps > WARMUP:
-            assert self._began is not None
-            answer = {"seconds": now - self._began, "loss": loss, "peak_mb": peak_mb()}
-            say(answer | {"parts": parts or {}})
-        if self.steps >= WARMUP and not sys.stdin.readline():
-            sys.exit(0)
-        self._began = time.perf_counter()
-
-
-def peak_mb() -> float:
-    """Most memory of the device that the process has held; on a CPU all that it has held."""
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_reserved() / 2**20
-    # ru_maxrss would begin with the size of the parent process.
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def say(answer: dict[str, Any]) -> None:
-    """One JSON object on standard output, where nothing else is written."""
-    print(json.dumps(answer), file=OUT, flush=True)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
-    """What every loop trains on."""
+    """What every loop trains on: `tokens`, a .npy file, are those of the file `text`."""
 
-    path: Path
+    tokens: str
+    text: str
     batch: int
     context: int
-    dropout: float
-    size: Size = SIZES["124M"]
+    dropout: float = 0.0
+    size: str = "124M"
+    steps_a_turn: int = 1
+
+    @property
+    def shape(self) -> Size:
+        return SIZES[self.size]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows at random places, without end, the same ones for everybody."""
-        tokens = np.load(self.path, mmap_mode="r")
+        """Sequences from random places, without end, the same ones for everybody."""
+        tokens = np.load(self.tokens, mmap_mode="r")
         draw = np.random.default_rng(0)
         while True:
             starts = draw.integers(0, len(tokens) - self.context - 1, self.batch)
@@ -108,122 +81,131 @@ class Work:
             yield both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
+class Turns:
+    """Ends a turn, of one step or several: answers the line that asked for it, and waits for the next one."""
+
+    def __init__(self, steps_a_turn: int = 1) -> None:
+        self.steps_a_turn = steps_a_turn
+        self.steps = 0
+        self._first_seconds = self._began = 0.0
+
+    def done(self, loss: float, parts: dict[str, float] | None = None) -> None:
+        """A step has ended; returns when the next may begin."""
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.steps += 1
+        if self.steps == 1:
+            self._first_seconds = now - STARTED
+        timed = self.steps - WARMUP
+        if timed < 0 or timed % self.steps_a_turn:
+            return
+        if timed == 0:
+            say({"first_step_seconds": self._first_seconds})
+        else:
+            seconds = (now - self._began) / self.steps_a_turn
+            say({"seconds": seconds, "loss": loss, "peak_gb": peak_gb(), "parts": parts or {}})
+        if not sys.stdin.readline():
+            os._exit(0)  # at once: a run that is interrupted in order would save a checkpoint
+        self._began = time.perf_counter()
+
+
+def peak_gb() -> float:
+    """Most memory of the device that the process has held; on a CPU all that it has held."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_reserved() / 2**30
+    # ru_maxrss would begin with the size of the parent process.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
+def say(answer: dict[str, Any]) -> None:
+    """One JSON object to the process that asked."""
+    print(json.dumps(answer), file=OUT, flush=True)
+
+
 # --- gptpl ------------------------------------------------------------------------------------------------
 
 
-def gptpl(work: Work, turns: Turns) -> None:
-    """What `gptpl train` runs: Lightning, loggers and callbacks included."""
-    import lightning as L_
+def gptpl_command(work: Work, folder: str) -> list[str]:
+    """`gptpl train` that takes turns: all of the command, with its loggers and callbacks."""
+    turns = ("callbacks=[default,turns]", f"callbacks.turns.steps_a_turn={work.steps_a_turn}")
+    train = [sys.executable, "-W", "ignore", "-m", "gptpl", "train", "--config-dir", str(HERE / "conf")]
+    return [*train, *turns, *gptpl_settings(work, folder)]
 
-    from gptpl import compose
-    from gptpl.callbacks.learning_rate import LearningRate
-    from gptpl.callbacks.throughput import Throughput
-    from gptpl.runs.trainer import build_trainer
-    from gptpl.tokenizers import GPT2Tokenizer
-    from gptpl.training.language_model import LanguageModelingModule
-    from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
 
-    class Parts(L_.Callback):
-        """Where the time of a step goes. It has ended when the next batch begins: only then it is logged."""
+def gptpl_settings(work: Work, folder: str, planned: int = PLANNED_STEPS) -> list[str]:
+    """The overrides of `gptpl train` for this work: all else is as a user starts it."""
+    return [
+        f"model={work.shape.name}",
+        f"model.drop_rate={work.dropout}",
+        "data=text_file",
+        f"data.path={work.text}",
+        f"data.batch_size={work.batch}",
+        f"data.max_length={work.context}",
+        "trainer.max_epochs=null",
+        f"trainer.max_steps={planned}",
+        f"eval_every_n_steps={planned}",
+        "eval_train_batches=1",
+        "eval_val_batches=1",
+        "callbacks.checkpoint_last.every_n_minutes=100000",
+        "~callbacks.progress_bar",
+        "~callbacks.sample_text",
+        f"run_dir={folder}/run",
+    ]
 
-        def __init__(self) -> None:
-            self.marks: list[float] = []
 
-        def mark(self, *args: Any) -> None:
-            self.marks.append(time.perf_counter())
+def gptpl_run(work: Work, *overrides: str, planned: int = PLANNED_STEPS) -> Any:
+    """The run that `gptpl train` would train, built with its choices."""
+    import gptpl
 
-        on_before_backward = on_after_backward = on_train_batch_end = mark
-
-        def on_train_batch_start(self, trainer: L_.Trainer, *args: Any) -> None:
-            self.mark()
-            if len(self.marks) == 5:
-                names = ("forward", "backward", "optimizer", "logging and next batch")
-                spans = (b - a for a, b in itertools.pairwise(self.marks))
-                turns.done(
-                    float(trainer.callback_metrics["train/loss"]), dict(zip(names, spans, strict=True))
-                )
-            self.marks = [time.perf_counter()]
-
-    net, path = gptpl_model(work.size, work.dropout)
     with tempfile.TemporaryDirectory() as folder:
-        module = LanguageModelingModule(
-            net,
-            tokenizer=GPT2Tokenizer(),
-            make_optimizer=gptpl_optimizer,
-            lr_factor=lambda step: 1.0,
-            total_steps=10**6,
-            run_config={},
-            eval_every_n_steps=10**6,
-            head=path.head,
-        )
-
-        trainer = build_trainer(
-            compose(
-                "trainer.max_epochs=null", f"trainer.max_steps={10**6}", "trainer.precision=bf16-mixed"
-            ).trainer,
-            eval_every_n_steps=10**6,
-            deterministic=False,
-            callbacks=[Throughput(), LearningRate(), Parts()],
-            logger=[RunTensorBoardLogger(save_dir=folder), MetricsCSVLogger(save_dir=folder)],
-            default_root_dir=folder,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            limit_val_batches=0,
-        )
-        trainer.fit(module, train_dataloaders=Endless(work))
+        run = gptpl.build(*gptpl_settings(work, folder, planned), *overrides)
+        run.close()
+    return run
 
 
-class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    """The batches as what Lightning takes for a loader."""
+class TakeTurns(L.Callback):
+    """Has `gptpl train` take turns; the step has ended when the next batch begins: only then it is logged."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, *, steps_a_turn: int = 1) -> None:
+        self.turns = Turns(steps_a_turn)
+        self.marks: list[float] = []
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.work.batches()
+    def mark(self, *args: Any) -> None:
+        """Notes the time of a part's end."""
+        self.marks.append(time.perf_counter())
 
+    on_before_backward = on_after_backward = on_train_batch_end = mark
 
-def gptpl_model(size: Size, dropout: float, **choices: Any) -> tuple[Any, Any]:
-    """gptpl's GPT-2 and its fast path: chosen by itself for bf16 products, but for `choices`."""
-    from gptpl.model import GPTConfig, GPTModel
-    from gptpl.training.performance import choose_fast_path, keep_freed_memory
-
-    path = choose_fast_path(
-        device_type=DEVICE, precision="bf16-mixed", drop_rate=dropout, total_steps=10**6, **choices
-    )
-    if path.keep_freed_memory:
-        keep_freed_memory()
-    torch.manual_seed(0)
-    config = GPTConfig(
-        vocab_size=V, context_length=C, emb_dim=size.D, n_heads=size.H, n_layers=size.L,
-        drop_rate=dropout, qkv_bias=True, tie_weights=True, init="gpt2",
-    )  # fmt: skip
-    net = GPTModel(config).train().to(DEVICE)
-    path.apply(net)
-    return net, path
-
-
-def gptpl_optimizer(net: nn.Module) -> torch.optim.Optimizer:
-    """gptpl's AdamW."""
-    from gptpl.training.optimizers import adamw
-
-    return adamw(net, lr=LR, weight_decay=DECAY, betas=(0.9, 0.95), eps=1e-8, decay="matrices")
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Ends the step before."""
+        self.mark()
+        if len(self.marks) == 5:
+            names = ("forward", "backward", "optimizer", "logging and next batch")
+            parts = dict(zip(names, (b - a for a, b in itertools.pairwise(self.marks)), strict=True))
+            self.turns.done(float(trainer.callback_metrics["train/loss"]), parts)
+        self.marks = [time.perf_counter()]
 
 
 def gptpl_bare(work: Work, turns: Turns) -> None:
-    """gptpl's model and kernels in a bare loop: what Lightning costs is the difference."""
-    net, _ = gptpl_model(work.size, work.dropout)
-    optimizer = gptpl_optimizer(net)
+    """gptpl's model, with the choices of its run, in a bare loop: what Lightning costs is the difference."""
+    run = gptpl_run(work)
+    net = run.module.net.to(DEVICE).train()
+    optimizer = run.module.make_optimizer(net)
+    low = "bf16" in run.trainer.precision
     for inputs, targets in work.batches():
-        turns.done(gptpl_step(net, optimizer, inputs, targets))
+        turns.done(gptpl_step(net, optimizer, inputs, targets, head=run.module.head, low=low))
 
 
-def gptpl_step(net: Any, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor) -> float:
-    """A step of the bare loop; returns its loss."""
-    from gptpl.model.loss import head_loss
+def gptpl_step(
+    net: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, *, head: Any, low: bool
+) -> float:
+    """A step of the bare loop, in bf16 if `low`; returns its loss."""
+    from gptpl.model.loss import training_loss
 
-    with torch.autocast(DEVICE, torch.bfloat16):
-        loss = head_loss(net.hidden(inputs), net.out_head.weight, targets)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=low):
+        loss = training_loss(net, inputs, targets, head=head)
     loss.backward()
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
@@ -308,7 +290,7 @@ def book(size: Size, dropout: float) -> nn.Module:
 
 def book_loop(work: Work, turns: Turns) -> None:
     """The book's own loop, chapter 5: fp32, no clipping, plain AdamW."""
-    model = book(work.size, work.dropout).to(DEVICE)
+    model = book(work.shape, work.dropout).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY)
     for inputs, targets in work.batches():
         optimizer.zero_grad()
@@ -318,11 +300,11 @@ def book_loop(work: Work, turns: Turns) -> None:
         turns.done(loss.item())
 
 
-def hugging_face_trainer(work: Work, turns: Turns, *, compiled: bool) -> None:
-    """transformers' Trainer in bf16 with fused AdamW, its loss logged at every step."""
+def hugging_face_trainer(work: Work, turns: Turns, *, low: bool, compiled: bool) -> None:
+    """transformers' Trainer with fused AdamW, its loss logged at every step."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    class Windows(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    class Sequences(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         def __iter__(self) -> Iterator[dict[str, Tensor]]:
             for inputs, _ in work.batches():
                 for row in inputs:
@@ -336,14 +318,14 @@ def hugging_face_trainer(work: Work, turns: Turns, *, compiled: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=work.batch, max_steps=10**6, learning_rate=LR,
-            weight_decay=DECAY, adam_beta2=0.95, max_grad_norm=1.0, optim="adamw_torch_fused", bf16=True,
+            weight_decay=DECAY, adam_beta2=0.95, max_grad_norm=1.0, optim="adamw_torch_fused", bf16=low,
             use_cpu=DEVICE == "cpu", torch_compile=compiled, logging_steps=1, report_to=[],
             save_strategy="no", disable_tqdm=True, lr_scheduler_type="constant",
         )  # fmt: skip
         trainer = Trainer(
-            model=hugging_face(work.size, work.dropout),
+            model=hugging_face(work.shape, work.dropout),
             args=arguments,
-            train_dataset=Windows(),
+            train_dataset=Sequences(),
             callbacks=[TakeTurns()],
         )
         trainer.train()
@@ -351,11 +333,19 @@ def hugging_face_trainer(work: Work, turns: Turns, *, compiled: bool) -> None:
 
 def plain(size: Size, dropout: float) -> nn.Module:
     """gptpl's own model without gptpl's kernels: with `loop` this is what nanoGPT does."""
-    net, _ = gptpl_model(
-        size, dropout, compile="off", attention="sdpa", head="plain", keep_freed_memory=False
-    )
-    model: nn.Module = net
-    return model
+    from gptpl.model import GPTConfig, GPTModel
+    from gptpl.model.gpt import MultiHeadAttention
+
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=V, context_length=C, emb_dim=size.D, n_heads=size.H, n_layers=size.L,
+        drop_rate=dropout, qkv_bias=True, tie_weights=True, init="gpt2",
+    )  # fmt: skip
+    net = GPTModel(config).train()
+    for module in net.modules():
+        if isinstance(module, MultiHeadAttention):
+            module.kernel = "sdpa"
+    return net
 
 
 MODELS: dict[str, Callable[[Size, float], nn.Module]] = {
@@ -368,22 +358,18 @@ MODELS: dict[str, Callable[[Size, float], nn.Module]] = {
 
 def run(name: str, work: Work) -> None:
     """Trains as that contestant until standard input ends."""
-    turns = Turns()
+    turns = Turns(work.steps_a_turn)
     words = name.split()
-    if name == "gptpl":
-        gptpl(work, turns)
-    elif name == "gptpl bare":
+    variant = {"low": "bf16" in words, "compiled": "compiled" in words}
+    if name == "gptpl bare":
         gptpl_bare(work, turns)
     elif name == "book loop fp32":
         book_loop(work, turns)
     elif words[:2] == ["transformers", "Trainer"]:
-        hugging_face_trainer(work, turns, compiled="compiled" in words)
+        hugging_face_trainer(work, turns, **variant)
     else:
-        model = MODELS[words[0]](work.size, work.dropout)
-        loop(work, turns, model, low="bf16" in words, compiled="compiled" in words)
+        loop(work, turns, MODELS[words[0]](work.shape, work.dropout), **variant)
 
 
 if __name__ == "__main__":
-    OUT, sys.stdout = sys.stdout, sys.stderr  # libraries may print: only answers go to standard output
-    NAME, TOKENS, BATCH, CONTEXT, DROPOUT, *SIZE = sys.argv[1:]
-    run(NAME, Work(Path(TOKENS), int(BATCH), int(CONTEXT), float(DROPOUT), *(SIZES[size] for size in SIZE)))
+    run(sys.argv[1], Work(**json.loads(sys.argv[2])))
