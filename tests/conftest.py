@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gptpl.callbacks.checkpoints import DurableCheckpointIO
 from gptpl.callbacks.exact_resume import ExactResume, return_loggers
-from gptpl.checkpoints.files import DurableCheckpointIO
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.resume_state import RESUME_KEY
 from gptpl.data.pretraining.datamodule import TextDataModule

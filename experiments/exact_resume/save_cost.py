@@ -22,8 +22,7 @@ from typing import Any
 
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from gptpl.callbacks.checkpoints import LastCheckpoint
-from gptpl.checkpoints.files import DurableCheckpointIO
+from gptpl.callbacks.checkpoints import DurableCheckpointIO, LastCheckpoint
 from gptpl.cli.main import main as gptpl
 from gptpl.training.language_model import LanguageModelingModule
 

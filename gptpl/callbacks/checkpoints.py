@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import CheckpointIO
 
 from gptpl.callbacks.after_step import AfterStep, language_module
-from gptpl.checkpoints.files import CheckpointFolder
+from gptpl.checkpoints.files import CheckpointFolder, remove_checkpoint, write_checkpoint
 from gptpl.errors import InputError
 from gptpl.training.task import Better, better, known_metrics
 
@@ -138,3 +140,31 @@ class LastCheckpoint(AfterStep):
         self.saved_step = step
         self._saved_seconds = time.monotonic()
         return True
+
+
+class DurableCheckpointIO(CheckpointIO):
+    """Writes and reads the Trainer's checkpoints.
+
+    Lightning's own copies them in memory, and may leave half a file.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """See `write_checkpoint`; raises OSError naming `path`, which then keeps its old content."""
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The checkpoint, its tensors mapped from the file; raises ValueError for `weights_only=False`."""
+        if weights_only is False:
+            raise ValueError(f"{path}: weights_only=False would run code from the file")
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location=map_location or "cpu", weights_only=True, mmap=True
+        )
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove the file and its SHA-256, if they exist."""
+        remove_checkpoint(Path(path))

@@ -17,6 +17,7 @@ import lightning as L
 from gptpl.callbacks.after_step import AfterStep, of_every_rank
 from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.errors import SIGNAL_STATUS, InputError
+from gptpl.limits import COUNT_OR_NULL
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class StopAtBoundary(AfterStep):
         super().__init__()
         self.max_time = max_time
         self._seconds = None if max_time is None else duration(max_time).total_seconds()
-        if stop_at_step is not None and stop_at_step < 1:
-            raise InputError(f"trainer.stop_at_step must be 1 or more, or null, got {stop_at_step}")
+        if stop_at_step is not None:
+            COUNT_OR_NULL.check("trainer.stop_at_step", stop_at_step)
         self.stop_at_step = stop_at_step
         self._signal: int | None = None
         self._asked = False

@@ -14,7 +14,6 @@ from typing import Any
 
 import psutil
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
 
 from gptpl.errors import InputError
 from gptpl.files.durable import record_file, record_sha256, replacement, sha256_of, sync_folder
@@ -33,33 +32,10 @@ _CACHED_BYTES = 1 << 28
 # --- one file -------------------------------------------------------------------------------------------
 
 
-class DurableCheckpointIO(CheckpointIO):
-    """Writes and reads the Trainer's checkpoints.
-
-    Lightning's own copies them in memory, and may leave half a file.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
-        """See `write_checkpoint`; raises OSError naming `path`, which then keeps its old content."""
-        write_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """The checkpoint, its tensors mapped from the file; raises ValueError for `weights_only=False`."""
-        if weights_only is False:
-            raise ValueError(f"{path}: weights_only=False would run code from the file")
-        checkpoint: dict[str, Any] = torch.load(
-            path, map_location=map_location or "cpu", weights_only=True, mmap=True
-        )
-        return checkpoint
-
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove the file and its SHA-256, if they exist."""
-        Path(path).unlink(missing_ok=True)
-        record_file(Path(path)).unlink(missing_ok=True)
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint and its SHA-256, if they exist."""
+    path.unlink(missing_ok=True)
+    record_file(path).unlink(missing_ok=True)
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -246,7 +222,7 @@ class CheckpointFolder:
                 os.link(self.path(step), link)
         sync_folder(self.folder)
         for old in [other for other in self.steps() if other != step][: -self.keep + 1 or None]:
-            DurableCheckpointIO().remove_checkpoint(self.path(old))
+            remove_checkpoint(self.path(old))
 
     def newest_good(self) -> GoodCheckpoint | None:
         """The newest file that is whole; None: there are no files. Raises InputError if all are damaged."""

@@ -73,7 +73,7 @@ def configured(
 
     With --cfg or --info the function is not called. `in_full` writes abbreviated arguments out.
     """
-    from gptpl.cli.console import console
+    from gptpl.cli.console import collector_paused, console
     from gptpl.config.compose import composed
 
     def command_of(function: Callable[[Arguments], int | None]) -> Callable[[Sequence[str]], int]:
@@ -81,7 +81,8 @@ def configured(
             given = parse(command, list(map(in_full, arguments)), flags=flags)
             if shown(given):
                 return 0
-            found = composed(given.overrides, given.config_name, config_dir=given.config_dir)
+            with collector_paused():
+                found = composed(given.overrides, given.config_name, config_dir=given.config_dir)
             given.config, given.trusted = found.cfg, found.trusted
             with console():
                 return function(given) or 0

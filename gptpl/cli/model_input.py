@@ -5,23 +5,22 @@ import os
 import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from gptpl.cli.arguments import Arguments
 from gptpl.config.compose import plain
-from gptpl.config.instantiate import OWN_PACKAGES, instantiate
+from gptpl.config.groups import said_by
+from gptpl.config.instantiate import instantiate
 from gptpl.config.overrides import quoted, without_interpolation
+from gptpl.config.signatures import OWN_PACKAGES
 from gptpl.errors import InputError
-from gptpl.generation import SamplingRules
 from gptpl.runs.listing import find_run
-from gptpl.weights.adapter import is_adapter
 
 log = logging.getLogger(__name__)
 
 NOT_SET = "???"
-SHORT_KEYS = frozenset(field.name for field in fields(SamplingRules))
+SHORT_KEYS = frozenset(said_by("sampling", "greedy"))
 """Sampling rules, which may be given without `sampling.`."""
 
 
@@ -52,6 +51,8 @@ def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     For an adapter, `init=` names its base, if that has moved.
     """
+    from gptpl.weights.adapter import is_adapter
+
     checkpoint, init = cfg["checkpoint"], cfg.get("init")
     weights = None if init is None else instantiate(init)
     base, source = None, weights

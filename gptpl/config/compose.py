@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gptpl.config.check import check
+from gptpl.config.check import AUTO, check
 from gptpl.config.groups import Folder, config_folder, folders, is_group, packages_named, said_by, walk
 from gptpl.config.overrides import explain, parsed, quoted, readable
 from gptpl.config.signatures import locate
@@ -108,17 +108,20 @@ def composed(
     choices = {
         group: each for group, each in of_hydra.runtime.choices.items() if not group.startswith("hydra/")
     }
-    if choices.get("tune") == "auto" and isinstance(cfg.get("task"), DictConfig):
-        choices["tune"] = _default_tune(cfg)
-        own = said_by("tune", choices["tune"], config_dir, bases=True)
-        cfg["tune"] = OmegaConf.merge(own, cfg.get("tune") or {})
     cfg["choices"] = choices
-    if checked:
-        try:
-            check(cfg, config_name, overrides=given, config_dir=config_dir)
-        except OmegaConfBaseException as error:
-            raise InputError(explain(error, config_name, overrides, config_dir)) from error
-        OmegaConf.set_struct(cfg, True)
+    checks = partial(check, cfg, config_name, overrides=given, config_dir=config_dir)
+    try:
+        if checked and "torch" not in sys.modules:  # which takes seconds to import
+            checks(without_imports=True)
+        if choices.get("tune") == AUTO and isinstance(cfg.get("task"), DictConfig):
+            choices["tune"] = cfg["choices"]["tune"] = _default_tune(cfg)
+            own = said_by("tune", choices["tune"], config_dir, bases=True)
+            cfg["tune"] = OmegaConf.merge(own, cfg.get("tune") or {})
+        if checked:
+            checks()
+            OmegaConf.set_struct(cfg, True)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, config_name, overrides, config_dir)) from error
     return Composed(
         cfg=cfg,
         hydra=of_hydra,

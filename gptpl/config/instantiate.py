@@ -17,12 +17,10 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from gptpl.config.groups import Folder, stands_in_a_yaml, walk
-from gptpl.config.signatures import locate
+from gptpl.config.signatures import OWN_PACKAGES, locate
 from gptpl.config.slots import slot_of
 from gptpl.errors import InputError
 from gptpl.text import one_line
-
-OWN_PACKAGES = frozenset({"gptpl", "torch", "lightning"})
 
 
 def instantiate(node: Any, **runtime: Any) -> Any:

@@ -51,6 +51,18 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
+def resumed_run(overrides: Sequence[str]) -> tuple[list[str], str | None]:
+    """The overrides without `resume=RUN`, and the run that it names; None for a new run."""
+    kept, run = [], None
+    for text in overrides:
+        key, _, value = text.lstrip("+").partition("=")
+        if key != "resume":
+            kept.append(text)
+        elif value not in ("", "null"):
+            run = value.strip("'\"")
+    return kept, run
+
+
 def _readable(override: str, is_group: Callable[[str], bool]) -> str:
     written, equals, value = override.partition("=")
     if not equals:

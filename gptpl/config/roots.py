@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PositiveInt
 
+from gptpl.limits import POSITIVE, SEED
 from gptpl.resuming import FREE, INEXACT, NEXT_STEP
 
 
@@ -21,11 +22,11 @@ class _Train:
     trust: Annotated[Sequence[str], FREE]
     tags: Annotated[Sequence[str], FREE]
     notes: Annotated[str | None, FREE]
-    seed: int
+    seed: Annotated[int, SEED]
     deterministic: Annotated[bool, INEXACT]
     on_nonfinite: Annotated[Literal["stop", "rollback"], NEXT_STEP]
     skip_steps: Annotated[Sequence[int], NEXT_STEP]
-    eval_every_n_steps: Annotated[int, NEXT_STEP]
+    eval_every_n_steps: Annotated[int, NEXT_STEP, POSITIVE]
     eval_train_batches: Annotated[int | None, NEXT_STEP]
     eval_val_batches: Annotated[int | None, NEXT_STEP]
 
@@ -45,7 +46,7 @@ class _Generate(_Model):
     num_samples: int
     stop: Sequence[str]
     num_beams: int | None
-    seed: int | None
+    seed: Annotated[int | None, SEED]
     alternatives: int | None
     statistics: bool
     memorisation: bool
@@ -67,7 +68,7 @@ class _Respond(_Model):
     too_long: Literal["refuse", "skip"]
     max_new_tokens: PositiveInt
     batch_size: PositiveInt
-    seed: int | None
+    seed: Annotated[int | None, SEED]
     precision: str
 
 

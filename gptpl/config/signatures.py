@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -14,8 +14,10 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from gptpl.errors import InputError
 from gptpl.files.run_settings import current_name
+from gptpl.limits import Limit, limit_of
 from gptpl.resuming import KINDS, Resume
 
+OWN_PACKAGES = frozenset({"gptpl", "torch", "lightning"})
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -59,6 +61,21 @@ class Parameter:
     """Whether it may be given without its name."""
     resume: Resume | None
     """None: the signature does not say."""
+    limit: Limit | None
+    """Which values it takes, where the signature says more than the type."""
+
+
+def parameter(annotation: Any, *, required: bool, positional: bool, default: Any = None) -> Parameter:
+    """A setting, with the marks that its annotation holds."""
+    marks = getattr(annotation, "__metadata__", ())
+    return Parameter(
+        annotation=annotation,
+        required=required,
+        default=default,
+        positional=positional,
+        resume=next((mark for mark in marks if mark in KINDS), None),
+        limit=limit_of(annotation),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +93,16 @@ def signature_of(target: Callable[..., Any]) -> Signature:
         return _of_function(target, target)
     if dataclasses.is_dataclass(target):
         return _of_function(target.__init__, target)
+    classes = (each for each in target.__mro__ if "__init__" in vars(each) and each is not object)
+    return merged(_of_function(vars(each)["__init__"], each) for each in classes)
+
+
+def merged(inits: Iterable[Signature]) -> Signature:
+    """The settings of a class by those of each `__init__`, its own and, while these are open, its bases'."""
     found: dict[str, Parameter] = {}
-    for each in target.__mro__:
-        if "__init__" not in vars(each) or each is object:
-            continue
-        of_class = _of_function(vars(each)["__init__"], each)
-        found = {**of_class.parameters, **found}
-        if not of_class.open:
+    for each in inits:
+        found = {**each.parameters, **found}
+        if not each.open:
             return Signature(parameters=found, open=False)
     return Signature(parameters=found, open=bool(found))
 
@@ -102,13 +122,11 @@ def _of_function(function: Callable[..., Any], owner: Any) -> Signature:
     for name, each in list(signature.parameters.items())[1 if inspect.isclass(owner) else 0 :]:
         if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
             continue
-        annotation = hints.get(name, Any)
-        parameters[name] = Parameter(
-            annotation=annotation,
+        parameters[name] = parameter(
+            hints.get(name, Any),
             required=each.default is each.empty,
             default=each.default,
             positional=each.kind is not each.KEYWORD_ONLY,
-            resume=next((mark for mark in getattr(annotation, "__metadata__", ()) if mark in KINDS), None),
         )
     kinds = [each.kind for each in signature.parameters.values()]
     return Signature(parameters=parameters, open=inspect.Parameter.VAR_KEYWORD in kinds)

@@ -6,17 +6,24 @@ from typing import Annotated, Any, Literal
 
 from gptpl.config.roots import ROOTS
 from gptpl.config.signatures import Signature, locate, signature_of
+from gptpl.limits import COUNT_OR_NULL, POSITIVE
 from gptpl.resuming import FREE, INEXACT, NEVER, NEXT_STEP, Resume
 
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 @dataclass(kw_only=True)
-class _TrainerExtras:
+class TrainerSettings:
+    """Settings of the node `trainer` that are gptpl's own, or that have limits of its own."""
+
     precision: str
-    max_epochs: int | None
-    max_steps: int | None
-    stop_at_step: int | None
+    max_epochs: Annotated[int | None, POSITIVE]
+    max_steps: Annotated[int | None, POSITIVE]
+    accumulate_grad_batches: Annotated[int, POSITIVE]
+    gradient_clip_val: Annotated[float | None, POSITIVE]
+    log_every_n_steps: Annotated[int | None, POSITIVE]
+    num_nodes: Annotated[int, POSITIVE]
+    stop_at_step: Annotated[int | None, COUNT_OR_NULL]
     compile: Literal["auto", "on", "off"]
     attention: Literal["auto", "blocked", "sdpa"]
     head: Literal["auto", "fused", "plain"]
@@ -97,7 +104,7 @@ SLOTS: Mapping[str, Slot] = {
         by_position=True,
         resume=NEXT_STEP,
     ),
-    "trainer": Slot(kinds=("lightning.Trainer",), implicit="lightning.Trainer", extras=_TrainerExtras),
+    "trainer": Slot(kinds=("lightning.Trainer",), implicit="lightning.Trainer", extras=TrainerSettings),
     "callbacks": Slot(kinds=("lightning.Callback",), several=True, optional=True, resume=FREE),
     "logger": Slot(kinds=("lightning.pytorch.loggers.Logger",), several=True, optional=True, resume=FREE),
     "sampling": Slot(
@@ -133,7 +140,12 @@ def slot_of(key: str) -> Slot:
 
 def settings_of(target: Any, key: str) -> Signature:
     """The settings that a node may have: those of its class and of its slot."""
-    found, extras = signature_of(target), slot_of(key).extras
+    return with_extras(signature_of(target), key)
+
+
+def with_extras(found: Signature, key: str) -> Signature:
+    """The settings of a node's class, and those of its slot."""
+    extras = slot_of(key).extras
     added = dict(signature_of(extras).parameters) if extras else {}
     if key == "data":  # the class decides which of them are required
         own = {name: each.required for name, each in found.parameters.items()}

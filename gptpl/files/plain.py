@@ -1,12 +1,13 @@
-"""Reading what torch has saved, as plain data and tensors, never as code."""
+"""What others wrote, read strictly: JSON, and what torch has saved, as plain data and never as code."""
 
 import errno
+import json
 import pickle
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gptpl.errors import InputError
 
@@ -18,6 +19,25 @@ _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """What torch raises over a file that is cut short (OSError 22 among them) or has wrong bytes in it."""
+
+
+def parse_json(text: str, place: str) -> Any:
+    """Parse a JSON text; `place` names it in messages, such as "data.jsonl, line 3".
+
+    Raises InputError for broken JSON, NaN and Infinity, lone surrogates, numbers of thousands of digits, and
+    nesting that is too deep.
+    """
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+        if "\\u" in text:  # how a surrogate gets in
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is not valid JSON ({error}): correct the file") from error
+    return value
 
 
 def read_plain(path: Path, *, key: str = "") -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
+from gptpl.limits import SEED
 
 log = logging.getLogger(__name__)
 
@@ -339,8 +340,7 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator] | torch.Generator
 
 def check_seed(seed: int) -> None:
     """Raise InputError for a seed that not every random number generator takes."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed must be from 0 to {2**32 - 1}, got {seed}")
+    SEED.check("seed", seed)
 
 
 def seeded_generator(seed: int | None, device: torch.device) -> torch.Generator:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpl.errors import InputError
-from gptpl.files.strict_json import parse_json
+from gptpl.files.plain import parse_json
 from gptpl.text import shortened
 
 log = logging.getLogger(__name__)

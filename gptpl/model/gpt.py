@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gptpl.errors import InputError
+from gptpl.limits import ABOVE_1, DROPOUT, SIZE, check_limits
 from gptpl.model.attention_kernels import Kernel, blocked_attention, chosen_kernel
 from gptpl.resuming import NEXT_STEP
 
@@ -64,12 +65,12 @@ class GPTConfig:
     Raises InputError for a value out of its range, and for more weights than any memory holds.
     """
 
-    vocab_size: int
-    context_length: int
-    emb_dim: int
-    n_heads: int
-    n_layers: int
-    drop_rate: Annotated[float, NEXT_STEP] = 0.1
+    vocab_size: Annotated[int, SIZE]
+    context_length: Annotated[int, SIZE]
+    emb_dim: Annotated[int, SIZE]
+    n_heads: Annotated[int, SIZE]
+    n_layers: Annotated[int, SIZE]
+    drop_rate: Annotated[float, NEXT_STEP, DROPOUT] = 0.1
     qkv_bias: bool
     tie_weights: bool = False
     init: Literal["torch", "gpt2"] = "torch"
@@ -77,15 +78,11 @@ class GPTConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     feed_forward: Literal["gelu", "swiglu"] = "gelu"
     linear_bias: bool = True
-    hidden_dim: int | None = None
-    rope_base: float = 10_000.0
+    hidden_dim: Annotated[int | None, SIZE] = None
+    rope_base: Annotated[float, ABOVE_1] = 10_000.0
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "hidden_dim"):
-            size = getattr(self, field)
-            whole = isinstance(size, int) and not isinstance(size, bool)
-            if (size is not None or field != "hidden_dim") and not (whole and size >= 1):
-                raise InputError(f"{field} must be a positive whole number, got {size!r}")
+        check_limits(GPTConfig, **vars(self))
         for field in ("init", "position", "norm", "feed_forward"):
             choice, choices = getattr(self, field), get_args(GPTConfig.__annotations__[field])
             if choice not in choices:
@@ -96,10 +93,6 @@ class GPTConfig:
             )
         if self.position == "rope" and (width := self.emb_dim // self.n_heads) % 2:
             raise InputError(f"position=rope needs an even head width, got emb_dim / n_heads = {width}")
-        if not 0 <= self.drop_rate < 1:
-            raise InputError(f"drop_rate must be at least 0 and below 1, got {self.drop_rate}")
-        if not (self.rope_base > 1 and math.isfinite(self.rope_base)):
-            raise InputError(f"rope_base must be a number above 1, got {self.rope_base}")
         if self.n_layers > _MOST_LAYERS:
             raise InputError(f"n_layers must be at most {_MOST_LAYERS:,}, got {self.n_layers}")
         if 4 * self.n_parameters > _MOST_BYTES:

@@ -25,7 +25,9 @@ from gptpl.checkpoints.format import RANDOM, check_same_model
 from gptpl.checkpoints.resume_state import random_state
 from gptpl.config.compose import Config, composed, plain
 from gptpl.config.groups import Folder
-from gptpl.config.instantiate import OWN_PACKAGES, instantiate, partial_of
+from gptpl.config.instantiate import instantiate, partial_of
+from gptpl.config.overrides import resumed_run
+from gptpl.config.signatures import OWN_PACKAGES
 from gptpl.data.stock_data import UNKNOWN
 from gptpl.data.training_data import TrainingData, planned_batches
 from gptpl.errors import InputError
@@ -116,17 +118,20 @@ def build(
     config_dir: Folder | None = None,
     config_name: str = "train",
     log_file: RunLogFile | None = None,
+    trusted: frozenset[str] = frozenset(),
 ) -> Run:
     """Build the run of a composed config or of overrides: `build("experiment=quick", "optimizer.lr=1e-3")`.
 
     The override `resume=RUN` continues that run, see `resume`. Every setting is checked by building what it
     is for, cheap parts first: a wrong number is refused before a large text is read. Only the run's empty
     folder and the cache of encoded text are written. Raises InputError for whatever is wrong.
+
+    `trusted` are packages of classes that a composed config names, for those who resume the run.
     """
     if len(config) == 1 and not isinstance(config[0], str):
         if config[0].get("resume"):
             raise InputError("resume=... in a composed config: use gptpl.resume(RUN, *overrides)")
-        return _build(config[0].copy(), None, config_dir, log_file)
+        return _build(config[0].copy(), None, config_dir, log_file, trusted=trusted)
     overrides, run = resumed_run([str(each) for each in config])
     if run is not None:
         return resume(run, *overrides, config_dir=config_dir, log_file=log_file)
@@ -148,18 +153,6 @@ def rolled_back(run: Run, *overrides: str) -> Run:
     again = _build(plan.config, plan, run.config_dir, run.log_file, trusted=plan.trusted | run.trusted)
     again.command = run.command
     return again
-
-
-def resumed_run(overrides: Sequence[str]) -> tuple[list[str], str | None]:
-    """The overrides without `resume=RUN`, and the run that it names; None for a new run."""
-    kept, run = [], None
-    for text in overrides:
-        key, _, value = text.lstrip("+").partition("=")
-        if key != "resume":
-            kept.append(text)
-        elif value not in ("", "null"):
-            run = value.strip("'\"")
-    return kept, run
 
 
 def planned_config(overrides: Sequence[str], *, config_dir: Folder | None = None) -> tuple[Config, Config]:

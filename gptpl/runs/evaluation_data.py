@@ -32,10 +32,9 @@ from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.data.stock_data import StockData
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
-from gptpl.files.run_record import CHECKPOINT_FOLDER, CONFIG_FILE, is_run, read_config, recorded_rows
+from gptpl.files.run_record import CONFIG_FILE, read_config, recorded_rows
 from gptpl.model.protocol import context_length
 from gptpl.tokenizers import Tokenizer
-from gptpl.weights.adapter import FORMAT as ADAPTER
 
 if TYPE_CHECKING:
     from gptpl.runs.models import Classifier, LanguageModel
@@ -159,13 +158,6 @@ def _in_batches(examples: Any, order: Sequence[int], batch_size: int) -> Iterabl
 
 
 # --- the data of the model's own run --------------------------------------------------------------------
-
-
-def run_dir_of(path: Path) -> Path | None:
-    """The run folder of a checkpoint or adapter; None for a file elsewhere."""
-    run_dir = path.parent if path.name == ADAPTER else path.parent.parent
-    own = path.name == ADAPTER or path.parent.name == CHECKPOINT_FOLDER
-    return run_dir if own and is_run(run_dir) else None
 
 
 def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -> L.LightningDataModule:

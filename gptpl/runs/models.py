@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier
 from gptpl.data.instructions.template import PromptTemplate
@@ -13,29 +13,20 @@ from gptpl.data.sources.records import Record, TextTable, read_records
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answer, Answerer, answer_all, answer_generator
-from gptpl.evaluation.classifier import (
-    ClassifierEvaluation,
-    Prediction,
-    evaluate_classifier,
-    prediction_file,
-    predictions,
-)
 from gptpl.evaluation.losses import Evaluation, evaluate
 from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation, training_corpus
 from gptpl.evaluation.statistics import TextStatistics, text_statistics
 from gptpl.evaluation.surprisal import surprisals
 from gptpl.evaluation.surprisal_page import InspectedText
+from gptpl.files.run_record import CHECKPOINT_FOLDER, is_run
 from gptpl.generation import Completion, Piece, SamplingRules, search_text, stream_text
 from gptpl.generation.sampling import seeded_generator
 from gptpl.model.protocol import device_of, vocab_size
-from gptpl.runs.evaluation_data import (
-    LabelledData,
-    TextData,
-    labelled_data,
-    language_data,
-    run_dir_of,
-    training_tokens,
-)
+from gptpl.weights.adapter import FORMAT as ADAPTER
+
+if TYPE_CHECKING:  # these import Lightning, which `generate` does not need
+    from gptpl.evaluation.classifier import ClassifierEvaluation, Prediction
+    from gptpl.runs.evaluation_data import LabelledData, TextData
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +34,13 @@ CHAT: Mapping[str, Any] = {"temperature": 0.7, "top_k": 40}
 """The default sampling rules: `sampling=chat` of the command."""
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """Wraps batches to show progress, such as `tqdm.tqdm`."""
+
+
+def run_dir_of(path: Path) -> Path | None:
+    """The run folder of a checkpoint or adapter; None for a file elsewhere."""
+    run_dir = path.parent if path.name == ADAPTER else path.parent.parent
+    own = path.name == ADAPTER or path.parent.name == CHECKPOINT_FOLDER
+    return run_dir if own and is_run(run_dir) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +142,7 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
 
     def evaluate(
         self,
-        data: TextData = None,
+        data: "TextData" = None,
         *,
         split: str | None = None,
         max_length: int | None = None,
@@ -161,6 +159,8 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
 
         Raises InputError for data that cannot be read, have changed since, or have no such split.
         """
+        from gptpl.runs.evaluation_data import language_data
+
         given = language_data(self, data, split=split, max_length=max_length, batch_size=batch_size)
         found = evaluate(self.net, progress(given.batches))
         return dataclasses.replace(found, data=given.name, context=given.context)
@@ -182,13 +182,15 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
             [[token.log_probability for token in each.details or ()] for each in completions],
         )
 
-    def memorisation(self, completions: Sequence[Completion], data: TextData = None) -> list[Memorisation]:
+    def memorisation(self, completions: Sequence[Completion], data: "TextData" = None) -> list[Memorisation]:
         """What each has word for word from the text of `training_text`."""
         training = self.training_text(data)
         return [memorisation(each.tokens, training) for each in completions]
 
-    def training_text(self, data: TextData = None) -> TrainingText:
+    def training_text(self, data: "TextData" = None) -> TrainingText:
         """A text to look for memorised parts in, `data` as for `evaluate`; None: the own training text."""
+        from gptpl.runs.evaluation_data import training_tokens
+
         own = data is None
         return TrainingText(training_corpus(self).train if own else training_tokens(self, data))
 
@@ -324,12 +326,14 @@ class InstructionModel(LanguageModel):
 class Classifier(_OfRun, LoadedClassifier):
     """A model that gives each text one of its labels."""
 
-    def classify(self, texts: str | Iterable[str], *, batch_size: int = 16) -> list[Prediction]:
+    def classify(self, texts: str | Iterable[str], *, batch_size: int = 16) -> list["Prediction"]:
         """A prediction for each text, in order; for a single text a list of one."""
         return list(self.predictions([texts] if isinstance(texts, str) else texts, batch_size=batch_size))
 
-    def predictions(self, texts: Iterable[str], *, batch_size: int = 16) -> Iterator[Prediction]:
+    def predictions(self, texts: Iterable[str], *, batch_size: int = 16) -> Iterator["Prediction"]:
         """The predictions of `classify`, one by one: only a few texts are in memory."""
+        from gptpl.evaluation.classifier import predictions
+
         return predictions(self, texts, batch_size=batch_size)
 
     def classify_file(
@@ -349,6 +353,8 @@ class Classifier(_OfRun, LoadedClassifier):
         `format` and `columns` as for `TextTable`. Raises InputError for a file that cannot be read, and for
         an output that exists.
         """
+        from gptpl.evaluation.classifier import prediction_file
+
         path = Path(output).expanduser()
         with prediction_file(path, self.labels) as write:
             table = TextTable(path=Path(file).expanduser(), format=format, columns=columns, keys="")
@@ -359,12 +365,12 @@ class Classifier(_OfRun, LoadedClassifier):
 
     def evaluate(
         self,
-        data: LabelledData = None,
+        data: "LabelledData" = None,
         *,
         split: str = "test",
         batch_size: int = 8,
         progress: Progress = iter,
-    ) -> ClassifierEvaluation:
+    ) -> "ClassifierEvaluation":
         """Accuracy, F1, confusion and calibration.
 
         `data` is None: the texts of the model's own run; a CSV, TSV or JSONL file with the columns text and
@@ -373,6 +379,9 @@ class Classifier(_OfRun, LoadedClassifier):
 
         Raises InputError for texts that cannot be read, and for a label that the model does not know.
         """
+        from gptpl.evaluation.classifier import evaluate_classifier
+        from gptpl.runs.evaluation_data import labelled_data
+
         given = labelled_data(self, data, split=split, batch_size=batch_size)
         found = evaluate_classifier(self.net, progress(given.batches))
         return dataclasses.replace(found, data=given.name)

@@ -1,20 +1,23 @@
 """The Lightning Trainer of a run: what the config says, and what every run has."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import are_deterministic_algorithms_enabled
 
-from gptpl.callbacks.checkpoints import LastCheckpoint
+from gptpl.callbacks.checkpoints import DurableCheckpointIO, LastCheckpoint
 from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
-from gptpl.checkpoints.files import DurableCheckpointIO
 from gptpl.config.compose import Config
 from gptpl.config.instantiate import instantiate, partial_of
+from gptpl.config.slots import TrainerSettings
 from gptpl.errors import InputError
+from gptpl.limits import POSITIVE, check_limits
 from gptpl.runs.parts import precision_of, task_class
 from gptpl.training.performance import FastPath, choose_fast_path, device_type
 from gptpl.training.sharding import FullyShardedStrategy
@@ -91,7 +94,8 @@ def build_trainer(
         "max_steps": -1 if conf["max_steps"] is None else conf["max_steps"],
         "check_val_every_n_epoch": None,
         "enable_model_summary": given.get("enable_model_summary", False),
-        "deterministic": deterministic,
+        # False would make torch import its compiler to tell it so.
+        "deterministic": deterministic if deterministic != are_deterministic_algorithms_enabled() else None,
         "use_distributed_sampler": False,  # the datamodule gives every rank its own examples
         "callbacks": [ExactResume(), RecordEvaluations(), *saving, stopping, *others],
         "plugins": [DurableCheckpointIO(), *(make.keywords.get("plugins") or ())],
@@ -110,11 +114,9 @@ def _check(conf: Mapping[str, Any], eval_every_n_steps: int) -> None:
         raise InputError(
             f"trainer.{name} is set by gptpl: {f'give {instead}' if instead else 'leave it out'}"
         )
-    numbers = ("max_epochs", "max_steps", "accumulate_grad_batches", "log_every_n_steps", "num_nodes")
-    given = {f"trainer.{name}": conf[name] for name in (*numbers, "gradient_clip_val")}
-    for name, value in (given | {"eval_every_n_steps": eval_every_n_steps}).items():
-        if value is not None and value <= 0:
-            raise InputError(f"{name} must be positive, got {value}")
+    limited = (field.name for field in fields(TrainerSettings))
+    check_limits(TrainerSettings, "trainer.", **{name: conf[name] for name in limited if name in conf})
+    POSITIVE.check("eval_every_n_steps", eval_every_n_steps)
     if conf["max_epochs"] is None and conf["max_steps"] is None:
         raise InputError("trainer.max_epochs and trainer.max_steps are both null: give one of them")
 

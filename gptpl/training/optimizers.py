@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, AdamW, Optimizer
 
 from gptpl.errors import InputError
+from gptpl.limits import FRACTION, NOT_NEGATIVE, POSITIVE, TWO_FRACTIONS, check_limits
 from gptpl.model.gpt import MultiHeadAttention
 from gptpl.model.lora import is_low_rank
 from gptpl.resuming import NEVER
@@ -90,17 +91,17 @@ def decay_groups(net: nn.Module, *, weight_decay: float, decay: Decay = "matrice
 def adamw(
     net: nn.Module,
     *,
-    lr: float = 4e-4,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    lr: Annotated[float, POSITIVE] = 4e-4,
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1,
+    betas: Annotated[tuple[float, float], TWO_FRACTIONS] = (0.9, 0.999),
+    eps: Annotated[float, NOT_NEGATIVE] = 1e-8,
     decay: Annotated[Decay, NEVER] = "matrices",
 ) -> AdamW:
     """torch's fused AdamW (Loshchilov & Hutter 2019) with decay and no-decay groups, see `decay_groups`.
 
     A peak learning rate `lr` of 1e-5 to 1e-3 and a `weight_decay` of 0.01 to 0.3 are usual.
     """
-    _check(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
+    check_limits(adamw, "optimizer.", lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
     groups = decay_groups(net, weight_decay=weight_decay, decay=decay)
     return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
 
@@ -108,12 +109,12 @@ def adamw(
 def muon(
     net: nn.Module,
     *,
-    lr: float = 4e-4,
-    muon_lr: float = 4e-4,
-    momentum: float = 0.95,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    lr: Annotated[float, POSITIVE] = 4e-4,
+    muon_lr: Annotated[float, POSITIVE] = 4e-4,
+    momentum: Annotated[float, FRACTION] = 0.95,
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1,
+    betas: Annotated[tuple[float, float], TWO_FRACTIONS] = (0.9, 0.999),
+    eps: Annotated[float, NOT_NEGATIVE] = 1e-8,
     decay: Annotated[Decay, NEVER] = "matrices",
 ) -> "MuonWithAdamW":
     """`torch.optim.Muon` on the matrices inside the blocks, AdamW on embeddings, head, biases and gains.
@@ -127,7 +128,8 @@ def muon(
     its hidden matrices under `blocks`. `lr`, `betas`, `eps` and `decay` are AdamW's, `muon_lr` and `momentum`
     Muon's, `weight_decay` is for both.
     """
-    _check(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, muon_lr=muon_lr, momentum=momentum)
+    limited = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
+    check_limits(muon, "optimizer.", **limited, muon_lr=muon_lr, momentum=momentum)
     hidden = [
         p
         for name, p in net.named_parameters()
@@ -229,16 +231,3 @@ class MuonWithAdamW(Optimizer):
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
         self.param_groups = self._groups()
-
-
-def _check(**settings: Any) -> None:
-    """Raise InputError for a setting out of its range."""
-    for name, value in settings.items():
-        if name in ("lr", "muon_lr") and not value > 0:
-            raise InputError(f"optimizer.{name} must be positive, got {value}")
-        if name in ("weight_decay", "eps") and not value >= 0:
-            raise InputError(f"optimizer.{name} must be 0 or more, got {value}")
-        fractions = {"betas": value, "momentum": [value]}.get(name, [])
-        if (name == "betas" and len(value) != 2) or not all(0 <= each < 1 for each in fractions):
-            numbers = "two numbers" if name == "betas" else "a number"
-            raise InputError(f"optimizer.{name} must be {numbers} from 0 to below 1, got {value}")

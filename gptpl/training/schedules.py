@@ -9,13 +9,16 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from gptpl.errors import InputError
+from gptpl.limits import NOT_NEGATIVE, check_limits
 from gptpl.training.optimizers import made_by
+
+WarmUp = int | Literal["auto"]
 
 
 class Schedule(Protocol):
@@ -30,27 +33,28 @@ class Schedule(Protocol):
 class ConstantSchedule:
     """Linear warm-up, then the peak learning rate to the end.
 
-    Warm-up is (step + 1) / warmup_steps, so that the very first step already learns.
+    Warm-up is (step + 1) / warmup_steps, so that the very first step already learns. "auto" is 10 steps, in a
+    run of less than 40 a quarter of them.
     """
 
-    warmup_steps: int = 0
+    warmup_steps: Annotated[WarmUp, NOT_NEGATIVE] = 0
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise InputError(f"scheduler.warmup_steps must be 0 or more, got {self.warmup_steps}")
+        check_limits(type(self), "scheduler.", **vars(self))
 
     def factor(self, step: int, *, total_steps: int, peak_lr: float) -> float:
         """See `Schedule`. Raises InputError for a setting that does not fit the run."""
-        if self.warmup_steps >= total_steps:
+        warmup_steps = min(10, total_steps // 4) if self.warmup_steps == "auto" else self.warmup_steps
+        if warmup_steps >= total_steps:
             raise InputError(
-                f"scheduler.warmup_steps={self.warmup_steps} must be below the run's {total_steps} optimizer"
+                f"scheduler.warmup_steps={warmup_steps} must be below the run's {total_steps} optimizer"
                 " steps: lower it or train longer"
             )
         floor = self._floor(peak_lr)
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        span = total_steps - 1 - self.warmup_steps
-        progress = min(1.0, (step - self.warmup_steps) / span) if span > 0 else 1.0
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        span = total_steps - 1 - warmup_steps
+        progress = min(1.0, (step - warmup_steps) / span) if span > 0 else 1.0
         return floor + (1.0 - floor) * self._decay(progress)
 
     def _floor(self, peak_lr: float) -> float:
@@ -69,13 +73,8 @@ class CosineSchedule(ConstantSchedule):
     The last update is made at `min_lr`, and so is every one beyond.
     """
 
-    warmup_steps: int = 10
-    min_lr: float = 1e-6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.min_lr < 0:
-            raise InputError(f"scheduler.min_lr must be 0 or more, got {self.min_lr}")
+    warmup_steps: Annotated[WarmUp, NOT_NEGATIVE] = "auto"
+    min_lr: Annotated[float, NOT_NEGATIVE] = 1e-6
 
     def _floor(self, peak_lr: float) -> float:
         if self.min_lr > peak_lr:

@@ -1,27 +1,21 @@
-"""Fully sharded data parallelism (FSDP2): each process has a part of the weights, gradients and averages."""
+"""Fully sharded data parallelism (FSDP2): each process has a part of the weights, gradients and averages.
+
+torch's part of it takes most of a second to import, and is imported where it is used.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
 from torch.optim import Optimizer
 
 from gptpl.errors import InputError
 from gptpl.model.protocol import blocks_of, body_and_head, class_path
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -30,8 +24,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def __init__(self, **settings: Any) -> None:
         super().__init__(save_distributed_checkpoint=False, **settings)
 
-    def mesh(self) -> DeviceMesh:
+    def mesh(self) -> "DeviceMesh":
         """All processes in a row; Lightning's own mesh divides each matrix among a node's devices."""
+        from torch.distributed.device_mesh import init_device_mesh
+
         return init_device_mesh(self.root_device.type, (self.world_size,))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -45,6 +41,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load each process's part of the weights and the optimizer state; returns the whole checkpoint."""
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            set_model_state_dict,
+            set_optimizer_state_dict,
+        )
+
         checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(
             self.broadcast(checkpoint_path), weights_only=weights_only
         )
@@ -75,7 +77,7 @@ def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
-def shard(net: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
+def shard(net: nn.Module, mesh: "DeviceMesh", dtype: torch.dtype = torch.float32) -> None:
     """Spread the parameters over the processes of `mesh`, in place; they keep names, shapes and type.
 
     A block's parameters are gathered when it is needed and freed after it; embeddings, last LayerNorm and
@@ -85,6 +87,13 @@ def shard(net: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) 
 
     Raises InputError for a model without `blocks`.
     """
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     if isinstance(net, FSDPModule):
         return
     if not blocks_of(net):

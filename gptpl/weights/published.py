@@ -8,11 +8,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir, download
 from gptpl.files.durable import record_file, recorded_sha256
-from gptpl.model import GPTConfig, count_parameters
+
+if TYPE_CHECKING:  # it imports torch, which a list of the cache does not need
+    from gptpl.model import GPTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +39,10 @@ class Size:
     choice: str
 
     @property
-    def config(self) -> GPTConfig:
+    def config(self) -> "GPTConfig":
         """The model of the weights."""
+        from gptpl.model import GPTConfig
+
         return GPTConfig(
             vocab_size=50257,
             context_length=1024,
@@ -173,6 +178,8 @@ def _check_plausible(path: Path, size: Size) -> None:
 
     A network's login page, for example: its hash would hold from then on.
     """
+    from gptpl.model import count_parameters
+
     with path.open("rb") as file:
         is_page = file.read(100).lstrip().startswith(b"<")
     length = path.stat().st_size

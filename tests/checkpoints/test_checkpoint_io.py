@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.checkpoints.files import CheckpointFolder, DurableCheckpointIO, verify, write_checkpoint
+from gptpl.callbacks.checkpoints import DurableCheckpointIO
+from gptpl.checkpoints.files import CheckpointFolder, verify, write_checkpoint
 from gptpl.files.durable import record_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")

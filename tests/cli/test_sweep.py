@@ -183,7 +183,7 @@ def test_ctrl_c_leaves_a_table_a_report_and_says_what_is_left(gptpl, tmp_path, m
             os.kill(os.getpid(), signal.SIGINT)
 
     sent: list[int] = []
-    monkeypatch.setattr("gptpl.cli.sweep_progress.Progress.moved", moved)
+    monkeypatch.setattr("gptpl.cli.commands.sweep.Progress.moved", moved)
     search = ("sweep=random", "sweep.n_trials=5", "model.n_layers=int(interval(1,9))", "name=slow")
     outcome = gptpl("sweep", *GIVEN, *search)
     assert outcome.status == 130

@@ -13,10 +13,10 @@ from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 
 import gptpl
+from gptpl.callbacks.checkpoints import DurableCheckpointIO
 from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
-from gptpl.checkpoints.files import DurableCheckpointIO
 from gptpl.config.groups import choices, config_folder, default_choices, when_to_choose
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.data.instructions.template import PromptTemplate
@@ -337,7 +337,7 @@ def test_the_default_run_is_the_published_setting_with_a_schedule(compose):
     assert list(config.optimizer.betas) == [0.9, 0.999]
     assert (config.trainer.gradient_clip_val, config.trainer.accumulate_grad_batches) == (1.0, 1)
     assert config.scheduler._target_.endswith("CosineSchedule")
-    assert 0 < config.scheduler.warmup_steps <= 20
+    assert config.scheduler.warmup_steps == "auto"
     assert config.scheduler.min_lr == 1e-6
     assert (config.eval_train_batches, config.eval_val_batches) == (5, 5)
     assert config.data.corpus._target_.endswith("Tale")

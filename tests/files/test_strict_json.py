@@ -3,7 +3,7 @@
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.files.strict_json import parse_json
+from gptpl.files.plain import parse_json
 
 
 def test_values_are_read_as_the_standard_says():

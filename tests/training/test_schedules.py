@@ -85,6 +85,15 @@ def test_a_run_of_one_step_is_made_at_the_floor(kind):
     assert rates(kind(warmup_steps=0, min_lr=0.1), total_steps=1, peak_lr=1.0) == pytest.approx([0.1])
 
 
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 10, 39, 40, 90, 100_000])
+@decays
+def test_the_default_warm_up_fits_every_run_and_is_10_steps_from_40_on(kind, total_steps):
+    course = rates(kind(), total_steps=total_steps, peak_lr=1e-3)
+    wanted = {1: 0, 2: 0, 3: 0, 4: 1, 10: 2, 39: 9}.get(total_steps, 10)
+    assert course == rates(kind(warmup_steps=wanted), total_steps=total_steps, peak_lr=1e-3)
+    assert course.index(max(course)) == max(wanted - 1, 0)
+
+
 # --- what is refused ------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ RUN is a run of task=classify; its best weights are used. The model reads the be
 import json
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -22,14 +23,18 @@ from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, only_one, settings_of
 from gptpl.data.sources.records import TextTable
 from gptpl.errors import InputError
-from gptpl.evaluation.classifier import Prediction, check_prediction_file, prediction_file
-from gptpl.runs.loaded import load_classifier
 from gptpl.text import shortened
+
+if TYPE_CHECKING:
+    from gptpl.evaluation.classifier import Prediction
 
 
 @configured("classify", flags=["--json"])
 def run(given: Arguments) -> None:
     """Prints a line for each text, or writes `output`."""
+    from gptpl.evaluation.classifier import check_prediction_file, prediction_file
+    from gptpl.runs.loaded import load_classifier
+
     cfg = settings_of(given)
     output = None if cfg["output"] is None else Path(cfg["output"]).expanduser()
     only_one({"text": cfg["text"], "file": cfg["file"]})
@@ -62,7 +67,7 @@ def run(given: Arguments) -> None:
         tqdm.write(json.dumps(record, ensure_ascii=False) if record else _shown(prediction, alone=alone))
 
 
-def _shown(prediction: Prediction, *, alone: bool) -> str:
+def _shown(prediction: "Prediction", *, alone: bool) -> str:
     """Every class with its probability, the most likely first; of many texts the first line of each."""
     width = max(map(len, prediction.labels))
     pairs = zip(prediction.labels, prediction.probabilities, strict=True)

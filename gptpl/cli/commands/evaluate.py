@@ -14,7 +14,7 @@ measures a lower loss on the same text. Writes nothing.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -22,15 +22,14 @@ from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, settings_of
 from gptpl.config.instantiate import instantiate
 from gptpl.config.signatures import locate
-from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.sources import LabelledCorpus
 from gptpl.errors import InputError
-from gptpl.evaluation.classifier import ClassifierEvaluation
-from gptpl.model.protocol import context_length
-from gptpl.runs.evaluation_data import make_datamodule
-from gptpl.runs.loaded import load
-from gptpl.runs.models import Classifier, LanguageModel
 from gptpl.text import table
+
+if TYPE_CHECKING:
+    from gptpl.data.instructions.template import PromptTemplate
+    from gptpl.evaluation.classifier import ClassifierEvaluation
+    from gptpl.runs.models import Classifier, LanguageModel
 
 PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 
@@ -38,6 +37,9 @@ PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 @configured("evaluate")
 def run(given: Arguments) -> None:
     """Prints the scores."""
+    from gptpl.runs.loaded import load
+    from gptpl.runs.models import Classifier, LanguageModel
+
     cfg = settings_of(given)
     model, data = load(**given_model(cfg), precision=cfg["precision"]), cfg["data"]
     if data["batch_size"] == "auto":
@@ -61,7 +63,10 @@ def run(given: Arguments) -> None:
     print(f"perplexity  {result.perplexity:.2f}")
 
 
-def _datamodule(data: dict[str, Any], model: LanguageModel, template: PromptTemplate | None) -> Any:
+def _datamodule(data: dict[str, Any], model: "LanguageModel", template: "PromptTemplate | None") -> Any:
+    from gptpl.model.protocol import context_length
+    from gptpl.runs.evaluation_data import make_datamodule
+
     if data.get("stride") not in (None, data["max_length"]):
         raise InputError(
             f"data.stride={data['stride']} has no effect here, the sequences do not overlap: leave it out"
@@ -76,7 +81,7 @@ def _datamodule(data: dict[str, Any], model: LanguageModel, template: PromptTemp
     )
 
 
-def _classified(cfg: dict[str, Any], model: Classifier) -> ClassifierEvaluation:
+def _classified(cfg: dict[str, Any], model: "Classifier") -> "ClassifierEvaluation":
     data, split = cfg["data"], cfg["split"]
     settings = {"batch_size": data["batch_size"], "progress": PROGRESS}
     if data["max_length"] is not None:
@@ -97,7 +102,7 @@ def _classified(cfg: dict[str, Any], model: Classifier) -> ClassifierEvaluation:
     return model.evaluate(corpus, **settings)
 
 
-def _report(found: ClassifierEvaluation, labels: Sequence[str]) -> Iterator[str]:
+def _report(found: "ClassifierEvaluation", labels: Sequence[str]) -> Iterator[str]:
     """The scores in lines, and the confusion matrix."""
     yield f"data               {found.data}, {found.texts:,} texts of {len(labels)} classes"
     yield f"loss               {found.loss:.4f} nats per text"

@@ -13,7 +13,6 @@ batch_size_finder.csv into find.output (older ones are replaced), and nothing el
 from gptpl.cli.arguments import Arguments, checked_output, configured
 from gptpl.config.overrides import key_of
 from gptpl.errors import InputError
-from gptpl.runs.finders import SETTLED_BY_FINDER, find_batch_size
 
 NAME = "batch_size_finder"
 
@@ -21,6 +20,8 @@ NAME = "batch_size_finder"
 @configured("find-batch-size")
 def run(given: Arguments) -> None:
     """Prints a table and the suggestion, writes plot and numbers."""
+    from gptpl.runs.finders import SETTLED_BY_FINDER, find_batch_size
+
     for override in given.overrides:
         if (key := key_of(override)) in SETTLED_BY_FINDER:
             raise InputError(f"{key} is what gptpl find-batch-size looks for: leave it out")

@@ -11,12 +11,13 @@ lr_finder.png and lr_finder.csv into find.output (older ones are replaced), and 
 """
 
 from gptpl.cli.arguments import Arguments, checked_output, configured
-from gptpl.runs.finders import find_lr
 
 
 @configured("find-lr")
 def run(given: Arguments) -> None:
     """Prints a table and the suggestion, writes plot and numbers."""
+    from gptpl.runs.finders import find_lr
+
     own = given.config.find
     folder = checked_output("find.output", own.output)
     result = find_lr(given.config, min_lr=own.min_lr, max_lr=own.max_lr, steps=own.steps)

@@ -17,20 +17,16 @@ The text goes to standard output while it is generated, everything else to stand
 import json
 import logging
 from dataclasses import asdict
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gptpl.cli.arguments import Arguments, configured
+from gptpl.cli.console import collector_paused
 from gptpl.cli.model_input import given_model, given_text, in_full, settings_of
-from gptpl.cli.texts import completed, converse
 from gptpl.errors import InputError
-from gptpl.evaluation.memorisation import memorisation_lines
-from gptpl.evaluation.statistics import statistics_lines
-from gptpl.generation import Completion, SamplingRules
-from gptpl.generation.sampling import check_seed
-from gptpl.runs.loaded import load_language_model
-from gptpl.runs.models import LanguageModel
+
+if TYPE_CHECKING:
+    from gptpl.generation import Completion, SamplingRules
+    from gptpl.runs.models import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +34,20 @@ log = logging.getLogger(__name__)
 @configured("generate", flags=["--json", "-i", "--interactive"], in_full=in_full)
 def run(given: Arguments) -> None:
     """Prints the texts."""
+    with collector_paused():
+        import torch
+
+        from gptpl.cli.texts import converse
+        from gptpl.evaluation.memorisation import memorisation_lines
+        from gptpl.evaluation.statistics import statistics_lines
+        from gptpl.generation import SamplingRules
+        from gptpl.runs.loaded import load_language_model
+
     as_json, interactive = "--json" in given.flags, bool({"-i", "--interactive"} & {*given.flags})
     if as_json and interactive:
         raise InputError("--json and -i exclude each other: leave one out")
     cfg = settings_of(given)
     rules = SamplingRules(**cfg["sampling"])
-    if cfg["seed"] is not None:
-        check_seed(cfg["seed"])
     prompt = given_text(cfg["prompt"], cfg["prompt_file"], key="prompt", piped=not interactive)
     model = load_language_model(**given_model(cfg), precision=cfg["precision"])
     if interactive:
@@ -66,9 +69,11 @@ def run(given: Arguments) -> None:
 
 
 def _written(
-    cfg: dict[str, Any], model: LanguageModel, prompt: str, rules: SamplingRules, *, as_json: bool
-) -> list[Completion]:
+    cfg: dict[str, Any], model: "LanguageModel", prompt: str, rules: "SamplingRules", *, as_json: bool
+) -> list["Completion"]:
     """Generates the texts and prints them, a single one meanwhile."""
+    from gptpl.cli.texts import completed
+
     settings = {name: cfg[name] for name in ("max_new_tokens", "num_samples", "stop", "seed", "alternatives")}
     if settings["alternatives"] is None and cfg["statistics"]:
         settings["alternatives"] = 0

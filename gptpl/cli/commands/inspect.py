@@ -19,13 +19,14 @@ from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, settings_of
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
-from gptpl.model.protocol import context_length
-from gptpl.runs.loaded import load_language_model
 
 
 @configured("inspect")
 def run(given: Arguments) -> None:
     """Writes the page, prints loss and perplexity."""
+    from gptpl.model.protocol import context_length
+    from gptpl.runs.loaded import load_language_model
+
     cfg = settings_of(given)
     output = Path(cfg["output"]).expanduser()
     if output.is_dir() or not output.parent.is_dir():

@@ -13,7 +13,7 @@ Replies are kept as they come: the same command again resumes.
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -22,12 +22,16 @@ from gptpl.cli.model_input import NOT_SET
 from gptpl.config.compose import plain
 from gptpl.config.instantiate import instantiate
 from gptpl.errors import InputError
-from gptpl.judging import Comparison, Scores, compare, score
+
+if TYPE_CHECKING:
+    from gptpl.judging import Comparison, Scores
 
 
 @configured("judge")
 def run(given: Arguments) -> None:
     """Writes the result and its picture, prints a table."""
+    from gptpl.judging import compare, score
+
     cfg = plain(given.config)
     responses, other, both_orders = cfg["responses"], cfg["compare"], cfg["both_orders"]
     if responses == NOT_SET:

@@ -17,12 +17,13 @@ import json
 import logging
 
 from gptpl.cli.arguments import Arguments, checked_output, configured
-from gptpl.runs.plan import plan
 
 
 @configured("plan", flags=["--json"])
 def run(given: Arguments) -> None:
     """Prints the plan to standard output and draws the learning rate."""
+    from gptpl.runs.plan import plan
+
     picture = checked_output("plan.output", given.config.plan.output, suffix=".png")
     logging.getLogger().setLevel(logging.WARNING)  # the plan contains what a run would log
     planned = plan(given.config, timed_steps=given.config.plan.timed_steps)

@@ -20,17 +20,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import given_model, given_text, in_full, only_one, settings_of
-from gptpl.cli.texts import show
 from gptpl.errors import InputError
-from gptpl.evaluation.answers import WELL_FORMED
-from gptpl.generation import SamplingRules
-from gptpl.generation.sampling import check_seed
-from gptpl.runs.loaded import load_language_model
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +32,13 @@ log = logging.getLogger(__name__)
 @configured("respond", flags=["--json"], in_full=in_full)
 def run(given: Arguments) -> None:
     """Prints the answer, or writes all answers to `output`."""
+    import torch
+
+    from gptpl.cli.texts import show
+    from gptpl.evaluation.answers import WELL_FORMED
+    from gptpl.generation import SamplingRules
+    from gptpl.runs.loaded import load_language_model
+
     cfg = settings_of(given)
     rules = SamplingRules(**cfg["sampling"])
     many = _check(cfg, as_json=bool(given.flags))
@@ -82,8 +83,6 @@ def run(given: Arguments) -> None:
 
 def _check(cfg: dict[str, Any], *, as_json: bool) -> bool:
     """Whether many answers are asked for; raises InputError for settings that exclude each other."""
-    if cfg["seed"] is not None:
-        check_seed(cfg["seed"])
     source = only_one({name: cfg[name] for name in ("instruction", "file", "split")})
     many = source in ("file", "split")
     if many and cfg["output"] is None:

@@ -23,12 +23,10 @@ input; 128 + the number of a signal that stopped it (130: Ctrl-C).
 
 import shlex
 
-from gptpl.callbacks.stopping import RunStopped
 from gptpl.cli.arguments import parse, shown
-from gptpl.cli.console import console
-from gptpl.runs.build import build
-from gptpl.runs.fit import train
-from gptpl.training.module import NonFiniteError
+from gptpl.cli.console import collector_paused, console
+from gptpl.config.compose import composed
+from gptpl.config.overrides import resumed_run
 from gptpl.training.run_log import RunLogFile
 
 EXIT_FAILED = 1
@@ -43,13 +41,21 @@ def run(arguments: list[str]) -> int:
         return sweep.run(arguments)
     if shown(given):
         return 0
+    overrides, earlier = resumed_run(given.overrides)
+    with collector_paused():
+        if earlier is None:  # first, to refuse what it can before torch is imported
+            found = composed(overrides, given.config_name, config_dir=given.config_dir)
+        from gptpl.callbacks.stopping import RunStopped
+        from gptpl.runs.build import build, resume
+        from gptpl.runs.fit import train
+        from gptpl.training.module import NonFiniteError
+
     with console():
-        made = build(
-            *given.overrides,
-            config_dir=given.config_dir,
-            config_name=given.config_name,
-            log_file=RunLogFile(whole_process=True),
-        )
+        log_file = RunLogFile(whole_process=True)
+        if earlier is None:
+            made = build(found.cfg, config_dir=given.config_dir, log_file=log_file, trusted=found.trusted)
+        else:
+            made = resume(earlier, *overrides, config_dir=given.config_dir, log_file=log_file)
         made.command = shlex.join(["gptpl", "train", *arguments])
         try:
             train(made)

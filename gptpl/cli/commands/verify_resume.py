@@ -16,7 +16,6 @@ from functools import partial
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.config.compose import plain
-from gptpl.runs.verify import report, verify_resume
 
 EXIT_DIFFERENT = 1
 
@@ -24,6 +23,8 @@ EXIT_DIFFERENT = 1
 @configured("verify-resume")
 def run(given: Arguments) -> int:
     """Trains, compares, prints."""
+    from gptpl.runs.verify import report, verify_resume
+
     of_runs = [each for each in given.overrides if not each.lstrip("+~").startswith("verify.")]
     own = plain(given.config.verify)
     say = partial(print, file=sys.stderr, flush=True)

@@ -11,22 +11,23 @@ Writes the folder output= with a model card, and prints its name. Before the fol
 read again and their logits compared.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import NOT_SET, given_model, settings_of
 from gptpl.config.instantiate import instantiate
 from gptpl.errors import InputError
-from gptpl.model import GPTConfig
-from gptpl.runs.export import check_export, export
-from gptpl.runs.loaded import load_classifier, load_language_model, names_classifier
 from gptpl.tokenizers import GPT2Tokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier
 
 
 @configured("weights convert")
 def run(given: Arguments) -> None:
     """Writes the folder and prints its name."""
+    from gptpl.runs.export import check_export, export
+
     cfg = settings_of(given)
     for key in ("format", "output"):
         if cfg[key] == NOT_SET:
@@ -37,7 +38,10 @@ def run(given: Arguments) -> None:
     print(export(_loaded(cfg), cfg["format"], cfg["output"], dtype=cfg["dtype"], verify=cfg["verify"]))
 
 
-def _loaded(cfg: dict[str, Any]) -> LoadedCheckpoint | LoadedClassifier:
+def _loaded(cfg: dict[str, Any]) -> "LoadedCheckpoint | LoadedClassifier":
+    from gptpl.model import GPTConfig
+    from gptpl.runs.loaded import load_classifier, load_language_model, names_classifier
+
     given, node, fields = given_model(cfg), cfg.get("tokenizer"), cfg.get("model")
     if names_classifier(given["source"]):
         if fields or node:

@@ -9,11 +9,12 @@ Prints the folder, in GPTPL_CACHE or your cache folder. Downloads resume, and th
 """
 
 from gptpl.cli.arguments import Arguments, configured
-from gptpl.weights.published import checked_size, checked_source, fetch
 
 
 @configured("weights fetch")
 def run(given: Arguments) -> None:
     """Downloads, and prints the folder."""
+    from gptpl.weights.published import checked_size, checked_source, fetch
+
     cfg = given.config
     print(fetch(checked_size(cfg.size), checked_source(cfg.source), mirror=cfg.mirror))

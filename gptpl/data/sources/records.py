@@ -9,7 +9,7 @@ from typing import Any
 
 from gptpl.data.sources.base import read_utf8, utf8_lines
 from gptpl.errors import InputError
-from gptpl.files.strict_json import parse_json
+from gptpl.files.plain import parse_json
 from gptpl.text import shortened
 
 JSON_LINES = (".jsonl", ".ndjson")

@@ -1,0 +1,203 @@
+"""Settings read from source files: the same as those of the imported classes, and no import."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptpl.cli.main import main
+from gptpl.cli.model_input import SHORT_KEYS
+from gptpl.config.groups import config_folder
+from gptpl.config.signatures import locate, signature_of
+from gptpl.config.source import read_signature
+
+CONFIGS = "\n".join(file.read_text(encoding="utf-8") for file in config_folder().rglob("*.yaml"))
+TARGETS = sorted(
+    {
+        *re.findall(r"_target_: ([\w.]+)", CONFIGS),
+        *("gptpl.model.GPTConfig", "gptpl.generation.SamplingRules", "lightning.Trainer"),
+        *("lightning.pytorch.callbacks.ModelCheckpoint", "lightning.pytorch.callbacks.Timer"),
+        *("lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.demos.WikiText2"),
+        *("torch.optim.AdamW", "torch.optim.SGD", "torch.optim.lr_scheduler.OneCycleLR"),
+    }
+)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_read_is_what_the_imported_class_takes(name):
+    read, real = read_signature(name), signature_of(locate(name, "_target_"))
+    if name == "gptpl.judging.JudgeModel":  # its fields have factories, which are not read
+        assert read is None
+        return
+    assert read is not None
+    assert [*read.parameters] == [*real.parameters]
+    assert read.open == real.open
+    for key, parameter in read.parameters.items():
+        wanted = real.parameters[key]
+        assert (parameter.required, parameter.positional) == (wanted.required, wanted.positional), key
+        if parameter.annotation is not Any and "typing.Any" not in str(parameter.annotation):
+            assert parameter.annotation == wanted.annotation, key
+            assert (parameter.resume, parameter.limit) == (wanted.resume, wanted.limit), key
+
+
+def test_types_and_limits_are_read_not_left_open():
+    trainer = read_signature("lightning.Trainer")
+    adamw = read_signature("gptpl.training.optimizers.adamw")
+    assert trainer is not None
+    assert adamw is not None
+    assert "int" in str(trainer.parameters["max_steps"].annotation)
+    assert adamw.parameters["decay"].resume == "never"
+    limit = adamw.parameters["lr"].limit
+    assert limit is not None
+    assert (limit.holds(0.1), limit.holds(0.0)) == (True, False)
+
+
+USER = """\
+import nowhere.to.be.found
+from dataclasses import dataclass
+
+@dataclass
+class Plain:
+    size: int
+    name: str = "x"
+class Child(Plain):
+    pass
+class Open(Child):
+    def __init__(self, *, more: int, **rest): ...
+class Two(Open, Plain):
+    pass
+class Made(metaclass=type):
+    def __init__(self, size): ...
+def decorated_by(function): return function
+@decorated_by
+def function(a): ...
+def plain(a, /, b=1, *c, d, **e: int): ...
+if nowhere:
+    def sometimes(a): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Plain", "size name"),
+        ("Child", "size name"),
+        ("Open", "size name more"),
+        ("plain", "a b d"),
+        ("Two", None),
+        ("Made", None),
+        ("function", None),
+        ("sometimes", None),
+        ("nothing", None),
+    ],
+)
+def test_a_users_class_is_read_without_being_imported(name, settings, tmp_path, monkeypatch):
+    package = f"mine_{name}".lower()
+    (tmp_path / f"{package}.py").write_text(USER, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    read = read_signature(f"{package}.{name}")
+    assert (None if read is None else [*read.parameters]) == (None if settings is None else settings.split())
+
+
+# --- commands -------------------------------------------------------------------------------------------
+
+PROGRAM = """\
+import contextlib, io, json, sys
+from gptpl.cli.main import main
+seen = []
+for arguments in json.loads(sys.argv[1]):
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+        status = main(arguments)
+    loaded = [name for name in ("torch", "lightning", "matplotlib") if name in sys.modules]
+    seen.append([status, error.getvalue(), loaded])
+print(json.dumps(seen))
+"""
+
+
+def run_apart(commands: list[list[str]], folder: Path) -> list[tuple[int, str, list[str]]]:
+    """Status, standard error and the heavy libraries loaded after each command, in one fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(commands)], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [tuple(each) for each in json.loads(done.stdout)]
+
+
+WRONG = [
+    "train model=tinny",
+    "train optimizer.lr=-1",
+    "train optimizer.betas=[0.9,1]",
+    "train optimizer=muon optimizer.momentum=1.5",
+    "train trainer.max_step=3",
+    "train trainer.max_steps=0",
+    "train trainer.gradient_clip_val=0",
+    "train trainer.stop_at_step=0",
+    "train trainer.compile=perhaps",
+    "train trainer.limit_val_batches=few",
+    "train model.wdth=3",
+    "train model.n_layers=0",
+    "train model.drop_rate=1",
+    "train model.init=zeros",
+    "train scheduler.warmup_steps=-1",
+    "train scheduler.min_lr=-1",
+    "train seed=-1",
+    "train eval_every_n_steps=0",
+    "train sed=1",
+    "train data.batch_size=many",
+    "train data=text_file data.pth=x",
+    "train callbacks.sample_text.promts=[a]",
+    "train 'callbacks=[default,early_stoping]'",
+    "train tokenizer.vocabsize=8",
+    "train logger.csv.savedir=x",
+    "train optimizer.muon_lr=1",
+    "train task=classfy",
+    "plan model.wdth=3",
+    "generate promt=x",
+    "generate seed=-1",
+    "generate temprature=1",
+    "evaluate checkpoint=x splitt=all",
+    "respond checkpoint=x batch_size=0",
+    "judge judge=olama",
+    "weights convert formt=hf",
+]
+
+
+def test_a_refusal_imports_neither_torch_nor_lightning(tmp_path, capsys, monkeypatch):
+    """And says what it says where they are imported: in this process, which checks the imported classes."""
+    commands = [[part.strip("'") for part in line.split()] for line in WRONG]
+    monkeypatch.chdir(tmp_path)
+    for arguments, (status, said, loaded) in zip(commands, run_apart(commands, tmp_path), strict=True):
+        assert (status, loaded) == (2, []), arguments
+        assert main(arguments) == 2
+        assert said == capsys.readouterr().err, arguments
+
+
+def test_what_needs_no_torch_does_not_import_it(tmp_path):
+    lines = ["--help", "train --help", "completion words train mo", "runs list", "weights list"]
+    for status, _, loaded in run_apart([line.split() for line in lines], tmp_path):
+        assert (status, loaded) == (0, [])
+
+
+def test_generate_does_not_import_lightning(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    small = [
+        "model=tiny",
+        "tokenizer=bytes",
+        "trainer.max_steps=1",
+        "trainer=cpu",
+        "callbacks=checkpoint_last",
+    ]
+    assert main(["train", *small, "eval_train_batches=1", "eval_val_batches=1", "run_dir=run"]) == 0
+    [(status, said, loaded)] = run_apart([["generate", "checkpoint=run", "max_new_tokens=2"]], tmp_path)
+    assert status == 0, said
+    assert loaded == ["torch"]
+
+
+def test_the_rules_of_sampling_are_those_of_its_class():
+    assert {*signature_of(locate("gptpl.generation.SamplingRules", "")).parameters} == SHORT_KEYS
