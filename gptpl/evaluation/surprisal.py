@@ -1,10 +1,11 @@
-"""How likely texts are under a model: each token of a text, or continuations, as benchmarks ask for."""
+"""How likely texts are under a model: their loss, each token, or continuations, as benchmarks ask for."""
 
 # B batch, T time, D model, V vocabulary
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,41 @@ from torch import Tensor, nn
 from gptpl.errors import InputError
 from gptpl.generation.decoding import check_prompts, padded_rows, token_details
 from gptpl.model import eval_mode
+from gptpl.model.loss import evaluation_loss, perplexity
 from gptpl.model.protocol import body_and_head, context_length, device_of, vocab_size
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
 CHUNK = 128  # positions whose logits exist at the same time: 26 MB of GPT-2's in fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Mean nats per token, its exponential, and the number of tokens scored.
+
+    `data` says what was scored, and `context` from what each token was predicted, where that is known.
+    """
+
+    loss: float
+    perplexity: float
+    tokens: int
+    data: str = ""
+    context: str = ""
+
+
+def evaluate(net: nn.Module, batches: Iterable[Sequence[Any]]) -> Evaluation:
+    """Mean next-token loss over all targets of all batches, in evaluation mode.
+
+    A batch begins with inputs and targets, each (B, T), a text in each row; targets of -100 are not counted.
+    """
+    device = device_of(net)
+    total = count = 0.0
+    with torch.inference_mode(), eval_mode(net):
+        for inputs, targets, *_ in batches:
+            loss, tokens = evaluation_loss(net, inputs.to(device), targets.to(device)).tolist()
+            total, count = total + loss, count + tokens
+    mean = total / count
+    return Evaluation(loss=mean, perplexity=perplexity(mean), tokens=int(count))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ from gptpl.checkpoints.loading import (
 )
 from gptpl.errors import InputError
 from gptpl.files.durable import share
-from gptpl.model import GPTModel, count_parameters, empty_model
+from gptpl.model import GPTModel, count_parameters
 from gptpl.model.loss import perplexity
 from gptpl.model.protocol import gpt_model
 from gptpl.text import one_line
@@ -50,6 +50,7 @@ from gptpl.weights.adapter import FORMAT as ADAPTER
 from gptpl.weights.adapter import TARGETS, is_adapter
 from gptpl.weights.formats import (
     FORMATS,
+    cast,
     compare_logits,
     is_foreign,
     open_model,
@@ -73,9 +74,9 @@ def export(
 
     Args:
         loaded: a language model in any format, or a classifier in the format `hf`.
-        format: hf, book, openai-tf, nanogpt, gptpl; adapter: what the run of `loaded` learned by LoRA.
+        format: hf, book, openai-tf, nanogpt, gguf, gptpl; adapter: what the run of `loaded` learned by LoRA.
         output: a folder that does not exist yet.
-        dtype: float32, bfloat16 or float16; None: the model's own.
+        dtype: float32, bfloat16, float16, in gguf also q8_0; None: the model's own.
         verify: read the new files, and compare the logits of a fixed prompt (of an adapter: the weights).
 
     Raises InputError as `check_export`, for a model that the format cannot hold, and where the files do not
@@ -93,7 +94,7 @@ def export(
         else:
             loaded = _write_model(loaded, format, folder, dtype=dtype, verify=verify)
         try:
-            card = _card(loaded, format, folder, output.name)
+            card = _card(loaded, format, folder, output.name, dtype)
         except (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{loaded.path} records its past otherwise than this gptpl ({type(error).__name__}: {error}):"
@@ -135,15 +136,15 @@ def check_export(format: str, output: Path | str, *, dtype: str | None = None) -
 def _write_model(
     loaded: LoadedCheckpoint, format: str, folder: Path, *, dtype: str | None, verify: bool
 ) -> LoadedCheckpoint:
-    """Write a language model; returns it in its new data type."""
+    """Write a language model; returns it as it was written."""
     net, tokenizer = gpt_model(loaded.net, f"format={format} holds GPT-2 models"), loaded.tokenizer
     if dtype is not None:
-        net = _cast(net, dtype)
+        net = (FORMATS[format].stored if format in FORMATS else cast)(net, dtype)
     loaded = replace(loaded, net=net)
     if format == OWN:
         write_model(loaded, folder / EXPORTED)
     else:
-        FORMATS[format].write(net, folder, eot_id=tokenizer.eot_id)
+        FORMATS[format].write(net, folder, tokenizer=tokenizer, dtype=dtype or _dtype(net))
         record = record_of(folder, net.config, tokenizer.state(), loaded.lineage)
         write_json(folder / RECORD_FILE, record)
     if format == "hf":
@@ -161,16 +162,6 @@ def _write_model(
         difference = compare_logits(before, prompt_logits(again.net.to(kind)), name=format)
         log.info("verified: the logits of %d tokens differ by %.1e at most", before.shape[1], difference)
     return loaded
-
-
-def _cast(net: GPTModel, dtype: str) -> GPTModel:
-    """A copy in another data type. Raises InputError where a weight is too large for it."""
-    copy = empty_model(net.config, device=str(net.device), dtype=DTYPES[dtype])
-    copy.load_state_dict(net.state_dict())
-    for name, parameter in copy.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise InputError(f"dtype={dtype} cannot hold the weights of {name}: use bfloat16 or float32")
-    return copy.eval()
 
 
 def _write_classifier(
@@ -213,7 +204,7 @@ def _write_adapter(loaded: Loaded, folder: Path, *, verify: bool) -> None:
 _SHOWN_CHARACTERS = 500
 
 
-def _card(loaded: Loaded, format: str, folder: Path, name: str) -> str:
+def _card(loaded: Loaded, format: str, folder: Path, name: str, dtype: str | None) -> str:
     """Fill in `model_card.md`; errors of Jinja and of types come from a damaged past."""
     quoted = json.dumps(name, ensure_ascii=False)[1:-1]  # within double quotes
     runs = generations(loaded.lineage)
@@ -243,12 +234,16 @@ def _card(loaded: Loaded, format: str, folder: Path, name: str) -> str:
         net = gpt_model(loaded.net, "")
         reader = FORMATS[format].reader if format in FORMATS else ""
         facts |= {"config": net.config, "parameters": count_parameters(net.config).total}
-        facts |= {"dtype": next(net.parameters()).dtype, "reader": reader.replace("{folder}", quoted)}
+        facts |= {"dtype": dtype or _dtype(net), "reader": reader.replace("{folder}", quoted)}
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"text": _text, "code": _code, "thousands": "{:,d}".format}
     return environment.from_string((files("gptpl.runs") / "model_card.md").read_text("utf-8")).render(facts)
+
+
+def _dtype(net: GPTModel) -> str:
+    return str(next(net.parameters()).dtype).removeprefix("torch.")
 
 
 def _losses(run: Mapping[str, Any]) -> str:

@@ -13,10 +13,9 @@ from gptpl.data.sources.records import Record, TextTable, read_records
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answer, Answerer, answer_all, answer_generator
-from gptpl.evaluation.losses import Evaluation, evaluate
 from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation, training_corpus
 from gptpl.evaluation.statistics import TextStatistics, text_statistics
-from gptpl.evaluation.surprisal import surprisals
+from gptpl.evaluation.surprisal import Evaluation, evaluate, surprisals
 from gptpl.evaluation.surprisal_page import InspectedText
 from gptpl.files.run_record import CHECKPOINT_FOLDER, is_run
 from gptpl.generation import Completion, Piece, SamplingRules, search_text, stream_text

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.model import GPTClassifier, GPTModel, eval_mode
+from gptpl.model import GPTClassifier, GPTModel, empty_model, eval_mode
 from gptpl.model.protocol import context_length, device_of, vocab_size
-from gptpl.weights import hugging_face, openai_tensorflow, torch_files
+from gptpl.tokenizers import Tokenizer
+from gptpl.weights import gguf_file, hugging_face, openai_tensorflow, torch_files
 from gptpl.weights.model_files import DTYPES, ModelFiles
 from gptpl.weights.torch_files import BOOK_FILE, NANOGPT_FILE, open_state_dict
 
@@ -23,17 +24,31 @@ from gptpl.weights.torch_files import BOOK_FILE, NANOGPT_FILE, open_state_dict
 class Writer(Protocol):
     """Writes a model's files into an existing folder."""
 
-    def __call__(self, net: GPTModel, folder: Path, *, eot_id: int) -> None:
-        """Raise InputError for a model that the format cannot hold."""
+    def __call__(self, net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
+        """Raise InputError for a model, or a tokenizer, that the format cannot hold."""
+
+
+def cast(net: GPTModel, dtype: str) -> GPTModel:
+    """A copy in another data type. Raises InputError where a weight is too large for it."""
+    copy = empty_model(net.config, device=str(net.device), dtype=DTYPES[dtype])
+    copy.load_state_dict(net.state_dict())
+    for name, parameter in copy.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"dtype={dtype} cannot hold the weights of {name}: use bfloat16 or float32")
+    return copy.eval()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A format that gptpl writes; `reader` is code for the model card that loads the exported `{folder}`."""
+    """A format that gptpl writes; `reader` is code for the model card that loads the exported `{folder}`.
+
+    `stored` gives the model as it will be read back if it is written in one of the `dtypes`.
+    """
 
     write: Writer
     reader: str
     dtypes: tuple[str, ...] = tuple(DTYPES)
+    stored: Callable[[GPTModel, str], GPTModel] = cast
 
 
 FORMATS: Mapping[str, Format] = {
@@ -66,6 +81,16 @@ FORMATS: Mapping[str, Format] = {
         write=torch_files.write_nanogpt,
         reader='# in nanoGPT\npython sample.py --out_dir="{folder}"',
     ),
+    "gguf": Format(
+        write=gguf_file.write_files,
+        dtypes=gguf_file.STORED_DTYPES,
+        stored=gguf_file.as_stored,
+        reader=(
+            "from llama_cpp import Llama\n\n"
+            'llama = Llama("{folder}/model.gguf")\n'
+            'print(llama("Every effort moves you", max_tokens=50)["choices"][0]["text"])'
+        ),
+    ),
 }
 
 
@@ -73,7 +98,7 @@ def is_foreign(path: Path) -> bool:
     """Whether a path is one that `open_model` can read, and gptpl's own formats are not."""
     if path.is_dir():
         return _opener(path) is not None
-    return path.suffix in (".pth", ".pt", ".bin", ".safetensors")
+    return path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".gguf")
 
 
 def open_model(path: Path) -> ModelFiles:
@@ -91,13 +116,13 @@ def open_model(path: Path) -> ModelFiles:
         raise InputError(f"{path} is gptpl's own: use init=run init.checkpoint={path}")
     raise InputError(
         f"{path} does not hold a model that gptpl knows: give a folder with config.json and model.safetensors"
-        f" (Hugging Face), hparams.json and model.ckpt.* (OpenAI), {BOOK_FILE} (the book) or {NANOGPT_FILE}"
-        " (nanoGPT)"
+        f" (Hugging Face), hparams.json and model.ckpt.* (OpenAI), {BOOK_FILE} (the book), {NANOGPT_FILE}"
+        " (nanoGPT) or model.gguf (llama.cpp)"
     )
 
 
 def _opener(path: Path) -> Callable[[], ModelFiles] | None:
-    for module in (hugging_face, openai_tensorflow):
+    for module in (hugging_face, openai_tensorflow, gguf_file):
         if module.recognises(path):
             return partial(module.open_files, path)
     for file in (path, path / BOOK_FILE, path / NANOGPT_FILE):

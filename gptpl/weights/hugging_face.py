@@ -13,6 +13,7 @@ from torch import Tensor
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain
 from gptpl.model import GPTClassifier, GPTConfig, GPTModel
+from gptpl.tokenizers import Tokenizer
 from gptpl.weights.model_files import (
     ModelFiles,
     TensorSource,
@@ -119,12 +120,13 @@ def _described(content: Mapping[str, Any], path: Path) -> GPTConfig:
     return config
 
 
-def write_files(net: GPTModel, folder: Path, *, eot_id: int) -> None:
+def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
     """Write `config.json`, `generation_config.json` and `model.safetensors`."""
+    del dtype  # the model's own
     tensors = export_tensors(net, table())
     write_tensors(tensors, folder / "model.safetensors")
-    write_json(folder / CONFIG_FILE, _their_config(net.config, tensors, eot_id, "GPT2LMHeadModel"))
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eot_id)
+    write_json(folder / CONFIG_FILE, _their_config(net.config, tensors, tokenizer.eot_id, "GPT2LMHeadModel"))
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_id)
     write_json(folder / "generation_config.json", ids)
 
 

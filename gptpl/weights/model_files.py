@@ -279,6 +279,6 @@ def recorded_config(model: Mapping[str, Any], folder: Path) -> GPTConfig:
 
 def weights_sha256(path: Path) -> dict[str, str]:
     """The SHA-256 of a file, or of every file of weights in a folder, by name."""
-    kinds = ("*.safetensors", "*.ckpt.data-*", "*.pth", "*.pt", "*.bin")
+    kinds = ("*.safetensors", "*.ckpt.data-*", "*.pth", "*.pt", "*.bin", "*.gguf")
     paths = [path] if path.is_file() else [found for kind in kinds for found in path.glob(kind)]
     return {found.name: remembered_sha256(found) for found in sorted(paths)}

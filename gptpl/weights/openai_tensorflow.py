@@ -12,6 +12,7 @@ from torch import Tensor
 from gptpl.errors import InputError
 from gptpl.model import GPTModel
 from gptpl.text import shortened
+from gptpl.tokenizers import Tokenizer
 from gptpl.weights.model_files import (
     ModelFiles,
     TensorSource,
@@ -102,9 +103,9 @@ def _variables_of(prefix: Path) -> TensorSource:
     return TensorSource(where=str(prefix), shapes=shapes, dtypes=words, read=read)
 
 
-def write_files(net: GPTModel, folder: Path, *, eot_id: int) -> None:
+def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
     """Write `hparams.json`, `checkpoint` and `model.ckpt.*`, from which OpenAI's program restores."""
-    del eot_id  # OpenAI's program knows it
+    del tokenizer, dtype  # OpenAI's program knows the one, and has one of the other
     tf = _tensorflow()
     tensors = export_tensors(net, _TABLE, dtype=torch.float32)
     names = list(tensors)

@@ -9,6 +9,7 @@ import torch
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain
 from gptpl.model import GPTModel
+from gptpl.tokenizers import Tokenizer
 from gptpl.weights import hugging_face
 from gptpl.weights.model_files import (
     ModelFiles,
@@ -61,15 +62,15 @@ OURS = Table(format=OWN, rows=(*gpt2_rows(LAYERS), *_GATE), writes_head=True, qk
 """`GPTModel.state_dict()` itself; a row may name a parameter that only some models have."""
 
 
-def write_book(net: GPTModel, folder: Path, *, eot_id: int) -> None:
+def write_book(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
     """Write `model.pth`, for the book's `load_state_dict`."""
-    del eot_id
+    del tokenizer, dtype
     _save(export_tensors(net, BOOK), folder / BOOK_FILE)
 
 
-def write_nanogpt(net: GPTModel, folder: Path, *, eot_id: int) -> None:
+def write_nanogpt(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
     """Write `ckpt.pt` for nanoGPT's `sample.py`, without an optimizer to resume with."""
-    del eot_id
+    del tokenizer, dtype
     sizes = sizes_of(net.config, _NANOGPT_SIZES)
     checkpoint = {
         "model": export_tensors(net, NANOGPT),

@@ -149,7 +149,9 @@ def test_a_base_that_has_moved_is_asked_for_and_can_be_given(untied):
     export_adapter(path, folder)
     hf = untied.folder / "hf"
     hf.mkdir()
-    FORMATS["book"].write(gpt_model(load_model(untied.base).net, ""), hf, eot_id=256)
+    FORMATS["book"].write(
+        gpt_model(load_model(untied.base).net, ""), hf, tokenizer=BytesTokenizer(), dtype="float32"
+    )
     moved = untied.base.rename(untied.base.with_name("elsewhere.ckpt"))
     with pytest.raises(
         InputError, match=r"is an adapter, and its base weights cannot be used \(.*last\.ckpt.*\)"

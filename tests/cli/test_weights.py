@@ -289,7 +289,7 @@ def test_a_trained_run_opens_in_transformers_and_writes_the_same_greedy_text(
     assert modes == {usual.stat().st_mode & 0o777}, "what a user can read"
 
 
-@pytest.mark.parametrize("name", ["hf", "book", "nanogpt", "openai-tf", "gptpl"])
+@pytest.mark.parametrize("name", ["hf", "book", "nanogpt", "openai-tf", "gguf", "gptpl"])
 def test_there_and_back_again(gptpl, quick, quick_text, name):
     if name == "openai-tf":
         pytest.importorskip("tensorflow", reason="TensorFlow is installed on Linux x86-64 only")
@@ -475,7 +475,7 @@ def test_weights_too_large_for_half_precision(gptpl, refused, quick, tmp_path):
         (("output=x",), "format is not set: give format=VALUE"),
         (
             ("format=onnx", "output=x"),
-            "format=onnx is unknown: choose one of hf, book, openai-tf, nanogpt, gptpl",
+            "format=onnx is unknown: choose one of hf, book, openai-tf, nanogpt, gguf, gptpl",
         ),
         (
             ("format=hf", "output=x", "dtype=int8"),
@@ -495,11 +495,11 @@ def test_bad_settings_leave_nothing_behind(refused, quick, tmp_path, arguments, 
 def test_an_export_that_does_not_come_back_the_same_is_not_kept(refused, gptpl, quick, monkeypatch):
     right = FORMATS["book"]
 
-    def write(net: GPTModel, folder: Path, *, eot_id: int) -> None:
+    def write(net: GPTModel, folder: Path, **given: Any) -> None:
         changed = copy.deepcopy(net)
         with torch.no_grad():
             changed.get_parameter("blocks.1.ff.up_proj.weight")[3, 4] += 0.5
-        right.write(changed, folder, eot_id=eot_id)
+        right.write(changed, folder, **given)
 
     monkeypatch.setitem(FORMATS, "book", replace(right, write=write))
     arguments = ("weights", "convert", f"checkpoint={quick.run.path}", "format=book", "output=x")

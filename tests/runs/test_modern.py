@@ -16,6 +16,7 @@ from gptpl.generation import generate
 from gptpl.model import GPTConfig, GPTModel, parameters_of
 from gptpl.runs.export import export
 from gptpl.runs.resume import resume_plan
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.weights.hugging_face import write_files
 
 SMALL = ("model.context_length=32", "model.emb_dim=24", "model.n_heads=2", "model.n_layers=2")
@@ -98,7 +99,12 @@ def test_a_gpt2_of_other_layers_is_refused_too(change, tmp_path):
     with pytest.raises(
         InputError, match=rf"which have model\.{name}=\w+, got {str(value).lower()}: use format"
     ):
-        write_files(GPTModel(GPTConfig(**settings, qkv_bias=True, **change)), tmp_path, eot_id=0)
+        write_files(
+            GPTModel(GPTConfig(**settings, qkv_bias=True, **change)),
+            tmp_path,
+            tokenizer=BytesTokenizer(),
+            dtype="float32",
+        )
 
 
 def test_gpt2s_weights_are_refused_by_name(tmp_path):

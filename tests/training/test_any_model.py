@@ -23,8 +23,7 @@ from gptpl.checkpoints.loading import LoadedCheckpoint, load_model, write_model
 from gptpl.checkpoints.resume_state import state_digest
 from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.errors import InputError
-from gptpl.evaluation.losses import evaluate
-from gptpl.evaluation.surprisal import score_continuations, surprisals
+from gptpl.evaluation.surprisal import evaluate, score_continuations, surprisals
 from gptpl.generation import SamplingRules, complete, search_text
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
 from gptpl.model.loss import training_loss

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.lora import add_low_rank, is_low_rank
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.weights.adapter import Adapter, read_adapter, write_adapter
 from gptpl.weights.formats import FORMATS
 
@@ -33,7 +34,7 @@ def base(config: Callable[..., GPTConfig], tmp_path: Path) -> Callable[..., tupl
         net = GPTModel(config(drop_rate=0.0, **changes)).eval()
         folder = tmp_path / "base"
         folder.mkdir()
-        FORMATS["hf"].write(net, folder, eot_id=60)
+        FORMATS["hf"].write(net, folder, tokenizer=BytesTokenizer(), dtype="float32")
         return net, folder
 
     return make

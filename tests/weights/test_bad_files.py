@@ -314,6 +314,7 @@ import resource, signal, sys
 from pathlib import Path
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.weights.formats import FORMATS, open_model
 
 net = GPTModel(GPTConfig(vocab_size=61, context_length=24, emb_dim=32, n_heads=4, n_layers=3, drop_rate=0.0,
@@ -325,7 +326,7 @@ for name in FORMATS:
     folder = Path(sys.argv[1], name)
     folder.mkdir()
     try:
-        FORMATS[name].write(net, folder, eot_id=0)
+        FORMATS[name].write(net, folder, tokenizer=BytesTokenizer(), dtype="float32")
     except InputError as error:
         print(name, error)
 """

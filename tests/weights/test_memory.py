@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptpl.model import GPTConfig, GPTModel
+from gptpl.tokenizers import BytesTokenizer
 from gptpl.weights.formats import FORMATS
 
 SHAPE = {
@@ -52,7 +53,7 @@ def test_loading_peaks_below_2_2_times_the_weights(tmp_path):
         for name in FILES:
             folder = tmp_path / name / kind
             folder.mkdir(parents=True)
-            FORMATS[name].write(net, folder, eot_id=0)
+            FORMATS[name].write(net, folder, tokenizer=BytesTokenizer(), dtype="float32")
     given = repr((SHAPE, SMALL, {str(tmp_path / name): file for name, file in FILES.items()}))
     command = [sys.executable, "-c", PROGRAM, given]
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system

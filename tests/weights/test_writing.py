@@ -43,7 +43,7 @@ def written(tmp_path: Path) -> Callable[..., Path]:
             pytest.importorskip("tensorflow", reason="TensorFlow is installed on Linux x86-64 only")
         folder = tmp_path / name
         folder.mkdir()
-        FORMATS[name].write(model, folder, eot_id=60)
+        FORMATS[name].write(model, folder, tokenizer=BytesTokenizer(), dtype="float32")
         return folder
 
     return write

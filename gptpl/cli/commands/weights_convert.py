@@ -4,6 +4,7 @@ examples:
   gptpl weights convert checkpoint=RUN format=hf output=my-model            # for transformers
   gptpl weights convert checkpoint=RUN format=book output=my-model          # for the book's code
   gptpl weights convert init=gpt2_hf format=nanogpt output=gpt2             # GPT-2 for nanoGPT
+  gptpl weights convert checkpoint=RUN format=gguf dtype=q8_0 output=small  # for llama.cpp; or float16
   gptpl weights convert checkpoint=RUN format=adapter output=my-adapter     # what tune=lora learned, for PEFT
   gptpl weights convert checkpoint=model.pth model=gpt_124m format=gptpl output=mine  # from the book's file
 

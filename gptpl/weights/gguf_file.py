@@ -1,0 +1,219 @@
+"""llama.cpp's GGUF: `model.gguf` holds weights, sizes and tokenizer; no other module imports gguf."""
+
+# D model, V vocabulary
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptpl.errors import InputError
+from gptpl.model import GPTConfig, GPTModel, empty_model
+from gptpl.model.gpt import NORM_EPS
+from gptpl.text import shortened
+from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer
+from gptpl.tokenizers.base import END_OF_TEXT
+from gptpl.tokenizers.gpt2 import byte_characters, token_ids, vocabulary_files
+from gptpl.weights.model_files import (
+    DTYPES,
+    ModelFiles,
+    TensorSource,
+    check_settings,
+    described_config,
+    required,
+    with_record,
+    writing,
+)
+from gptpl.weights.tables import POSITIONS, Table, gpt2_rows
+from gptpl.weights.transfer import export_tensors
+
+_FILE = "model.gguf"
+_NAME = "gpt2"
+"""What llama.cpp calls the architecture and the tokenizer; it calls the tokenizer's pattern `gpt-2`."""
+_Q8 = "q8_0"
+_BLOCK = 32
+"""Numbers in a row that share one float16 scale in q8_0."""
+_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", _Q8: "Q8_0"}
+_FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, _Q8: 7}
+"""llama.cpp's numbers, by which it names a file's type."""
+STORED_DTYPES = tuple(_TYPES)
+_SIZES = ("vocab_size", "context_length", "embedding_length", "attention.head_count", "block_count")
+_NORMAL, _CONTROL, _UNUSED = 1, 3, 5
+_NO_MERGE = f"{END_OF_TEXT} {END_OF_TEXT}"
+"""Applies to no text: llama.cpp wants a merge, and bytes have none."""
+_TABLE = Table(
+    format="gguf",
+    rows=gpt2_rows(
+        (
+            *("blk.{i}.attn_norm", "blk.{i}.attn_qkv", "blk.{i}.attn_output"),
+            *("blk.{i}.ffn_norm", "blk.{i}.ffn_up", "blk.{i}.ffn_down", "output_norm"),
+        ),
+        tokens="token_embd.weight",
+        positions="position_embd.weight",
+        head="output.weight",
+    ),
+)
+
+
+# --------------------------------------------------------------------------------------------------- writing
+
+
+def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
+    """Write `model.gguf`: matrices in that type, the position table, norms and biases in float32.
+
+    Raises InputError for another tokenizer than GPT-2's and bytes, and without the package gguf.
+    """
+    gguf = _gguf()
+    tensors = export_tensors(net, _TABLE, dtype=torch.float32)
+    vocabulary = _vocabulary(tokenizer, net.config.vocab_size)
+    writer = gguf.GGUFWriter(folder / _FILE, _NAME)
+    config = net.config
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.emb_dim)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.ff_width)
+    writer.add_head_count(config.n_heads)
+    writer.add_layer_norm_eps(NORM_EPS)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(_FILE_TYPES[dtype])
+    if dtype == _Q8:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_tokenizer_model(_NAME)
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(list(vocabulary))
+    writer.add_token_types(list(vocabulary.values()))
+    writer.add_token_merges(_merges(tokenizer))
+    for add in (writer.add_bos_token_id, writer.add_eos_token_id):
+        add(tokenizer.eot_id)
+    writer.add_add_bos_token(False)
+    for name, tensor in tensors.items():
+        kind = gguf.GGMLQuantizationType[_TYPES[dtype if _is_rounded(name, tensor) else "float32"]]
+        writer.add_tensor(name, gguf.quantize(tensor.numpy(), kind), raw_dtype=kind)
+    with writing(folder):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def as_stored(net: GPTModel, dtype: str) -> GPTModel:
+    """A copy in fp32 of what a file will hold: its matrices, but the position table, rounded to the type.
+
+    Raises InputError for a width that q8_0 does not divide, and for weights too large for float16.
+    """
+    if dtype == _Q8 and net.config.emb_dim % _BLOCK:
+        raise InputError(
+            f"dtype={_Q8} rounds {_BLOCK} weights together, and model.emb_dim={net.config.emb_dim} is no"
+            " multiple of that: use dtype=float16"
+        )
+    copy = empty_model(net.config, device=str(net.device), dtype=torch.float32)
+    copy.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            if _is_rounded(name, parameter):
+                parameter.copy_(_q8(parameter) if dtype == _Q8 else parameter.to(DTYPES[dtype]))
+            if not torch.isfinite(parameter).all():
+                raise InputError(f"dtype={dtype} cannot hold the weights of {name}: use bfloat16 or float32")
+    return copy.eval()
+
+
+def _is_rounded(name: str, tensor: Tensor) -> bool:
+    """Whether llama.cpp reads such a tensor, under our name or its own, in other types than float32."""
+    return tensor.dim() == 2 and name not in (POSITIONS, "position_embd.weight")
+
+
+def _q8(matrix: Tensor) -> Tensor:
+    """The matrix rounded to whole multiples, up to 127 either way, of one float16 number per block."""
+    blocks = matrix.view(-1, _BLOCK)
+    scale = blocks.abs().amax(1, keepdim=True) / 127
+    levels = torch.where(scale > 0, blocks * (1 / scale), 0)
+    levels = (levels.abs() + 0.5).floor() * levels.sign()  # halves away from zero
+    return (levels * scale.half().float()).view_as(matrix)
+
+
+def _vocabulary(tokenizer: Tokenizer, V: int) -> dict[str, int]:
+    """The V tokens, in order, with their kinds; those that the tokenizer does not have are unused ones."""
+    if isinstance(tokenizer, GPT2Tokenizer):
+        tokens = list(token_ids())
+    elif isinstance(tokenizer, BytesTokenizer):
+        tokens = [*byte_characters(), END_OF_TEXT]
+    else:
+        raise InputError(
+            f"format=gguf holds the tokenizers gpt2 and bytes, not tokenizer={tokenizer.name}: use format=hf"
+        )
+    kinds = {token: _CONTROL if token == END_OF_TEXT else _NORMAL for token in tokens}
+    return kinds | {f"[PAD{number}]": _UNUSED for number in range(len(tokens), V)}
+
+
+def _merges(tokenizer: Tokenizer) -> list[str]:
+    if isinstance(tokenizer, BytesTokenizer):
+        return [_NO_MERGE]
+    return vocabulary_files()["vocab.bpe"].decode().splitlines()[1:]  # below the version
+
+
+# --------------------------------------------------------------------------------------------------- reading
+
+
+def recognises(path: Path) -> bool:
+    """Whether this is a GGUF file, or a folder with the one that gptpl writes."""
+    return (path / _FILE).is_file() or (path.suffix == ".gguf" and path.is_file())
+
+
+def open_files(path: Path) -> ModelFiles:
+    """The GPT-2 in a file or folder. Raises InputError for another model, and for a damaged file."""
+    where = path / _FILE if path.is_dir() else path
+    gguf = _gguf()
+    try:
+        reader = gguf.GGUFReader(where)
+        content = {name: field.contents() for name, field in reader.fields.items() if ".tokens" not in name}
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
+        raise InputError(
+            f"{where} is damaged or cut short ({shortened(str(error), 200)}): fetch it again"
+        ) from error
+    words = {gguf.GGMLQuantizationType[kind]: "float32" for kind in _TYPES.values()}
+
+    def read(name: str) -> Tensor:
+        return torch.tensor(gguf.dequantize(tensors[name].data, tensors[name].tensor_type))
+
+    source = TensorSource(
+        where=str(where),
+        shapes=shapes,
+        dtypes={name: words.get(each.tensor_type, each.tensor_type.name) for name, each in tensors.items()},
+        read=read,
+    )
+    described = _described(content, source, where)
+    files = with_record(where.parent, _TABLE, source, described, where)
+    if not files.record and _tokens_of(reader) != list(token_ids()):
+        raise InputError(f"{where} has another tokenizer than GPT-2's: gptpl cannot use its model")
+    return dataclasses.replace(files, path=path)
+
+
+def _described(content: Mapping[str, Any], tensors: TensorSource, where: Path) -> GPTConfig:
+    check_settings(content, {"general.architecture": (_NAME,)}, where, remedy="use another model")
+    sizes = tuple(f"{_NAME}.{name}" for name in _SIZES)
+    table = tensors.shapes.get("token_embd.weight", ())
+    required(content, sizes[1:], where)
+    facts = {sizes[0]: table[0] if table else 0} | dict(content)
+    tied = "output.weight" not in tensors.shapes
+    return described_config(facts, sizes, where, drop_rate=0.1, qkv_bias=True, tie_weights=tied)
+
+
+def _tokens_of(reader: Any) -> list[str]:
+    field = reader.get_field("tokenizer.ggml.tokens")
+    return [] if field is None else field.contents()
+
+
+def _gguf() -> Any:
+    """The package, without the lines that it logs."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise InputError("GGUF files need a package that is not installed: pip install gguf") from error
+    logging.getLogger("gguf").setLevel(logging.WARNING)
+    return gguf
