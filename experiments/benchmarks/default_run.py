@@ -26,6 +26,10 @@ from torch.utils.data import DataLoader
 
 EPOCHS, WARM = 10, 2
 """Epochs of the default run; of the book those before the command, the first of which warms up."""
+BOOK = {
+    "vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12,
+    "drop_rate": 0.1, "qkv_bias": False,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -102,10 +106,6 @@ def book() -> None:
                 yield batch
 
     torch.manual_seed(123)
-    config = {
-        "vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12,
-        "drop_rate": 0.1, "qkv_bias": False,
-    }  # fmt: skip
     text = (resources.files("gptpl.data") / "texts/tale.txt").read_text(encoding="utf-8")
     cut = int(0.9 * len(text))
     tokenizer = Tokenizer()
@@ -115,7 +115,7 @@ def book() -> None:
         )
         for part, training in ((text[:cut], True), (text[cut:], False))
     )
-    model = GPTModel(config)
+    model = GPTModel(BOOK)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0004, weight_decay=0.1)
     say({"start_seconds": time.perf_counter() - STARTED})
     while sys.stdin.readline():

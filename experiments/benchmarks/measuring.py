@@ -169,7 +169,7 @@ class Contestant:
         own = {"BENCHMARK_OUT": str(writing), "BENCHMARK_STARTED": str(time.perf_counter())}
         own["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=sys.stderr, text=True, pass_fds=[writing],
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, pass_fds=[writing],
             env=os.environ | own | (environment or {}),
         )  # fmt: skip
         os.close(writing)
