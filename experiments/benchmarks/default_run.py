@@ -10,6 +10,7 @@ the rest counts as the median of all but the first.
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ def measure(*overrides: str) -> dict[str, Any]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env=os.environ | {"BENCHMARK_STARTED": str(time.perf_counter())},
     )
     assert book.stdin is not None
     assert book.stdout is not None
