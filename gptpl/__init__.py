@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gptpl.runs.build import Run as Run
     from gptpl.runs.build import build as build
     from gptpl.runs.build import resume as resume
+    from gptpl.runs.finders import autotune as autotune
     from gptpl.runs.finders import find_batch_size as find_batch_size
     from gptpl.runs.finders import find_lr as find_lr
     from gptpl.runs.loaded import load as load
@@ -34,7 +35,7 @@ _NAMES = {
     "gptpl.errors": ["InputError"],
     "gptpl.reports": ["report"],
     "gptpl.runs.build": ["Run", "build", "resume"],
-    "gptpl.runs.finders": ["find_batch_size", "find_lr"],
+    "gptpl.runs.finders": ["autotune", "find_batch_size", "find_lr"],
     "gptpl.runs.loaded": ["load"],
     "gptpl.runs.plan": ["plan"],
     "gptpl.runs.verify": ["verify_resume"],

@@ -101,7 +101,13 @@ def test_the_commands_are_commands() -> None:
         assert {words[0], " ".join(words[:2])} & {*commands(), "completion"}, words
 
 
-COMPOSED = {"train": "train", "plan": "plan", "find-lr": "find_lr", "find-batch-size": "find_batch_size"}
+COMPOSED = {
+    "train": "train",
+    "plan": "plan",
+    "find-lr": "find_lr",
+    "find-batch-size": "find_batch_size",
+    "autotune": "autotune",
+}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """What a trained model is worth, as pure functions of a model and texts, or of what it wrote.
 
-- `losses`: mean loss and perplexity of a language model.
-- `surprisal`: the loss of each token of a text, and of continuations, as benchmarks ask for; `surprisal_page`
-  shows it as a web page.
+- `surprisal`: mean loss and perplexity of a language model, the loss of each token of a text, and of
+  continuations, as benchmarks ask for; `surprisal_page` shows a text's as a web page.
 - `classifier`: a classifier's scores on labelled texts, and its predictions for others.
 - `answers`: answers to instructions, and whether they are well-formed.
 - `statistics`: how varied, repetitive and likely generated texts are.

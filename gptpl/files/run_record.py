@@ -213,7 +213,7 @@ def _fits(name: str, value: Any) -> bool:
             return number(value) is not None
         case "parameters" | "peak_memory_bytes":
             return isinstance(value, int) and number(value) is not None
-        case "versions" | "hardware" | "data" | "tokenizer" | "start" | "metrics":
+        case "versions" | "hardware" | "data" | "tokenizer" | "start" | "metrics" | "performance":
             return isinstance(value, dict)
         case "resumed":
             return isinstance(value, list) and all(isinstance(each, dict) for each in value)

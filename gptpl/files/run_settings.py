@@ -92,7 +92,7 @@ def _repeats(flat: Mapping[str, Setting], name: str) -> bool:
 Differences = Mapping[str, Sequence[Setting | None]]
 """The values of each difference, in the order of the runs; None where a run has no such entry."""
 
-BESIDE = ("data", "tokenizer", "parameters", "start", "versions", "git_commit", "hardware")
+BESIDE = ("data", "tokenizer", "parameters", "start", "versions", "git_commit", "hardware", "performance")
 """Entries of `run.json` that a run depends on besides its settings."""
 _KNOWN = ("start.crop_", "start.parent.")
 """Entries of `start` that are settings, or follow from where the first weights are."""

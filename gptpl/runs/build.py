@@ -40,7 +40,16 @@ from gptpl.runs.claims import RunClaim, claim_new_run, is_worker_process, proces
 from gptpl.runs.listing import find_run, runs_folder
 from gptpl.runs.resume import Resumption, resume_plan
 from gptpl.runs.resume_rules import lr_ceiling
-from gptpl.runs.trainer import check_strategy, configured_trainer, fast_path_of
+from gptpl.runs.trainer import (
+    check_strategy,
+    configured_trainer,
+    fast_path_of,
+    kept_choices,
+    performance_record,
+    say_otherwise,
+    timings_of,
+)
+from gptpl.training.autotune import Timings
 from gptpl.training.lightning_internals import let_module_end
 from gptpl.training.module import TrainingModule, planned_steps
 from gptpl.training.performance import FastPath, device_type, keep_freed_memory
@@ -63,6 +72,8 @@ class Run:
         command: the command that started it, for its record.
         log_file: writes the log to the run's train.log.
         claim: the lock on the folder; None in the processes of further devices.
+        performance: the fast path, for `run.json`; see `gptpl.runs.trainer.performance_record`.
+        measured: the seconds that it was chosen by, if they were measured.
         random: state of the CPU's random generators, with which `fit` begins.
     """
 
@@ -77,6 +88,8 @@ class Run:
     command: str = ""
     log_file: RunLogFile = field(default_factory=RunLogFile)
     claim: RunClaim | None = None
+    performance: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, float] | None = None
     random: Mapping[str, Any] = field(default_factory=partial(random_state, accelerators=False))
 
     @property
@@ -198,6 +211,10 @@ def _build(
         trusted=trusted - OWN_PACKAGES,
         log_file=run_log,
         claim=claim,
+        performance=performance_record(
+            settled.fast_path.fitted_to(module.net), device_type(settled.cfg.trainer.accelerator)
+        ),
+        measured=None if settled.timings is None else settled.timings.seconds,
     )
 
 
@@ -229,7 +246,7 @@ def _settle_run_dir(cfg: Config) -> None:
 class Settled:
     """A run before its model is built: its config with every number decided, and what is made of it.
 
-    `weights` will initialise the model.
+    `weights` will initialise the model. `timings` are those that the fast path was chosen by, if any.
     """
 
     cfg: Config
@@ -238,6 +255,7 @@ class Settled:
     weights: StartingWeights
     tune: Tuning
     fast_path: FastPath
+    timings: Timings | None
     total_steps: int
 
     @property
@@ -260,13 +278,18 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
     check_strategy(cfg)
     if parts.is_gpt(cfg):
         parts.model_config(cfg)  # refuses a wrong shape
-    fast_path = fast_path_of(cfg)  # kernels, compilation
+    kept = kept_choices(cfg, resume)
+    fast_path = fast_path_of(cfg, kept=kept)  # refuses an impossible choice
     if fast_path.keep_freed_memory:
         keep_freed_memory()
     weights: StartingWeights = instantiate(cfg.init) if resume is None else RandomWeights()
     if resume is None:  # else the weights are in the checkpoint
         parts.check_weights(cfg, weights)
-    trainer = configured_trainer(cfg)  # with its callbacks and loggers
+    timings = timings_of(cfg) if kept is None else None  # a few seconds, if they are not in the cache
+    fast_path = fast_path_of(cfg, timings=timings, kept=kept)  # precision, kernels
+    if resume is not None:
+        say_otherwise(cfg, resume, fast_path)
+    trainer = configured_trainer(cfg, fast_path)  # with its callbacks and loggers
     if resume is not None:
         resume.check_global_batch(trainer.world_size)
     if cfg.trainer.max_steps is not None:  # a wrong schedule is refused before the data are read
@@ -294,7 +317,8 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
         datamodule=datamodule,
         weights=weights,
         tune=instantiate(cfg.tune),
-        fast_path=fast_path_of(cfg, total_steps=total_steps),  # few steps are not worth compiling for
+        fast_path=fast_path_of(cfg, timings=timings, kept=kept, total_steps=total_steps),  # compilation
+        timings=timings,
         total_steps=total_steps,
     )
 
@@ -393,9 +417,6 @@ def _report(settled: Settled, module: TrainingModule) -> None:
         log.info("%s", settled.tune.report(net))
     for line in settled.datamodule.report(parameters=parameters, world_size=world_size):
         log.info("%s", line)
-    device, chosen = device_type(cfg.trainer.accelerator), parts.precision_of(cfg.trainer)
-    log.info(
-        "device: %d x %s, precision %s (%s), %s",
-        world_size, device, chosen.precision, chosen.reason, settled.fast_path.fitted_to(net),
-    )  # fmt: skip
+    device = device_type(cfg.trainer.accelerator)
+    log.info("device: %d x %s, %s", world_size, device, settled.fast_path.fitted_to(net))
     log.info("plan: %d optimizer steps", module.total_steps)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from tqdm import tqdm
@@ -25,14 +25,18 @@ from gptpl.errors import InputError
 from gptpl.evaluation.loss_curves import RangeResult, ramp_rate, range_result
 from gptpl.files.durable import write_atomically
 from gptpl.files.figures import figure_pixels, new_figure, write_png
+from gptpl.model.attention_kernels import Kernel
+from gptpl.model.loss import Head
 from gptpl.runs.build import Settled, build_module, settle
 from gptpl.runs.parts import check_gpt, is_gpt
 from gptpl.runs.plan import peak_lrs
+from gptpl.runs.trainer import fast_path_of, timings_of
 from gptpl.runs.trial import check_fits, check_one_device, step_memory_of, train_a_little, usable_memory
-from gptpl.text import bytes_text, table
+from gptpl.text import bytes_text, count_text, table
+from gptpl.training.autotune import PRECISIONS, machine_name
 from gptpl.training.memory import forget_peak, peak_memory_bytes
 from gptpl.training.module import NonFiniteError
-from gptpl.training.performance import device_type
+from gptpl.training.performance import device_type, keep_freed_memory
 from gptpl.weights.starting import RandomWeights
 
 if TYPE_CHECKING:  # matplotlib takes long to import
@@ -157,6 +161,48 @@ def _lr_figure(lrs: Sequence[float], losses: Sequence[float], result: RangeResul
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle("Learning-rate range test", fontweight="bold")
     return figure
+
+
+# --- the fastest way to compute -------------------------------------------------------------------------
+
+
+def autotune(*config: Config | str, config_dir: Folder | None = None) -> list[str]:
+    """Measure what is fastest for the model and batch of a config, or overrides, on this machine: a table.
+
+    The times replace those in the cache, by which training chooses. Raises InputError where nothing is left
+    to choose.
+    """
+    cfg = as_config(config, config_dir)
+    path = fast_path_of(cfg)
+    if path.keep_freed_memory:
+        keep_freed_memory()
+    times = timings_of(cfg, again=True)
+    if times is None:
+        raise InputError(
+            f"nothing is left to choose for trainer.precision={cfg.trainer.precision} on"
+            f" {device_type(cfg.trainer.accelerator)}: give trainer.precision=auto"
+        )
+    path, work = fast_path_of(cfg, timings=times), times.work
+    chosen = (path.precision.precision, path.attention, path.head if work.has_head else "-")
+    ways = [
+        (times.step_seconds(precision, kernel, head), precision, kernel, head if work.has_head else "-")
+        for precision in PRECISIONS
+        for kernel in get_args(Kernel)[1:]
+        for head in (get_args(Head) if work.has_head else ("fused",))
+    ]
+    rows = [["precision", "attention", "head", "s a batch", "tokens/s", ""]]
+    for seconds, *names in sorted(ways):
+        if math.isfinite(seconds):
+            mark = "chosen" if tuple(names) == chosen else ""
+            rows.append([*names, f"{seconds:.3g}", f"{work.positions / seconds:,.0f}", mark])
+    rates = {precision: times.gigaflops(precision) for precision in PRECISIONS}
+    return [
+        f"machine     {machine_name(work.device)}, torch {torch.__version__}",
+        f"batch       {work.sequences} x {work.length} tokens, {count_text(work.threads, 'thread')}",
+        f"products    {', '.join(f'{name} {rate:,.0f} GFLOP/s' for name, rate in rates.items() if rate)}",
+        *table(rows, right=[3, 4]),
+        "Forward and backward pass, without the optimizer; a precision that is not listed is far slower.",
+    ]
 
 
 # --- batch sizes ----------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Trains a run and leaves its folder complete: what it was made of, how it ended, how to resume it."""
 
+import json
 import logging
 import math
 import os
@@ -30,6 +31,7 @@ from gptpl.model.tuning import TuneLowRank
 from gptpl.resuming import NEXT_STEP
 from gptpl.runs.build import Run, rolled_back
 from gptpl.runs.claims import PROCESS_RUN_DIR, RunClaim, is_worker_process
+from gptpl.runs.trainer import PROCESS_FAST_PATH
 from gptpl.training.memory import peak_memory_bytes
 from gptpl.training.module import NonFiniteError
 from gptpl.weights.adapter import FORMAT as ADAPTER
@@ -108,7 +110,9 @@ def _fit(run: Run) -> dict[str, float]:
         checkpoint = None if run.resume is None else run.resume.checkpoint
         try:
             if not is_worker_process():
-                os.environ[PROCESS_RUN_DIR] = str(run.run_dir)  # for the processes that Lightning starts
+                # For the processes that Lightning starts.
+                os.environ[PROCESS_RUN_DIR] = str(run.run_dir)
+                os.environ[PROCESS_FAST_PATH] = json.dumps(run.performance)
             with interrupts():
                 run.trainer.fit(
                     run.module, datamodule=run.datamodule, ckpt_path=checkpoint, weights_only=True
@@ -136,7 +140,8 @@ def _fit(run: Run) -> dict[str, float]:
             raise
         finally:
             if not is_worker_process():
-                os.environ.pop(PROCESS_RUN_DIR, None)
+                for name in (PROCESS_RUN_DIR, PROCESS_FAST_PATH):
+                    os.environ.pop(name, None)
         metrics = _final_metrics(run.trainer)
         if run.trainer.is_global_zero:
             _record(
@@ -188,7 +193,13 @@ def _write_start(run: Run) -> None:
         changes = {change.key: change.new for change in run.resume.changes}
         now = {"step": run.start_step, "changes": changes, **environment}
         ended = ("finished", "stopped", "failed", "steps", "tokens_seen", "metrics")
-        write_run_json(run.run_dir, remove=ended, resumed=[*earlier, now], planned_steps=planned)
+        write_run_json(
+            run.run_dir,
+            remove=ended,
+            resumed=[*earlier, now],
+            planned_steps=planned,
+            performance=dict(run.performance),
+        )
         return
     tokenizer = run.datamodule.tokenizer
     write_run_json(
@@ -204,6 +215,8 @@ def _write_start(run: Run) -> None:
         use=getattr(run.module, "use", None),
         start=dict(run.module.start),
         planned_steps=planned,
+        performance=dict(run.performance),
+        measured_seconds=run.measured,
         choices=run.config.get("choices"),
     )
 

@@ -36,13 +36,12 @@ from gptpl.training.memory import (
     optimizer_state_bytes,
 )
 from gptpl.training.optimizers import optimizer_of, peak_lr
-from gptpl.training.performance import FastPath, PrecisionChoice, choose_precision, device_type, product_dtype
+from gptpl.training.performance import AUTO, FastPath, device_type, product_dtype
 from gptpl.training.schedules import takes_optimizer
 from gptpl.weights.starting import FileWeights, PublishedWeights, StartingWeights
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
 RUN_SETTINGS = ("seed", "eval_train_batches", "eval_val_batches")
 """Settings of the run that its data take, too."""
 
@@ -61,7 +60,7 @@ def recorded(cfg: Config) -> dict[str, Any]:
     return settings | {name: absolute(settings[name], name) for name in ("data", "init")}
 
 
-# --- model, task and precision --------------------------------------------------------------------------
+# --- model and task --------------------------------------------------------------------------
 
 
 def is_gpt(cfg: Config) -> bool:
@@ -86,9 +85,14 @@ def task_class(cfg: Config) -> Any:
     return locate(str(cfg.task._target_), "task._target_")
 
 
+def is_language_model(cfg: Config) -> bool:
+    """Whether the loss is over the vocabulary."""
+    return getattr(task_class(cfg), "task", None) != CLASSIFY
+
+
 def classifier_of(cfg: Config, datamodule: TrainingData) -> ClassifierConfig | None:
     """The head of a classifier; None for another task."""
-    if getattr(task_class(cfg), "task", None) != CLASSIFY:
+    if is_language_model(cfg):
         return None
     own = {name: cfg.task[name] for name in ("pooling", "head_bias") if name in cfg.task}
     labels = datamodule.module_settings().get("labels") or cfg.task.labels
@@ -106,13 +110,6 @@ def preparation(cfg: Config, datamodule: TrainingData) -> Prepare:
         return made
 
     return prepare
-
-
-def precision_of(conf: Any) -> PrecisionChoice:
-    """The precision asked for in the node `trainer`, or the best one of the device."""
-    if conf["precision"] == AUTO:
-        return choose_precision(device_type(conf["accelerator"]))
-    return PrecisionChoice(str(conf["precision"]), "as asked")
 
 
 # --- optimizer and schedule -----------------------------------------------------------------------------
@@ -296,13 +293,13 @@ def _largest(cfg: Config, trainer: L.Trainer, datamodule: TrainingData, path: Fa
         sequences=sequences // devices,
         free=free_memory(kind) // sharing,
         accumulates=True,  # also where one batch is the whole step, which then needs less
-        **memory_settings(cfg, datamodule),
+        **memory_settings(cfg, datamodule, path.precision.precision),
     )
 
 
-def memory_settings(cfg: Config, datamodule: TrainingData) -> dict[str, Any]:
+def memory_settings(cfg: Config, datamodule: TrainingData, precision: str) -> dict[str, Any]:
     """What `gptpl.training.memory.step_memory` needs to know of a run besides its batch size."""
-    precision, prepare = precision_of(cfg.trainer).precision, preparation(cfg, datamodule)
+    prepare = preparation(cfg, datamodule)
     weight_bytes = 2 if precision in ("bf16-true", "16-true") else 4
     return {
         "max_length": datamodule.max_length,

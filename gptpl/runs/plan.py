@@ -29,7 +29,6 @@ from gptpl.runs.parts import (
     classifier_of,
     is_gpt,
     optimizer_factory,
-    precision_of,
     preparation,
     schedule,
 )
@@ -212,7 +211,7 @@ def _costs(settled: Settled) -> Plan:
         largest_batch=largest_batch_of(settled, min(MOST_SEQUENCES, max(1, examples // world_size))),
         device=device_type(cfg.trainer.accelerator),
         devices=world_size,
-        precision=precision_of(cfg.trainer).precision,
+        precision=settled.fast_path.precision.precision,
         batch_size=data.batch_size,
         accumulate=accumulate,
         max_length=data.max_length,

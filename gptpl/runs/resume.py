@@ -1,9 +1,9 @@
 """`gptpl train resume=RUN`: the run's settings with the overrides on them, and its newest good checkpoint."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Resumption:
         damaged: newer checkpoints that cannot be used, to be set aside when training starts.
         lr_asked: whether learning rates or the schedule were given, be it with the values that they had.
         trusted: packages of the user's.
+        performance: the fast path that the run chose, see `gptpl.runs.trainer.performance_record`; empty for
+            a run from before it was recorded.
     """
 
     run_dir: Path
@@ -67,6 +69,7 @@ class Resumption:
     damaged: list[Damaged]
     lr_asked: bool
     trusted: frozenset[str] = frozenset()
+    performance: Mapping[str, Any] = field(default_factory=dict)
 
     def check_text(self, datamodule: TrainingData) -> None:
         """Raises InputError if the data are not those that the run was trained on, by their hash."""
@@ -173,6 +176,7 @@ def resume_plan(
     changes = changes_between(made_with, plain(config) | {"resume": None})
     changes = [change for change in changes if change.key.partition(".")[0] not in ("choices", "trust")]
     check_changes(changes, given, run_dir)
+    record = read_run_json(run_dir)
     touched = (*given, *(change.key for change in changes))
     return Resumption(
         run_dir=run_dir,
@@ -181,11 +185,12 @@ def resume_plan(
         step=step,
         header=header,
         state=state,
-        finished=bool(read_run_json(run_dir).get("finished")),
+        finished=bool(record.get("finished")),
         changes=changes,
         damaged=list(good.damaged),
         lr_asked=any(key in _LEARNING_RATE or key.startswith("scheduler.") for key in touched),
         trusted=trusted,
+        performance=record.get("performance", {}),
     )
 
 

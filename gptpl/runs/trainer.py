@@ -1,10 +1,14 @@
 """The Lightning Trainer of a run: what the config says, and what every run has."""
 
+import json
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import are_deterministic_algorithms_enabled
@@ -18,10 +22,18 @@ from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.config.slots import TrainerSettings
 from gptpl.errors import InputError
 from gptpl.limits import POSITIVE, check_limits
-from gptpl.runs.parts import precision_of, task_class
-from gptpl.training.performance import FastPath, choose_fast_path, device_type
+from gptpl.model import GPTConfig
+from gptpl.model.attention_kernels import Kernel
+from gptpl.model.loss import Head
+from gptpl.runs.claims import is_worker_process
+from gptpl.runs.parts import is_gpt, is_language_model, model_config, task_class
+from gptpl.runs.resume import Resumption, settle_lengths
+from gptpl.training.autotune import PRECISIONS, Timings, Workload, can_time, machine_name, timings
+from gptpl.training.performance import AUTO, FastPath, choose_fast_path, device_type
 from gptpl.training.sharding import FullyShardedStrategy
 from gptpl.training.task import better, known_metrics
+
+log = logging.getLogger(__name__)
 
 OWN_SETTINGS = (
     *("stop_at_step", "max_time", "compile", "attention", "head", "recompute_activations"),
@@ -43,8 +55,8 @@ SET_BY_GPTPL = {
 """Arguments of `lightning.Trainer` that other settings decide, with the setting to give instead."""
 
 
-def configured_trainer(cfg: Config) -> L.Trainer:
-    """The Trainer with the callbacks and loggers of a config."""
+def configured_trainer(cfg: Config, path: FastPath) -> L.Trainer:
+    """The Trainer with the callbacks and loggers of a config, and the precision of the fast path."""
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
     if known := known_metrics(task_class(cfg), callbacks):
         for monitor in filter(None, (getattr(callback, "monitor", None) for callback in callbacks)):
@@ -55,6 +67,7 @@ def configured_trainer(cfg: Config) -> L.Trainer:
 
     return build_trainer(
         cfg.trainer,
+        precision=path.precision.precision,
         eval_every_n_steps=cfg.eval_every_n_steps,
         deterministic=cfg.deterministic,
         callbacks=callbacks,
@@ -68,6 +81,7 @@ def configured_trainer(cfg: Config) -> L.Trainer:
 def build_trainer(
     conf: Mapping[str, Any],
     *,
+    precision: str,
     eval_every_n_steps: int,
     deterministic: bool,
     callbacks: Sequence[L.Callback],
@@ -75,9 +89,10 @@ def build_trainer(
 ) -> L.Trainer:
     """A Trainer of the node `trainer`: gptpl's own settings, and any argument of `lightning.Trainer`.
 
-    It evaluates before the first step; then the module decides when. Every run resumes exactly, records its
-    evaluations, and stops at the end of a step. `fixed` are further arguments of `lightning.Trainer`. Raises
-    InputError for numbers out of range, and for what Lightning refuses.
+    `precision` is what the node's, which may be "auto", was decided to be. The Trainer evaluates before the
+    first step; then the module decides when. Every run resumes exactly, records its evaluations, and stops at
+    the end of a step. `fixed` are further arguments of `lightning.Trainer`. Raises InputError for numbers out
+    of range, and for what Lightning refuses.
     """
     _check(conf, eval_every_n_steps)
     stopping = StopAtBoundary(max_time=conf["max_time"], stop_at_step=conf["stop_at_step"])
@@ -89,7 +104,7 @@ def build_trainer(
     decided: dict[str, Any] = {
         "accelerator": device_type(conf["accelerator"]),
         "strategy": build_strategy(make.keywords["strategy"]),
-        "precision": precision_of(conf).precision,
+        "precision": precision,
         "max_epochs": -1 if conf["max_epochs"] is None else conf["max_epochs"],
         "max_steps": -1 if conf["max_steps"] is None else conf["max_steps"],
         "check_val_every_n_epoch": None,
@@ -130,12 +145,26 @@ def check_strategy(cfg: Config) -> None:
         )
 
 
-def fast_path_of(cfg: Config, *, total_steps: int = 0) -> FastPath:
-    """Compilation, attention kernel and loss head, as asked for or as they suit the device."""
+# --- the fast path --------------------------------------------------------------------------------------
+
+PROCESS_FAST_PATH = "GPTPL_FAST_PATH"
+"""Tells the processes that Lightning starts for other devices what the first one chose."""
+UNKNOWN_VOCABULARY = 8192
+"""Of a vocabulary made from the text, before the text is read."""
+
+
+def fast_path_of(
+    cfg: Config,
+    *,
+    timings: Timings | None = None,
+    kept: Mapping[str, str | None] | None = None,
+    total_steps: int = 0,
+) -> FastPath:
+    """Precision, compilation, attention kernel and loss head, as asked for or as they suit the device."""
     conf = cfg.trainer
     return choose_fast_path(
         device_type=device_type(conf.accelerator),
-        precision=precision_of(conf).precision,
+        precision=conf.precision,
         drop_rate=cfg.model.get("drop_rate", 0.0),
         total_steps=total_steps,
         compile=conf.compile,
@@ -143,7 +172,82 @@ def fast_path_of(cfg: Config, *, total_steps: int = 0) -> FastPath:
         head=conf.head,
         recompute=conf.recompute_activations,
         keep_freed_memory=conf.keep_freed_memory,
+        timings=timings,
+        kept=kept,
     )
+
+
+def kept_choices(cfg: Config, resume: Resumption | None) -> dict[str, str | None] | None:
+    """The choices that are made already: by the first process, or by the run that is resumed.
+
+    None: to be made now; so also where a resumed run is on another kind of device, or now to choose its
+    precision by itself. A run from before choices were recorded has none: they follow from the hardware.
+    """
+    if is_worker_process() and (given := os.environ.get(PROCESS_FAST_PATH)):
+        first: dict[str, str | None] = json.loads(given)
+        return first
+    if resume is None:
+        return None
+    chosen_before = resume.header["config"]["trainer"].get("precision", AUTO) == AUTO
+    other_device = resume.performance.get("device", device_type(cfg.trainer.accelerator))
+    if not chosen_before or other_device != device_type(cfg.trainer.accelerator):
+        return None
+    return {name: resume.performance.get(name) for name in ("precision", "attention", "head", "compile")}
+
+
+def timings_of(cfg: Config, *, again: bool = False) -> Timings | None:
+    """Times of this model and batch on this device, for what is "auto"; None where nothing can be chosen.
+
+    They are taken from the cache unless `again`. In place of a model of another class a block as wide as
+    GPT-2 small's is timed, for the precision.
+    """
+    conf, kind = cfg.trainer, device_type(cfg.trainer.accelerator)
+    allowed = {"precision": PRECISIONS, "attention": get_args(Kernel)[1:], "head": get_args(Head)}
+    if kind == "cuda":
+        allowed["attention"] = ("sdpa",)
+    given = {name: (Timings.timed_as(conf[name]),) for name in allowed if conf[name] != AUTO}
+    ways = {**allowed, **given}
+    if not can_time(kind) or len(given) == len(allowed) or not set(ways["precision"]) <= set(PRECISIONS):
+        return None
+    settle_lengths(cfg.data, cfg.model)
+    vocab_size = cfg.model.get("vocab_size") or cfg.tokenizer.get("vocab_size") or UNKNOWN_VOCABULARY
+    own, size = is_gpt(cfg), cfg.data.get("batch_size")
+    config = model_config(cfg, vocab_size) if own else STAND_IN
+    processes = conf.devices if kind == "cpu" and isinstance(conf.devices, int) else 1
+    work = Workload(
+        device=kind,
+        config=config,
+        sequences=size if isinstance(size, int) else 1,
+        length=min(cfg.data.get("max_length") or config.context_length, config.context_length),
+        threads=max(1, torch.get_num_threads() // max(1, processes)),
+        has_head=own and is_language_model(cfg),
+    )
+    return timings(
+        work, precisions=ways["precision"], kernels=ways["attention"], heads=ways["head"], again=again
+    )
+
+
+STAND_IN = GPTConfig(
+    vocab_size=1, context_length=1024, emb_dim=768, n_heads=12, n_layers=1, drop_rate=0.0, qkv_bias=True
+)
+
+
+def performance_record(path: FastPath, kind: str) -> dict[str, Any]:
+    """For `run.json`: the choices, and the machine that they were made on."""
+    return {"device": kind, "machine": machine_name(kind), **path.record()}
+
+
+def say_otherwise(cfg: Config, resume: Resumption, path: FastPath) -> None:
+    """Log where a resumed run keeps a precision that is not the fastest on the machine it is now on."""
+    kind = device_type(cfg.trainer.accelerator)
+    if cfg.trainer.precision != AUTO or resume.performance.get("machine") in (None, machine_name(kind)):
+        return
+    now = timings_of(cfg)
+    if now is not None and (best := now.precision()) != path.precision.precision:
+        log.warning(
+            "this machine would choose trainer.precision=%s (%s); the run keeps %s, with which it began",
+            best, now.reason(best), path.precision.precision,
+        )  # fmt: skip
 
 
 def build_strategy(name: str | Strategy) -> str | Strategy:

@@ -24,7 +24,7 @@ def step_memory_of(settled: Settled, batch_size: int | None = None) -> StepMemor
         settled.fast_path,
         batch_size=settled.datamodule.batch_size if batch_size is None else batch_size,
         accumulates=own and settled.cfg.trainer.accumulate_grad_batches > 1,
-        **memory_settings(settled.cfg, settled.datamodule),
+        **memory_settings(settled.cfg, settled.datamodule, settled.fast_path.precision.precision),
     )
 
 
@@ -39,7 +39,7 @@ def largest_batch_of(settled: Settled, most: int) -> int | None:
             settled.fast_path,
             sequences=2 ** (most.bit_length() - 1),
             free=round(usable / USABLE),
-            **memory_settings(settled.cfg, settled.datamodule),
+            **memory_settings(settled.cfg, settled.datamodule, settled.fast_path.precision.precision),
         )
     except InputError:  # not even one sequence fits
         return 0
@@ -90,6 +90,7 @@ def train_a_little(
     with tempfile.TemporaryDirectory(prefix="gptpl-trial-") as folder:
         trainer = build_trainer(
             conf,
+            precision=settled.fast_path.precision.precision,
             eval_every_n_steps=settled.cfg.eval_every_n_steps,
             deterministic=settled.cfg.deterministic,
             callbacks=callbacks,

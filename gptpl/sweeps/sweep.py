@@ -25,11 +25,10 @@ from gptpl.runs.build import run_name
 from gptpl.runs.fit import git_commit, package_version
 from gptpl.runs.listing import RESULTS_FILE, SWEEP_FILE, runs_folder
 from gptpl.runs.parts import task_class
-from gptpl.sweeps import space as spaces
+from gptpl.sweeps import study as spaces
 from gptpl.sweeps.jobs import Launcher
 from gptpl.sweeps.outcomes import RankedTrial, header, ranked, write_results
-from gptpl.sweeps.space import Dimension, SearchSpace
-from gptpl.sweeps.study import Search, SweepStudy
+from gptpl.sweeps.study import Dimension, Search, SearchSpace, SweepStudy
 from gptpl.sweeps.worker import Watcher, Worker
 from gptpl.training.task import Better, better, known_metrics
 

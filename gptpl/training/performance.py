@@ -1,11 +1,16 @@
-"""What makes training fast: device, precision, compilation, kernels; what is chosen, and why."""
+"""What makes training fast: device, precision, compilation, kernels; what is chosen, and why.
+
+"auto" is what `gptpl.training.autotune` measured; where nothing can be measured, a rule by the hardware.
+"""
 
 import ctypes
+import math
 import os
 import platform
 import shutil
 import sys
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +24,14 @@ from gptpl.model.attention_kernels import Kernel, chosen_kernel
 from gptpl.model.gpt import MultiHeadAttention
 from gptpl.model.loss import Head, check_fused_head
 from gptpl.model.protocol import blocks_of, class_path, has_fused_head
+from gptpl.training.autotune import MARGIN, Timings, with_compiled
 
+AUTO = "auto"
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 WORTHWHILE_STEPS = 1_000
-"""Steps below which compiling, about a minute, costs more than it saves."""
+"""Steps below which compiling, about a minute, costs more than it saves on CUDA."""
+TRIED_SECONDS, TRIED_FRACTION = 20, 0.01
+"""About what trying to compile takes, and the most of a run's time that it may take."""
 
 # --- device and precision -------------------------------------------------------------------------------
 
@@ -52,7 +61,7 @@ class PrecisionChoice:
 
 
 def choose_precision(device_type: str) -> PrecisionChoice:
-    """bf16 mixed where the hardware multiplies bf16 natively, else fp32."""
+    """bf16 mixed where the hardware says that it multiplies bf16 natively, else fp32."""
     if device_type == "cuda":
         major, minor = torch.cuda.get_device_capability()
         name = f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
@@ -91,8 +100,20 @@ class CompileChoice:
     reason: str
 
 
-def choose_compile(*, wanted: str, device_type: str, total_steps: int) -> CompileChoice:
-    """Decide "auto": on CUDA, from `WORTHWHILE_STEPS` on. Raises InputError for "on" without the tools."""
+def choose_compile(
+    *,
+    wanted: str,
+    device_type: str,
+    total_steps: int,
+    timings: Timings | None = None,
+    precision: str = "32-true",
+    kernel: str = "sdpa",
+) -> CompileChoice:
+    """Decide "auto": whether the steps gain more than compiling takes; tried in a hundredth of their time.
+
+    Where a run is too short to try, and nothing is in the cache: on CUDA, from `WORTHWHILE_STEPS` on. Raises
+    InputError for "on" without the tools.
+    """
     missing = None if wanted == "off" else missing_tool(device_type)
     if wanted == "on" and missing:
         raise InputError(
@@ -102,11 +123,23 @@ def choose_compile(*, wanted: str, device_type: str, total_steps: int) -> Compil
         return CompileChoice(wanted == "on", "as asked")
     if missing:
         return CompileChoice(False, f"{missing} was not found")
-    if device_type == "cpu":
-        # experiments/benchmarks: on 2 cores with AVX512-BF16 a compiled step is within 4 % of a plain one.
-        return CompileChoice(False, "on a CPU it gains next to nothing")
     if device_type == "mps":
         return CompileChoice(False, "torch compiles for mps only experimentally")
+    if timings is not None and total_steps:
+        plain = timings.step_seconds(precision, kernel)
+        if total_steps * plain > TRIED_SECONDS / TRIED_FRACTION:
+            try:
+                timings = with_compiled(timings, precision, kernel)
+            except RuntimeError as error:
+                return CompileChoice(False, f"torch cannot compile this model: {str(error).splitlines()[0]}")
+        step, compiling = timings.compiled_seconds(precision, kernel)
+        if math.isfinite(step) and math.isfinite(compiling):
+            pays = step * MARGIN < plain and total_steps * (plain - step) > compiling
+            return CompileChoice(
+                pays, f"measured {step:.3g} s a batch, {plain:.3g} s without, {compiling:.0f} s to compile"
+            )
+    if device_type == "cpu":
+        return CompileChoice(False, "the run is too short to try it")
     if total_steps < WORTHWHILE_STEPS:
         return CompileChoice(False, f"{total_steps} steps are too few to pay for it")
     return CompileChoice(True, f"{total_steps} steps pay for it")
@@ -147,6 +180,7 @@ def compile_blocks(net: nn.Module) -> None:
 class FastPath:
     """The choices for one training."""
 
+    precision: PrecisionChoice = PrecisionChoice("32-true", "as asked")
     compile: CompileChoice
     attention: Kernel | None
     """See `gptpl.model.gpt.causal_attention`; None: the model has no such layers."""
@@ -192,8 +226,18 @@ class FastPath:
         if self.compile.compiled:
             compile_blocks(net)
 
+    def record(self) -> dict[str, str | None]:
+        """What decides the bits of a training, as plain data: `kept` of `choose_fast_path`."""
+        return {
+            "precision": self.precision.precision,
+            "attention": self.attention,
+            "head": self.head,
+            "compile": "on" if self.compile.compiled else "off",
+        }
+
     def __str__(self) -> str:
         parts = {
+            f"precision {self.precision.precision} ({self.precision.reason})": True,
             f"compile {'on' if self.compile.compiled else 'off'} ({self.compile.reason})": True,
             f"attention {self.attention}{self.remark and f' ({self.remark})'}": self.attention is not None,
             f"head {self.head}": True,
@@ -209,21 +253,24 @@ def choose_fast_path(
     precision: str,
     drop_rate: float = 0.0,
     total_steps: int,
-    compile: str = "auto",
-    attention: str = "auto",
-    head: str = "auto",
+    compile: str = AUTO,
+    attention: str = AUTO,
+    head: str = AUTO,
     recompute: bool = False,
     keep_freed_memory: bool | None = None,
+    timings: Timings | None = None,
+    kept: Mapping[str, str | None] | None = None,
 ) -> FastPath:
     """Decide what is "auto" or None, for dropout `drop_rate` of the attention weights.
 
-    `keep_freed_memory` None: on a CPU, where it is possible. Raises InputError for an unknown or impossible
-    choice.
+    `timings` are those of the model on this device; None: decide by the hardware. `kept` is the `record` of
+    the run that is resumed, which keeps its choices. `keep_freed_memory` None: on a CPU, where it is
+    possible. Raises InputError for an unknown or impossible choice.
     """
     for key, value, known in (
-        ("compile", compile, ("auto", "on", "off")),
+        ("compile", compile, (AUTO, "on", "off")),
         ("attention", attention, get_args(Kernel)),
-        ("head", head, ("auto", *get_args(Head))),
+        ("head", head, (AUTO, *get_args(Head))),
     ):
         if value not in known:
             raise InputError(f"trainer.{key} must be one of {', '.join(known)}, got {value}")
@@ -231,7 +278,17 @@ def choose_fast_path(
         raise InputError(
             f"trainer.attention=blocked is for CPUs, not {device_type}: use trainer.attention=sdpa"
         )
-    dtype = product_dtype(precision)
+    before = {name: value for name, value in (kept or {}).items() if value is not None}
+    chosen = PrecisionChoice(precision, "as asked")
+    if precision == AUTO and "precision" in before:
+        chosen = PrecisionChoice(before["precision"], "as the run began")
+    elif precision == AUTO:
+        chosen = choose_precision(device_type)
+        if timings is not None:
+            chosen = PrecisionChoice(timings.precision(), timings.reason(timings.precision()))
+    if chosen.precision != before.get("precision"):
+        before = {}  # kernels suit a precision
+    dtype = product_dtype(chosen.precision)
     half = dtype == torch.float16
     if head == "fused" and half:
         raise InputError(
@@ -243,16 +300,33 @@ def choose_fast_path(
         raise InputError("trainer.keep_freed_memory=true needs glibc's malloc: leave it null")
     if keep_freed_memory is None:
         keep_freed_memory = device_type == "cpu" and can_keep
-    auto = attention == "auto"
-    kernel = chosen_kernel(device_type, dtype, drop_rate) if auto else cast(Kernel, attention)
-    asked = {"attention": attention, "head": head}
-    no_flash = device_type == "cpu" and kernel == "sdpa" and drop_rate
+    asked = frozenset(name for name, value in (("attention", attention), ("head", head)) if value != AUTO)
+    if attention == AUTO:
+        attention = chosen_kernel(device_type, dtype, drop_rate)
+        if timings is not None:
+            attention = timings.kernel(chosen.precision, safe=attention)
+        attention = before.get("attention", attention)
+    if head == AUTO:
+        head = "fused" if timings is None else timings.head(chosen.precision)
+        head = "plain" if half else before.get("head", head)
+    no_flash = device_type == "cpu" and attention == "sdpa" and drop_rate
+    compiled = choose_compile(
+        wanted=compile,
+        device_type=device_type,
+        total_steps=total_steps,
+        timings=timings,
+        precision=chosen.precision,
+        kernel=attention,
+    )
+    if compile == AUTO and "compile" in before and missing_tool(device_type) is None:
+        compiled = CompileChoice(before["compile"] == "on", "as the run began")
     return FastPath(
-        compile=choose_compile(wanted=compile, device_type=device_type, total_steps=total_steps),
-        attention=kernel,
+        precision=chosen,
+        compile=compiled,
+        attention=cast(Kernel, attention),
         remark="dropout keeps it from flash attention on a CPU" if no_flash else "",
-        head="plain" if head == "plain" or half else "fused",
-        asked=frozenset(name for name, value in asked.items() if value != "auto"),
+        head=cast(Head, head),
+        asked=asked,
         recompute=recompute,
         keep_freed_memory=keep_freed_memory,
     )

@@ -8,7 +8,8 @@ from gptpl.runs.trainer import build_trainer
 
 def test_ddp_keeps_one_copy_of_the_gradients():
     trainer = build_trainer(
-        said_by("trainer", "ddp", bases=True) | {"accelerator": "cpu", "devices": 2, "precision": "32-true"},
+        said_by("trainer", "ddp", bases=True) | {"accelerator": "cpu", "devices": 2},
+        precision="32-true",
         eval_every_n_steps=1,
         deterministic=False,
         callbacks=[],

@@ -39,7 +39,7 @@ YAMLS = sorted(
 ROOTS = (
     *("train", "generate", "respond", "classify", "inspect", "evaluate", "judge"),
     *("weights_fetch", "weights_convert"),
-    *("sweep", "plan", "find_lr", "find_batch_size", "verify_resume"),
+    *("sweep", "plan", "find_lr", "find_batch_size", "autotune", "verify_resume"),
 )
 GROUPS = tuple(default_choices("train"))
 WITHOUT_DEFAULT = {
@@ -48,7 +48,7 @@ WITHOUT_DEFAULT = {
     "judge": ("responses",),
     "weights_fetch": (),
     "weights_convert": ("checkpoint", "format", "output"),
-    **dict.fromkeys(("plan", "find_lr", "find_batch_size", "verify_resume"), ()),
+    **dict.fromkeys(("plan", "find_lr", "find_batch_size", "autotune", "verify_resume"), ()),
 }
 """What the user must give; elsewhere it is the checkpoint."""
 CHEAP = ("model=tiny", "tokenizer=bytes")
@@ -267,6 +267,7 @@ def test_trainers_are_built_or_refused_in_a_line(choice, compose, tmp_path):
     def build() -> L.Trainer:
         return build_trainer(
             conf,
+            precision="32-true",
             eval_every_n_steps=5,
             deterministic=False,
             default_root_dir=tmp_path,

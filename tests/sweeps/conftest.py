@@ -12,9 +12,8 @@ from sqlalchemy.engine import Engine
 
 from gptpl.sweeps.jobs import Launcher, Processes
 from gptpl.sweeps.outcomes import Outcome
-from gptpl.sweeps.space import SearchSpace
-from gptpl.sweeps.space import values as choices
-from gptpl.sweeps.study import Search, SweepStudy, TrialResult
+from gptpl.sweeps.study import Search, SearchSpace, SweepStudy, TrialResult
+from gptpl.sweeps.study import values as choices
 from gptpl.sweeps.worker import RunningTrial, Watcher, Worker
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.sweeps.space import SearchSpace, as_text, combinations, interval, one_at_a_time, values
+from gptpl.sweeps.study import SearchSpace, as_text, combinations, interval, one_at_a_time, values
 
 
 @pytest.mark.parametrize(

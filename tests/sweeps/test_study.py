@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from gptpl.sweeps.space import interval
-from gptpl.sweeps.study import Search
+from gptpl.sweeps.study import Search, interval
 
 
 def tried(sweep, count=None):

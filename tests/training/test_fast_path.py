@@ -189,8 +189,8 @@ def test_it_says_what_it_is():
         **PLAIN | {"recompute": True, "keep_freed_memory": True, "compile": CompileChoice(False, "why")}
     )
     assert (
-        str(path)
-        == "compile off (why), attention sdpa, head plain, activations recomputed, freed memory kept"
+        str(path) == "precision 32-true (as asked), compile off (why), attention sdpa, head plain,"
+        " activations recomputed, freed memory kept"
     )
 
 

@@ -1,0 +1,421 @@
+"""Which precision, attention kernel and loss head are fastest here: measured on the model's own shapes.
+
+A CPU's flags do not tell: of two CPUs with AVX512-BF16 one multiplies bf16 twice as fast as fp32, the other
+half as fast. So one block and the head are timed, forward and backward, in every way that is allowed: all in
+turn, as a machine's speed drifts, and the least of several times counts. The times are kept in the cache.
+"""
+
+# B sequences, T time, D model, R positions of the head
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+
+from gptpl.files.download import cache_dir
+from gptpl.files.durable import write_atomically
+from gptpl.model.attention_kernels import Kernel
+from gptpl.model.gpt import GPTConfig, TransformerBlock, rope_angles
+from gptpl.model.loss import Head, head_loss, next_token_loss
+
+log = logging.getLogger(__name__)
+
+FP32, BF16 = "32-true", "bf16-mixed"
+PRECISIONS = (FP32, BF16)
+"""The safe one first: the other must be faster by `MARGIN`."""
+MARGIN = 1.03
+"""Times that differ by less are equal, for all that can be measured on a shared machine."""
+CLEAR, CLEAR_SECONDS = 1.6, 5e-3
+"""Where matrix products alone differ by this factor, and take so long, the slower precision is out."""
+MOST_SECONDS, FEW_SECONDS, ROUNDS = 2.5, 0.3, 5
+"""All are timed in turn, so often and for a few seconds at least, unless it takes too long."""
+BLOCK_POSITIONS = 512
+"""Of a larger batch only so many positions are timed, in whole sequences."""
+HEAD_POSITIONS = (32, 256)
+"""The head is timed on so many of them, twice: its cost for each, and apart from them (casts, gradients)."""
+SMALL_LOGITS = 2**26
+"""Bytes of a batch's fp32 logits up to which the head that keeps them all is a choice."""
+_INSTRUCTION_SETS = (
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY"),
+)
+COMPILED, COMPILING = "compiled", "compiling"
+"""Parts: the block when it is compiled, and the seconds that compiling took."""
+LOCKED_SECONDS = 120
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What the times depend on, besides the machine: one batch of a model on one device.
+
+    `has_head`: whether the loss is over the vocabulary, which a classifier's is not.
+    """
+
+    device: str
+    config: GPTConfig
+    sequences: int
+    length: int
+    threads: int
+    has_head: bool = True
+
+    @property
+    def positions(self) -> int:
+        """N, of one batch."""
+        return self.sequences * self.length
+
+    def timed_positions(self, part: str) -> tuple[int, ...]:
+        """How many of them a part is timed on."""
+        if part == "head":
+            return (self.positions,) if self.positions <= HEAD_POSITIONS[-1] else HEAD_POSITIONS
+        return (max(1, min(self.sequences, BLOCK_POSITIONS // self.length)) * self.length,)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the times depend on, as plain data."""
+        config = asdict(self.config)
+        for name in ("n_layers", "context_length", "tie_weights", "init"):  # the same block and head
+            del config[name]
+        return {
+            "format": _FORMAT,
+            "machine": machine_name(self.device),
+            "torch": torch.__version__,
+            "environment": {name: os.environ[name] for name in _INSTRUCTION_SETS if name in os.environ},
+            **asdict(self),
+            "config": config,
+        }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute a part of a step for so many positions: "products", "block" or "head"."""
+
+    part: str
+    precision: str
+    way: str
+    positions: int
+
+    @property
+    def name(self) -> str:
+        """Its name in the cache."""
+        return " ".join(filter(None, (self.part, self.precision, self.way, str(self.positions))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Least seconds of each candidate; missing: not timed, as far too slow."""
+
+    work: Workload
+    seconds: Mapping[str, float]
+
+    @staticmethod
+    def timed_as(precision: str) -> str:
+        """The precision whose times stand for another's: bf16 weights are multiplied as mixed ones are."""
+        return BF16 if precision == "bf16-true" else precision
+
+    def step_seconds(self, precision: str, kernel: str | None = None, head: str | None = None) -> float:
+        """Forward and backward pass of a batch; kernel and head None: the fastest. inf: not timed."""
+        kernels = get_args(Kernel)[1:] if kernel is None else (kernel,)
+        blocks = self.work.config.n_layers * min(self._of_batch("block", precision, way) for way in kernels)
+        if not self.work.has_head:
+            return blocks
+        heads = get_args(Head) if head is None else (head,)
+        return blocks + min(self._of_batch("head", precision, way) for way in heads)
+
+    def compiled_seconds(self, precision: str, kernel: str) -> tuple[float, float]:
+        """Of a batch with compiled blocks, and those that compiling took; inf where it was not tried."""
+        (positions,) = self.work.timed_positions(COMPILING)
+        name = Candidate(COMPILING, self.timed_as(precision), kernel, positions).name
+        gain = self._of_batch("block", precision, kernel) - self._of_batch(COMPILED, precision, kernel)
+        step = self.step_seconds(precision, kernel) - self.work.config.n_layers * gain
+        return step, self.seconds.get(name, math.inf)
+
+    def _of_batch(self, part: str, precision: str, way: str) -> float:
+        """Seconds for all positions of a batch, on the line through those that were timed."""
+        places, precision = self.work.timed_positions(part), self.timed_as(precision)
+        names = [Candidate(part, precision, way, place).name for place in places]
+        seconds = [self.seconds.get(name, math.inf) for name in names]
+        if len(places) == 1 or math.inf in seconds:
+            return seconds[-1] * self.work.positions / places[-1]
+        (low, high), (least, most) = places, seconds
+        return most + max(0.0, most - least) * (self.work.positions - high) / (high - low)
+
+    def precision(self) -> str:
+        """The faster precision, fp32 unless bf16 gains clearly."""
+        return _faster(PRECISIONS, {p: self.step_seconds(p) for p in PRECISIONS})
+
+    def kernel(self, precision: str, safe: str) -> str:
+        """The fastest attention kernel in a precision, `safe` unless another gains clearly."""
+        return self._fastest("block", precision, safe, get_args(Kernel)[1:])
+
+    def head(self, precision: str) -> str:
+        """The fastest head in a precision; "fused", which needs less memory, unless "plain" gains clearly."""
+        return self._fastest("head", precision, "fused", get_args(Head))
+
+    def _fastest(self, part: str, precision: str, safe: str, ways: Sequence[str]) -> str:
+        ordered = (safe, *(way for way in ways if way != safe))
+        return _faster(ordered, {way: self._of_batch(part, precision, way) for way in ordered})
+
+    def gigaflops(self, precision: str) -> float | None:
+        """10**9 FLOP/s of a block's matrix products, forward; None where they were not timed."""
+        (positions,) = self.work.timed_positions("products")
+        seconds = self.seconds.get(Candidate("products", precision, "", positions).name)
+        flops = 2 * positions * self.work.config.block_matrices
+        return None if seconds is None else flops / seconds / 1e9
+
+    def reason(self, precision: str) -> str:
+        """Why this precision, for the log: the steps and product rates of both."""
+        parts = []
+        for each in sorted(PRECISIONS, key=lambda each: each != precision):
+            seconds, rate = self.step_seconds(each), self.gigaflops(each)
+            step = "" if math.isinf(seconds) else f"{seconds:.3g} s a batch"
+            rates = "" if rate is None else f"products at {rate:,.0f} GFLOP/s"
+            parts.append(f"{each}: {', '.join(filter(None, (step, rates))) or 'not timed'}")
+        return f"measured {'; '.join(parts)}"
+
+
+def _faster(ordered: Sequence[str], seconds: Mapping[str, float]) -> str:
+    """The fastest; the first of them unless another is faster by `MARGIN`."""
+    safe, *others = ordered
+    best = min(others, key=lambda each: seconds[each], default=safe)
+    return best if seconds[best] * MARGIN < seconds[safe] else safe
+
+
+# --- measuring ------------------------------------------------------------------------------------------
+
+
+def can_time(device_type: str) -> bool:
+    """Whether there is more than one way to choose from on such a device."""
+    return device_type in ("cpu", "cuda")
+
+
+def timings(
+    work: Workload,
+    *,
+    precisions: Sequence[str],
+    kernels: Sequence[str],
+    heads: Sequence[str],
+    again: bool = False,
+) -> Timings:
+    """The times of all allowed ways, from the cache or, if some are missing or `again`, measured now.
+
+    Of several processes that ask at once one measures, the others wait for it. A cache entry that is torn, or
+    of another machine, is replaced; where the cache cannot be written, each run measures anew.
+    """
+    if 4 * work.positions * work.config.vocab_size > SMALL_LOGITS and "fused" in heads:
+        heads = ("fused",)
+    ways = {"products": ("",), "block": kernels, "head": heads if work.has_head else ()}
+    wanted = [
+        Candidate(part, precision, way, positions)
+        for part in ways
+        for way in ways[part]
+        for positions in work.timed_positions(part)
+        for precision in precisions
+    ]
+    return Timings(work=work, seconds=_cached(work, wanted, again=again))
+
+
+def with_compiled(times: Timings, precision: str, kernel: str) -> Timings:
+    """The timings, and those of the block when it is compiled: it may take a minute to compile it.
+
+    Raises RuntimeError, as torch does, where it cannot be compiled.
+    """
+    wanted = [Candidate(COMPILED, times.timed_as(precision), kernel, *times.work.timed_positions(COMPILED))]
+    return Timings(work=times.work, seconds={**times.seconds, **_cached(times.work, wanted)})
+
+
+def _cached(work: Workload, wanted: Sequence[Candidate], *, again: bool = False) -> dict[str, float]:
+    """All seconds in the cache entry, with those wanted."""
+
+    def known() -> dict[str, float] | None:
+        found = {} if again else read_entry(file, work)
+        return found if all(_is_known(each, found) for each in wanted) else None
+
+    file = _entry(work)
+    if (found := known()) is not None:
+        return found
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock", timeout=LOCKED_SECONDS):
+            if (found := known()) is None:
+                found = read_entry(file, work) | _measure(work, wanted)
+                entry = {"identity": work.identity(), "seconds": found}
+                write_atomically(file, json.dumps(entry, indent=1))
+    except OSError as error:  # also a lock that another process has for too long
+        log.warning("%s cannot be kept (%s): what is fastest is measured at every start", file, error)
+        found = found or _measure(work, wanted)
+    return found
+
+
+def read_entry(file: Path, work: Workload) -> dict[str, float]:
+    """The seconds in a cache entry; nothing where it is missing, torn or of another machine or workload."""
+    try:
+        entry = json.loads(file.read_text(encoding="utf-8"))
+        seconds = {str(name): float(value) for name, value in entry["seconds"].items()}
+        same = entry["identity"] == json.loads(json.dumps(work.identity()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return seconds if same and all(0 < value < math.inf for value in seconds.values()) else {}
+
+
+def _entry(work: Workload) -> Path:
+    text = json.dumps(work.identity(), sort_keys=True)
+    return cache_dir() / "autotune" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _is_known(candidate: Candidate, seconds: Mapping[str, float]) -> bool:
+    """Whether it was timed, or left out as far too slow."""
+    if candidate.name in seconds:
+        return True
+    return candidate.precision in _far_slower(seconds)
+
+
+def _far_slower(seconds: Mapping[str, float]) -> list[str]:
+    """The precision whose products are slower by `CLEAR`, if any."""
+    products = {name.split()[1]: value for name, value in seconds.items() if name.startswith("products")}
+    least = min(products.values(), default=0.0)
+    return [each for each, value in products.items() if value > max(CLEAR * least, CLEAR_SECONDS)]
+
+
+def _measure(work: Workload, candidates: Sequence[Candidate]) -> dict[str, float]:
+    started = perf_counter()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(work.threads)
+    devices = [torch.cuda.current_device()] if work.device == "cuda" else []
+    found: dict[str, float] = {}
+    try:
+        with torch.random.fork_rng(devices=devices):  # weights and dropout draw none of the run's numbers
+            parts = _Parts(work)
+            products = [each for each in candidates if each.part == "products"]
+            _time(parts, products, found, until=started + MOST_SECONDS / 4)
+            rest = [each for each in candidates if not _is_known(each, found)]
+            for each in rest:
+                if each.part == COMPILED:
+                    compiling = Candidate(COMPILING, each.precision, each.way, each.positions)
+                    found[compiling.name] = parts.seconds(each)
+            _time(parts, rest, found, until=started + MOST_SECONDS)
+    finally:
+        torch.set_num_threads(threads)
+    log.info("measured for %.1f s what is fastest here for this model and batch", _since(started))
+    return found
+
+
+def _since(started: float) -> float:
+    return perf_counter() - started
+
+
+def _time(parts: "_Parts", candidates: Sequence[Candidate], found: dict[str, float], *, until: float) -> None:
+    """Time all in turn, several times, and keep the least; the first time of each warms up."""
+    started, rounds = perf_counter(), 0
+    while candidates and (rounds < ROUNDS or _since(started) < FEW_SECONDS):
+        for each in candidates:
+            if rounds and perf_counter() > until:
+                return
+            found[each.name] = min(parts.seconds(each), found.get(each.name, math.inf))
+        rounds += 1
+
+
+class _Parts:
+    """One block and the head with inputs, to be run forward and backward in every way."""
+
+    def __init__(self, work: Workload) -> None:
+        config, self.device = work.config, torch.device(work.device)
+        D, W, T = config.emb_dim, config.ff_width, work.length
+        (positions,) = work.timed_positions("block")
+        with torch.device(self.device):
+            self.block = TransformerBlock(config).train()
+            self.x = torch.randn(positions // T, T, D, requires_grad=True)  # (B, T, D)
+            self.grad = torch.randn(positions // T, T, D)
+            self.rope = None
+            if config.position == "rope":
+                self.rope = rope_angles(torch.arange(T), D // config.n_heads, config.rope_base)
+            ups = 2 if config.feed_forward == "swiglu" else 1
+            shapes = [(D, 3 * D), (D, D), *[(D, W)] * ups, (W, D)]
+            factors = [(torch.randn(positions, i), torch.randn(o, i)) for i, o in shapes]
+            low = [(x.bfloat16(), weight.bfloat16()) for x, weight in factors]
+            self.factors = {FP32: factors, BF16: low}
+            if work.has_head:
+                rows = work.timed_positions("head")[-1]
+                self.head = nn.Linear(D, config.vocab_size, bias=False)
+                self.hidden = torch.randn(1, rows, D, requires_grad=True)  # (1, R, D)
+                self.targets = torch.randint(config.vocab_size, (1, rows))
+
+    @cached_property
+    def compiled(self) -> TransformerBlock:
+        """Another block, compiled."""
+        block = copy.deepcopy(self.block)
+        block.compile()
+        return block
+
+    def seconds(self, candidate: Candidate) -> float:
+        """Seconds that it takes once."""
+        run = {"products": self._products, "head": self._head}.get(candidate.part, self._block)
+        self._wait()
+        started = perf_counter()
+        run(candidate)
+        self._wait()
+        return perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _autocast(self, candidate: Candidate) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=candidate.precision == BF16)
+
+    def _products(self, candidate: Candidate) -> None:
+        with torch.no_grad():
+            for x, weight in self.factors[candidate.precision]:
+                F.linear(x, weight)
+
+    def _block(self, candidate: Candidate) -> None:
+        block = self.compiled if candidate.part == COMPILED else self.block
+        block.attn.kernel = cast(Kernel, candidate.way)
+        with self._autocast(candidate):
+            y = block(self.x, rope=self.rope)
+        y.backward(self.grad.to(y.dtype))
+        self._forget(block.parameters(), self.x)
+
+    def _head(self, candidate: Candidate) -> None:
+        rows = slice(candidate.positions)
+        hidden, targets = self.hidden[:, rows], self.targets[:, rows]
+        with self._autocast(candidate):
+            if candidate.way == "fused":
+                loss = head_loss(hidden, self.head.weight, targets)
+            else:
+                loss = next_token_loss(self.head(hidden), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._forget(self.head.parameters(), self.hidden)
+
+    @staticmethod
+    def _forget(parameters: Iterable[Tensor], inputs: Tensor) -> None:
+        for each in (*parameters, inputs):
+            each.grad = None
+
+
+@cache
+def machine_name(device: str) -> str:
+    """The model of the GPU or CPU, with its number of cores."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+        facts = {key.strip(): value.strip() for key, value in facts.items()}
+        name = " ".join(filter(None, (facts.get(key, "") for key in ("model name", "cpu family", "model"))))
+    return f"{name or platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,330 @@
+"""The choice by measured times: the clock is forced, the parts are run, the cache is torn."""
+
+import json
+import logging
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import gptpl
+from gptpl.errors import InputError
+from gptpl.files.download import cache_dir
+from gptpl.model import GPTConfig, MultiHeadAttention
+from gptpl.runs.trainer import PROCESS_FAST_PATH
+from gptpl.training import autotune
+from gptpl.training.autotune import BF16, FP32, Candidate, Timings, Workload, read_entry, timings
+from gptpl.training.performance import choose_fast_path
+
+MEASURE = autotune._measure  # before tests/conftest.py replaces it
+CONFIG = GPTConfig(
+    vocab_size=100, context_length=32, emb_dim=16, n_heads=2, n_layers=3, drop_rate=0.1, qkv_bias=False
+)
+WORK = Workload(device="cpu", config=CONFIG, sequences=4, length=16, threads=1)
+ALL: dict[str, Any] = {
+    "precisions": (FP32, BF16),
+    "kernels": ("blocked", "sdpa"),
+    "heads": ("fused", "plain"),
+}
+TINY = ("model=tiny", "tokenizer=bytes", "experiment=quick", "trainer.precision=auto", "trainer.max_steps=4",
+        "scheduler.warmup_steps=0", "trainer.max_epochs=null")  # fmt: skip
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """Lets parts take as many seconds as it is told, by words of their names; 1 s by default. They do run."""
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(autotune, "_measure", MEASURE)
+    now = [0.0]
+    slow: dict[str, float] = {}
+    run_part = autotune._Parts.seconds
+
+    def seconds(parts: Any, candidate: Candidate) -> float:
+        run_part(parts, candidate)
+        taken = math.prod(factor for word, factor in slow.items() if word in candidate.name.split())
+        now[0] += taken
+        return taken
+
+    monkeypatch.setattr(autotune._Parts, "seconds", seconds)
+    monkeypatch.setattr(autotune, "perf_counter", lambda: now[0])
+    return slow
+
+
+@pytest.fixture
+def run(clock, tmp_path):
+    """Builds a run of a tiny model."""
+
+    def build(*overrides: str, name: str = "run") -> gptpl.Run:
+        return gptpl.build(*TINY, *overrides, f"run_dir={tmp_path / name}")
+
+    return build
+
+
+def kernels(net: torch.nn.Module) -> set[str]:
+    return {module.kernel for module in net.modules() if isinstance(module, MultiHeadAttention)}
+
+
+@pytest.mark.parametrize(
+    ("slow", "precision", "kernel", "head"),
+    [
+        ({BF16: 2.0}, FP32, "blocked", "fused"),
+        ({FP32: 2.0}, BF16, "blocked", "fused"),
+        ({FP32: 1.02}, FP32, "blocked", "fused"),  # within the noise: the safe one
+        ({"blocked": 3.0, "fused": 1.5}, FP32, "sdpa", "plain"),
+        ({"blocked": 1.01, "fused": 1.02}, FP32, "blocked", "fused"),
+        ({BF16: 1.3, FP32: 1.0, "sdpa": 0.5}, FP32, "sdpa", "fused"),
+    ],
+)
+def test_a_run_takes_what_the_clock_says(run, clock, caplog, slow, precision, kernel, head):
+    clock.update(slow)
+    with caplog.at_level(logging.INFO):
+        built = run("model.drop_rate=0.1")
+    assert built.trainer.precision == precision
+    assert kernels(built.module.net) == {kernel}
+    assert built.module.head == head
+    (line,) = (each for each in caplog.messages if each.startswith("device:"))
+    assert f"precision {precision} (measured {precision}: " in line
+    built.fit()
+    record = json.loads((built.run_dir / "run.json").read_text())
+    assert record["performance"] == {
+        "device": "cpu", "machine": autotune.machine_name("cpu"), "precision": precision,
+        "attention": kernel, "head": head, "compile": "off",
+    }  # fmt: skip
+    assert any(name.startswith(f"block {precision} {kernel}") for name in record["measured_seconds"])
+
+
+def test_what_the_user_gives_is_taken(run, clock):
+    clock.update({FP32: 3.0, "blocked": 3.0, "fused": 3.0})
+    built = run("trainer.precision=32-true", "trainer.head=fused")
+    assert built.trainer.precision == FP32
+    assert built.module.head == "fused"
+    assert kernels(built.module.net) == {"sdpa"}  # still auto
+
+
+def test_a_resumed_run_keeps_its_choice(run, clock, caplog, monkeypatch):
+    clock.update({BF16: 2.0})
+    built = run("trainer.stop_at_step=2")
+    built.fit()
+    clock.clear()
+    clock.update({FP32: 4.0, "blocked": 3.0})
+    monkeypatch.setenv("GPTPL_CACHE", str(built.run_dir / "other-cache"))
+    again = gptpl.resume(built.run_dir)
+    assert again.trainer.precision == FP32
+    assert kernels(again.module.net) == {"blocked"}
+    assert "would choose" not in caplog.text
+    again.close()
+    monkeypatch.setattr("gptpl.runs.trainer.machine_name", lambda device: "another machine")
+    again = gptpl.resume(built.run_dir)
+    assert again.trainer.precision == FP32
+    assert "this machine would choose trainer.precision=bf16-mixed (measured bf16-mixed" in caplog.text
+    assert again.fit()["val/loss"] > 0
+
+
+def test_a_further_process_takes_what_the_first_chose(run, clock, monkeypatch):
+    clock.update({BF16: 2.0})
+    first = run().performance
+    clock.clear()
+    clock.update({FP32: 4.0})
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(PROCESS_FAST_PATH, json.dumps(first))
+    assert run(name="further").performance == first
+
+
+def test_a_run_from_before_choices_were_recorded_follows_the_hardware(run, clock):
+    """Its bits are those of the old rule."""
+    built = run("trainer.stop_at_step=2", "trainer.precision=auto")
+    built.fit()
+    file = built.run_dir / "run.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "performance"}))
+    clock.update({FP32: 4.0, "fused": 9.0})
+    rule = choose_fast_path(device_type="cpu", precision="auto", total_steps=4)
+    again = gptpl.resume(built.run_dir)
+    assert again.trainer.precision == rule.precision.precision
+    assert again.module.head == "fused"
+
+
+# --- the times ------------------------------------------------------------------------------------------
+
+
+def test_no_random_number_of_the_run_is_drawn(clock):
+    before = torch.get_rng_state()
+    timings(WORK, **ALL)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == 1
+
+
+def test_every_way_is_run_on_real_parts(clock):
+    """Forward and backward, in each precision: nothing is left over in the parts."""
+    found = timings(WORK, **ALL).seconds
+    ways = {" ".join(name.split()[:-1]) for name in found}
+    assert ways == {
+        *(f"products {precision}" for precision in ALL["precisions"]),
+        *(f"block {precision} {way}" for precision in ALL["precisions"] for way in ALL["kernels"]),
+        *(f"head {precision} {way}" for precision in ALL["precisions"] for way in ALL["heads"]),
+    }
+
+
+@pytest.mark.parametrize(("norm", "position", "feed_forward"), [("rmsnorm", "rope", "swiglu")])
+def test_modern_blocks_are_timed_too(clock, norm, position, feed_forward):
+    config = GPTConfig(**{**vars(CONFIG), "norm": norm, "position": position, "feed_forward": feed_forward})
+    work = Workload(device="cpu", config=config, sequences=1, length=8, threads=1, has_head=False)
+    assert math.isfinite(timings(work, **ALL).step_seconds(FP32))
+
+
+def test_a_step_is_the_blocks_and_the_head_of_the_whole_batch():
+    """A head of 32 positions takes 3 + 32 s, of 256 positions 3 + 256 s: of 1,024 it takes 3 + 1,024 s."""
+    work = Workload(device="cpu", config=CONFIG, sequences=64, length=16, threads=1)
+    assert work.timed_positions("block") == (512,)
+    assert work.timed_positions("head") == (32, 256)
+    seconds = {"block 32-true sdpa 512": 10.0, "head 32-true fused 32": 35.0, "head 32-true fused 256": 259.0}
+    times = Timings(work=work, seconds=seconds)
+    assert times.step_seconds(FP32) == pytest.approx(3 * 2 * 10 + 3 + 1024)
+    assert times.step_seconds(BF16) == math.inf
+    assert times.precision() == FP32
+
+
+def test_rates_of_products_are_those_of_one_block():
+    """Four matrices of GPT-2: 3 D D, D D, 4 D D, 4 D D weights, two operations for each of 64 positions."""
+    times = Timings(work=WORK, seconds={"products 32-true 64": 2e-6})
+    assert times.gigaflops(FP32) == pytest.approx(2 * 64 * 12 * 16 * 16 / 2e-6 / 1e9)
+    assert times.gigaflops(BF16) is None
+
+
+def test_a_precision_whose_products_are_far_slower_is_not_timed_further(clock):
+    clock.update({BF16: 4.0})
+    found = timings(WORK, **ALL)
+    assert [name for name in found.seconds if BF16 in name] == ["products bf16-mixed 64"]
+    assert found.precision() == FP32
+
+
+def test_logits_that_are_large_are_not_kept_to_find_out(clock):
+    config = GPTConfig(**{**vars(CONFIG), "vocab_size": 300_000})
+    work = Workload(device="cpu", config=config, sequences=4, length=16, threads=1)
+    assert not any("plain" in name for name in timings(work, **ALL).seconds)
+
+
+# --- the cache ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def entry(clock, monkeypatch):
+    """The cache entry of WORK, whose next measurement fails the test unless `may_measure`."""
+    timings(WORK, **ALL)
+    (file,) = (cache_dir() / "autotune").glob("*.json")
+    measured: list[int] = []
+
+    def measure(work: Workload, candidates: Any) -> dict[str, float]:
+        measured.append(len(candidates))
+        return {each.name: 1.0 for each in candidates}
+
+    monkeypatch.setattr(autotune, "_measure", measure)
+    return file, measured
+
+
+def test_a_second_run_does_not_measure(entry):
+    file, measured = entry
+    assert timings(WORK, **ALL).seconds == read_entry(file, WORK) != {}
+    assert measured == []
+    timings(WORK, **ALL, again=True)
+    assert len(measured) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"seconds": {}}',
+        '{"identity": {}, "seconds": {"a": 1}}',
+        '{"seconds": 3, "identity": 1}',
+    ],
+)
+def test_a_torn_or_foreign_entry_is_measured_again(entry, text):
+    file, measured = entry
+    file.write_text(text)
+    timings(WORK, **ALL)
+    assert len(measured) == 1
+    timings(WORK, **ALL)
+    assert len(measured) == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, "NaN", "Infinity", None, "x"])
+def test_an_entry_with_an_impossible_time_is_measured_again(entry, value):
+    file, measured = entry
+    content = json.loads(file.read_text())
+    content["seconds"]["block 32-true sdpa 64"] = value
+    file.write_text(json.dumps(content))
+    timings(WORK, **ALL)
+    assert len(measured) == 1
+
+
+def test_another_machine_threads_shape_or_instruction_set_has_an_entry_of_its_own(entry, monkeypatch):
+    _, measured = entry
+    timings(Workload(**{**vars(WORK), "threads": 2}), **ALL)
+    timings(Workload(**{**vars(WORK), "sequences": 5}), **ALL)
+    assert len(measured) == 2
+    timings(Workload(**{**vars(WORK), "config": GPTConfig(**{**vars(CONFIG), "n_layers": 9})}), **ALL)
+    assert len(measured) == 2  # the same block, more often
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    timings(WORK, **ALL)
+    assert len(measured) == 3
+    monkeypatch.setattr(autotune, "machine_name", lambda device: "another")
+    timings(WORK, **ALL)
+    assert len(measured) == 4
+
+
+def test_a_cache_that_cannot_be_written_is_said(clock, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "file"))
+    assert timings(WORK, **ALL).seconds
+    assert "cannot be kept" in caplog.text
+
+
+# --- compilation ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "compiled", "tried"),
+    [(10, False, False), (100_000, True, True)],
+)
+def test_compiling_is_tried_in_a_long_run_and_pays_there(clock, monkeypatch, steps, compiled, tried):
+    monkeypatch.setattr("gptpl.training.performance.missing_tool", lambda device_type: None)
+    monkeypatch.setattr(autotune._Parts, "compiled", property(lambda parts: parts.block))
+    clock.update({"compiled": 0.5})
+    path = choose_fast_path(
+        device_type="cpu", precision="auto", drop_rate=0.1, total_steps=steps, timings=timings(WORK, **ALL)
+    )
+    assert path.compile.compiled == compiled
+    assert ("measured" in path.compile.reason) == tried
+
+
+def test_a_model_that_cannot_be_compiled_is_not(clock, monkeypatch):
+    def fail(parts: Any) -> None:
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setattr("gptpl.training.performance.missing_tool", lambda device_type: None)
+    monkeypatch.setattr(autotune._Parts, "compiled", property(fail))
+    path = choose_fast_path(
+        device_type="cpu", precision="auto", drop_rate=0.1, total_steps=10**6, timings=timings(WORK, **ALL)
+    )
+    assert not path.compile.compiled
+    assert path.compile.reason == "torch cannot compile this model: no kernel"
+
+
+# --- the command ----------------------------------------------------------------------------------------
+
+
+def test_the_command_lists_every_way_and_marks_the_chosen_one(clock):
+    clock.update({FP32: 2.0, "blocked": 2.0})
+    gptpl.autotune(*TINY)
+    lines = gptpl.autotune(*TINY)
+    rows = [line.split() for line in lines if line.startswith((FP32, BF16))]
+    assert len(rows) == 4  # fp32's products are far slower
+    assert [row[:3] for row in rows if row[-1] == "chosen"] == [[BF16, "sdpa", "fused"]]
+
+
+def test_the_command_refuses_what_leaves_no_choice(clock):
+    with pytest.raises(InputError, match=r"trainer.precision=16-mixed on cpu: give trainer.precision=auto"):
+        gptpl.autotune(*TINY, "trainer.precision=16-mixed")
