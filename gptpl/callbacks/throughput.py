@@ -1,10 +1,11 @@
-"""Training speed in tokens per second, and as a fraction of what the hardware can do."""
+"""What is logged of every step: its learning rate, and the speed of training."""
 
 import time
 from collections import deque
 from typing import Any
 
 import lightning as L
+from torch.optim import Optimizer
 
 from gptpl.callbacks.after_step import AfterStep, language_module
 from gptpl.errors import InputError
@@ -72,3 +73,30 @@ class Throughput(L.Callback):
         flops = None if self._peak_flops is None else module.flops_per_token(module.inputs_of(batch).shape[1])
         if self._peak_flops is not None and flops is not None:
             module.log("train/mfu", module.tokens_per_second * flops / self._peak_flops)
+
+
+class LearningRate(L.Callback):
+    """Logs the learning rate of each update as `lr`, and of parameter groups with a name as `lr/<name>`.
+
+    Lightning's own monitor logs that of the next update.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rates: dict[str, float] = {}
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Note the learning rates before the schedule advances."""
+        self._rates = {
+            f"lr/{group['name']}" if "name" in group else "lr": float(group["lr"])
+            for group in optimizer.param_groups
+        }
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log them with the step's other metrics."""
+        for name, rate in self._rates.items():
+            pl_module.log(name, rate)

@@ -13,6 +13,7 @@ LEFT_OUT = ("callbacks", "logger", *NOT_COMPARED)
 Setting = bool | int | float | str
 
 _MOVED = {
+    "gptpl.callbacks.learning_rate": "gptpl.callbacks.throughput",
     "gptpl.data.corpora": "gptpl.data.sources",
     "gptpl.data.datamodule": "gptpl.data.pretraining.datamodule",
     "gptpl.data.labelled.corpora": "gptpl.data.sources",

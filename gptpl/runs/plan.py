@@ -249,7 +249,7 @@ def _flops_per_token(settled: Settled) -> int:
 
 
 def peak_lrs(settled: Settled) -> dict[str, float]:
-    """The learning rate of each parameter group, under the names of `gptpl.callbacks.learning_rate`."""
+    """The learning rate of each parameter group, under the names of `gptpl.callbacks.throughput`."""
     cfg = settled.cfg
     with ShapesAlone():
         if is_gpt(cfg):  # the groups are those of any depth

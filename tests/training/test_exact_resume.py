@@ -16,12 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from gptpl.callbacks.early_stopping import EarlyStopping
-from gptpl.callbacks.learning_rate import LearningRate
 from gptpl.callbacks.loss_curve import LossCurve
 from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.sample_text import SampleText
 from gptpl.callbacks.step_trace import StepTrace
 from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
+from gptpl.callbacks.throughput import LearningRate
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.resume_state import state_digest
 from gptpl.data.pretraining.datamodule import TextDataModule
