@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from gptpl import __version__
@@ -113,8 +113,10 @@ class _OptimizedModule(metaclass=_CompiledModule):
     """Stands for the class of compiled modules, in `isinstance`."""
 
 
-def _disable(function: Callable[..., Any], recursive: bool = True, **settings: Any) -> Callable[..., Any]:
+def _disable(function: Any = None, recursive: bool = True, **settings: Any) -> Any:
     """Keep the compiler out of a function: nothing is to be done until there is a compiler."""
+    if not isinstance(function, FunctionType):
+        return _loaded("torch._dynamo").disable(function, recursive, **settings)
     made: list[Callable[..., Any]] = []
 
     def call(*arguments: Any, **named: Any) -> Any:
