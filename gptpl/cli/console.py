@@ -31,11 +31,18 @@ class _PlainFormatter(logging.Formatter):
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Look for no reference cycles meanwhile, which takes a sixth of the time of large imports."""
+    """Look for no reference cycles meanwhile, and later for none in what has been imported.
+
+    That takes a sixth of the time until the first step. Where torch has been imported before, the process may
+    be another program's, whose objects stay as they are.
+    """
+    is_own = "torch" not in sys.modules
     gc.disable()
     try:
         yield
     finally:
+        if is_own:
+            gc.freeze()
         gc.enable()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from gptpl.cli.main import main
 
-POSTPONED = ("torch._dynamo.eval_frame", "torchmetrics.functional", "sympy", "transformers")
+POSTPONED = ("torch._dynamo.eval_frame", "torchmetrics.functional", "transformers")
 
 
 def run(program: str, folder: Path) -> Any:
