@@ -270,28 +270,26 @@ class Int8Linear(nn.Module):
         self.bias = None if layer.bias is None else layer.bias.detach().float()
         self._packed = torch.ops.quantized.linear_prepack(_rounded(layer.weight), None)
         self._multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-        self._digit, self._tiny = torch.tensor(2.0 * _HALF), torch.tensor(1e-30)
+        self._tiny = torch.tensor(1e-30)
+        # Of hi and of x / s in the two digits, for inputs of two or three dimensions.
+        of_hi, of_inputs = torch.tensor([1.0, -2 * _HALF]), torch.tensor([0.0, 2 * _HALF])
+        self._factors = {
+            n: (of_hi.view(2, *[1] * n), of_inputs.view(2, *[1] * n)) for n in (2, 3)
+        }  # each (2, 1, ...)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O), fp32."""
-        rows = x.reshape(-1, self.in_features)  # (M, I)
-        if len(rows) <= _ROWS:
-            y = self._product(rows)
-        else:
-            y = torch.cat([self._product(part) for part in torch.split(rows, _ROWS)])
-        return y.view(*x.shape[:-1], self.out_features)
-
-    def _product(self, x: Tensor) -> Tensor:
-        scale = torch.add(self._tiny, x.abs().amax(-1, keepdim=True), alpha=1 / _HALF)  # (M, 1), not zero
-        digits = x.new_empty(2, *x.shape)  # (2, M, I)
-        hi, lo = digits.unbind()
-        torch.div(x, scale, out=lo)
-        torch.round(lo, out=hi)
-        lo.sub_(hi).mul_(self._digit)
+        """(M, I) -> (M, O), or (B, T, I) -> (B, T, O), fp32."""
+        if x.numel() > _ROWS * self.in_features:
+            parts = torch.split(x.reshape(-1, self.in_features), _ROWS)
+            return torch.cat([self(part) for part in parts]).view(*x.shape[:-1], self.out_features)
+        # As few operations as possible: for one row each takes longer to call than to compute.
+        of_hi, of_inputs = self._factors[x.dim()]
+        scale = torch.add(self._tiny, x.abs().amax(-1, keepdim=True), alpha=1 / _HALF)  # (..., 1), not zero
+        inputs = x / scale
+        digits = torch.addcmul(inputs.round() * of_hi, inputs, of_inputs)  # (2, ..., I)
         # Its inputs are rounded to whole numbers, and the zero of unsigned bytes is put at 64.
-        y = self._multiply(digits.view(-1, self.in_features), 1.0, _HALF + 1, self._packed)
-        hi, lo = y.view(2, len(x), self.out_features).unbind()
-        y = torch.add(hi, lo, alpha=1 / (2 * _HALF))  # (M, O)
+        hi, lo = self._multiply(digits, 1.0, _HALF + 1, self._packed).unbind()  # each (..., O)
+        y = torch.add(hi, lo, alpha=1 / (2 * _HALF))
         return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
 
 

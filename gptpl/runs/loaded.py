@@ -67,8 +67,8 @@ def load(
             `PublishedWeights(source="hf", size="124M")`.
         base: the weights that an adapter belongs to; None: where they were when it was trained.
         device: auto, cpu, cuda or mps.
-        precision: 32-true; bf16-true for half the memory; int8 for a third, on a CPU, where it generates
-            text fastest. Language models only.
+        precision: 32-true; bf16-true for half the memory; int8 for a quarter, on a CPU, where it generates
+            single texts fastest. Language models only.
         trust: packages of yours whose classes the run may use.
 
     Raises InputError for files that are missing or damaged, and for a device that does not exist.
