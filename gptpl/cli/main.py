@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -20,6 +20,12 @@ from gptpl.text import nearest
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+SPIN_COUNT = "1000"
+"""How often an idle thread of GNU OpenMP, torch's on Linux, looks for work before it sleeps: for about 30 us.
+
+By default it looks for milliseconds: next to another busy process the threads of a small model then spend
+their time on waiting for each other. GOMP_SPINCOUNT and OMP_WAIT_POLICY overrule it.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
     if "torch" not in sys.modules:
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         sys.meta_path.insert(0, _Postponing())
     try:
         status = _run(arguments)
@@ -119,6 +127,7 @@ def _disable(function: Any = None, recursive: bool = True, **settings: Any) -> A
         return _loaded("torch._dynamo").disable(function, recursive, **settings)
     made: list[Callable[..., Any]] = []
 
+    @wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
         compiler: Any = sys.modules["torch._dynamo"]
         if isinstance(compiler, _Postponed):
@@ -140,7 +149,6 @@ _AT_HAND: Mapping[str, Mapping[str, Callable[[], Any]]] = {
         "OptimizedModule": lambda: _OptimizedModule,
         "disable": lambda: _disable,
         "graph_break": lambda: lambda: None,  # of a compiled function
-        "set_stance": lambda: lambda *stance, **settings: nullcontext(),  # how compiled functions run
     },
     "torchmetrics": {
         "Metric": _metric,

@@ -41,7 +41,7 @@ def read_signature(name: str) -> Signature | None:
         if (source := source_of(".".join(parts[:end]))) is not None:
             try:
                 return source.signature(parts[-1]) if end == len(parts) - 1 else None
-            except UnclearError:
+            except (UnclearError, RecursionError, SyntaxError):  # types and bases that name themselves; prose
                 return None
     return None
 
@@ -104,6 +104,9 @@ class _Source:
         decorators = {_name_of(each) for each in found.decorator_list}
         if found.keywords or decorators - {"dataclass"}:
             raise UnclearError
+        has_init = any("__init__" in _bound(each) for each in found.body)
+        if decorators and (has_init or "init=False" in "".join(map(ast.unparse, found.decorator_list))):
+            raise UnclearError
         if decorators:
             fields = sorted(self._fields(found).items(), key=lambda field: not field[1].positional)
             yield Signature(parameters=dict(fields), open=False)
@@ -111,6 +114,8 @@ class _Source:
         for each in found.body:
             if isinstance(each, ast.FunctionDef) and each.name == "__init__":
                 yield self._of_function(each, is_method=True)
+            elif "__init__" in _bound(each):
+                raise UnclearError
         bases = [each for each in map(_name_of, found.bases) if each not in _WITHOUT_INIT]
         if len(bases) > 1:
             raise UnclearError
@@ -146,13 +151,15 @@ class _Source:
                 above |= source._fields(definition)
         if not found.decorator_list:
             return above
+        if len(found.decorator_list) > 1:
+            raise UnclearError
         [decorator] = found.decorator_list
         by_name = isinstance(decorator, ast.Call) and "kw_only=True" in ast.unparse(decorator)
         own = [each for each in found.body if isinstance(each, ast.AnnAssign)]
-        if any(
-            isinstance(each.value, ast.Call) or "ClassVar" in ast.unparse(each.annotation) for each in own
-        ):
-            raise UnclearError
+        for each in own:
+            special = any(word in ast.unparse(each.annotation) for word in ("ClassVar", "KW_ONLY"))
+            if special or isinstance(each.value, ast.Call):
+                raise UnclearError
         hints = self._types({ast.unparse(each.target): each.annotation for each in own})
         required = {ast.unparse(each.target): each.value is None for each in own}
         return above | {
@@ -220,6 +227,10 @@ def _names(annotation: ast.AST) -> set[str]:
         return {annotation.id}
     if isinstance(annotation, ast.Subscript) and _name_of(annotation).rpartition(".")[2] == "Literal":
         return _names(annotation.value)
+    if isinstance(annotation, ast.Subscript) and _name_of(annotation).rpartition(".")[2] == "Annotated":
+        of_type, *marks = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else []
+        words = [each for each in marks if not isinstance(each, ast.Constant)]
+        return _names(annotation.value).union(*map(_names, [of_type, *words]))
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         return _names(ast.parse(annotation.value, mode="eval"))
     return {name for each in ast.iter_child_nodes(annotation) for name in _names(each)}

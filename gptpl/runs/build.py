@@ -188,7 +188,7 @@ def _build(
     claim = None if is_worker_process() else _claim(cfg, resume)
     try:
         with log_file or RunLogFile() as run_log:  # keeps the lines until `fit` opens train.log
-            settled = settle(cfg, resume)
+            settled = settle(cfg, resume, tries_compiling=True)
             module = build_module(settled, resume=resume, weights=settled.weights)
             for callback in settled.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, SampleText | SampleResponses):
@@ -265,8 +265,11 @@ class Settled:
         return parts.model_config(self.cfg)
 
 
-def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
-    """Make all of a run but its weights, which may not fit into memory; decided numbers go into `cfg`."""
+def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bool = False) -> Settled:
+    """Make all of a run but its weights, which may not fit into memory; decided numbers go into `cfg`.
+
+    `tries_compiling` as for `gptpl.training.performance.choose_compile`: where the run will be trained.
+    """
     if resume is None and cfg.get("resume"):
         raise InputError(
             f"resume={cfg.resume} is for gptpl train and gptpl.resume: this command looks at a new run"
@@ -317,7 +320,9 @@ def settle(cfg: Config, resume: Resumption | None = None) -> Settled:
         datamodule=datamodule,
         weights=weights,
         tune=instantiate(cfg.tune),
-        fast_path=fast_path_of(cfg, timings=timings, kept=kept, total_steps=total_steps),  # compilation
+        fast_path=fast_path_of(
+            cfg, timings=timings, kept=kept, total_steps=total_steps, tries_compiling=tries_compiling
+        ),
         timings=timings,
         total_steps=total_steps,
     )

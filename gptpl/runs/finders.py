@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -25,8 +25,6 @@ from gptpl.errors import InputError
 from gptpl.evaluation.loss_curves import RangeResult, ramp_rate, range_result
 from gptpl.files.durable import write_atomically
 from gptpl.files.figures import figure_pixels, new_figure, write_png
-from gptpl.model.attention_kernels import Kernel
-from gptpl.model.loss import Head
 from gptpl.runs.build import Settled, build_module, settle
 from gptpl.runs.parts import check_gpt, is_gpt
 from gptpl.runs.plan import peak_lrs
@@ -36,7 +34,7 @@ from gptpl.text import bytes_text, count_text, table
 from gptpl.training.autotune import PRECISIONS, machine_name
 from gptpl.training.memory import forget_peak, peak_memory_bytes
 from gptpl.training.module import NonFiniteError
-from gptpl.training.performance import device_type, keep_freed_memory
+from gptpl.training.performance import AUTO, device_type, keep_freed_memory
 from gptpl.weights.starting import RandomWeights
 
 if TYPE_CHECKING:  # matplotlib takes long to import
@@ -187,21 +185,21 @@ def autotune(*config: Config | str, config_dir: Folder | None = None) -> list[st
     ways = [
         (times.step_seconds(precision, kernel, head), precision, kernel, head if work.has_head else "-")
         for precision in PRECISIONS
-        for kernel in get_args(Kernel)[1:]
-        for head in (get_args(Head) if work.has_head else ("fused",))
+        for kernel in times.kernels
+        for head in (times.heads if work.has_head else ("fused",))
     ]
     rows = [["precision", "attention", "head", "s a batch", "tokens/s", ""]]
     for seconds, *names in sorted(ways):
         if math.isfinite(seconds):
             mark = "chosen" if tuple(names) == chosen else ""
             rows.append([*names, f"{seconds:.3g}", f"{work.positions / seconds:,.0f}", mark])
+    shown = [*table(rows, right=[3, 4]), "Forward and backward pass, without the optimizer."]
     rates = {precision: times.gigaflops(precision) for precision in PRECISIONS}
     return [
         f"machine     {machine_name(work.device)}, torch {torch.__version__}",
         f"batch       {work.sequences} x {work.length} tokens, {count_text(work.threads, 'thread')}",
         f"products    {', '.join(f'{name} {rate:,.0f} GFLOP/s' for name, rate in rates.items() if rate)}",
-        *table(rows, right=[3, 4]),
-        "Forward and backward pass, without the optimizer; a precision that is not listed is far slower.",
+        *(shown if work.is_model else [f"chosen      {path}, by the products of GPT-2 small's block"]),
     ]
 
 
@@ -238,6 +236,8 @@ def find_batch_size(
     if "global_batch_size" not in cfg.data:
         raise InputError(f"{cfg.data._target_} makes its own batches: time its sizes by training with each")
     cfg.data.batch_size, cfg.data.global_batch_size, cfg.trainer.accumulate_grad_batches = 1, None, 1
+    if cfg.trainer.head == AUTO:
+        cfg.trainer.head = "fused"  # also of sizes whose logits would be too large to keep
     settled = settle(cfg)
     check_one_device(settled, "find-batch-size")
     check_fits(settled)

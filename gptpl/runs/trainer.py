@@ -21,6 +21,7 @@ from gptpl.config.compose import Config
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.config.slots import TrainerSettings
 from gptpl.errors import InputError
+from gptpl.files.run_record import RUN_FILE
 from gptpl.limits import POSITIVE, check_limits
 from gptpl.model import GPTConfig
 from gptpl.model.attention_kernels import Kernel
@@ -149,6 +150,7 @@ def check_strategy(cfg: Config) -> None:
 
 PROCESS_FAST_PATH = "GPTPL_FAST_PATH"
 """Tells the processes that Lightning starts for other devices what the first one chose."""
+LIGHTNINGS_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
 UNKNOWN_VOCABULARY = 8192
 """Of a vocabulary made from the text, before the text is read."""
 
@@ -159,6 +161,7 @@ def fast_path_of(
     timings: Timings | None = None,
     kept: Mapping[str, str | None] | None = None,
     total_steps: int = 0,
+    tries_compiling: bool = False,
 ) -> FastPath:
     """Precision, compilation, attention kernel and loss head, as asked for or as they suit the device."""
     conf = cfg.trainer
@@ -173,6 +176,7 @@ def fast_path_of(
         recompute=conf.recompute_activations,
         keep_freed_memory=conf.keep_freed_memory,
         timings=timings,
+        tries_compiling=tries_compiling,
         kept=kept,
     )
 
@@ -181,18 +185,34 @@ def kept_choices(cfg: Config, resume: Resumption | None) -> dict[str, str | None
     """The choices that are made already: by the first process, or by the run that is resumed.
 
     None: to be made now; so also where a resumed run is on another kind of device, or now to choose its
-    precision by itself. A run from before choices were recorded has none: they follow from the hardware.
+    precision by itself. There are none, and the hardware decides, in a run from before choices were recorded,
+    and where others than Lightning started several processes, which could not agree on what they measured.
+    Raises InputError for a record that gptpl has not written.
     """
     if is_worker_process() and (given := os.environ.get(PROCESS_FAST_PATH)):
         first: dict[str, str | None] = json.loads(given)
         return first
+    started_together = any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    to_be_made = {} if started_together or is_worker_process() else None
     if resume is None:
-        return None
-    chosen_before = resume.header["config"]["trainer"].get("precision", AUTO) == AUTO
-    other_device = resume.performance.get("device", device_type(cfg.trainer.accelerator))
-    if not chosen_before or other_device != device_type(cfg.trainer.accelerator):
-        return None
-    return {name: resume.performance.get(name) for name in ("precision", "attention", "head", "compile")}
+        return to_be_made
+    stored, kind = resume.performance, device_type(cfg.trainer.accelerator)
+    given_before = resume.header["config"]["trainer"].get("precision", AUTO) != AUTO
+    if stored.get("device", kind) != kind or (given_before and cfg.trainer.precision == AUTO):
+        return to_be_made
+    known = {
+        "precision": LIGHTNINGS_PRECISIONS,
+        "attention": get_args(Kernel)[1:],
+        "head": get_args(Head),
+        "compile": ("on", "off"),
+    }
+    for name, values in known.items():
+        if (value := stored.get(name)) is not None and value not in values:
+            raise InputError(
+                f"{resume.run_dir / RUN_FILE} has performance.{name}={value!r}: correct it to one of"
+                f" {', '.join(values)}, or to null"
+            )
+    return {name: stored.get(name) for name in known}
 
 
 def timings_of(cfg: Config, *, again: bool = False) -> Timings | None:
@@ -213,14 +233,20 @@ def timings_of(cfg: Config, *, again: bool = False) -> Timings | None:
     vocab_size = cfg.model.get("vocab_size") or cfg.tokenizer.get("vocab_size") or UNKNOWN_VOCABULARY
     own, size = is_gpt(cfg), cfg.data.get("batch_size")
     config = model_config(cfg, vocab_size) if own else STAND_IN
+    length = min(cfg.data.get("max_length") or config.context_length, config.context_length)
+    if length < 1 or (isinstance(size, int) and size < 1):
+        return None  # refused with the data
+    if not isinstance(size, int) or vocab_size == UNKNOWN_VOCABULARY:
+        ways["head"] = ("fused",)  # all logits at once may be too large
     processes = conf.devices if kind == "cpu" and isinstance(conf.devices, int) else 1
     work = Workload(
         device=kind,
         config=config,
         sequences=size if isinstance(size, int) else 1,
-        length=min(cfg.data.get("max_length") or config.context_length, config.context_length),
+        length=length,
         threads=max(1, torch.get_num_threads() // max(1, processes)),
         has_head=own and is_language_model(cfg),
+        is_model=own,
     )
     return timings(
         work, precisions=ways["precision"], kernels=ways["attention"], heads=ways["head"], again=again

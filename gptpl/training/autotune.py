@@ -15,8 +15,8 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from time import perf_counter
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from gptpl.files.download import cache_dir
 from gptpl.files.durable import write_atomically
-from gptpl.model.attention_kernels import Kernel
+from gptpl.model.attention_kernels import Kernel, chosen_kernel
 from gptpl.model.gpt import GPTConfig, TransformerBlock, rope_angles
 from gptpl.model.loss import Head, head_loss, next_token_loss
 
@@ -48,6 +48,8 @@ BLOCK_POSITIONS = 512
 """Of a larger batch only so many positions are timed, in whole sequences."""
 HEAD_POSITIONS = (32, 256)
 """The head is timed on so many of them, twice: its cost for each, and apart from them (casts, gradients)."""
+MOST_SCORES = 2**28
+"""Bytes of attention weights that torch's kernel may keep on a CPU, with dropout, to be timed there."""
 SMALL_LOGITS = 2**26
 """Bytes of a batch's fp32 logits up to which the head that keeps them all is a choice."""
 _INSTRUCTION_SETS = (
@@ -64,7 +66,8 @@ _FORMAT = 1
 class Workload:
     """What the times depend on, besides the machine: one batch of a model on one device.
 
-    `has_head`: whether the loss is over the vocabulary, which a classifier's is not.
+    `has_head`: whether the loss is over the vocabulary, which a classifier's is not. `is_model`: whether
+    `config` is the model's, or only that of a block to judge this machine by.
     """
 
     device: str
@@ -73,11 +76,19 @@ class Workload:
     length: int
     threads: int
     has_head: bool = True
+    is_model: bool = True
 
     @property
     def positions(self) -> int:
         """N, of one batch."""
         return self.sequences * self.length
+
+    @property
+    def kept_scores(self) -> int:
+        """Bytes of attention weights that torch's kernel keeps on a CPU for a timed batch, with dropout."""
+        if self.device != "cpu" or not self.config.drop_rate:
+            return 0
+        return 6 * 4 * self.config.n_heads * self.length * self.timed_positions("block")[0]
 
     def timed_positions(self, part: str) -> tuple[int, ...]:
         """How many of them a part is timed on."""
@@ -117,10 +128,15 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Least seconds of each candidate; missing: not timed, as far too slow."""
+    """Least seconds of each candidate; inf: failed, or far too slow to be timed; missing: not timed.
+
+    `kernels` and `heads` are those to choose from.
+    """
 
     work: Workload
     seconds: Mapping[str, float]
+    kernels: Sequence[str] = get_args(Kernel)[1:]
+    heads: Sequence[str] = get_args(Head)
 
     @staticmethod
     def timed_as(precision: str) -> str:
@@ -129,11 +145,11 @@ class Timings:
 
     def step_seconds(self, precision: str, kernel: str | None = None, head: str | None = None) -> float:
         """Forward and backward pass of a batch; kernel and head None: the fastest. inf: not timed."""
-        kernels = get_args(Kernel)[1:] if kernel is None else (kernel,)
+        kernels = self.kernels if kernel is None else (kernel,)
         blocks = self.work.config.n_layers * min(self._of_batch("block", precision, way) for way in kernels)
         if not self.work.has_head:
             return blocks
-        heads = get_args(Head) if head is None else (head,)
+        heads = self.heads if head is None else (head,)
         return blocks + min(self._of_batch("head", precision, way) for way in heads)
 
     def compiled_seconds(self, precision: str, kernel: str) -> tuple[float, float]:
@@ -160,11 +176,11 @@ class Timings:
 
     def kernel(self, precision: str, safe: str) -> str:
         """The fastest attention kernel in a precision, `safe` unless another gains clearly."""
-        return self._fastest("block", precision, safe, get_args(Kernel)[1:])
+        return self._fastest("block", precision, safe, self.kernels)
 
     def head(self, precision: str) -> str:
         """The fastest head in a precision; "fused", which needs less memory, unless "plain" gains clearly."""
-        return self._fastest("head", precision, "fused", get_args(Head))
+        return self._fastest("head", precision, "fused", self.heads)
 
     def _fastest(self, part: str, precision: str, safe: str, ways: Sequence[str]) -> str:
         ordered = (safe, *(way for way in ways if way != safe))
@@ -175,17 +191,18 @@ class Timings:
         (positions,) = self.work.timed_positions("products")
         seconds = self.seconds.get(Candidate("products", precision, "", positions).name)
         flops = 2 * positions * self.work.config.block_matrices
-        return None if seconds is None else flops / seconds / 1e9
+        return flops / seconds / 1e9 if seconds else None
 
     def reason(self, precision: str) -> str:
         """Why this precision, for the log: the steps and product rates of both."""
         parts = []
         for each in sorted(PRECISIONS, key=lambda each: each != precision):
             seconds, rate = self.step_seconds(each), self.gigaflops(each)
-            step = "" if math.isinf(seconds) else f"{seconds:.3g} s a batch"
+            step = f"{seconds:.3g} s a batch" if self.work.is_model and math.isfinite(seconds) else ""
             rates = "" if rate is None else f"products at {rate:,.0f} GFLOP/s"
             parts.append(f"{each}: {', '.join(filter(None, (step, rates))) or 'not timed'}")
-        return f"measured {'; '.join(parts)}"
+        measured = "measured" if self.work.is_model else "measured on a block of GPT-2,"
+        return f"{measured} {'; '.join(parts)}"
 
 
 def _faster(ordered: Sequence[str], seconds: Mapping[str, float]) -> str:
@@ -218,6 +235,8 @@ def timings(
     """
     if 4 * work.positions * work.config.vocab_size > SMALL_LOGITS and "fused" in heads:
         heads = ("fused",)
+    if work.kept_scores > MOST_SCORES and "blocked" in kernels:
+        kernels = ("blocked",)
     ways = {"products": ("",), "block": kernels, "head": heads if work.has_head else ()}
     wanted = [
         Candidate(part, precision, way, positions)
@@ -226,16 +245,14 @@ def timings(
         for positions in work.timed_positions(part)
         for precision in precisions
     ]
-    return Timings(work=work, seconds=_cached(work, wanted, again=again))
+    seconds = _cached(work, wanted, again=again)
+    return Timings(work=work, seconds=seconds, kernels=kernels, heads=heads)
 
 
 def with_compiled(times: Timings, precision: str, kernel: str) -> Timings:
-    """The timings, and those of the block when it is compiled: it may take a minute to compile it.
-
-    Raises RuntimeError, as torch does, where it cannot be compiled.
-    """
+    """The timings, and those of the block when it is compiled: it may take a minute to compile it."""
     wanted = [Candidate(COMPILED, times.timed_as(precision), kernel, *times.work.timed_positions(COMPILED))]
-    return Timings(work=times.work, seconds={**times.seconds, **_cached(times.work, wanted)})
+    return replace(times, seconds={**times.seconds, **_cached(times.work, wanted)})
 
 
 def _cached(work: Workload, wanted: Sequence[Candidate], *, again: bool = False) -> dict[str, float]:
@@ -248,16 +265,25 @@ def _cached(work: Workload, wanted: Sequence[Candidate], *, again: bool = False)
     file = _entry(work)
     if (found := known()) is not None:
         return found
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock", timeout=LOCKED_SECONDS):
-            if (found := known()) is None:
-                found = read_entry(file, work) | _measure(work, wanted)
+    lock = FileLock(f"{file}.lock", timeout=LOCKED_SECONDS)
+    with ExitStack() as locked:
+        problem: OSError | None = None
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            locked.enter_context(lock)
+        except OSError as error:  # also a lock that another process has for too long
+            problem = error
+        if problem is None and (found := known()) is not None:
+            return found
+        found = read_entry(file, work) | _measure(work, wanted)
+        try:
+            if problem is None:
                 entry = {"identity": work.identity(), "seconds": found}
                 write_atomically(file, json.dumps(entry, indent=1))
-    except OSError as error:  # also a lock that another process has for too long
-        log.warning("%s cannot be kept (%s): what is fastest is measured at every start", file, error)
-        found = found or _measure(work, wanted)
+        except OSError as error:
+            problem = error
+    if problem is not None:
+        log.warning("%s cannot be kept (%s): what is fastest is measured at every start", file, problem)
     return found
 
 
@@ -269,7 +295,7 @@ def read_entry(file: Path, work: Workload) -> dict[str, float]:
         same = entry["identity"] == json.loads(json.dumps(work.identity()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return seconds if same and all(0 < value < math.inf for value in seconds.values()) else {}
+    return seconds if same and all(value > 0 for value in seconds.values()) else {}
 
 
 def _entry(work: Workload) -> Path:
@@ -281,12 +307,16 @@ def _is_known(candidate: Candidate, seconds: Mapping[str, float]) -> bool:
     """Whether it was timed, or left out as far too slow."""
     if candidate.name in seconds:
         return True
-    return candidate.precision in _far_slower(seconds)
+    return candidate.precision in _far_slower(candidate, seconds)
 
 
-def _far_slower(seconds: Mapping[str, float]) -> list[str]:
+def _far_slower(like: Candidate, seconds: Mapping[str, float]) -> list[str]:
     """The precision whose products are slower by `CLEAR`, if any."""
-    products = {name.split()[1]: value for name, value in seconds.items() if name.startswith("products")}
+    if like.part == "products":
+        return []
+    (positions,) = {int(name.split()[-1]) for name in seconds if name.startswith("products ")} or {0}
+    names = {each: Candidate("products", each, "", positions).name for each in PRECISIONS}
+    products = {each: seconds[name] for each, name in names.items() if name in seconds}
     least = min(products.values(), default=0.0)
     return [each for each, value in products.items() if value > max(CLEAR * least, CLEAR_SECONDS)]
 
@@ -298,7 +328,8 @@ def _measure(work: Workload, candidates: Sequence[Candidate]) -> dict[str, float
     devices = [torch.cuda.current_device()] if work.device == "cuda" else []
     found: dict[str, float] = {}
     try:
-        with torch.random.fork_rng(devices=devices):  # weights and dropout draw none of the run's numbers
+        # Weights and dropout draw none of the run's numbers.
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
             parts = _Parts(work)
             products = [each for each in candidates if each.part == "products"]
             _time(parts, products, found, until=started + MOST_SECONDS / 4)
@@ -307,11 +338,21 @@ def _measure(work: Workload, candidates: Sequence[Candidate]) -> dict[str, float
                 if each.part == COMPILED:
                     compiling = Candidate(COMPILING, each.precision, each.way, each.positions)
                     found[compiling.name] = parts.seconds(each)
+            rest.sort(key=lambda each: not _is_safe(work, each))
             _time(parts, rest, found, until=started + MOST_SECONDS)
     finally:
         torch.set_num_threads(threads)
+    if devices:
+        torch.cuda.empty_cache()  # which counts as taken where free memory is asked for
     log.info("measured for %.1f s what is fastest here for this model and batch", _since(started))
     return found
+
+
+def _is_safe(work: Workload, candidate: Candidate) -> bool:
+    """Whether it is what is chosen where times do not differ, which is timed in any case."""
+    dtype = torch.bfloat16 if candidate.precision == BF16 else torch.float32
+    kernel = chosen_kernel(work.device, dtype, work.config.drop_rate)
+    return candidate.part != "block" or candidate.way == kernel
 
 
 def _since(started: float) -> float:
@@ -319,13 +360,22 @@ def _since(started: float) -> float:
 
 
 def _time(parts: "_Parts", candidates: Sequence[Candidate], found: dict[str, float], *, until: float) -> None:
-    """Time all in turn, several times, and keep the least; the first time of each warms up."""
-    started, rounds = perf_counter(), 0
-    while candidates and (rounds < ROUNDS or _since(started) < FEW_SECONDS):
-        for each in candidates:
-            if rounds and perf_counter() > until:
+    """Time all in turn, several times, and keep the least; what fails is not tried again.
+
+    A first time that does not count warms up. When time is up, only what is safe is still timed once.
+    """
+    started, rounds, left = perf_counter(), 0, list(candidates)
+    if left:
+        parts.seconds(left[0])
+    while left and (rounds < ROUNDS or _since(started) < FEW_SECONDS):
+        for each in left:
+            late = perf_counter() > until
+            if late and rounds:
                 return
-            found[each.name] = min(parts.seconds(each), found.get(each.name, math.inf))
+            skipped = late and not _is_safe(parts.work, each)
+            seconds = math.inf if skipped else parts.seconds(each)
+            found[each.name] = min(seconds, found.get(each.name, math.inf))
+        left = [each for each in left if math.isfinite(found[each.name])]
         rounds += 1
 
 
@@ -333,7 +383,7 @@ class _Parts:
     """One block and the head with inputs, to be run forward and backward in every way."""
 
     def __init__(self, work: Workload) -> None:
-        config, self.device = work.config, torch.device(work.device)
+        self.work, config, self.device = work, work.config, torch.device(work.device)
         D, W, T = config.emb_dim, config.ff_width, work.length
         (positions,) = work.timed_positions("block")
         with torch.device(self.device):
@@ -362,12 +412,16 @@ class _Parts:
         return block
 
     def seconds(self, candidate: Candidate) -> float:
-        """Seconds that it takes once."""
+        """Seconds that it takes once; inf where this machine cannot compute it."""
         run = {"products": self._products, "head": self._head}.get(candidate.part, self._block)
         self._wait()
         started = perf_counter()
-        run(candidate)
-        self._wait()
+        try:
+            run(candidate)
+            self._wait()
+        except RuntimeError as error:  # such as bf16 products on an old GPU, or what cannot be compiled
+            log.warning("%s failed, and is not used: %s", candidate.name, str(error).split("\n", 1)[0])
+            return math.inf
         return perf_counter() - started
 
     def _wait(self) -> None:
@@ -417,5 +471,6 @@ def machine_name(device: str) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
         facts = {key.strip(): value.strip() for key, value in facts.items()}
-        name = " ".join(filter(None, (facts.get(key, "") for key in ("model name", "cpu family", "model"))))
+        known = ("model name", "cpu family", "model", "CPU implementer", "CPU part")  # the last two: ARM
+        name = " ".join(filter(None, (facts.get(key, "") for key in known)))
     return f"{name or platform.machine()}, {os.cpu_count()} cores"

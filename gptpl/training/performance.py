@@ -106,13 +106,15 @@ def choose_compile(
     device_type: str,
     total_steps: int,
     timings: Timings | None = None,
+    tries: bool = False,
     precision: str = "32-true",
     kernel: str = "sdpa",
 ) -> CompileChoice:
-    """Decide "auto": whether the steps gain more than compiling takes; tried in a hundredth of their time.
+    """Decide "auto": whether the steps gain more than compiling takes.
 
-    Where a run is too short to try, and nothing is in the cache: on CUDA, from `WORTHWHILE_STEPS` on. Raises
-    InputError for "on" without the tools.
+    If it `tries`, a block is compiled and timed, where that takes a hundredth of the run's time at most. What
+    is not measured is compiled on CUDA alone, from `WORTHWHILE_STEPS` on. Raises InputError for "on" without
+    the tools.
     """
     missing = None if wanted == "off" else missing_tool(device_type)
     if wanted == "on" and missing:
@@ -125,21 +127,21 @@ def choose_compile(
         return CompileChoice(False, f"{missing} was not found")
     if device_type == "mps":
         return CompileChoice(False, "torch compiles for mps only experimentally")
-    if timings is not None and total_steps:
+    if timings is not None and timings.work.is_model and total_steps:
         plain = timings.step_seconds(precision, kernel)
-        if total_steps * plain > TRIED_SECONDS / TRIED_FRACTION:
-            try:
-                timings = with_compiled(timings, precision, kernel)
-            except RuntimeError as error:
-                return CompileChoice(False, f"torch cannot compile this model: {str(error).splitlines()[0]}")
+        pays_to_try = math.inf > total_steps * plain > TRIED_SECONDS / TRIED_FRACTION
+        if tries and pays_to_try:
+            timings = with_compiled(timings, precision, kernel)
         step, compiling = timings.compiled_seconds(precision, kernel)
         if math.isfinite(step) and math.isfinite(compiling):
             pays = step * MARGIN < plain and total_steps * (plain - step) > compiling
             return CompileChoice(
                 pays, f"measured {step:.3g} s a batch, {plain:.3g} s without, {compiling:.0f} s to compile"
             )
+        if tries and pays_to_try:
+            return CompileChoice(False, "torch could not compile it")
     if device_type == "cpu":
-        return CompileChoice(False, "the run is too short to try it")
+        return CompileChoice(False, "not measured, which takes a long run")
     if total_steps < WORTHWHILE_STEPS:
         return CompileChoice(False, f"{total_steps} steps are too few to pay for it")
     return CompileChoice(True, f"{total_steps} steps pay for it")
@@ -259,11 +261,13 @@ def choose_fast_path(
     recompute: bool = False,
     keep_freed_memory: bool | None = None,
     timings: Timings | None = None,
+    tries_compiling: bool = False,
     kept: Mapping[str, str | None] | None = None,
 ) -> FastPath:
     """Decide what is "auto" or None, for dropout `drop_rate` of the attention weights.
 
-    `timings` are those of the model on this device; None: decide by the hardware. `kept` is the `record` of
+    `timings` are those of the model on this device; None: decide by the hardware. `tries_compiling` as
+    `choose_compile` does. `kept` is the `record` of
     the run that is resumed, which keeps its choices. `keep_freed_memory` None: on a CPU, where it is
     possible. Raises InputError for an unknown or impossible choice.
     """
@@ -315,6 +319,7 @@ def choose_fast_path(
         device_type=device_type,
         total_steps=total_steps,
         timings=timings,
+        tries=tries_compiling,
         precision=chosen.precision,
         kernel=attention,
     )

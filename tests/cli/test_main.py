@@ -171,3 +171,20 @@ def test_a_command_leaves_the_process_as_it_was(quick, monkeypatch):
     assert main(["train", "sed=1"]) == 2
     assert (root.level, list(root.handlers), dict(os.environ), warnings.showwarning) == before
     assert sys.argv == ["caller", "its argument"]
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_says_otherwise(given, count):
+    """OpenMP reads it when torch is imported, so it must be there before."""
+    program = (
+        "import os, sys; from gptpl.cli.main import main; main(['--version']);"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    free = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=free | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"{count} False"

@@ -58,8 +58,38 @@ def test_types_and_limits_are_read_not_left_open():
 
 USER = """\
 import nowhere.to.be.found
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated, Union, final
+from elsewhere import Again
 
+JSON = Union[dict[str, "JSON"], str]
+class Prose:
+    def __init__(self, every: Annotated[int, "steps between notes"]): ...
+class Endless:
+    def __init__(self, every: JSON): ...
+class Again(Again):
+    pass
+@final
+@dataclass
+class Sealed:
+    size: int
+@dataclass
+class Above(Sealed):
+    more: int
+@dataclass
+class KeywordOnly:
+    _: KW_ONLY
+    size: int
+@dataclass
+class OwnInit:
+    size: int
+    def __init__(self, other): ...
+@dataclass(init=False)
+class NoInit:
+    size: int
+def init(self, other): ...
+class Assigned:
+    __init__ = init
 @dataclass
 class Plain:
     size: int
@@ -88,6 +118,9 @@ if nowhere:
         ("Child", "size name"),
         ("Open", "size name more"),
         ("plain", "a b d"),
+        ("Prose", "every"),
+        *((name, None) for name in ("Endless", "Again", "Above", "KeywordOnly")),
+        *((name, None) for name in ("OwnInit", "NoInit", "Assigned")),
         ("Two", None),
         ("Made", None),
         ("function", None),
