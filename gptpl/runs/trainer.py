@@ -193,7 +193,7 @@ def kept_choices(cfg: Config, resume: Resumption | None) -> dict[str, str | None
         first: dict[str, str | None] = json.loads(given)
         return first
     started_together = any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    to_be_made = {} if started_together or is_worker_process() else None
+    to_be_made: dict[str, str | None] | None = {} if started_together or is_worker_process() else None
     if resume is None:
         return to_be_made
     stored, kind = resume.performance, device_type(cfg.trainer.accelerator)

@@ -195,7 +195,9 @@ def open_files(path: Path) -> ModelFiles:
 
 
 def _described(content: Mapping[str, Any], tensors: TensorSource, where: Path) -> GPTConfig:
-    check_settings(content, {"general.architecture": (_NAME,)}, where, remedy="use another model")
+    epsilon = torch.tensor(NORM_EPS).item()  # rounded to float32, as there
+    fixed = {"general.architecture": (_NAME,), f"{_NAME}.attention.layer_norm_epsilon": (epsilon,)}
+    check_settings(content, fixed, where, remedy="use another model")
     sizes = tuple(f"{_NAME}.{name}" for name in _SIZES)
     table = tensors.shapes.get("token_embd.weight", ())
     required(content, sizes[1:], where)

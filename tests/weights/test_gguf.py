@@ -132,6 +132,14 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
             load_language_model(path.parent, device="cpu")
 
 
+def test_another_epsilon_would_give_other_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptpl.weights.gguf_file.NORM_EPS", 1e-6)
+    folder = export(loaded(BytesTokenizer()), "gguf", tmp_path / "out", verify=False)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"has gpt2\.attention\.layer_norm_epsilon=9\.99.*e-07, gptpl 9\.99"):
+        load_language_model(folder, device="cpu")
+
+
 def test_a_file_alone_must_have_gpt2s_tokenizer(tmp_path: Path) -> None:
     folders = [
         export(loaded(tokenizer, emb_dim=32), "gguf", tmp_path / tokenizer.name)
