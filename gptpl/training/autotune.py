@@ -360,7 +360,7 @@ def _since(started: float) -> float:
 
 
 def _time(parts: "_Parts", candidates: Sequence[Candidate], found: dict[str, float], *, until: float) -> None:
-    """Time all in turn, several times, and keep the least; what fails is not tried again.
+    """Time all in turn, several times, and keep the least; what fails, or has no rival, is timed once.
 
     A first time that does not count warms up. When time is up, only what is safe is still timed once.
     """
@@ -375,8 +375,16 @@ def _time(parts: "_Parts", candidates: Sequence[Candidate], found: dict[str, flo
             skipped = late and not _is_safe(parts.work, each)
             seconds = math.inf if skipped else parts.seconds(each)
             found[each.name] = min(seconds, found.get(each.name, math.inf))
-        left = [each for each in left if math.isfinite(found[each.name])]
+        left = [each for each in left if math.isfinite(found[each.name]) and _has_rival(each, left)]
         rounds += 1
+
+
+def _has_rival(candidate: Candidate, others: Sequence[Candidate]) -> bool:
+    """Whether a time decides something: for lack of another way it is only an estimate of the step."""
+    return candidate.part == COMPILED or any(
+        other.part == candidate.part and (other.precision, other.way) != (candidate.precision, candidate.way)
+        for other in others
+    )
 
 
 class _Parts:

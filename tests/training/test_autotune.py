@@ -282,6 +282,23 @@ def test_what_fails_on_this_machine_is_not_chosen(clock, monkeypatch, caplog):
     assert timings(WORK, **ALL) == found  # from the cache
 
 
+def test_what_has_no_rival_is_timed_once(clock, monkeypatch):
+    """fp32's products are far slower, and logits as large leave one head: its time only estimates a step."""
+    times: dict[str, int] = {}
+    run_part = autotune._Parts.seconds
+
+    def seconds(parts: Any, candidate: Candidate) -> float:
+        times[candidate.name] = times.get(candidate.name, 0) + 1
+        return run_part(parts, candidate)
+
+    monkeypatch.setattr(autotune._Parts, "seconds", seconds)
+    clock.update({FP32: 4.0})
+    config = GPTConfig(**{**vars(CONFIG), "vocab_size": 300_000})
+    timings(replace(WORK, config=config), **ALL)
+    assert times["head bf16-mixed fused 64"] == 1
+    assert times["block bf16-mixed sdpa 64"] >= autotune.ROUNDS
+
+
 def test_gradients_that_are_off_are_on_while_parts_are_timed(clock):
     with torch.no_grad():
         assert math.isfinite(timings(WORK, **ALL).step_seconds(FP32))
