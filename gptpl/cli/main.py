@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -149,6 +150,7 @@ _AT_HAND: Mapping[str, Mapping[str, Callable[[], Any]]] = {
         "OptimizedModule": lambda: _OptimizedModule,
         "disable": lambda: _disable,
         "graph_break": lambda: lambda: None,  # of a compiled function
+        "set_stance": lambda: lambda *stance, **settings: nullcontext(),  # how compiled functions run
     },
     "torchmetrics": {
         "Metric": _metric,

@@ -118,7 +118,7 @@ def test_a_run_of_an_earlier_gptpl_gets_the_defaults_of_what_it_had_no_setting_f
         ["trainer=auto", "trainer.accelerator=cpu"],
         ["optimizer.lr=3e-3", "optimizer.betas=[0.9,0.999]"],
         ["optimizer=adamw", "optimizer.lr=0.003"],
-        ["scheduler.warmup_steps=10"],
+        ["scheduler.warmup_steps=auto"],
         ["scheduler=cosine"],
         ["callbacks=default"],
         ["logger=default"],

@@ -334,10 +334,10 @@ def alive(group: int) -> bool:
 @pytest.mark.slow
 def test_a_part_that_fails_shows_the_end_of_its_log(gptpl, tmp_path):
     """A part as a process of its own."""
-    outcome = gptpl("verify-resume", *SMALL, "optimizer.lr=-1")
+    outcome = gptpl("verify-resume", *SMALL, "model.emb_dim=65")
     assert outcome.status == 1
     assert "failed with exit status 2:" in outcome.err
-    assert "optimizer.lr must be positive, got -1.0" in outcome.err
+    assert "emb_dim must be a multiple of n_heads, got emb_dim=65" in outcome.err
     assert not list(tmp_path.iterdir())
 
 

@@ -17,4 +17,5 @@ for line in sys.stdin:
     job = json.loads(line)
     os.chdir(job["folder"])
     os.environ |= {"GPTPL_CACHE": job["cache"], PROCESS_RUN_DIR: job["run_dir"]}
+    os.environ["WORLD_SIZE"] = "2"  # which Lightning removes after a run
     print(main(job["arguments"]), file=answers, flush=True)
