@@ -23,6 +23,7 @@ def older(tmp_path, monkeypatch) -> Path:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))  # without times that were measured here
     return tmp_path
 
 

@@ -18,7 +18,7 @@ from gptpl.training import autotune
 from gptpl.training.autotune import BF16, FP32, Candidate, Timings, Workload, read_entry, timings
 from gptpl.training.performance import choose_fast_path
 
-CACHED = autotune._cached  # before tests/conftest.py replaces it
+MEASURE = autotune._measure  # before tests/conftest.py replaces it
 CONFIG = GPTConfig(
     vocab_size=100, context_length=32, emb_dim=16, n_heads=2, n_layers=3, drop_rate=0.1, qkv_bias=False
 )
@@ -36,7 +36,7 @@ TINY = ("model=tiny", "tokenizer=bytes", "experiment=quick", "trainer.precision=
 def clock(monkeypatch, tmp_path):
     """Lets parts take a hundredth of a second, times the factors for words of their names. They do run."""
     monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(autotune, "_cached", CACHED)
+    monkeypatch.setattr(autotune, "_measure", MEASURE)
     now = [0.0]
     slow: dict[str, float] = {}
     run_part = autotune._Parts.seconds
