@@ -201,7 +201,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def shape_table(record: dict[str, Any], shape: str) -> list[str]:
-    """The contestants of one shape, the fastest first, and what is said of all of them."""
+    """The table of one shape, the fastest contestant first, with the measurements that they share."""
     measured, tokens = record["shapes"][shape], tokens_of(shape)
     contestants = measured["contestants"]
     lines = [

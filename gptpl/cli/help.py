@@ -12,17 +12,8 @@ from gptpl.errors import InputError
 
 FOLDER = Path(__file__).parent / "commands"
 ORDER = (
-    *(
-        "train",
-        "sweep",
-        "plan",
-        "find-lr",
-        "find-batch-size",
-        "autotune",
-        "verify-resume",
-        "generate",
-        "respond",
-    ),
+    *("train", "sweep", "plan", "find-lr", "find-batch-size", "autotune", "verify-resume"),
+    *("generate", "respond"),
     *("classify", "inspect", "evaluate", "judge", "report", "runs list", "runs show", "runs diff"),
     *("runs tag", "runs note", "runs rm", "weights fetch", "weights list", "weights convert"),
 )

@@ -252,9 +252,7 @@ class NextLogits:
         with eval_mode(self._model):
             for first in range(0, len(rows), LONG_ROWS_AT_A_TIME):
                 seen = [row[-self._context :] for row in rows[first : first + LONG_ROWS_AT_A_TIME]]
-                hidden = body(
-                    padded_rows(seen, 0, self._device)
-                )  # no position attends to the padding behind it
+                hidden = body(padded_rows(seen, 0, self._device))  # the padding behind is not attended to
                 last.append(hidden[list(range(len(seen))), [len(row) - 1 for row in seen]])
             logits: Tensor = head(torch.cat(last))  # of one position, not of all
         return logits

@@ -287,7 +287,7 @@ class Int8Linear(nn.Module):
         scale = torch.add(self._tiny, x.abs().amax(-1, keepdim=True), alpha=1 / _HALF)  # (..., 1), not zero
         inputs = x / scale
         digits = torch.addcmul(inputs.round() * of_hi, inputs, of_inputs)  # (2, ..., I)
-        # Its inputs are rounded to whole numbers, and the zero of unsigned bytes is put at 64.
+        # The operator rounds its inputs to integers; their zero point as unsigned bytes is 64.
         hi, lo = self._multiply(digits, 1.0, _HALF + 1, self._packed).unbind()  # each (..., O)
         y = torch.add(hi, lo, alpha=1 / (2 * _HALF))
         return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)

@@ -214,7 +214,7 @@ def _build(
         performance=performance_record(
             settled.fast_path.fitted_to(module.net), device_type(settled.cfg.trainer.accelerator)
         ),
-        measured=None if settled.timings is None else settled.timings.seconds,
+        measured=None if settled.timings is None else settled.timings.measured,
     )
 
 

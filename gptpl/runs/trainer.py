@@ -230,13 +230,13 @@ def timings_of(cfg: Config, *, again: bool = False) -> Timings | None:
     if not can_time(kind) or len(given) == len(allowed) or not set(ways["precision"]) <= set(PRECISIONS):
         return None
     settle_lengths(cfg.data, cfg.model)
-    vocab_size = cfg.model.get("vocab_size") or cfg.tokenizer.get("vocab_size") or UNKNOWN_VOCABULARY
+    vocab_size = cfg.model.get("vocab_size") or cfg.tokenizer.get("vocab_size")
     own, size = is_gpt(cfg), cfg.data.get("batch_size")
-    config = model_config(cfg, vocab_size) if own else STAND_IN
+    config = model_config(cfg, vocab_size or UNKNOWN_VOCABULARY) if own else STAND_IN
     length = min(cfg.data.get("max_length") or config.context_length, config.context_length)
     if length < 1 or (isinstance(size, int) and size < 1):
         return None  # refused with the data
-    if not isinstance(size, int) or vocab_size == UNKNOWN_VOCABULARY:
+    if not isinstance(size, int) or vocab_size is None:
         ways["head"] = ("fused",)  # all logits at once may be too large
     processes = conf.devices if kind == "cpu" and isinstance(conf.devices, int) else 1
     work = Workload(

@@ -59,7 +59,7 @@ def values(name: str, given: Sequence[str]) -> CategoricalDistribution:
 
 
 def interval(name: str, low: float, high: float, *, log: bool = False) -> FloatDistribution | IntDistribution:
-    """An interval, of whole numbers if both ends are; `log`: each power of ten is equally likely.
+    """An interval, of integers if both ends are integers; `log`: uniform on a logarithmic scale.
 
     Raises InputError for an empty one, and for a logarithmic one that does not begin above 0.
     """

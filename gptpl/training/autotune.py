@@ -138,6 +138,11 @@ class Timings:
     kernels: Sequence[str] = get_args(Kernel)[1:]
     heads: Sequence[str] = get_args(Head)
 
+    @property
+    def measured(self) -> dict[str, float]:
+        """The seconds of what was timed."""
+        return {name: seconds for name, seconds in self.seconds.items() if math.isfinite(seconds)}
+
     @staticmethod
     def timed_as(precision: str) -> str:
         """The precision whose times stand for another's: bf16 weights are multiplied as mixed ones are."""
@@ -260,7 +265,7 @@ def _cached(work: Workload, wanted: Sequence[Candidate], *, again: bool = False)
 
     def known() -> dict[str, float] | None:
         found = {} if again else read_entry(file, work)
-        return found if all(_is_known(each, found) for each in wanted) else None
+        return found if all(_is_known(work, each, found) for each in wanted) else None
 
     file = _entry(work)
     if (found := known()) is not None:
@@ -303,18 +308,16 @@ def _entry(work: Workload) -> Path:
     return cache_dir() / "autotune" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _is_known(candidate: Candidate, seconds: Mapping[str, float]) -> bool:
+def _is_known(work: Workload, candidate: Candidate, seconds: Mapping[str, float]) -> bool:
     """Whether it was timed, or left out as far too slow."""
     if candidate.name in seconds:
         return True
-    return candidate.precision in _far_slower(candidate, seconds)
+    return candidate.part != "products" and candidate.precision in _far_slower(work, seconds)
 
 
-def _far_slower(like: Candidate, seconds: Mapping[str, float]) -> list[str]:
+def _far_slower(work: Workload, seconds: Mapping[str, float]) -> list[str]:
     """The precision whose products are slower by `CLEAR`, if any."""
-    if like.part == "products":
-        return []
-    (positions,) = {int(name.split()[-1]) for name in seconds if name.startswith("products ")} or {0}
+    (positions,) = work.timed_positions("products")
     names = {each: Candidate("products", each, "", positions).name for each in PRECISIONS}
     products = {each: seconds[name] for each, name in names.items() if name in seconds}
     least = min(products.values(), default=0.0)
@@ -333,7 +336,7 @@ def _measure(work: Workload, candidates: Sequence[Candidate]) -> dict[str, float
             parts = _Parts(work)
             products = [each for each in candidates if each.part == "products"]
             _time(parts, products, found, until=started + MOST_SECONDS / 4)
-            rest = [each for each in candidates if not _is_known(each, found)]
+            rest = [each for each in candidates if not _is_known(work, each, found)]
             for each in rest:
                 if each.part == COMPILED:
                     compiling = Candidate(COMPILING, each.precision, each.way, each.positions)

@@ -13,7 +13,7 @@ import gptpl
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir
 from gptpl.model import GPTConfig, MultiHeadAttention
-from gptpl.runs.trainer import PROCESS_FAST_PATH
+from gptpl.runs.trainer import PROCESS_FAST_PATH, timings_of
 from gptpl.training import autotune
 from gptpl.training.autotune import BF16, FP32, Candidate, Timings, Workload, read_entry, timings
 from gptpl.training.performance import choose_fast_path
@@ -197,6 +197,22 @@ def test_impossible_shapes_are_refused_before_they_are_timed(run, monkeypatch, o
     monkeypatch.setattr(autotune, "_measure", None)
     with pytest.raises(InputError, match=words):
         run(override)
+
+
+def test_what_was_not_timed_is_not_in_the_record(run, clock):
+    """run.json is JSON for any program: it has no infinities."""
+    clock.update({"sdpa": 10_000.0, "blocked": 5_000.0})
+    built = run()
+    assert "block 32-true blocked 512" in built.measured
+    assert all(math.isfinite(seconds) for seconds in built.measured.values())
+
+
+def test_a_vocabulary_as_large_as_the_guess_is_a_known_one(clock):
+    clock.update({"fused": 2.0})
+    cfg = gptpl.compose("model=tiny", "model.vocab_size=8192", "data.batch_size=1")
+    times = timings_of(cfg)
+    assert times is not None
+    assert times.heads == ("fused", "plain")
 
 
 def test_a_batch_of_unknown_size_keeps_no_logits(run, clock, monkeypatch):

@@ -16,6 +16,7 @@ from functools import partial
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.config.compose import plain
+from gptpl.config.overrides import key_of
 
 EXIT_DIFFERENT = 1
 
@@ -25,7 +26,7 @@ def run(given: Arguments) -> int:
     """Trains, compares, prints."""
     from gptpl.runs.verify import report, verify_resume
 
-    of_runs = [each for each in given.overrides if not each.lstrip("+~").startswith("verify.")]
+    of_runs = [each for each in given.overrides if not key_of(each).startswith("verify.")]
     own = plain(given.config.verify)
     say = partial(print, file=sys.stderr, flush=True)
     comparison = verify_resume(*of_runs, **own, config_dir=given.config_dir, say=say)
