@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import torch
 
 from gptpl.callbacks.after_step import of_every_rank, sum_of_ranks
 from gptpl.callbacks.checkpoints import BestCheckpoint
@@ -56,11 +57,12 @@ class FinalScores(L.Callback):
         for split, texts in datamodule.load().items():
             B, ranks = datamodule.batch_size, {"rank": trainer.global_rank, "world_size": trainer.world_size}
             numbers = rank_share(np.arange(len(texts)), batch_size=B, **ranks).tolist()
-            found = evaluate_classifier(
-                pl_module.net,
-                (texts.__getitems__(numbers[start : start + B]) for start in range(0, len(numbers), B)),
-                of_all_ranks=partial(sum_of_ranks, trainer),
-            )
+            with torch.compiler.set_stance("force_eager"):  # compiled blocks are for training
+                found = evaluate_classifier(
+                    pl_module.net,
+                    (texts.__getitems__(numbers[start : start + B]) for start in range(0, len(numbers), B)),
+                    of_all_ranks=partial(sum_of_ranks, trainer),
+                )
             if split == "test":
                 scores = named_scores(found.scores, pl_module.labels, "test/")
                 self.final_metrics |= {"test/loss": found.loss} | scores

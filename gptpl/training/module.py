@@ -362,7 +362,10 @@ class TrainingModule(Task, L.LightningModule):
         loaders = len(self.trainer.num_val_batches)
         split = EVALUATED[dataloader_idx - loaders]  # a single loader has the validation examples
         before = self._sums.get(split)
-        found = self.evaluation_sums(batch)
+        # Compiled blocks are compiled once, for training: an evaluation has batches of other sizes, whose
+        # compilation would take longer than it saves.
+        with torch.compiler.set_stance("force_eager"):
+            found = self.evaluation_sums(batch)
         self._sums[split] = found if before is None else {name: before[name] + found[name] for name in found}
 
     def on_validation_epoch_end(self) -> None:

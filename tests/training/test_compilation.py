@@ -3,10 +3,12 @@
 import shutil
 import sys
 import sysconfig
+from functools import partial
 
 import pytest
 import torch
 
+from gptpl.callbacks.sample_text import SampleText
 from gptpl.errors import InputError
 from gptpl.model import GPTModel
 from gptpl.training import performance
@@ -147,3 +149,23 @@ def test_parameters_keep_their_names_and_the_model_its_class(pretraining, monkey
     assert type(net) is GPTModel
     tokens = torch.zeros(1, 4, dtype=torch.int64)
     assert net(tokens).equal(pretraining.net()(tokens))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own doings while it compiles
+def test_a_run_compiles_its_training_step_and_nothing_else(pretraining, monkeypatch):
+    """Not the evaluations, whose last batch is smaller, and not the samples, which grow token by token."""
+    graphs = []
+
+    def kept_as_it_is(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=kept_as_it_is))
+    net = pretraining.net(n_layers=2)
+    compile_blocks(net)
+    samples = SampleText(path=pretraining.folder / "samples.jsonl", prompts=["a"], max_new_tokens=20)
+    pretraining.fit(samples, module=pretraining.module(net))
+    torch._dynamo.reset()
+    assert len(graphs) == 1
+    assert (pretraining.folder / "samples.jsonl").read_text(encoding="utf-8")
