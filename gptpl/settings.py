@@ -1,10 +1,16 @@
-"""The values that a setting takes, declared on the setting's own parameter.
+"""What is declared on a setting's own parameter: the values it takes, and how it may change at a resume.
 
     def adamw(net: nn.Module, *, lr: Annotated[float, POSITIVE] = 4e-4) -> AdamW:
         check_limits(adamw, "optimizer.", lr=lr)
 
+    def __init__(self, *, num_workers: Annotated[int, FREE] = 0, max_length: int) -> None: ...
+
 A declared limit is checked with the types of all settings, before torch is imported (`gptpl.config.check`);
 the class or function itself checks it where it is called from Python.
+
+A setting without a declaration of its change cannot change when a run is resumed, except in callbacks,
+loggers, the trainer, optimizers and schedules, whose places in the config have defaults of their own
+(`gptpl.config.slots.SLOTS`).
 """
 
 import math
@@ -16,6 +22,22 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from gptpl.errors import InputError
+
+# --- resuming -------------------------------------------------------------------------------------------
+
+Resume = Literal["free", "inexact", "next_step", "never"]
+
+FREE: Resume = "free"
+"""It may change: the weights become what they would have become."""
+INEXACT: Resume = "inexact"
+"""It may change: the same training by other kernels, or in another order of additions."""
+NEXT_STEP: Resume = "next_step"
+"""It may change, and changes the training from the next step on."""
+NEVER: Resume = "never"
+"""It made the steps so far: with another value it is another run."""
+KINDS = (FREE, INEXACT, NEXT_STEP, NEVER)
+
+# --- values ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

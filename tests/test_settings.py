@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.limits import POSITIVE, SEED, SIZE, check_limits
 from gptpl.model import GPTConfig
+from gptpl.settings import POSITIVE, SEED, SIZE, check_limits
 from gptpl.training.optimizers import adamw
 
 

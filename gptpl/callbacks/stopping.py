@@ -17,7 +17,7 @@ import lightning as L
 from gptpl.callbacks.after_step import AfterStep, of_every_rank
 from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.errors import SIGNAL_STATUS, InputError
-from gptpl.limits import COUNT_OR_NULL
+from gptpl.settings import COUNT_OR_NULL
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from gptpl.config.signatures import Signature, dataclass_in, locate, signature_o
 from gptpl.config.slots import HYDRA_KEYS, SLOTS, Slot, settings_of, slot_of, with_extras
 from gptpl.config.source import read_signature
 from gptpl.errors import InputError
-from gptpl.limits import check_limit
+from gptpl.settings import check_limit
 from gptpl.text import closest, nearest
 
 AUTO = "auto"

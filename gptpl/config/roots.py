@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PositiveInt
 
-from gptpl.limits import POSITIVE, SEED
-from gptpl.resuming import FREE, INEXACT, NEXT_STEP
+from gptpl.settings import FREE, INEXACT, NEXT_STEP, POSITIVE, SEED
 
 
 @dataclass(kw_only=True)

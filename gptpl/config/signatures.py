@@ -14,8 +14,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from gptpl.errors import InputError
 from gptpl.files.run_settings import current_name
-from gptpl.limits import Limit, limit_of
-from gptpl.resuming import KINDS, Resume
+from gptpl.settings import KINDS, Limit, Resume, limit_of
 
 OWN_PACKAGES = frozenset({"gptpl", "torch", "lightning"})
 _PLAIN = (bool, int, float, str, type(None))

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from gptpl.config.roots import ROOTS
 from gptpl.config.signatures import Signature, locate, signature_of
-from gptpl.limits import COUNT_OR_NULL, POSITIVE
-from gptpl.resuming import FREE, INEXACT, NEVER, NEXT_STEP, Resume
+from gptpl.settings import COUNT_OR_NULL, FREE, INEXACT, NEVER, NEXT_STEP, POSITIVE, Resume
 
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from gptpl.data.sampler import EpochSampler, Indices, InOrder, evenly_spaced, rank_share
 from gptpl.data.splits import Split
 from gptpl.errors import InputError
-from gptpl.resuming import FREE
+from gptpl.settings import FREE
 from gptpl.tokenizers import Tokenizer
 
 Batches = DataLoader[Any]

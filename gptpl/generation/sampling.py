@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
-from gptpl.limits import SEED
+from gptpl.settings import SEED
 
 log = logging.getLogger(__name__)
 

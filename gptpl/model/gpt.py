@@ -20,9 +20,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gptpl.errors import InputError
-from gptpl.limits import ABOVE_1, DROPOUT, SIZE, check_limits
 from gptpl.model.attention_kernels import Kernel, blocked_attention, chosen_kernel
-from gptpl.resuming import NEXT_STEP
+from gptpl.settings import ABOVE_1, DROPOUT, NEXT_STEP, SIZE, check_limits
 
 if TYPE_CHECKING:
     from gptpl.model.inference import CachedGPT, KVCache

@@ -12,7 +12,7 @@ from gptpl.model.classifier import GPTClassifier
 from gptpl.model.gpt import GPTBackbone
 from gptpl.model.lora import add_low_rank, is_tied
 from gptpl.model.protocol import class_path
-from gptpl.resuming import NEXT_STEP
+from gptpl.settings import NEXT_STEP
 
 ALL: Mapping[str, Any] = {"name": "all"}
 """The `state()` of a training of all parameters, and of checkpoints without one."""

@@ -298,7 +298,7 @@ def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bo
     if cfg.trainer.max_steps is not None:  # a wrong schedule is refused before the data are read
         parts.schedule(cfg, cfg.trainer.max_steps)
 
-    datamodule = parts.build_datamodule(cfg, resume=resume)  # encoded, or opened from the cache
+    datamodule = parts.build_datamodule(cfg, resume=resume, weights=weights)
     parts.settle_vocabulary(cfg, datamodule)
     parts.settle_batch(cfg, trainer, datamodule, fast_path)  # data.batch_size=auto, accumulation
     batches = datamodule.steps_per_epoch(world_size=trainer.world_size)

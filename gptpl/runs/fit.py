@@ -28,10 +28,10 @@ from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER, LAST, read_run_json, write_config, write_run_json
 from gptpl.model import GPTBackbone, parameters_of
 from gptpl.model.tuning import TuneLowRank
-from gptpl.resuming import NEXT_STEP
 from gptpl.runs.build import Run, rolled_back
 from gptpl.runs.claims import PROCESS_RUN_DIR, RunClaim, is_worker_process
 from gptpl.runs.trainer import PROCESS_FAST_PATH
+from gptpl.settings import NEXT_STEP
 from gptpl.training.memory import peak_memory_bytes
 from gptpl.training.module import NonFiniteError
 from gptpl.weights.adapter import FORMAT as ADAPTER

@@ -138,9 +138,12 @@ def base_lr(cfg: Config) -> float:
 # --- data -----------------------------------------------------------------------------------------------
 
 
-def build_datamodule(cfg: Config, *, resume: Resumption | None = None) -> TrainingData:
+def build_datamodule(
+    cfg: Config, *, resume: Resumption | None = None, weights: StartingWeights | None = None
+) -> TrainingData:
     """The data of `cfg.data` under `cfg.tokenizer`, encoded or opened from the cache.
 
+    The tokenizer of classes and instructions is that of the run resumed, or of the one whose `weights` begin.
     A LightningDataModule of the user's comes as `StockData`. Raises InputError for data that the task cannot
     use, and for another text than that of the run that is resumed.
     """
@@ -152,7 +155,7 @@ def build_datamodule(cfg: Config, *, resume: Resumption | None = None) -> Traini
             f"data.max_length={cfg.data.max_length} is longer than model.context_length={context}:"
             f" set data.max_length={context} or a larger context"
         )
-    tokenizer = _tokenizer(cfg, kind, resume)
+    tokenizer = _tokenizer(cfg, kind, resume, weights)
     of_run = {name: cfg[name] for name in RUN_SETTINGS}
     settings = plain(cfg.data) | of_run
     if settings.get("batch_size") == AUTO:
@@ -203,12 +206,13 @@ def build_tokenizer(node: Config) -> Tokenizer:
     return tokenizer
 
 
-def _tokenizer(cfg: Config, kind: type, resume: Resumption | None) -> Tokenizer:
+def _tokenizer(
+    cfg: Config, kind: type, resume: Resumption | None, weights: StartingWeights | None
+) -> Tokenizer:
     """The tokenizer; instead of a vocabulary made from examples, that of the run resumed or started from."""
     tokenizer = build_tokenizer(cfg.tokenizer)
     if cfg.tokenizer.get("vocab_size") is not None or issubclass(kind, TextDataModule):
         return tokenizer
-    weights = instantiate(cfg.init) if resume is None else None
     if resume is not None:
         state = resume.header["tokenizer"]
     elif isinstance(weights, RunWeights):

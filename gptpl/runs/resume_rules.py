@@ -1,6 +1,6 @@
 """The rules of `resume=`: which settings may change when a run is resumed, and which make it another run.
 
-How a setting may change is declared by the class that takes it: see `gptpl.resuming`.
+How a setting may change is declared by the class that takes it: see `gptpl.settings`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 from gptpl.config.signatures import locate
 from gptpl.config.slots import resume_of, settings_of, slot_of
 from gptpl.errors import InputError
-from gptpl.resuming import FREE, INEXACT, NEVER, Resume
+from gptpl.settings import FREE, INEXACT, NEVER, Resume
 
 ABSENT: Any = object()
 """The value of a missing setting."""

@@ -19,17 +19,19 @@ from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
 from gptpl.config.compose import Config
 from gptpl.config.instantiate import instantiate, partial_of
+from gptpl.config.signatures import locate
 from gptpl.config.slots import TrainerSettings
 from gptpl.errors import InputError
 from gptpl.files.run_record import RUN_FILE
-from gptpl.limits import POSITIVE, check_limits
 from gptpl.model import GPTConfig
 from gptpl.model.attention_kernels import Kernel
 from gptpl.model.loss import Head
 from gptpl.runs.claims import is_worker_process
 from gptpl.runs.parts import is_gpt, is_language_model, model_config, task_class
 from gptpl.runs.resume import Resumption, settle_lengths
+from gptpl.settings import POSITIVE, check_limits
 from gptpl.training.autotune import PRECISIONS, Timings, Workload, can_time, machine_name, timings
+from gptpl.training.optimizers import muon
 from gptpl.training.performance import AUTO, FastPath, choose_fast_path, device_type
 from gptpl.training.sharding import FullyShardedStrategy
 from gptpl.training.task import better, known_metrics
@@ -139,7 +141,7 @@ def _check(conf: Mapping[str, Any], eval_every_n_steps: int) -> None:
 
 def check_strategy(cfg: Config) -> None:
     """Raises InputError for what FSDP cannot train."""
-    if cfg.trainer.strategy == "fsdp" and str(cfg.optimizer._target_).endswith(".muon"):
+    if cfg.trainer.strategy == "fsdp" and locate(str(cfg.optimizer._target_), "optimizer._target_") is muon:
         raise InputError(
             "optimizer=muon needs whole matrices, which trainer.strategy=fsdp shards:"
             " use optimizer=adamw, or trainer=ddp"

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, AdamW, Optimizer
 
 from gptpl.errors import InputError
-from gptpl.limits import FRACTION, NOT_NEGATIVE, POSITIVE, TWO_FRACTIONS, check_limits
 from gptpl.model.gpt import MultiHeadAttention
 from gptpl.model.lora import is_low_rank
-from gptpl.resuming import NEVER
+from gptpl.settings import FRACTION, NEVER, NOT_NEGATIVE, POSITIVE, TWO_FRACTIONS, check_limits
 
 Decay = Literal["matrices", "all"]
 Made = TypeVar("Made")

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from gptpl.errors import InputError
-from gptpl.limits import NOT_NEGATIVE, check_limits
+from gptpl.settings import NOT_NEGATIVE, check_limits
 from gptpl.training.optimizers import made_by
 
 WarmUp = int | Literal["auto"]

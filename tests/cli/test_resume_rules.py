@@ -7,8 +7,8 @@ import pytest
 from gptpl.config.compose import compose, plain
 from gptpl.config.slots import resume_of
 from gptpl.errors import InputError
-from gptpl.resuming import FREE, INEXACT, NEVER, NEXT_STEP
 from gptpl.runs.resume_rules import Change, changes_between, check_changes
+from gptpl.settings import FREE, INEXACT, NEVER, NEXT_STEP
 
 RUN = Path("runs/tale")
 

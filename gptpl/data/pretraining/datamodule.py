@@ -20,7 +20,7 @@ from gptpl.data.sources import Corpus
 from gptpl.data.splits import SPLITS, Split, batch_count, check_ratios, split_table
 from gptpl.data.training_data import IGNORED, Batches, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
-from gptpl.resuming import FREE
+from gptpl.settings import FREE
 from gptpl.text import count_text
 from gptpl.tokenizers import Tokenizer
 

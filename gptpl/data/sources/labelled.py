@@ -13,7 +13,7 @@ from gptpl.data.sources.records import Example, TextTable
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir, download, file_name
 from gptpl.files.durable import record_file, sha256_of, write_atomically
-from gptpl.resuming import FREE
+from gptpl.settings import FREE
 
 WHOLE = "all"
 """In place of a split's name: a table that is still to be split."""

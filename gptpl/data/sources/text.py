@@ -11,7 +11,7 @@ from gptpl.data.sources.base import Corpus, unreadable, utf8_lines
 from gptpl.data.sources.records import JSON_LINES, json_lines
 from gptpl.errors import InputError
 from gptpl.files.download import download
-from gptpl.resuming import FREE
+from gptpl.settings import FREE
 
 
 class Tale(Corpus):
