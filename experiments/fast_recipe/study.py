@@ -1,15 +1,18 @@
 """How long `experiment=fast_recipe` takes to the validation loss that nanoGPT's recipe reaches in 15 minutes.
 
-    python experiments/fast_recipe/study.py [--steps 1680] [--seeds 123]
+    python experiments/fast_recipe/study.py [--seeds 1 2 3] [--recipes nanogpt fast modern]
 
 Trains with nanoGPT's recipe, then with gptpl's, one after the other: the same model, tokenizer, text and
-order of sequences. Nothing else should run meanwhile. Writes result.json and curves.png next to this file, or
-into --output, and the runs into runs/ there; a finished run is not trained again.
+order of sequences; and with gptpl's the model of newer parts, `model=gpt_modern`. Nothing else should run
+meanwhile. Runs go to runs/ next to this file, or in --output, where a finished one is not trained again;
+result.json and curves.png are made of all that lie there.
 """
 
 import argparse
 import itertools
 import json
+import re
+import statistics
 import subprocess
 import sys
 import time
@@ -21,20 +24,28 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 HERE = Path(__file__).parent
-NANOGPT, FAST = "nanoGPT's recipe", "experiment=fast_recipe"
-BOTH = ("eval_train_batches=1", "callbacks=[throughput,learning_rate,checkpoint_last,progress_bar]")
+ALL = ("eval_train_batches=1", "callbacks=[throughput,learning_rate,checkpoint_last,progress_bar]")
+NANOGPT, FAST, MODERN = "nanogpt", "fast", "modern"
+NANOGPT_OVERRIDES = (
+    "data=python_stdlib", "model=gpt_18m", "model.drop_rate=0", "data.batch_size=4",
+    "optimizer=adamw", "optimizer.lr=6e-4", "optimizer.betas=[0.9,0.95]", "optimizer.weight_decay=0.1",
+    "scheduler=cosine", "scheduler.warmup_steps=100", "scheduler.min_lr=6e-5",
+    "trainer.gradient_clip_val=1.0", "trainer.max_epochs=null", "trainer.max_steps=1680",
+)  # fmt: skip
 RECIPES = {
-    NANOGPT: (
-        "data=python_stdlib", "model=gpt_18m", "model.drop_rate=0", "data.batch_size=4",
-        "optimizer=adamw", "optimizer.lr=6e-4", "optimizer.betas=[0.9,0.95]", "optimizer.weight_decay=0.1",
-        "scheduler=cosine", "scheduler.warmup_steps=100", "scheduler.min_lr=6e-5",
-        "trainer.gradient_clip_val=1.0", "trainer.max_epochs=null",
-        "eval_every_n_steps=115", "eval_val_batches=40",  # of 4 sequences: the same as 20 of 8
-    ),
+    # Evaluated about once a minute, on 160 sequences: 40 batches of 4, or 20 of 8.
+    NANOGPT: (*NANOGPT_OVERRIDES, "eval_every_n_steps=115", "eval_val_batches=40"),
     FAST: ("experiment=fast_recipe",),
-}  # fmt: skip
+    MODERN: ("experiment=fast_recipe", "model=gpt_modern"),
+}
+NAMES = {
+    NANOGPT: "nanoGPT's recipe",
+    FAST: "experiment=fast_recipe",
+    MODERN: "experiment=fast_recipe model=gpt_modern",
+}
+COLOURS = {NANOGPT: "tab:gray", FAST: "tab:blue", MODERN: "tab:orange"}
 Curve = list[tuple[float, int, float]]
-"""Minutes since the first step began, evaluations included; tokens; validation loss."""
+"""Minutes of counting for `init=cooccurrence`, steps and evaluations; tokens; validation loss."""
 
 
 def main() -> None:
@@ -42,45 +53,80 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=1680, help="of nanoGPT's recipe (default 1680)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[123], help="a pair of runs for each")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="(default 1 2 3)")
+    parser.add_argument(
+        "--recipes", nargs="*", choices=tuple(RECIPES), default=tuple(RECIPES), help="(default: all)"
+    )
     parser.add_argument("--output", type=Path, default=HERE, help="folder of the record (default: here)")
     options = parser.parse_args()
-    lengths = {NANOGPT: (f"trainer.max_steps={options.steps}",), FAST: ()}
-    curves: dict[str, list[Curve]] = {name: [] for name in RECIPES}
-    for seed in options.seeds:
-        for name, overrides in RECIPES.items():
-            run = options.output / "runs" / f"{'fast' if name == FAST else 'nanogpt'}_seed_{seed}"
-            train(run, *overrides, *lengths[name], f"seed={seed}")
-            curves[name].append(curve(run))
-    result = {
-        "torch": torch.__version__,
-        "hardware": json.loads((run / "run.json").read_text(encoding="utf-8"))["hardware"],
-        "date": time.strftime("%Y-%m-%d"),
-        "seeds": options.seeds,
-        "curves": curves,
-        "minutes_to_the_same_loss": [
-            minutes_to(fast, slow[-1][2]) for slow, fast in zip(curves[NANOGPT], curves[FAST], strict=True)
-        ],
-    }
+    for seed, name in itertools.product(options.seeds, options.recipes):
+        train(folder_of(options.output, name, seed), *RECIPES[name], f"seed={seed}")
+    runs = finished_runs(options.output)
+    if NANOGPT not in runs:
+        parser.error("nothing to compare with: no run of nanogpt has finished")
+    result = record(runs)
     (options.output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    plot(curves).savefig(options.output / "curves.png", dpi=150)
+    plot(result["curves"]).savefig(options.output / "curves.png", dpi=150)
     print(table(result))
+
+
+def folder_of(output: Path, name: str, seed: int) -> Path:
+    """The folder of a run."""
+    return output / "runs" / f"{name}_seed_{seed}"
+
+
+def finished_runs(output: Path) -> dict[str, dict[int, Path]]:
+    """The folders of the finished runs of each recipe, by seed."""
+    found: dict[str, dict[int, Path]] = {}
+    for name in RECIPES:
+        for path in sorted((output / "runs").glob(f"{name}_seed_*")):
+            if "finished" in run_record(path):
+                found.setdefault(name, {})[int(path.name.rpartition("_")[2])] = path
+    return found
 
 
 def train(run: Path, *overrides: str) -> None:
     """`gptpl train` into that folder, unless a finished run lies there."""
-    record = run / "run.json"
-    if record.exists() and "finished" in json.loads(record.read_text(encoding="utf-8")):
-        return
-    subprocess.run([sys.executable, "-m", "gptpl", "train", *BOTH, *overrides, f"run_dir={run}"], check=True)
+    if "finished" not in run_record(run):
+        command = [sys.executable, "-m", "gptpl", "train", *ALL, *overrides, f"run_dir={run}"]
+        subprocess.run(command, check=True)
+
+
+def run_record(run: Path) -> dict[str, Any]:
+    """The run's run.json; empty where there is none."""
+    path = run / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def record(runs: dict[str, dict[int, Path]]) -> dict[str, Any]:
+    """Curves of all runs, and when each is at the loss with which nanoGPT's recipe ends with that seed."""
+    curves = {name: {seed: curve(run) for seed, run in of_seed.items()} for name, of_seed in runs.items()}
+    ends = {seed: points[-1] for seed, points in curves[NANOGPT].items()}
+    speed_ups: dict[str, dict[int, float | None]] = {}
+    for name in set(curves) - {NANOGPT}:
+        minutes = {seed: minutes_to(curves[name][seed], ends[seed][2]) for seed in ends.keys() & curves[name]}
+        speed_ups[name] = {seed: at and ends[seed][0] / at for seed, at in sorted(minutes.items())}
+    one = run_record(next(iter(runs[NANOGPT].values())))
+    return {
+        "torch": torch.__version__,
+        "hardware": one["hardware"],
+        "date": time.strftime("%Y-%m-%d"),
+        "precision": {
+            name: sorted({run_record(run)["performance"]["precision"] for run in of_seed.values()})
+            for name, of_seed in runs.items()
+        },
+        "curves": curves,
+        "speed_ups": speed_ups,
+    }
 
 
 def curve(run: Path) -> Curve:
     """Of a run's TensorBoard file, which has the time of every number."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    began = events.Scalars("val/loss")[0].wall_time  # the evaluation before the first step
+    counted = re.search(r"init=cooccurrence: .* ([\d.]+) s$", (run / "train.log").read_text("utf-8"), re.M)
+    before = float(counted[1]) if counted else 0.0
+    began = events.Scalars("val/loss")[0].wall_time - before  # the evaluation before the first step
     tokens = {point.step: point.value for point in events.Scalars("train/tokens_seen")} | {0: 0}
     return [
         ((point.wall_time - began) / 60, int(tokens[point.step]), point.value)
@@ -97,38 +143,39 @@ def minutes_to(points: Curve, loss: float) -> float | None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A row for each pair of runs."""
+    """A row for each run, and the median of each recipe's speed-ups."""
     lines = [
-        "| seed | nanoGPT's recipe: minutes, tokens, validation loss | fast_recipe at that loss after |"
-        " speed-up | fast_recipe at its end |",
-        "|---|---|---|---|---|",
+        "| recipe | seed | minutes | tokens | validation loss | speed-up |",
+        "|---|---|---|---|---|---|",
     ]
-    curves = result["curves"]
-    rows = zip(
-        result["seeds"], curves[NANOGPT], curves[FAST], result["minutes_to_the_same_loss"], strict=True
-    )
-    for seed, slow, fast, minutes in rows:
-        (end, tokens, loss), (last, fast_tokens, fast_loss) = slow[-1], fast[-1]
-        reached = ("never", "-") if minutes is None else (f"{minutes:.1f} min", f"{end / minutes:.2f}")
-        lines.append(
-            f"| {seed} | {end:.1f} min, {tokens / 1e6:.2f}M, {loss:.3f} | {reached[0]} | {reached[1]} |"
-            f" {last:.1f} min, {fast_tokens / 1e6:.2f}M, {fast_loss:.3f} |"
-        )
+    for name, of_seed in result["curves"].items():
+        ratios = result["speed_ups"].get(name, {})
+        for seed, points in of_seed.items():
+            minutes, tokens, loss = points[-1]
+            ratio = ratios.get(seed)
+            reached = "" if name == NANOGPT else "never" if ratio is None else f"{ratio:.2f}"
+            lines.append(
+                f"| {NAMES[name]} | {seed} | {minutes:.1f} | {tokens / 1e6:.2f}M | {loss:.3f} | {reached} |"
+            )
+        if len(ratios) > 2:
+            median = statistics.median(ratio or 0.0 for ratio in ratios.values())
+            lines.append(f"| {NAMES[name]}, median | | | | | {f'**{median:.2f}**' if median else 'never'} |")
     return "\n".join(lines)
 
 
-def plot(curves: dict[str, list[Curve]]) -> Figure:
+def plot(curves: dict[str, dict[int, Curve]]) -> Figure:
     """Validation loss against minutes and against tokens."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for name, colour in ((NANOGPT, "tab:gray"), (FAST, "tab:blue")):
-        for number, points in enumerate(curves[name]):
+    for name, of_seed in curves.items():
+        for number, points in enumerate(of_seed.values()):
             minutes, tokens, losses = zip(*points, strict=True)
-            label = name if number == 0 else None
-            panels[0].plot(minutes, losses, color=colour, marker=".", label=label)
-            panels[1].plot([count / 1e6 for count in tokens], losses, color=colour, marker=".")
-        panels[0].axhline(curves[NANOGPT][0][-1][2], color="tab:gray", linewidth=0.8, linestyle="--")
-    panels[0].set(xlabel="minutes, evaluations included", ylabel="validation loss (nats per token)")
+            label = NAMES[name] if number == 0 else None
+            panels[0].plot(minutes, losses, color=COLOURS[name], marker=".", label=label)
+            panels[1].plot([count / 1e6 for count in tokens], losses, color=COLOURS[name], marker=".")
+    for points in curves[NANOGPT].values():
+        panels[0].axhline(points[-1][2], color=COLOURS[NANOGPT], linewidth=0.8, linestyle="--")
+    panels[0].set(xlabel="minutes, with counting and evaluations", ylabel="validation loss (nats per token)")
     panels[1].set(xlabel="million tokens")
     panels[0].set_ylim(top=4.5)
     panels[0].legend()

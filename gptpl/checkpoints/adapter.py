@@ -12,7 +12,6 @@ from gptpl.checkpoints.format import (
     FORMAT_VERSION,
     HEADER_KEY,
     NET_PREFIX,
-    RANDOM,
     lineage_of,
     model_config,
     read_checkpoint,
@@ -34,6 +33,8 @@ from gptpl.weights.published import cached_bytes, checked_size, hub_name
 from gptpl.weights.starting import FileWeights, PublishedWeights, StartingWeights
 from gptpl.weights.transfer import check_is_gpt2
 
+_BASES = {"run": "checkpoint", "state_dict": "path", "gpt2_hf": "size", "gpt2_openai": "size"}
+"""Starts whose weights a file holds, and what of their record says where."""
 _HEAD = ("out_head.weight", "out_head.bias")
 """What of a classifier is new, and belongs to its adapter."""
 
@@ -170,7 +171,7 @@ def _base_weights(
 def base_of(start: Mapping[str, Any], path: Path) -> StartingWeights:
     """The weights that a run began with, by its record; raises InputError if no file holds them."""
     kind = str(start.get("init"))
-    needed = {"run": "checkpoint", "state_dict": "path", "gpt2_hf": "size", "gpt2_openai": "size"}.get(kind)
+    needed = _BASES.get(kind)
     if needed is None:
         raise InputError(
             f"{path} began with {kind} weights, which no file holds as the base of an adapter: convert it to"
@@ -191,7 +192,7 @@ def base_of(start: Mapping[str, Any], path: Path) -> StartingWeights:
 
 def has_base(start: Mapping[str, Any]) -> bool:
     """Whether a file holds the weights that a run with this start began with."""
-    return start.get("init") != RANDOM["init"]
+    return start.get("init") in _BASES
 
 
 def _name(start: Mapping[str, Any]) -> str:

@@ -146,7 +146,8 @@ def _default_tune(cfg: DictConfig) -> str:
     target = cfg.task.get("_target_")
     task: Any = None if target is None else locate(str(target), "task._target_")
     init = cfg.get("init")
-    pretrained = isinstance(init, DictConfig) and not str(init.get("_target_")).endswith(".RandomWeights")
+    random = (".RandomWeights", ".CooccurrenceWeights")
+    pretrained = isinstance(init, DictConfig) and not str(init.get("_target_")).endswith(random)
     return str(task.default_tune(pretrained=pretrained)) if hasattr(task, "default_tune") else "all"
 
 

@@ -28,6 +28,7 @@ from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.config.overrides import resumed_run
 from gptpl.config.signatures import OWN_PACKAGES
+from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.data.stock_data import UNKNOWN
 from gptpl.data.training_data import TrainingData, planned_batches
 from gptpl.errors import InputError
@@ -54,7 +55,7 @@ from gptpl.training.lightning_internals import let_module_end
 from gptpl.training.module import TrainingModule, planned_steps
 from gptpl.training.performance import FastPath, device_type, keep_freed_memory
 from gptpl.training.run_log import RunLogFile
-from gptpl.weights.starting import RandomWeights, StartingWeights
+from gptpl.weights.starting import CooccurrenceWeights, RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)
 
@@ -374,6 +375,8 @@ def _model(
     settled: Settled, weights: StartingWeights, resume: Resumption | None
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """The model, and for its record where its first weights come from."""
+    if resume is None and isinstance(settled.datamodule, TextDataModule):
+        weights.read_text(settled.datamodule.encoded.train)
     if parts.is_gpt(settled.cfg):
         if resume is None:
             return weights.make_model(settled.config)
@@ -411,7 +414,8 @@ def _report(settled: Settled, module: TrainingModule) -> None:
     parameters = parameters_of(net)
     name = "" if parts.is_gpt(cfg) else f"{cfg.model._target_}, "
     log.info("model: %s%s parameters, %.1f MB in fp32", name, f"{parameters:,}", 4 * parameters / 1e6)
-    config = net.config if isinstance(net, GPTModel) and module.start == RANDOM else None
+    drawn = module.start["init"] in (RandomWeights.name, CooccurrenceWeights.name)
+    config = net.config if isinstance(net, GPTModel) and drawn else None
     if config is not None and config.tie_weights and config.init == "torch":
         log.warning(
             "model.init=torch draws the embeddings from N(0, 1), and the tied head shares them: the first"

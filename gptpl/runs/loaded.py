@@ -195,7 +195,9 @@ def _base(base: Source | None) -> StartingWeights | None:
 def _check_whole(weights: StartingWeights) -> None:
     """Raises InputError for weights that are no use before training."""
     if isinstance(weights, RandomWeights):
-        raise InputError("init=random is not trained yet: give checkpoint=RUN_FOLDER or init=gpt2_hf")
+        raise InputError(
+            f"init={weights.name} is not trained yet: give checkpoint=RUN_FOLDER or init=gpt2_hf"
+        )
     for option in ("crop_context", "crop_vocabulary"):
         if getattr(weights, option, False):
             raise InputError(f"init.{option}=true is for training: leave it out here")

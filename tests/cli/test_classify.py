@@ -316,3 +316,10 @@ def test_one_line_for_each_mistake_in_training(
     else:
         (tmp_path / "texts.csv").write_text(content)
     assert said in refused(*CLASSIFY, "run_dir=run", *settings)
+
+
+def test_embeddings_are_not_counted_in_labelled_texts(trained, gptpl, tmp_path):
+    shutil.copy(trained.folder / "texts.csv", tmp_path)
+    outcome = gptpl(*CLASSIFY, "init=cooccurrence", "run_dir=run")
+    assert outcome.status == 2
+    assert "init=cooccurrence counts in plain text: use task=pretrain, or init=random" in outcome.err

@@ -509,7 +509,8 @@ def test_an_export_that_does_not_come_back_the_same_is_not_kept(refused, gptpl, 
 
 @pytest.mark.parametrize("command", ["evaluate", "generate", "inspect"])
 def test_weights_that_say_nothing(refused, command):
-    assert "init=random is not trained yet" in refused(command, "init=random", *_text(command))
+    for init in ("random", "cooccurrence"):
+        assert f"init={init} is not trained yet" in refused(command, f"init={init}", *_text(command))
     assert "checkpoint is not set" in refused(command, *_text(command))
 
 
