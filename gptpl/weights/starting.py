@@ -105,8 +105,8 @@ class CooccurrenceWeights(RandomWeights):
     Args:
         std: the root mean square of a row's numbers.
         window: the distance up to which tokens are each other's company.
-        counted_tokens: the most tokens that are counted, evenly spread over a longer text; about a second and
-            0.1 GB for a million.
+        counted_tokens: the most tokens that are counted, evenly spread over a longer text; about half a
+            second and 0.1 GB for a million.
     """
 
     name: ClassVar[str] = "cooccurrence"
