@@ -109,7 +109,7 @@ class CooccurrenceWeights(RandomWeights):
             second and 0.1 GB for a million.
     """
 
-    name: ClassVar[str] = "cooccurrence"
+    name = "cooccurrence"
     std: Annotated[float, POSITIVE] = 0.1
     window: Annotated[int, SIZE] = 4
     counted_tokens: Annotated[int, SIZE] = 20_000_000

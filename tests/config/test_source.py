@@ -180,6 +180,7 @@ WRONG = [
     "train scheduler.min_lr=-1",
     "train seed=-1",
     "train eval_every_n_steps=0",
+    "train init=cooccurrence init.window=0",
     "train sed=1",
     "train data.batch_size=many",
     "train data=text_file data.pth=x",
