@@ -414,7 +414,7 @@ def _report(settled: Settled, module: TrainingModule) -> None:
     parameters = parameters_of(net)
     name = "" if parts.is_gpt(cfg) else f"{cfg.model._target_}, "
     log.info("model: %s%s parameters, %.1f MB in fp32", name, f"{parameters:,}", 4 * parameters / 1e6)
-    drawn = module.start["init"] in (RandomWeights.name, CooccurrenceWeights.name)
+    drawn = module.start.get("init") in (RandomWeights.name, CooccurrenceWeights.name)
     config = net.config if isinstance(net, GPTModel) and drawn else None
     if config is not None and config.tie_weights and config.init == "torch":
         log.warning(

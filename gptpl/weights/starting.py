@@ -99,8 +99,9 @@ class CooccurrenceWeights(RandomWeights):
     """Random weights, but tokens that occur in the same company in the training text begin side by side.
 
     A token's row in the embedding has the direction of its `cooccurrence_vectors`; so has that in a head that
-    is not tied. Tokens that the text does not have keep their random rows. A short training sees most tokens
-    a few times only, here they have been counted before (experiments/fast_recipe).
+    is not tied. Tokens that the text does not have keep their random rows. It is for `GPTConfig.init` "gpt2".
+    A short training sees most tokens a few times only; here they have been counted before
+    (experiments/fast_recipe).
 
     Args:
         std: the root mean square of a row's numbers.
@@ -118,6 +119,13 @@ class CooccurrenceWeights(RandomWeights):
         limited = {"std": self.std, "window": self.window, "counted_tokens": self.counted_tokens}
         check_limits(type(self), "init.", **limited)
         self._tokens: NDArray[np.int64] | None = None
+
+    def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
+        """See `StartingWeights`: beside positions from N(0, 1) the tokens would be lost."""
+        if config.init != "gpt2":
+            raise InputError(
+                f"init=cooccurrence needs model.init=gpt2, got {config.init}: set it, or use init=random"
+            )
 
     def read_text(self, tokens: NDArray[np.integer[Any]]) -> None:
         """See `StartingWeights`."""

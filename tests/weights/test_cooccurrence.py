@@ -157,6 +157,12 @@ def test_numbers_out_of_range_are_refused(settings, message):
         CooccurrenceWeights(**settings)
 
 
+def test_a_model_with_large_random_positions_is_refused():
+    CooccurrenceWeights().check(shape(), {})
+    with pytest.raises(InputError, match=r"init=cooccurrence needs model\.init=gpt2, got torch"):
+        CooccurrenceWeights().check(shape(init="torch"), {})
+
+
 def test_without_a_text_it_is_refused():
     with pytest.raises(InputError, match="init=cooccurrence counts in plain text"):
         CooccurrenceWeights().make_model(shape())
