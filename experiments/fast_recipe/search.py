@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import NANOGPT, NANOGPT_OVERRIDES, run_record
+from study import NANOGPT, nanogpt, run_record
 
 HERE = Path(__file__).parent
 T = 256
@@ -81,7 +81,7 @@ def train(folder: Path, name: str) -> None:
         return
     what, tokens, seed = name.rsplit("_", 2)
     if what == NANOGPT:
-        batch, overrides = 4, list(NANOGPT_OVERRIDES)
+        batch, overrides = 4, [each for each in nanogpt() if not each.startswith("trainer.max_steps")]
     else:
         settings = FIRST | TRIES[what]
         batch = settings.pop("batch_size", 8)

@@ -1,11 +1,12 @@
 """How long `experiment=fast_recipe` takes to the validation loss that nanoGPT's recipe reaches in 15 minutes.
 
-    python experiments/fast_recipe/study.py [--seeds 1 2 3] [--recipes nanogpt fast modern]
+    python experiments/fast_recipe/study.py [--seeds 1 2 3] [--recipes nanogpt fast ...]
 
 Trains with nanoGPT's recipe, then with gptpl's, one after the other: the same model, tokenizer, text and
-order of sequences; and with gptpl's the model of newer parts, `model=gpt_modern`. Nothing else should run
-meanwhile. Runs go to runs/ next to this file, or in --output, where a finished one is not trained again;
-result.json and curves.png are made of all that lie there.
+order of sequences. Other recipes: `random`, gptpl's without counted embeddings, `modern`, gptpl's with
+`model=gpt_modern`, and `nanogpt_small`, nanoGPT's with the learning rate and beta2 of its configuration for a
+small model. Nothing else should run meanwhile. Runs go to runs/ next to this file, or in --output, where a
+finished one is not trained again; result.json and curves.png are made of all that lie there.
 """
 
 import argparse
@@ -25,25 +26,43 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 HERE = Path(__file__).parent
 ALL = ("eval_train_batches=1", "callbacks=[throughput,learning_rate,checkpoint_last,progress_bar]")
-NANOGPT, FAST, MODERN = "nanogpt", "fast", "modern"
-NANOGPT_OVERRIDES = (
-    "data=python_stdlib", "model=gpt_18m", "model.drop_rate=0", "data.batch_size=4",
-    "optimizer=adamw", "optimizer.lr=6e-4", "optimizer.betas=[0.9,0.95]", "optimizer.weight_decay=0.1",
-    "scheduler=cosine", "scheduler.warmup_steps=100", "scheduler.min_lr=6e-5",
-    "trainer.gradient_clip_val=1.0", "trainer.max_epochs=null", "trainer.max_steps=1680",
-)  # fmt: skip
+NANOGPT, FAST = "nanogpt", "fast"
+
+
+def nanogpt(*, lr: float = 6e-4, beta2: float = 0.95) -> tuple[str, ...]:
+    """Settings of nanoGPT's recipe, with those learning rate and beta2; evaluations apart."""
+    return (
+        "data=python_stdlib", "model=gpt_18m", "model.drop_rate=0", "data.batch_size=4",
+        "optimizer=adamw", f"optimizer.lr={lr:g}", f"optimizer.betas=[0.9,{beta2}]",
+        "optimizer.weight_decay=0.1",
+        "scheduler=cosine", "scheduler.warmup_steps=100", f"scheduler.min_lr={lr / 10:g}",
+        "trainer.gradient_clip_val=1.0", "trainer.max_epochs=null", "trainer.max_steps=1680",
+    )  # fmt: skip
+
+
+# Evaluated about once a minute, on 160 sequences: 40 batches of 4, or 20 of 8.
+IN_FOURS = ("eval_every_n_steps=115", "eval_val_batches=40")
 RECIPES = {
-    # Evaluated about once a minute, on 160 sequences: 40 batches of 4, or 20 of 8.
-    NANOGPT: (*NANOGPT_OVERRIDES, "eval_every_n_steps=115", "eval_val_batches=40"),
+    NANOGPT: (*nanogpt(), *IN_FOURS),
+    "nanogpt_small": (*nanogpt(lr=1e-3, beta2=0.99), *IN_FOURS),
     FAST: ("experiment=fast_recipe",),
-    MODERN: ("experiment=fast_recipe", "model=gpt_modern"),
+    "random": ("experiment=fast_recipe", "init=random"),
+    "modern": ("experiment=fast_recipe", "model=gpt_modern"),
 }
 NAMES = {
     NANOGPT: "nanoGPT's recipe",
+    "nanogpt_small": "the same, its rates for a small model",
     FAST: "experiment=fast_recipe",
-    MODERN: "experiment=fast_recipe model=gpt_modern",
+    "random": "experiment=fast_recipe init=random",
+    "modern": "experiment=fast_recipe model=gpt_modern",
 }
-COLOURS = {NANOGPT: "tab:gray", FAST: "tab:blue", MODERN: "tab:orange"}
+COLOURS = {
+    NANOGPT: "tab:gray",
+    "nanogpt_small": "black",
+    FAST: "tab:blue",
+    "random": "tab:cyan",
+    "modern": "tab:orange",
+}
 Curve = list[tuple[float, int, float]]
 """Minutes of counting for `init=cooccurrence`, steps and evaluations; tokens; validation loss."""
 
@@ -55,7 +74,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="(default 1 2 3)")
     parser.add_argument(
-        "--recipes", nargs="*", choices=tuple(RECIPES), default=tuple(RECIPES), help="(default: all)"
+        "--recipes", nargs="*", choices=tuple(RECIPES), default=(NANOGPT, FAST), help="(default: the pair)"
     )
     parser.add_argument("--output", type=Path, default=HERE, help="folder of the record (default: here)")
     options = parser.parse_args()
@@ -125,8 +144,10 @@ def curve(run: Path) -> Curve:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     counted = re.search(r"init=cooccurrence: .* ([\d.]+) s$", (run / "train.log").read_text("utf-8"), re.M)
-    before = float(counted[1]) if counted else 0.0
-    began = events.Scalars("val/loss")[0].wall_time - before  # the evaluation before the first step
+    if counted is None and run_record(run)["start"]["init"] == "cooccurrence":
+        raise SystemExit(f"{run}/train.log does not say how long counting took")
+    before = 0.0 if counted is None else float(counted[1])
+    began = events.Scalars("val/loss")[0].wall_time - before  # that evaluation is before the first step
     tokens = {point.step: point.value for point in events.Scalars("train/tokens_seen")} | {0: 0}
     return [
         ((point.wall_time - began) / 60, int(tokens[point.step]), point.value)
@@ -145,7 +166,7 @@ def minutes_to(points: Curve, loss: float) -> float | None:
 def table(result: dict[str, Any]) -> str:
     """A row for each run, and the median of each recipe's speed-ups."""
     lines = [
-        "| recipe | seed | minutes | tokens | validation loss | speed-up |",
+        "| recipe | seed | minutes | tokens trained on | validation loss | speed-up |",
         "|---|---|---|---|---|---|",
     ]
     for name, of_seed in result["curves"].items():
@@ -176,7 +197,7 @@ def plot(curves: dict[str, dict[int, Curve]]) -> Figure:
     for points in curves[NANOGPT].values():
         panels[0].axhline(points[-1][2], color=COLOURS[NANOGPT], linewidth=0.8, linestyle="--")
     panels[0].set(xlabel="minutes, with counting and evaluations", ylabel="validation loss (nats per token)")
-    panels[1].set(xlabel="million tokens")
+    panels[1].set(xlabel="million tokens trained on")
     panels[0].set_ylim(top=4.5)
     panels[0].legend()
     return figure

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
-import torch
 
 from gptpl.callbacks.after_step import of_every_rank, sum_of_ranks
 from gptpl.callbacks.checkpoints import BestCheckpoint
@@ -57,7 +56,7 @@ class FinalScores(L.Callback):
         for split, texts in datamodule.load().items():
             B, ranks = datamodule.batch_size, {"rank": trainer.global_rank, "world_size": trainer.world_size}
             numbers = rank_share(np.arange(len(texts)), batch_size=B, **ranks).tolist()
-            with torch.compiler.set_stance("force_eager"):  # compiled blocks are for training
+            with pl_module.uncompiled():
                 found = evaluate_classifier(
                     pl_module.net,
                     (texts.__getitems__(numbers[start : start + B]) for start in range(0, len(numbers), B)),

@@ -145,10 +145,12 @@ def _default_tune(cfg: DictConfig) -> str:
     """The choice of conf/tune that the task makes where nobody made one."""
     target = cfg.task.get("_target_")
     task: Any = None if target is None else locate(str(target), "task._target_")
-    init = cfg.get("init")
-    random = (".RandomWeights", ".CooccurrenceWeights")
-    pretrained = isinstance(init, DictConfig) and not str(init.get("_target_")).endswith(random)
-    return str(task.default_tune(pretrained=pretrained)) if hasattr(task, "default_tune") else "all"
+    if not hasattr(task, "default_tune"):
+        return "all"
+    init, weights = cfg.get("init"), None
+    if isinstance(init, DictConfig):
+        weights = locate(str(init.get("_target_")), "init._target_")
+    return str(task.default_tune(pretrained=getattr(weights, "pretrained", False)))
 
 
 def _packages(overrides: Sequence[Override]) -> set[str]:

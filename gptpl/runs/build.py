@@ -55,7 +55,7 @@ from gptpl.training.lightning_internals import let_module_end
 from gptpl.training.module import TrainingModule, planned_steps
 from gptpl.training.performance import FastPath, device_type, keep_freed_memory
 from gptpl.training.run_log import RunLogFile
-from gptpl.weights.starting import CooccurrenceWeights, RandomWeights, StartingWeights
+from gptpl.weights.starting import RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)
 
@@ -289,6 +289,11 @@ def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bo
     weights: StartingWeights = instantiate(cfg.init) if resume is None else RandomWeights()
     if resume is None:  # else the weights are in the checkpoint
         parts.check_weights(cfg, weights)
+        if weights.reads_text and cfg.trainer.strategy == "fsdp":
+            raise InputError(
+                f"init: the bits of {type(weights).__name__} depend on the machine, and trainer.strategy=fsdp"
+                " needs the same in every process: use init=random, or trainer=ddp"
+            )
     timings = timings_of(cfg) if kept is None else None  # a few seconds, if they are not in the cache
     fast_path = fast_path_of(cfg, timings=timings, kept=kept)  # precision, kernels
     if resume is not None:
@@ -367,6 +372,7 @@ def build_module(
     make_optimizer(module.net)  # refuses one without parameters to train
     fast_path = settled.fast_path.fitted_to(module.net)
     fast_path.apply(module.net)  # attention kernel, recomputation, compilation
+    module.compiled = fast_path.compile.compiled
     module.head = fast_path.head  # how the loss is computed from the last hidden states
     return module
 
@@ -414,8 +420,7 @@ def _report(settled: Settled, module: TrainingModule) -> None:
     parameters = parameters_of(net)
     name = "" if parts.is_gpt(cfg) else f"{cfg.model._target_}, "
     log.info("model: %s%s parameters, %.1f MB in fp32", name, f"{parameters:,}", 4 * parameters / 1e6)
-    drawn = module.start.get("init") in (RandomWeights.name, CooccurrenceWeights.name)
-    config = net.config if isinstance(net, GPTModel) and drawn else None
+    config = net.config if isinstance(net, GPTModel) and module.start == RANDOM else None
     if config is not None and config.tie_weights and config.init == "torch":
         log.warning(
             "model.init=torch draws the embeddings from N(0, 1), and the tied head shares them: the first"

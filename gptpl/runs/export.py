@@ -258,6 +258,10 @@ def _start(start: Mapping[str, Any]) -> str:
     kind = start.get("init")
     if kind == "random":
         return "random"
+    if kind == "cooccurrence":
+        return "random, token embeddings from co-occurrence counts of the training text"
+    if "path" not in start:
+        return f"those of {_code(kind)}"
     hashes = ", ".join(
         f"{_code(name)} SHA-256 {_code(value)}" for name, value in start.get("sha256", {}).items()
     )

@@ -273,7 +273,8 @@ def _leave_adapter(run: Run) -> None:
     if run.module.tune["name"] != TuneLowRank.name:
         return
     if not has_base(run.module.start):
-        log.info("no adapter: the run started from random weights, which no file holds")
+        kind = run.module.start.get("init")
+        log.info("no adapter: the run started from %s weights, which no file holds", kind)
         return
     try:
         check_is_gpt2(cast(GPTBackbone, run.module.net).config, "format=adapter")

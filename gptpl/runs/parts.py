@@ -148,6 +148,11 @@ def build_datamodule(
     use, and for another text than that of the run that is resumed.
     """
     kind = _data_class(cfg)
+    if weights is not None and weights.reads_text and not issubclass(kind, TextDataModule):
+        raise InputError(
+            f"init: {type(weights).__name__} reads plain text, which {kind.__name__} does not have: use"
+            " init=random, or task=pretrain with data such as text_file"
+        )
     settle_lengths(cfg.data, cfg.model)
     context = cfg.model.get("context_length")
     if context is not None and (cfg.data.get("max_length") or 0) > context:

@@ -17,6 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -138,6 +139,7 @@ class TrainingModule(Task, L.LightningModule):
         self.start = start
         self.tune = tune
         self.head = head
+        self.compiled = False  # whether gptpl has compiled the blocks of `net`
         self.model_state = describe(net, model_config)
         self.position = Position(step=0, epoch=0, batch=0, tokens_seen=0)
         self.updating = False  # the weights may be half updated: an error now must not save them
@@ -186,6 +188,14 @@ class TrainingModule(Task, L.LightningModule):
         self._as_configured = as_configured(optimizer, scheduler)
         config = {"scheduler": scheduler, "interval": "step", "name": "lr", "reduce_on_plateau": False}
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
+
+    def uncompiled(self) -> AbstractContextManager[Any]:
+        """A context in which the blocks that gptpl has compiled for training run as they are.
+
+        Evaluations and samples have sequences of other numbers and lengths: each would be compiled, and
+        training after it for all sizes.
+        """
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def on_fit_start(self) -> None:
         """Seed the ranks apart, now that their weights are equal: each draws dropout masks of its own.
@@ -362,9 +372,7 @@ class TrainingModule(Task, L.LightningModule):
         loaders = len(self.trainer.num_val_batches)
         split = EVALUATED[dataloader_idx - loaders]  # a single loader has the validation examples
         before = self._sums.get(split)
-        # Compiled blocks are compiled once, for training: an evaluation has batches of other sizes, whose
-        # compilation would take longer than it saves.
-        with torch.compiler.set_stance("force_eager"):
+        with self.uncompiled():
             found = self.evaluation_sums(batch)
         self._sums[split] = found if before is None else {name: before[name] + found[name] for name in found}
 

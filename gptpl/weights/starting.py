@@ -31,6 +31,11 @@ log = logging.getLogger(__name__)
 class StartingWeights(ABC):
     """The first weights of a model; where they come from is returned as plain data, for records."""
 
+    pretrained: ClassVar[bool] = True
+    """Whether they have been trained: then a task may train only a part of them by default."""
+    reads_text: ClassVar[bool] = False
+    """Whether they need `read_text`, and with it plain text as the training data."""
+
     @abstractmethod
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
         """Raise InputError if the weights do not fit the model or, by its `state`, the tokenizer.
@@ -39,7 +44,7 @@ class StartingWeights(ABC):
         """
 
     def read_text(self, tokens: NDArray[np.integer[Any]]) -> None:  # noqa: B027  # most need none
-        """Look at the tokens of the training text (N,), before there is a model, in pretraining."""
+        """Take in the tokens of the training text (N,); called before the model is made, in pretraining."""
 
     @abstractmethod
     def load_into(self, net: GPTModel) -> dict[str, Any]:
@@ -71,6 +76,7 @@ class StartingWeights(ABC):
 class RandomWeights(StartingWeights):
     """Weights drawn as `GPTConfig.init` says, from torch's global generator."""
 
+    pretrained: ClassVar[bool] = False
     name: ClassVar[str] = "random"
     """The choice of conf/init."""
 
@@ -96,21 +102,23 @@ class RandomWeights(StartingWeights):
 
 @dataclass(kw_only=True)
 class CooccurrenceWeights(RandomWeights):
-    """Random weights, but tokens that occur in the same company in the training text begin side by side.
+    """Random weights, with token embeddings initialised from co-occurrence counts of the training text.
 
-    A token's row in the embedding has the direction of its `cooccurrence_vectors`; so has that in a head that
-    is not tied. Tokens that the text does not have keep their random rows. It is for `GPTConfig.init` "gpt2".
-    A short training sees most tokens a few times only; here they have been counted before
-    (experiments/fast_recipe).
+    A token's row has the direction of its `cooccurrence_vectors`, in an untied head too. Tokens without
+    neighbours that are more frequent than by chance keep their random rows. For a short training, which sees
+    most tokens only a few times (experiments/fast_recipe). The bits depend on the CPU and its threads.
 
     Args:
         std: the root mean square of a row's numbers.
-        window: the distance up to which tokens are each other's company.
-        counted_tokens: the most tokens that are counted, evenly spread over a longer text; about half a
-            second and 0.1 GB for a million.
+        window: pairs at most this many tokens apart are counted.
+        counted_tokens: at most so many tokens are counted, from 64 parts spread evenly over a longer text.
+            Counting takes about half a second and 50 MB for a million, in every process of a run.
+
+    Raises InputError for numbers out of range.
     """
 
     name = "cooccurrence"
+    reads_text = True
     std: Annotated[float, POSITIVE] = 0.1
     window: Annotated[int, SIZE] = 4
     counted_tokens: Annotated[int, SIZE] = 20_000_000
@@ -121,7 +129,7 @@ class CooccurrenceWeights(RandomWeights):
         self._tokens: NDArray[np.int64] | None = None
 
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
-        """See `StartingWeights`: beside positions from N(0, 1) the tokens would be lost."""
+        """See `StartingWeights`: next to positions drawn from N(0, 1) the embeddings would be lost."""
         if config.init != "gpt2":
             raise InputError(
                 f"init=cooccurrence needs model.init=gpt2, got {config.init}: set it, or use init=random"
@@ -129,91 +137,92 @@ class CooccurrenceWeights(RandomWeights):
 
     def read_text(self, tokens: NDArray[np.integer[Any]]) -> None:
         """See `StartingWeights`."""
-        if len(tokens) > self.counted_tokens:
-            log.info(
-                "init=cooccurrence counts %s of %s tokens", f"{self.counted_tokens:,}", f"{len(tokens):,}"
-            )
-        self._tokens = evenly_spread(tokens, self.counted_tokens).astype(np.int64)
+        most = self.counted_tokens
+        if len(tokens) > most:
+            log.info("init=cooccurrence counts %s of %s tokens", f"{most:,}", f"{len(tokens):,}")
+        self._tokens = evenly_spread(tokens, most).astype(np.int64)
 
     def load_into(self, net: nn.Module) -> dict[str, Any]:
         """See `StartingWeights`. Raises InputError without a text, and for a model that is not a GPTModel."""
-        if self._tokens is None:
-            raise InputError("init=cooccurrence counts in plain text: use task=pretrain, or init=random")
         if not isinstance(net, GPTModel):
             raise InputError(f"init=cooccurrence is for a GPTModel, not {class_path(net)}: use init=random")
+        self.check(net.config, {})
+        if self._tokens is None:
+            raise InputError("init=cooccurrence has read no text: call read_text first, or use init=random")
         started = time.perf_counter()
         V, D = net.tok_emb.weight.shape
         vectors = cooccurrence_vectors(self._tokens, vocab_size=V, size=D, window=self.window)
-        counted = vectors.norm(dim=1) > 0  # (V,)
+        counted = vectors.any(dim=1)  # (V,)
+        rows = torch.nn.functional.normalize(vectors[counted]) * self.std * D**0.5
         with torch.no_grad():
-            for rows in {id(each): each for each in (net.tok_emb.weight, net.out_head.weight)}.values():
-                rows[counted] = torch.nn.functional.normalize(vectors[counted]) * self.std * D**0.5
+            net.tok_emb.weight[counted] = rows
+            net.out_head.weight[counted] = rows  # the same parameter if tied
         log.info(
-            "init=cooccurrence: the embeddings of %s tokens from %s counted ones, %s stay random, %.1f s",
-            f"{int(counted.sum()):,}", f"{len(self._tokens):,}", f"{int((~counted).sum()):,}",
-            time.perf_counter() - started,
+            "init=cooccurrence: embeddings of %s tokens from counts of %s, %s random, in %.1f s",
+            f"{len(rows):,}", f"{len(self._tokens):,}", f"{V - len(rows):,}", time.perf_counter() - started,
         )  # fmt: skip
-        self._tokens = None
         settings = {"std": self.std, "window": self.window, "counted_tokens": self.counted_tokens}
         return {"init": self.name, **settings}
 
 
 _PARTS = 64
-"""Places in a long text that are counted."""
+"""Parts of a long text that are counted."""
 _SMOOTHING = 0.75
-"""Exponent of the frequencies of the company, which makes rare tokens less surprising (Levy et al. 2015)."""
+"""Exponent of the frequencies of neighbours: rare ones would be too informative (Levy et al. 2015)."""
 _MORE_COLUMNS, _ITERATIONS = 32, 4
-"""Of the randomised factorisation: 32 columns more than are kept, and 4 products (Halko et al. 2011)."""
+"""Of the randomised factorisation: columns more than are kept, and products (Halko et al. 2011)."""
+_ROUNDING = 1e-4
+"""A vector this much shorter than the longest is rounding error."""
 
 
 def evenly_spread(tokens: NDArray[Any], most: int) -> NDArray[Any]:
-    """At most so many tokens, in 64 stretches evenly spread over a longer text."""
+    """At most so many tokens, from up to 64 parts spread evenly over a longer text."""
     if len(tokens) <= most:
         return np.asarray(tokens)
-    length, starts = max(1, most // _PARTS), np.linspace(0, len(tokens), _PARTS, endpoint=False).astype(int)
-    return np.concatenate([tokens[start : start + length] for start in starts])[:most]
+    parts = min(_PARTS, most)
+    starts = np.linspace(0, len(tokens), parts, endpoint=False).astype(int)
+    return np.concatenate([tokens[start : start + most // parts] for start in starts])
 
 
 def cooccurrence_vectors(tokens: NDArray[np.int64], *, vocab_size: int, size: int, window: int) -> Tensor:
-    """Vectors (V, `size`) of tokens (N,) whose dot products say how much more often than by chance two meet.
+    """Vectors (V, `size`) of tokens (N,) whose dot products approximate how much more often two co-occur.
 
-    Tokens d apart, d up to `window`, meet 1/d times. The matrix of positive pointwise mutual information is
-    factorised as in Levy & Goldberg 2014: U sqrt(S), the signs of S left out. The vectors of tokens that the
-    text does not have are 0, so are the columns beyond the vocabulary. No random number generator of torch is
-    touched. Takes about 10 s for 14 million tokens of GPT-2's vocabulary, and 2 GB.
+    A pair d tokens apart, d up to `window`, counts 1/d. The matrix of positive pointwise mutual information
+    (PPMI) is factorised into U sqrt(S), without the signs of S, as in Levy & Goldberg 2014. Vectors of tokens
+    without positive information are 0, and so are columns beyond the vocabulary. torch's global random number
+    generator is not used.
     """
     V = vocab_size
     pairs, counts = [], []
     for distance in range(1, window + 1):
-        found = np.unique(tokens[:-distance] * V + tokens[distance:], return_counts=True)
-        pairs.append(found[0])
-        counts.append(found[1] / distance)
+        found, times = np.unique(tokens[:-distance] * V + tokens[distance:], return_counts=True)
+        pairs.append(found)
+        counts.append(times / distance)
     left, right = np.divmod(np.concatenate(pairs), V)
-    places = torch.from_numpy(np.stack([np.append(left, right), np.append(right, left)]))
-    met = torch.from_numpy(np.concatenate(counts * 2)).float()
-    table = torch.sparse_coo_tensor(places, met, (V, V), check_invariants=False).coalesce()
-    (row, column), met = table.indices(), table.values()
-    of_token = torch.zeros(V).index_add_(0, row, met)
-    of_company = of_token.pow(_SMOOTHING) / of_token.pow(_SMOOTHING).sum()
-    information = torch.log(met / (of_token[row] * of_company[column]))
-    # The smoothing favours one side: the mean of both directions makes the matrix symmetric.
-    other_way = torch.log(met / (of_token[column] * of_company[row]))
-    information = (information + other_way) / 2
-    positive = information > 0
-    matrix = torch.sparse_coo_tensor(
-        table.indices()[:, positive], information[positive], (V, V), check_invariants=False
+    places = torch.from_numpy(np.stack([np.append(left, right), np.append(right, left)]))  # either way around
+    together = torch.from_numpy(np.concatenate(counts * 2))  # float64
+    table = torch.sparse_coo_tensor(places, together, (V, V), check_invariants=False).coalesce()
+    (row, column), together = table.indices(), table.values()
+    alone = torch.zeros(V, dtype=torch.float64).index_add_(0, row, together)
+    smoothed = alone.pow(_SMOOTHING) / alone.pow(_SMOOTHING).sum()
+    # The smoothing is that of the neighbour: the mean of both ways around makes the matrix symmetric.
+    pmi = torch.log(together) - (alone[row] * smoothed[column] * alone[column] * smoothed[row]).log() / 2
+    positive = pmi > 0
+    ppmi = torch.sparse_coo_tensor(
+        table.indices()[:, positive], pmi[positive].float(), (V, V), check_invariants=False
     )
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch calls the format a beta
-        matrix = matrix.to_sparse_csr()
+        ppmi = ppmi.to_sparse_csr()
     k = min(size, V)
     basis = torch.randn(V, min(V, k + _MORE_COLUMNS), generator=torch.Generator().manual_seed(0))
     for _ in range(_ITERATIONS):
-        basis = torch.linalg.qr(matrix @ basis).Q
-    values, vectors = torch.linalg.eigh(basis.t() @ (matrix @ basis))
-    kept = values.abs().argsort(descending=True)[:k]
-    found_vectors = (basis @ vectors[:, kept]) * values[kept].abs().sqrt()
-    found_vectors[of_token == 0] = 0
-    return torch.nn.functional.pad(found_vectors, (0, size - k))
+        basis = torch.linalg.qr(ppmi @ basis).Q
+    values, vectors = torch.linalg.eigh(basis.t() @ (ppmi @ basis))
+    largest = values.abs().argsort(descending=True)[:k]
+    factors = (basis @ vectors[:, largest]) * values[largest].abs().sqrt()
+    lengths = factors.norm(dim=1)
+    factors[lengths <= _ROUNDING * lengths.max()] = 0
+    return torch.nn.functional.pad(factors, (0, size - k))
 
 
 @dataclass(frozen=True, kw_only=True)

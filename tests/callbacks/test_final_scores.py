@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from gptpl.callbacks.checkpoints import BestCheckpoint
 from gptpl.callbacks.final_scores import FinalScores
 from gptpl.data.classification.datamodule import LabelledDataModule, LabelledTexts
 from gptpl.data.sources import LabelledFiles
+from gptpl.evaluation.classifier import evaluate_classifier
 from gptpl.tokenizers import BytesTokenizer
 from gptpl.training.classification import ClassificationModule
 
@@ -38,12 +41,18 @@ def data(tmp_path: Path) -> LabelledDataModule:
 
 
 def scored(
-    pretraining: Any, data: LabelledDataModule, rank: int, world_size: int, *callbacks: Any
+    pretraining: Any,
+    data: LabelledDataModule,
+    rank: int,
+    world_size: int,
+    *callbacks: Any,
+    compiled: bool = False,
 ) -> dict[str, float]:
     torch.manual_seed(5)  # the head is new
     module = ClassificationModule(
         pretraining.net(), tokenizer=data.tokenizer, run_config={}, **data.module_settings()
     )
+    module.compiled = compiled
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     trainer: Any = SimpleNamespace(
         datamodule=data,
@@ -101,3 +110,27 @@ def test_best_weights_that_one_process_cannot_read_are_nobodys(
     first, second = two_ranks(rank_of)
     assert first == second
     assert first == pytest.approx(last, rel=1e-6)
+
+
+def test_blocks_compiled_for_training_are_not_compiled_for_scores(
+    pretraining: Any, data: LabelledDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stances: list[str] = []
+
+    @contextmanager
+    def set_stance(stance: str) -> Iterator[None]:
+        stances.append(stance)
+        yield
+        stances.append("default")
+
+    monkeypatch.setattr(torch.compiler, "set_stance", set_stance)
+    found: list[list[str]] = []
+    monkeypatch.setattr(
+        "gptpl.callbacks.final_scores.evaluate_classifier",
+        lambda *given, **named: (found.append(stances[-1:]), evaluate_classifier(*given, **named))[1],
+    )
+    plain = scored(pretraining, data, 0, 1)
+    assert (found, stances) == ([[]] * 3, [])
+    assert scored(pretraining, data, 0, 1, compiled=True) == plain
+    assert found[3:] == [["force_eager"]] * 3
+    assert stances[-1] == "default"

@@ -320,6 +320,7 @@ def test_one_line_for_each_mistake_in_training(
 
 def test_embeddings_are_not_counted_in_labelled_texts(trained, gptpl, tmp_path):
     shutil.copy(trained.folder / "texts.csv", tmp_path)
-    outcome = gptpl(*CLASSIFY, "init=cooccurrence", "run_dir=run")
-    assert outcome.status == 2
-    assert "init=cooccurrence counts in plain text: use task=pretrain, or init=random" in outcome.err
+    for command in ("train", "plan"):
+        outcome = gptpl(command, *CLASSIFY[1:], "init=cooccurrence")
+        assert outcome.status == 2
+        assert "CooccurrenceWeights reads plain text, which LabelledDataModule does not have" in outcome.err

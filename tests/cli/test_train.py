@@ -210,12 +210,12 @@ def test_embeddings_begin_where_the_text_puts_them(gptpl, run_folder):
     """A resumed run has its weights, and what they began with, from its checkpoint."""
     outcome = gptpl("train", "experiment=quick", "init=cooccurrence", "trainer.max_steps=3", "run_dir=run")
     assert outcome.status == 0
-    assert "init=cooccurrence: the embeddings of" in outcome.err
+    assert "init=cooccurrence: embeddings of" in outcome.err
     start = {"init": "cooccurrence", "std": 0.1, "window": 4, "counted_tokens": 20_000_000}
     run = run_folder(outcome.folder / "run")
     assert run.record["start"] == start
     resumed = gptpl("train", "resume=run", "trainer.max_steps=5")
     assert resumed.status == 0
-    assert "init=cooccurrence: the embeddings of" not in resumed.err
+    assert "init=cooccurrence: embeddings of" not in resumed.err
     assert run.record["start"] == start
     assert run.steps[-1] == 5

@@ -1,4 +1,4 @@
-"""Embeddings that begin where the training text's co-occurrence counts put them."""
+"""Embeddings initialised from co-occurrence counts of the training text."""
 
 from typing import Any
 
@@ -68,6 +68,23 @@ def test_fewer_columns_keep_the_largest():
     vectors = cooccurrence_vectors(tokens, vocab_size=9, size=4, window=2).double()
     expected = basis[:, largest] @ values[largest].abs().diag() @ basis[:, largest].t()
     torch.testing.assert_close(vectors @ vectors.t(), expected, atol=1e-5, rtol=0)
+
+
+def test_the_largest_are_found_in_a_large_table():
+    """Where the random basis does not span everything."""
+    draw = np.random.default_rng(2)
+    tokens = (draw.integers(0, 10, 30_000) + 10 * (np.arange(30_000) // 50 % 60)) % 600
+    values, basis = torch.linalg.eigh(information_by_hand(tokens.tolist(), size=600, window=2))
+    largest = values.abs().argsort(descending=True)[:8]
+    vectors = cooccurrence_vectors(tokens, vocab_size=600, size=8, window=2).double()
+    expected = basis[:, largest] @ values[largest].abs().diag() @ basis[:, largest].t()
+    torch.testing.assert_close(vectors.norm(dim=0), values[largest].abs().sqrt(), rtol=0.02, atol=0)
+    assert (vectors @ vectors.t() - expected).norm() < 0.3 * expected.norm()
+
+
+def test_a_text_without_information_leaves_random_rows():
+    """A token that is alone is no more frequent next to itself than by chance."""
+    assert cooccurrence_vectors(np.zeros(50, dtype=np.int64), vocab_size=3, size=2, window=2).eq(0).all()
 
 
 def test_tokens_of_one_kind_begin_side_by_side():
@@ -164,7 +181,7 @@ def test_a_model_with_large_random_positions_is_refused():
 
 
 def test_without_a_text_it_is_refused():
-    with pytest.raises(InputError, match="init=cooccurrence counts in plain text"):
+    with pytest.raises(InputError, match="init=cooccurrence has read no text: call read_text first"):
         CooccurrenceWeights().make_model(shape())
 
 
