@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+import torch
 
 from gptpl.callbacks.after_step import AfterStep, epochs_done, language_module
 from gptpl.callbacks.record_file import Record, RecordFile
@@ -94,7 +95,8 @@ class Samples(AfterStep, ABC):
             return
         module, epoch = language_module(pl_module), round(epochs_done(trainer), 4)
         position = {"step": trainer.global_step, "epoch": epoch, "tokens_seen": module.tokens_seen}
-        with module.uncompiled():
+        # A compiled block would be compiled again for the sequences of a text beyond the context.
+        with torch.compiler.set_stance("force_eager"):
             self._sample(trainer, module, position)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -125,10 +125,12 @@ def test_blocks_compiled_for_training_are_not_compiled_for_scores(
 
     monkeypatch.setattr(torch.compiler, "set_stance", set_stance)
     found: list[list[str]] = []
-    monkeypatch.setattr(
-        "gptpl.callbacks.final_scores.evaluate_classifier",
-        lambda *given, **named: (found.append(stances[-1:]), evaluate_classifier(*given, **named))[1],
-    )
+
+    def evaluate(*given: Any, **named: Any) -> Any:
+        found.append(stances[-1:])
+        return evaluate_classifier(*given, **named)
+
+    monkeypatch.setattr("gptpl.callbacks.final_scores.evaluate_classifier", evaluate)
     plain = scored(pretraining, data, 0, 1)
     assert (found, stances) == ([[]] * 3, [])
     assert scored(pretraining, data, 0, 1, compiled=True) == plain
