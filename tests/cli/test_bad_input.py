@@ -139,6 +139,12 @@ def test_muon_for_a_model_that_is_spread_over_processes(refused):
     assert "use optimizer=adamw, or trainer=ddp" in line
 
 
+def test_embeddings_whose_bits_depend_on_the_machine_are_not_sharded(refused):
+    line = refused(*SMALL, "trainer=fsdp", "trainer.accelerator=cpu", "init=cooccurrence")
+    assert "the bits of CooccurrenceWeights depend on the machine" in line
+    assert line.endswith("use init=random, or trainer=ddp")
+
+
 def test_no_compiler_where_one_is_asked_for(refused, monkeypatch):
     monkeypatch.setattr("gptpl.training.performance.missing_tool", lambda device: "a C++ compiler")
     line = refused(*SMALL, "trainer.compile=on")

@@ -219,3 +219,6 @@ def test_embeddings_begin_where_the_text_puts_them(gptpl, run_folder):
     assert "init=cooccurrence: embeddings of" not in resumed.err
     assert run.record["start"] == start
     assert run.steps[-1] == 5
+    assert gptpl("weights", "convert", "checkpoint=run", "format=gptpl", "output=exported").status == 0
+    card = (outcome.folder / "exported/README.md").read_text(encoding="utf-8")
+    assert "First weights: random, token embeddings from co-occurrence counts of the training text." in card
