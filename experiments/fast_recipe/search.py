@@ -81,7 +81,7 @@ def train(folder: Path, name: str) -> None:
         return
     what, tokens, seed = name.rsplit("_", 2)
     if what == NANOGPT:
-        batch, overrides = 4, [each for each in nanogpt() if not each.startswith("trainer.max_steps")]
+        batch, overrides = 4, list(nanogpt())
     else:
         settings = FIRST | TRIES[what]
         batch = settings.pop("batch_size", 8)

@@ -30,21 +30,21 @@ NANOGPT, FAST = "nanogpt", "fast"
 
 
 def nanogpt(*, lr: float = 6e-4, beta2: float = 0.95) -> tuple[str, ...]:
-    """Settings of nanoGPT's recipe, with those learning rate and beta2; evaluations apart."""
+    """Settings of nanoGPT's recipe, with this learning rate and beta2; without steps and evaluations."""
     return (
         "data=python_stdlib", "model=gpt_18m", "model.drop_rate=0", "data.batch_size=4",
         "optimizer=adamw", f"optimizer.lr={lr:g}", f"optimizer.betas=[0.9,{beta2}]",
         "optimizer.weight_decay=0.1",
         "scheduler=cosine", "scheduler.warmup_steps=100", f"scheduler.min_lr={lr / 10:g}",
-        "trainer.gradient_clip_val=1.0", "trainer.max_epochs=null", "trainer.max_steps=1680",
+        "trainer.gradient_clip_val=1.0", "trainer.max_epochs=null",
     )  # fmt: skip
 
 
-# Evaluated about once a minute, on 160 sequences: 40 batches of 4, or 20 of 8.
-IN_FOURS = ("eval_every_n_steps=115", "eval_val_batches=40")
+# 15 minutes. Evaluated about once a minute, on 160 sequences: 40 batches of 4, or 20 of 8.
+NANOGPT_LENGTH = ("trainer.max_steps=1680", "eval_every_n_steps=115", "eval_val_batches=40")
 RECIPES = {
-    NANOGPT: (*nanogpt(), *IN_FOURS),
-    "nanogpt_small": (*nanogpt(lr=1e-3, beta2=0.99), *IN_FOURS),
+    NANOGPT: (*nanogpt(), *NANOGPT_LENGTH),
+    "nanogpt_small": (*nanogpt(lr=1e-3, beta2=0.99), *NANOGPT_LENGTH),
     FAST: ("experiment=fast_recipe",),
     "random": ("experiment=fast_recipe", "init=random"),
     "modern": ("experiment=fast_recipe", "model=gpt_modern"),

@@ -192,8 +192,8 @@ class TrainingModule(Task, L.LightningModule):
     def uncompiled(self) -> AbstractContextManager[Any]:
         """A context in which the blocks that gptpl has compiled for training run as they are.
 
-        Evaluations and samples have sequences of other numbers and lengths: each would be compiled, and
-        training after it for all sizes.
+        Evaluations have batches of other sizes: their compilation takes longer than it saves in most runs,
+        and the training step would then be compiled for any size.
         """
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
