@@ -1,13 +1,48 @@
-"""The interface of corpora, files in a stable order and the text of each; and reading one file."""
+"""The interface of corpora: files in a stable order, their documents, and parts to be read one by one."""
 
 import codecs
 import hashlib
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gptpl.errors import InputError
+
+SECTION = 1 << 20
+"""Characters from which on a document is cut, at the next good place."""
+# Between two lines without white space at the cut: for GPT-2's pattern the line end is a token by itself,
+# whichever side it is on. (Later patterns of tiktoken add a slash behind a line end to what is before it.)
+_CUT = re.compile(r"(?<=\S)\n(?=[^\s/])")
+_CUT_IN_LINE = re.compile(r"(?<=\S)(?= \S)")
+
+
+Files = list[tuple[str, int, int]]
+"""Of each file: its name below the folder that all have in common, bytes, and time of change in ns."""
+
+
+class Section(NamedTuple):
+    """A document, or a part of a long one; `ends`: it is the last part. A blank document has the text ""."""
+
+    text: str
+    ends: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of a corpus that can be read by itself: a file, or a range of one; without a path, all.
+
+    The range is in bytes, of Parquet in row groups; `end` None: to the end. `size` is the number of bytes, of
+    a compressed file an estimate of those of its text.
+    """
+
+    path: Path | None = None
+    start: int = 0
+    end: int | None = None
+    size: int = 0
 
 
 class Corpus(ABC):
@@ -27,6 +62,30 @@ class Corpus(ABC):
         """All documents in order, one at a time."""
         for path in self.files():
             yield self.read(path)
+
+    def listing(self) -> Files:
+        """Name, size and time of every file. Raises InputError, which names the file, where it is gone."""
+        return listed([str(path) for path in self.files()])
+
+    def pieces(self) -> list[Piece]:
+        """Parts that can be read by themselves, in the order of the documents.
+
+        Here each file is one; of a subclass that has its own `documents`, all of them together are.
+        """
+        files = self.files()
+        if type(self).documents is not Corpus.documents:
+            return [Piece(size=sum(path.stat().st_size for path in files))]
+        return [Piece(path=path, size=path.stat().st_size) for path in files]
+
+    def sections(self, piece: Piece) -> Iterator[Section]:
+        """The documents of a piece, in sections. Raises InputError as `documents`."""
+        for text in self.documents() if piece.path is None else [self.read(piece.path)]:
+            yield from in_sections([text])
+
+    @property
+    def reading(self) -> str:
+        """What decides, besides the files, which documents they hold."""
+        return _class_name(type(self))
 
     def content_sha256(self) -> str:
         """Hash of the class and of everything that decides the text: the bytes of the files in order.
@@ -56,11 +115,49 @@ class Corpus(ABC):
         return digest.hexdigest()
 
     def _digest(self) -> "hashlib._Hash":
-        module, name = type(self).__module__, type(self).__qualname__
-        if module.startswith("gptpl.data.sources."):
-            # The modules' first names: older runs and caches know their text by this hash.
-            module = "gptpl.data.corpora." + re.sub(r"\B(?=[A-Z])", "_", name).lower()
-        return hashlib.sha256(f"{module}.{name}".encode())
+        return hashlib.sha256(_class_name(type(self)).encode())
+
+
+def _class_name(of: type[Corpus]) -> str:
+    module, name = of.__module__, of.__qualname__
+    if module.startswith("gptpl.data.sources."):
+        # The modules' first names: older runs and caches know their text by this hash.
+        module = "gptpl.data.corpora." + re.sub(r"\B(?=[A-Z])", "_", name).lower()
+    return f"{module}.{name}"
+
+
+def in_sections(parts: Iterable[str], *, begins: bool = True, ends: bool = True) -> Iterator[Section]:
+    """A document, read part by part, in sections.
+
+    `begins`, `ends`: whether the document does so with the first and with the last part.
+    """
+    waiting, blank = "", begins and ends
+    for part in parts:
+        waiting += part
+        while len(waiting) > 2 * SECTION:
+            place = _place_to_cut(waiting)
+            yield Section(waiting[:place], False)
+            waiting, blank = waiting[place:], False
+    yield Section("" if blank and waiting.isspace() else waiting, ends)
+
+
+def _place_to_cut(text: str) -> int:
+    """Where a section of the text ends: between two lines, else before a space, else anywhere."""
+    found = _CUT.search(text, SECTION) or _CUT_IN_LINE.search(text, SECTION)
+    return found.end() if found else SECTION
+
+
+def listed(paths: list[str]) -> Files:
+    """See `Corpus.listing`. Of strings: a hundred thousand paths alone take half a second to make."""
+    start = len(os.path.commonpath({os.path.split(path)[0] for path in paths})) if paths else 0
+    found = []
+    for path in paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except OSError as error:
+            raise unreadable(Path(path), error) from error
+        found.append((path[start:].lstrip(os.sep), status.st_size, status.st_mtime_ns))
+    return found
 
 
 def read_utf8(path: Path) -> str:
@@ -73,7 +170,7 @@ def read_utf8(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
-    return not_blank(_decoded(data, path).replace("\r\n", "\n").replace("\r", "\n"), path)
+    return not_blank(decoded_line(data, path).replace("\r\n", "\n").replace("\r", "\n"), path)
 
 
 def utf8_lines(path: Path) -> Generator[str, None, None]:
@@ -85,14 +182,18 @@ def utf8_lines(path: Path) -> Generator[str, None, None]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                yield _decoded(line, path, number)
+                yield decoded_line(line, path, number)
     except OSError as error:
         raise unreadable(path, error) from error
     if not number:
         not_blank("", path)
 
 
-def _decoded(data: bytes, path: Path, line: int | None = None) -> str:
+def decoded_line(data: bytes, path: Path, line: int | None = None) -> str:
+    """Text of a line, numbered from 1, or of a whole file; the first is without a byte order mark.
+
+    Raises InputError as `read_utf8`, naming the line too.
+    """
     place = f"{path}" if line is None else f"{path}, line {line},"
     first = line in (None, 1)
     if first and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -104,11 +205,16 @@ def _decoded(data: bytes, path: Path, line: int | None = None) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{place} is not UTF-8 (byte 0x{data[error.start]:02X} at offset {error.start}): "
-            "convert it, e.g. iconv -f WINDOWS-1252 -t UTF-8"
-        ) from error
+        raise not_utf8(place, error, error.start) from error
     return text.removeprefix("\ufeff") if first else text
+
+
+def not_utf8(place: str, error: UnicodeDecodeError, offset: int) -> InputError:
+    """The error for bytes that are no UTF-8, at an offset of a place."""
+    return InputError(
+        f"{place} is not UTF-8 (byte 0x{error.object[error.start]:02X} at offset {offset}): "
+        "convert it, e.g. iconv -f WINDOWS-1252 -t UTF-8"
+    )
 
 
 def not_blank(text: str, path: Path) -> str:

@@ -67,7 +67,12 @@ def json_lines(lines: Iterable[str], path: Path) -> Iterator[Record]:
     """The object of each line; blank lines are skipped. Raises InputError as `read_records`."""
     for number, line in enumerate(lines, 1):
         if line and not line.isspace():
-            yield _record(parse_json(line.strip(), f"{path}, line {number}"), f"{path}, line", number)
+            yield json_line(line, path, number)
+
+
+def json_line(line: str, path: Path, number: int) -> Record:
+    """The object of a line, numbered from 1. Raises InputError as `read_records`."""
+    return _record(parse_json(line.strip(), f"{path}, line {number}"), f"{path}, line", number)
 
 
 def _record(value: Any, where: str, number: int) -> Record:

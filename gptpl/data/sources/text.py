@@ -1,14 +1,18 @@
 """Plain text: the story that ships with the package, a download, and the user's own files."""
 
+import fnmatch
 import glob
 import hashlib
+import os
+import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from gptpl.data.sources.base import Corpus, unreadable, utf8_lines
-from gptpl.data.sources.records import JSON_LINES, json_lines
+from gptpl.data.sources.base import Corpus, Files, Piece, Section, listed, unreadable, utf8_lines
+from gptpl.data.sources.formats import is_compressed, kind_of, pieces_of, sections
+from gptpl.data.sources.records import json_lines
 from gptpl.errors import InputError
 from gptpl.files.download import download
 from gptpl.settings import FREE
@@ -45,13 +49,17 @@ class Downloaded(Corpus):
 
 
 class TextFiles(Corpus):
-    """The user's own UTF-8 files, sorted by path: one document each, of JSON Lines one a line.
+    """The user's own UTF-8 text, JSON Lines or Parquet, also compressed (.gz, .zst), sorted by path.
+
+    A text file is one document, and so is the text of a line of JSON Lines, or of a row of Parquet.
 
     Args:
         path: a file; a folder, whose files that match `pattern` are taken; or a glob such as `books/*.txt`
             (`**` for any depth). `~` is the home folder. None: `files` raises InputError.
-        pattern: glob below a folder.
-        field: key of the text in the objects of `.jsonl` and `.ndjson` files; None: these are plain text too.
+        pattern: glob below a folder; None: all that are text, JSON Lines or Parquet by their suffix, of which
+            a folder may hold one kind.
+        field: key of the text in the objects of `.jsonl` and `.ndjson` files, and its column in Parquet;
+            None: JSON Lines are plain text too.
 
     Hidden files and folders are left out unless the glob names them; `**` follows no links to folders.
     """
@@ -61,7 +69,7 @@ class TextFiles(Corpus):
     def __init__(
         self,
         path: Annotated[str | Path | None, FREE] = None,
-        pattern: str = "**/*.txt",
+        pattern: str | None = "**/*.txt",
         field: Annotated[str | None, FREE] = "text",
     ) -> None:
         self._path = path
@@ -70,38 +78,83 @@ class TextFiles(Corpus):
 
     def files(self) -> list[Path]:
         """The files. Raises InputError where the path is not set, is missing, or no file matches."""
+        return [Path(path) for path in self._paths()]
+
+    def listing(self) -> Files:
+        """See `Corpus`."""
+        return listed(self._paths())
+
+    def _paths(self) -> list[str]:
         path = given_path(self._path, "a file, folder or glob, e.g. data.path=book.txt")
         try:
             if path.is_file():
-                return [path]
+                return [str(path)]
             root, pattern = (path, self._pattern) if path.is_dir() else _split_glob(path)
-            found = _matches(root, pattern)
+            found = _matches(root, "**/*" if pattern is None else pattern)
         except OSError as error:
             raise unreadable(path, error) from error
+        if pattern is None:
+            found = _of_one_kind(found, path)
         if not found:
-            raise InputError(
-                f"data.path={path}: no file matches {pattern}: check the path, or set data.pattern"
-            )
+            wanted = "is text, JSON Lines or Parquet" if pattern is None else f"matches {pattern}"
+            raise InputError(f"data.path={path}: no file {wanted}: check the path, or set data.pattern")
         return found
 
     def documents(self) -> Iterator[str]:
-        """The text of each file or line. Raises InputError for a line without a text in `field`."""
+        """The text of each file, line or row. Raises InputError for one without a text in `field`."""
         for path in self.files():
-            if self._field is not None and path.suffix.lower() in JSON_LINES:
+            kind = kind_of(path)
+            if kind == "Parquet" or is_compressed(path):
+                yield from self._documents_of(path)
+            elif self._field is not None and kind == "JSON Lines":
                 for record in json_lines(utf8_lines(path), path):
                     yield record.text(self._field, "set data.field to the key of the text")
             else:
                 yield self.read(path)
 
-    def content_sha256(self) -> str:
-        """Hash of the bytes of the files, and of the field that is read of JSON Lines."""
+    def _documents_of(self, path: Path) -> Iterator[str]:
+        parts: list[str] = []
+        for piece in pieces_of(path, path.stat().st_size):
+            for section in sections(piece, self._field):
+                parts.append(section.text)
+                if section.ends:
+                    if not any(parts):
+                        raise InputError(f"{path} has an empty document: remove it, or use data=corpus")
+                    yield "".join(parts)
+                    parts = []
+
+    def pieces(self) -> list[Piece]:
+        """Files, and ranges of large ones."""
+        if not self._reads_itself:
+            return super().pieces()
+        return [piece for path in self.files() for piece in pieces_of(path, path.stat().st_size)]
+
+    def sections(self, piece: Piece) -> Iterator[Section]:
+        """See `Corpus`; blank documents come as such."""
+        return sections(piece, self._field) if self._reads_itself else super().sections(piece)
+
+    @property
+    def reading(self) -> str:
+        """The class, and the field."""
+        return f"{super().reading} {self._field}"
+
+    @property
+    def _reads_itself(self) -> bool:
         own = type(self)
-        if own.read is not Corpus.read or own.documents is not TextFiles.documents:
+        return own.read is Corpus.read and own.documents is TextFiles.documents
+
+    def content_sha256(self) -> str:
+        """Hash of the bytes of the files, and of the field that is read of records."""
+        if not self._reads_itself:
             return super().content_sha256()
         sha256 = self.files_sha256()
-        if self._field is None or not any(path.suffix.lower() in JSON_LINES for path in self.files()):
+        if not any(self._is_records(path) for path in self.files()):
             return sha256
         return hashlib.sha256(f"{sha256} {self._field}".encode()).hexdigest()
+
+    def _is_records(self, path: Path) -> bool:
+        kind = kind_of(path)
+        return kind == "Parquet" or (kind == "JSON Lines" and self._field is not None)
 
 
 class InstructionFile(Corpus):
@@ -143,12 +196,44 @@ def _split_glob(path: Path) -> tuple[Path, str]:
     return root, "/".join(parts)
 
 
-def _matches(root: Path, pattern: str) -> list[Path]:
+def _matches(root: Path, pattern: str) -> list[str]:
     def hidden(path: Path) -> bool:
         return any(part.startswith(".") for part in path.parts)
 
+    name = pattern.removeprefix("**/")
+    if name != pattern and not {"/", os.sep} & {*name} and not name.startswith((".", "**")):
+        wanted = re.compile(fnmatch.translate(os.path.normcase(name)))
+        return list(_below(str(root), wanted))  # as below, in a fifth of the time
     try:
         found = [path for path in set(root.glob(pattern)) if path.is_file()]
     except (ValueError, NotImplementedError) as error:  # how pathlib refuses a pattern
         raise InputError(f"{pattern!r} is not a glob below a folder ({error}): try '**/*.txt'") from error
-    return sorted(path for path in found if hidden(Path(pattern)) or not hidden(path.relative_to(root)))
+    found = [path for path in found if hidden(Path(pattern)) or not hidden(path.relative_to(root))]
+    return list(map(str, sorted(found)))
+
+
+def _below(folder: str, wanted: re.Pattern[str]) -> Iterator[str]:
+    """The files at any depth whose names match, in the order of paths."""
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: os.path.normcase(entry.name))
+    for entry in ordered:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(entry.path, wanted)
+        elif wanted.match(os.path.normcase(entry.name)) and entry.is_file():
+            yield entry.path
+
+
+def _of_one_kind(paths: list[str], folder: Path) -> list[str]:
+    """Those that are text or records by their suffix. Raises InputError where they are of several kinds."""
+    kinds = [kind_of(path) for path in paths]
+    first = {kind: path for kind, path in zip(reversed(kinds), reversed(paths), strict=True) if kind}
+    if len(first) > 1:
+        examples = ", ".join(f"{kind} ({Path(path).name})" for kind, path in sorted(first.items()))
+        suffix = "".join(Path(next(iter(first.values()))).suffixes)
+        raise InputError(
+            f"data.path={folder} holds files of several kinds, {examples}: set data.pattern, for example"
+            f" '**/*{suffix}'"
+        )
+    return [path for path, kind in zip(paths, kinds, strict=True) if kind]
