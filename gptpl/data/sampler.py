@@ -14,12 +14,18 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 from gptpl.errors import InputError
 
 Indices = NDArray[np.int64]
+LARGEST_TABLE = 1 << 24
+"""Examples up to which an epoch's order is torch's random permutation, a table of up to 128 MB."""
+_ROUNDS = 6
 PADDING = -1
 """In place of an example's index: a row that counts nowhere."""
 
 
 class EpochSampler(DistributedSampler[int]):
     """The indices of one rank's shuffled examples; the last incomplete global batch is dropped.
+
+    The order is a function of seed and epoch. That of more examples than `LARGEST_TABLE` is computed as it is
+    needed, see `permuted`; ten billion take no memory.
 
     A global batch is R x B examples, R = `world_size`; rank r takes its r-th B of them. So R processes with
     batches of B see the global batches of one process with batches of R x B. `set_epoch` chooses the order;
@@ -53,6 +59,7 @@ class EpochSampler(DistributedSampler[int]):
         self.batch_size = batch_size
         self.start = start
         self.limit: int | None = None
+        self._table: tuple[int, Indices] | None = None  # with its epoch
         self.set_epoch(start[0])
 
     @property
@@ -60,25 +67,56 @@ class EpochSampler(DistributedSampler[int]):
         """N, the batches of every rank in an epoch."""
         return self.count // (self.batch_size * self.num_replicas)
 
-    def order(self) -> Tensor:
-        """The indices of the current epoch, of all ranks: (N, R, B) int64."""
-        indices = torch.arange(self.count)
-        if self.shuffle:
-            # Not seed + epoch: then epoch 1 of seed 1 would be epoch 0 of seed 2.
-            mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(mixed[0]))
-            indices = torch.randperm(self.count, generator=generator)
-        kept = self.batches * self.num_replicas * self.batch_size
-        return indices[:kept].view(self.batches, self.num_replicas, self.batch_size)
+    def order(self, first: int = 0, last: int | None = None) -> Tensor:
+        """The indices of the current epoch's batches, or of some of them, of all ranks: (N, R, B) int64."""
+        batches = range(self.batches)[first:last]
+        R, B = self.num_replicas, self.batch_size
+        places = np.arange(batches.start * R * B, batches.stop * R * B, dtype=np.int64)
+        return torch.from_numpy(self._indices(places)).view(len(batches), R, B)
+
+    def _indices(self, places: Indices) -> Indices:
+        if not self.shuffle:
+            return places
+        # Not seed + epoch: then epoch 1 of seed 1 would be epoch 0 of seed 2.
+        mixed = np.random.SeedSequence([self.seed, self.epoch])
+        if self.count > LARGEST_TABLE:
+            return permuted(places, self.count, mixed.generate_state(_ROUNDS, np.uint64).astype(np.uint64))
+        if self._table is None or self._table[0] != self.epoch:
+            generator = torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
+            self._table = (self.epoch, torch.randperm(self.count, generator=generator).numpy())
+        return self._table[1][places]
 
     def __iter__(self) -> Iterator[int]:
         start_epoch, start_batch = self.start
         first = start_batch if self.epoch == start_epoch else 0
-        for batch in self.order()[first : self.limit, self.rank]:
-            yield from batch.tolist()
+        for batch in range(self.batches)[first : self.limit]:
+            yield from self.order(batch, batch + 1)[0, self.rank].tolist()
 
     def __len__(self) -> int:
         return self.batches * self.batch_size
+
+
+def permuted(places: Indices, count: int, keys: NDArray[np.uint64]) -> Indices:
+    """Where a random permutation of 0 .. count - 1 takes these places; it needs no table.
+
+    A Feistel network (Luby and Rackoff 1988) permutes the numbers of 2 k bits, at least `count` and at most 4
+    `count`; a result that is too large is permuted again until it is below (Black and Rogaway 2002). Each of
+    the `keys` makes a round, whose function is the finaliser of SplitMix64.
+    """
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    found = places.astype(np.uint64)
+    waiting = np.arange(len(found))
+    while len(waiting):
+        left, right = found[waiting] >> half, found[waiting] & mask
+        for key in keys:
+            mixed = right + key
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & mask)
+        found[waiting] = (left << half) | right
+        waiting = waiting[found[waiting] >= count]
+    return found.astype(np.int64)
 
 
 class InOrder(EpochSampler, SequentialSampler):

@@ -1,13 +1,14 @@
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from gptpl.data.sampler import PADDING, EpochSampler, evenly_spaced, rank_share
+from gptpl.data.sampler import PADDING, EpochSampler, evenly_spaced, permuted, rank_share
 from gptpl.errors import InputError
 
 sizes = st.tuples(st.integers(0, 60), st.integers(1, 5), st.integers(1, 4))  # sequences, batch_size, ranks
@@ -140,3 +141,72 @@ def test_ranks_share_every_sequence_in_the_batches_of_one_process(
 def test_one_process_gets_no_padding():
     starts = np.arange(7)
     assert rank_share(starts, batch_size=4, rank=0, world_size=1).tolist() == starts.tolist()
+
+
+# --- orders that are computed ---------------------------------------------------------------------------
+
+
+def keys(seed: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    return np.random.default_rng(seed).integers(0, 2**64, 6, dtype=np.uint64)
+
+
+@given(st.integers(1, 5000), st.integers(0, 2**32))
+def test_a_permutation_without_a_table_is_one(count: int, seed: int):
+    found = permuted(np.arange(count), count, keys(seed))
+    assert sorted(found.tolist()) == list(range(count))
+
+
+def test_places_are_permuted_alike_however_they_are_asked_for():
+    whole = permuted(np.arange(1000), 1000, keys(0))
+    assert np.array_equal(permuted(np.array([999, 5, 5, 0]), 1000, keys(0)), whole[[999, 5, 5, 0]])
+    assert not np.array_equal(permuted(np.arange(1000), 1000, keys(1)), whole)
+
+
+def chi_square(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
+    """Pearson's statistic in standard deviations from its mean."""
+    freedom = len(expected) - 1
+    statistic = ((found - expected) ** 2 / expected).sum()
+    return float((statistic - freedom) / np.sqrt(2 * freedom))
+
+
+@pytest.mark.parametrize("count", [10**10, 2**40 - 1, 3 * 2**30 + 1])
+def test_ten_billion_sequences_come_in_random_order(count: int):
+    found = permuted(np.arange(200_000), count, keys(3))  # an epoch's beginning, where all places are small
+    assert len(set(found.tolist())) == len(found)
+    assert 0 <= found.min() <= found.max() < count
+    edges = np.linspace(0, count, 1001)
+    expected = np.full(1000, len(found) / 1000)
+    # Where they are, how far it is from one to the next, and the lowest bits.
+    steps = np.diff(found, append=found[0]) % count
+    assert abs(chi_square(np.histogram(found, edges)[0], expected)) < 5
+    assert abs(chi_square(np.histogram(steps, edges)[0], expected)) < 5
+    assert abs(chi_square(np.bincount(found % 64, minlength=64), np.full(64, len(found) / 64))) < 5
+    assert abs(np.corrcoef(found, np.arange(len(found)))[0, 1]) < 0.01
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(0, 100))
+def test_computed_orders_are_shared_by_ranks_like_tables(size: tuple[int, int, int], seed: int):
+    sequences, batch_size, ranks = size
+    wide = batch_size * ranks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptpl.data.sampler.LARGEST_TABLE", 0)
+        one = epochs_of(EpochSampler(sequences, batch_size=wide, seed=seed), 2)
+        assert len(set(one)) == len(one) == sequences // wide * wide
+        for rank in range(ranks):
+            sampler = EpochSampler(
+                sequences, batch_size=batch_size, seed=seed, rank=rank, world_size=ranks, start=(2, 1)
+            )
+            mine = [one[i : i + batch_size] for i in range(wide + rank * batch_size, len(one), wide)]
+            assert list(sampler) == [number for batch in mine for number in batch]
+
+
+def test_a_trillion_sequences_take_no_memory():
+    sampler = EpochSampler(10**12, batch_size=4, seed=1, rank=3, world_size=8)
+    sampler.set_epoch(7)
+    first = list(itertools.islice(sampler, 12))
+    assert len(set(first)) == 12
+    assert len(sampler) == 10**12 // 32 * 4
+    assert first == list(itertools.islice(sampler, 12))
+    sampler.set_epoch(8)
+    assert first != list(itertools.islice(sampler, 12))
