@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gptpl.runs.finders import find_batch_size as find_batch_size
     from gptpl.runs.finders import find_lr as find_lr
     from gptpl.runs.loaded import load as load
+    from gptpl.runs.parts import encode as encode
     from gptpl.runs.plan import plan as plan
     from gptpl.runs.verify import verify_resume as verify_resume
     from gptpl.sweeps.sweep import sweep as sweep
@@ -37,6 +38,7 @@ _NAMES = {
     "gptpl.runs.build": ["Run", "build", "resume"],
     "gptpl.runs.finders": ["autotune", "find_batch_size", "find_lr"],
     "gptpl.runs.loaded": ["load"],
+    "gptpl.runs.parts": ["encode"],
     "gptpl.runs.plan": ["plan"],
     "gptpl.runs.verify": ["verify_resume"],
     "gptpl.sweeps.sweep": ["sweep"],

@@ -179,6 +179,7 @@ ROOTS: dict[str, type] = {
     "train": _Train,
     "plan": _with_node("plan", _PlanNode, _Train),
     "autotune": _Train,
+    "data_encode": _Train,
     "find_lr": _with_node("find", _FindLrNode, _Train),
     "find_batch_size": _with_node("find", _FindBatchSizeNode, _Train),
     "verify_resume": _with_node("verify", _VerifyNode, _Train),

@@ -91,7 +91,7 @@ class StockData(TrainingData):
         """Raises InputError: there are only batches."""
         raise InputError(f"{self.name} has no examples by number: it is a LightningDataModule of your own")
 
-    def report(self, *, parameters: int, world_size: int) -> list[str]:
+    def report(self, *, parameters: int | None, world_size: int) -> list[str]:
         """The number of batches, and what is not promised."""
         count = self.steps_per_epoch(world_size=world_size)
         batches = "as many batches as it gives" if count == UNKNOWN else f"{count:,} batches"

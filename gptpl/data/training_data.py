@@ -171,8 +171,11 @@ class TrainingData(L.LightningDataModule, ABC):
         """The examples of a split, in a fixed order. Raises InputError where there are none."""
 
     @abstractmethod
-    def report(self, *, parameters: int, world_size: int) -> list[str]:
-        """A description of the data for the person about to train a model of so many parameters, in lines."""
+    def report(self, *, parameters: int | None, world_size: int) -> list[str]:
+        """A description of the data for the person about to train a model of so many parameters, in lines.
+
+        `parameters` None: not known.
+        """
 
     def module_settings(self) -> dict[str, Any]:
         """What the task's module has to know of the data, as its keyword arguments."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from torch import nn
@@ -382,7 +382,7 @@ def _model(
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """The model, and for its record where its first weights come from."""
     if resume is None and isinstance(settled.datamodule, TextDataModule):
-        weights.read_text(settled.datamodule.encoded.train)
+        weights.read_text(cast(Any, settled.datamodule.encoded.train))
     if parts.is_gpt(settled.cfg):
         if resume is None:
             return weights.make_model(settled.config)

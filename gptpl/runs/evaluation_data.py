@@ -143,7 +143,8 @@ def training_tokens(model: "LanguageModel", data: TextData) -> np.ndarray[Any, A
         raise InputError(f"memorisation needs a training text, and {type(datamodule).__name__} has none")
     encoded = datamodule.encoded
     whole = isinstance(data, str | Path | Corpus)
-    return np.concatenate([encoded.train, encoded.val]) if whole else np.asarray(encoded.train)
+    tokens = np.asarray(encoded.train)
+    return np.concatenate([tokens, encoded.val]) if whole else tokens
 
 
 def _in_batches(examples: Any, order: Sequence[int], batch_size: int) -> Iterable[Any]:

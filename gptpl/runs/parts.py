@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from gptpl.checkpoints.format import CLASSIFY, read_header
 from gptpl.checkpoints.loading import check_vocabulary
 from gptpl.checkpoints.starting_run import RunWeights
-from gptpl.config.compose import Config, plain
-from gptpl.config.groups import choices, said_by
+from gptpl.config.compose import Config, as_config, plain
+from gptpl.config.groups import Folder, choices, said_by
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.config.overrides import is_path
 from gptpl.config.signatures import locate
@@ -175,6 +175,18 @@ def build_datamodule(
         resume.check_text(datamodule)
     datamodule.load()
     datamodule.setup()
+    return datamodule
+
+
+def encode(*config: Config | str, config_dir: Folder | None = None) -> TrainingData:
+    """The data of a config, or of overrides, encoded or opened from the cache as before a training run.
+
+    Raises InputError as `build_datamodule`.
+    """
+    cfg = as_config(config, config_dir)
+    weights = instantiate(cfg.init)
+    datamodule = build_datamodule(cfg, weights=weights)
+    settle_vocabulary(cfg, datamodule)
     return datamodule
 
 

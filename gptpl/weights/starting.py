@@ -44,7 +44,10 @@ class StartingWeights(ABC):
         """
 
     def read_text(self, tokens: NDArray[np.integer[Any]]) -> None:  # noqa: B027  # most need none
-        """Take in the tokens of the training text (N,); called before the model is made, in pretraining."""
+        """Take in the tokens of the training text (N,); called before the model is made, in pretraining.
+
+        Where they are in many files they are not an array, but have a length and slices, and become one.
+        """
 
     @abstractmethod
     def load_into(self, net: GPTModel) -> dict[str, Any]:

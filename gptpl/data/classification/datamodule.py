@@ -249,7 +249,7 @@ class LabelledDataModule(TrainingData):
             "padded_to": padded_to,
         }
 
-    def report(self, *, parameters: int, world_size: int) -> list[str]:
+    def report(self, *, parameters: int | None, world_size: int) -> list[str]:
         """A table of the splits, by class, then what was done to the texts."""
         lengths = {split: texts.lengths for split, texts in self.load().items()}
         counts = {split: label_counts(examples) for split, examples in self.prepared.splits.items()}

@@ -171,7 +171,7 @@ class InstructionDataModule(TrainingData):
         """Tokens in the rows of the training examples."""
         return sum(map(len, self.encoded("train").rows))
 
-    def report(self, *, parameters: int, world_size: int) -> list[str]:
+    def report(self, *, parameters: int | None, world_size: int) -> list[str]:
         """Instructions, tokens and rows of every split, and what was cut, left out or duplicated."""
         encoded = {split: self.encoded(split) for split in SPLITS if self.splits.of(split)}
         packed = {split: self.examples(split).rows for split in encoded}

@@ -14,13 +14,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gptpl.data.pretraining.encoding import encode_corpus
-from gptpl.data.pretraining.token_cache import PARTS, CorpusStats, EncodedCorpus, Tokens
+from gptpl.data.pretraining.shards import encode_documents
+from gptpl.data.pretraining.token_cache import (
+    PARTS,
+    CorpusStats,
+    EncodedCorpus,
+    ShardedCorpus,
+    ShardedTokens,
+    Tokens,
+)
 from gptpl.data.sampler import PADDING
 from gptpl.data.sources import Corpus
 from gptpl.data.splits import SPLITS, Split, batch_count, check_ratios, split_table
 from gptpl.data.training_data import IGNORED, Batches, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
-from gptpl.settings import FREE
+from gptpl.settings import FREE, SIZE
 from gptpl.text import count_text
 from gptpl.tokenizers import Tokenizer
 
@@ -40,7 +48,13 @@ class TokenSequences(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, tokens: Tokens, *, max_length: int, stride: int, split: str = "text", to_the_end: bool = False
+        self,
+        tokens: Tokens | ShardedTokens,
+        *,
+        max_length: int,
+        stride: int,
+        split: str = "text",
+        to_the_end: bool = False,
     ) -> None:
         if len(tokens) <= max_length and not to_the_end:
             raise InputError(
@@ -62,20 +76,24 @@ class TokenSequences(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch, each (B, T)."""
-        starts = np.array([PADDING if index == PADDING else self._starts[index] for index in indices])
-        places = starts[:, None] + np.arange(self.max_length + 1)  # (B, T+1)
-        found = np.asarray(self.tokens)[np.minimum(places, len(self.tokens) - 1)]
-        inputs, targets = found[:, :-1].astype(np.int64), found[:, 1:].astype(np.int64)
-        unknown = (starts[:, None] == PADDING) | (places >= len(self.tokens))
-        if unknown.any():
-            inputs[unknown[:, :-1]], targets[unknown[:, 1:]] = 0, IGNORED
+        T = self.max_length
+        read = np.zeros((len(indices), T + 1), dtype=np.int64)
+        known = np.zeros(len(indices), dtype=np.int64)
+        for row, index in enumerate(indices):
+            if index != PADDING:
+                found = self.tokens[self._starts[index] : self._starts[index] + T + 1]
+                read[row, : len(found)] = found
+                known[row] = len(found)
+        inputs, targets = read[:, :-1].copy(), read[:, 1:].copy()  # each (B, T)
+        if (known <= T).any():
+            targets[np.arange(1, T + 1) >= known[:, None]] = IGNORED
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def __getstate__(self) -> dict[str, Any]:
         """Send a worker the location of a memory-mapped token file, not its hundreds of megabytes."""
         tokens, state = self.tokens, dict(self.__dict__)
         # The base of a slice is not an mmap, and its offset that of the whole.
-        base: object = tokens.base
+        base: object = getattr(tokens, "base", None)
         if isinstance(tokens, np.memmap) and isinstance(base, mmap.mmap):
             state["tokens"] = None
             state["mapped"] = (str(tokens.filename), tokens.dtype.str, "r", tokens.offset, tokens.shape)
@@ -96,7 +114,13 @@ class TextDataModule(TrainingData):
         tokenizer: what turns it into tokens; one without a vocabulary takes it from the text.
         max_length, stride, batch_size: T, tokens from the start of a sequence to that of the next (None: T),
             and B.
-        train_ratio: fraction of the characters to train on; the rest is for validation.
+        split: "characters" trains on the first `train_ratio` of the characters and validates on the rest, as
+            in the book; "documents" draws documents for validation, for corpora of any size: see
+            `encode_documents`.
+        train_ratio: fraction of the characters to train on; where documents are drawn, at least that.
+        val_tokens: tokens of validation documents, at most, if a token has 4 characters.
+        encode_workers: processes that encode documents; None: one for each core.
+        check_text: read documents again at each start, not only files that have another time than before.
         cache_dir: where encoded corpora are kept; None: the project's cache folder.
         loading: as in `TrainingData`.
 
@@ -114,7 +138,11 @@ class TextDataModule(TrainingData):
         max_length: int,
         stride: int | None = None,
         batch_size: int = 2,
+        split: Literal["characters", "documents"] = "characters",
         train_ratio: float = 0.9,
+        val_tokens: Annotated[int, SIZE] = 2_000_000,
+        encode_workers: Annotated[int | None, FREE, SIZE] = None,
+        check_text: Annotated[bool, FREE] = False,
         cache_dir: Annotated[Path | str | None, FREE] = None,
         **loading: Unpack[Loading],
     ) -> None:
@@ -126,19 +154,32 @@ class TextDataModule(TrainingData):
         self.name = corpus.name
         self.max_length = max_length
         self.stride = max_length if stride is None else stride
+        self.split = split
         self.train_ratio = train_ratio
+        self.val_tokens = val_tokens
+        self.encode_workers = encode_workers
+        self.check_text = check_text
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._given_tokenizer = tokenizer
         self._sequences: dict[Split, TokenSequences] = {}
 
     @cached_property
-    def encoded(self) -> EncodedCorpus:
+    def encoded(self) -> EncodedCorpus | ShardedCorpus:
         """Both splits as token arrays; encoded, or opened from the cache, when first asked for."""
-        return encode_corpus(
-            self.corpus, self._given_tokenizer, train_ratio=self.train_ratio, cache_dir=self.cache_dir
+        corpus, tokenizer = self.corpus, self._given_tokenizer
+        if self.split == "characters":
+            return encode_corpus(corpus, tokenizer, train_ratio=self.train_ratio, cache_dir=self.cache_dir)
+        return encode_documents(
+            corpus,
+            tokenizer,
+            val_tokens=self.val_tokens,
+            train_ratio=self.train_ratio,
+            workers=self.encode_workers,
+            check=self.check_text,
+            cache_dir=self.cache_dir,
         )
 
-    def load(self) -> EncodedCorpus:
+    def load(self) -> EncodedCorpus | ShardedCorpus:
         """Encode the corpus or open it from the cache; later calls return the same."""
         return self.encoded
 
@@ -154,6 +195,8 @@ class TextDataModule(TrainingData):
 
     def content_sha256(self) -> str:
         """Hash of the corpus, for an encoded one at the time of encoding."""
+        if self.split == "documents":
+            self.load()
         encoded = self.__dict__.get("encoded")
         return self.corpus.content_sha256() if encoded is None else encoded.stats.content_sha256
 
@@ -176,7 +219,7 @@ class TextDataModule(TrainingData):
 
     def steps_per_epoch(self, *, world_size: int = 1, accumulate: int = 1) -> int:
         """As the base class; also raises InputError where other processes cannot read the cached tokens."""
-        if world_size > 1 and not isinstance(self.encoded.train, np.memmap):
+        if world_size > 1 and not isinstance(self.encoded.train, np.memmap | ShardedTokens):
             raise InputError(
                 f"the cache of encoded texts cannot be written, and each of {world_size} processes would"
                 " encode the text for itself: make room there, or set GPTPL_CACHE to a folder that can be"
@@ -192,8 +235,9 @@ class TextDataModule(TrainingData):
         memory. Raises InputError where there is no token to score.
         """
         encoded = self.encoded
-        parts = {"train": [encoded.train], "val": [encoded.val], "all": [encoded.train, encoded.val]}[split]
-        tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        tokens: Tokens | ShardedTokens = encoded.val if split == "val" else encoded.train
+        if split == "all":
+            tokens = np.concatenate([encoded.train, encoded.val])
         if len(tokens) < 2:
             raise InputError(f"the {split} split has {len(tokens)} tokens, none to score: give more text")
         sequences = TokenSequences(
@@ -201,7 +245,7 @@ class TextDataModule(TrainingData):
         )
         return self._in_order(sequences, np.arange(len(sequences)))
 
-    def report(self, *, parameters: int, world_size: int) -> list[str]:
+    def report(self, *, parameters: int | None, world_size: int) -> list[str]:
         """Counts of both splits, and what they mean. Raises InputError where a split has no sequence."""
         stats, batch_size = self.encoded.stats, self.batch_size * world_size
         train, val = len(self.examples("train")), len(self.examples("val"))
@@ -215,7 +259,9 @@ class TextDataModule(TrainingData):
                 (batch_count("train", train, batch_size), batch_count("val", val, batch_size)),
             ),
         ]
-        lines = [*split_table(PARTS, rows), _size(stats.train_tokens, parameters), _duplicates(stats)]
+        lines = [*split_table(PARTS, rows), _duplicates(stats)]
+        if parameters is not None:
+            lines.insert(-1, _size(stats.train_tokens, parameters))
         title = (
             f"data: {self.name}, {count_text(stats.documents, 'document')}, "
             f"{self.tokenizer.name} tokenizer ({self.tokenizer.vocab_size:,} tokens)"
@@ -244,7 +290,10 @@ def _duplicates(stats: CorpusStats) -> str:
     meaning = "the validation loss is a fair test"
     if ratio > MANY_DUPLICATES:
         meaning = "the validation loss is too low by what the model remembers of them"
+    searched = "the training text"
+    if stats.searched_tokens is not None:
+        searched = f"{stats.searched_tokens:,} of the training tokens"
     return (
         f"{stats.duplicate_blocks:,} of {stats.compared_blocks:,} blocks of 32 validation tokens "
-        f"also occur verbatim in the training text ({ratio:.1%}): {meaning}"
+        f"also occur verbatim in {searched} ({ratio:.1%}): {meaning}"
     )

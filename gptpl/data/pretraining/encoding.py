@@ -17,6 +17,7 @@ from gptpl.data.pretraining.token_cache import (
     CorpusStats,
     EncodedCorpus,
     Part,
+    ShardedTokens,
     Tokens,
     TokenSink,
     open_entry,
@@ -56,12 +57,12 @@ def encode_corpus(
     """
     check_ratios(train_ratio=train_ratio)
     content_sha256 = corpus.content_sha256()
-    vocabulary = _vocabulary_sha256(tokenizer)
+    vocabulary = vocabulary_sha256(tokenizer)
     entry = _entry(cache_dir, content_sha256, tokenizer.name, vocabulary, train_ratio)
     known = tokenizer if vocabulary else None
     if (cached := read_entry(entry, known)) is not None:
         return cached
-    with _alone(entry):
+    with alone(entry):
         if (cached := read_entry(entry, known)) is not None:
             return cached
         log.info("encoding the corpus %s with the %s tokenizer", corpus.name, tokenizer.name)
@@ -92,7 +93,7 @@ def encode_in_memory(
     return _encoded(corpus, tokenizer, train_ratio, content_sha256, None)
 
 
-def _vocabulary_sha256(tokenizer: Tokenizer) -> str | None:
+def vocabulary_sha256(tokenizer: Tokenizer) -> str | None:
     """The hash of the vocabulary; None: it will be made from the text."""
     try:
         return tokenizer.sha256
@@ -109,7 +110,7 @@ def _entry(
 
 
 @contextmanager
-def _alone(entry: Path) -> Iterator[None]:
+def alone(entry: Path) -> Iterator[None]:
     """Make other processes that want the same entry wait, where the file system has locks."""
     import filelock
 
@@ -213,7 +214,11 @@ def split_documents(documents: Iterable[str], *, train_characters: int) -> Itera
 
 
 def count_duplicates(
-    train: Tokens, val: Tokens, *, block_tokens: int = BLOCK_TOKENS, chunk_tokens: int = CHUNK_TOKENS
+    train: Tokens | ShardedTokens,
+    val: Tokens,
+    *,
+    block_tokens: int = BLOCK_TOKENS,
+    chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[int, int]:
     """How many non-overlapping validation blocks occur verbatim, at any offset, in training; and of how many.
 

@@ -11,11 +11,12 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -34,6 +35,50 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError)
 """What opening a missing or damaged entry raises."""
 _ABANDONED = 24 * 3600  # seconds
 _HEADER_BYTES = 128
+_OPEN_SHARDS = 128
+
+
+class ShardedTokens:
+    """Files of tokens as one sequence, (N,): it has a length and slices, and numpy makes an array of it."""
+
+    def __init__(
+        self, paths: Sequence[Path], lengths: Sequence[int], dtype: np.dtype[np.unsignedinteger]
+    ) -> None:
+        self.dtype = dtype
+        self._paths = [str(path) for path in paths]
+        self._lengths = list(lengths)
+        self._ends = np.cumsum(lengths, dtype=np.int64)
+        self._open: dict[int, Tokens] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._lengths else 0
+
+    def __getitem__(self, places: slice) -> Tokens:
+        start, stop, step = places.indices(len(self))
+        if step != 1:
+            raise ValueError(f"tokens are read one after the other, got a step of {step}")
+        parts = []
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            first = int(self._ends[shard]) - self._lengths[shard]
+            parts.append(self._shard(shard)[start - first : stop - first])
+            start, shard = int(self._ends[shard]), shard + 1
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype)
+
+    def _shard(self, number: int) -> Tokens:
+        if number not in self._open:
+            if len(self._open) >= _OPEN_SHARDS:
+                self._open.clear()
+            tokens = np.memmap(self._paths[number], self.dtype, "r", shape=(self._lengths[number],))
+            self._open[number] = tokens
+        return self._open[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files, for worker processes."""
+        return self.__dict__ | {"_open": {}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +87,8 @@ class CorpusStats:
 
     A document that is cut in two counts in both splits. Characters are those of the documents, tokens
     include the end-of-text tokens between documents. Of `compared_blocks` blocks of 32 validation tokens,
-    `duplicate_blocks` occur verbatim in the training split.
+    `duplicate_blocks` occur verbatim in the training split, of which `searched_tokens` were looked at (None:
+    all).
     """
 
     documents: int
@@ -55,6 +101,7 @@ class CorpusStats:
     duplicate_blocks: int
     compared_blocks: int
     content_sha256: str
+    searched_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +109,16 @@ class EncodedCorpus:
     """Both splits as 1-D arrays of `token_dtype`, memory-mapped from the cache, and their tokenizer."""
 
     train: Tokens
+    val: Tokens
+    tokenizer: Tokenizer
+    stats: CorpusStats
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardedCorpus:
+    """As `EncodedCorpus`, of training tokens in many files."""
+
+    train: ShardedTokens
     val: Tokens
     tokenizer: Tokenizer
     stats: CorpusStats

@@ -185,7 +185,7 @@ def test_ranks_evaluate_together_exactly_what_one_process_evaluates(make, world_
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_every_token_but_the_first_is_scored_once(make, split: Any, characters: int, world_size: int):
     modules = [on_rank(make(characters, train_ratio=0.6, stride=3), r, world_size) for r in range(world_size)]
-    encoded = modules[0].load()
+    encoded: Any = modules[0].load()
     tokens: Any = {"train": encoded.train, "val": encoded.val, "all": [*encoded.train, *encoded.val]}[split]
     loaders = [module.evaluation_dataloader(split) for module in modules]
     assert len({len(loader) for loader in loaders}) == 1

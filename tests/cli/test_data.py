@@ -1,0 +1,96 @@
+"""`gptpl data encode`, and training on `data=corpus`."""
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+import gptpl as library
+
+TEXTS = [f"Story {n}: the keeper counted {n * n} gulls and {n + 7} boats. " * (n % 5 + 1) for n in range(120)]
+OF = ("data=corpus", "data.path=in", "data.val_tokens=1500", "tokenizer=bytes", "model=tiny")
+TRAIN = ("train", "trainer=cpu", "trainer.precision=32-true", "scheduler.warmup_steps=1", *OF, "run_dir=run")
+
+
+@pytest.fixture
+def stories(tmp_path):
+    """A folder of JSON Lines."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(3):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[n::3])
+        (folder / f"{n}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
+
+
+def test_encode_ahead_and_train(gptpl, stories):
+    outcome = gptpl("data", "encode", *OF)
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.startswith("data: text_file, 120 documents, bytes tokenizer (257 tokens)")
+    assert "training tokens for every parameter" in outcome.out or "1 training token for" in outcome.out
+    assert "encoding text_file" in outcome.err
+    outcome = gptpl(*TRAIN, "trainer.max_steps=3")
+    assert outcome.status == 0, outcome.err
+    assert "encoding" not in outcome.err
+    data = outcome.run.record["data"]
+    assert (data["name"], len(data["sha256"])) == ("text_file", 64)
+
+
+def test_encoded_by_a_run_that_is_resumed_to_the_bit(gptpl, stories, run_folder):
+    steps = (*TRAIN, "trainer.max_steps=6", "callbacks=checkpoint_last")
+    assert gptpl(*steps, "run_dir=whole").status == 0
+    assert gptpl(*steps, "trainer.stop_at_step=3").status == 0
+    assert gptpl("train", "resume=run").status == 0
+    whole, parted = (run_folder(stories.parent / name).checkpoint("last") for name in ("whole", "run"))
+    assert all(whole["state_dict"][name].equal(value) for name, value in parted["state_dict"].items())
+
+
+def test_another_text_is_not_resumed(gptpl, stories, refused):
+    assert gptpl(*TRAIN, "trainer.max_steps=6", "trainer.stop_at_step=3").status == 0
+    path = stories / "1.jsonl"
+    time = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes().replace(b"gulls", b"geese", 1))
+    os.utime(path, ns=(time + 10**9, time + 10**9))
+    outcome = gptpl("train", "resume=run")
+    assert outcome.status == 2
+    assert "1.jsonl has changed since text_file was encoded" in outcome.err
+    assert "SHA-256" in outcome.err
+
+
+def test_python_does_what_the_command_does(stories, monkeypatch):
+    monkeypatch.chdir(stories.parent)
+    data: Any = library.encode(*OF)
+    characters = sum(map(len, TEXTS))
+    assert 0.9 * characters <= data.train_tokens - data.encoded.stats.train_documents < characters
+    assert "120 documents" in data.report(parameters=1, world_size=1)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["data.val_tokens=0"], "data.val_tokens must be a positive whole number, got 0"),
+        (["data.encode_workers=-1"], "data.encode_workers must be a positive whole number, got -1"),
+        (["data.split=words"], "data.split"),
+        (["data.path=nothing"], "data.path=nothing does not exist"),
+        (["data.field=body"], "0.jsonl, line 1 has no 'body' (it has 'text')"),
+        (["data.pattern=*.parquet"], "no file matches *.parquet"),
+    ],
+)
+@pytest.mark.parametrize("command", [("data", "encode"), ("train",)])
+def test_bad_settings_are_refused(gptpl, stories, command, changes, message):
+    outcome = gptpl(*command, *OF, *changes)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err.splitlines()[-1]
+
+
+def test_help_lists_it(gptpl):
+    assert "data encode" in gptpl("--help").out
+    outcome = gptpl("data", "encode", "--help")
+    assert "Encode the text of a training run ahead of it" in outcome.out
+    assert gptpl("data").out.count("\n") < 20
