@@ -33,6 +33,7 @@ EVALUATED = {
     "eval/train_loss": ", train loss {:.2f}",
     "val/loss": ", val loss {:.2f}",
     "val/perplexity": " (val perplexity {:,.0f})",
+    "val/bits_per_byte": ", {:.3f} bits per byte",
 }
 
 

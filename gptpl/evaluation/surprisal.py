@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
 from gptpl.generation.decoding import check_prompts, padded_rows, token_details
 from gptpl.model import eval_mode
-from gptpl.model.loss import evaluation_loss, perplexity
+from gptpl.model.loss import bits_per_byte, bytes_of, evaluation_loss, perplexity
 from gptpl.model.protocol import body_and_head, context_length, device_of, vocab_size
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -25,29 +27,38 @@ CHUNK = 128  # positions whose logits exist at the same time: 26 MB of GPT-2's i
 class Evaluation:
     """Mean nats per token, its exponential, and the number of tokens scored.
 
-    `data` says what was scored, and `context` from what each token was predicted, where that is known.
+    `bits_per_byte` is the loss over the bytes of the text, comparable between tokenizers; None where it is
+    not known. `data` says what was scored, and `context` from what each token was predicted, where that is
+    known.
     """
 
     loss: float
     perplexity: float
     tokens: int
+    bits_per_byte: float | None = None
     data: str = ""
     context: str = ""
 
 
-def evaluate(net: nn.Module, batches: Iterable[Sequence[Any]]) -> Evaluation:
+def evaluate(
+    net: nn.Module, batches: Iterable[Sequence[Any]], *, token_bytes: NDArray[np.int64] | None = None
+) -> Evaluation:
     """Mean next-token loss over all targets of all batches, in evaluation mode.
 
     A batch begins with inputs and targets, each (B, T), a text in each row; targets of -100 are not counted.
+    `token_bytes` (V,) are the bytes of each token, for `bits_per_byte`.
     """
     device = device_of(net)
-    total = count = 0.0
+    lengths = None if token_bytes is None else torch.from_numpy(token_bytes)
+    total, count, size = 0.0, 0.0, 0
     with torch.inference_mode(), eval_mode(net):
         for inputs, targets, *_ in batches:
             loss, tokens = evaluation_loss(net, inputs.to(device), targets.to(device)).tolist()
             total, count = total + loss, count + tokens
+            size += 0 if lengths is None else int(bytes_of(targets, lengths))
     mean = total / count
-    return Evaluation(loss=mean, perplexity=perplexity(mean), tokens=int(count))
+    bits = bits_per_byte(total, size) if size else None
+    return Evaluation(loss=mean, perplexity=perplexity(mean), tokens=int(count), bits_per_byte=bits)
 
 
 @dataclass(frozen=True, kw_only=True)

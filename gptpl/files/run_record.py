@@ -33,6 +33,7 @@ State = Literal["finished", "stopped", "failed", "unfinished"]
 Mode = Literal["min", "max"]
 """Whether the lowest or the highest value of a metric is its best."""
 LOSS = "val/loss"
+BITS_PER_BYTE = "val/bits_per_byte"
 
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
 """What parsers raise over damaged text."""

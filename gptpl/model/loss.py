@@ -73,6 +73,16 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """The summed loss of a text over its bytes, in bits: comparable between tokenizers."""
+    return nats / math.log(2) / text_bytes
+
+
+def bytes_of(targets: Tensor, token_bytes: Tensor) -> Tensor:
+    """Bytes in the text of the targets, (1,) int64, by those of each token (V,); -100 has none."""
+    return (token_bytes.to(targets.device)[targets.clamp(min=0)] * (targets >= 0)).sum()[None]
+
+
 # ----------------------------------------------------------------------------------------- loss of a model
 
 

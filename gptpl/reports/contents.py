@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptpl.files.figures import COLOURS
-from gptpl.files.run_record import RunRecord
+from gptpl.files.run_record import BITS_PER_BYTE, RunRecord
 from gptpl.reports.pictures import MOST_AXES, Picture, curves_picture, importance_picture, parallel_picture
 from gptpl.reports.ranking import BY_LOSS, COLUMNS, Criterion, Failure, Group, RankedRun, groups, measures
 from gptpl.reports.settings import axes, importance
@@ -80,7 +80,8 @@ def contents(
     if sum(bool(group.ranked) for group in found) > 1:
         notes.append(
             "These runs differ in their text, its split or the tokenizer. Losses in nats per token cannot be"
-            " compared between them: each group has a ranking of its own."
+            " compared between them: each group has a ranking of its own (by=val/bits_per_byte compares"
+            " tokenizers)."
         )
     return Contents(
         title=title,
@@ -134,13 +135,15 @@ def _table(group: Group) -> tuple[list[str], list[tuple[RankedRun, list[str]]]]:
     by_value = group.by != BY_LOSS
     trials = any(entry.overrides for entry in group.entries)
     errors = any(entry.error for entry in group.entries)
-    columns = [group.by.title] * by_value + [*COLUMNS[:2], "state", *group.settings, *COLUMNS[2:]]
+    # Of those where the loss is lowest three columns, but two where runs are ranked by the third.
+    first = 2 if group.by.metric == BITS_PER_BYTE else 3
+    columns = [group.by.title] * by_value + [*COLUMNS[:first], "state", *group.settings, *COLUMNS[3:]]
     columns += ["overrides"] * trials + ["error"] * errors
     rows = []
     for entry in group.entries:
-        loss, perplexity, *costs = measures(entry.run)
+        cells = measures(entry.run)
         settings = map(setting_text, group.differing_settings(entry).values())
-        row = [loss_text(entry.value)] * by_value + [loss, perplexity, entry.state, *settings, *costs]
+        row = [loss_text(entry.value)] * by_value + [*cells[:first], entry.state, *settings, *cells[3:]]
         rows.append((entry, row + [entry.overrides or NONE] * trials + [entry.error] * errors))
     return columns, rows
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gptpl.errors import InputError
 from gptpl.files.figures import GREY, colour
-from gptpl.files.run_record import LOSS, Mode, RunError, RunRecord, find_runs, is_run, read_run
+from gptpl.files.run_record import BITS_PER_BYTE, LOSS, Mode, RunError, RunRecord, find_runs, is_run, read_run
 from gptpl.files.run_settings import Setting, differing
 from gptpl.runs.listing import RESULTS_FILE
 from gptpl.text import NONE, bytes_text, duration_text, loss_text
@@ -95,7 +95,7 @@ def find_failures(folder: Path) -> list[Failure]:
 ORDER = ("init", "model", "task", "optimizer", "scheduler", "data", "tokenizer", "seed", "trainer")
 """The order of settings by their first part: what is learned before how long and how it is watched."""
 SPLIT_SETTINGS = (
-    *("train_ratio", "val_ratio", "test_ratio", "shuffle", "split_seed", "stratified"),
+    *("split", "val_tokens", "train_ratio", "val_ratio", "test_ratio", "shuffle", "split_seed", "stratified"),
     *("balance", "duplicates", "precedence", "mask_instruction", "too_long"),
 )
 """Settings of `data` that decide which tokens are used for validation."""
@@ -111,7 +111,7 @@ class Criterion:
     @property
     def title(self) -> str:
         """The metric's name for the reader."""
-        return "validation loss" if self.metric == LOSS else self.metric
+        return {LOSS: "validation loss", BITS_PER_BYTE: "bits per byte"}.get(self.metric, self.metric)
 
     @property
     def sign(self) -> int:
@@ -151,7 +151,9 @@ class RankedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs with the same text, split and tokenizer, the best first, those without a value last.
+    """Runs with the same text, split and, unless ranked by bits per byte, tokenizer, the best first.
+
+    Those without a value come last.
 
     Attributes:
         title: text and tokenizer; empty if there is only one group.
@@ -196,7 +198,7 @@ def groups(records: Sequence[RunRecord], failures: Sequence[Failure], by: Criter
             state="failed" if failure is not None and run.state == "unfinished" else run.state,
             error=_error(run) or (failure.error if failure is not None else ""),
         )
-        by_data.setdefault(_data_key(run), []).append(entry)
+        by_data.setdefault(_data_key(run, by), []).append(entry)
     unknown = by_data.pop("", [])
     left = [
         RankedRun(name=names[each.folder], state=each.state, error=each.error, overrides=each.overrides)
@@ -210,7 +212,7 @@ def groups(records: Sequence[RunRecord], failures: Sequence[Failure], by: Criter
     for place, entries in enumerate(kinds):
         letter = chr(ord("A") + place) if place < 26 else f"Z{place}-"
         assert entries[0].run is not None
-        found.append(_group(f"Group {letter}: {_data_title(entries[0].run)}", letter, entries, by))
+        found.append(_group(f"Group {letter}: {_data_title(entries[0].run, by)}", letter, entries, by))
     if unknown or left:
         found.append(_group("Data not known: this order may mean nothing", "?", [*unknown, *left], by))
     return found
@@ -237,9 +239,14 @@ def _group(title: str, letter: str, entries: Sequence[RankedRun], by: Criterion)
     return Group(title=title, entries=ordered, settings=settings, by=by)
 
 
-def _data_key(run: RunRecord) -> str:
-    """The same for runs that validate with the same tokens; empty if the run does not record its data."""
+def _data_key(run: RunRecord, by: Criterion) -> str:
+    """The same for runs that `by` compares; empty if the run does not record its data.
+
+    Losses are in nats per token, of the same tokenizer; bits per byte only ask for the same text.
+    """
     data, tokenizer = run.entry("data", "sha256"), run.entry("tokenizer", "sha256")
+    if by.metric == BITS_PER_BYTE:
+        tokenizer = ""
     return repr((data, tokenizer, _split_settings(run))) if data or tokenizer else ""
 
 
@@ -248,14 +255,15 @@ def _split_settings(run: RunRecord) -> dict[str, Setting]:
     return {name: settings[f"data.{name}"] for name in SPLIT_SETTINGS if f"data.{name}" in settings}
 
 
-def _data_title(run: RunRecord) -> str:
+def _data_title(run: RunRecord, by: Criterion) -> str:
     def of(part: str, name: str) -> str:
         return str(run.entry(part, name) or "?")
 
     split = _split_settings(run) or {"train_ratio": "?"}
+    tokenizer = f", tokenizer {of('tokenizer', 'name')} of {of('tokenizer', 'vocab_size')} tokens"
     return (
-        f"text {of('data', 'name')} ({of('data', 'sha256')[:8]}), tokenizer {of('tokenizer', 'name')} of"
-        f" {of('tokenizer', 'vocab_size')} tokens"
+        f"text {of('data', 'name')} ({of('data', 'sha256')[:8]})"
+        + tokenizer * (by.metric != BITS_PER_BYTE)
         + "".join(f", {name} {value}" for name, value in split.items())
     )
 
@@ -281,8 +289,8 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
 # --- results and costs ----------------------------------------------------------------------------------
 
 COLUMNS = (
-    *("validation loss", "perplexity", "last loss", "tokens", "time", "tokens/s", "peak memory"),
-    "parameters",
+    *("validation loss", "perplexity", "bits per byte", "last loss", "tokens", "time", "tokens/s"),
+    *("peak memory", "parameters"),
 )
 
 
@@ -294,10 +302,13 @@ def measures(run: RunRecord | None) -> list[str]:
     speeds = [row["train/tokens_per_second"] for row in run.rows if "train/tokens_per_second" in row]
     logged = [row["train/tokens_seen"] for row in run.rows if "train/tokens_seen" in row]
     seen = max([*logged, *(each.tokens_seen for each in run.evaluations)], default=math.nan)
+    best = run.best_by(LOSS, "min")
+    bits = math.nan if best is None else best.metrics.get(BITS_PER_BYTE, math.nan)
     seconds, memory = run.record.get("seconds", math.nan), run.record.get("peak_memory_bytes")
     return [
         loss_text(loss),
         f"{math.exp(loss):,.2f}" if loss < 700 else NONE,
+        f"{bits:.4f}" if math.isfinite(bits) else NONE,
         loss_text(None if run.last is None else run.last.val_loss),
         _whole(run.record.get("tokens_seen", seen)),
         duration_text(seconds) + ("*" if run.record.get("resumed") and math.isfinite(seconds) else ""),

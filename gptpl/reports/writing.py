@@ -128,7 +128,7 @@ def _block(text: str) -> str:
 # --- terminal -------------------------------------------------------------------------------------------
 
 FIRST = ("validation loss", "perplexity", "tokens", "time", "state")
-NOT_IN_TERMINAL = ("last loss", "tokens/s", "peak memory", "parameters")
+NOT_IN_TERMINAL = ("bits per byte", "last loss", "tokens/s", "peak memory", "parameters")
 """Columns of the page for which the terminal has no room."""
 MOST_ROWS = 20
 

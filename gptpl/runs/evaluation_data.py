@@ -51,11 +51,15 @@ LabelledData = str | Path | LabelledCorpus | LabelledDataModule | None
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
-    """Batches, their name in reports, and in words the context that each token is predicted from."""
+    """Batches, their name in reports, and in words the context that each token is predicted from.
+
+    `is_text`: every token of a text is scored, so that its bytes can be counted.
+    """
 
     name: str
     batches: Iterable[Any]
     context: str = "in its example"
+    is_text: bool = False
 
 
 def language_data(
@@ -89,6 +93,7 @@ def language_data(
             context=f"every token once, in sequences of {T:,} tokens laid end to end: the first of each have"
             " little context (gptpl inspect gives every token more)",
             batches=datamodule.evaluation_dataloader(cast(TextSplit, split)),
+            is_text=True,
         )
     if isinstance(datamodule, InstructionDataModule):
         return _instructions(model, datamodule, cast(Split, split))

@@ -148,7 +148,7 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
         batch_size: int | None = None,
         progress: Progress = iter,
     ) -> Evaluation:
-        """Loss and perplexity.
+        """Loss, perplexity and, of text, bits per byte.
 
         `data` is None: the data of the model's own run, which must be what it was trained on; a path: a text
         file, folder or glob (for a model that follows instructions also a JSON or JSON Lines file); a corpus;
@@ -161,7 +161,8 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
         from gptpl.runs.evaluation_data import language_data
 
         given = language_data(self, data, split=split, max_length=max_length, batch_size=batch_size)
-        found = evaluate(self.net, progress(given.batches))
+        lengths = self.tokenizer.token_bytes() if given.is_text else None
+        found = evaluate(self.net, progress(given.batches), token_bytes=lengths)
         return dataclasses.replace(found, data=given.name, context=given.context)
 
     def inspect(self, text: str, *, alternatives: int = 5, progress: Progress = iter) -> InspectedText:

@@ -24,6 +24,8 @@ class Tokenizer(ABC):
     """
 
     name: ClassVar[str]
+    lossless: ClassVar[bool] = True
+    """Whether the tokens of a text have all its bytes."""
 
     @property
     @abstractmethod
@@ -62,6 +64,14 @@ class Tokenizer(ABC):
         for token in self.vocabulary_bytes():
             digest.update(len(token).to_bytes(4, "little") + token)
         return digest.hexdigest()
+
+    def token_bytes(self) -> npt.NDArray[np.int64] | None:
+        """Bytes of text in each token, (vocab_size,), none in end-of-text; None where a text loses some."""
+        if not self.lossless:
+            return None
+        lengths = np.array([len(token) for token in self.vocabulary_bytes()], dtype=np.int64)
+        lengths[self.eot_id] = 0
+        return lengths
 
     def state(self) -> dict[str, Any]:
         """Plain values from which `tokenizer_from_state` rebuilds the tokenizer."""

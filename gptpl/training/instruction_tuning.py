@@ -9,7 +9,7 @@ from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.model.loss import IGNORED_TARGET, evaluation_scores, training_loss
 from gptpl.training.language_model import LanguageModelingModule
-from gptpl.training.task import Better, Sums
+from gptpl.training.task import Better, Sums, Task
 
 
 class InstructionModule(LanguageModelingModule):
@@ -24,7 +24,11 @@ class InstructionModule(LanguageModelingModule):
     task = "instruct"
     padded = True
     data_class = InstructionDataModule
-    metrics: ClassVar[Mapping[str, Better]] = {**LanguageModelingModule.metrics, "val/token_accuracy": "max"}
+    metrics: ClassVar[Mapping[str, Better]] = {
+        **Task.metrics,
+        "val/perplexity": "min",
+        "val/token_accuracy": "max",
+    }
     use = ("respond", "instruction='Name a synonym of happy.'")
 
     def __init__(self, net: nn.Module, *, template: PromptTemplate, **settings: Any) -> None:

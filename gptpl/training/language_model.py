@@ -4,14 +4,16 @@
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.data.training_data import TrainingData
 from gptpl.model import GPTModel
-from gptpl.model.loss import evaluation_loss, perplexity, training_loss
+from gptpl.model.loss import bits_per_byte, bytes_of, evaluation_loss, perplexity, training_loss
 from gptpl.model.protocol import vocab_size
 from gptpl.training.flops import training_flops_per_token
 from gptpl.training.module import TrainingModule
@@ -24,12 +26,17 @@ class LanguageModelingModule(TrainingModule):
     """Trains a language model on sequences of tokens: batches of (inputs, targets), each (B, T) int64.
 
     The model is a `GPTModel`, or any module from tokens to logits, see `gptpl.model.protocol`. Targets of
-    -100 are ignored. It also logs `train/perplexity` of a step and `val/perplexity` of an evaluation.
+    -100 are ignored. It also logs `train/perplexity` of a step and `val/perplexity` of an evaluation, and
+    `val/bits_per_byte` where the tokenizer loses no byte of a text, by which tokenizers can be compared.
     """
 
     task = "pretrain"
     data_class: ClassVar[type[TrainingData]] = TextDataModule
-    metrics: ClassVar[Mapping[str, Better]] = {**Task.metrics, "val/perplexity": "min"}
+    metrics: ClassVar[Mapping[str, Better]] = {
+        **Task.metrics,
+        "val/perplexity": "min",
+        "val/bits_per_byte": "min",
+    }
     use = ("generate", "prompt='Every effort moves you'")
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -50,9 +57,17 @@ class LanguageModelingModule(TrainingModule):
         return {"train/perplexity": loss.exp()}
 
     def evaluation_sums(self, batch: Batch) -> Sums:
-        """Sum of the losses and number of targets."""
+        """Sum of the losses and number of targets, and bytes of their text."""
         inputs, targets = batch
-        return {"loss": evaluation_loss(self.net, inputs, targets)}
+        sums = {"loss": evaluation_loss(self.net, inputs, targets)}
+        if self._token_bytes is not None:
+            sums["bytes"] = bytes_of(targets, self._token_bytes)
+        return sums
+
+    @cached_property
+    def _token_bytes(self) -> Tensor | None:
+        lengths = self.tokenizer.token_bytes()
+        return None if lengths is None else torch.from_numpy(lengths)
 
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """Means over all targets, and the validation perplexity."""
@@ -63,6 +78,8 @@ class LanguageModelingModule(TrainingModule):
                 metrics[name] = total / count
         if "val/loss" in metrics:
             metrics["val/perplexity"] = perplexity(metrics["val/loss"])
+            if "bytes" in sums["val"] and (size := int(sums["val"]["bytes"])):
+                metrics["val/bits_per_byte"] = bits_per_byte(float(sums["val"]["loss"][0]), size)
         return metrics
 
     @property

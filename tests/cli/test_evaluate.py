@@ -29,7 +29,7 @@ def plain_loss(folder, tokens: list[int], T: int) -> tuple[float, int]:
 
 def numbers_of(out: str) -> dict[str, float]:
     """The number behind each name in what the command printed."""
-    found = re.findall(r"^(tokens|loss|perplexity) +([\d,.]+)", out, flags=re.MULTILINE)
+    found = re.findall(r"^(tokens|loss|perplexity|bits/byte) +([\d,.]+)", out, flags=re.MULTILINE)
     return {name: float(value.replace(",", "")) for name, value in found}
 
 
@@ -50,6 +50,7 @@ def test_the_loss_is_that_of_a_plain_loop(split, gptpl, quick):
     assert numbers["tokens"] == count == len(tale_tokens(split)) - 1
     assert numbers["loss"] == pytest.approx(loss, abs=1e-4)
     assert numbers["perplexity"] == pytest.approx(math.exp(loss), abs=0.01)
+    assert numbers["bits/byte"] == pytest.approx(loss / math.log(2), abs=1e-4)  # a token is a byte
     assert f"tale, split {split}" in outcome.out
     assert list(outcome.folder.iterdir()) == []
 
@@ -95,6 +96,7 @@ def test_a_model_of_words_keeps_its_words_on_another_text(gptpl, words, tmp_path
         "evaluate", f"checkpoint={run_dir}", "data=text_file", "data.path=other.txt", "split=train"
     )
     assert numbers_of(outcome.out)["loss"] == pytest.approx(loss, abs=1e-4)
+    assert "bits/byte" not in outcome.out  # words have lost the spaces
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,28 @@ def test_a_folder_of_runs_is_reported_in_it(gptpl, runs):
     assert "Every effort moves you" in (runs / "report.html").read_text()
 
 
+def test_runs_can_be_ranked_by_another_metric(gptpl, runs):
+    outcome = gptpl("report", str(runs), "by=val/bits_per_byte")
+    assert outcome.status == 0, outcome.err
+    best = min(float(r["val/bits_per_byte"]) for r in read_metrics(runs / "one") if r["val/bits_per_byte"])
+    assert outcome.out.count(f"{best:.4f}") >= 2
+    markdown = (runs / "report.md").read_text()
+    assert "Ranked by the lowest bits per byte" in markdown
+    [header] = [line for line in markdown.splitlines() if line.startswith("|") and "perplexity" in line]
+    assert header.count("bits per byte") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["by=val/loss", "mode=best"], "mode=best is unknown: choose one of min, max"),
+        (["mode=max"], "mode=max has no metric: give by=METRIC, too"),
+    ],
+)
+def test_a_wrong_ranking_is_refused(refused, runs, arguments, message):
+    assert refused("report", str(runs), *arguments) == message
+
+
 def read_metrics(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))

@@ -40,6 +40,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         samples: Sequence[Mapping[str, Any]] = (),
         record: Mapping[str, Any] | None = None,
         csv: bool = True,
+        bits: Sequence[float] | None = None,
     ) -> RunRecord:
         folder = tmp_path / name
         folder.mkdir(parents=True)
@@ -48,6 +49,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         (folder / "run.json").write_text(json.dumps(kept))
         rows = ["step,eval/train_loss,val/loss,train/tokens_seen,train/tokens_per_second"]
         rows += [f"{10 * i},{loss - 0.5},{loss},{1000 * i},2000.4" for i, loss in enumerate(losses)]
+        if bits is not None:
+            columns = ["val/bits_per_byte", *map(str, bits)]
+            rows = [f"{row},{cell}" for row, cell in zip(rows, columns, strict=True)]
         if csv:
             (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
         else:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from gptpl.files.figures import COLOURS, GREY
-from gptpl.reports.ranking import Failure, groups
+from gptpl.reports.ranking import COLUMNS, Criterion, Failure, groups, measures
 
 
 def test_the_lowest_validation_loss_comes_first_and_no_loss_last(make_run):
@@ -49,6 +49,23 @@ def test_other_text_split_or_tokenizer_is_another_ranking(make_run):
     assert found[4].title.endswith(", train_ratio 0.85, mask_instruction True")
     # Within a group nothing differs, although much does between them.
     assert not any(group.settings for group in found)
+
+
+def test_bits_per_byte_rank_tokenizers_together(make_run):
+    other_tokens = {"tokenizer": {"name": "gpt2", "vocab_size": 50257, "sha256": "d" * 64}}
+    other_data = {"data": {"name": "mine", "sha256": "c" * 64}}
+    runs = [
+        make_run("bytes", [9.0, 1.2], bits=[9.0, 1.7]),
+        make_run("gpt2", [9.0, 4.0], record=other_tokens, bits=[9.0, 1.4]),
+        make_run("text", [9.0, 1.0], record=other_data, bits=[9.0, 1.0]),
+    ]
+    by = Criterion(metric="val/bits_per_byte")
+    found = groups(runs, [], by)
+    assert [[entry.name for entry in group.entries] for group in found] == [["gpt2", "bytes"], ["text"]]
+    assert [entry.value for entry in found[0].entries] == [1.4, 1.7]
+    assert found[0].title == "Group A: text tale (aaaaaaaa), train_ratio ?"
+    assert by.title == "bits per byte"
+    assert [measures(run)[COLUMNS.index("bits per byte")] for run in runs] == ["1.7000", "1.4000", "1.0000"]
 
 
 def test_only_settings_that_differ_are_shown_what_is_learned_before_how_long(make_run):

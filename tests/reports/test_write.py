@@ -208,7 +208,7 @@ def test_failures_alone_make_a_report_too(report, tmp_path):
     assert [row[-2:] for row in markdown_table(markdown)] == [
         *(["overrides", "error"], ["lr=0", "E: x"], ["lr=1", "E: x"])
     ]
-    assert page.rows[1:] == [[" run 0", "-", "-", "failed", *["-"] * 6], ["lr=0: E: x"], *page.rows[3:]]
+    assert page.rows[1:] == [[" run 0", "-", "-", "-", "failed", *["-"] * 6], ["lr=0: E: x"], *page.rows[3:]]
     assert len(page.rows) == 5
 
 

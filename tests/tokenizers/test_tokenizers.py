@@ -104,6 +104,21 @@ def test_any_text_survives(tokenizer: Tokenizer, text: str) -> None:
 
 
 @each_lossless
+@settings(deadline=None)
+@given(text=any_text)
+def test_the_bytes_of_the_tokens_are_those_of_the_text(tokenizer: Tokenizer, text: str) -> None:
+    lengths = tokenizer.token_bytes()
+    assert lengths is not None
+    assert lengths.shape == (tokenizer.vocab_size,)
+    without = text.replace(END_OF_TEXT, "")
+    assert lengths[tokenizer.encode(text)].sum() == len(without.encode())
+
+
+def test_words_do_not_have_all_bytes_of_a_text() -> None:
+    assert WordsTokenizer().fitted_to(["a b"]).token_bytes() is None
+
+
+@each_lossless
 def test_what_is_not_unicode_becomes_the_replacement_character(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("a\ud800b\udc80")) == "a\ufffdb\ufffd"
     half_a_character = tokenizer.encode("🙂")[:1]

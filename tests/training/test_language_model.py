@@ -163,6 +163,10 @@ def test_evaluations_stand_at_their_steps_with_the_exact_means(pretraining):
         loss = mean_loss(net, val_batches)
         assert pretraining.column("val/loss")[step] == pytest.approx(loss, abs=1e-5)
         assert pretraining.column("val/perplexity")[step] == pytest.approx(math.exp(loss), rel=1e-5)
+        targets = torch.cat([y.flatten() for _, y in val_batches])
+        size = len(pretraining.data().tokenizer.decode(targets.tolist()).encode())
+        bits = loss * len(targets) / math.log(2) / size
+        assert pretraining.column("val/bits_per_byte")[step] == pytest.approx(bits, rel=1e-5)
         train_loss = mean_loss(net, train_batches)
         assert pretraining.column("eval/train_loss")[step] == pytest.approx(train_loss, abs=1e-5)
 

@@ -61,6 +61,8 @@ def run(given: Arguments) -> None:
     print(f"tokens      {result.tokens:,}")
     print(f"loss        {result.loss:.4f} nats per token")
     print(f"perplexity  {result.perplexity:.2f}")
+    if result.bits_per_byte is not None:
+        print(f"bits/byte   {result.bits_per_byte:.4f}")
 
 
 def _datamodule(data: dict[str, Any], model: "LanguageModel", template: "PromptTemplate | None") -> Any:
