@@ -89,10 +89,10 @@ def _encode_shard(work: _Work, number: int, pieces: Sequence[Piece], times: str,
         for piece in pieces:
             digest, read = hashlib.sha256(), 0
             for section in work.corpus.sections(piece):
-                data = _marked(section)
-                digest.update(data)
-                read += len(data)
-                _count(progress, len(data), writer.add(section, data))
+                own = _hash(section)
+                digest.update(own)
+                read += len(section.text)
+                _count(progress, len(section.text), writer.add(section, own))
             _count(progress, piece.size - read, 0)
             digests.append(digest.hexdigest())
         _count(progress, 0, writer.flush())
@@ -102,9 +102,10 @@ def _encode_shard(work: _Work, number: int, pieces: Sequence[Piece], times: str,
     write_atomically(folder / f"{number:06}.json", json.dumps(entry), durable=True)
 
 
-def _marked(section: Section) -> bytes:
-    """Its text as UTF-8, and a byte that does not occur in it for whether the document ends there."""
-    return section.text.encode("utf-8", "surrogatepass") + (b"\xff" if section.ends else b"\xfe")
+def _hash(section: Section) -> bytes:
+    """The hash of a section's text and of whether it ends its document; the first 8 bytes draw its side."""
+    data = section.text.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=16, person=b"end" if section.ends else b"").digest()
 
 
 def _count(progress: Any, read: int, tokens: int) -> None:
@@ -126,15 +127,15 @@ class _ShardWriter:
         self.counts = dict.fromkeys(("documents", "blank", "train_characters", "train_tokens"), 0)
         self.candidates: list[tuple[int, int, int, bool]] = []
 
-    def add(self, section: Section, data: bytes) -> int:
-        """Take a section, `_marked` as `data`; returns how many tokens were written."""
+    def add(self, section: Section, own: bytes) -> int:
+        """Take a section with its `_hash`; returns how many tokens were written."""
         text, ends = section
         begins, self._begun = not self._begun, not ends
         self.counts["documents"] += ends
         if not text:
             self.counts["blank"] += ends
             return 0
-        drawn = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        drawn = int.from_bytes(own[:8], "little")
         if drawn < self._work.limit:
             tokens = self._work.tokenizer.encode(text + END_OF_TEXT).astype(self._dtype)
             self._candidates.write(tokens.tobytes())
@@ -517,7 +518,7 @@ def _changed(corpus: Corpus, files: Files, recorded: Files, digests: list[str], 
         if piece.path is None or str(piece.path) in doubtful:
             found = hashlib.sha256()
             for section in corpus.sections(piece):
-                found.update(_marked(section))
+                found.update(_hash(section))
             if found.hexdigest() != digest:
                 return str(piece.path or corpus.name)
     return None
