@@ -107,6 +107,7 @@ COMPOSED = {
     "find-lr": "find_lr",
     "find-batch-size": "find_batch_size",
     "autotune": "autotune",
+    "data": "data_encode",
 }
 
 
