@@ -249,7 +249,7 @@ def kills(place: Path, times: int) -> dict[str, Any]:
                 killed += 1
                 bar.update()
                 # Shards that were begun and are not finished: those are done again.
-                lost.append(len({path.name[1:7] for path in cache.glob("shards/*/.*.bin.*.tmp")}))
+                lost.append(len({path.name[1:7] for path in cache.glob("shards/*/*/.*.bin.*.tmp")}))
                 assert finished(cache) >= before
         left = [p for p in psutil.process_iter(["cmdline"]) if str(script) in (p.info["cmdline"] or [])]
         timed(ENCODE, place / "one", cache)
@@ -263,13 +263,13 @@ def kills(place: Path, times: int) -> dict[str, Any]:
 
 
 def finished(cache: Path) -> int:
-    return sum(1 for _ in cache.glob("shards/*/??????.json"))
+    return sum(1 for _ in cache.glob("shards/*/*/??????.json"))
 
 
 def hashes(cache: Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in cache.glob("shards/*/*")
+        for path in cache.glob("shards/*/*/*")
         if path.suffix in (".bin", ".npy")
     }
 
@@ -290,7 +290,7 @@ started = time.perf_counter()
 text, cache = TextFiles(sys.argv[1], pattern=None), Path(sys.argv[2])
 found = encode_documents(text, GPT2Tokenizer(), val_tokens=2_000_000, cache_dir=cache)
 sequences = TokenSequences(found.train, max_length=1024, stride=1024)
-sampler = EpochSampler(len(sequences), batch_size=8, seed=123)
+sampler = EpochSampler(len(sequences), batch_size=8, seed=123, computed=True)
 order = islice(iter(sampler), 8)
 sequences.__getitems__(list(order))
 seconds = time.perf_counter() - started
@@ -314,7 +314,7 @@ def opening(place: Path) -> dict[str, Any]:
         kind: min(timed(ENCODE, place / kind, cache / kind)["seconds"] for _ in range(3))
         for kind in ("one", "many")
     }
-    entry = next((cache / "one/shards").glob("*/manifest.json")).parent
+    entry = next((cache / "one/shards").glob("*/*/manifest.json")).parent
     kept = (entry / "manifest.json").read_text()
     manifest = json.loads(kept)
     each, shards = 100_000_000, 2500

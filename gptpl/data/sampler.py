@@ -14,8 +14,6 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 from gptpl.errors import InputError
 
 Indices = NDArray[np.int64]
-LARGEST_TABLE = 1 << 24
-"""Examples up to which an epoch's order is torch's random permutation, a table of up to 128 MB."""
 _ROUNDS = 6
 PADDING = -1
 """In place of an example's index: a row that counts nowhere."""
@@ -24,8 +22,8 @@ PADDING = -1
 class EpochSampler(DistributedSampler[int]):
     """The indices of one rank's shuffled examples; the last incomplete global batch is dropped.
 
-    The order is a function of seed and epoch. That of more examples than `LARGEST_TABLE` is computed as it is
-    needed, see `permuted`; ten billion take no memory.
+    The order is a function of seed and epoch: torch's random permutation, a table of 8 bytes an example, or,
+    if `computed`, one that needs no table, see `permuted`.
 
     A global batch is R x B examples, R = `world_size`; rank r takes its r-th B of them. So R processes with
     batches of B see the global batches of one process with batches of R x B. `set_epoch` chooses the order;
@@ -48,6 +46,7 @@ class EpochSampler(DistributedSampler[int]):
         rank: int = 0,
         world_size: int = 1,
         start: tuple[int, int] = (0, 0),
+        computed: bool = False,
     ) -> None:
         if seed < 0:
             raise InputError(f"seed={seed} is negative: give 0 or more")
@@ -59,6 +58,7 @@ class EpochSampler(DistributedSampler[int]):
         self.batch_size = batch_size
         self.start = start
         self.limit: int | None = None
+        self.computed = computed
         self._table: tuple[int, Indices] | None = None  # with its epoch
         self.set_epoch(start[0])
 
@@ -79,7 +79,7 @@ class EpochSampler(DistributedSampler[int]):
             return places
         # Not seed + epoch: then epoch 1 of seed 1 would be epoch 0 of seed 2.
         mixed = np.random.SeedSequence([self.seed, self.epoch])
-        if self.count > LARGEST_TABLE:
+        if self.computed:
             return permuted(places, self.count, mixed.generate_state(_ROUNDS, np.uint64).astype(np.uint64))
         if self._table is None or self._table[0] != self.epoch:
             generator = torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0]))

@@ -100,6 +100,8 @@ class TrainingData(L.LightningDataModule, ABC):
     """Tokens of the longest row of a batch."""
     units: str = "examples"
     """What messages call several examples."""
+    computed_order: bool = False
+    """Whether the order of the training examples is computed, for any number of them; see `EpochSampler`."""
     too_few_remedy: str = "lower data.batch_size, or give more examples"
     """What helps where the training examples do not fill a batch."""
 
@@ -235,6 +237,7 @@ class TrainingData(L.LightningDataModule, ABC):
             rank=rank,
             world_size=world_size,
             start=start,
+            computed=self.computed_order,
         )
         if not sampler.batches:
             devices = f" on each of {world_size} devices" if world_size > 1 else ""

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.data.pretraining.encoding import cached_corpus, encode_corpus, encode_in_memory
-from gptpl.data.pretraining.token_cache import EncodedCorpus
+from gptpl.data.pretraining.shards import cached_documents
+from gptpl.data.pretraining.token_cache import EncodedCorpus, ShardedCorpus
 from gptpl.data.sources import Corpus, PythonStdlib, Tale
 from gptpl.errors import InputError
 from gptpl.evaluation.statistics import TokenIds, check_n, checked_token_ids
@@ -37,7 +38,7 @@ def training_corpus(
     *,
     train_ratio: float | None = None,
     cache_dir: Path | None = None,
-) -> EncodedCorpus:
+) -> EncodedCorpus | ShardedCorpus:
     """The text that a model was trained on, in its own tokens and split as it was: `train` is what it read.
 
     A checkpoint may come from anywhere: nothing is downloaded, opened or written because it names it. Its
@@ -58,6 +59,13 @@ def training_corpus(
         found = cached_corpus(sha256, loaded.tokenizer, train_ratio=ratio, cache_dir=cache_dir)
         if found is not None:
             return found
+        most = loaded.run_config.get("data", {}).get("val_tokens")
+        if isinstance(most, int):
+            documents = cached_documents(
+                sha256, loaded.tokenizer, val_tokens=most, train_ratio=ratio, cache_dir=cache_dir
+            )
+            if documents is not None:
+                return documents
         for bundled in (Tale(), PythonStdlib()):
             if bundled.content_sha256() == sha256:
                 return encode_in_memory(bundled, loaded.tokenizer, content_sha256=sha256, train_ratio=ratio)

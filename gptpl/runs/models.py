@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.sources.records import Record, TextTable, read_records
@@ -192,7 +194,7 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
         from gptpl.runs.evaluation_data import training_tokens
 
         own = data is None
-        return TrainingText(training_corpus(self).train if own else training_tokens(self, data))
+        return TrainingText(np.asarray(training_corpus(self).train) if own else training_tokens(self, data))
 
     def with_template(self, template: str | None, response_marker: str | None = None) -> "InstructionModel":
         """The model asked in a template: alpaca, phi3, a file or a Jinja text; None: its own."""

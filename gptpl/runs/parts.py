@@ -184,6 +184,8 @@ def encode(*config: Config | str, config_dir: Folder | None = None) -> TrainingD
     Raises InputError as `build_datamodule`.
     """
     cfg = as_config(config, config_dir)
+    if cfg.get("resume"):
+        raise InputError(f"resume={cfg.resume} is for gptpl train and gptpl.resume: name the data instead")
     weights = instantiate(cfg.init)
     datamodule = build_datamodule(cfg, weights=weights)
     settle_vocabulary(cfg, datamodule)

@@ -276,7 +276,8 @@ def _check_trials(
         corpus = plain(cfg).get("data", {}).get("corpus")
         key = json.dumps(corpus, sort_keys=True)
         if corpus is not None and key not in data:
-            data[key] = instantiate(corpus).content_sha256()
+            made, split = instantiate(corpus), cfg.data.get("split", "characters")
+            data[key] = made.content_sha256() if split == "characters" else made.listing_sha256()
     return names[0], data, metrics
 
 

@@ -1,7 +1,11 @@
 """`gptpl data encode`, and training on `data=corpus`."""
 
 import json
+import math
 import os
+import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -51,6 +55,45 @@ def test_encoded_by_a_run_that_is_resumed_to_the_bit(gptpl, stories, run_folder)
     assert all(whole["state_dict"][name].equal(value) for name, value in parted["state_dict"].items())
 
 
+@pytest.fixture
+def trained(gptpl, stories):
+    assert gptpl(*TRAIN, "trainer.max_steps=3").status == 0
+    return stories
+
+
+def test_what_is_done_with_a_run(gptpl, trained):
+    outcome = gptpl("evaluate", "checkpoint=run")
+    assert outcome.status == 0, outcome.err
+    loss, bits = (float(re.findall(rf"{name} +([\d.]+)", outcome.out)[0]) for name in ("loss", "bits/byte"))
+    assert bits == pytest.approx(loss / math.log(2), rel=0.02)  # but for the ends of documents
+    outcome = gptpl("generate", "checkpoint=run", "prompt=Story", "max_new_tokens=20", "memorisation=true")
+    assert outcome.status == 0, outcome.err
+    outcome = gptpl("plan", *OF, "trainer=cpu")
+    assert outcome.status == 0, outcome.err
+    assert "training tokens" in outcome.out
+
+
+def test_embeddings_from_counts(gptpl, stories):
+    outcome = gptpl(*TRAIN, "trainer.max_steps=2", "init=cooccurrence")
+    assert outcome.status == 0, outcome.err
+    assert "from counts of" in outcome.err
+
+
+def test_two_processes_continue_what_one_began(gptpl, stories, run_folder):
+    # The global batches are the same; what is dropped differs from process to process.
+    steps = (*TRAIN, "trainer.max_steps=6", "model.drop_rate=0", "callbacks=checkpoint_last")
+    assert gptpl(*steps, "data.batch_size=4", "run_dir=whole").status == 0
+    assert gptpl(*steps, "data.batch_size=4", "trainer.stop_at_step=3").status == 0
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2")
+    command = [sys.executable, "-m", "gptpl", "train", "resume=run", *two]
+    done = subprocess.run(command, cwd=stories.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole, parted = (run_folder(stories.parent / name).rows for name in ("whole", "run"))
+    losses = [[float(row["train/loss"]) for row in rows if row["train/loss"]] for rows in (whole, parted)]
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
 def test_another_text_is_not_resumed(gptpl, stories, refused):
     assert gptpl(*TRAIN, "trainer.max_steps=6", "trainer.stop_at_step=3").status == 0
     path = stories / "1.jsonl"
@@ -79,6 +122,7 @@ def test_python_does_what_the_command_does(stories, monkeypatch):
         (["data.split=words"], "data.split"),
         (["data.path=nothing"], "data.path=nothing does not exist"),
         (["data.field=body"], "0.jsonl, line 1 has no 'body' (it has 'text')"),
+        (["resume=run"], "resume=run"),
         (["data.pattern=*.parquet"], "no file matches *.parquet"),
     ],
 )

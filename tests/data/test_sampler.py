@@ -189,20 +189,24 @@ def test_ten_billion_sequences_come_in_random_order(count: int):
 def test_computed_orders_are_shared_by_ranks_like_tables(size: tuple[int, int, int], seed: int):
     sequences, batch_size, ranks = size
     wide = batch_size * ranks
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptpl.data.sampler.LARGEST_TABLE", 0)
-        one = epochs_of(EpochSampler(sequences, batch_size=wide, seed=seed), 2)
-        assert len(set(one)) == len(one) == sequences // wide * wide
-        for rank in range(ranks):
-            sampler = EpochSampler(
-                sequences, batch_size=batch_size, seed=seed, rank=rank, world_size=ranks, start=(2, 1)
-            )
-            mine = [one[i : i + batch_size] for i in range(wide + rank * batch_size, len(one), wide)]
-            assert list(sampler) == [number for batch in mine for number in batch]
+    one = epochs_of(EpochSampler(sequences, batch_size=wide, seed=seed, computed=True), 2)
+    assert len(set(one)) == len(one) == sequences // wide * wide
+    for rank in range(ranks):
+        sampler = EpochSampler(
+            sequences,
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=ranks,
+            start=(2, 1),
+            computed=True,
+        )
+        mine = [one[i : i + batch_size] for i in range(wide + rank * batch_size, len(one), wide)]
+        assert list(sampler) == [number for batch in mine for number in batch]
 
 
 def test_a_trillion_sequences_take_no_memory():
-    sampler = EpochSampler(10**12, batch_size=4, seed=1, rank=3, world_size=8)
+    sampler = EpochSampler(10**12, batch_size=4, seed=1, rank=3, world_size=8, computed=True)
     sampler.set_epoch(7)
     first = list(itertools.islice(sampler, 12))
     assert len(set(first)) == 12

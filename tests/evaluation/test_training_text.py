@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,7 +48,7 @@ def test_a_text_in_the_cache_is_found_by_its_hash(pretraining, tmp_path):
     loaded = load_model(tmp_path / "checkpoints/last.ckpt")
     pretraining.text.unlink()
     found = training_corpus(loaded, cache_dir=pretraining.cache)
-    assert found.train.tolist() == data.encoded.train.tolist()
+    assert np.asarray(found.train).tolist() == data.encoded.train.tolist()
     assert found.val.tolist() == data.encoded.val.tolist()
 
 
@@ -56,7 +57,10 @@ def test_words_that_the_text_has_given_are_found_too(loaded, tmp_path):
     corpus = TextFiles(tmp_path / "a.txt")
     encoded = encode_corpus(corpus, WordsTokenizer(), train_ratio=0.9, cache_dir=tmp_path / "cache")
     hers = loaded(corpus.content_sha256(), encoded.tokenizer)
-    assert training_corpus(hers, cache_dir=tmp_path / "cache").train.tolist() == encoded.train.tolist()
+    assert (
+        np.asarray(training_corpus(hers, cache_dir=tmp_path / "cache").train).tolist()
+        == encoded.train.tolist()
+    )
     other = loaded(corpus.content_sha256(), WordsTokenizer(["the", "sea", "<|endoftext|>", "<|unk|>"]))
     with pytest.raises(InputError, match="is not in this machine's cache"):
         training_corpus(other, cache_dir=tmp_path / "cache")
@@ -68,7 +72,7 @@ def test_words_that_the_text_has_given_are_found_too(loaded, tmp_path):
 def test_the_text_that_ships_with_gptpl_needs_no_cache_and_makes_none(loaded, tmp_path):
     found = training_corpus(loaded(Tale().content_sha256()), cache_dir=tmp_path / "cache")
     (text,) = Tale().documents()
-    assert bytes(found.train.tolist()).decode() == text[: int(0.9 * len(text))]
+    assert bytes(np.asarray(found.train).tolist()).decode() == text[: int(0.9 * len(text))]
     assert not (tmp_path / "cache").exists()
 
 
@@ -200,7 +204,7 @@ def test_lines_of_memorisation(loaded):
         Completion(prompt=0, sample=0, text=part, tokens=tuple(part.encode()), finish="length", details=None)
         for part in (text[5:30], "\x01\x02")
     ]
-    training = TrainingText(training_corpus(loaded(Tale().content_sha256())).train)
+    training = TrainingText(np.asarray(training_corpus(loaded(Tale().content_sha256())).train))
     head, first, second = memorisation_lines(samples, training, decode=BytesTokenizer().decode)
     assert head == f"in the training text of {training.tokens:,} tokens word for word:"
     assert first.startswith(f"  text 1: 25 tokens in a row ({text[5:30]!r}), 100% of its 4-grams")

@@ -40,7 +40,7 @@ def test_it_ends_with_the_losses_of_the_run_that_was_not_stopped(older):
     expected, found = numbers(older / "straight.csv"), numbers(older / "stopped/metrics.csv")
     assert len(found) == len(expected) == 9
     for row, wanted in zip(found, expected, strict=True):
-        assert row == pytest.approx(wanted, rel=1e-4)
+        assert {name: row[name] for name in wanted} == pytest.approx(wanted, rel=1e-4)
     assert (older / "stopped/checkpoints/step-00000008.ckpt").is_file()  # and not where its config says
 
 
@@ -51,7 +51,7 @@ def test_the_same_command_draws_the_same_numbers(older):
     run = gptpl.build(*overrides, "run_dir=anew")
     run.fit()
     for row, wanted in zip(numbers(older / "anew/metrics.csv"), numbers(older / "straight.csv"), strict=True):
-        assert row == pytest.approx(wanted, rel=1e-4)
+        assert {name: row[name] for name in wanted} == pytest.approx(wanted, rel=1e-4)
 
 
 def test_its_model_is_loaded(older):

@@ -155,6 +155,7 @@ class TextDataModule(TrainingData):
         self.max_length = max_length
         self.stride = max_length if stride is None else stride
         self.split = split
+        self.computed_order = split == "documents"
         self.train_ratio = train_ratio
         self.val_tokens = val_tokens
         self.encode_workers = encode_workers

@@ -1,9 +1,10 @@
 """A corpus of any size as shards of tokens, encoded by several processes, and continued when interrupted.
 
-An entry of the cache is a folder. Each shard is a job whose result does not depend on who does it, or when:
-`N.bin` has its training tokens, `N.candidates.bin` and `N.npy` the sections that may become validation text,
-`N.json`, written last, counts and hashes. When all are there, `val.bin` is chosen from the candidates,
-`rest.bin` has the others, and `manifest.json` describes the whole.
+An entry of the cache is a folder, with a folder in it for each state of the files by their times. A shard is
+a job whose result does not depend on who does it, or when: `N.bin` has its training tokens,
+`N.candidates.bin` and `N.npy` the sections that may become validation text, `N.json`, written last, counts
+and hashes. When all are there, `val.bin` is chosen from the candidates, `rest.bin` has the others, and
+`manifest.json` describes them.
 """
 
 # U sections that may become validation text
@@ -17,11 +18,12 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,6 +52,8 @@ from gptpl.tokenizers.base import END_OF_TEXT
 
 log = logging.getLogger(__name__)
 
+Count = Callable[[int, int], None]
+
 VERSION = 1
 """Raise it when the same text would be encoded, divided or stored in another way."""
 LARGEST_SHARD = 400_000_000  # bytes of text, about 100 million tokens
@@ -63,6 +67,8 @@ BATCH = 1 << 20  # characters encoded at a time
 CANDIDATE = np.dtype([("hash", "<u8"), ("tokens", "<i8"), ("characters", "<i8"), ("whole", "?")])
 """A section that may become validation text; `whole`: it is a document."""
 _LEAK_SAMPLE = 1 << 25  # training tokens that validation text is searched for in
+_POOL = "GPTPL_ENCODING_POOL"
+"""The process whose workers encode, who inherit it: one that runs its script again must not encode again."""
 
 
 # ------------------------------------------------------------------------------------------- one shard
@@ -78,27 +84,27 @@ class _Work:
     limit: int
 
 
-def _encode_shard(work: _Work, number: int, pieces: Sequence[Piece], times: str, progress: Any) -> None:
-    """Write the files of a shard; `progress` counts bytes of text and tokens."""
+def _encode_shard(work: _Work, number: int, pieces: Sequence[Piece], count: Count) -> None:
+    """Write the files of a shard; `count` takes bytes of text and tokens."""
     folder, digests = work.folder, []
     with ExitStack() as stack:
         files = [
             stack.enter_context(_new(folder / f"{number:06}{kind}")) for kind in (".bin", ".candidates.bin")
         ]
-        writer = _ShardWriter(work, *files)
+        writer = _ShardWriter(work, *files, within=pieces[0].within)
         for piece in pieces:
             digest, read = hashlib.sha256(), 0
             for section in work.corpus.sections(piece):
                 own = _hash(section)
                 digest.update(own)
                 read += len(section.text)
-                _count(progress, len(section.text), writer.add(section, own))
-            _count(progress, piece.size - read, 0)
+                count(len(section.text), writer.add(section, own))
+            count(piece.size - read, 0)
             digests.append(digest.hexdigest())
-        _count(progress, 0, writer.flush())
+        count(0, writer.flush())
         with _new(folder / f"{number:06}.npy") as file:
             np.save(file, np.array(writer.candidates, CANDIDATE))
-    entry = {"counts": writer.counts, "pieces": digests, "times": times}
+    entry = {"counts": writer.counts, "pieces": digests}
     write_atomically(folder / f"{number:06}.json", json.dumps(entry), durable=True)
 
 
@@ -108,22 +114,19 @@ def _hash(section: Section) -> bytes:
     return hashlib.blake2b(data, digest_size=16, person=b"end" if section.ends else b"").digest()
 
 
-def _count(progress: Any, read: int, tokens: int) -> None:
-    with progress.get_lock():
-        progress[0] += read
-        progress[1] += tokens
-
-
 class _ShardWriter:
-    """Divides sections into training text and candidates, and writes their tokens."""
+    """Divides sections into training text and candidates, and writes their tokens.
 
-    def __init__(self, work: _Work, train: BinaryIO, candidates: BinaryIO) -> None:
+    `within`: the first section does not begin a document.
+    """
+
+    def __init__(self, work: _Work, train: BinaryIO, candidates: BinaryIO, *, within: bool) -> None:
         self._work, self._train, self._candidates = work, train, candidates
         self._dtype = token_dtype(work.tokenizer.vocab_size)
         self._texts: list[str] = []
         self._waiting = 0  # characters
-        self._begun = False  # a document whose end is still to come
-        self._open = False  # the training text ends within a document
+        self._begun = within  # a document whose end is still to come
+        self._open = within  # the training text ends within a document
         self.counts = dict.fromkeys(("documents", "blank", "train_characters", "train_tokens"), 0)
         self.candidates: list[tuple[int, int, int, bool]] = []
 
@@ -205,28 +208,35 @@ def encode_documents(
         raise InputError(f"data.val_tokens must be at least 1, got {val_tokens}")
     if workers is not None and workers < 1:
         raise InputError(f"data.encode_workers must be at least 1, got {workers}")
+    if os.environ.get(_POOL, str(os.getpid())) != str(os.getpid()):
+        raise InputError("an encoding process runs the script that started it, see the error of that one")
     files = corpus.listing()
     vocabulary = vocabulary_sha256(tokenizer)
     named = [(name, size) for name, size, _ in files]
     identity = [VERSION, corpus.reading, named, tokenizer.name, vocabulary, val_tokens, train_ratio]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     entry = (cache_dir or default_cache_dir()) / "shards" / key
+    # A folder is never written again: a run that reads it may be running.
+    folder = entry / hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
     known = tokenizer if vocabulary else None
-    if not check and (found := _open(entry, known, files)) is not None:
+    if not check and (found := _open(folder, known)) is not None:
         return found
     with alone(entry):
-        found = _open(entry, known, files, corpus, check=check)
+        found = None if check else _open(folder, known)
         if found is None:
-            fitted = tokenizer.fitted_to(corpus.documents())
+            found = _with_same_texts(folder, known, corpus, files, check=check)
+        if found is None:
+            texts = (text for piece in corpus.pieces() for text, _ in corpus.sections(piece))
+            fitted = tokenizer.fitted_to(texts)
             try:
-                _encode(entry, corpus, fitted, files, val_tokens, train_ratio, workers)
+                _encode(folder, corpus, fitted, files, val_tokens, train_ratio, workers)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise _full(entry, sum(size for _, size in named), fitted) from error
-            found = _open(entry, fitted, files)
+            found = _open(folder, fitted)
     if found is None:
-        raise InputError(f"another process has changed {entry}: start again")
+        raise InputError(f"another process has changed {folder}: start again")
     return found
 
 
@@ -246,7 +256,7 @@ def _shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def _encode(
-    entry: Path,
+    folder: Path,
     corpus: Corpus,
     tokenizer: Tokenizer,
     files: Files,
@@ -254,43 +264,49 @@ def _encode(
     train_ratio: float,
     workers: int | None,
 ) -> None:
-    entry.mkdir(parents=True, exist_ok=True)
-    for left in entry.glob(".*.tmp"):  # by a killed process
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {folder} ({error.strerror}): set GPTPL_CACHE to a folder that can be written"
+        ) from error
+    for left in folder.glob(".*.tmp"):  # by a killed process
         left.unlink(missing_ok=True)
+    for other in folder.parent.iterdir():  # of files that have changed since
+        if other != folder and not (other / "manifest.json").exists():
+            shutil.rmtree(other, ignore_errors=True)
     pieces = corpus.pieces()
+    if not pieces:
+        raise InputError(f"{corpus.name} has no documents: give files with text in them")
     total = sum(piece.size for piece in pieces)
     share = SPARE * val_tokens / total if total else 1.0
     limit = min(1 << 64, int(share * (1 << 64)))
-    work = _Work(corpus=corpus, tokenizer=tokenizer, folder=entry, limit=limit)
+    work = _Work(corpus=corpus, tokenizer=tokenizer, folder=folder, limit=limit)
     shards = _shards(pieces)
-    times = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    todo = {n: shard for n, shard in enumerate(shards) if not _is_done(work, n, times)}
-    if shutil.disk_usage(entry).free < sum(piece.size for shard in todo.values() for piece in shard) // 8:
-        raise _full(entry, total, tokenizer)
+    todo = {n: shard for n, shard in enumerate(shards) if not _is_done(work, n)}
+    if shutil.disk_usage(folder).free < sum(piece.size for shard in todo.values() for piece in shard) // 8:
+        raise _full(folder, total, tokenizer)
     log.info(
         "encoding %s (%s) with the %s tokenizer into %s%s",
         corpus.name, bytes_text(total), tokenizer.name, count_text(len(shards), "shard"),
         f", of which {len(shards) - len(todo)} are there" if len(todo) < len(shards) else "",
     )  # fmt: skip
     if todo:
-        _encode_shards(work, todo, times, workers or _cores())
+        _encode_shards(work, todo, workers or _cores())
     if (now := corpus.listing()) != files:
         changed = next(iter(set(files) ^ set(now)))[0]
         raise InputError(f"{changed} has changed while {corpus.name} was encoded: start again")
     _finish(work, len(shards), files, val_tokens, train_ratio)
 
 
-def _is_done(work: _Work, number: int, times: str) -> bool:
-    """Whether a shard has been encoded, from the files as they are."""
+def _is_done(work: _Work, number: int) -> bool:
+    """Whether a shard has been encoded."""
     base, bytes_each = work.folder / f"{number:06}", token_dtype(work.tokenizer.vocab_size).itemsize
     try:
         entry = _read_json(base.with_suffix(".json"))
         candidates = int(np.load(base.with_suffix(".npy"))["tokens"].sum())
         sizes = [base.with_suffix(kind).stat().st_size for kind in (".bin", ".candidates.bin")]
-        return bool(
-            entry["times"] == times
-            and sizes == [entry["counts"]["train_tokens"] * bytes_each, candidates * bytes_each]
-        )
+        return bool(sizes == [entry["counts"]["train_tokens"] * bytes_each, candidates * bytes_each])
     except DAMAGE:
         return False
 
@@ -316,22 +332,52 @@ def _full(entry: Path, text_bytes: int, tokenizer: Tokenizer) -> InputError:
     )
 
 
-def _encode_shards(work: _Work, todo: Mapping[int, Sequence[Piece]], times: str, workers: int) -> None:
+class _Progress:
+    """Bytes of text and tokens of every shard, and whether to stop, in memory that processes share.
+
+    Without a lock, which a process that is killed would keep: each shard is counted by one process.
+    """
+
+    def __init__(self, shards: int, context: SpawnContext) -> None:
+        self._counts = context.RawArray("q", 2 * shards + 1)
+
+    def counter(self, place: int) -> Count:
+        """Adds to the counts of one shard. Raises InterruptedError once all shall stop."""
+
+        def count(read: int, tokens: int) -> None:
+            self._counts[2 * place] += read
+            self._counts[2 * place + 1] += tokens
+            if self._counts[-1]:
+                raise InterruptedError
+
+        return count
+
+    def totals(self) -> tuple[int, int]:
+        """Bytes of text, and tokens."""
+        counts = self._counts[:-1]
+        return sum(counts[::2]), sum(counts[1::2])
+
+    def stop(self) -> None:
+        """Tell all processes to."""
+        self._counts[-1] = 1
+
+
+def _encode_shards(work: _Work, todo: Mapping[int, Sequence[Piece]], workers: int) -> None:
     context = multiprocessing.get_context("spawn")
-    progress = context.Array("q", 2)
+    progress = _Progress(len(todo), context)
     total = sum(piece.size for pieces in todo.values() for piece in pieces)
+    jobs = [(place, number, pieces) for place, (number, pieces) in enumerate(todo.items())]
     with _bar(progress, total):
         if workers == 1 or len(todo) == 1 or total < SHARDS * SMALLEST_SHARD // 4:
-            for number, pieces in todo.items():
-                _encode_shard(work, number, pieces, times, progress)
+            for place, number, pieces in jobs:
+                _encode_shard(work, number, pieces, progress.counter(place))
             return
         pool = ProcessPoolExecutor(
             min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=(work, progress)
         )
+        os.environ[_POOL] = str(os.getpid())
         try:
-            for done in as_completed(
-                [pool.submit(_in_worker, n, pieces, times) for n, pieces in todo.items()]
-            ):
+            for done in as_completed([pool.submit(_in_worker, *job) for job in jobs]):
                 done.result()
         except BrokenProcessPool as error:
             raise InputError(
@@ -339,13 +385,15 @@ def _encode_shards(work: _Work, todo: Mapping[int, Sequence[Piece]], times: str,
                 " `if __name__ == '__main__':`, or run gptpl data encode first; finished shards are kept"
             ) from error
         finally:
+            progress.stop()  # what still runs has no use after an error
             pool.shutdown(cancel_futures=True)
+            del os.environ[_POOL]
 
 
-_worker: tuple[_Work, Any]
+_worker: tuple[_Work, _Progress]
 
 
-def _start_worker(work: _Work, progress: Any) -> None:
+def _start_worker(work: _Work, progress: _Progress) -> None:
     global _worker
     _worker = (work, progress)
     parent = multiprocessing.parent_process()
@@ -358,13 +406,13 @@ def _start_worker(work: _Work, progress: Any) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _in_worker(number: int, pieces: Sequence[Piece], times: str) -> None:
+def _in_worker(place: int, number: int, pieces: Sequence[Piece]) -> None:
     work, progress = _worker
-    _encode_shard(work, number, pieces, times, progress)
+    _encode_shard(work, number, pieces, progress.counter(place))
 
 
 @contextmanager
-def _bar(progress: Any, total: int) -> Iterator[None]:
+def _bar(progress: _Progress, total: int) -> Iterator[None]:
     """Shows bytes of text, tokens per second and the time that is left, in a terminal."""
     stop = threading.Event()
 
@@ -373,7 +421,7 @@ def _bar(progress: Any, total: int) -> Iterator[None]:
             started = time.monotonic()
             while True:
                 ended = stop.wait(0.5)
-                read, tokens = progress[:]
+                read, tokens = progress.totals()
                 bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
                 bar.update(read - bar.n)
                 if ended:
@@ -438,6 +486,8 @@ def _finish(work: _Work, shards: int, files: Files, val_tokens: int, train_ratio
     if counts["blank"]:
         log.info("%s: %s left out", work.corpus.name, count_text(counts["blank"], "empty document"))
     manifest = {
+        "folder": folder.name,
+        "split": [val_tokens, train_ratio],
         "stats": asdict(stats),
         "tokenizer": work.tokenizer.state(),
         "shards": lengths,
@@ -468,43 +518,83 @@ def _sample(tokens: ShardedTokens, most: int) -> Tokens | ShardedTokens:
     return np.concatenate([tokens[start : start + most // parts] for start in starts])
 
 
-def _open(
-    entry: Path,
-    tokenizer: Tokenizer | None,
-    files: Files,
-    corpus: Corpus | None = None,
-    *,
-    check: bool = False,
-) -> ShardedCorpus | None:
-    """The entry, if it is complete and its files are as they were.
-
-    With a `corpus`, the files that have another time, or with `check` all, are read again; an entry that has
-    other texts, or is damaged, is removed.
-    """
+def _open(folder: Path, tokenizer: Tokenizer | None) -> ShardedCorpus | None:
+    """The tokens of files in a state, if they are complete."""
     try:
-        manifest = _read_json(entry / "manifest.json")
-        stats = CorpusStats(**manifest["stats"])
-        fitted = tokenizer or tokenizer_from_state(manifest["tokenizer"])
-        dtype = token_dtype(fitted.vocab_size)
-        for name, length in (*manifest["shards"].items(), ("val.bin", stats.val_tokens)):
-            if (entry / name).stat().st_size != length * dtype.itemsize:
-                raise ValueError(f"{name} is not of {length:,} tokens")
-        train = ShardedTokens(*_of_train(entry, manifest["shards"]), dtype)
-        val = np.memmap(entry / "val.bin", dtype, "r")
-        recorded, digests = [tuple(file) for file in manifest["files"]], list(manifest["pieces"])
-    except DAMAGE as damage:
-        if corpus is not None and (entry / "manifest.json").exists():
-            log.warning("the tokens in %s are damaged (%s): what is missing is encoded again", entry, damage)
-        return None
-    if check or recorded != files:
-        if corpus is None:
-            return None
-        if (changed := _changed(corpus, files, recorded, digests, check=check)) is not None:
-            log.warning("%s has changed since %s was encoded: it is encoded again", changed, corpus.name)
-            shutil.rmtree(entry)
-            return None
-        write_atomically(entry / "manifest.json", json.dumps(manifest | {"files": files}), durable=True)
+        return _read(folder, _read_json(folder / "manifest.json"), tokenizer)
+    except FileNotFoundError as missing:
+        damage: Exception = missing
+    except DAMAGE as error:
+        damage = error
+    if (folder / "manifest.json").exists():
+        log.warning("the tokens in %s are damaged (%s): what is missing is encoded again", folder, damage)
+    return None
+
+
+def _read(folder: Path, manifest: Mapping[str, Any], tokenizer: Tokenizer | None) -> ShardedCorpus:
+    """The tokens that a manifest describes. Raises one of DAMAGE where they are not as it says."""
+    stats = CorpusStats(**manifest["stats"])
+    fitted = tokenizer or tokenizer_from_state(manifest["tokenizer"])
+    dtype, place = token_dtype(fitted.vocab_size), folder.parent / Path(manifest["folder"]).name
+    for name, length in (*manifest["shards"].items(), ("val.bin", stats.val_tokens)):
+        if (place / name).stat().st_size != length * dtype.itemsize:
+            raise ValueError(f"{name} is not of {length:,} tokens")
+    train = ShardedTokens(*_of_train(place, manifest["shards"]), dtype)
+    val = np.memmap(place / "val.bin", dtype, "r")
     return ShardedCorpus(train=train, val=val, tokenizer=fitted, stats=stats)
+
+
+def cached_documents(
+    content_sha256: str,
+    tokenizer: Tokenizer,
+    *,
+    val_tokens: int,
+    train_ratio: float,
+    cache_dir: Path | None = None,
+) -> ShardedCorpus | None:
+    """The corpus with that hash of its texts in the tokens of a tokenizer, if the cache has it.
+
+    Nothing is written or removed: the hash may come from anybody.
+    """
+    for path in ((cache_dir or default_cache_dir()) / "shards").glob("*/*/manifest.json"):
+        with suppress(*DAMAGE):
+            manifest = _read_json(path)
+            is_of = (manifest["stats"]["content_sha256"], manifest["tokenizer"]["sha256"], manifest["split"])
+            if is_of == (content_sha256, tokenizer.sha256, [val_tokens, train_ratio]):
+                return _read(path.parent, manifest, tokenizer)
+    return None
+
+
+def _with_same_texts(
+    folder: Path, tokenizer: Tokenizer | None, corpus: Corpus, files: Files, *, check: bool
+) -> ShardedCorpus | None:
+    """The tokens of another state of the files, if their texts are the same; with `check` also of this one.
+
+    All files that have another time are read again, with `check` all; one of this state with other texts is
+    removed.
+    """
+    manifests = [folder / "manifest.json"] if check else []
+    manifests += sorted(folder.parent.glob("*/manifest.json"), key=lambda path: -path.stat().st_mtime)
+    for path in manifests:
+        try:
+            manifest = _read_json(path)
+            found = _read(path.parent, manifest, tokenizer)
+            recorded, digests = [tuple(file) for file in manifest["files"]], list(manifest["pieces"])
+        except DAMAGE:
+            continue
+        log.info("%s: reading the files that may have changed", corpus.name)
+        if (changed := _changed(corpus, files, recorded, digests, check=check)) is None:
+            if path.parent != folder:
+                with suppress(OSError):  # a cache that cannot be written: they are compared again next time
+                    folder.mkdir(exist_ok=True)
+                    kept = json.dumps(manifest | {"files": files})
+                    write_atomically(folder / "manifest.json", kept, durable=True)
+            return found
+        log.warning("%s has changed since %s was encoded: it is encoded again", changed, corpus.name)
+        if path.parent == folder:
+            shutil.rmtree(folder)
+        return None
+    return None
 
 
 def _changed(corpus: Corpus, files: Files, recorded: Files, digests: list[str], *, check: bool) -> str | None:

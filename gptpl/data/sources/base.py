@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -36,13 +37,14 @@ class Piece:
     """A part of a corpus that can be read by itself: a file, or a range of one; without a path, all.
 
     The range is in bytes, of Parquet in row groups; `end` None: to the end. `size` is the number of bytes, of
-    a compressed file an estimate of those of its text.
+    a compressed file an estimate of those of its text. `within`: it begins within a document.
     """
 
     path: Path | None = None
     start: int = 0
     end: int | None = None
     size: int = 0
+    within: bool = False
 
 
 class Corpus(ABC):
@@ -67,6 +69,10 @@ class Corpus(ABC):
         """Name, size and time of every file. Raises InputError, which names the file, where it is gone."""
         return listed([str(path) for path in self.files()])
 
+    def listing_sha256(self) -> str:
+        """Hash of `reading` and the listing, without reading the files; another one where they are copied."""
+        return hashlib.sha256(json.dumps([self.reading, self.listing()]).encode()).hexdigest()
+
     def pieces(self) -> list[Piece]:
         """Parts that can be read by themselves, in the order of the documents.
 
@@ -84,8 +90,15 @@ class Corpus(ABC):
 
     @property
     def reading(self) -> str:
-        """What decides, besides the files, which documents they hold."""
-        return _class_name(type(self))
+        """What decides, besides names, sizes and times of the files, which documents they hold.
+
+        Of a class that reads them in its own way, by settings that are not known here, it is their hash, for
+        which all are read: say it shorter where there are many.
+        """
+        own = type(self)
+        if own.read is Corpus.read and own.documents is Corpus.documents and own.sections is Corpus.sections:
+            return class_name(own)
+        return f"{class_name(own)} {self.content_sha256()}"
 
     def content_sha256(self) -> str:
         """Hash of the class and of everything that decides the text: the bytes of the files in order.
@@ -115,10 +128,11 @@ class Corpus(ABC):
         return digest.hexdigest()
 
     def _digest(self) -> "hashlib._Hash":
-        return hashlib.sha256(_class_name(type(self)).encode())
+        return hashlib.sha256(class_name(type(self)).encode())
 
 
-def _class_name(of: type[Corpus]) -> str:
+def class_name(of: type[Corpus]) -> str:
+    """The class with its module."""
     module, name = of.__module__, of.__qualname__
     if module.startswith("gptpl.data.sources."):
         # The modules' first names: older runs and caches know their text by this hash.
@@ -131,24 +145,27 @@ def in_sections(parts: Iterable[str], *, begins: bool = True, ends: bool = True)
 
     `begins`, `ends`: whether the document does so with the first and with the last part.
     """
-    waiting, blank = "", begins and ends
+    waiting, start, blank = "", 0, begins and ends
     for part in parts:
-        waiting += part
-        while len(waiting) > 2 * SECTION:
-            place = _place_to_cut(waiting)
-            yield Section(waiting[:place], False)
-            waiting, blank = waiting[place:], False
-    yield Section("" if blank and waiting.isspace() else waiting, ends)
+        waiting, start = waiting[start:] + part, 0
+        while len(waiting) - start > 2 * SECTION:
+            place = _place_to_cut(waiting, start + SECTION)
+            yield Section(waiting[start:place], False)
+            start, blank = place, False
+    rest = waiting[start:]
+    yield Section("" if blank and rest.isspace() else rest, ends)
 
 
-def _place_to_cut(text: str) -> int:
-    """Where a section of the text ends: between two lines, else before a space, else anywhere."""
-    found = _CUT.search(text, SECTION) or _CUT_IN_LINE.search(text, SECTION)
-    return found.end() if found else SECTION
+def _place_to_cut(text: str, first: int) -> int:
+    """Where a section may end, from there on: between two lines, else before a space, else anywhere."""
+    last = first + SECTION
+    found = _CUT.search(text, first, last) or _CUT_IN_LINE.search(text, first, last)
+    return found.end() if found else first
 
 
 def listed(paths: list[str]) -> Files:
     """See `Corpus.listing`. Of strings: a hundred thousand paths alone take half a second to make."""
+    paths = [path.removeprefix(os.path.join(os.curdir, "")) for path in paths]  # noqa: PTH118
     start = len(os.path.commonpath({os.path.split(path)[0] for path in paths})) if paths else 0
     found = []
     for path in paths:

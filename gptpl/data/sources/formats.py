@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -62,8 +63,11 @@ def is_compressed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSED
 
 
-def pieces_of(path: Path, size: int) -> Iterator[Piece]:
-    """The pieces of a file of `size` bytes, in order. Raises InputError for what is not a Parquet file."""
+def pieces_of(path: Path, size: int, field: str | None) -> Iterator[Piece]:
+    """The pieces of a file of `size` bytes, in order; `field` as for `sections`.
+
+    Raises InputError for what should be a Parquet file and is not.
+    """
     if kind_of(path) == "Parquet":
         yield from _row_groups(path)
     elif is_compressed(path):
@@ -71,8 +75,10 @@ def pieces_of(path: Path, size: int) -> Iterator[Piece]:
     else:
         # The last one is up to half as large again.
         starts = list(range(0, max(1, size - PIECE_BYTES // 2), PIECE_BYTES))
+        is_text = kind_of(path) != "JSON Lines" or field is None
         for start, end in zip(starts, [*starts[1:], None], strict=True):
-            yield Piece(path=path, start=start, end=end, size=(size if end is None else end) - start)
+            length = (size if end is None else end) - start
+            yield Piece(path=path, start=start, end=end, size=length, within=is_text and start > 0)
 
 
 def sections(piece: Piece, field: str | None) -> Iterator[Section]:
@@ -90,7 +96,7 @@ def sections(piece: Piece, field: str | None) -> Iterator[Section]:
     elif kind == "JSON Lines" and field is not None:
         documents = _json_lines(piece, field)
     else:
-        yield from in_sections(_text(piece), begins=not piece.start, ends=piece.end is None)
+        yield from in_sections(_text(piece), begins=not piece.within, ends=piece.end is None)
         return
     for document in documents:
         yield from in_sections([document])
@@ -108,7 +114,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             opener: Any = gzip.open
         elif path.suffix.lower() == ".zst":
             zstd = _zstd(path)
-            opener, damage = zstd.open, (*damage, zstd.ZstdError)
+            # Windows of up to 2 GB, as in files that were compressed with --long=31.
+            opener = partial(zstd.open, options={zstd.DecompressionParameter.window_log_max: 31})
+            damage = (*damage, zstd.ZstdError)
         else:
             opener = open
         with opener(path, "rb") as file:

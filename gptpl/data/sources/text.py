@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from gptpl.data.sources.base import Corpus, Files, Piece, Section, listed, unreadable, utf8_lines
+from gptpl.data.sources.base import Corpus, Files, Piece, Section, class_name, listed, unreadable, utf8_lines
 from gptpl.data.sources.formats import is_compressed, kind_of, pieces_of, sections
 from gptpl.data.sources.records import json_lines
 from gptpl.errors import InputError
 from gptpl.files.download import download
 from gptpl.settings import FREE
+
+log = logging.getLogger(__name__)
 
 
 class Tale(Corpus):
@@ -114,7 +117,7 @@ class TextFiles(Corpus):
 
     def _documents_of(self, path: Path) -> Iterator[str]:
         parts: list[str] = []
-        for piece in pieces_of(path, path.stat().st_size):
+        for piece in pieces_of(path, path.stat().st_size, self._field):
             for section in sections(piece, self._field):
                 parts.append(section.text)
                 if section.ends:
@@ -127,7 +130,7 @@ class TextFiles(Corpus):
         """Files, and ranges of large ones."""
         if not self._reads_itself:
             return super().pieces()
-        return [piece for path in self.files() for piece in pieces_of(path, path.stat().st_size)]
+        return [piece for path in self.files() for piece in pieces_of(path, path.stat().st_size, self._field)]
 
     def sections(self, piece: Piece) -> Iterator[Section]:
         """See `Corpus`; blank documents come as such."""
@@ -136,12 +139,13 @@ class TextFiles(Corpus):
     @property
     def reading(self) -> str:
         """The class, and the field."""
-        return f"{super().reading} {self._field}"
+        return f"{class_name(type(self))} {self._field}" if self._reads_itself else super().reading
 
     @property
     def _reads_itself(self) -> bool:
         own = type(self)
-        return own.read is Corpus.read and own.documents is TextFiles.documents
+        ours = own.documents is TextFiles.documents and own.sections is TextFiles.sections
+        return ours and own.read is Corpus.read
 
     def content_sha256(self) -> str:
         """Hash of the bytes of the files, and of the field that is read of records."""
@@ -214,8 +218,12 @@ def _matches(root: Path, pattern: str) -> list[str]:
 
 def _below(folder: str, wanted: re.Pattern[str]) -> Iterator[str]:
     """The files at any depth whose names match, in the order of paths."""
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: os.path.normcase(entry.name))
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: os.path.normcase(entry.name))
+    except PermissionError:
+        log.warning("left out, as it cannot be read: %s", folder)
+        return
     for entry in ordered:
         if entry.name.startswith("."):
             continue

@@ -7,7 +7,9 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ from gptpl.data.pretraining import shards, token_cache
 from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.data.pretraining.shards import encode_documents
 from gptpl.data.pretraining.token_cache import ShardedCorpus, ShardedTokens
-from gptpl.data.sources import TextFiles, formats
+from gptpl.data.sources import Corpus, TextFiles, formats
 from gptpl.errors import InputError
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer, WordsTokenizer
 
@@ -50,7 +52,7 @@ def write(folder: Path, texts: Sequence[str], *, files: int = 1) -> TextFiles:
     return TextFiles(folder, pattern=None)
 
 
-def encode(corpus: TextFiles, cache: Path, **changes: Any) -> ShardedCorpus:
+def encode(corpus: Corpus, cache: Path, **changes: Any) -> ShardedCorpus:
     wanted: dict[str, Any] = {"val_tokens": 1000, "workers": 1, "cache_dir": cache} | changes
     return encode_documents(corpus, wanted.pop("tokenizer", BytesTokenizer()), **wanted)
 
@@ -121,17 +123,23 @@ def test_a_long_text_goes_to_both_sides_in_sections(tmp_path: Path, monkeypatch:
     assert found.stats.documents == 1
     assert found.stats.val_documents > 1
     assert found.stats.train_documents == 1
-    both = b"".join(bytes(document[:-1]) for side in (found.val, found.train) for document in divided(side))
-    # Nothing but the end-of-text tokens is added, and nothing is lost.
-    assert sorted(both) == sorted("\n".join(lines).encode())
+    text = "\n".join(lines).encode()
+    parts = [bytes(part[:-1]) for side in (found.val, found.train) for part in divided(side) if len(part) > 1]
+    # Nothing but the end-of-text tokens is added, nothing is lost, and what was not together is not joined.
+    assert sorted(b"".join(parts)) == sorted(text)
+    assert all(part in text for part in parts)
 
 
-def test_blank_documents_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("tokenizer", [BytesTokenizer(), WordsTokenizer()])
+def test_blank_documents_are_left_out_and_counted(
+    tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level(logging.INFO)
-    found = encode(write(tmp_path / "in", [*texts_of(20), "", " \n"]), tmp_path)
+    found = encode(write(tmp_path / "in", [*texts_of(20), "", " \n"]), tmp_path, tokenizer=tokenizer)
     assert found.stats.documents == 20
     assert "2 empty documents left out" in caplog.text
-    assert [] not in [document[:-1] for document in divided(found.train) + divided(found.val)]
+    eot = found.tokenizer.eot_id
+    assert [] not in [document[:-1] for document in divided(found.train, eot) + divided(found.val, eot)]
 
 
 def test_a_vocabulary_from_the_text(tmp_path: Path):
@@ -147,13 +155,13 @@ def test_a_vocabulary_from_the_text(tmp_path: Path):
 
 def contents(cache: Path) -> dict[str, bytes]:
     """The tokens of the only entry."""
-    (entry,) = [path for path in (cache / "shards").iterdir() if path.is_dir()]
+    (entry,) = (cache / "shards").glob("*/*/")
     assert not list(entry.glob(".*"))
     return {path.name: path.read_bytes() for path in entry.iterdir() if path.suffix in (".bin", ".npy")}
 
 
 def manifest(cache: Path) -> Path:
-    return next((cache / "shards").glob("*/manifest.json"))
+    return next((cache / "shards").glob("*/*/manifest.json"))
 
 
 def test_several_processes_write_the_same(tmp_path: Path):
@@ -262,8 +270,11 @@ def test_an_edited_file_is_found(hidden: bool, tmp_path: Path, caplog: pytest.Lo
         assert encode(corpus, tmp_path).stats == before.stats
     else:
         later(path)
+    read = np.asarray(before.train).copy()
     found = encode(corpus, tmp_path, check=hidden)
     assert f"{path} has changed" in caplog.text
+    if not hidden:  # a run that reads what was encoded before is not disturbed
+        assert np.array_equal(pickle.loads(pickle.dumps(before.train)), read)  # noqa: S301
     assert found.stats.content_sha256 != before.stats.content_sha256
     assert b"WORD" in np.concatenate([found.train, found.val]).astype(np.uint8).tobytes()
 
@@ -279,7 +290,42 @@ def test_other_files_or_settings_are_another_entry(tmp_path: Path):
     assert len(hashes) == 3
     encode(corpus, tmp_path, val_tokens=500)
     encode(corpus, tmp_path, tokenizer=GPT2Tokenizer())
-    assert len(list((tmp_path / "shards").glob("*/manifest.json"))) == 5
+    assert len(list((tmp_path / "shards").glob("*/*/manifest.json"))) == 5
+
+
+class Shouted(TextFiles):
+    """Reads in its own way, by a setting of its own."""
+
+    def __init__(self, path: Path, mark: str) -> None:
+        super().__init__(path, pattern=None)
+        self.mark = mark
+
+    def documents(self) -> Iterator[str]:
+        for text in super().documents():
+            yield text + self.mark
+
+
+class InMemory(Corpus):
+    name = "in_memory"
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+
+    def files(self) -> list[Path]:
+        return []
+
+    def documents(self) -> Iterator[str]:
+        yield from self.texts
+
+
+def test_a_corpus_that_reads_in_its_own_way_is_known_by_its_texts(tmp_path: Path):
+    write(tmp_path / "in", texts_of(50))
+    for mark in ("!", "?"):
+        found = encode(Shouted(tmp_path / "in", mark), tmp_path)
+        assert all(chr(document[-2]) == mark for document in divided(found.train) + divided(found.val))
+    first, second = (encode(InMemory(*texts_of(30, seed)), tmp_path) for seed in (0, 1))
+    assert first.stats.content_sha256 != second.stats.content_sha256
+    assert bytes(divided(second.val)[0][:-1]).decode() in texts_of(30, 1)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "manifest", "no JSON"])
@@ -330,13 +376,19 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         patch.setattr(shards, "_new", full)
         with pytest.raises(InputError, match=r"disk of .* is full, the tokens take about .* kB, .* are free"):
             encode(corpus, tmp_path)
-    done = len(list((tmp_path / "shards").glob("*/??????.json")))
+    done = len(list((tmp_path / "shards").glob("*/*/??????.json")))
     assert done == 3
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
         with pytest.raises(InputError, match="is full"):
             encode(corpus, tmp_path)
     encode(corpus, tmp_path)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(InputError, match=r"cannot write .*: set GPTPL_CACHE to a folder that can be written"):
+        encode(write(tmp_path / "in", texts_of(20)), tmp_path / "cache")
 
 
 def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -365,6 +417,35 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
 def test_numbers_out_of_range(changes: dict[str, Any], message: str, tmp_path: Path):
     with pytest.raises(InputError, match=message):
         encode(write(tmp_path / "in", texts_of(9)), tmp_path, **changes)
+
+
+def test_no_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(TextFiles, "pieces", lambda _: [])
+    with pytest.raises(InputError, match="text_file has no documents: give files with text in them"):
+        encode(write(tmp_path / "in", texts_of(9)), tmp_path)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from gptpl.data.pretraining import shards
+from gptpl.data.sources import TextFiles
+from gptpl.tokenizers import BytesTokenizer
+
+shards.SMALLEST_SHARD = 1000
+corpus = TextFiles(sys.argv[1], pattern=None)
+shards.encode_documents(corpus, BytesTokenizer(), val_tokens=100, workers=2, cache_dir=Path(sys.argv[2]))
+"""
+
+
+def test_a_script_that_is_not_guarded_is_told_so(tmp_path: Path):
+    write(tmp_path / "in", texts_of(200), files=5)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path / "in"), str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "call gptpl below `if __name__ == '__main__':`" in done.stderr
 
 
 @pytest.mark.parametrize("texts", [["one document"], ["the same"] * 5, ["", " "]])

@@ -130,6 +130,27 @@ def test_nothing_there(path: str, reason: str, tmp_path: Path) -> None:
     assert reason in message
 
 
+@pytest.mark.parametrize("path", [".", "./sub", "sub"])
+def test_a_listing_does_not_depend_on_how_the_folder_is_named(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub/deep").mkdir(parents=True)
+    for name in ("b.txt", "deep/a.txt"):
+        (tmp_path / "sub" / name).write_text("x")
+    monkeypatch.chdir(tmp_path)
+    found = TextFiles(path).listing()
+    assert [name for name, size, _ in found] == ["b.txt", "deep/a.txt"]
+    assert found == TextFiles(tmp_path / "sub").listing()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "lost").mkdir(mode=0)
+    assert [path.name for path in TextFiles(tmp_path).files()] == ["a.txt"]
+    assert "left out, as it cannot be read" in caplog.text
+
+
 @pytest.mark.parametrize("pattern", ["", "/etc/*.txt"])
 def test_an_impossible_pattern(pattern: str, tmp_path: Path) -> None:
     assert repr(pattern) in failure(TextFiles(tmp_path, pattern=pattern))
