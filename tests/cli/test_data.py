@@ -36,14 +36,14 @@ def _own_cache(tmp_path, monkeypatch):
 def test_encode_ahead_and_train(gptpl, stories):
     outcome = gptpl("data", "encode", *OF)
     assert outcome.status == 0, outcome.err
-    assert outcome.out.startswith("data: text_file, 120 documents, bytes tokenizer (257 tokens)")
+    assert outcome.out.startswith("data: corpus, 120 documents, bytes tokenizer (257 tokens)")
     assert "training tokens for every parameter" in outcome.out or "1 training token for" in outcome.out
-    assert "encoding text_file" in outcome.err
+    assert "encoding corpus" in outcome.err
     outcome = gptpl(*TRAIN, "trainer.max_steps=3")
     assert outcome.status == 0, outcome.err
     assert "encoding" not in outcome.err
     data = outcome.run.record["data"]
-    assert (data["name"], len(data["sha256"])) == ("text_file", 64)
+    assert (data["name"], len(data["sha256"])) == ("corpus", 64)
 
 
 def test_encoded_by_a_run_that_is_resumed_to_the_bit(gptpl, stories, run_folder):
@@ -102,7 +102,7 @@ def test_another_text_is_not_resumed(gptpl, stories, refused):
     os.utime(path, ns=(time + 10**9, time + 10**9))
     outcome = gptpl("train", "resume=run")
     assert outcome.status == 2
-    assert "1.jsonl has changed since text_file was encoded" in outcome.err
+    assert "1.jsonl has changed since corpus was encoded" in outcome.err
     assert "SHA-256" in outcome.err
 
 

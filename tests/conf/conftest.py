@@ -10,13 +10,13 @@ from gptpl.config.compose import composed
 
 @pytest.fixture
 def compose(tmp_path, monkeypatch) -> Callable[..., DictConfig]:
-    """Composes a command's config, with a text of the test's own for `data=text_file`, in an empty folder."""
+    """Composes a config, with a text of the test's own where `data=` needs one, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("A text of the user's own. " * 200)
 
     def compose(command: str, *overrides: str) -> DictConfig:
-        files = {"data=text_file", "data=instruction_file"}
+        files = {"data=text_file", "data=corpus", "data=instruction_file"}
         own = ["data.path=text.txt"] if files & set(overrides) else []
         run = [f"run_dir={tmp_path / 'run'}"] if command == "train" else []
         return composed([*overrides, *own, *run], command).cfg

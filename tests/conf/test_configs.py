@@ -39,7 +39,7 @@ YAMLS = sorted(
 ROOTS = (
     *("train", "generate", "respond", "classify", "inspect", "evaluate", "judge"),
     *("weights_fetch", "weights_convert"),
-    *("sweep", "plan", "find_lr", "find_batch_size", "autotune", "verify_resume"),
+    *("sweep", "plan", "find_lr", "find_batch_size", "autotune", "data_encode", "verify_resume"),
 )
 GROUPS = tuple(default_choices("train"))
 WITHOUT_DEFAULT = {
@@ -48,7 +48,7 @@ WITHOUT_DEFAULT = {
     "judge": ("responses",),
     "weights_fetch": (),
     "weights_convert": ("checkpoint", "format", "output"),
-    **dict.fromkeys(("plan", "find_lr", "find_batch_size", "autotune", "verify_resume"), ()),
+    **dict.fromkeys(("plan", "find_lr", "find_batch_size", "autotune", "data_encode", "verify_resume"), ()),
 }
 """What the user must give; elsewhere it is the checkpoint."""
 CHEAP = ("model=tiny", "tokenizer=bytes")

@@ -63,18 +63,19 @@ class TextFiles(Corpus):
             a folder may hold one kind.
         field: key of the text in the objects of `.jsonl` and `.ndjson` files, and its column in Parquet;
             None: JSON Lines are plain text too.
+        name: what reports call it.
 
     Hidden files and folders are left out unless the glob names them; `**` follows no links to folders.
     """
-
-    name = "text_file"
 
     def __init__(
         self,
         path: Annotated[str | Path | None, FREE] = None,
         pattern: str | None = "**/*.txt",
         field: Annotated[str | None, FREE] = "text",
+        name: Annotated[str, FREE] = "text_file",
     ) -> None:
+        self.name = name
         self._path = path
         self._pattern = pattern
         self._field = field
