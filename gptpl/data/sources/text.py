@@ -63,19 +63,21 @@ class TextFiles(Corpus):
             a folder may hold one kind.
         field: key of the text in the objects of `.jsonl` and `.ndjson` files, and its column in Parquet;
             None: JSON Lines are plain text too.
-        name: what reports call it.
+        name: what reports call it; None: as the class says.
 
     Hidden files and folders are left out unless the glob names them; `**` follows no links to folders.
     """
+
+    name = "text_file"
 
     def __init__(
         self,
         path: Annotated[str | Path | None, FREE] = None,
         pattern: str | None = "**/*.txt",
         field: Annotated[str | None, FREE] = "text",
-        name: Annotated[str, FREE] = "text_file",
+        name: Annotated[str | None, FREE] = None,
     ) -> None:
-        self.name = name
+        self.name = name or self.name
         self._path = path
         self._pattern = pattern
         self._field = field

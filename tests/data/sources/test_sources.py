@@ -130,6 +130,13 @@ def test_nothing_there(path: str, reason: str, tmp_path: Path) -> None:
     assert reason in message
 
 
+def test_a_name_is_that_of_the_class_or_the_one_given() -> None:
+    class Poems(TextFiles):
+        name = "poems"
+
+    assert [TextFiles().name, TextFiles(name="mine").name, Poems().name] == ["text_file", "mine", "poems"]
+
+
 @pytest.mark.parametrize("path", [".", "./sub", "sub"])
 def test_a_listing_does_not_depend_on_how_the_folder_is_named(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
