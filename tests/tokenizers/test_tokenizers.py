@@ -111,7 +111,7 @@ def test_the_bytes_of_the_tokens_are_those_of_the_text(tokenizer: Tokenizer, tex
     assert lengths is not None
     assert lengths.shape == (tokenizer.vocab_size,)
     without = text.replace(END_OF_TEXT, "")
-    assert lengths[tokenizer.encode(text)].sum() == len(without.encode())
+    assert lengths[tokenizer.encode(f"{text}\n{END_OF_TEXT}")].sum() == len(without.encode()) + 1
 
 
 def test_words_do_not_have_all_bytes_of_a_text() -> None:

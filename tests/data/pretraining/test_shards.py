@@ -113,13 +113,16 @@ def test_added_documents_leave_most_where_they_are(tmp_path: Path):
     assert len(before - after) <= 2
 
 
-def test_a_long_text_goes_to_both_sides_in_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("val_tokens", [600, 100_000])  # some sections may be for validation, or all
+def test_a_long_text_goes_to_both_sides_in_sections(
+    val_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from gptpl.data.sources import base
 
     monkeypatch.setattr(base, "SECTION", 150)
-    lines = [f"Line {n} of a long text without an end." for n in range(300)]
+    lines = [f"Line {n} of a long text without an end." for n in range(2000)]
     (tmp_path / "long.txt").write_text("\n".join(lines), encoding="utf-8")
-    found = encode(TextFiles(tmp_path / "long.txt"), tmp_path)
+    found = encode(TextFiles(tmp_path / "long.txt"), tmp_path, val_tokens=val_tokens)
     assert found.stats.documents == 1
     assert found.stats.val_documents > 1
     assert found.stats.train_documents == 1
