@@ -3,7 +3,7 @@
 # N global batches, R ranks, B examples in a rank's batch
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class EpochSampler(DistributedSampler[int]):
         self.start = start
         self.limit: int | None = None
         self.computed = computed
-        self._table: tuple[int, Indices] | None = None  # with its epoch
+        self._drawn: tuple[int, Any] | None = None  # an epoch, and its table or keys
         self.set_epoch(start[0])
 
     @property
@@ -77,14 +77,17 @@ class EpochSampler(DistributedSampler[int]):
     def _indices(self, places: Indices) -> Indices:
         if not self.shuffle:
             return places
-        # Not seed + epoch: then epoch 1 of seed 1 would be epoch 0 of seed 2.
-        mixed = np.random.SeedSequence([self.seed, self.epoch])
-        if self.computed:
-            return permuted(places, self.count, mixed.generate_state(_ROUNDS, np.uint64).astype(np.uint64))
-        if self._table is None or self._table[0] != self.epoch:
-            generator = torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
-            self._table = (self.epoch, torch.randperm(self.count, generator=generator).numpy())
-        return self._table[1][places]
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            # Not seed + epoch: then epoch 1 of seed 1 would be epoch 0 of seed 2.
+            drawn: Any = np.random.SeedSequence([self.seed, self.epoch]).generate_state(_ROUNDS, np.uint64)
+            if not self.computed:
+                generator = torch.Generator().manual_seed(int(drawn[0]))
+                drawn = torch.randperm(self.count, generator=generator).numpy()
+            self._drawn = (self.epoch, drawn)
+        found: Indices = (
+            permuted(places, self.count, self._drawn[1]) if self.computed else self._drawn[1][places]
+        )
+        return found
 
     def __iter__(self) -> Iterator[int]:
         start_epoch, start_batch = self.start

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gptpl.errors import InputError
 from gptpl.text import shortened
@@ -27,15 +27,22 @@ def replacement(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
-    """Write a `replacement`; text as UTF-8, line ends as they are; `durable`: it survives a power cut."""
+@contextmanager
+def new_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """A `replacement`, opened for bytes; `durable`: it survives a power cut."""
     with replacement(path) as temporary, temporary.open("wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        yield file
         if durable:
             file.flush()
             os.fsync(file.fileno())
     if durable:
         sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
+    """Write a `new_file`; text as UTF-8, line ends as they are."""
+    with new_file(path, durable=durable) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def append_durably(path: Path, text: str) -> None:

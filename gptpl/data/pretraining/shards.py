@@ -45,7 +45,7 @@ from gptpl.data.sources.base import Files, Piece, Section
 from gptpl.data.splits import check_ratios
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir as default_cache_dir
-from gptpl.files.durable import replacement, write_atomically
+from gptpl.files.durable import new_file, write_atomically
 from gptpl.text import bytes_text, count_text
 from gptpl.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.tokenizers.base import END_OF_TEXT
@@ -89,7 +89,8 @@ def _encode_shard(work: _Work, number: int, pieces: Sequence[Piece], count: Coun
     folder, digests = work.folder, []
     with ExitStack() as stack:
         files = [
-            stack.enter_context(_new(folder / f"{number:06}{kind}")) for kind in (".bin", ".candidates.bin")
+            stack.enter_context(new_file(folder / f"{number:06}{kind}", durable=True))
+            for kind in (".bin", ".candidates.bin")
         ]
         writer = _ShardWriter(work, *files, within=pieces[0].within)
         for piece in pieces:
@@ -102,7 +103,7 @@ def _encode_shard(work: _Work, number: int, pieces: Sequence[Piece], count: Coun
             count(piece.size - read, 0)
             digests.append(digest.hexdigest())
         count(0, writer.flush())
-        with _new(folder / f"{number:06}.npy") as file:
+        with new_file(folder / f"{number:06}.npy", durable=True) as file:
             np.save(file, np.array(writer.candidates, CANDIDATE))
     entry = {"counts": writer.counts, "pieces": digests}
     write_atomically(folder / f"{number:06}.json", json.dumps(entry), durable=True)
@@ -164,15 +165,6 @@ class _ShardWriter:
         self.counts["train_tokens"] += len(tokens)
         self._texts, self._waiting = [], 0
         return len(tokens)
-
-
-@contextmanager
-def _new(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when all of it is on disk."""
-    with replacement(path) as temporary, temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # ----------------------------------------------------------------------------------------- all shards
@@ -455,7 +447,10 @@ def _finish(work: _Work, shards: int, files: Files, val_tokens: int, train_ratio
             f"{work.corpus.name} has {there}, too few to validate on some of them: use data=text_file, which"
             " divides the text by characters"
         )
-    with _new(folder / "val.bin") as val_file, _new(folder / "rest.bin") as rest_file:
+    with (
+        new_file(folder / "val.bin", durable=True) as val_file,
+        new_file(folder / "rest.bin", durable=True) as rest_file,
+    ):
         start = 0
         for number, each in enumerate(of_shards):
             with (folder / f"{number:06}.candidates.bin").open("rb") as file:
@@ -522,12 +517,9 @@ def _open(folder: Path, tokenizer: Tokenizer | None) -> ShardedCorpus | None:
     """The tokens of files in a state, if they are complete."""
     try:
         return _read(folder, _read_json(folder / "manifest.json"), tokenizer)
-    except FileNotFoundError as missing:
-        damage: Exception = missing
-    except DAMAGE as error:
-        damage = error
-    if (folder / "manifest.json").exists():
-        log.warning("the tokens in %s are damaged (%s): what is missing is encoded again", folder, damage)
+    except DAMAGE as damage:
+        if (folder / "manifest.json").exists():
+            log.warning("the tokens in %s are damaged (%s): what is missing is encoded again", folder, damage)
     return None
 
 

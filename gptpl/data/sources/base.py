@@ -213,17 +213,25 @@ def decoded_line(data: bytes, path: Path, line: int | None = None) -> str:
     """
     place = f"{path}" if line is None else f"{path}, line {line},"
     first = line in (None, 1)
-    if first and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InputError(f"{path} is UTF-16, not UTF-8: convert it, e.g. iconv -f UTF-16 -t UTF-8")
-    if (offset := data.find(b"\0")) >= 0:
-        raise InputError(
-            f"{place} is binary, not text (zero byte at offset {offset}): give a UTF-8 text file"
-        )
+    check_text(data, place, str(path) if first else "")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise not_utf8(place, error, error.start) from error
     return text.removeprefix("\ufeff") if first else text
+
+
+def check_text(data: bytes, place: str, begins: str = "", *, start: int = 0) -> None:
+    """Raise InputError for UTF-16 at the beginning of a file, if `begins` is its name, and for a zero byte.
+
+    `start` is the offset of the data in the place.
+    """
+    if begins and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{begins} is UTF-16, not UTF-8: convert it, e.g. iconv -f UTF-16 -t UTF-8")
+    if (offset := data.find(b"\0")) >= 0:
+        raise InputError(
+            f"{place} is binary, not text (zero byte at offset {start + offset}): give a UTF-8 text file"
+        )
 
 
 def not_utf8(place: str, error: UnicodeDecodeError, offset: int) -> InputError:

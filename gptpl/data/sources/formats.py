@@ -20,6 +20,7 @@ from gptpl.data.sources.base import (
     SECTION,
     Piece,
     Section,
+    check_text,
     decoded_line,
     in_sections,
     not_utf8,
@@ -150,12 +151,7 @@ def _text(piece: Piece) -> Iterator[str]:
             file.seek(place)
         while True:
             data = file.read(SECTION if end is None else max(0, min(SECTION, end - place)))
-            if not place and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise InputError(f"{path} is UTF-16, not UTF-8: convert it, e.g. iconv -f UTF-16 -t UTF-8")
-            if (zero := data.find(b"\0")) >= 0:
-                raise InputError(
-                    f"{path} is binary, not text (zero byte at offset {place + zero}): give UTF-8 text"
-                )
+            check_text(data, str(path), "" if place else str(path), start=place)
             waiting = len(utf8.getstate()[0])  # bytes of a character that is not complete
             try:
                 text = utf8.decode(data, final=not data)

@@ -25,6 +25,7 @@ from gptpl.data.pretraining.shards import encode_documents
 from gptpl.data.pretraining.token_cache import ShardedCorpus, ShardedTokens
 from gptpl.data.sources import Corpus, TextFiles, formats
 from gptpl.errors import InputError
+from gptpl.files.durable import new_file
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer, WordsTokenizer
 
 EOT = BytesTokenizer.eot_id
@@ -366,17 +367,17 @@ def test_what_is_damaged_is_encoded_again(
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     corpus = write(tmp_path / "in", texts_of(100))
-    real, calls = shards._new, 0
+    real, calls = new_file, 0
 
-    def full(path: Path) -> Any:
+    def full(path: Path, *, durable: bool) -> Any:
         nonlocal calls
         calls += 1
         if calls == 10:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(path)
+        return real(path, durable=durable)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_new", full)
+        patch.setattr(shards, "new_file", full)
         with pytest.raises(InputError, match=r"disk of .* is full, the tokens take about .* kB, .* are free"):
             encode(corpus, tmp_path)
     done = len(list((tmp_path / "shards").glob("*/*/??????.json")))
