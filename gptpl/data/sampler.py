@@ -79,7 +79,7 @@ class EpochSampler(DistributedSampler[int]):
             return places
         if self._drawn is None or self._drawn[0] != self.epoch:
             # Not seed + epoch: then epoch 1 of seed 1 would be epoch 0 of seed 2.
-            drawn: Any = np.random.SeedSequence([self.seed, self.epoch]).generate_state(_ROUNDS, np.uint64)
+            drawn: Any = permutation_keys(self.seed, self.epoch)
             if not self.computed:
                 generator = torch.Generator().manual_seed(int(drawn[0]))
                 drawn = torch.randperm(self.count, generator=generator).numpy()
@@ -97,6 +97,11 @@ class EpochSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         return self.batches * self.batch_size
+
+
+def permutation_keys(*numbers: int) -> NDArray[np.uint64]:
+    """Random keys for `permuted`, a function of the numbers; zeros at their end make no difference."""
+    return np.random.SeedSequence(numbers).generate_state(_ROUNDS, np.uint64).astype(np.uint64)
 
 
 def permuted(places: Indices, count: int, keys: NDArray[np.uint64]) -> Indices:

@@ -227,10 +227,9 @@ class TrainingData(L.LightningDataModule, ABC):
         return -(-self._sampler(0, world_size).batches // accumulate)
 
     def _sampler(self, rank: int, world_size: int, *, start: tuple[int, int] = (0, 0)) -> EpochSampler:
-        count = len(self.examples("train"))
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        sampler = (InOrder if overfit else EpochSampler)(
-            count,
+        sampler = self.make_sampler(
+            InOrder if overfit else EpochSampler,
             batch_size=self.batch_size,
             seed=self.seed,
             shuffle=not overfit,
@@ -242,10 +241,19 @@ class TrainingData(L.LightningDataModule, ABC):
         if not sampler.batches:
             devices = f" on each of {world_size} devices" if world_size > 1 else ""
             raise InputError(
-                f"the training split has {count:,} {self.units}, which do not fill one batch of "
+                f"the training split has {sampler.count:,} {self.units}, which do not fill one batch of "
                 f"data.batch_size={self.batch_size}{devices}: {self.too_few_remedy}"
             )
         return sampler
+
+    def make_sampler(self, kind: type[EpochSampler], **settings: Any) -> EpochSampler:
+        """A sampler of the training examples, in random order or, `InOrder`, in their own."""
+        return kind(len(self.examples("train")), **settings)
+
+    @property
+    def train_examples(self) -> int:
+        """The examples of a training epoch, before incomplete batches are dropped."""
+        return len(self.examples("train"))
 
     # --- evaluation -----------------------------------------------------------------------------------
 
@@ -271,7 +279,11 @@ class TrainingData(L.LightningDataModule, ABC):
         examples = self.examples(split)
         available = len(examples)
         wanted = available if batches is None else batches * self.batch_size * self._rank_and_world_size()[1]
-        return self._in_order(examples, evenly_spaced(available, wanted))
+        return self._in_order(examples, self.evaluated_indices(split, wanted))
+
+    def evaluated_indices(self, split: Split, wanted: int) -> Indices:
+        """Which examples of a split are evaluated, if `wanted` of them are; all if there are fewer."""
+        return evenly_spaced(len(self.examples(split)), wanted)
 
     def _in_order(self, examples: BatchedExamples, indices: Indices) -> Batches:
         """Batches of this rank's part of the examples with these indices."""

@@ -101,15 +101,20 @@ def training_loss(
     return next_token_loss(net(*given), targets)
 
 
-def evaluation_loss(net: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """`summed_next_token_loss` of the model, without all logits at once where it has a head to call apart."""
-    return _evaluated(net, (inputs,), targets, summed_next_token_loss)
+def evaluation_loss(
+    net: nn.Module, inputs: Tensor, targets: Tensor, segments: Tensor | None = None
+) -> Tensor:
+    """`summed_next_token_loss` of the model, without all logits at once where it has a head to call apart.
+
+    `segments` as for `training_loss`.
+    """
+    return _evaluated(net, _given(net, inputs, segments), targets, summed_next_token_loss)
 
 
 def evaluation_scores(
     net: nn.Module, inputs: Tensor, targets: Tensor, segments: Tensor | None = None
 ) -> Tensor:
-    """`summed_scores` of the model, computed as `evaluation_loss`; `segments` as for `training_loss`."""
+    """`summed_scores` of the model, computed as `evaluation_loss`."""
     return _evaluated(net, _given(net, inputs, segments), targets, summed_scores)
 
 
@@ -126,8 +131,8 @@ def _given(net: nn.Module, inputs: Tensor, segments: Tensor | None) -> tuple[Ten
         return (inputs,)
     if not takes_segments(net):
         raise InputError(
-            f"data.packing=true needs a model whose forward takes segments, {class_path(net)}'s does not:"
-            " use data.packing=false"
+            f"packed rows need a model whose forward takes segments, {class_path(net)}'s does not: leave"
+            " data.packing out"
         )
     return inputs, segments
 

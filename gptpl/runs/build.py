@@ -28,7 +28,7 @@ from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.config.overrides import resumed_run
 from gptpl.config.signatures import OWN_PACKAGES
-from gptpl.data.pretraining.datamodule import TextDataModule
+from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.stock_data import UNKNOWN
 from gptpl.data.training_data import TrainingData, planned_batches
 from gptpl.errors import InputError
@@ -381,7 +381,7 @@ def _model(
     settled: Settled, weights: StartingWeights, resume: Resumption | None
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """The model, and for its record where its first weights come from."""
-    if resume is None and isinstance(settled.datamodule, TextDataModule):
+    if resume is None and isinstance(settled.datamodule, SequenceData):
         weights.read_text(cast(Any, settled.datamodule.encoded.train))
     if parts.is_gpt(settled.cfg):
         if resume is None:

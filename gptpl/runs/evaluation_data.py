@@ -26,7 +26,7 @@ from gptpl.data.instructions.datamodule import InstructionDataModule, length_lin
 from gptpl.data.instructions.rows import InstructionExamples, encode_instructions
 from gptpl.data.instructions.splits import Instruction, read_instructions
 from gptpl.data.instructions.template import PromptTemplate
-from gptpl.data.pretraining.datamodule import TextDataModule
+from gptpl.data.pretraining.datamodule import SequenceData, TextDataModule
 from gptpl.data.sources import Corpus, LabelledCorpus, LabelledFiles, TextFiles
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.data.stock_data import StockData
@@ -80,14 +80,14 @@ def language_data(
             f"max_length and batch_size are settings of the {type(data).__name__}: set them there"
         )
     split = split or ("all" if isinstance(data, str | Path | Corpus) else "val")
-    of_text = isinstance(datamodule, TextDataModule)
+    of_text = isinstance(datamodule, SequenceData)
     splits = get_args(TextSplit if of_text else Split)
     if split not in splits:
         raise InputError(f"split={split} is unknown for these data: choose one of {', '.join(splits)}")
     T = _checked_length(model, getattr(datamodule, "max_length", 0))
     name = str(data) if isinstance(data, str | Path) else getattr(datamodule, "name", None)
     name = f"{name or type(datamodule).__name__}, split {split}"
-    if isinstance(datamodule, TextDataModule):
+    if isinstance(datamodule, SequenceData):
         return EvaluationData(
             name=name,
             context=f"every token once, in sequences of {T:,} tokens laid end to end: the first of each have"
@@ -144,7 +144,7 @@ def _checked_length(model: "LanguageModel", max_length: int | None) -> int:
 def training_tokens(model: "LanguageModel", data: TextData) -> np.ndarray[Any, Any]:
     """The tokens of a text: of a path or corpus all, else the training part."""
     datamodule = _datamodule_of(model, data, None, DEFAULT_BATCH_SIZE)
-    if not isinstance(datamodule, TextDataModule):
+    if not isinstance(datamodule, SequenceData):
         raise InputError(f"memorisation needs a training text, and {type(datamodule).__name__} has none")
     encoded = datamodule.encoded
     whole = isinstance(data, str | Path | Corpus)
@@ -180,8 +180,8 @@ def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -
     check_trusted({"data": node}, str(where), frozenset(model.trust))
     check_paths_inside({"data": node}, run_dir, source=str(where))
     kind = locate(str(node.get("_target_")), f"{where}: data._target_")
-    if isinstance(corpus := node.get("corpus"), dict):
-        node = {**node, "corpus": instantiate(corpus)}
+    made = {key: instantiate(node[key]) for key in ("corpus", "sources") if isinstance(node.get(key), dict)}
+    node = {**node, **made}
     datamodule = make_datamodule(
         kind,
         node if max_length is None else {**node, "max_length": max_length},
@@ -216,7 +216,7 @@ def make_datamodule(
     """
     given = {**settings, "tokenizer": tokenizer, "batch_size": batch_size}
     own = None if template is None else PromptTemplate.from_state(template)
-    if issubclass(kind, TextDataModule):
+    if issubclass(kind, SequenceData):
         given["stride"] = given.get("max_length")
     if issubclass(kind, InstructionDataModule):
         given["packing"] = False

@@ -20,7 +20,7 @@ from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.config.overrides import is_path
 from gptpl.config.signatures import locate
 from gptpl.config.slots import settings_of
-from gptpl.data.pretraining.datamodule import TextDataModule
+from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.stock_data import StockData
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
@@ -148,7 +148,7 @@ def build_datamodule(
     use, and for another text than that of the run that is resumed.
     """
     kind = _data_class(cfg)
-    if weights is not None and weights.reads_text and not issubclass(kind, TextDataModule):
+    if weights is not None and weights.reads_text and not issubclass(kind, SequenceData):
         raise InputError(
             f"init: {type(weights).__name__} reads plain text, which {kind.__name__} does not have: use"
             " init=random, or task=pretrain with data such as text_file"
@@ -230,7 +230,7 @@ def _tokenizer(
 ) -> Tokenizer:
     """The tokenizer; instead of a vocabulary made from examples, that of the run resumed or started from."""
     tokenizer = build_tokenizer(cfg.tokenizer)
-    if cfg.tokenizer.get("vocab_size") is not None or issubclass(kind, TextDataModule):
+    if cfg.tokenizer.get("vocab_size") is not None or issubclass(kind, SequenceData):
         return tokenizer
     if resume is not None:
         state = resume.header["tokenizer"]

@@ -18,7 +18,7 @@ from gptpl.callbacks.step_trace import StepTimer
 from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate, partial_of
-from gptpl.data.pretraining.datamodule import TOKENS_PER_PARAMETER, TextDataModule
+from gptpl.data.pretraining.datamodule import TOKENS_PER_PARAMETER, SequenceData
 from gptpl.errors import InputError
 from gptpl.files.figures import figure_pixels, new_figure, write_png
 from gptpl.model import GPTModel, ParameterCount, count_parameters
@@ -187,7 +187,7 @@ def _costs(settled: Settled) -> Plan:
     cfg, data, world_size = settled.cfg, settled.datamodule, settled.trainer.world_size
     config = settled.config  # refuses a model of another class
     accumulate, steps = cfg.trainer.accumulate_grad_batches, settled.total_steps
-    examples, of_text = len(data.examples("train")), isinstance(data, TextDataModule)
+    examples, of_text = data.train_examples, isinstance(data, SequenceData)
     trained = None
     if settled.tune.state() != ALL:
         with torch.device("meta"):

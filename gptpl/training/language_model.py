@@ -5,33 +5,43 @@
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gptpl.data.pretraining.datamodule import TextDataModule
+from gptpl.data.packing import PackedBatch
+from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.training_data import TrainingData
 from gptpl.model import GPTModel
-from gptpl.model.loss import bits_per_byte, bytes_of, evaluation_loss, perplexity, training_loss
+from gptpl.model.loss import (
+    IGNORED_TARGET,
+    bits_per_byte,
+    bytes_of,
+    evaluation_loss,
+    perplexity,
+    training_loss,
+)
 from gptpl.model.protocol import vocab_size
 from gptpl.training.flops import training_flops_per_token
 from gptpl.training.module import TrainingModule
 from gptpl.training.task import Better, Sums, Task
 
-Batch = tuple[Tensor, Tensor]
-
 
 class LanguageModelingModule(TrainingModule):
     """Trains a language model on sequences of tokens: batches of (inputs, targets), each (B, T) int64.
 
+    Of `packed` documents it is a `PackedBatch`, and all targets of a step count alike, in whatever
+    micro-batch and rank.
+
     The model is a `GPTModel`, or any module from tokens to logits, see `gptpl.model.protocol`. Targets of
     -100 are ignored. It also logs `train/perplexity` of a step and `val/perplexity` of an evaluation, and
-    `val/bits_per_byte` where the tokenizer loses no byte of a text, by which tokenizers can be compared.
+    `val/bits_per_byte` where the tokenizer loses no byte of a text, by which tokenizers can be compared; of a
+    mixture of sources `val/loss/NAME` of each.
     """
 
     task = "pretrain"
-    data_class: ClassVar[type[TrainingData]] = TextDataModule
+    data_class: ClassVar[type[TrainingData]] = SequenceData  # type: ignore[type-abstract]
     metrics: ClassVar[Mapping[str, Better]] = {
         **Task.metrics,
         "val/perplexity": "min",
@@ -39,16 +49,29 @@ class LanguageModelingModule(TrainingModule):
     }
     use = ("generate", "prompt='Every effort moves you'")
 
+    def __init__(self, net: nn.Module, *, packed: bool = False, **settings: Any) -> None:
+        super().__init__(net, **settings)
+        if packed:
+            self.padded = True  # type: ignore[misc]  # of these data, not of the class
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) of tokens (B, T)."""
         logits: Tensor = self.net(tokens)
         return logits
 
-    def batch_loss(self, batch: Batch) -> Tensor:
+    def batch_loss(self, batch: Any) -> Tensor:
         """Mean cross-entropy of the next tokens."""
-        return training_loss(self.net, batch[0], batch[1], head=self.head)
+        return training_loss(self.net, batch[0], batch[1], head=self.head, segments=_segments(batch))
 
-    def inputs_of(self, batch: Batch) -> Tensor:
+    def loss_weight(self, batch: Any) -> Tensor | None:
+        """Of packed documents the number of targets."""
+        return (batch[1] != IGNORED_TARGET).sum() if self.padded else None
+
+    def tokens_in(self, batch: Any) -> int:
+        """See `Task`."""
+        return batch.tokens if isinstance(batch, PackedBatch) else super().tokens_in(batch)
+
+    def inputs_of(self, batch: Any) -> Tensor:
         """See `Task`."""
         return batch[0]
 
@@ -56,10 +79,10 @@ class LanguageModelingModule(TrainingModule):
         """The perplexity of the step."""
         return {"train/perplexity": loss.exp()}
 
-    def evaluation_sums(self, batch: Batch) -> Sums:
+    def evaluation_sums(self, batch: Any) -> Sums:
         """Sum of the losses and number of targets, and bytes of their text."""
-        inputs, targets = batch
-        sums = {"loss": evaluation_loss(self.net, inputs, targets)}
+        inputs, targets = batch[:2]
+        sums = {"loss": evaluation_loss(self.net, inputs, targets, _segments(batch))}
         if self._token_bytes is not None:
             sums["bytes"] = bytes_of(targets, self._token_bytes)
         return sums
@@ -76,6 +99,10 @@ class LanguageModelingModule(TrainingModule):
             if split in sums:
                 total, count = sums[split]["loss"].tolist()[:2]
                 metrics[name] = total / count
+        for split, of_split in sums.items():
+            if split.startswith("val/"):
+                total, count = of_split["loss"].tolist()[:2]
+                metrics[f"val/loss/{split.removeprefix('val/')}"] = total / count
         if "val/loss" in metrics:
             metrics["val/perplexity"] = perplexity(metrics["val/loss"])
             if "bytes" in sums["val"] and (size := int(sums["val"]["bytes"])):
@@ -94,3 +121,7 @@ class LanguageModelingModule(TrainingModule):
         if (own := getattr(self.net, "flops_per_token", None)) is not None:
             return int(own(T))
         return training_flops_per_token(self.net.config, T) if isinstance(self.net, GPTModel) else None
+
+
+def _segments(batch: Any) -> Tensor | None:
+    return batch.segments if isinstance(batch, PackedBatch) else None

@@ -370,7 +370,8 @@ class TrainingModule(Task, L.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add one batch to the sums of its split."""
         loaders = len(self.trainer.num_val_batches)
-        split = EVALUATED[dataloader_idx - loaders]  # a single loader has the validation examples
+        splits = getattr(self.trainer.datamodule, "evaluated", EVALUATED)  # type: ignore[attr-defined]
+        split = splits[dataloader_idx - loaders]  # a single loader has the validation examples
         before = self._sums.get(split)
         with self.uncompiled():
             found = self.evaluation_sums(batch)
@@ -383,6 +384,8 @@ class TrainingModule(Task, L.LightningModule):
             split: {name: reduce(total, reduce_op="sum") for name, total in of_split.items()}
             for split, of_split in self._sums.items()
         }
+        if parts := [sums[split] for split in sums if split.startswith("val/")]:
+            sums["val"] = {name: cast(Tensor, sum(part[name] for part in parts)) for name in parts[0]}
         metrics = self.evaluation_metrics(sums)
         self.log_dict(metrics, sync_dist=True)  # equal on every rank already; Lightning warns without it
         if (scheduler := self._plateau_scheduler()) is not None and "val/loss" in metrics:

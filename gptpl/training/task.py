@@ -17,7 +17,7 @@ Sums = dict[str, Tensor]
 Better = Literal["min", "max"]
 """Whether lower or higher values of a metric are better."""
 EVALUATED = ("train", "val")
-"""The splits of the two evaluation loaders, in order."""
+"""The splits of the two evaluation loaders, in order; data may have loaders `val/NAME` in place of "val"."""
 
 
 class Task(ABC):
@@ -72,7 +72,10 @@ class Task(ABC):
 
     @abstractmethod
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
-        """The metrics of an evaluation from the totals of each split: `eval/train_loss`, `val/loss`, ..."""
+        """The metrics of an evaluation from the totals of each split: `eval/train_loss`, `val/loss`, ...
+
+        Of data with loaders `val/NAME`, "val" has the totals of all of them.
+        """
 
     @property
     @abstractmethod

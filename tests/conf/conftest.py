@@ -18,6 +18,9 @@ def compose(tmp_path, monkeypatch) -> Callable[..., DictConfig]:
     def compose(command: str, *overrides: str) -> DictConfig:
         files = {"data=text_file", "data=corpus", "data=instruction_file"}
         own = ["data.path=text.txt"] if files & set(overrides) else []
+        if "data=mixture" in overrides:
+            text = "path: text.txt, epochs: 1"
+            own.append(f"data.sources={{one: {{{text}}}, two: {{{text}}}}}")
         run = [f"run_dir={tmp_path / 'run'}"] if command == "train" else []
         return composed([*overrides, *own, *run], command).cfg
 

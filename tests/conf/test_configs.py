@@ -17,9 +17,11 @@ from gptpl.callbacks.checkpoints import DurableCheckpointIO
 from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.record_file import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
+from gptpl.config.compose import plain
 from gptpl.config.groups import choices, config_folder, default_choices, when_to_choose
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.pretraining.mixture import sources_of
 from gptpl.data.sources import Corpus, LabelledCorpus
 from gptpl.errors import InputError
 from gptpl.generation import SamplingRules
@@ -133,6 +135,10 @@ def test_tokenizers_are_built(choice, compose):
 def test_corpora_are_built(command, choice, compose):
     base = CHEAP if command == "train" else ()
     node = compose(command, *base, f"data={choice}").data
+    if choice == "mixture":
+        corpora = [source.corpus for source in sources_of(plain(node)["sources"]).values()]
+        assert [corpus.files()[0].name for corpus in corpora] == ["text.txt", "text.txt"]
+        return
     corpus = instantiate(node.corpus)
     assert isinstance(corpus, Corpus | LabelledCorpus)
     assert isinstance(corpus, target_of(node.corpus))

@@ -375,7 +375,7 @@ LORA = TuneLowRank(rank=2, alpha=4.0, dropout=0.0, targets=["qkv"])
         (lambda net: fitted(net, attention="sdpa"), "trainer.attention=sdpa"),
         (lambda net: fitted(net, recompute=True), "trainer.recompute_activations=true needs"),
         (lambda net: ClassificationModule(net, labels=["a", "b"], max_length=8), "task=classify puts"),
-        (lambda net: segments(net), "data.packing=true needs"),
+        (lambda net: segments(net), "packed rows need"),
     ],
 )
 def test_what_needs_more_says_so_and_names_the_class(net, ask, words):

@@ -32,7 +32,7 @@ from gptpl.tokenizers import Tokenizer
 
 
 class InstructionDataModule(TrainingData):
-    """Instructions with answers, split, put into prompts, and collated into `InstructionBatch`es.
+    """Instructions with answers, split, put into prompts, and collated into `PackedBatch`es.
 
     Args:
         corpus: the one file, JSON or JSON Lines; see `read_instructions`.

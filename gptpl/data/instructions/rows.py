@@ -4,15 +4,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gptpl.data.instructions.splits import Instruction
 from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.packing import PackedBatch, packed_places
 from gptpl.data.sampler import PADDING
 from gptpl.data.splits import check_choice
 from gptpl.data.training_data import IGNORED
@@ -22,20 +22,6 @@ from gptpl.tokenizers import TokenIds, Tokenizer
 
 TooLong = Literal["truncate", "drop", "refuse"]
 Ids = NDArray[np.int64]
-
-
-class InstructionBatch(NamedTuple):
-    """Rows, the shorter ones padded with end-of-text and masked targets: (B, T) int64.
-
-    `targets` are one token later, -100 where nothing is to be learned. `segments` number the texts of each
-    row from 1, 0 for padding; None where every row is one text: causal attention never looks at what comes
-    after it. `tokens` counts the inputs that are not padding.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    segments: Tensor | None
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -132,29 +118,7 @@ def pack_rows(rows: Sequence[TokenRow], *, max_length: int) -> list[TokenRow]:
     return packed
 
 
-def packed_places(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
-    """Which lengths go together: each, by its place, in one group, and no group above the capacity.
-
-    Best fit decreasing: from the longest to the shortest, each goes where it leaves the least room (Johnson
-    1973: at most 11/9 of the fewest groups possible, and one more). Groups are in the order of their first
-    places, and places ascend within a group. No length may exceed the capacity.
-    """
-    groups: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # groups, by the room that they have left
-    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        length = lengths[place]
-        room = next((room for room in range(length, capacity + 1) if with_room[room]), None)
-        if room is None:
-            groups.append([])
-            group, room = len(groups) - 1, capacity
-        else:
-            group = with_room[room].pop()
-        groups[group].append(place)
-        with_room[room - length].append(group)
-    return sorted(sorted(group) for group in groups)
-
-
-def collate(rows: Sequence[TokenRow | None], *, eot_id: int, packed: bool = False) -> InstructionBatch:
+def collate(rows: Sequence[TokenRow | None], *, eot_id: int, packed: bool = False) -> PackedBatch:
     """A batch of the rows, as long as the longest of them; None is a row of padding alone.
 
     Equals the book's `custom_collate_fn`: of the padding only the first end-of-text is a target.
@@ -168,7 +132,7 @@ def collate(rows: Sequence[TokenRow | None], *, eot_id: int, packed: bool = Fals
             inputs[place, : len(row)] = row.inputs
             targets[place, : len(row)] = row.targets
             segments[place, : len(row)] = row.segments
-    return InstructionBatch(
+    return PackedBatch(
         torch.from_numpy(inputs),
         torch.from_numpy(targets),
         torch.from_numpy(segments) if packed else None,
@@ -190,7 +154,7 @@ class InstructionExamples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, indices: Sequence[int]) -> InstructionBatch:
+    def __getitems__(self, indices: Sequence[int]) -> PackedBatch:
         """A batch of the rows of these indices."""
         chosen = [None if index == PADDING else self.rows[index] for index in indices]
         return collate(chosen, eot_id=self.eot_id, packed=self.packed)

@@ -2,18 +2,24 @@
 
 # B sequences in a rank's batch, T tokens in a sequence
 
+import hashlib
+import json
+import logging
 import mmap
+from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Unpack
+from typing import Annotated, Any, Literal, Required, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gptpl.data.pretraining.encoding import encode_corpus
+from gptpl.data.packing import PackedBatch, Packing, pack_documents
+from gptpl.data.pretraining.encoding import alone, encode_corpus
 from gptpl.data.pretraining.shards import encode_documents
 from gptpl.data.pretraining.token_cache import (
     PARTS,
@@ -25,13 +31,19 @@ from gptpl.data.pretraining.token_cache import (
 )
 from gptpl.data.sampler import PADDING
 from gptpl.data.sources import Corpus
-from gptpl.data.splits import SPLITS, Split, batch_count, check_ratios, split_table
+from gptpl.data.splits import SPLITS, Split, batch_count, check_choice, check_ratios, split_table
 from gptpl.data.training_data import IGNORED, Batches, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
+from gptpl.files.download import cache_dir as default_cache_dir
 from gptpl.settings import FREE, SIZE
 from gptpl.text import count_text
 from gptpl.tokenizers import Tokenizer
 
+log = logging.getLogger(__name__)
+
+Packings = Literal["concat", "best_fit"]
+PACKING_VERSION = 1
+"""Raise it when the same tokens would be packed in another way."""
 # Hoffmann et al. 2022 (Chinchilla): at a given compute, loss is lowest near 20 tokens a parameter.
 TOKENS_PER_PARAMETER = 20
 MANY_DUPLICATES = 0.01
@@ -106,17 +118,71 @@ class TokenSequences(Dataset[tuple[Tensor, Tensor]]):
             self.tokens = np.memmap(*mapped)
 
 
-class TextDataModule(TrainingData):
-    """One corpus as batches of `TokenSequences`; `load()` gives tokenizer and counts before there is a model.
+class PackedSequences(Dataset[PackedBatch]):
+    """Rows of whole documents, see `pack_documents`.
+
+    The end of a row may be empty, and all of the one of the index PADDING is.
+    """
+
+    def __init__(self, tokens: Tokens | ShardedTokens, packing: Packing, *, max_length: int) -> None:
+        self.max_length = max_length
+        self.tokens = tokens
+        self.packing = packing
+
+    def __len__(self) -> int:
+        return len(self.packing)
+
+    def __getitems__(self, indices: Sequence[int]) -> PackedBatch:
+        """A batch."""
+        shape, packing = (len(indices), self.max_length), self.packing
+        inputs, segments = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        targets = np.full(shape, IGNORED, dtype=np.int64)
+        for row, index in enumerate(indices):
+            place = 0
+            pieces = range(0) if index == PADDING else range(*packing.rows[index : index + 2].tolist())
+            for number, piece in enumerate(pieces, start=1):
+                start, length = int(packing.starts[piece]), int(packing.lengths[piece])
+                found, end = self.tokens[start : start + length + 1], place + length
+                inputs[row, place:end], targets[row, place:end] = found[:-1], found[1:]
+                segments[row, place:end] = number
+                place = end
+        return PackedBatch(
+            torch.from_numpy(inputs),
+            torch.from_numpy(targets),
+            torch.from_numpy(segments),
+            int((segments > 0).sum()),
+        )
+
+    __getstate__ = TokenSequences.__getstate__
+    __setstate__ = TokenSequences.__setstate__
+
+
+class SequenceSettings(Loading, total=False):
+    """The settings that datamodules of text pass on to `SequenceData`."""
+
+    tokenizer: Required[Tokenizer]
+    max_length: Required[int]
+    stride: int | None
+    batch_size: int
+    packing: Packings
+    train_ratio: float
+    val_tokens: int
+    encode_workers: int | None
+    check_text: bool
+    cache_dir: Path | str | None
+
+
+class SequenceData(TrainingData):
+    """Text as batches of `TokenSequences` or `PackedSequences`; a subclass says of which corpora.
+
+    `load()` gives tokenizer and counts before there is a model.
 
     Args:
-        corpus: the text.
-        tokenizer: what turns it into tokens; one without a vocabulary takes it from the text.
+        tokenizer: what turns the text into tokens; one without a vocabulary takes it from the text.
         max_length, stride, batch_size: T, tokens from the start of a sequence to that of the next (None: T),
             and B.
-        split: "characters" trains on the first `train_ratio` of the characters and validates on the rest, as
-            in the book; "documents" draws documents for validation, for corpora of any size: see
-            `encode_documents`.
+        packing: "concat" cuts sequences of T tokens from all documents in a row, as in the book; "best_fit"
+            puts whole documents into sequences, each read by itself, see `pack_documents`.
         train_ratio: fraction of the characters to train on; where documents are drawn, at least that.
         val_tokens: tokens of validation documents, at most, if a token has 4 characters.
         encode_workers: processes that encode documents; None: one for each core.
@@ -129,16 +195,16 @@ class TextDataModule(TrainingData):
 
     units = "sequences"
     too_few_remedy = "lower data.batch_size, data.stride or data.max_length, or give more text"
+    split: Literal["characters", "documents"]
 
     def __init__(
         self,
         *,
-        corpus: Corpus,
         tokenizer: Tokenizer,
         max_length: int,
         stride: int | None = None,
         batch_size: int = 2,
-        split: Literal["characters", "documents"] = "characters",
+        packing: Packings = "concat",
         train_ratio: float = 0.9,
         val_tokens: Annotated[int, SIZE] = 2_000_000,
         encode_workers: Annotated[int | None, FREE, SIZE] = None,
@@ -150,26 +216,29 @@ class TextDataModule(TrainingData):
         check_ratios(train_ratio=train_ratio)
         check_at_least(1, "data.max_length", max_length)
         check_at_least(1, "data.stride", stride)
-        self.corpus = corpus
-        self.name = corpus.name
+        check_choice("data.packing", packing, Packings)
+        if packing == "best_fit" and stride not in (None, max_length):
+            raise InputError(
+                f"data.stride={stride} has no meaning with data.packing=best_fit: leave it out, or use concat"
+            )
         self.max_length = max_length
         self.stride = max_length if stride is None else stride
-        self.split = split
-        self.computed_order = split == "documents"
+        self.packing = packing
         self.train_ratio = train_ratio
         self.val_tokens = val_tokens
         self.encode_workers = encode_workers
         self.check_text = check_text
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._given_tokenizer = tokenizer
-        self._sequences: dict[Split, TokenSequences] = {}
+        self._sequences: dict[Split, TokenSequences | PackedSequences] = {}
 
-    @cached_property
+    @property
+    @abstractmethod
     def encoded(self) -> EncodedCorpus | ShardedCorpus:
         """Both splits as token arrays; encoded, or opened from the cache, when first asked for."""
-        corpus, tokenizer = self.corpus, self._given_tokenizer
-        if self.split == "characters":
-            return encode_corpus(corpus, tokenizer, train_ratio=self.train_ratio, cache_dir=self.cache_dir)
+
+    def encode_documents(self, corpus: Corpus, tokenizer: Tokenizer) -> ShardedCorpus:
+        """See `gptpl.data.pretraining.shards.encode_documents`."""
         return encode_documents(
             corpus,
             tokenizer,
@@ -195,11 +264,8 @@ class TextDataModule(TrainingData):
         return self.encoded.tokenizer
 
     def content_sha256(self) -> str:
-        """Hash of the corpus, for an encoded one at the time of encoding."""
-        if self.split == "documents":
-            self.load()
-        encoded = self.__dict__.get("encoded")
-        return self.corpus.content_sha256() if encoded is None else encoded.stats.content_sha256
+        """Hash of the text at the time of encoding."""
+        return self.encoded.stats.content_sha256
 
     @property
     def row_count(self) -> int | None:
@@ -207,16 +273,45 @@ class TextDataModule(TrainingData):
         encoded = self.__dict__.get("encoded")
         return None if encoded is None else encoded.stats.documents
 
-    def examples(self, split: Split) -> TokenSequences:
+    def examples(self, split: Split) -> TokenSequences | PackedSequences:
         """The sequences of a split; a text has no part to test on."""
         if split == "test":
             raise InputError("a text is split in two, training and validation: give split=train or split=val")
         if split not in self._sequences:
-            tokens = self.encoded.train if split == "train" else self.encoded.val
-            self._sequences[split] = TokenSequences(
-                tokens, max_length=self.max_length, stride=self.stride, split=SPLITS[split]
-            )
+            self._sequences[split] = self.sequences(self.encoded, split)
         return self._sequences[split]
+
+    def sequences(
+        self, encoded: EncodedCorpus | ShardedCorpus, split: Split
+    ) -> TokenSequences | PackedSequences:
+        """The sequences of one split of a corpus. Raises InputError where there is none."""
+        tokens = encoded.train if split == "train" else encoded.val
+        if self.packing == "concat":
+            T, stride = self.max_length, self.stride
+            return TokenSequences(tokens, max_length=T, stride=stride, split=SPLITS[split])
+        return PackedSequences(tokens, self._packing(encoded, tokens, split), max_length=self.max_length)
+
+    def _packing(
+        self, encoded: EncodedCorpus | ShardedCorpus, tokens: Tokens | ShardedTokens, split: Split
+    ) -> Packing:
+        """The packing of a split, made once and kept in the cache."""
+        text = [encoded.stats.content_sha256, encoded.tokenizer.sha256, self.split, self.train_ratio]
+        identity = [PACKING_VERSION, *text, self.val_tokens, split, len(tokens), self.max_length]
+        name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        folder = (self.cache_dir or default_cache_dir()) / "packed" / name
+        with suppress(OSError, ValueError, KeyError):
+            return Packing.read(folder)
+        with alone(folder):
+            with suppress(OSError, ValueError, KeyError):
+                return Packing.read(folder)
+            log.info("packing the documents of %s, %s", self.name, SPLITS[split])
+            made = pack_documents(tokens, eot_id=encoded.tokenizer.eot_id, T=self.max_length)
+            try:
+                made.write(folder)
+                return Packing.read(folder)
+            except OSError as error:
+                log.warning("cannot keep the packing in %s (%s): it stays in memory", folder, error)
+                return made
 
     def steps_per_epoch(self, *, world_size: int = 1, accumulate: int = 1) -> int:
         """As the base class; also raises InputError where other processes cannot read the cached tokens."""
@@ -249,18 +344,24 @@ class TextDataModule(TrainingData):
     def report(self, *, parameters: int | None, world_size: int) -> list[str]:
         """Counts of both splits, and what they mean. Raises InputError where a split has no sequence."""
         stats, batch_size = self.encoded.stats, self.batch_size * world_size
-        train, val = len(self.examples("train")), len(self.examples("val"))
+        train, val = self.train_examples, len(self.examples("val"))
+        every = f", one every {self.stride:,}" if self.packing == "concat" else ", of whole documents"
         rows = [
             ("documents", (stats.train_documents, stats.val_documents)),
             ("characters", (stats.train_characters, stats.val_characters)),
             ("tokens", (stats.train_tokens, stats.val_tokens)),
-            (f"sequences of {self.max_length:,} tokens, one every {self.stride:,}", (train, val)),
+            (f"sequences of {self.max_length:,} tokens{every}", (train, val)),
             (
                 f"batches of {batch_size:,} sequences",
                 (batch_count("train", train, batch_size), batch_count("val", val, batch_size)),
             ),
         ]
-        lines = [*split_table(PARTS, rows), _duplicates(stats)]
+        lines = [
+            *split_table(PARTS, rows),
+            *self._packing_lines(),
+            _bytes_a_token(self.tokenizer, np.asarray(self.encoded.val)),
+            _duplicates(stats),
+        ]
         if parameters is not None:
             lines.insert(-1, _size(stats.train_tokens, parameters))
         title = (
@@ -268,6 +369,65 @@ class TextDataModule(TrainingData):
             f"{self.tokenizer.name} tokenizer ({self.tokenizer.vocab_size:,} tokens)"
         )
         return [title, *(f"  {line}" for line in lines)]
+
+    def _packing_lines(self) -> list[str]:
+        """How full packed sequences are, and how many documents they cut."""
+        lines = []
+        for split in PARTS if self.packing == "best_fit" else ():
+            found: Any = self.examples(split)
+            packings = [each.packing for each in getattr(found, "parts", [found])]
+            used = sum(packing.tokens for packing in packings) / (len(found) * self.max_length)
+            documents = count_text(sum(packing.documents for packing in packings), "document")
+            cut = sum(packing.cut for packing in packings)
+            lines.append(
+                f"{SPLITS[split]} sequences are {used:.1%} full; {cut:,} of {documents} are longer than one:"
+                " the rest of them is in others, without the context before it"
+            )
+        return lines
+
+    def module_settings(self) -> dict[str, Any]:
+        """Of packed documents, that they are."""
+        return {"packed": True} if self.packing == "best_fit" else {}
+
+
+class TextDataModule(SequenceData):
+    """The sequences of one corpus.
+
+    Args:
+        corpus: the text.
+        split: "characters" trains on the first `train_ratio` of the characters and validates on the rest, as
+            in the book; "documents" draws documents for validation, for corpora of any size: see
+            `encode_documents`.
+        settings: as in `SequenceData`, `tokenizer` and `max_length` among them.
+    """
+
+    def __init__(
+        self,
+        *,
+        corpus: Corpus,
+        split: Literal["characters", "documents"] = "characters",
+        **settings: Unpack[SequenceSettings],
+    ) -> None:
+        super().__init__(**settings)
+        self.corpus = corpus
+        self.name = corpus.name
+        self.split = split
+        self.computed_order = split == "documents"
+
+    @cached_property
+    def encoded(self) -> EncodedCorpus | ShardedCorpus:
+        """See `SequenceData`."""
+        corpus, tokenizer = self.corpus, self._given_tokenizer
+        if self.split == "documents":
+            return self.encode_documents(corpus, tokenizer)
+        return encode_corpus(corpus, tokenizer, train_ratio=self.train_ratio, cache_dir=self.cache_dir)
+
+    def content_sha256(self) -> str:
+        """Hash of the corpus, for an encoded one at the time of encoding."""
+        if self.split == "documents":
+            self.load()
+        encoded = self.__dict__.get("encoded")
+        return self.corpus.content_sha256() if encoded is None else encoded.stats.content_sha256
 
 
 def _size(train_tokens: int, parameters: int) -> str:
@@ -281,6 +441,15 @@ def _size(train_tokens: int, parameters: int) -> str:
     enough = "enough for this size of model"
     meaning = enough if ratio >= TOKENS_PER_PARAMETER else f"about {TOKENS_PER_PARAMETER} are {enough}"
     return f"{ratio:,.1f} training tokens for every parameter: {meaning}"
+
+
+def _bytes_a_token(tokenizer: Tokenizer, tokens: Tokens) -> str:
+    """How much text a token stands for: with fewer tokens a model reads more of it at once."""
+    if (lengths := tokenizer.token_bytes()) is not None:
+        return f"a token stands for {lengths[tokens].mean():.2f} bytes of the validation text"
+    text = tokenizer.decode(tokens[: 1 << 16].tolist())
+    mean = len(text) / max(1, min(len(tokens), 1 << 16))
+    return f"a token stands for {mean:.2f} characters of the validation text"
 
 
 def _duplicates(stats: CorpusStats) -> str:

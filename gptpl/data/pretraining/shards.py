@@ -359,7 +359,7 @@ def _encode_shards(work: _Work, todo: Mapping[int, Sequence[Piece]], workers: in
     progress = _Progress(len(todo), context)
     total = sum(piece.size for pieces in todo.values() for piece in pieces)
     jobs = [(place, number, pieces) for place, (number, pieces) in enumerate(todo.items())]
-    with _bar(progress, total):
+    with _bar(progress, total), _speed_logged(progress):
         if workers == 1 or len(todo) == 1 or total < SHARDS * SMALLEST_SHARD // 4:
             for place, number, pieces in jobs:
                 _encode_shard(work, number, pieces, progress.counter(place))
@@ -401,6 +401,15 @@ def _start_worker(work: _Work, progress: _Progress) -> None:
 def _in_worker(place: int, number: int, pieces: Sequence[Piece]) -> None:
     work, progress = _worker
     _encode_shard(work, number, pieces, progress.counter(place))
+
+
+@contextmanager
+def _speed_logged(progress: _Progress) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    _, tokens = progress.totals()
+    seconds = time.monotonic() - started
+    log.info("encoded %s tokens in %.1f s: %s a second", f"{tokens:,}", seconds, f"{tokens / seconds:,.0f}")
 
 
 @contextmanager
@@ -462,7 +471,7 @@ def _finish(work: _Work, shards: int, files: Files, val_tokens: int, train_ratio
     }
     digests = [digest for entry in entries for digest in entry["pieces"]]
     train = ShardedTokens(*_of_train(folder, lengths), dtype)
-    searched = _sample(train, _LEAK_SAMPLE)
+    searched = leak_sample(train)
     duplicated, compared = count_duplicates(searched, np.memmap(folder / "val.bin", dtype, "r"))
     val_characters = int(candidates["characters"][chosen].sum())
     stats = CorpusStats(
@@ -504,13 +513,13 @@ def _of_train(folder: Path, lengths: Mapping[str, int]) -> tuple[list[Path], lis
     return [folder / name for name in there], list(there.values())
 
 
-def _sample(tokens: ShardedTokens, most: int) -> Tokens | ShardedTokens:
-    """All tokens, or 64 parts at equal distances."""
-    if len(tokens) <= most:
+def leak_sample(tokens: ShardedTokens) -> Tokens | ShardedTokens:
+    """The training tokens that validation text is searched for in: all, or 64 parts at equal distances."""
+    if len(tokens) <= _LEAK_SAMPLE:
         return tokens
     parts = 64
     starts = [len(tokens) * n // parts for n in range(parts)]
-    return np.concatenate([tokens[start : start + most // parts] for start in starts])
+    return np.concatenate([tokens[start : start + _LEAK_SAMPLE // parts] for start in starts])
 
 
 def _open(folder: Path, tokenizer: Tokenizer | None) -> ShardedCorpus | None:

@@ -50,6 +50,12 @@ class ShardedTokens:
         self._ends = np.cumsum(lengths, dtype=np.int64)
         self._open: dict[int, Tokens] = {}
 
+    @classmethod
+    def joined(cls, parts: Sequence["ShardedTokens"]) -> Self:
+        """The tokens of several, of one type, one after the other."""
+        paths = [Path(path) for part in parts for path in part._paths]
+        return cls(paths, [length for part in parts for length in part._lengths], parts[0].dtype)
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._lengths else 0
 

@@ -140,6 +140,22 @@ def class_name(of: type[Corpus]) -> str:
     return f"{module}.{name}"
 
 
+def sampled(corpus: Corpus, most: int | None = None) -> Iterator[str]:
+    """The sections of a corpus, or about `most` bytes of them, evenly spread: None means all."""
+    pieces = corpus.pieces()
+    share = 1.0 if most is None else most / max(1, sum(piece.size for piece in pieces))
+    passed = read = 0
+    for piece in pieces:
+        passed += piece.size
+        if share < 1 and read >= share * passed:
+            continue
+        for text, _ in corpus.sections(piece):
+            yield text
+            read += len(text)
+            if share < 1 and read >= share * passed:
+                break
+
+
 def in_sections(parts: Iterable[str], *, begins: bool = True, ends: bool = True) -> Iterator[Section]:
     """A document, read part by part, in sections.
 

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.instructions.rows import TokenRow, collate, pack_rows, packed_places
+from gptpl.data.instructions.rows import TokenRow, collate, pack_rows
+from gptpl.data.packing import packed_places
 
 
 @given(st.lists(st.integers(1, 20), max_size=60))

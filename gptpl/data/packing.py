@@ -1,0 +1,170 @@
+"""Several short texts in one row: which go together, by best fit decreasing."""
+
+# P pieces of documents, S rows, T tokens in a row, N tokens of a text, B rows in a batch
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gptpl.files.durable import new_file, write_atomically
+
+BLOCK = 1 << 22
+"""Tokens of a text that are packed at a time."""
+
+
+def packed_places(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
+    """Which lengths go together: each, by its place, in one group, and no group above the capacity.
+
+    Best fit decreasing: from the longest to the shortest, each goes where it leaves the least room (Johnson
+    1973: at most 11/9 of the fewest groups possible, and one more). Groups are in the order of their first
+    places, and places ascend within a group. No length may exceed the capacity.
+    """
+    groups: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # groups, by the room that they have left
+    rooms = 0  # bit r is set where a group has room r
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        length = lengths[place]
+        if large_enough := rooms >> length:
+            room = length + (large_enough & -large_enough).bit_length() - 1
+            group = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+        else:
+            groups.append([])
+            group, room = len(groups) - 1, capacity
+        groups[group].append(place)
+        with_room[room - length].append(group)
+        rooms |= 1 << (room - length)
+    return sorted(sorted(group) for group in groups)
+
+
+class PackedBatch(NamedTuple):
+    """Rows of one text or several, each (B, T) int64.
+
+    `targets` are one token later, -100 where nothing is to be learned. `segments` number the texts of each
+    row from 1, 0 for padding; None where every row is one text: causal attention never looks at what comes
+    after it. `tokens` counts the inputs that are not padding.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    segments: Tensor | None
+    tokens: int
+
+
+class _Tokens(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: slice, /) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Packing:
+    """Rows of documents, or of parts of those that are longer than a row.
+
+    Piece p has the inputs from token `starts[p]` on, `lengths[p]` of them, and their targets are one token
+    later: it begins with the end-of-text token before its document. Row r has the pieces `rows[r]` to
+    `rows[r + 1]`.
+
+    Attributes:
+        starts, lengths: (P,) int64, uint32.
+        rows: (S + 1,) int64.
+        documents, cut: how many documents there are, and are longer than a row.
+    """
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.uint32]
+    rows: NDArray[np.int64]
+    documents: int
+    cut: int
+    folder: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows) - 1
+
+    @property
+    def tokens(self) -> int:
+        """Places of all rows that hold a token."""
+        return int(self.lengths.sum(dtype=np.int64))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The one kept in a folder, not read into memory. Raises OSError, ValueError or KeyError."""
+        arrays = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("starts", "lengths", "rows")
+        }
+        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+        found = cls(**arrays, documents=counts["documents"], cut=counts["cut"], folder=folder)
+        if (len(found), len(found.starts), len(found.lengths)) != (counts["rows"], *2 * [counts["pieces"]]):
+            raise ValueError(f"{folder} is incomplete")
+        return found
+
+    def write(self, folder: Path) -> None:
+        """Keep it, complete or, after an interruption, without its last file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("starts", "lengths", "rows"):
+            with new_file(folder / f"{name}.npy", durable=True) as file:
+                np.save(file, getattr(self, name))
+        counts = {"documents": self.documents, "cut": self.cut, "rows": len(self), "pieces": len(self.starts)}
+        write_atomically(folder / "counts.json", json.dumps(counts), durable=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send a worker the folder, not the arrays."""
+        return dict(self.__dict__) if self.folder is None else {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the files again, in the worker."""
+        self.__dict__.update(state if "rows" in state else Packing.read(state["folder"]).__dict__)
+
+
+def pack_documents(tokens: _Tokens, *, eot_id: int, T: int) -> Packing:
+    """Rows of at most T tokens of the documents of a text (N,), which end-of-text tokens end.
+
+    A document begins a row or follows others that it fits in with as a whole. One longer than T fills rows of
+    its own from its beginning; its last part is packed like a short document. Documents near each other share
+    rows: BLOCK tokens are packed at a time.
+    """
+    starts: list[NDArray[np.int64]] = []
+    lengths: list[NDArray[np.uint32]] = []
+    sizes: list[NDArray[np.int64]] = []  # pieces of each row
+    documents = cut = 0
+    for begins, long in _documents(tokens, eot_id):
+        documents += len(begins)
+        cut += int((long > T).sum())
+        full, rest = np.divmod(long, T)
+        within = np.arange(full.sum()) - np.repeat(np.cumsum(full) - full, full)
+        whole = np.repeat(begins, full) + T * within  # (S',) parts that fill a row
+        left = rest > 0
+        last, size = (begins + T * full)[left], rest[left]
+        groups = packed_places(size.tolist(), capacity=T)
+        order = np.array([place for group in groups for place in group], dtype=np.int64)
+        starts += [whole, last[order]]
+        lengths += [np.full(len(whole), T, np.uint32), size[order].astype(np.uint32)]
+        sizes += [np.ones(len(whole), np.int64), np.array([len(group) for group in groups], dtype=np.int64)]
+    return Packing(
+        starts=np.concatenate([np.empty(0, np.int64), *starts]),
+        lengths=np.concatenate([np.empty(0, np.uint32), *lengths]),
+        rows=np.concatenate([np.zeros(1, np.int64), *sizes]).cumsum(),
+        documents=documents,
+        cut=cut,
+    )
+
+
+def _documents(tokens: _Tokens, eot_id: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The first input and the number of inputs of the documents that end in each block."""
+    start, N = 0, len(tokens)
+    for first in range(0, N, BLOCK):
+        block = tokens[first : first + BLOCK]
+        ends = first + np.flatnonzero(block == eot_id)
+        if first + len(block) == N and (not len(ends) or ends[-1] != N - 1):
+            ends = np.append(ends, N - 1)  # the last document has no end
+        borders = np.concatenate([[start], ends])
+        lengths = np.diff(borders)
+        yield borders[:-1][lengths > 0], lengths[lengths > 0]
+        start = int(borders[-1])

@@ -1,0 +1,101 @@
+"""Training on `data=mixture` and with `data.packing=best_fit`, stopped, resumed and evaluated."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+TEXTS = [f"Story {n}: the keeper counted {n * n} gulls and {n + 7} boats. " * (n % 5 + 1) for n in range(120)]
+SOURCES = "data.sources={news: {path: news, weight: 3}, tales: {path: tales.jsonl, weight: 1}}"
+OF = ("data=mixture", SOURCES, "data.val_tokens=500", "tokenizer=bytes", "model=tiny", "data.max_length=32")
+TRAIN = (
+    *("train", "trainer=cpu", "trainer.precision=32-true", "scheduler.warmup_steps=1", *OF, "run_dir=run"),
+    *("trainer.max_steps=6", "callbacks=checkpoint_last"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _texts(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "news").mkdir()
+    for n in range(60):
+        (tmp_path / "news" / f"{n}.txt").write_text(TEXTS[n])
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[60:])
+    (tmp_path / "tales.jsonl").write_text(lines)
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(gptpl, tmp_path, run_folder, packing):
+    steps = (*TRAIN, f"data.packing={packing}")
+    outcome = gptpl(*steps, "run_dir=whole")
+    assert outcome.status == 0, outcome.err
+    shares = {line.split()[0]: line.split()[-2] for line in outcome.err.splitlines() if "%" in line}
+    assert shares["news"].startswith(("74", "75"))
+    assert gptpl(*steps, "trainer.stop_at_step=3").status == 0
+    outcome = gptpl("train", "resume=run")
+    assert outcome.status == 0, outcome.err
+    whole, parted = (run_folder(tmp_path / name).checkpoint("last") for name in ("whole", "run"))
+    assert all(whole["state_dict"][name].equal(value) for name, value in parted["state_dict"].items())
+    [row] = [row for row in run_folder(tmp_path / "run").rows if row["val/loss"] and row["step"] == "6"]
+    of_sources = [float(row[f"val/loss/{name}"]) for name in ("news", "tales")]
+    assert min(of_sources) <= float(row["val/loss"]) <= max(of_sources)
+    assert of_sources[0] != of_sources[1]
+    outcome = gptpl("evaluate", "checkpoint=run")
+    assert outcome.status == 0, outcome.err
+    assert "bits/byte" in outcome.out
+
+
+def test_two_processes_see_what_one_sees(gptpl, tmp_path, run_folder):
+    steps = (*TRAIN[1:], "model.drop_rate=0", "data.packing=best_fit")
+    assert gptpl("train", *steps, "data.batch_size=4", "run_dir=whole").status == 0
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2")
+    kept = [each for each in steps if each != "trainer=cpu"]
+    command = [sys.executable, "-m", "gptpl", "train", *kept, *two]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole, parted = (run_folder(tmp_path / name).rows for name in ("whole", "run"))
+    losses = [[float(row["train/loss"]) for row in rows if row["train/loss"]] for rows in (whole, parted)]
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    tokens = [
+        [float(row["train/tokens_seen"]) for row in rows if row["train/tokens_seen"]]
+        for rows in (whole, parted)
+    ]
+    assert tokens[0] == tokens[1]
+
+
+def test_other_shares_are_not_resumed(gptpl):
+    assert gptpl(*TRAIN, "trainer.stop_at_step=3").status == 0
+    outcome = gptpl("train", "resume=run", SOURCES.replace("weight: 3", "weight: 2"))
+    assert outcome.status == 2
+    assert "data.sources" in outcome.err.splitlines()[-1]
+
+
+def test_a_plan_and_encoding_ahead(gptpl):
+    assert "mixture of news, tales" in gptpl("data", "encode", *OF).out
+    outcome = gptpl("plan", *OF, "trainer=cpu", "data.packing=best_fit")
+    assert outcome.status == 0, outcome.err
+
+
+def test_packed_documents_of_a_book(gptpl):
+    book = ("data=tale", "tokenizer=bytes", "model=tiny", "data.packing=best_fit", "trainer=cpu")
+    outcome = gptpl("train", *book, "trainer.max_steps=2", "scheduler.warmup_steps=1", "run_dir=book")
+    assert outcome.status == 0, outcome.err
+    assert "training sequences are" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["data.sources={a: {path: none, weight: 1}}"], "data.sources.a: data.path=none does not exist"),
+        (["data.sources={news: {weight: 0}, tales: {weight: 0}}"], "data.sources: every share is 0"),
+        (["data.sources={a: {path: news}}"], "data.sources.a has no share"),
+        (["data.packing=all"], "data.packing"),
+        (["data.packing=best_fit", "data.stride=7"], "data.stride=7 has no meaning"),
+    ],
+)
+def test_bad_settings_are_refused(gptpl, changes, message):
+    outcome = gptpl(*TRAIN, *changes)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err.splitlines()[-1]
