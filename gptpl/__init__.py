@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gptpl.runs.loaded import load as load
     from gptpl.runs.parts import encode as encode
     from gptpl.runs.plan import plan as plan
+    from gptpl.runs.tokenizer import train_tokenizer as train_tokenizer
     from gptpl.runs.verify import verify_resume as verify_resume
     from gptpl.sweeps.sweep import sweep as sweep
 
@@ -40,6 +41,7 @@ _NAMES = {
     "gptpl.runs.loaded": ["load"],
     "gptpl.runs.parts": ["encode"],
     "gptpl.runs.plan": ["plan"],
+    "gptpl.runs.tokenizer": ["train_tokenizer"],
     "gptpl.runs.verify": ["verify_resume"],
     "gptpl.sweeps.sweep": ["sweep"],
 }

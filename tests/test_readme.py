@@ -108,6 +108,7 @@ COMPOSED = {
     "find-batch-size": "find_batch_size",
     "autotune": "autotune",
     "data": "data_encode",
+    "tokenizer": "tokenizer_train",
 }
 
 

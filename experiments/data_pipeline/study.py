@@ -1,6 +1,6 @@
 """How fast a corpus is encoded, opened and read, what a kill costs, and a corpus larger than the disk.
 
-    python experiments/data_pipeline/study.py                          # all parts: speed kills opening loader
+    python experiments/data_pipeline/study.py                          # all parts
     python experiments/data_pipeline/study.py speed --megabytes 200
 
 The text is that of the `.py`, `.md`, `.txt` and `.rst` files below FOLDER, repeated up to so many megabytes.
@@ -30,7 +30,7 @@ import psutil
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
-PARTS = ("speed", "kills", "opening", "loader")
+PARTS = ("speed", "kills", "opening", "loader", "tokenizers")
 SUFFIXES = (".py", ".md", ".txt", ".rst")
 SMALL_FILES = 100_000
 VAL_TOKENS = 2_000_000
@@ -341,27 +341,93 @@ def opening(place: Path) -> dict[str, Any]:
 def loader(place: Path) -> dict[str, Any]:
     """Milliseconds to prepare a batch, in the training process, of the shapes of two models."""
     from gptpl.data.pretraining.datamodule import TextDataModule
+    from gptpl.data.pretraining.mixture import MixtureDataModule
     from gptpl.data.sources import TextFiles
     from gptpl.tokenizers import GPT2Tokenizer
 
-    if not (place / "cache/many").is_dir():
-        timed(ENCODE, place / "many", place / "cache/many")
-    found = {}
+    found: dict[str, Any] = {}
     for name, B, T in (("124M, 8 x 1024", 8, 1024), ("124M, 2 x 256", 2, 256), ("tiny, 8 x 64", 8, 64)):
-        data = TextDataModule(
-            corpus=TextFiles(place / "many", pattern=None), tokenizer=GPT2Tokenizer(), split="documents",
-            max_length=T, batch_size=B, cache_dir=place / "cache/many",
-        )  # fmt: skip
-        batches, taken = iter(data.train_dataloader()), []
-        for _ in range(500):
-            started = time.perf_counter()
-            next(batches)
-            taken.append(1000 * (time.perf_counter() - started))
-        found[name] = {
-            "median_ms": round(statistics.median(taken), 3),
-            "p99_ms": round(np.quantile(taken, 0.99), 3),
+        shared: dict[str, Any] = {
+            "tokenizer": GPT2Tokenizer(), "max_length": T, "batch_size": B,
+            "cache_dir": place / "cache/loader",
+        }  # fmt: skip
+        lines = {"corpus": TextFiles(place / "lines", pattern=None), "split": "documents"}
+        of_mixture = {
+            "many": {"path": place / "many", "weight": 1},
+            "lines": {"path": place / "lines", "weight": 2},
         }
+        kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+            "concat": (TextDataModule, lines),
+            "best_fit": (TextDataModule, lines | {"packing": "best_fit"}),
+            "mixture": (MixtureDataModule, {"sources": of_mixture}),
+        }
+        for kind, (make, settings) in kinds.items():
+            data = make(**shared, **settings)
+            data.load()
+            started = time.perf_counter()
+            data.setup()
+            seconds = time.perf_counter() - started
+            batches, taken = iter(data.train_dataloader()), []
+            for _ in range(500):
+                started = time.perf_counter()
+                next(batches)
+                taken.append(1000 * (time.perf_counter() - started))
+            found[f"{name}, {kind}"] = {
+                "median_ms": round(statistics.median(taken), 3),
+                "p99_ms": round(np.quantile(taken, 0.99), 3),
+            }
+            if kind == "best_fit":
+                packing: Any = data.examples("train").packing
+                found[f"{name}, {kind}"] |= {
+                    "packing_seconds": round(seconds, 1),
+                    "rows": len(packing),
+                    "full": round(packing.tokens / (len(packing) * T), 4),
+                    "documents": packing.documents,
+                    "longer_than_a_row": packing.cut,
+                }
     return found
+
+
+LEARN = """
+import sys, time
+import gptpl
+
+started = time.perf_counter()
+made = gptpl.train_tokenizer("data=corpus", "data.path=" + sys.argv[1], "tokenizer.vocab_size=" + sys.argv[3],
+    "tokenizer.sample_bytes=" + sys.argv[4], "tokenizer.output=" + sys.argv[2] + "/tokenizer.json")
+made.tokenizer.save(sys.argv[2] + "/tokenizer.json")
+print(made.tokenizer.vocab_size, time.perf_counter() - started)
+"""
+
+
+def tokenizers(place: Path) -> dict[str, Any]:
+    """Learn vocabularies from parts of the text; of each tokenizer, bytes in a token and speed on 20 MB."""
+    from gptpl.tokenizers import FileTokenizer, GPT2Tokenizer, Tokenizer
+    from gptpl.tokenizers.hugging_face import write_tokenizer
+
+    learning: dict[str, Any] = {}
+    made: dict[str, Tokenizer] = {"gpt2, tiktoken": GPT2Tokenizer()}
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(GPT2Tokenizer(), Path(folder), context_length=1024)
+        made["gpt2, as a tokenizer.json"] = FileTokenizer(folder)
+    for vocabulary, megabytes in ((8192, 100), (8192, 500), (32768, 500)):
+        with tempfile.TemporaryDirectory() as folder:
+            name = f"{vocabulary} tokens of {megabytes} MB"
+            learning[name] = timed(LEARN, place / "lines", folder, vocabulary, megabytes * 1_000_000)
+            made[name] = FileTokenizer(Path(folder))
+    with (place / "one/all.txt").open(encoding="utf-8") as file:
+        text = file.read(20_000_000)
+    size, table = len(text.encode()), {}
+    for name, tokenizer in made.items():
+        started = time.perf_counter()
+        count = sum(len(tokenizer.encode(text[n : n + (1 << 20)])) for n in range(0, len(text), 1 << 20))
+        seconds = time.perf_counter() - started
+        table[name] = {
+            "vocabulary": tokenizer.vocab_size,
+            "bytes_a_token": round(size / count, 3),
+            "mb_per_second": round(size / seconds / 1e6, 1),
+        }
+    return {"learning": learning, "on_20_mb": table}
 
 
 def main() -> None:
@@ -387,6 +453,7 @@ def main() -> None:
         "kills": lambda: kills(place, options.kills),
         "opening": lambda: opening(place),
         "loader": lambda: loader(place),
+        "tokenizers": lambda: tokenizers(place),
     }
     for part in options.parts:
         record[part] = run[part]()

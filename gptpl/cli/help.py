@@ -15,7 +15,8 @@ ORDER = (
     *("train", "sweep", "plan", "find-lr", "find-batch-size", "autotune", "verify-resume"),
     *("generate", "respond"),
     *("classify", "inspect", "evaluate", "judge", "report", "runs list", "runs show", "runs diff"),
-    *("runs tag", "runs note", "runs rm", "data encode", "weights fetch", "weights list", "weights convert"),
+    *("runs tag", "runs note", "runs rm", "data encode", "tokenizer train", "weights fetch", "weights list"),
+    "weights convert",
 )
 """The commands in the order of the overview; others come last."""
 
@@ -26,7 +27,11 @@ def commands() -> dict[str, str]:
     found = {}
     for file in FOLDER.glob("[!_]*.py"):
         first, _, rest = file.stem.partition("_")
-        name = f"{first} {rest}" if first in ("runs", "data", "weights") else file.stem.replace("_", "-")
+        name = (
+            f"{first} {rest}"
+            if first in ("runs", "data", "tokenizer", "weights")
+            else file.stem.replace("_", "-")
+        )
         found[name] = _docstring(file)[0]
     order = [*ORDER, *sorted(found)]
     return dict(sorted(found.items(), key=lambda item: order.index(item[0])))

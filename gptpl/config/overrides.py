@@ -133,7 +133,8 @@ def explain(
 
 def command_of(root: str) -> str:
     """The command of a root config: `weights fetch` of weights_fetch, `find-lr` of find_lr."""
-    return root.replace("_", " ") if root.startswith("weights_") else root.replace("_", "-")
+    grouped = root.startswith(("data_", "tokenizer_", "weights_"))
+    return root.replace("_", " " if grouped else "-")
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str:

@@ -170,6 +170,14 @@ class _VerifyNode:
     keep: str | None
 
 
+@dataclass(kw_only=True)
+class _TokenizerNode:
+    vocab_size: PositiveInt
+    special_tokens: Sequence[str]
+    sample_bytes: PositiveInt | None
+    output: str
+
+
 def _with_node(name: str, node: type, *bases: type) -> type:
     """The settings of `bases` and one node, `name`."""
     return make_dataclass(name, [(name, node)], bases=bases, kw_only=True)
@@ -192,4 +200,5 @@ ROOTS: dict[str, type] = {
     "weights_fetch": _WeightsFetch,
     "weights_convert": _WeightsConvert,
     "sweep": _with_node("sweep", _Search),
+    "tokenizer_train": _with_node("tokenizer", _TokenizerNode),
 }

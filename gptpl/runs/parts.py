@@ -27,7 +27,7 @@ from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.tuning import Tuning
 from gptpl.runs.resume import Resumption, settle_lengths
-from gptpl.tokenizers import Tokenizer, tokenizer_from_state
+from gptpl.tokenizers import FileTokenizer, TiktokenTokenizer, Tokenizer, tokenizer_from_state
 from gptpl.training.memory import (
     Prepare,
     accumulation,
@@ -229,6 +229,9 @@ def _tokenizer(
     cfg: Config, kind: type, resume: Resumption | None, weights: StartingWeights | None
 ) -> Tokenizer:
     """The tokenizer; instead of a vocabulary made from examples, that of the run resumed or started from."""
+    own = locate(str(cfg.tokenizer._target_), "tokenizer._target_")
+    if resume is not None and issubclass(own, FileTokenizer | TiktokenTokenizer):
+        return tokenizer_from_state(resume.header["tokenizer"])  # the file may be gone
     tokenizer = build_tokenizer(cfg.tokenizer)
     if cfg.tokenizer.get("vocab_size") is not None or issubclass(kind, SequenceData):
         return tokenizer

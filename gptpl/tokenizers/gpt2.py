@@ -99,7 +99,7 @@ def _encoding() -> "tiktoken.Encoding":
     import tiktoken
 
     # r50k_pat_str: how GPT-2 cuts text into pieces before it merges bytes.
-    from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
+    from tiktoken_ext.openai_public import r50k_pat_str
 
     return tiktoken.Encoding(
         "gpt2",

@@ -11,6 +11,7 @@ from typing import Any
 from gptpl.errors import InputError
 from gptpl.tokenizers.base import END_OF_TEXT, BytesTokenizer, Tokenizer
 from gptpl.tokenizers.gpt2 import GPT2Tokenizer, byte_characters, token_ids, vocabulary_files
+from gptpl.tokenizers.others import FileTokenizer
 from gptpl.tokenizers.words import NO_SPACE_BEFORE, PUNCTUATION, UNKNOWN, WordsTokenizer
 
 
@@ -19,7 +20,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
 
     Raises InputError for a class of tokenizer that these files cannot express.
     """
-    kind, unknown = "PreTrainedTokenizerFast", END_OF_TEXT
+    kind, end_of_text = "PreTrainedTokenizerFast", END_OF_TEXT
+    unknown: str | None = END_OF_TEXT
     if isinstance(tokenizer, GPT2Tokenizer):
         kind = "GPT2Tokenizer"
         files = vocabulary_files()
@@ -29,6 +31,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
     elif isinstance(tokenizer, BytesTokenizer):
         characters = [*byte_characters(), END_OF_TEXT]
         content = _byte_level({each: number for number, each in enumerate(characters)}, [], cuts_words=False)
+    elif isinstance(tokenizer, FileTokenizer):
+        end_of_text, unknown = tokenizer.end_of_text, None
+        content = json.loads(tokenizer.json)
     elif isinstance(tokenizer, WordsTokenizer):
         unknown = UNKNOWN
         content = _words({word: number for number, word in enumerate(tokenizer.vocabulary)})
@@ -41,10 +46,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
         "model_max_length": context_length,
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "unk_token": unknown,
+        "bos_token": end_of_text,
+        "eos_token": end_of_text,
     }
+    if unknown:
+        config["unk_token"] = unknown
     for name, value in (("tokenizer.json", content), ("tokenizer_config.json", config)):
         text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
         (folder / name).write_text(text, encoding="utf-8")

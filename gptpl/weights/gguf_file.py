@@ -15,7 +15,7 @@ from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel, empty_model
 from gptpl.model.gpt import NORM_EPS
 from gptpl.text import shortened
-from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer
+from gptpl.tokenizers import BytesTokenizer, FileTokenizer, GPT2Tokenizer, Tokenizer
 from gptpl.tokenizers.base import END_OF_TEXT
 from gptpl.tokenizers.gpt2 import byte_characters, token_ids, vocabulary_files
 from gptpl.weights.model_files import (
@@ -65,7 +65,8 @@ _TABLE = Table(
 def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
     """Write `model.gguf`: matrices in that type, the position table, norms and biases in float32.
 
-    Raises InputError for another tokenizer than GPT-2's and bytes, and without the package gguf.
+    Raises InputError for a tokenizer that cuts words in another way than GPT-2's, and without the package
+    gguf.
     """
     gguf = _gguf()
     tensors = export_tensors(net, _TABLE, dtype=torch.float32)
@@ -141,17 +142,26 @@ def _vocabulary(tokenizer: Tokenizer, V: int) -> dict[str, int]:
         tokens = list(token_ids())
     elif isinstance(tokenizer, BytesTokenizer):
         tokens = [*byte_characters(), END_OF_TEXT]
+    elif isinstance(tokenizer, FileTokenizer) and tokenizer.cuts_as_gpt2:
+        tokens = tokenizer.tokens
     else:
         raise InputError(
-            f"format=gguf holds the tokenizers gpt2 and bytes, not tokenizer={tokenizer.name}: use format=hf"
+            f"format=gguf holds tokenizers that cut words as GPT-2's, not this tokenizer={tokenizer.name}:"
+            " use format=hf"
         )
-    kinds = {token: _CONTROL if token == END_OF_TEXT else _NORMAL for token in tokens}
-    return kinds | {f"[PAD{number}]": _UNUSED for number in range(len(tokens), V)}
+    special = tokenizer.special_tokens if isinstance(tokenizer, FileTokenizer) else {END_OF_TEXT}
+    kinds = {}
+    for number, token in enumerate([*tokens, *[""] * (V - len(tokens))]):
+        kind = _CONTROL if token in special else _NORMAL if token else _UNUSED
+        kinds[token or f"[PAD{number}]"] = kind
+    return kinds
 
 
 def _merges(tokenizer: Tokenizer) -> list[str]:
     if isinstance(tokenizer, BytesTokenizer):
         return [_NO_MERGE]
+    if isinstance(tokenizer, FileTokenizer):
+        return tokenizer.merges or [f"{tokenizer.end_of_text} {tokenizer.end_of_text}"]
     return vocabulary_files()["vocab.bpe"].decode().splitlines()[1:]  # below the version
 
 

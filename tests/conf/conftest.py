@@ -1,11 +1,13 @@
 """Composes configs as the commands do, without running anything."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 
 from gptpl.config.compose import composed
+from gptpl.tokenizers import train_bpe
 
 
 @pytest.fixture
@@ -21,6 +23,10 @@ def compose(tmp_path, monkeypatch) -> Callable[..., DictConfig]:
         if "data=mixture" in overrides:
             text = "path: text.txt, epochs: 1"
             own.append(f"data.sources={{one: {{{text}}}, two: {{{text}}}}}")
+        if "tokenizer=file" in overrides:
+            if not Path("own.json").exists():
+                train_bpe(["a few words"], vocab_size=257).save("own.json")
+            own.append("tokenizer.path=own.json")
         run = [f"run_dir={tmp_path / 'run'}"] if command == "train" else []
         return composed([*overrides, *own, *run], command).cfg
 

@@ -1,0 +1,100 @@
+"""A tokenizer made from the text of a config, and what it is worth on that text."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gptpl.config.compose import Config, compose, plain
+from gptpl.config.groups import Folder
+from gptpl.config.instantiate import instantiate
+from gptpl.config.signatures import locate
+from gptpl.data.pretraining.datamodule import SequenceData
+from gptpl.data.pretraining.mixture import sources_of
+from gptpl.data.sources import Corpus
+from gptpl.data.sources.base import sampled
+from gptpl.errors import InputError
+from gptpl.text import bytes_text, table
+from gptpl.tokenizers import FileTokenizer, GPT2Tokenizer, Tokenizer, train_bpe
+
+log = logging.getLogger(__name__)
+
+_COMPARED = 1_000_000
+"""Bytes of text that the new tokenizer and GPT-2's are compared on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedTokenizer:
+    """A tokenizer, and a comparison with GPT-2's in lines."""
+
+    tokenizer: FileTokenizer
+    lines: list[str]
+
+
+def train_tokenizer(*config: Config | str, config_dir: Folder | None = None) -> TrainedTokenizer:
+    """Make a byte-level tokenizer from the text of a config of `gptpl tokenizer train`, or of overrides.
+
+    Raises InputError for data other than text, a vocabulary that is too small, and as the text's corpus.
+    """
+    cfg = config[0] if config and not isinstance(config[0], str) else None
+    if cfg is None:
+        cfg = compose(*map(str, config), config_name="tokenizer_train", config_dir=config_dir)
+    settings, corpora = cfg.tokenizer, _corpora(cfg)
+    if Path(settings.output).expanduser().exists():
+        raise InputError(f"tokenizer.output={settings.output} exists: name a new file")
+    total = sum(piece.size for corpus in corpora for piece in corpus.pieces())
+    most = settings.sample_bytes
+    if most is not None and most < total:
+        log.info("learning from %s of %s, evenly spread", bytes_text(most), bytes_text(total))
+    shares = [
+        None if most is None else round(most * sum(piece.size for piece in corpus.pieces()) / max(1, total))
+        for corpus in corpora
+    ]
+    texts = (text for corpus, share in zip(corpora, shares, strict=True) for text in sampled(corpus, share))
+    tokenizer = train_bpe(
+        _with_progress(texts, min(total, most or total)),
+        vocab_size=settings.vocab_size,
+        special_tokens=list(settings.special_tokens),
+    )
+    if tokenizer.vocab_size < settings.vocab_size:
+        log.warning(
+            "the text gives %s tokens, not tokenizer.vocab_size=%s: no other pair of tokens occurs twice",
+            f"{tokenizer.vocab_size:,}",
+            f"{settings.vocab_size:,}",
+        )
+    compared = [text for corpus in corpora for text in sampled(corpus, max(1, _COMPARED // len(corpora)))]
+    return TrainedTokenizer(tokenizer=tokenizer, lines=_comparison([tokenizer, GPT2Tokenizer()], compared))
+
+
+def _corpora(cfg: Config) -> list[Corpus]:
+    """The corpora of `cfg.data`, of a mixture all."""
+    if not issubclass(locate(str(cfg.data._target_), "data._target_"), SequenceData):
+        raise InputError("a tokenizer is made from plain text: choose data=corpus with data.path=FOLDER")
+    settings = plain(cfg)["data"]
+    node = instantiate({key: settings[key] for key in ("corpus", "sources") if key in settings})
+    if "corpus" in node:
+        return [node["corpus"]]
+    return [source.corpus for source in sources_of(node.get("sources")).values()]
+
+
+def _with_progress(texts: Iterable[str], total: int) -> Iterator[str]:
+    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
+        for text in texts:
+            yield text
+            bar.update(len(text))
+
+
+def _comparison(tokenizers: list[Tokenizer], texts: list[str]) -> list[str]:
+    """Tokens, bytes of text in a token and speed of each tokenizer on the texts."""
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    rows = [["tokenizer", "tokens", "bytes a token", "MB/s"]]
+    for name, tokenizer in zip(("new", "gpt2"), tokenizers, strict=True):
+        tokenizer.encode(texts[0][:100])
+        started = time.perf_counter()
+        count = sum(len(tokenizer.encode(text)) for text in texts)
+        seconds = time.perf_counter() - started
+        rows.append([name, f"{tokenizer.vocab_size:,}", f"{size / count:.2f}", f"{size / seconds / 1e6:.1f}"])
+    return table(rows, right=range(1, 4))

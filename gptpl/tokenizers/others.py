@@ -1,0 +1,389 @@
+"""Other tokenizers than GPT-2's: any `tokenizer.json` of the tokenizers library, and tiktoken's encodings.
+
+Both put their whole vocabulary into `state()`, so that a checkpoint needs neither file nor download.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from gptpl.errors import InputError
+from gptpl.files.download import cache_dir
+from gptpl.files.durable import write_atomically
+from gptpl.text import shortened
+from gptpl.tokenizers.base import END_OF_TEXT, TokenIds, Tokenizer, without_lone_surrogates
+from gptpl.tokenizers.gpt2 import byte_characters
+
+if TYPE_CHECKING:
+    import tiktoken
+
+SMALLEST_VOCABULARY = 256
+"""Tokens of a trained vocabulary, at least: one for each byte."""
+
+
+class FileTokenizer(Tokenizer):
+    """The tokenizer of a `tokenizer.json`, as the tokenizers library writes it.
+
+    What the file says of truncation, of padding and of tokens around a text is left out. `<|endoftext|>` in a
+    text becomes the token `end_of_text`; other special tokens of the file become theirs. The text of its
+    tokens has all bytes of a text where it is byte-level, `lossless`, as GPT-2's and those of
+    `train_bpe` are; else `token_bytes` is None.
+
+    Args:
+        path: the file, or a folder that has it; `~` is the home folder.
+        end_of_text: the token that stands between documents.
+
+    Raises InputError for a file that is not such a tokenizer, that has no token `end_of_text`, or that drops
+    merges at random.
+    """
+
+    name: ClassVar[str] = "file"
+
+    def __init__(self, path: Path | str | None = None, end_of_text: str = END_OF_TEXT) -> None:
+        if path is None:
+            raise InputError("tokenizer.path is not set: name a tokenizer.json")
+        file = Path(path).expanduser()
+        if file.is_dir():
+            file /= "tokenizer.json"
+        try:
+            content = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"cannot read tokenizer.path={path} ({error.strerror}): name a tokenizer.json"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise _not_a_tokenizer(str(file), error) from error
+        self._set(content, end_of_text, str(file))
+
+    @classmethod
+    def from_json(cls, content: str, *, end_of_text: str = END_OF_TEXT, source: str = "the text") -> Self:
+        """The tokenizer of a file's content; `source` is what errors call it."""
+        made = cls.__new__(cls)
+        made._set(content, end_of_text, source)
+        return made
+
+    def _set(self, content: str, end_of_text: str, source: str) -> None:
+        try:
+            settings = json.loads(content)
+            self.json = json.dumps(
+                settings | {"truncation": None, "padding": None}, ensure_ascii=False, sort_keys=True
+            )
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _not_a_tokenizer(source, error) from error
+        self._library = _loaded(self.json, source)
+        self._ids = self._library.get_vocab(with_added_tokens=True)
+        if settings["model"].get("dropout"):
+            raise InputError(f"{source} drops merges at random: set its model's dropout to null")
+        if end_of_text not in self._ids:
+            special = sorted(self.special_tokens)
+            raise InputError(
+                f"{source} has no token {end_of_text!r}: set tokenizer.end_of_text to the one between texts"
+                + (f", of {', '.join(special[:10])}" if special else "")
+            )
+        self.end_of_text = end_of_text
+        self.lossless = _is_byte_level(settings)  # type: ignore[misc]  # of this file, not of the class
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """The largest id and one."""
+        return max(self._ids.values()) + 1
+
+    @property
+    def eot_id(self) -> int:
+        """Id of `end_of_text`."""
+        return int(self._ids[self.end_of_text])
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The tokens that are found in a text before it is cut."""
+        added = self._library.get_added_tokens_decoder()
+        return frozenset(token.content for token in added.values())
+
+    @property
+    def tokens(self) -> list[str]:
+        """Every token as the file writes it, in the order of the ids; "" for unused ids."""
+        named = {number: token for token, number in self._ids.items()}
+        return [named.get(number, "") for number in range(self.vocab_size)]
+
+    @property
+    def cuts_as_gpt2(self) -> bool:
+        """Whether it encodes the bytes of the words that GPT-2's tokenizer cuts a text into."""
+        level = json.loads(self.json).get("pre_tokenizer") or {}
+        return self.lossless and level.get("type") == "ByteLevel" and level.get("use_regex", True)
+
+    @property
+    def merges(self) -> list[str]:
+        """The merges of byte-pair encoding, in order, two tokens with a space between them."""
+        found = json.loads(self.json)["model"].get("merges", [])
+        return [each if isinstance(each, str) else " ".join(each) for each in found]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of everything that the file says, and of `end_of_text`."""
+        return hashlib.sha256(f"{self.end_of_text}\n{self.json}".encode()).hexdigest()
+
+    def encode(self, text: str) -> TokenIds:
+        """Token ids, each document between `<|endoftext|>` encoded by itself."""
+        try:
+            return self._encode(text)
+        except TypeError:  # how the library refuses lone surrogates
+            return self._encode(without_lone_surrogates(text))
+
+    def _encode(self, text: str) -> TokenIds:
+        ids: list[int] = []
+        for number, document in enumerate(text.split(END_OF_TEXT)):
+            if number:
+                ids.append(self.eot_id)
+            if document:
+                ids += self._library.encode(document, add_special_tokens=False).ids
+        return np.array(ids, dtype=np.uint32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the tokens, special ones as they are written; half a character becomes U+FFFD."""
+        return str(self._library.decode(self.known_ids(ids), skip_special_tokens=False))
+
+    def vocabulary_bytes(self) -> Iterator[bytes]:
+        """The bytes of byte-level tokens, else the tokens as the file writes them; nothing for unused ids."""
+        byte = {character: number for number, character in enumerate(byte_characters())}
+        special = self.special_tokens
+        for token in self.tokens:
+            if self.lossless and token not in special:
+                yield bytes([byte[character] for character in token])
+            else:
+                yield token.encode()
+
+    def save(self, path: Path | str) -> None:
+        """Write a tokenizer.json. Raises InputError where there is such a file."""
+        file = Path(path).expanduser()
+        if file.exists():
+            raise InputError(f"{file} exists: name a new file")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(json.loads(self.json), ensure_ascii=False, indent=1) + "\n")
+
+    def state(self) -> dict[str, Any]:
+        """Identity and the content of the file."""
+        return super().state() | {"end_of_text": self.end_of_text, "json": self.json}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The tokenizer of the stored content."""
+        content, end_of_text = state.get("json"), state.get("end_of_text")
+        if not isinstance(content, str) or not isinstance(end_of_text, str):
+            raise InputError("the stored tokenizer 'file' has no content: the checkpoint is damaged")
+        return cls.from_json(content, end_of_text=end_of_text, source="the stored tokenizer")
+
+
+def train_bpe(
+    texts: Iterable[str], *, vocab_size: int, special_tokens: Sequence[str] = (END_OF_TEXT,)
+) -> FileTokenizer:
+    """Byte-level byte-pair encoding of the texts, cut into words as GPT-2 does; the same for the same texts.
+
+    The vocabulary has `vocab_size` tokens, or fewer where no pair of tokens is left that occurs twice; the
+    first are `special_tokens`, of which the first ends a text. Memory grows with the number of different
+    words. Raises InputError for fewer than 256 tokens beside the special ones.
+    """
+    least = SMALLEST_VOCABULARY + len(special_tokens)
+    if vocab_size < least:
+        raise InputError(
+            f"tokenizer.vocab_size must be at least {least}, got {vocab_size}: 256 bytes and special tokens"
+        )
+    if not special_tokens or len({*special_tokens, ""}) <= len(special_tokens):
+        raise InputError(
+            f"tokenizer.special_tokens must be different tokens, one at least, got {list(special_tokens)}"
+        )
+    library = _library()
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(special_tokens),
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),
+    )
+    tokenizer.train_from_iterator(map(without_lone_surrogates, texts), trainer)
+    return FileTokenizer.from_json(tokenizer.to_str(), end_of_text=special_tokens[0])
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+        import tokenizers.decoders
+        import tokenizers.models
+        import tokenizers.pre_tokenizers
+        import tokenizers.trainers
+    except ImportError as error:
+        raise InputError(
+            "tokenizer.json files need a package that is not installed: pip install tokenizers"
+        ) from error
+    return tokenizers
+
+
+def _loaded(content: str, source: str) -> Any:
+    try:
+        return _library().Tokenizer.from_str(content)
+    except Exception as error:
+        if type(error) is not Exception:  # the library raises nothing narrower for a file
+            raise
+        raise _not_a_tokenizer(source, error) from error
+
+
+def _not_a_tokenizer(source: str, error: Exception) -> InputError:
+    return InputError(
+        f"{source} is not a tokenizer.json of the tokenizers library ({shortened(str(error), 200)})"
+    )
+
+
+def _is_byte_level(settings: Mapping[str, Any]) -> bool:
+    """Whether the tokens of any text are its bytes, written in `byte_characters`."""
+    model, level = settings["model"], settings.get("pre_tokenizer") or {}
+    levels = level.get("pretokenizers", [level])
+    splits = [each for each in levels if each.get("type") == "Split"]
+    removed = [each for each in splits if each.get("behavior") == "Removed"]
+    known = [each for each in levels if each.get("type") == "ByteLevel" and not each.get("add_prefix_space")]
+    vocabulary = model.get("vocab", ())
+    written = {"continuing_subword_prefix", "end_of_word_suffix"}
+    return (
+        model.get("type") == "BPE"
+        and len(known) == 1
+        and len(known) + len(splits) == len(levels)
+        and not removed
+        and not settings.get("normalizer")
+        and not any(map(model.get, written))
+        and (settings.get("decoder") or {}).get("type") == "ByteLevel"
+        and not any(each.get("lstrip") or each.get("rstrip") for each in settings.get("added_tokens", ()))
+        and all(character in vocabulary for character in byte_characters())
+    )
+
+
+class TiktokenTokenizer(Tokenizer):
+    """One of tiktoken's encodings, such as cl100k_base (GPT-4) and o200k_base (GPT-4o).
+
+    tiktoken downloads it once and checks its hash; the file is kept in the cache folder, or in
+    TIKTOKEN_CACHE_DIR. Special tokens but `<|endoftext|>` are plain text.
+
+    Raises InputError for an unknown encoding, one without `<|endoftext|>`, and where the download fails.
+    """
+
+    name: ClassVar[str] = "tiktoken"
+
+    def __init__(self, encoding: str = "o200k_base") -> None:
+        import tiktoken
+
+        if encoding not in (known := tiktoken.list_encoding_names()):
+            raise InputError(
+                f"tokenizer.encoding={encoding} is unknown to tiktoken: it has {', '.join(known)}"
+            )
+        folder = {"TIKTOKEN_CACHE_DIR": str(cache_dir() / "tiktoken")}
+        given = {
+            key: os.environ[key] for key in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR") if key in os.environ
+        }
+        os.environ.update(given or folder)
+        try:
+            found = tiktoken.get_encoding(encoding)
+        except (OSError, ValueError) as error:  # of requests, and of a file with another hash
+            raise InputError(
+                f"cannot fetch tokenizer.encoding={encoding} ({shortened(str(error), 200)}): try again with a"
+                " network; it is kept then"
+            ) from error
+        finally:
+            if not given:
+                del os.environ["TIKTOKEN_CACHE_DIR"]
+        self._set(encoding, found)
+
+    def _set(self, encoding: str, found: "tiktoken.Encoding") -> None:
+        if END_OF_TEXT not in found.special_tokens_set:
+            raise InputError(f"tokenizer.encoding={encoding} has no token {END_OF_TEXT}: choose another")
+        self.encoding = encoding
+        self._tiktoken = found
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id and one."""
+        return self._tiktoken.n_vocab
+
+    @property
+    def eot_id(self) -> int:
+        """Id of `<|endoftext|>`."""
+        return self._tiktoken.eot_token
+
+    def encode(self, text: str) -> TokenIds:
+        """Token ids. Raises InputError for white space so long that tiktoken cannot search it."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = without_lone_surrogates(text)
+        try:
+            found = self._tiktoken.encode_to_numpy(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+        except ValueError as error:
+            raise InputError(
+                f"tiktoken cannot encode a text ({shortened(str(error), 100)}): shorten its white space"
+            ) from error
+        return found.copy()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the tokens; bytes that are not UTF-8 and unused ids become U+FFFD and nothing."""
+        tokens = self._tokens
+        return b"".join([tokens[each] for each in self.known_ids(ids)]).decode(errors="replace")
+
+    def vocabulary_bytes(self) -> Sequence[bytes]:
+        """The byte sequences in the order of the ids; nothing for unused ids."""
+        return self._tokens
+
+    @cached_property
+    def _tokens(self) -> list[bytes]:
+        # Private names, as tiktoken's own README has them for a new encoding of an old one's parts.
+        tokens = [b""] * self.vocab_size
+        for token, number in self._tiktoken._mergeable_ranks.items():
+            tokens[number] = token
+        for special, number in self._tiktoken._special_tokens.items():
+            tokens[number] = special.encode()
+        return tokens
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the tokens, and of the pattern by which a text is cut."""
+        return hashlib.sha256(f"{super().sha256} {self._tiktoken._pat_str}".encode()).hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """Identity and everything of which tiktoken makes the encoding."""
+        ranks = self._tiktoken._mergeable_ranks
+        ordered = sorted(ranks, key=ranks.__getitem__)
+        return super().state() | {
+            "encoding": self.encoding,
+            "pattern": self._tiktoken._pat_str,
+            "special_tokens": dict(self._tiktoken._special_tokens),
+            "ranks": " ".join(f"{base64.b64encode(token).decode()} {ranks[token]}" for token in ordered),
+        }
+
+    def __reduce__(self) -> Any:
+        """With the vocabulary: tiktoken pickles a name, for which another process would fetch it."""
+        return type(self).from_state, (self.state(),)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The tokenizer of the stored vocabulary."""
+        import tiktoken
+
+        made = cls.__new__(cls)
+        try:
+            words = iter(state["ranks"].split(" "))
+            found = tiktoken.Encoding(
+                state["encoding"],
+                pat_str=state["pattern"],
+                mergeable_ranks={base64.b64decode(token): int(next(words)) for token in words},
+                special_tokens=state["special_tokens"],
+            )
+        except (LookupError, ValueError, TypeError, AttributeError, StopIteration) as error:
+            raise InputError("the stored tokenizer 'tiktoken' is damaged: use the original file") from error
+        made._set(state["encoding"], found)
+        return made

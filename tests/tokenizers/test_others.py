@@ -1,0 +1,305 @@
+"""Tokenizers of other projects: tokenizer.json files, trained ones, and tiktoken's encodings."""
+
+import base64
+import hashlib
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiktoken.load
+import tiktoken_ext.openai_public
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptpl.errors import InputError
+from gptpl.tokenizers import (
+    END_OF_TEXT,
+    FileTokenizer,
+    GPT2Tokenizer,
+    TiktokenTokenizer,
+    Tokenizer,
+    gpt2,
+    tokenizer_from_state,
+    train_bpe,
+)
+from gptpl.tokenizers.hugging_face import write_tokenizer
+
+TEXT = "the cat sat on the mat, the cat ate the rat. Zürich 東京 'tis the 42nd\n\n  cat's hat" * 20
+TRAINED = train_bpe([TEXT], vocab_size=300)
+any_text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@pytest.fixture(scope="module")
+def gpt2_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpt2")
+    write_tokenizer(GPT2Tokenizer(), folder, context_length=1024)
+    return folder / "tokenizer.json"
+
+
+# ---------------------------------------------------------------------------------------- tokenizer.json
+
+
+@settings(deadline=None)
+@given(text=any_text)
+def test_a_trained_tokenizer_loses_nothing_and_counts_the_bytes(text: str) -> None:
+    ids = TRAINED.encode(text)
+    assert ids.dtype == np.uint32
+    assert TRAINED.decode(ids) == text
+    lengths = TRAINED.token_bytes()
+    assert lengths is not None
+    assert lengths[ids].sum() == len(text.replace(END_OF_TEXT, "").encode())
+
+
+def test_gpt2_as_a_file_gives_the_ids_of_gpt2(gpt2_file: Path) -> None:
+    tokenizer, own = FileTokenizer(gpt2_file), GPT2Tokenizer()
+    text = f"Every effort moves you{END_OF_TEXT} 東京, isn't it?  \n\n x"
+    assert tokenizer.encode(text).tolist() == own.encode(text).tolist()
+    assert (tokenizer.vocab_size, tokenizer.eot_id, tokenizer.lossless) == (50257, 50256, True)
+    assert list(tokenizer.vocabulary_bytes()) == list(own.vocabulary_bytes())
+    assert FileTokenizer(gpt2_file.parent).sha256 == tokenizer.sha256
+
+
+def test_training_merges_the_most_frequent_pair_first() -> None:
+    # By hand: in "abab abab abab xy xy", cut into words with the space before them, "ab" occurs 6 times.
+    tokenizer = train_bpe(["abab abab abab xy xy"], vocab_size=257 + 3)
+    pairs = Counter({b"ab": 6, b"abab": 3, b" abab": 2, b"xy": 2})
+    tokens = list(tokenizer.vocabulary_bytes())
+    assert tokens[0] == END_OF_TEXT.encode()
+    assert sorted(tokens[1:257]) == [bytes([value]) for value in range(256)]
+    assert tokens[257] == pairs.most_common(1)[0][0]
+    assert tokens[258] == b"abab"
+    assert train_bpe(["abab abab abab xy xy"], vocab_size=260).json == tokenizer.json
+
+
+def test_the_state_is_the_whole_tokenizer(tmp_path: Path, gpt2_file: Path) -> None:
+    path = tmp_path / "mine.json"
+    TRAINED.save(path)
+    given = FileTokenizer(path)
+    path.unlink()
+    state = json.loads(json.dumps(given.state()))
+    for again in (tokenizer_from_state(state), pickle.loads(pickle.dumps(given))):  # noqa: S301
+        assert again.state() == TRAINED.state()
+        assert again.encode(TEXT).tolist() == TRAINED.encode(TEXT).tolist()
+    assert given.sha256 != FileTokenizer(gpt2_file).sha256
+    changed = state | {"json": state["json"].replace('"dropout": null', '"dropout": null ')}
+    with pytest.raises(InputError, match=r"has json .*the checkpoint is damaged or was changed"):
+        tokenizer_from_state(changed)
+    with pytest.raises(InputError, match="has no content"):
+        tokenizer_from_state({key: value for key, value in state.items() if key != "json"})
+
+
+def test_a_file_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "there.json").write_text("mine")
+    with pytest.raises(InputError, match=r"there\.json exists: name a new file"):
+        TRAINED.save(tmp_path / "there.json")
+    assert (tmp_path / "there.json").read_text() == "mine"
+
+
+def test_other_merges_of_the_same_tokens_are_another_tokenizer() -> None:
+    content = json.loads(TRAINED.json)
+    content["model"]["merges"] = content["model"]["merges"][::-1]
+    other = FileTokenizer.from_json(json.dumps(content))
+    assert list(other.vocabulary_bytes()) == list(TRAINED.vocabulary_bytes())
+    assert other.sha256 != TRAINED.sha256
+
+
+def test_what_a_file_says_of_truncation_padding_and_tokens_around_is_left_out() -> None:
+    content = json.loads(TRAINED.json)
+    content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {
+        "strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": END_OF_TEXT,
+    }  # fmt: skip
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}},
+    }
+    tokenizer = FileTokenizer.from_json(json.dumps(content))
+    assert tokenizer.encode("the cat sat").tolist() == TRAINED.encode("the cat sat").tolist()
+
+
+def word_level(**changes: Any) -> str:
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0, "a": 1, "b": 5}, unk_token="a"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.add_special_tokens(["</s>"])
+    return json.dumps(json.loads(made.to_str()) | changes)
+
+
+def test_a_tokenizer_that_is_not_byte_level_counts_no_bytes_and_may_have_unused_ids() -> None:
+    tokenizer = FileTokenizer.from_json(word_level(), end_of_text="</s>")
+    assert tokenizer.encode(f"a b{END_OF_TEXT}b c").tolist() == [1, 5, 0, 5, 1]
+    assert tokenizer.vocab_size == 6
+    assert list(tokenizer.vocabulary_bytes()) == [b"</s>", b"a", b"", b"", b"", b"b"]
+    assert not tokenizer.lossless
+    assert tokenizer.token_bytes() is None
+    assert FileTokenizer.lossless, "a file's property has become the class's"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Lowercase"}},
+        {
+            "pre_tokenizer": {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "use_regex": True,
+                "trim_offsets": True,
+            }
+        },
+        {"decoder": {"type": "Fuse"}},
+    ],
+)
+def test_one_that_changes_the_text_counts_no_bytes(change: dict[str, Any]) -> None:
+    tokenizer = FileTokenizer.from_json(json.dumps(json.loads(TRAINED.json) | change))
+    assert not tokenizer.lossless
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not a tokenizer.json"),
+        ("[]", "is not a tokenizer.json"),
+        ("[" * 100_000, "is not a tokenizer.json"),
+        ('{"model": {"type": "Oracle"}}', "is not a tokenizer.json"),
+        (word_level(), r"has no token '<\|endoftext\|>': set tokenizer.end_of_text .* of </s>"),
+        (TRAINED.json.replace('"dropout": null', '"dropout": 0.1'), "drops merges at random"),
+        (b"\xff\xfe\x00", "is not a tokenizer.json"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_refused(content: str | bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as refused:
+        FileTokenizer(path)
+    assert str(path) in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read tokenizer\.path=.*none\.json"):
+        FileTokenizer(tmp_path / "none.json")
+    with pytest.raises(InputError, match=r"tokenizer\.path is not set"):
+        FileTokenizer()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"vocab_size": 256}, "must be at least 257, got 256"),
+        ({"vocab_size": 300, "special_tokens": []}, "must be different tokens, one at least"),
+        ({"vocab_size": 300, "special_tokens": ["a", "a"]}, "must be different tokens, one at least"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train_bpe(["a text"], **given)
+
+
+def test_without_the_library_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    with pytest.raises(InputError, match="pip install tokenizers"):
+        tokenizer_from_state(TRAINED.state())
+
+
+def test_lone_surrogates_become_replacement_characters() -> None:
+    assert TRAINED.decode(TRAINED.encode("a\ud800b")) == "a\ufffdb"
+
+
+# ------------------------------------------------------------------------------------------------ tiktoken
+
+
+@pytest.fixture
+def r50k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """tiktoken's own file of GPT-2's vocabulary, by our vocabulary, where tiktoken would keep a download."""
+    address = "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path))
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    monkeypatch.delenv("DATA_GYM_CACHE_DIR", raising=False)
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    ranks = sorted(gpt2._ranks().items(), key=lambda item: item[1])
+    content = b"".join(base64.b64encode(token) + b" " + str(rank).encode() + b"\n" for token, rank in ranks)
+    path = tmp_path / "tiktoken" / hashlib.sha1(address.encode()).hexdigest()
+    path.parent.mkdir()
+    path.write_bytes(content)
+    return path
+
+
+def no_network(*_: object) -> bytes:
+    raise OSError("no network")
+
+
+def test_an_encoding_comes_from_the_cache_and_stays_in_the_state(
+    r50k: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiktoken.load, "read_file", no_network)
+    tokenizer: Tokenizer = TiktokenTokenizer("r50k_base")
+    r50k.unlink()
+    text = f"Every effort moves you{END_OF_TEXT} 東京\ud800"
+    again = tokenizer_from_state(json.loads(json.dumps(tokenizer.state())))
+    for each in (tokenizer, again, pickle.loads(pickle.dumps(again))):  # noqa: S301
+        assert each.encode(text).tolist() == GPT2Tokenizer().encode(text).tolist()
+        assert each.decode(each.encode(text)) == GPT2Tokenizer().decode(GPT2Tokenizer().encode(text))
+        assert list(each.vocabulary_bytes()) == list(GPT2Tokenizer().vocabulary_bytes())
+        assert each.sha256 == tokenizer.sha256 != GPT2Tokenizer().sha256
+    lengths = again.token_bytes()
+    assert lengths is not None
+    assert lengths[again.encode("東京")].sum() == 6
+
+
+def test_a_download_that_fails_or_was_changed_is_refused(r50k: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    r50k.write_bytes(r50k.read_bytes()[:-10])
+    monkeypatch.setattr(tiktoken.load, "read_file", no_network)
+    with pytest.raises(InputError, match=r"cannot fetch tokenizer\.encoding=r50k_base \(no network\)"):
+        TiktokenTokenizer("r50k_base")
+    monkeypatch.setattr(tiktoken.load, "read_file", lambda *_: b"aGk= 0\n")
+    with pytest.raises(InputError, match=r"cannot fetch tokenizer\.encoding=r50k_base"):
+        TiktokenTokenizer("r50k_base")
+    with pytest.raises(InputError, match=r"encoding=r51k is unknown to tiktoken: it has .*o200k_base"):
+        TiktokenTokenizer("r51k")
+
+
+def test_unused_ids_and_other_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = {bytes([value]): value for value in range(256)}
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    monkeypatch.setitem(
+        tiktoken.registry.__dict__,
+        "ENCODING_CONSTRUCTORS",
+        {
+            "small": lambda: {
+                "name": "small",
+                "pat_str": ".|\\n",
+                "mergeable_ranks": ranks,
+                "special_tokens": {END_OF_TEXT: 256, "<|other|>": 260},
+            }
+        },
+    )
+    tokenizer = TiktokenTokenizer("small")
+    assert tokenizer.vocab_size == 261
+    assert tokenizer.encode("<|other|>").tolist() == list(b"<|other|>")
+    assert tokenizer.decode([104, 258, 105, 260]) == "hi<|other|>"
+
+
+@pytest.mark.parametrize(
+    "damage", [{"ranks": "x"}, {"ranks": "aGk="}, {"pattern": "("}, {"special_tokens": {}}]
+)
+def test_a_damaged_state_is_refused(
+    damage: dict[str, Any], r50k: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = TiktokenTokenizer("r50k_base").state()
+    with pytest.raises(InputError, match=r"damaged|has no token"):
+        tokenizer_from_state(state | damage)
+
+
+def test_the_encodings_that_the_docstring_names_are_tiktokens() -> None:
+    assert {"cl100k_base", "o200k_base"} <= tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS.keys()
