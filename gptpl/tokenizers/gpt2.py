@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import TYPE_CHECKING, ClassVar
@@ -41,7 +41,7 @@ class GPT2Tokenizer(Tokenizer):
             return self.encode(without_lone_surrogates(text))
         except ValueError:
             # The pattern runs out of stack in a million white-space characters with text behind them.
-            return _encode_cut_at_long_space(text)
+            return cut_at_long_space(text, _encode)
 
     def encode_many(self, texts: Iterable[str]) -> list[TokenIds]:
         """`encode` of each text, in order, on all cores: tiktoken releases the interpreter lock."""
@@ -96,17 +96,22 @@ def _ranks() -> dict[bytes, int]:
 
 @functools.cache
 def _encoding() -> "tiktoken.Encoding":
+    return encoding_of(_ranks(), {END_OF_TEXT: GPT2Tokenizer.eot_id})
+
+
+def encoding_of(ranks: dict[bytes, int], special_tokens: dict[str, int]) -> "tiktoken.Encoding":
+    """tiktoken's encoder of a vocabulary, each token with its rank, for words cut as GPT-2 does."""
     import tiktoken
 
     # r50k_pat_str: how GPT-2 cuts text into pieces before it merges bytes.
     from tiktoken_ext.openai_public import r50k_pat_str
 
     return tiktoken.Encoding(
-        "gpt2",
+        "cut as gpt2",
         pat_str=r50k_pat_str,
-        mergeable_ranks=_ranks(),
-        special_tokens={END_OF_TEXT: GPT2Tokenizer.eot_id},
-        explicit_n_vocab=GPT2Tokenizer.vocab_size,
+        mergeable_ranks=ranks,
+        special_tokens=special_tokens,
+        explicit_n_vocab=len(ranks) + len(special_tokens),
     )
 
 
@@ -115,8 +120,9 @@ def _encode(text: str) -> TokenIds:
     return _encoding().encode_to_numpy(text, allowed_special={END_OF_TEXT}).copy()
 
 
-def _encode_cut_at_long_space(text: str) -> TokenIds:
+def cut_at_long_space(text: str, encode: Callable[[str], TokenIds]) -> TokenIds:
+    """The tokens of a text with white space so long that the pattern runs out of stack."""
     # The pattern makes one piece of a run of white space, all but its last character where text follows. A
     # run at the end of a string is one piece as well, so a cut before that last character changes no token.
     cuts = [0, *(run.end() - 1 for run in _LONG_SPACE.finditer(text)), len(text)]
-    return np.concatenate([_encode(text[start:end]) for start, end in itertools.pairwise(cuts)])
+    return np.concatenate([encode(text[start:end]) for start, end in itertools.pairwise(cuts)])

@@ -207,9 +207,12 @@ def test_a_vocabulary_that_cannot_be_is_refused(given: dict[str, Any], message: 
 
 
 def test_without_the_library_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = FileTokenizer.from_json(word_level(), end_of_text="</s>")
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(InputError, match="pip install tokenizers"):
-        tokenizer_from_state(TRAINED.state())
+        tokenizer_from_state(tokenizer.state())
+    with pytest.raises(InputError, match="pip install tokenizers"):
+        train_bpe([TEXT], vocab_size=300)
 
 
 def test_lone_surrogates_become_replacement_characters() -> None:
@@ -303,3 +306,68 @@ def test_a_damaged_state_is_refused(
 
 def test_the_encodings_that_the_docstring_names_are_tiktokens() -> None:
     assert {"cl100k_base", "o200k_base"} <= tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS.keys()
+
+
+# ------------------------------------------------------------------------------------- the two encoders
+
+
+def in_the_library(tokenizer: FileTokenizer, text: str) -> list[int]:
+    made = tokenizers.Tokenizer.from_str(tokenizer.json)
+    return list(made.encode(text, add_special_tokens=False).ids)
+
+
+WORDS = ["abc", "ab", " ", "  ", "aaa", "bbb", "cab", "\n\n", "12", "'ll", "é東", END_OF_TEXT]
+
+
+@settings(deadline=None, max_examples=300)
+@given(words=st.lists(st.sampled_from(WORDS)))
+def test_a_trained_tokenizer_encodes_in_tiktoken_what_the_library_encodes(words: list[str]) -> None:
+    assert SMALL._fast is not None
+    text = "".join(words)
+    assert SMALL.encode(text).tolist() == in_the_library(SMALL, text)
+
+
+SMALL = train_bpe(["abc aaab bbbaa cabcab aaaa aabb abab " * 9 + "cab bca 12 1212"], vocab_size=300)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_merges_in_any_order_encode_as_the_library_does(data: st.DataObject) -> None:
+    content = json.loads(SMALL.json)
+    content["model"]["merges"] = data.draw(st.permutations(content["model"]["merges"]))
+    tokenizer = FileTokenizer.from_json(json.dumps(content))
+    for text in ("abc", "aaab", "aaaa", "cabcab", "bbbaa aabb abab bca", "aaaaaaaaaaaaa"):
+        assert tokenizer.encode(text).tolist() == in_the_library(tokenizer, text)
+
+
+def test_ids_in_any_order_and_several_special_tokens() -> None:
+    content = json.loads(SMALL.json)
+    ids = np.random.default_rng(0).permutation(len(content["model"]["vocab"])).tolist()
+    content["model"]["vocab"] = dict(zip(content["model"]["vocab"], ids, strict=True))
+    content["added_tokens"] = [
+        {"id": number, "content": word, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True}
+        for word, number in ((END_OF_TEXT, content["model"]["vocab"][END_OF_TEXT]), ("<|user|>", len(ids)))
+    ]  # fmt: skip
+    tokenizer = FileTokenizer.from_json(json.dumps(content))
+    assert tokenizer._fast is not None
+    text = f"abc<|user|> cab{END_OF_TEXT}aaa<|user|>"
+    assert tokenizer.encode(text).tolist() == in_the_library(tokenizer, text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size == len(ids) + 1
+    content["added_tokens"][1]["id"] = 400  # which the library reads as the next one
+    other = FileTokenizer.from_json(json.dumps(content))
+    assert other._fast is None
+    assert other.encode(text).tolist() == tokenizer.encode(text).tolist()
+
+
+def test_a_tokenizer_that_tiktoken_can_hold_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SMALL.state()
+    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    again = tokenizer_from_state(state)
+    assert again.decode(again.encode("cab 12")) == "cab 12"
+
+
+def test_white_space_without_end_is_encoded() -> None:
+    text = "abc" + " " * 2_000_000 + "cab"
+    assert SMALL.decode(SMALL.encode(text)) == text

@@ -203,7 +203,7 @@ def test_gpt2_takes_a_million_blank_lines() -> None:
 @example(pieces=["\n" * 1002, "\x1c", "a"])  # white space to Python, not to tiktoken
 def test_the_cut_at_long_space_changes_no_token(pieces: list[str]) -> None:
     text = "".join(pieces)
-    np.testing.assert_array_equal(gpt2._encode_cut_at_long_space(text), gpt2._encode(text))
+    np.testing.assert_array_equal(gpt2.cut_at_long_space(text, gpt2._encode), gpt2._encode(text))
 
 
 def test_gpt2_identity_is_that_of_every_stored_checkpoint() -> None:
