@@ -129,7 +129,10 @@ class ProgressBar(AfterStep, LightningProgressBar):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the losses."""
         if trainer.state.fn == "fit" and self.is_enabled:
-            text = words({name: metric(trainer, name) for name in EVALUATED}, EVALUATED)
+            names = [name for name in trainer.callback_metrics if name.startswith("val/loss/")]
+            sources = {name: f"; {name.removeprefix('val/loss/')} {{:.2f}}" for name in names}
+            forms = EVALUATED | sources
+            text = words({name: metric(trainer, name) for name in forms}, forms)
             log.info("step %d: %s", trainer.global_step, text.removeprefix(", "))
 
     # --- the display ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Training on `data=mixture` and with `data.packing=best_fit`, stopped, resumed and evaluated."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -63,6 +64,14 @@ def test_two_processes_see_what_one_sees(gptpl, tmp_path, run_folder):
         for rows in (whole, parted)
     ]
     assert tokens[0] == tokens[1]
+
+
+def test_the_loss_of_every_source_is_told(gptpl):
+    outcome = gptpl(
+        "train", *OF, "trainer=cpu", "trainer.max_steps=2", "scheduler.warmup_steps=1", "run_dir=run"
+    )
+    assert outcome.status == 0, outcome.err
+    assert re.search(r"step 2: train loss .* bits per byte; news \d\.\d\d; tales \d\.\d\d\n", outcome.err)
 
 
 def test_other_shares_are_not_resumed(gptpl):

@@ -304,7 +304,7 @@ class SequenceData(TrainingData):
         with alone(folder):
             with suppress(OSError, ValueError, KeyError):
                 return Packing.read(folder)
-            log.info("packing the documents of %s, %s", self.name, SPLITS[split])
+            log.info("packing the %s documents of %s", SPLITS[split], self.name)
             made = pack_documents(tokens, eot_id=encoded.tokenizer.eot_id, T=self.max_length)
             try:
                 made.write(folder)
