@@ -10,6 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 HEAVY = {
+    "datasets",
     "hydra",
     "lightning",
     "matplotlib",
@@ -56,5 +57,5 @@ def test_the_lower_rooms_load_torch_at_most(module):
 
 def test_the_command_line_starts_without_torch():
     """`gptpl --help` would otherwise wait for seconds."""
-    slow_to_load = {"lightning", "matplotlib", "tensorboard", "torch", "transformers"}
+    slow_to_load = {"datasets", "lightning", "matplotlib", "tensorboard", "torch", "transformers"}
     assert packages_loaded_by("import gptpl.cli.main") & slow_to_load == set()

@@ -139,7 +139,7 @@ def check_paths_inside(
 
     These are paths of a callback, a logger, the trainer or a cache that lead out of the folder; addresses
     that no YAML of gptpl's or of the user's holds; and links in the folder to something outside it. `given`
-    are keys that the user set, who may write anywhere.
+    are keys that the user set, who may write anywhere; an address given once may stand elsewhere, too.
     """
     for path in sorted(run_dir.rglob("*")):
         if path.is_symlink() and not _is_inside(path, run_dir):
@@ -147,15 +147,18 @@ def check_paths_inside(
                 f"{source} has a link out of the run's folder, {_shown(path.relative_to(run_dir))}: replace"
                 " it by what it leads to"
             )
+
+    def is_given(key: str) -> bool:
+        return any(key == each or key.startswith(f"{each}.") for each in given if "." in each)
+
+    asked = {value for key, value in walk(settings) if isinstance(value, str) and is_given(key)}
     for key, value in walk(settings):
         parts = key.split(".")
         name = next((part for part in reversed(parts) if not part.isdigit()), "")
-        if not isinstance(value, str) or parts[0] not in _WRITING or name in _TEXTS:
-            continue
-        if any(".".join(parts[:end]) in given for end in range(2, len(parts) + 1)):
+        if not isinstance(value, str) or parts[0] not in _WRITING or name in _TEXTS or is_given(key):
             continue
         if "://" in value:
-            if not stands_in_a_yaml(value, config_dir):
+            if value not in asked and not stands_in_a_yaml(value, config_dir):
                 raise InputError(
                     f"{source} has {key}={_shown(value)}, an address: to use it, give {key}=ADDRESS on the"
                     " command line"

@@ -18,6 +18,7 @@ import yaml
 import gptpl
 from gptpl.checkpoints.format import HEADER_KEY
 from gptpl.cli.main import main
+from gptpl.config.instantiate import check_paths_inside
 from gptpl.errors import InputError
 from gptpl.runs.loaded import load_language_model
 
@@ -259,6 +260,11 @@ WANDB = "gptpl.training.tracking.RunWandbLogger"
             {"_target_": "gptpl.data.sources.Downloaded", "url": "URL/a", "name": "a", "sha256": "0" * 64},
             "data.corpus.url",
         ),
+        (
+            "data.corpus",
+            {"_target_": "gptpl.data.sources.HuggingFaceDataset", "path": "hf://datasets/OWNER/NAME"},
+            "data.corpus.path",
+        ),
     ],
 )
 def test_an_address_is_not_opened(key, node, named, theirs, server):
@@ -266,6 +272,16 @@ def test_an_address_is_not_opened(key, node, named, theirs, server):
     assert f"has {named}=" in theirs.resumed()
     if key.startswith("data"):
         assert f"has {named}=" in theirs.refused("evaluate", "checkpoint=theirs")
+
+
+def test_an_address_that_was_given_is_good_wherever_it_stands(theirs):
+    address, settings = "hf://datasets/owner/stories", {"data": {"path": "", "corpus": {"path": ""}}}
+    at("data.path", address)(settings)
+    at("data.corpus.path", address)(settings)
+    check_paths_inside(settings, theirs.path, source="theirs", given=["data.path"])
+    at("data.corpus.path", f"{address}2")(settings)
+    with pytest.raises(InputError, match=r"theirs has data\.corpus\.path=hf://datasets/owner/stories2"):
+        check_paths_inside(settings, theirs.path, source="theirs", given=["data.path"])
 
 
 @pytest.mark.parametrize("name", ["train.log", "metrics.csv", "evaluations.jsonl", "run.json"])

@@ -1,6 +1,7 @@
 """Where text comes from: corpora that find their files, read them, and say what is wrong with them."""
 
 from gptpl.data.sources.base import Corpus
+from gptpl.data.sources.hugging_face import HuggingFaceDataset
 from gptpl.data.sources.labelled import LabelledCorpus, LabelledFiles, SmsSpam
 from gptpl.data.sources.python_stdlib import PythonStdlib
 from gptpl.data.sources.text import Downloaded, InstructionFile, Tale, TextFiles
@@ -8,6 +9,7 @@ from gptpl.data.sources.text import Downloaded, InstructionFile, Tale, TextFiles
 __all__ = [
     "Corpus",
     "Downloaded",
+    "HuggingFaceDataset",
     "InstructionFile",
     "LabelledCorpus",
     "LabelledFiles",

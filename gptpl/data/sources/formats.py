@@ -227,7 +227,8 @@ def _lines_before(path: Path, place: int) -> int:
     return lines
 
 
-def _arrow(path: Path) -> Any:
+def arrow(path: Path) -> Any:
+    """The package that a file needs."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -238,11 +239,11 @@ def _arrow(path: Path) -> Any:
 
 @contextmanager
 def _opened_parquet(path: Path) -> Iterator[Any]:
-    arrow = _arrow(path)
+    library = arrow(path)
     try:
-        with arrow.parquet.ParquetFile(path) as file:
+        with library.parquet.ParquetFile(path) as file:
             yield file
-    except arrow.ArrowException as error:
+    except library.ArrowException as error:
         raise InputError(f"{path} is not a whole Parquet file ({error}): download it again") from error
     except OSError as error:
         raise InputError(f"cannot read {path} ({error}): check the file and its permissions") from error
@@ -263,15 +264,19 @@ def _row_groups(path: Path) -> Iterator[Piece]:
 def _parquet(piece: Piece, field: str) -> Iterator[str]:
     path = _path(piece)
     with _opened_parquet(path) as file:
-        names = file.schema_arrow.names
-        if field not in names:
-            there = ", ".join(map(repr, names[:8]))
-            raise InputError(
-                f"{path} has no column {field!r} (it has {there}): set data.field to the one with the text"
-            )
-        kind = str(file.schema_arrow.field(field).type)
-        if kind not in ("string", "large_string", "string_view"):
-            raise InputError(f"{path}: column {field!r} holds {kind}, not texts: set data.field to another")
+        check_text_column(file.schema_arrow, field, str(path))
         groups = list(range(piece.start, piece.end or file.metadata.num_row_groups))
         for batch in file.iter_batches(_ROWS, row_groups=groups, columns=[field]):
             yield from (text or "" for text in batch.column(0).to_pylist())
+
+
+def check_text_column(schema: Any, field: str, place: str) -> None:
+    """Raise InputError where a table lacks that column, or it holds no texts; `schema` is pyarrow's."""
+    if field not in schema.names:
+        there = ", ".join(map(repr, schema.names[:8]))
+        raise InputError(
+            f"{place} has no column {field!r} (it has {there}): set data.field to the one with the text"
+        )
+    kind = str(schema.field(field).type)
+    if kind not in ("string", "large_string", "string_view"):
+        raise InputError(f"{place}: column {field!r} holds {kind}, not texts: set data.field to another")
