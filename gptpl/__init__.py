@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gptpl.runs.build import Run as Run
     from gptpl.runs.build import build as build
     from gptpl.runs.build import resume as resume
+    from gptpl.runs.data_report import data_report as data_report
     from gptpl.runs.finders import autotune as autotune
     from gptpl.runs.finders import find_batch_size as find_batch_size
     from gptpl.runs.finders import find_lr as find_lr
@@ -37,6 +38,7 @@ _NAMES = {
     "gptpl.errors": ["InputError"],
     "gptpl.reports": ["report"],
     "gptpl.runs.build": ["Run", "build", "resume"],
+    "gptpl.runs.data_report": ["data_report"],
     "gptpl.runs.finders": ["autotune", "find_batch_size", "find_lr"],
     "gptpl.runs.loaded": ["load"],
     "gptpl.runs.parts": ["encode"],

@@ -15,8 +15,8 @@ ORDER = (
     *("train", "sweep", "plan", "find-lr", "find-batch-size", "autotune", "verify-resume"),
     *("generate", "respond"),
     *("classify", "inspect", "evaluate", "judge", "report", "runs list", "runs show", "runs diff"),
-    *("runs tag", "runs note", "runs rm", "data encode", "tokenizer train", "weights fetch", "weights list"),
-    "weights convert",
+    *("runs tag", "runs note", "runs rm", "data encode", "data show", "tokenizer train"),
+    *("weights fetch", "weights list", "weights convert"),
 )
 """The commands in the order of the overview; others come last."""
 

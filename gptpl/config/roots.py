@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PositiveInt
 
-from gptpl.settings import FREE, INEXACT, NEXT_STEP, POSITIVE, SEED
+from gptpl.settings import FREE, INEXACT, NEXT_STEP, NOT_NEGATIVE, POSITIVE, SEED, SIZE
 
 
 @dataclass(kw_only=True)
@@ -148,6 +148,13 @@ class _PlanNode:
 
 
 @dataclass(kw_only=True)
+class _DataShow(_Train):
+    output: str | None
+    sequences: Annotated[int, NOT_NEGATIVE]
+    sample_bytes: Annotated[int | None, SIZE]
+
+
+@dataclass(kw_only=True)
 class _FindLrNode:
     min_lr: float
     max_lr: float
@@ -188,6 +195,7 @@ ROOTS: dict[str, type] = {
     "plan": _with_node("plan", _PlanNode, _Train),
     "autotune": _Train,
     "data_encode": _Train,
+    "data_show": _DataShow,
     "find_lr": _with_node("find", _FindLrNode, _Train),
     "find_batch_size": _with_node("find", _FindBatchSizeNode, _Train),
     "verify_resume": _with_node("verify", _VerifyNode, _Train),

@@ -1,4 +1,4 @@
-"""What a trained model is worth, as pure functions of a model and texts, or of what it wrote.
+"""What a trained model is worth, as functions of a model and texts, or of what it wrote; what texts hold.
 
 - `surprisal`: mean loss and perplexity of a language model, the loss of each token of a text, and of
   continuations, as benchmarks ask for; `surprisal_page` shows a text's as a web page.
@@ -6,5 +6,6 @@
 - `answers`: answers to instructions, and whether they are well-formed.
 - `statistics`: how varied, repetitive and likely generated texts are.
 - `memorisation`: how much of them is copied from the training text, and where that is found.
+- `corpus_report`: what a corpus holds, to look at before training.
 - `loss_curves`: what the losses of a run show, in words; the learning-rate range test.
 """

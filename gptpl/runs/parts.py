@@ -1,7 +1,7 @@
 """The parts of a run, each made from its settings: model, tokenizer, optimizer, schedule, data, batches."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def build_datamodule(
     A LightningDataModule of the user's comes as `StockData`. Raises InputError for data that the task cannot
     use, and for another text than that of the run that is resumed.
     """
-    kind = _data_class(cfg)
+    kind = data_class(cfg)
     if weights is not None and weights.reads_text and not issubclass(kind, SequenceData):
         raise InputError(
             f"init: {type(weights).__name__} reads plain text, which {kind.__name__} does not have: use"
@@ -160,7 +160,17 @@ def build_datamodule(
             f"data.max_length={cfg.data.max_length} is longer than model.context_length={context}:"
             f" set data.max_length={context} or a larger context"
         )
-    tokenizer = _tokenizer(cfg, kind, resume, weights)
+    datamodule = new_datamodule(cfg, _tokenizer(cfg, kind, resume, weights))
+    if resume is not None:
+        resume.check_text(datamodule)
+    datamodule.load()
+    datamodule.setup()
+    return datamodule
+
+
+def new_datamodule(cfg: Config, tokenizer: Tokenizer) -> TrainingData:
+    """The data of `cfg.data`, not yet loaded."""
+    kind: type = locate(str(cfg.data._target_), "data._target_")
     of_run = {name: cfg[name] for name in RUN_SETTINGS}
     settings = plain(cfg.data) | of_run
     if settings.get("batch_size") == AUTO:
@@ -169,13 +179,9 @@ def build_datamodule(
     node = {name: value for name, value in settings.items() if name in known}
     runtime = {"tokenizer": tokenizer} if "tokenizer" in known else {}
     datamodule = instantiate({**node, "_target_": cfg.data._target_}, **runtime)
-    if not isinstance(datamodule, TrainingData):
-        datamodule = StockData(datamodule, tokenizer=tokenizer, **of_run)
-    if resume is not None:
-        resume.check_text(datamodule)
-    datamodule.load()
-    datamodule.setup()
-    return datamodule
+    if isinstance(datamodule, TrainingData):
+        return datamodule
+    return StockData(datamodule, tokenizer=tokenizer, **of_run)
 
 
 def encode(*config: Config | str, config_dir: Folder | None = None) -> TrainingData:
@@ -183,16 +189,22 @@ def encode(*config: Config | str, config_dir: Folder | None = None) -> TrainingD
 
     Raises InputError as `build_datamodule`.
     """
-    cfg = as_config(config, config_dir)
-    if cfg.get("resume"):
-        raise InputError(f"resume={cfg.resume} is for gptpl train and gptpl.resume: name the data instead")
+    cfg = config_of_data(config, config_dir)
     weights = instantiate(cfg.init)
     datamodule = build_datamodule(cfg, weights=weights)
     settle_vocabulary(cfg, datamodule)
     return datamodule
 
 
-def _data_class(cfg: Config) -> type[TrainingData]:
+def config_of_data(config: Sequence[Config | str], config_dir: Folder | None) -> Config:
+    """See `as_config`. Raises InputError for the config of a run that is resumed."""
+    cfg = as_config(config, config_dir)
+    if cfg.get("resume"):
+        raise InputError(f"resume={cfg.resume} is for gptpl train and gptpl.resume: name the data instead")
+    return cfg
+
+
+def data_class(cfg: Config) -> type[TrainingData]:
     """The class of `cfg.data`. Raises InputError where `cfg.task` trains on another kind of data."""
     task = task_class(cfg)
     kind: type[TrainingData] = locate(str(cfg.data._target_), "data._target_")

@@ -1,4 +1,4 @@
-"""`gptpl data encode`, and training on `data=corpus`."""
+"""`gptpl data encode` and `gptpl data show`, and training on `data=corpus`."""
 
 import json
 import math
@@ -112,6 +112,44 @@ def test_python_does_what_the_command_does(stories, monkeypatch):
     characters = sum(map(len, TEXTS))
     assert 0.9 * characters <= data.train_tokens - data.encoded.stats.train_documents < characters
     assert "120 documents" in data.report(parameters=1, world_size=1)[0]
+
+
+def test_show_prints_and_writes_a_page(gptpl, stories):
+    (stories / "3.jsonl").write_text('{"text": "<b>Story</b>"}\n{"text": \n')
+    outcome = gptpl("data", "show", *OF)
+    assert outcome.status == 0, outcome.err
+    assert re.search(r"^  documents +121$", outcome.out, re.MULTILINE)
+    assert "in/3.jsonl, line 2 is not valid JSON" in outcome.out
+    assert outcome.out.endswith("\npage  data.html\n")
+    assert "in/3.jsonl, line 2 is not valid JSON" in (stories.parent / "data.html").read_text(
+        encoding="utf-8"
+    )
+    assert not (stories.parent / "cache").exists()
+
+
+def test_show_sequences(gptpl, stories):
+    outcome = gptpl("data", "show", *OF, "sequences=6", "output=null")
+    assert outcome.status == 0, outcome.err
+    assert "The first 6 sequences of training" in outcome.out
+    assert "+--- end of document" in outcome.out
+    assert not (stories.parent / "data.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sequences", "3"], "gptpl data show has no flag --sequences: did you mean sequences=VALUE?"),
+        (["sequences=-1"], "sequences must be 0 or more, got -1"),
+        (["sample_bytes=0"], "sample_bytes must be a positive whole number, got 0"),
+        (["output=page.pdf"], "output=page.pdf must be a file whose name ends in .html"),
+        (["data.path=nothing"], "data.path=nothing does not exist"),
+        (["task=classify", "data=labelled"], "gptpl data encode describes them"),
+    ],
+)
+def test_what_show_refuses(gptpl, stories, arguments, message):
+    outcome = gptpl("data", "show", *OF[:2], *OF[3:], *arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,11 @@ def test_bad_settings_are_refused(gptpl, changes, message):
     outcome = gptpl(*TRAIN, *changes)
     assert (outcome.status, outcome.out) == (2, "")
     assert message in outcome.err.splitlines()[-1]
+
+
+def test_its_texts_can_be_looked_at(gptpl):
+    outcome = gptpl("data", "show", *OF, "data.packing=best_fit", "sequences=2", "output=null")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.startswith("mixture of news, tales: 61 files")
+    assert re.search(r"documents +120\n", outcome.out)
+    assert "2: " in outcome.out

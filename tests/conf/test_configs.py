@@ -41,7 +41,7 @@ YAMLS = sorted(
 ROOTS = (
     *("train", "generate", "respond", "classify", "inspect", "evaluate", "judge"),
     *("weights_fetch", "weights_convert"),
-    *("sweep", "plan", "find_lr", "find_batch_size", "autotune", "data_encode", "verify_resume"),
+    *("sweep", "plan", "find_lr", "find_batch_size", "autotune", "data_encode", "data_show", "verify_resume"),
     "tokenizer_train",
 )
 GROUPS = tuple(default_choices("train"))
@@ -52,7 +52,8 @@ WITHOUT_DEFAULT = {
     "weights_fetch": (),
     "weights_convert": ("checkpoint", "format", "output"),
     "tokenizer_train": (),
-    **dict.fromkeys(("plan", "find_lr", "find_batch_size", "autotune", "data_encode", "verify_resume"), ()),
+    **dict.fromkeys(("plan", "find_lr", "find_batch_size", "autotune", "verify_resume"), ()),
+    **dict.fromkeys(("data_encode", "data_show"), ()),
 }
 """What the user must give; elsewhere it is the checkpoint."""
 CHEAP = ("model=tiny", "tokenizer=bytes")

@@ -143,14 +143,21 @@ class MixtureDataModule(SequenceData):
         self.name = "mixture of " + ", ".join(self.sources)
         self._joined: dict[Split, JoinedSequences] = {}
 
+    @property
+    def corpora(self) -> list[Corpus]:
+        """Those of the sources."""
+        return [source.corpus for source in self.sources.values()]
+
     @cached_property
     def parts(self) -> list[ShardedCorpus]:
         """The tokens of every source; encoded, or opened from the cache, when first asked for."""
         tokenizer = self._given_tokenizer
         if vocabulary_sha256(tokenizer) is None:
-            corpora = [source.corpus for source in self.sources.values()]
             tokenizer = tokenizer.fitted_to(
-                text for corpus in corpora for piece in corpus.pieces() for text, _ in corpus.sections(piece)
+                text
+                for corpus in self.corpora
+                for piece in corpus.pieces()
+                for text, _ in corpus.sections(piece)
             )
         return [self._encoded(name, source.corpus, tokenizer) for name, source in self.sources.items()]
 

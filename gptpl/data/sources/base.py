@@ -6,7 +6,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,10 @@ _CUT_IN_LINE = re.compile(r"(?<=\S)(?= \S)")
 
 Files = list[tuple[str, int, int]]
 """Of each file: its name below the folder that all have in common, bytes, and time of change in ns."""
+
+
+Refused = Callable[[InputError], None]
+"""Takes the error of a record, or of the rest of a piece, that cannot be read."""
 
 
 class Section(NamedTuple):
@@ -87,6 +91,13 @@ class Corpus(ABC):
         """The documents of a piece, in sections. Raises InputError as `documents`."""
         for text in self.documents() if piece.path is None else [self.read(piece.path)]:
             yield from in_sections([text])
+
+    def readable_sections(self, piece: Piece, refused: Refused) -> Iterator[Section]:
+        """As `sections`, to look at a corpus: errors are given to `refused`, what can be read goes on."""
+        try:
+            yield from self.sections(piece)
+        except InputError as error:
+            refused(error)
 
     @property
     def reading(self) -> str:

@@ -12,13 +12,14 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from gptpl.data.sources.base import (
     SECTION,
     Piece,
+    Refused,
     Section,
     check_text,
     decoded_line,
@@ -82,20 +83,20 @@ def pieces_of(path: Path, size: int, field: str | None) -> Iterator[Piece]:
             yield Piece(path=path, start=start, end=end, size=length, within=is_text and start > 0)
 
 
-def sections(piece: Piece, field: str | None) -> Iterator[Section]:
+def sections(piece: Piece, field: str | None, refused: Refused | None = None) -> Iterator[Section]:
     r"""The documents of a piece, in sections.
 
     A text file is one document, whose line ends are read as `\n`; in JSON Lines and Parquet the value of
     `field` is one, in every line or row (None: JSON Lines are text, too).
 
     Raises InputError, which names the file and the line or place, for what is not UTF-8, binary, cut short,
-    not JSON, without a text in that field, or unreadable.
+    not JSON, without a text in that field, or unreadable. `refused` takes the errors of lines of JSON Lines.
     """
     kind = kind_of(_path(piece))
     if kind == "Parquet":
         documents = _parquet(piece, field or "text")
     elif kind == "JSON Lines" and field is not None:
-        documents = _json_lines(piece, field)
+        documents = _json_lines(piece, field, refused)
     else:
         yield from in_sections(_text(piece), begins=not piece.within, ends=piece.end is None)
         return
@@ -190,7 +191,7 @@ def place_to_cut(file: BinaryIO, place: int) -> int:
 # --------------------------------------------------------------------------------------------- records
 
 
-def _json_lines(piece: Piece, field: str) -> Iterator[str]:
+def _json_lines(piece: Piece, field: str, refused: Refused | None) -> Iterator[str]:
     path, remedy = _path(piece), "set data.field to the key of the text"
 
     def document(line: bytes, number: int) -> str | None:
@@ -204,18 +205,25 @@ def _json_lines(piece: Piece, field: str) -> Iterator[str]:
         if piece.start:  # the line that this falls into belongs to the piece before
             file.seek(piece.start - 1)
             place = piece.start - 1 + len(file.readline())
+        lines_before = cache(partial(_lines_before, path, place))
         for number, line in enumerate(file, start=1):
             if piece.end is not None and place >= piece.end:
                 return
             place += len(line)
             try:
-                found = document(line, number)
-            except InputError:
-                if piece.start:  # the message shall have the number of the line in the file
-                    document(line, 1 + _lines_before(path, place - len(line)))
-                raise
-            if found is not None:
-                yield found
+                try:
+                    found = document(line, number)
+                except InputError:
+                    if piece.start:  # the message shall have the number of the line in the file
+                        document(line, number + lines_before())
+                    raise
+            except InputError as error:
+                if refused is None:
+                    raise
+                refused(error)
+            else:
+                if found is not None:
+                    yield found
 
 
 def _lines_before(path: Path, place: int) -> int:

@@ -11,7 +11,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from gptpl.data.sources.base import Corpus, Files, Piece, Section, class_name, listed, unreadable, utf8_lines
+from gptpl.data.sources.base import (
+    Corpus,
+    Files,
+    Piece,
+    Refused,
+    Section,
+    class_name,
+    listed,
+    unreadable,
+    utf8_lines,
+)
 from gptpl.data.sources.formats import is_compressed, kind_of, pieces_of, sections
 from gptpl.data.sources.records import json_lines
 from gptpl.errors import InputError
@@ -138,6 +148,16 @@ class TextFiles(Corpus):
     def sections(self, piece: Piece) -> Iterator[Section]:
         """See `Corpus`; blank documents come as such."""
         return sections(piece, self._field) if self._reads_itself else super().sections(piece)
+
+    def readable_sections(self, piece: Piece, refused: Refused) -> Iterator[Section]:
+        """See `Corpus`; behind a broken line of JSON Lines, the next is read."""
+        if not self._reads_itself:
+            yield from super().readable_sections(piece, refused)
+            return
+        try:
+            yield from sections(piece, self._field, refused)
+        except InputError as error:
+            refused(error)
 
     @property
     def reading(self) -> str:
