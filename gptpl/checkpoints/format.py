@@ -363,6 +363,8 @@ def lineage_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _corpus(config: Mapping[str, Any]) -> str:
     """The name of the text in the run's settings."""
     data = config.get("data")
+    if isinstance(data, Mapping) and isinstance(sources := data.get("sources"), Mapping):
+        return "mixture of " + ", ".join(map(str, sources))
     corpus = data.get("corpus") if isinstance(data, Mapping) else None
     if not isinstance(corpus, Mapping):
         return ""

@@ -80,7 +80,6 @@ def _names(kinds: Sequence[str]) -> str:
 _NESTED = (
     "gptpl.data.sources.Corpus",
     "gptpl.data.sources.LabelledCorpus",
-    "gptpl.tokenizers.Tokenizer",
     "gptpl.generation.SamplingRules",
     "torch.nn.Module",
     "torch.optim.Optimizer",

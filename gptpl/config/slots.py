@@ -177,7 +177,8 @@ def resume_of(key: str, settings: Mapping[str, Any]) -> Resume:
         holder = holder.get(part) if isinstance(holder, Mapping) else None
     if not isinstance(holder, Mapping):
         return place.resume
-    target = holder.get("_target_") or slot_of(parent).implicit
+    of_source = "gptpl.data.sources.TextFiles" if parent.startswith("data.sources.") else None
+    target = holder.get("_target_") or slot_of(parent).implicit or of_source
     parameters = settings_of(locate(str(target), parent), parent).parameters if target else {}
     if name in parameters:
         return parameters[name].resume or slot_of(parent).resume

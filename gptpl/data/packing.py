@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from gptpl.files.durable import new_file, write_atomically
 
@@ -76,6 +77,8 @@ class Packing:
         starts, lengths: (P,) int64, uint32.
         rows: (S + 1,) int64.
         documents, cut: how many documents there are, and are longer than a row.
+        tokens: places of all rows that hold one.
+        folder: where it is kept, if it is.
     """
 
     starts: NDArray[np.int64]
@@ -83,35 +86,63 @@ class Packing:
     rows: NDArray[np.int64]
     documents: int
     cut: int
+    tokens: int
     folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.rows) - 1
 
-    @property
-    def tokens(self) -> int:
-        """Places of all rows that hold a token."""
-        return int(self.lengths.sum(dtype=np.int64))
+    @classmethod
+    def of(cls, tokens: _Tokens, *, eot_id: int, T: int) -> Self:
+        """The packing of the documents of a text, in memory; see `pack_documents`."""
+        blocks = list(pack_documents(tokens, eot_id=eot_id, T=T))
+        return cls(
+            starts=np.concatenate([np.empty(0, np.int64), *(block.starts for block in blocks)]),
+            lengths=np.concatenate([np.empty(0, np.uint32), *(block.lengths for block in blocks)]),
+            rows=np.concatenate([np.zeros(1, np.int64), *(block.sizes for block in blocks)]).cumsum(),
+            documents=sum(block.documents for block in blocks),
+            cut=sum(block.cut for block in blocks),
+            tokens=sum(int(block.lengths.sum()) for block in blocks),
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The one kept in a folder, not read into memory. Raises OSError, ValueError or KeyError."""
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("starts", "lengths", "rows")
-        }
         counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-        found = cls(**arrays, documents=counts["documents"], cut=counts["cut"], folder=folder)
-        if (len(found), len(found.starts), len(found.lengths)) != (counts["rows"], *2 * [counts["pieces"]]):
-            raise ValueError(f"{folder} is incomplete")
-        return found
+        shapes = {"starts": counts["pieces"], "lengths": counts["pieces"], "rows": counts["rows"] + 1}
+        for name, length in shapes.items():
+            if (folder / f"{name}.bin").stat().st_size != length * _TYPES[name].itemsize:
+                raise ValueError(f"{folder} is incomplete")
+        kept: dict[str, Any] = {
+            name: np.memmap(folder / f"{name}.bin", _TYPES[name], "r", shape=(length,))
+            for name, length in shapes.items()
+        }
+        kept |= {name: counts[name] for name in ("documents", "cut", "tokens")}
+        return cls(**kept, folder=folder)
 
-    def write(self, folder: Path) -> None:
-        """Keep it, complete or, after an interruption, without its last file."""
+    @staticmethod
+    def write(folder: Path, tokens: _Tokens, *, eot_id: int, T: int) -> None:
+        """Keep the packing of a text in a folder, complete or, after an interruption, without its last file.
+
+        The memory does not grow with the text.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("starts", "lengths", "rows"):
-            with new_file(folder / f"{name}.npy", durable=True) as file:
-                np.save(file, getattr(self, name))
-        counts = {"documents": self.documents, "cut": self.cut, "rows": len(self), "pieces": len(self.starts)}
+        counts = dict.fromkeys(("documents", "cut", "tokens", "pieces", "rows"), 0)
+        with (
+            new_file(folder / "starts.bin", durable=True) as starts,
+            new_file(folder / "lengths.bin", durable=True) as lengths,
+            new_file(folder / "rows.bin", durable=True) as rows,
+        ):
+            rows.write(np.zeros(1, np.int64).tobytes())
+            for block in pack_documents(tokens, eot_id=eot_id, T=T):
+                starts.write(block.starts.tobytes())
+                lengths.write(block.lengths.tobytes())
+                rows.write((counts["pieces"] + block.sizes.cumsum()).astype(np.int64).tobytes())
+                counts["documents"] += block.documents
+                counts["cut"] += block.cut
+                counts["tokens"] += int(block.lengths.sum())
+                counts["pieces"] += len(block.starts)
+                counts["rows"] += len(block.sizes)
         write_atomically(folder / "counts.json", json.dumps(counts), durable=True)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,43 +154,52 @@ class Packing:
         self.__dict__.update(state if "rows" in state else Packing.read(state["folder"]).__dict__)
 
 
-def pack_documents(tokens: _Tokens, *, eot_id: int, T: int) -> Packing:
+_TYPES: dict[str, np.dtype[Any]] = {
+    "starts": np.dtype(np.int64),
+    "lengths": np.dtype(np.uint32),
+    "rows": np.dtype(np.int64),
+}
+
+
+class _Block(NamedTuple):
+    """The rows of the documents that end in a block; `sizes` are the numbers of their pieces, (S,)."""
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.uint32]
+    sizes: NDArray[np.int64]
+    documents: int
+    cut: int
+
+
+def pack_documents(tokens: _Tokens, *, eot_id: int, T: int) -> Iterator[_Block]:
     """Rows of at most T tokens of the documents of a text (N,), which end-of-text tokens end.
 
     A document begins a row or follows others that it fits in with as a whole. One longer than T fills rows of
     its own from its beginning; its last part is packed like a short document. Documents near each other share
     rows: BLOCK tokens are packed at a time.
     """
-    starts: list[NDArray[np.int64]] = []
-    lengths: list[NDArray[np.uint32]] = []
-    sizes: list[NDArray[np.int64]] = []  # pieces of each row
-    documents = cut = 0
     for begins, long in _documents(tokens, eot_id):
-        documents += len(begins)
-        cut += int((long > T).sum())
         full, rest = np.divmod(long, T)
         within = np.arange(full.sum()) - np.repeat(np.cumsum(full) - full, full)
-        whole = np.repeat(begins, full) + T * within  # (S',) parts that fill a row
+        whole = np.repeat(begins, full) + T * within  # parts that fill a row
         left = rest > 0
         last, size = (begins + T * full)[left], rest[left]
         groups = packed_places(size.tolist(), capacity=T)
         order = np.array([place for group in groups for place in group], dtype=np.int64)
-        starts += [whole, last[order]]
-        lengths += [np.full(len(whole), T, np.uint32), size[order].astype(np.uint32)]
-        sizes += [np.ones(len(whole), np.int64), np.array([len(group) for group in groups], dtype=np.int64)]
-    return Packing(
-        starts=np.concatenate([np.empty(0, np.int64), *starts]),
-        lengths=np.concatenate([np.empty(0, np.uint32), *lengths]),
-        rows=np.concatenate([np.zeros(1, np.int64), *sizes]).cumsum(),
-        documents=documents,
-        cut=cut,
-    )
+        yield _Block(
+            starts=np.concatenate([whole, last[order]]),
+            lengths=np.concatenate([np.full(len(whole), T), size[order]]).astype(np.uint32),
+            sizes=np.concatenate([np.ones(len(whole), np.int64), np.array(list(map(len, groups)), np.int64)]),
+            documents=len(begins),
+            cut=int((long > T).sum()),
+        )
 
 
 def _documents(tokens: _Tokens, eot_id: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """The first input and the number of inputs of the documents that end in each block."""
     start, N = 0, len(tokens)
-    for first in range(0, N, BLOCK):
+    blocks = range(0, N, BLOCK)
+    for first in tqdm(blocks, desc="packing", unit="block", disable=None if len(blocks) > 8 else True):
         block = tokens[first : first + BLOCK]
         ends = first + np.flatnonzero(block == eot_id)
         if first + len(block) == N and (not len(ends) or ends[-1] != N - 1):

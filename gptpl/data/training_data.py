@@ -257,6 +257,11 @@ class TrainingData(L.LightningDataModule, ABC):
 
     # --- evaluation -----------------------------------------------------------------------------------
 
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The splits of `val_dataloader`, in order; `val/NAME` in place of "val" for parts of it."""
+        return ("train", "val")
+
     def val_dataloader(self) -> list[Batches]:
         """Two loaders, of training examples and of validation examples, the same in every evaluation.
 
@@ -264,7 +269,7 @@ class TrainingData(L.LightningDataModule, ABC):
         exact mean, sum losses and count targets over the ranks, and divide then.
         """
         global_batch = self.batch_size * self._rank_and_world_size()[1]
-        full = max(1, len(self.examples("train")) // global_batch)
+        full = max(1, self.train_examples // global_batch)
         return [
             self._evaluation_loader("train", min(self.eval_train_batches or full, full)),
             self._evaluation_loader("val", self.eval_val_batches),
@@ -277,7 +282,7 @@ class TrainingData(L.LightningDataModule, ABC):
     def _evaluation_loader(self, split: Split, batches: int | None) -> Batches:
         """A loader of `batches` global batches (None: all), their examples evenly spaced."""
         examples = self.examples(split)
-        available = len(examples)
+        available = self.train_examples if split == "train" else len(examples)
         wanted = available if batches is None else batches * self.batch_size * self._rank_and_world_size()[1]
         return self._in_order(examples, self.evaluated_indices(split, wanted))
 

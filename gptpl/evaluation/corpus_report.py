@@ -313,10 +313,7 @@ def corpus_report(
     read. The memory does not grow with the text. Raises InputError where there are no files.
     """
     listing = corpus.listing()
-    try:
-        pieces = corpus.pieces()
-    except InputError:  # over a file that is refused when it is read, too
-        pieces = [Piece(path=path, size=path.stat().st_size) for path in corpus.files()]
+    pieces = readable_pieces(corpus)
     total = sum(piece.size for piece in pieces)
     wanted = total if sample_bytes is None else min(total, sample_bytes)
     taken = 0
@@ -351,6 +348,14 @@ def corpus_report(
         max_length=max_length,
         **counts.numbers(),
     )
+
+
+def readable_pieces(corpus: Corpus) -> list[Piece]:
+    """The pieces, or where one of the files is refused, which it is when it is read, too, the files."""
+    try:
+        return corpus.pieces()
+    except InputError:
+        return [Piece(path=path, size=path.stat().st_size) for path in corpus.files()]
 
 
 def _sample(

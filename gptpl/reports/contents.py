@@ -15,7 +15,9 @@ from gptpl.text import NONE, loss_text, setting_text
 
 FEWEST_LINES = 3
 """With fewer runs, parallel coordinates say less than the table."""
-SEQUENCE_SETTINGS = ("data.max_length", "data.stride", "eval_val_batches", "data.batch_size")
+SEQUENCE_SETTINGS = (
+    *("data.max_length", "data.stride", "data.packing", "eval_val_batches", "data.batch_size"),
+)
 """Settings that decide which sequences of the validation text a loss is measured on."""
 
 

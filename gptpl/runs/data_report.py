@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from gptpl.config.compose import Config
 from gptpl.config.groups import Folder
-from gptpl.data.pretraining.datamodule import SequenceData, TextDataModule
+from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.sources import Corpus
 from gptpl.data.sources.base import Files, Piece, Refused, Section
 from gptpl.errors import InputError
-from gptpl.evaluation.corpus_report import SAMPLE_BYTES, CorpusReport, corpus_report
+from gptpl.evaluation.corpus_report import SAMPLE_BYTES, CorpusReport, corpus_report, readable_pieces
 from gptpl.runs.parts import build_datamodule, build_tokenizer, config_of_data, data_class, new_datamodule
 from gptpl.runs.resume import settle_lengths
 
@@ -51,7 +51,7 @@ def data_report(
             tokenizer = datamodule.tokenizer
         except InputError as error:  # the report says what else is wrong
             failure = str(error)
-    corpora = [datamodule.corpus] if isinstance(datamodule, TextDataModule) else datamodule.corpora
+    corpora = datamodule.corpora
     report = corpus_report(
         corpora[0] if len(corpora) == 1 else _Together(datamodule.name, corpora),
         tokenizer,
@@ -67,13 +67,17 @@ def _tokens(inputs: Tensor, targets: Tensor) -> list[int]:
     return [*inputs[:length].tolist(), *targets[length - 1 : length].tolist()]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _PieceOf(Piece):
+    corpus: int
+
+
 class _Together(Corpus):
     """The corpora of a mixture, one after the other."""
 
     def __init__(self, name: str, corpora: Sequence[Corpus]) -> None:
         self.name = name
         self._corpora = corpora
-        self._of: dict[Piece, Corpus] = {}
 
     def files(self) -> list[Path]:
         return [path for corpus in self._corpora for path in corpus.files()]
@@ -82,9 +86,13 @@ class _Together(Corpus):
         return [entry for corpus in self._corpora for entry in corpus.listing()]
 
     def pieces(self) -> list[Piece]:
-        found = [(piece, corpus) for corpus in self._corpora for piece in corpus.pieces()]
-        self._of = dict(found)
-        return [piece for piece, _ in found]
+        return [
+            _PieceOf(**vars(piece), corpus=number)
+            for number, corpus in enumerate(self._corpora)
+            for piece in readable_pieces(corpus)
+        ]
 
     def readable_sections(self, piece: Piece, refused: Refused) -> Iterator[Section]:
-        return self._of[piece].readable_sections(piece, refused)
+        assert isinstance(piece, _PieceOf)
+        own = {name: value for name, value in vars(piece).items() if name != "corpus"}
+        return self._corpora[piece.corpus].readable_sections(Piece(**own), refused)

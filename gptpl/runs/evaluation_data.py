@@ -180,8 +180,7 @@ def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -
     check_trusted({"data": node}, str(where), frozenset(model.trust))
     check_paths_inside({"data": node}, run_dir, source=str(where))
     kind = locate(str(node.get("_target_")), f"{where}: data._target_")
-    made = {key: instantiate(node[key]) for key in ("corpus", "sources") if isinstance(node.get(key), dict)}
-    node = {**node, **made}
+    node = with_corpora(node)
     datamodule = make_datamodule(
         kind,
         node if max_length is None else {**node, "max_length": max_length},
@@ -200,6 +199,13 @@ def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -
             f" {REMEDY}"
         )
     return datamodule
+
+
+def with_corpora(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of data with their corpora made."""
+    nodes = {key: settings.get(key) for key in ("corpus", "sources")}
+    made = {key: instantiate(node) for key, node in nodes.items() if isinstance(node, Mapping)}
+    return {**settings, **made}
 
 
 def make_datamodule(

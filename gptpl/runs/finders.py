@@ -241,7 +241,7 @@ def find_batch_size(
     settled = settle(cfg)
     check_one_device(settled, "find-batch-size")
     check_fits(settled)
-    limit = min(max_batch_size or MOST_SEQUENCES, len(settled.datamodule.examples("train")))
+    limit = min(max_batch_size or MOST_SEQUENCES, settled.datamodule.train_examples)
     sizes = [2**i for i in range(limit.bit_length())]
     if max_batch_size is not None and sizes[-1] != limit:
         sizes.append(limit)

@@ -21,6 +21,7 @@ from gptpl.config.overrides import is_path
 from gptpl.config.signatures import locate
 from gptpl.config.slots import settings_of
 from gptpl.data.pretraining.datamodule import SequenceData
+from gptpl.data.pretraining.encoding import vocabulary_sha256
 from gptpl.data.stock_data import StockData
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
@@ -245,7 +246,7 @@ def _tokenizer(
     if resume is not None and issubclass(own, FileTokenizer | TiktokenTokenizer):
         return tokenizer_from_state(resume.header["tokenizer"])  # the file may be gone
     tokenizer = build_tokenizer(cfg.tokenizer)
-    if cfg.tokenizer.get("vocab_size") is not None or issubclass(kind, SequenceData):
+    if vocabulary_sha256(tokenizer) is not None or issubclass(kind, SequenceData):
         return tokenizer
     if resume is not None:
         state = resume.header["tokenizer"]

@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from gptpl.config.compose import Config, compose, plain
 from gptpl.config.groups import Folder
-from gptpl.config.instantiate import instantiate
 from gptpl.config.signatures import locate
 from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.pretraining.mixture import sources_of
 from gptpl.data.sources import Corpus
 from gptpl.data.sources.base import sampled
 from gptpl.errors import InputError
+from gptpl.runs.evaluation_data import with_corpora
 from gptpl.text import bytes_text, table
 from gptpl.tokenizers import FileTokenizer, GPT2Tokenizer, Tokenizer, train_bpe
 
@@ -43,8 +43,13 @@ def train_tokenizer(*config: Config | str, config_dir: Folder | None = None) -> 
     if cfg is None:
         cfg = compose(*map(str, config), config_name="tokenizer_train", config_dir=config_dir)
     settings, corpora = cfg.tokenizer, _corpora(cfg)
-    if Path(settings.output).expanduser().exists():
+    output = Path(settings.output).expanduser()
+    if output.exists():
         raise InputError(f"tokenizer.output={settings.output} exists: name a new file")
+    if not output.parent.is_dir():
+        raise InputError(
+            f"tokenizer.output={settings.output}: there is no folder {output.parent}: make it first"
+        )
     total = sum(piece.size for corpus in corpora for piece in corpus.pieces())
     most = settings.sample_bytes
     if most is not None and most < total:
@@ -73,9 +78,8 @@ def _corpora(cfg: Config) -> list[Corpus]:
     """The corpora of `cfg.data`, of a mixture all."""
     if not issubclass(locate(str(cfg.data._target_), "data._target_"), SequenceData):
         raise InputError("a tokenizer is made from plain text: choose data=corpus with data.path=FOLDER")
-    settings = plain(cfg)["data"]
-    node = instantiate({key: settings[key] for key in ("corpus", "sources") if key in settings})
-    if "corpus" in node:
+    node = with_corpora(plain(cfg)["data"])
+    if isinstance(node.get("corpus"), Corpus):
         return [node["corpus"]]
     return [source.corpus for source in sources_of(node.get("sources")).values()]
 
@@ -84,15 +88,17 @@ def _with_progress(texts: Iterable[str], total: int) -> Iterator[str]:
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
         for text in texts:
             yield text
-            bar.update(len(text))
+            bar.update(len(text.encode("utf-8", "surrogatepass")))
 
 
 def _comparison(tokenizers: list[Tokenizer], texts: list[str]) -> list[str]:
     """Tokens, bytes of text in a token and speed of each tokenizer on the texts."""
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    if not size:
+        raise InputError("the text is empty: give documents with text in them")
     rows = [["tokenizer", "tokens", "bytes a token", "MB/s"]]
     for name, tokenizer in zip(("new", "gpt2"), tokenizers, strict=True):
-        tokenizer.encode(texts[0][:100])
+        tokenizer.encode("the vocabulary is loaded")
         started = time.perf_counter()
         count = sum(len(tokenizer.encode(text)) for text in texts)
         seconds = time.perf_counter() - started

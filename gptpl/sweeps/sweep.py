@@ -18,6 +18,7 @@ from gptpl.config.groups import Folder, choices, is_group
 from gptpl.config.instantiate import instantiate
 from gptpl.config.overrides import is_path, key_of, parsed, readable
 from gptpl.config.signatures import locate, signature_of
+from gptpl.data.pretraining.mixture import Source
 from gptpl.errors import SIGNAL_STATUS, InputError
 from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import LOSS
@@ -273,11 +274,15 @@ def _check_trials(
         names.append(run_name(cfg))
         callbacks = [locate(str(node._target_), "callbacks") for node in cfg.callbacks.values() if node]
         metrics |= known_metrics(task_class(cfg), callbacks)
-        corpus = plain(cfg).get("data", {}).get("corpus")
-        key = json.dumps(corpus, sort_keys=True)
-        if corpus is not None and key not in data:
-            made, split = instantiate(corpus), cfg.data.get("split", "characters")
-            data[key] = made.content_sha256() if split == "characters" else made.listing_sha256()
+        settings = plain(cfg).get("data", {})
+        corpora = [(settings["corpus"], settings.get("split"))] if settings.get("corpus") else []
+        corpora += [(source, "documents") for source in (settings.get("sources") or {}).values()]
+        for corpus, split in corpora:
+            key = json.dumps(corpus, sort_keys=True)
+            if key not in data:
+                named = "_target_" in corpus
+                made = instantiate(corpus) if named else Source.of("", instantiate(corpus)).corpus
+                data[key] = made.listing_sha256() if split == "documents" else made.content_sha256()
     return names[0], data, metrics
 
 

@@ -24,7 +24,7 @@ class Tokenizer(ABC):
     """
 
     name: ClassVar[str]
-    lossless: ClassVar[bool] = True
+    lossless: bool = True
     """Whether the tokens of a text have all its bytes."""
 
     @property

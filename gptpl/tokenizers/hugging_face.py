@@ -33,7 +33,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
         content = _byte_level({each: number for number, each in enumerate(characters)}, [], cuts_words=False)
     elif isinstance(tokenizer, FileTokenizer):
         end_of_text, unknown = tokenizer.end_of_text, None
-        content = json.loads(tokenizer.json)
+        # gptpl puts no tokens around a text.
+        content = json.loads(tokenizer.json) | {"post_processor": None}
     elif isinstance(tokenizer, WordsTokenizer):
         unknown = UNKNOWN
         content = _words({word: number for number, word in enumerate(tokenizer.vocabulary)})
@@ -44,13 +45,12 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
     config = {
         "tokenizer_class": kind,
         "model_max_length": context_length,
-        "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "bos_token": end_of_text,
         "eos_token": end_of_text,
     }
     if unknown:
-        config["unk_token"] = unknown
+        config |= {"unk_token": unknown, "add_prefix_space": False}
     for name, value in (("tokenizer.json", content), ("tokenizer_config.json", config)):
         text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
         (folder / name).write_text(text, encoding="utf-8")

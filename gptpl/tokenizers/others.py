@@ -8,14 +8,15 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir
@@ -35,13 +36,12 @@ class FileTokenizer(Tokenizer):
     """The tokenizer of a `tokenizer.json`, as the tokenizers library writes it.
 
     What the file says of truncation, of padding and of tokens around a text is left out. `<|endoftext|>` in a
-    text becomes the token `end_of_text`; other special tokens of the file become theirs. The text of its
-    tokens has all bytes of a text where it is byte-level, `lossless`, as GPT-2's and those of
-    `train_bpe` are; else `token_bytes` is None.
+    text becomes the token `end_of_text`; other added tokens of the file become theirs. It is `lossless` where
+    it is byte-level, as GPT-2's and those of `train_bpe` are; else `token_bytes` is None.
 
     Args:
         path: the file, or a folder that has it; `~` is the home folder.
-        end_of_text: the token that stands between documents.
+        end_of_text: the token that stands between documents, one of the file's added tokens.
 
     Raises InputError for a file that is not such a tokenizer, that has no token `end_of_text`, or that drops
     merges at random.
@@ -75,29 +75,32 @@ class FileTokenizer(Tokenizer):
     def _set(self, content: str, end_of_text: str, source: str) -> None:
         try:
             settings = json.loads(content)
-            self.json = json.dumps(
-                settings | {"truncation": None, "padding": None}, ensure_ascii=False, sort_keys=True
-            )
-        except (ValueError, TypeError, RecursionError) as error:
+            settings |= {"truncation": None, "padding": None}
+            self.json = json.dumps(settings, ensure_ascii=False, sort_keys=True)
+            self.added_tokens = _added(settings)
+            """The tokens that are found in a text before it is cut, with their ids."""
+            dropout = settings["model"].get("dropout")
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise _not_a_tokenizer(source, error) from error
-        self._fast = _in_tiktoken(settings)
+        if dropout:
+            raise InputError(f"{source} drops merges at random: set its model's dropout to null")
+        self._settings = settings
+        self._fast = _in_tiktoken(settings, end_of_text)
         if self._fast is None:
             self._library = _loaded(self.json, source)
             self._ids: dict[str, int] = self._library.get_vocab(with_added_tokens=True)
+            self.added_tokens = {content: self._ids[content] for content in self.added_tokens}
         else:
-            self._ids = settings["model"]["vocab"] | _added(settings)
-        self.special_tokens = frozenset(_added(settings))
-        """The tokens that are found in a text before it is cut."""
-        if settings["model"].get("dropout"):
-            raise InputError(f"{source} drops merges at random: set its model's dropout to null")
-        if end_of_text not in self._ids:
-            special = sorted(self.special_tokens)
+            self._ids = settings["model"]["vocab"] | self.added_tokens
+        _check_ids(self._ids.values(), source)
+        if end_of_text not in self.added_tokens:
+            there = sorted(self.added_tokens)
             raise InputError(
                 f"{source} has no token {end_of_text!r}: set tokenizer.end_of_text to the one between texts"
-                + (f", of {', '.join(special[:10])}" if special else "")
+                + (f", of {', '.join(there[:10])}" if there else "")
             )
         self.end_of_text = end_of_text
-        self.lossless = _is_byte_level(settings)  # type: ignore[misc]  # of this file, not of the class
+        self.lossless = _is_byte_level(settings)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -118,18 +121,18 @@ class FileTokenizer(Tokenizer):
     @property
     def cuts_as_gpt2(self) -> bool:
         """Whether it encodes the bytes of the words that GPT-2's tokenizer cuts a text into."""
-        return _cuts_as_gpt2(json.loads(self.json))
+        return _cuts_as_gpt2(self._settings)
 
     @property
     def merges(self) -> list[str]:
         """The merges of byte-pair encoding, in order, two tokens with a space between them."""
-        found = json.loads(self.json)["model"].get("merges", [])
+        found = self._settings["model"].get("merges", [])
         return [each if isinstance(each, str) else " ".join(each) for each in found]
 
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that the file says, and of `end_of_text`."""
-        return hashlib.sha256(f"{self.end_of_text}\n{self.json}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.end_of_text}\n{self.json}".encode(errors="surrogatepass")).hexdigest()
 
     def encode(self, text: str) -> TokenIds:
         """Token ids, each document between `<|endoftext|>` encoded by itself."""
@@ -140,7 +143,7 @@ class FileTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> TokenIds:
         if self._fast is not None:
-            return self._encode_fast(text)
+            return self._fast.encode(text)
         ids: list[int] = []
         for number, document in enumerate(text.split(END_OF_TEXT)):
             if number:
@@ -148,21 +151,6 @@ class FileTokenizer(Tokenizer):
             if document:
                 ids += self._library.encode(document, add_special_tokens=False).ids
         return np.array(ids, dtype=np.uint32)
-
-    def _encode_fast(self, text: str) -> TokenIds:
-        encoding, ids = cast(_InTiktoken, self._fast)
-        if END_OF_TEXT not in self._ids:
-            text = text.replace(END_OF_TEXT, self.end_of_text)
-
-        def encode(part: str) -> TokenIds:
-            return ids[encoding.encode_to_numpy(part, allowed_special="all")]
-
-        try:
-            return encode(text)
-        except ValueError as error:
-            if isinstance(error, UnicodeEncodeError):
-                raise
-            return cut_at_long_space(text, encode)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the tokens, special ones as they are written; half a character becomes U+FFFD."""
@@ -180,7 +168,7 @@ class FileTokenizer(Tokenizer):
         byte = {character: number for number, character in enumerate(byte_characters())}
         return [
             bytes([byte[character] for character in token])
-            if self.lossless and token not in self.special_tokens
+            if self.lossless and token not in self.added_tokens
             else token.encode()
             for token in self.tokens
         ]
@@ -191,7 +179,9 @@ class FileTokenizer(Tokenizer):
         if file.exists():
             raise InputError(f"{file} exists: name a new file")
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(json.loads(self.json), ensure_ascii=False, indent=1) + "\n")
+        write_atomically(
+            file, json.dumps(self._settings, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+        )
 
     def state(self) -> dict[str, Any]:
         """Identity and the content of the file."""
@@ -235,7 +225,9 @@ def train_bpe(
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty(),
     )
-    tokenizer.train_from_iterator(map(without_lone_surrogates, texts), trainer)
+    between = re.compile("|".join(map(re.escape, special_tokens)))
+    parts = (part for text in texts for part in between.split(without_lone_surrogates(text)))
+    tokenizer.train_from_iterator(parts, trainer)
     return FileTokenizer.from_json(tokenizer.to_str(), end_of_text=special_tokens[0])
 
 
@@ -268,71 +260,125 @@ def _not_a_tokenizer(source: str, error: Exception) -> InputError:
     )
 
 
+_MOST_UNUSED = 100_000
+"""Ids without a token, at most: arrays are as long as the largest id."""
+
+
+def _check_ids(ids: Collection[Any], source: str) -> None:
+    """Raise InputError unless they are different whole numbers, hardly larger than there are."""
+    largest = len(ids) + _MOST_UNUSED
+    if wrong := [each for each in ids if type(each) is not int or not 0 <= each < largest]:
+        raise InputError(f"{source} has the token id {shortened(repr(wrong[0]), 40)}: it is damaged")
+    if len(set(ids)) != len(ids):
+        raise InputError(f"{source} has two tokens with the same id: it is damaged")
+
+
 def _is_byte_level(settings: Mapping[str, Any]) -> bool:
     """Whether the tokens of any text are its bytes, written in `byte_characters`."""
     model, level = settings["model"], settings.get("pre_tokenizer") or {}
     levels = level.get("pretokenizers", [level])
     splits = [each for each in levels if each.get("type") == "Split"]
-    removed = [each for each in splits if each.get("behavior") == "Removed"]
     known = [each for each in levels if each.get("type") == "ByteLevel" and not each.get("add_prefix_space")]
-    vocabulary = model.get("vocab", ())
-    written = {"continuing_subword_prefix", "end_of_word_suffix"}
+    added, bytes_written = _added(settings), set(byte_characters())
     return (
         model.get("type") == "BPE"
         and len(known) == 1
         and len(known) + len(splits) == len(levels)
-        and not removed
+        and all(each.get("behavior") != "Removed" for each in splits)
         and not settings.get("normalizer")
-        and not any(map(model.get, written))
+        and not any(map(model.get, ("continuing_subword_prefix", "end_of_word_suffix")))
         and (settings.get("decoder") or {}).get("type") == "ByteLevel"
-        and not any(each.get("lstrip") or each.get("rstrip") for each in settings.get("added_tokens", ()))
-        and all(character in vocabulary for character in byte_characters())
+        and not any(each.get("lstrip") or each.get("rstrip") for each in settings.get("added_tokens") or ())
+        and bytes_written <= model["vocab"].keys()
+        and bytes_written.issuperset("".join(token for token in model["vocab"] if token not in added))
     )
 
 
 def _cuts_as_gpt2(settings: Mapping[str, Any]) -> bool:
+    """Whether GPT-2's pattern, byte-level merges and added tokens are all there is to it."""
     level = settings.get("pre_tokenizer") or {}
-    return _is_byte_level(settings) and level.get("type") == "ByteLevel" and level.get("use_regex", True)
+    return (
+        _is_byte_level(settings)
+        and level.get("type") == "ByteLevel"
+        and bool(level.get("use_regex", True))
+        and not settings["model"].get("ignore_merges")
+        and not any(each.get("single_word") for each in settings.get("added_tokens") or ())
+    )
 
 
 def _added(settings: Mapping[str, Any]) -> dict[str, int]:
     return {each["content"]: each["id"] for each in settings.get("added_tokens") or ()}
 
 
-_InTiktoken = tuple["tiktoken.Encoding", NDArray[np.uint32]]
+@dataclass(frozen=True)
+class _InTiktoken:
+    """The encoder of a `tokenizer.json` in tiktoken, which is several times as fast.
+
+    Attributes:
+        encoding: its ranks are the order of the merges.
+        ids: of each rank.
+        special: the ids of what is found in a text before it is cut.
+    """
+
+    encoding: "tiktoken.Encoding"
+    ids: TokenIds
+    special: Mapping[str, int]
+
+    def encode(self, text: str) -> TokenIds:
+        """Token ids. Raises UnicodeEncodeError for lone surrogates."""
+        try:
+            return self.ids[self.encoding.encode_to_numpy(text, allowed_special="all")]
+        except UnicodeEncodeError:
+            raise
+        except ValueError:  # white space without end
+            parts = re.split(f"({'|'.join(map(re.escape, self.special))})", text)
+            return np.concatenate([self._part(part) for part in parts])
+
+    def _part(self, part: str) -> TokenIds:
+        if part in self.special:
+            return np.array([self.special[part]], dtype=np.uint32)
+        return self.ids[cut_at_long_space(part, self.encoding.encode_to_numpy)]
 
 
-def _in_tiktoken(settings: Mapping[str, Any]) -> _InTiktoken | None:
-    """The same encoder in tiktoken, which is several times as fast, and the id of each of its ranks.
+def _in_tiktoken(settings: Mapping[str, Any], end_of_text: str) -> _InTiktoken | None:
+    """See `_InTiktoken`; None where it would not be the same encoder.
 
-    None where it would not be the same: tiktoken merges any neighbours that make a token, the file's encoder
-    the two that its merges name. They are the same where each token, encoded by the merges before it, is
-    those two; then no other two can meet with nothing merged across their ends.
+    tiktoken merges any neighbours that make a token, the file's encoder the two that its merges name. They
+    are the same where each token, encoded by the merges before it, is those two: no other two can meet with
+    nothing merged across their ends.
     """
     try:
         model, added = settings["model"], _added(settings)
-        overlap = any(one != other and other.startswith(one) for one in added for other in added)
-        plain = not any(each.get("single_word") for each in settings.get("added_tokens") or ())
         new = [content for content in added if content not in model["vocab"]]
         numbered = {content: len(model["vocab"]) + number for number, content in enumerate(new)}
         known = added == {content: model["vocab"].get(content) for content in added} | numbered
-        if not (_cuts_as_gpt2(settings) and plain and known) or model.get("ignore_merges") or overlap:
+        special = added | {END_OF_TEXT: added[end_of_text]}
+        overlap = any(one != other and other.startswith(one) for one in special for other in special)
+        # Those that are normalized are looked for in what the others leave.
+        at_once = len({bool(each.get("normalized")) for each in settings["added_tokens"]}) == 1
+        if not (_cuts_as_gpt2(settings) and known and at_once) or overlap:
             return None
         byte = {character: number for number, character in enumerate(byte_characters())}
         ranks = {bytes([number]): number for number in range(256)}
         ids = [model["vocab"][character] for character in byte]
         for merge in model["merges"]:
             left, right = merge.split(" ") if isinstance(merge, str) else merge
-            pair = tuple(bytes([byte[character] for character in part]) for part in (left, right))
+            pair = [bytes([byte[character] for character in part]) for part in (left, right)]
             token = b"".join(pair)
-            if token in ranks or _merged(token, ranks) != [*pair]:
+            if token in ranks or len(token) > _LONGEST or _merged(token, ranks) != pair:
                 return None
             ranks[token] = len(ranks)
             ids.append(model["vocab"][left + right])
-        special = {content: len(ids) + number for number, content in enumerate(added)}
-        return encoding_of(ranks, special), np.array([*ids, *added.values()], dtype=np.uint32)
+        _check_ids([*ids, *added.values()], "the file")
+        places = {content: len(ids) + number for number, content in enumerate(special)}
+        table = np.array([*ids, *special.values()], dtype=np.uint32)
+        return _InTiktoken(encoding_of(ranks, places), table, special)
     except (LookupError, TypeError, ValueError, AttributeError):  # the library says what is wrong with it
         return None
+
+
+_LONGEST = 1000
+"""Bytes of a token whose merges are checked."""
 
 
 def _merged(word: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
@@ -358,7 +404,7 @@ class TiktokenTokenizer(Tokenizer):
 
     name: ClassVar[str] = "tiktoken"
 
-    def __init__(self, encoding: str = "o200k_base") -> None:
+    def __init__(self, encoding: str = "cl100k_base") -> None:
         import tiktoken
 
         if encoding not in (known := tiktoken.list_encoding_names()):
@@ -456,16 +502,20 @@ class TiktokenTokenizer(Tokenizer):
         """The tokenizer of the stored vocabulary."""
         import tiktoken
 
-        made = cls.__new__(cls)
+        made, damage = cls.__new__(cls), "the stored tokenizer 'tiktoken' is damaged: use the original file"
         try:
-            words = iter(state["ranks"].split(" "))
+            words, pattern = iter(state["ranks"].split(" ")), state["pattern"]
+            ranks = {base64.b64decode(token): int(next(words)) for token in words}
+            special = {str(content): number for content, number in state["special_tokens"].items()}
+            _check_ids([*ranks.values(), *special.values()], "the stored tokenizer")
+            bytes_there = all(bytes([value]) in ranks for value in range(256))
+            # A pattern of tiktoken's own is short, and repeats nothing a thousand times.
+            if not bytes_there or len(pattern) > 1000 or re.search(r"\{\d*,?\d{3}", pattern):
+                raise InputError(damage)
             found = tiktoken.Encoding(
-                state["encoding"],
-                pat_str=state["pattern"],
-                mergeable_ranks={base64.b64decode(token): int(next(words)) for token in words},
-                special_tokens=state["special_tokens"],
+                state["encoding"], pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
             )
         except (LookupError, ValueError, TypeError, AttributeError, StopIteration) as error:
-            raise InputError("the stored tokenizer 'tiktoken' is damaged: use the original file") from error
+            raise InputError(damage) from error
         made._set(state["encoding"], found)
         return made

@@ -30,7 +30,7 @@ class WordsTokenizer(Tokenizer):
     """
 
     name: ClassVar[str] = "words"
-    lossless: ClassVar[bool] = False
+    lossless = False
 
     def __init__(self, vocabulary: Sequence[str] | None = None) -> None:
         self._words = () if vocabulary is None else _checked(vocabulary)

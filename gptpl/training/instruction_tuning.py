@@ -15,7 +15,7 @@ from gptpl.training.task import Better, Sums, Task
 class InstructionModule(LanguageModelingModule):
     """Trains a language model to answer instructions.
 
-    Its batches are `gptpl.data.instructions.rows.PackedBatch`. Targets of -100 are ignored; all other
+    Its batches are `gptpl.data.packing.PackedBatch`. Targets of -100 are ignored; all other
     targets of a step count alike, in whatever micro-batch and rank. It also logs `val/token_accuracy`, the
     fraction of validation targets that are the model's most likely token. Every checkpoint keeps the
     `template`, so that the model can be used without it.

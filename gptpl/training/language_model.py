@@ -52,7 +52,7 @@ class LanguageModelingModule(TrainingModule):
     def __init__(self, net: nn.Module, *, packed: bool = False, **settings: Any) -> None:
         super().__init__(net, **settings)
         if packed:
-            self.padded = True  # type: ignore[misc]  # of these data, not of the class
+            self.padded = True
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) of tokens (B, T)."""

@@ -17,7 +17,7 @@ Sums = dict[str, Tensor]
 Better = Literal["min", "max"]
 """Whether lower or higher values of a metric are better."""
 EVALUATED = ("train", "val")
-"""The splits of the two evaluation loaders, in order; data may have loaders `val/NAME` in place of "val"."""
+"""The splits of the evaluation loaders, in order, of data without `TrainingData.evaluated`."""
 
 
 class Task(ABC):
@@ -28,7 +28,7 @@ class Task(ABC):
     data_class: ClassVar[type[TrainingData]]
     """The kind of data it trains on."""
 
-    padded: ClassVar[bool] = False
+    padded: bool = False
     """Whether its batches are padded, so that the ranks' batches hold different numbers of tokens."""
     loss_unit: ClassVar[str] = "nats per token"
     """The unit of its losses."""

@@ -85,8 +85,8 @@ def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_tokenizer_model(_NAME)
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(list(vocabulary))
-    writer.add_token_types(list(vocabulary.values()))
+    writer.add_token_list([token for token, _ in vocabulary])
+    writer.add_token_types([kind for _, kind in vocabulary])
     writer.add_token_merges(_merges(tokenizer))
     for add in (writer.add_bos_token_id, writer.add_eos_token_id):
         add(tokenizer.eot_id)
@@ -136,7 +136,7 @@ def _q8(matrix: Tensor) -> Tensor:
     return (levels * scale.half().float()).view_as(matrix)
 
 
-def _vocabulary(tokenizer: Tokenizer, V: int) -> dict[str, int]:
+def _vocabulary(tokenizer: Tokenizer, V: int) -> list[tuple[str, int]]:
     """The V tokens, in order, with their kinds; those that the tokenizer does not have are unused ones."""
     if isinstance(tokenizer, GPT2Tokenizer):
         tokens = list(token_ids())
@@ -146,15 +146,14 @@ def _vocabulary(tokenizer: Tokenizer, V: int) -> dict[str, int]:
         tokens = tokenizer.tokens
     else:
         raise InputError(
-            f"format=gguf holds tokenizers that cut words as GPT-2's, not this tokenizer={tokenizer.name}:"
+            f"format=gguf holds tokenizers that cut words as GPT-2's, not tokenizer={tokenizer.name}:"
             " use format=hf"
         )
-    special = tokenizer.special_tokens if isinstance(tokenizer, FileTokenizer) else {END_OF_TEXT}
-    kinds = {}
-    for number, token in enumerate([*tokens, *[""] * (V - len(tokens))]):
-        kind = _CONTROL if token in special else _NORMAL if token else _UNUSED
-        kinds[token or f"[PAD{number}]"] = kind
-    return kinds
+    added = tokenizer.added_tokens if isinstance(tokenizer, FileTokenizer) else {END_OF_TEXT}
+    return [
+        (token or f"[PAD{number}]", _CONTROL if token in added else _NORMAL if token else _UNUSED)
+        for number, token in enumerate([*tokens, *[""] * (V - len(tokens))])
+    ]
 
 
 def _merges(tokenizer: Tokenizer) -> list[str]:

@@ -59,6 +59,10 @@ def test_two_processes_see_what_one_sees(gptpl, tmp_path, run_folder):
     losses = [[float(row["train/loss"]) for row in rows if row["train/loss"]] for rows in (whole, parted)]
     assert len(losses[0]) == 6
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    for name in ("val/loss", "val/loss/news", "val/loss/tales"):
+        found = [[float(row[name]) for row in rows if row[name]] for rows in (whole, parted)]
+        assert len(found[0]) == 2
+        assert found[1] == pytest.approx(found[0], abs=1e-4)
     tokens = [
         [float(row["train/tokens_seen"]) for row in rows if row["train/tokens_seen"]]
         for rows in (whole, parted)
@@ -79,6 +83,43 @@ def test_other_shares_are_not_resumed(gptpl):
     outcome = gptpl("train", "resume=run", SOURCES.replace("weight: 3", "weight: 2"))
     assert outcome.status == 2
     assert "data.sources" in outcome.err.splitlines()[-1]
+
+
+def test_a_source_that_has_moved_or_changed(gptpl, tmp_path):
+    assert gptpl(*TRAIN, "trainer.stop_at_step=3").status == 0
+    (tmp_path / "news").rename(tmp_path / "moved")
+    outcome = gptpl("train", "resume=run", "data.sources.news.path=moved", "trainer.stop_at_step=4")
+    assert outcome.status == 0, outcome.err
+    (tmp_path / "moved/3.txt").write_text("Another story. " * 20)
+    outcome = gptpl("train", "resume=run")
+    assert outcome.status == 2
+    assert "data=mixture of news, tales holds another text than the run" in outcome.err
+
+
+def test_evaluated_on_another_mixture(gptpl):
+    assert gptpl(*TRAIN, "data.packing=best_fit").status == 0
+    other = "data.sources={tales: {path: tales.jsonl, epochs: 1}}"
+    outcome = gptpl("evaluate", "checkpoint=run", "data=mixture", other, "data.val_tokens=500")
+    assert outcome.status == 0, outcome.err
+    assert "mixture of tales, split val" in outcome.out
+
+
+def test_two_fields_of_one_file_can_be_looked_at(gptpl, tmp_path):
+    lines = [json.dumps({"en": f"the tide {n}", "de": f"die Flut war sehr hoch {n}"}) for n in range(50)]
+    (tmp_path / "both.jsonl").write_text("\n".join(lines))
+    german = "de: {path: both.jsonl, field: de, epochs: 1}"
+    both = f"data.sources={{en: {{path: both.jsonl, field: en, epochs: 1}}, {german}}}"
+    outcome = gptpl("data", "show", "data=mixture", both, "tokenizer=bytes", "output=null")
+    assert outcome.status == 0, outcome.err
+    characters = sum(len(text) for line in lines for text in json.loads(line).values())
+    assert re.search(rf"characters +{characters:,}\n", outcome.out)
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and nothing else")
+    torn = (
+        "data.sources={torn: {path: torn.parquet, epochs: 1}, de: {path: both.jsonl, field: de, epochs: 1}}"
+    )
+    outcome = gptpl("data", "show", "data=mixture", torn, "tokenizer=bytes", "output=null")
+    assert outcome.status == 0, outcome.err
+    assert "torn.parquet is not a whole Parquet file" in outcome.out
 
 
 def test_a_plan_and_encoding_ahead(gptpl):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptpl.data import packing
-from gptpl.data.packing import Packing, pack_documents
+from gptpl.data.packing import Packing
 from gptpl.data.pretraining.datamodule import PackedSequences, TextDataModule
 from gptpl.data.sampler import PADDING
 from gptpl.data.sources import TextFiles
@@ -37,7 +37,7 @@ def test_every_target_but_the_first_tokens_is_in_one_place(
     tokens = stream(documents)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "BLOCK", block)
-        packed = pack_documents(tokens, eot_id=EOT, T=T)
+        packed = Packing.of(tokens, eot_id=EOT, T=T)
     rows = PackedSequences(tokens, packed, max_length=T)
     batch = rows.__getitems__(list(range(len(rows))))
     known = batch.targets >= 0
@@ -60,7 +60,7 @@ def test_every_target_but_the_first_tokens_is_in_one_place(
 
 def test_short_documents_share_rows_and_long_ones_begin_their_own() -> None:
     tokens = stream([[1, 1], [2] * 7, [3, 3, 3], [4]])
-    rows = PackedSequences(tokens, pack_documents(tokens, eot_id=EOT, T=4), max_length=4)
+    rows = PackedSequences(tokens, Packing.of(tokens, eot_id=EOT, T=4), max_length=4)
     batch = rows.__getitems__([*range(len(rows)), PADDING])
     assert batch.segments is not None
     assert batch.inputs.tolist() == [[9, 2, 2, 2], [2, 2, 2, 2], [9, 3, 3, 3], [1, 1, 9, 4], [0] * 4]
@@ -71,23 +71,23 @@ def test_short_documents_share_rows_and_long_ones_begin_their_own() -> None:
 
 def test_the_last_document_may_have_no_end() -> None:
     tokens = np.array([1, 2, EOT, 3, 4], dtype=np.uint16)
-    batch = PackedSequences(tokens, pack_documents(tokens, eot_id=EOT, T=8), max_length=8).__getitems__([0])
+    batch = PackedSequences(tokens, Packing.of(tokens, eot_id=EOT, T=8), max_length=8).__getitems__([0])
     assert batch.inputs.tolist() == [[1, 2, 9, 3, 0, 0, 0, 0]]
     assert batch.targets.tolist() == [[2, 9, 3, 4, *[-100] * 4]]
 
 
 def test_a_packing_is_kept_complete_or_not_at_all(tmp_path: Path) -> None:
     tokens = stream([[1, 1], [2] * 7, [3, 3, 3]])
-    made = pack_documents(tokens, eot_id=EOT, T=4)
-    made.write(tmp_path / "kept")
+    made = Packing.of(tokens, eot_id=EOT, T=4)
+    Packing.write(tmp_path / "kept", tokens, eot_id=EOT, T=4)
     found = Packing.read(tmp_path / "kept")
     for each in (found, pickle.loads(pickle.dumps(found)), pickle.loads(pickle.dumps(made))):  # noqa: S301
         assert isinstance(each.starts, np.memmap) == (each.folder is not None)
         for name in ("starts", "lengths", "rows"):
             np.testing.assert_array_equal(getattr(each, name), getattr(made, name))
-        assert (each.documents, each.cut) == (3, 1)
+        assert (each.documents, each.cut, each.tokens) == (3, 1, len(tokens) - 1)
     assert len(pickle.dumps(found)) < 500
-    np.save(tmp_path / "kept" / "starts.npy", made.starts[:-1])
+    (tmp_path / "kept" / "starts.bin").write_bytes(made.starts[:-1].tobytes())
     with pytest.raises(ValueError, match="incomplete"):
         Packing.read(tmp_path / "kept")
     (tmp_path / "kept" / "counts.json").unlink()
@@ -113,7 +113,7 @@ def test_a_text_is_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     data.setup()
     first = [batch.inputs.tolist() for batch in data.train_dataloader()]
     assert len(first) == len(data.examples("train")) // 4 == data.steps_per_epoch()
-    monkeypatch.setattr("gptpl.data.pretraining.datamodule.pack_documents", None)
+    monkeypatch.setattr(packing, "pack_documents", None)
     assert [batch.inputs.tolist() for batch in data_of(tmp_path).train_dataloader()] == first
     workers = data_of(tmp_path, num_workers=1)
     assert [batch.inputs.tolist() for batch in workers.train_dataloader()] == first
@@ -155,3 +155,37 @@ def test_a_document_is_read_as_if_it_stood_alone(tmp_path: Path) -> None:
 def test_settings_without_meaning_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         data_of(tmp_path, **settings)
+
+
+def test_the_same_texts_in_another_order_are_packed_again(tmp_path: Path) -> None:
+    texts = [f"document {n} " + "x" * (n % 50) for n in range(200)]
+    for name, more in (("plain", {}), ("longer", {"meta": "y" * 500})):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"text": text, **more}) for text in texts]
+        (tmp_path / name / "texts.jsonl").write_text("\n".join(lines))
+    settings: dict[str, Any] = {
+        "tokenizer": BytesTokenizer(), "max_length": 32, "split": "documents", "packing": "best_fit",
+        "val_tokens": 20, "cache_dir": tmp_path / "cache",
+    }  # fmt: skip
+    one, other = (
+        TextDataModule(corpus=TextFiles(tmp_path / name / "texts.jsonl"), **settings)
+        for name in ("plain", "longer")
+    )
+    for data in (one, other):
+        data.setup()
+    assert one.content_sha256() == other.content_sha256()
+    assert one.encoded.train[:].tolist() != other.encoded.train[:].tolist()
+    for data in (one, other):
+        rows: Any = data.examples("train")
+        ends = np.flatnonzero(data.encoded.train[:] == 256)
+        assert set(ends.tolist()) - {len(data.encoded.train) - 1} <= {*rows.packing.starts.tolist()}
+
+
+def test_a_text_without_a_target_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("0123456789")
+    data = TextDataModule(
+        corpus=TextFiles(tmp_path / "short.txt"), tokenizer=BytesTokenizer(), max_length=4,
+        packing="best_fit", cache_dir=tmp_path / "cache",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="the validation split has 1 tokens, none to learn"):
+        data.setup()

@@ -13,8 +13,9 @@ import pytest
 import tiktoken.load
 import tiktoken_ext.openai_public
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from gptpl.errors import InputError
 from gptpl.tokenizers import (
@@ -300,7 +301,7 @@ def test_a_damaged_state_is_refused(
     damage: dict[str, Any], r50k: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = TiktokenTokenizer("r50k_base").state()
-    with pytest.raises(InputError, match=r"damaged|has no token"):
+    with pytest.raises(InputError, match=r"damaged|has no token|token id"):
         tokenizer_from_state(state | damage)
 
 
@@ -332,12 +333,136 @@ SMALL = train_bpe(["abc aaab bbbaa cabcab aaaa aabb abab " * 9 + "cab bca 12 121
 
 @settings(deadline=None, max_examples=200)
 @given(st.data())
-def test_merges_in_any_order_encode_as_the_library_does(data: st.DataObject) -> None:
+def test_whatever_merges_tiktoken_takes_it_encodes_as_the_library_does(data: st.DataObject) -> None:
     content = json.loads(SMALL.json)
-    content["model"]["merges"] = data.draw(st.permutations(content["model"]["merges"]))
+    tokens, merges = ["a", "b", "c"], []
+    for _ in range(data.draw(st.integers(1, 8))):
+        pair = (data.draw(st.sampled_from(tokens)), data.draw(st.sampled_from(tokens)))
+        if "".join(pair) not in tokens:
+            tokens.append("".join(pair))
+            merges.append(list(pair))
+    letters = [token for token in content["model"]["vocab"] if len(token) == 1]
+    vocabulary = [END_OF_TEXT, *letters, *tokens[3:]]
+    content["model"] |= {"merges": merges, "vocab": {token: n for n, token in enumerate(vocabulary)}}
     tokenizer = FileTokenizer.from_json(json.dumps(content))
-    for text in ("abc", "aaab", "aaaa", "cabcab", "bbbaa aabb abab bca", "aaaaaaaaaaaaa"):
+    event(f"in tiktoken: {tokenizer._fast is not None}")
+    texts = data.draw(st.lists(st.text("abc", min_size=1, max_size=20), min_size=3, max_size=6))
+    for text in texts:
         assert tokenizer.encode(text).tolist() == in_the_library(tokenizer, text)
+
+
+def test_merges_that_meet_in_other_ways_are_left_to_the_library() -> None:
+    content = json.loads(SMALL.json)
+    letters = [token for token in content["model"]["vocab"] if len(token) == 1]
+    for merges, fast in (
+        ([["a", "b"], ["ab", "c"]], True),
+        ([["b", "c"], ["a", "b"], ["ab", "c"]], False),  # "abc" becomes a, bc, which tiktoken would merge
+        ([["ab", "c"], ["a", "b"]], False),
+    ):
+        vocabulary = [END_OF_TEXT, *letters, *("".join(pair) for pair in merges)]
+        content["model"] |= {"merges": merges, "vocab": {token: n for n, token in enumerate(vocabulary)}}
+        tokenizer = FileTokenizer.from_json(json.dumps(content))
+        assert (tokenizer._fast is not None) == fast
+        assert tokenizer.encode("abcabc").tolist() == in_the_library(tokenizer, "abcabc")
+
+
+def test_words_are_cut_alike_whatever_the_characters() -> None:
+    different = []
+    for start in range(0, 0x30000, 64):
+        characters = [chr(code) for code in range(start, start + 64) if not 0xD800 <= code < 0xE000]
+        text = "".join(f"a{character}b {character}1 " for character in characters)
+        if SMALL.encode(text).tolist() != in_the_library(SMALL, text):
+            different += [f"{start:04X}"]
+    assert different == []
+
+
+@pytest.mark.parametrize("in_vocabulary", [True, False])
+def test_documents_end_with_the_token_that_ends_a_text(in_vocabulary: bool) -> None:
+    special = ["</s>", END_OF_TEXT] if in_vocabulary else ["</s>"]
+    tokenizer = train_bpe([TEXT], vocab_size=300, special_tokens=special)
+    assert tokenizer._fast is not None
+    plain = FileTokenizer.from_json(tokenizer.json, end_of_text="</s>")
+    plain._fast = None
+    plain._library = tokenizers.Tokenizer.from_str(tokenizer.json)
+    text = f"the cat{END_OF_TEXT}the mat</s>{END_OF_TEXT}"
+    for each in (tokenizer, plain):
+        assert each.encode(text).tolist() == [
+            *each.encode("the cat"), each.eot_id, *each.encode("the mat"), each.eot_id, each.eot_id
+        ]  # fmt: skip
+    with pytest.raises(InputError, match=r"has no token 'the'"):
+        FileTokenizer.from_json(tokenizer.json, end_of_text="the")
+
+
+def added(content: str, number: int, **flags: bool) -> dict[str, Any]:
+    names = ("single_word", "lstrip", "rstrip", "normalized")
+    return {"id": number, "content": content, **dict.fromkeys(names, False), "special": True} | flags
+
+
+@pytest.mark.parametrize("text", ["abc", "xabcabx", "bcabc", "ab bc"])
+def test_added_tokens_that_are_found_one_after_the_other(text: str) -> None:
+    content = json.loads(SMALL.json)
+    size = len(content["model"]["vocab"])
+    end = content["model"]["vocab"][END_OF_TEXT]
+    content["added_tokens"] = [
+        added(END_OF_TEXT, end), added("abX", size), added("bc", size + 1),
+        added("xab", size + 2, normalized=True),
+    ]  # fmt: skip
+    tokenizer = FileTokenizer.from_json(json.dumps(content))
+    assert tokenizer._fast is None
+    assert tokenizer.encode(text).tolist() == in_the_library(tokenizer, text)
+
+
+@pytest.mark.parametrize("number", [-1, 2**31, 2**40, 300.5, True, "7"])
+def test_ids_that_cannot_be_are_refused(number: Any) -> None:
+    content = json.loads(SMALL.json)
+    last = list(content["model"]["vocab"])[-1]
+    content["model"]["vocab"][last] = number
+    with pytest.raises(InputError, match=r"token id|is not a tokenizer"):
+        FileTokenizer.from_json(json.dumps(content))
+
+
+def test_a_token_twice_as_long_again_and_again_does_not_stop_us() -> None:
+    content = json.loads(SMALL.json)
+    token, merges = "a", []
+    for _ in range(20):
+        merges.append([token, token])
+        token += token
+        content["model"]["vocab"].setdefault(token, len(content["model"]["vocab"]))
+    content["model"]["merges"] = merges
+    content["added_tokens"] = [added(END_OF_TEXT, content["model"]["vocab"][END_OF_TEXT])]
+    assert FileTokenizer.from_json(json.dumps(content))._fast is None
+
+
+def test_tokens_that_are_not_written_in_bytes() -> None:
+    content = json.loads(SMALL.json)
+    content["model"]["vocab"]["東京"] = len(content["model"]["vocab"])
+    tokenizer = FileTokenizer.from_json(json.dumps(content))
+    assert not tokenizer.lossless
+    assert tokenizer.decode(tokenizer.encode("cab 12")) == "cab 12"
+    assert "東京".encode() in tokenizer.vocabulary_bytes()
+
+
+def test_the_separator_is_not_learned() -> None:
+    text = END_OF_TEXT.join(["the cat", "the mat"] * 50)
+    tokens = train_bpe([text], vocab_size=400).vocabulary_bytes()
+    assert not [token for token in tokens if b"endof" in token and token != END_OF_TEXT.encode()]
+
+
+def test_an_export_puts_nothing_around_a_text(tmp_path: Path) -> None:
+    content = json.loads(TRAINED.json)
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}},
+    }
+    tokenizer = FileTokenizer.from_json(json.dumps(content))
+    write_tokenizer(tokenizer, tmp_path, context_length=8)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("the cat")["input_ids"] == tokenizer.encode("the cat").tolist()
 
 
 def test_ids_in_any_order_and_several_special_tokens() -> None:
@@ -345,9 +470,7 @@ def test_ids_in_any_order_and_several_special_tokens() -> None:
     ids = np.random.default_rng(0).permutation(len(content["model"]["vocab"])).tolist()
     content["model"]["vocab"] = dict(zip(content["model"]["vocab"], ids, strict=True))
     content["added_tokens"] = [
-        {"id": number, "content": word, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": True}
-        for word, number in ((END_OF_TEXT, content["model"]["vocab"][END_OF_TEXT]), ("<|user|>", len(ids)))
+        added(END_OF_TEXT, content["model"]["vocab"][END_OF_TEXT]), added("<|user|>", len(ids))
     ]  # fmt: skip
     tokenizer = FileTokenizer.from_json(json.dumps(content))
     assert tokenizer._fast is not None
@@ -369,5 +492,8 @@ def test_a_tokenizer_that_tiktoken_can_hold_needs_no_library(monkeypatch: pytest
 
 
 def test_white_space_without_end_is_encoded() -> None:
-    text = "abc" + " " * 2_000_000 + "cab"
-    assert SMALL.decode(SMALL.encode(text)) == text
+    text = "abc" + " " * 2_000_000 + "cab" + " " * 1500 + END_OF_TEXT + "ab"
+    ids = SMALL.encode(text)
+    assert SMALL.decode(ids) == text
+    end = ids.tolist().index(SMALL.eot_id)
+    assert ids[:end].tolist()[-1500:] == SMALL.encode("cab" + " " * 1500).tolist()[-1500:]

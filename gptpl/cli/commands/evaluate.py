@@ -67,7 +67,7 @@ def run(given: Arguments) -> None:
 
 def _datamodule(data: dict[str, Any], model: "LanguageModel", template: "PromptTemplate | None") -> Any:
     from gptpl.model.protocol import context_length
-    from gptpl.runs.evaluation_data import make_datamodule
+    from gptpl.runs.evaluation_data import make_datamodule, with_corpora
 
     if data.get("stride") not in (None, data["max_length"]):
         raise InputError(
@@ -76,7 +76,7 @@ def _datamodule(data: dict[str, Any], model: "LanguageModel", template: "PromptT
     length = context_length(model.net) if data["max_length"] is None else data["max_length"]
     return make_datamodule(
         locate(data["_target_"], "data._target_"),
-        {**data, "corpus": instantiate(data["corpus"]), "max_length": length},
+        {**with_corpora(data), "max_length": length},
         tokenizer=model.tokenizer,
         template=None if template is None else template.state(),
         batch_size=data["batch_size"],
@@ -93,7 +93,7 @@ def _classified(cfg: dict[str, Any], model: "Classifier") -> "ClassifierEvaluati
         )
     if "_target_" not in data:
         return model.evaluate(split=split, **settings)
-    corpus = instantiate(data["corpus"])
+    corpus = instantiate(data.get("corpus"))
     if not isinstance(corpus, LabelledCorpus):
         raise InputError(
             f"checkpoint={cfg['checkpoint']} is a classifier, but these data have no labels: give"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gptpl.data.packing import PackedBatch, Packing, pack_documents
+from gptpl.data.packing import PackedBatch, Packing
 from gptpl.data.pretraining.encoding import alone, encode_corpus
 from gptpl.data.pretraining.shards import encode_documents
 from gptpl.data.pretraining.token_cache import (
@@ -234,6 +234,11 @@ class SequenceData(TrainingData):
 
     @property
     @abstractmethod
+    def corpora(self) -> list[Corpus]:
+        """The text."""
+
+    @property
+    @abstractmethod
     def encoded(self) -> EncodedCorpus | ShardedCorpus:
         """Both splits as token arrays; encoded, or opened from the cache, when first asked for."""
 
@@ -289,14 +294,25 @@ class SequenceData(TrainingData):
         if self.packing == "concat":
             T, stride = self.max_length, self.stride
             return TokenSequences(tokens, max_length=T, stride=stride, split=SPLITS[split])
-        return PackedSequences(tokens, self._packing(encoded, tokens, split), max_length=self.max_length)
+        if len(tokens) < 2:
+            raise InputError(
+                f"the {SPLITS[split]} split has {len(tokens)} tokens, none to learn: give more text"
+            )
+        packing = self._packing(encoded, tokens, split)
+        return PackedSequences(tokens, packing, max_length=self.max_length)
 
     def _packing(
         self, encoded: EncodedCorpus | ShardedCorpus, tokens: Tokens | ShardedTokens, split: Split
     ) -> Packing:
-        """The packing of a split, made once and kept in the cache."""
-        text = [encoded.stats.content_sha256, encoded.tokenizer.sha256, self.split, self.train_ratio]
-        identity = [PACKING_VERSION, *text, self.val_tokens, split, len(tokens), self.max_length]
+        """The packing of a split, made once and kept in the cache, as the tokens are."""
+        eot_id, T = encoded.tokenizer.eot_id, self.max_length
+        if isinstance(tokens, ShardedTokens):
+            files = tokens.identity
+        elif isinstance(tokens, np.memmap) and tokens.filename is not None:
+            files = ["/".join(Path(tokens.filename).parts[-3:]), len(tokens)]
+        else:  # the cache cannot be written
+            return Packing.of(tokens, eot_id=eot_id, T=T)
+        identity = [PACKING_VERSION, files, eot_id, T]
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         folder = (self.cache_dir or default_cache_dir()) / "packed" / name
         with suppress(OSError, ValueError, KeyError):
@@ -305,13 +321,12 @@ class SequenceData(TrainingData):
             with suppress(OSError, ValueError, KeyError):
                 return Packing.read(folder)
             log.info("packing the %s documents of %s", SPLITS[split], self.name)
-            made = pack_documents(tokens, eot_id=encoded.tokenizer.eot_id, T=self.max_length)
             try:
-                made.write(folder)
+                Packing.write(folder, tokens, eot_id=eot_id, T=T)
                 return Packing.read(folder)
             except OSError as error:
                 log.warning("cannot keep the packing in %s (%s): it stays in memory", folder, error)
-                return made
+                return Packing.of(tokens, eot_id=eot_id, T=T)
 
     def steps_per_epoch(self, *, world_size: int = 1, accumulate: int = 1) -> int:
         """As the base class; also raises InputError where other processes cannot read the cached tokens."""
@@ -413,6 +428,11 @@ class TextDataModule(SequenceData):
         self.name = corpus.name
         self.split = split
         self.computed_order = split == "documents"
+
+    @property
+    def corpora(self) -> list[Corpus]:
+        """The one."""
+        return [self.corpus]
 
     @cached_property
     def encoded(self) -> EncodedCorpus | ShardedCorpus:

@@ -3,7 +3,8 @@
 An epoch takes a number of sequences from each source. Which one comes when is a function of seed, epoch and
 place: the places of the epoch are permuted, and to each source belong as many numbers as it gives sequences.
 The n-th draw from a source, counted over all epochs, is the n-th sequence of its own permutations, one after
-the other: after any epoch none of them has been read more than once more often than another.
+the other: after any epoch none of them has been drawn more than once more often than another. (As always,
+what does not fill an epoch's last batch is drawn and not read.)
 """
 
 # N global batches, R ranks, B examples in a rank's batch, S sources
@@ -12,6 +13,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -32,7 +34,15 @@ from gptpl.data.pretraining.datamodule import (
 from gptpl.data.pretraining.encoding import count_duplicates, vocabulary_sha256
 from gptpl.data.pretraining.shards import leak_sample
 from gptpl.data.pretraining.token_cache import CorpusStats, ShardedCorpus, ShardedTokens, Tokens
-from gptpl.data.sampler import PADDING, EpochSampler, Indices, evenly_spaced, permutation_keys, permuted
+from gptpl.data.sampler import (
+    PADDING,
+    EpochSampler,
+    Indices,
+    InOrder,
+    evenly_spaced,
+    permutation_keys,
+    permuted,
+)
 from gptpl.data.sources import Corpus, TextFiles
 from gptpl.data.splits import Split
 from gptpl.data.training_data import Batches
@@ -50,8 +60,8 @@ class Source:
     """A corpus and how much of it an epoch of the mixture takes: one of the three.
 
     Attributes:
-        weight: its share of the sequences, relative to the other sources' weights; an epoch is then as long
-            as it can be without reading a sequence of any source twice.
+        weight: its share of the sequences, relative to the other sources' weights; in an epoch as many are
+            drawn from each as until the first of the sources has been drawn as a whole.
         epochs: how often it is read in one epoch of the mixture; 0.5 is every other sequence.
         tokens: how many of its tokens are.
     """
@@ -74,7 +84,7 @@ class Source:
                 f"data.sources.{name} must be settings such as {{path: FOLDER, weight: 1}}, got {given!r}"
             )
         else:
-            settings = {"pattern": None, **given}
+            settings = dict(given)
             share = {key: settings.pop(key) for key in _SHARES if key in settings}
             corpus = settings.pop("corpus", None)
             known = ("path", "pattern", "field", *(each.name for each in fields(cls)))
@@ -83,8 +93,8 @@ class Source:
                     f"data.sources.{name} has no setting {unknown[0]!r}: choose of {', '.join(known)}"
                 )
             if corpus is None:
-                corpus = TextFiles(name=name, **settings)
-            elif not isinstance(corpus, Corpus) or {"path", "field"} & settings.keys():
+                corpus = TextFiles(name=name, **({"pattern": None} | settings))
+            elif not isinstance(corpus, Corpus) or settings:
                 raise InputError(
                     f"data.sources.{name}: give path, pattern and field of files, or a corpus with the"
                     " _target_ of a Corpus"
@@ -113,6 +123,11 @@ def sources_of(given: Mapping[str, Any] | None) -> dict[str, Source]:
         )
     if not isinstance(given, Mapping):
         raise InputError("data.sources must have names, {NAME: {path: FOLDER, weight: 1}}, not be a list")
+    for name in given:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+            raise InputError(
+                f"data.sources has the name {name!r}: give a word of letters, digits, '.', '-' and '_'"
+            )
     sources = {name: Source.of(name, each) for name, each in given.items()}
     weighted = [source.weight for source in sources.values() if source.weight is not None]
     if weighted and len(weighted) < len(sources):
@@ -126,7 +141,7 @@ class MixtureDataModule(SequenceData):
     """The sequences of several corpora; each is divided as by `encode_documents`.
 
     Validation text is that of all sources, each with up to `val_tokens` tokens whatever its share: mixtures
-    of the same sources are validated on the same. An evaluation takes equally much of each.
+    of the same sources are validated on the same. An evaluation of some batches takes as many of each.
 
     Args:
         sources: by name, each a `Source`, or its settings: `path`, `pattern` and `field` of `TextFiles` or
@@ -165,7 +180,8 @@ class MixtureDataModule(SequenceData):
         try:
             return self.encode_documents(corpus, tokenizer)
         except InputError as error:
-            raise InputError(f"data.sources.{name}: {error}") from error
+            text = str(error).replace("use data=text_file, which divides the text by characters", "give more")
+            raise InputError(f"data.sources.{name}: {text}") from error
 
     @cached_property
     def encoded(self) -> ShardedCorpus:
@@ -237,13 +253,12 @@ class MixtureDataModule(SequenceData):
         counts = []
         for n, (name, source) in enumerate(self.sources.items()):
             share = source.weight, source.epochs, source.tokens
-            wanted = (
-                scale * weighted[n]
-                if n in weighted
-                else source.epochs * available[n]
-                if source.epochs is not None
-                else cast(float, source.tokens) / self.max_length
-            )
+            if n in weighted:
+                wanted = scale * weighted[n]
+            elif source.epochs is not None:
+                wanted = source.epochs * available[n]
+            else:
+                wanted = cast(float, source.tokens) / self._tokens_a_sequence(n)
             counts.append(round(wanted))
             if not counts[-1] and any(share):
                 raise InputError(
@@ -252,16 +267,18 @@ class MixtureDataModule(SequenceData):
                 )
         return counts
 
+    def _tokens_a_sequence(self, source: int) -> float:
+        found = self.examples("train").parts[source]
+        return found.packing.tokens / len(found) if isinstance(found, PackedSequences) else self.max_length
+
     @property
     def train_examples(self) -> int:
         """The sequences of an epoch, repeated ones included."""
         return self.draws.count
 
     def make_sampler(self, kind: type[EpochSampler], **settings: Any) -> EpochSampler:
-        """A sampler that takes from each source what its share is; in order: the first sequences."""
-        if kind is not EpochSampler:
-            return super().make_sampler(kind, **settings)
-        return MixtureSampler(self.draws, **settings)
+        """A sampler that takes from each source what its share is; in order: one source after the other."""
+        return (MixtureSampler if kind is EpochSampler else MixtureInOrder)(self.draws, **settings)
 
     def evaluated_indices(self, split: Split, wanted: int) -> Indices:
         """Of training sequences some in the proportions of the first epoch."""
@@ -373,3 +390,7 @@ class MixtureSampler(EpochSampler):
 
     def _indices(self, places: Indices) -> Indices:
         return self._draws.indices(super()._indices(places), epoch=self.epoch)
+
+
+class MixtureInOrder(MixtureSampler, InOrder):
+    """For `overfit_batches`, see `InOrder`."""

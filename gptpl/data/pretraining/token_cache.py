@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -48,7 +49,6 @@ class ShardedTokens:
         self._paths = [str(path) for path in paths]
         self._lengths = list(lengths)
         self._ends = np.cumsum(lengths, dtype=np.int64)
-        self._open: dict[int, Tokens] = {}
 
     @classmethod
     def joined(cls, parts: Sequence["ShardedTokens"]) -> Self:
@@ -74,17 +74,19 @@ class ShardedTokens:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype)
 
-    def _shard(self, number: int) -> Tokens:
-        if number not in self._open:
-            if len(self._open) >= _OPEN_SHARDS:
-                self._open.clear()
-            tokens = np.memmap(self._paths[number], self.dtype, "r", shape=(self._lengths[number],))
-            self._open[number] = tokens
-        return self._open[number]
+    @property
+    def identity(self) -> list[str | int]:
+        """The files' names in the cache, which are never written again, and their lengths."""
+        return [*("/".join(Path(path).parts[-3:]) for path in self._paths), *self._lengths]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without open files, for worker processes."""
-        return self.__dict__ | {"_open": {}}
+    def _shard(self, number: int) -> Tokens:
+        return _mapped(self._paths[number], self.dtype, self._lengths[number])
+
+
+@lru_cache(maxsize=_OPEN_SHARDS)
+def _mapped(path: str, dtype: np.dtype[np.unsignedinteger], length: int) -> Tokens:
+    """The tokens of a file; all corpora of a process together keep so many open."""
+    return np.memmap(path, dtype, "r", shape=(length,))
 
 
 @dataclass(frozen=True, kw_only=True)

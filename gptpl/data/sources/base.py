@@ -162,7 +162,7 @@ def sampled(corpus: Corpus, most: int | None = None) -> Iterator[str]:
             continue
         for text, _ in corpus.sections(piece):
             yield text
-            read += len(text)
+            read += len(text.encode("utf-8", "surrogatepass"))
             if share < 1 and read >= share * passed:
                 break
 

@@ -57,7 +57,7 @@ class HuggingFaceDataset(Corpus):
         streaming: read from the hub while encoding, and keep only the tokens.
         name: what reports call it.
 
-    Raises InputError for what is not there, in the network or on the disk, and where a row has no text.
+    Raises InputError for what is not there, in the network or on the disk, and a column that has no texts.
     """
 
     def __init__(
@@ -133,27 +133,22 @@ class HuggingFaceDataset(Corpus):
     def _texts(self, piece: Piece) -> Iterator[str]:
         if piece.path is not None:
             rows = self._column(piece.path).slice(piece.start, (piece.end or 0) - piece.start)
-            yield from self._of_rows(rows, str(piece.path), piece.start)
+            yield from self._of_rows(rows, str(piece.path))
             return
-        stream, row, path = self._opened.stream, 0, f"data.path={self._path}"
+        stream, path = self._opened.stream, f"data.path={self._path}"
         place = f"{path}, shard {piece.start} of {stream.num_shards}"
         with _failures(place, "check the network, and start again: finished shards are kept"):
             shard = stream.shard(num_shards=stream.num_shards, index=piece.start).with_format("arrow")
             for table in shard.iter(batch_size=_ROWS):
                 check_text_column(table.schema, self._field, path)
-                yield from self._of_rows(table.column(self._field), place, row)
-                row += len(table)
+                yield from self._of_rows(table.column(self._field), place)
 
-    def _of_rows(self, column: Any, place: str, first: int) -> Iterator[str]:
+    def _of_rows(self, column: Any, place: str) -> Iterator[str]:
+        """The texts; one that is null is blank."""
         for start in range(0, len(column), _ROWS):
             with _failures(place, "repair it"):
                 texts = column.slice(start, _ROWS).to_pylist()
-            if None in texts:
-                row = first + start + texts.index(None)
-                raise InputError(
-                    f"{place}, row {row} (the first is 0): {self._field!r} is null: filter such rows out"
-                )
-            yield from texts
+            yield from (text or "" for text in texts)
 
     def _column(self, path: Path) -> Any:
         """The column of a file, mapped into memory."""

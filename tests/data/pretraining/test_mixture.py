@@ -12,6 +12,7 @@ import pytest
 from gptpl.data.pretraining import mixture
 from gptpl.data.pretraining.mixture import Draws, MixtureDataModule, MixtureSampler, Source
 from gptpl.data.pretraining.shards import encode_documents
+from gptpl.data.sampler import InOrder
 from gptpl.data.sources import Tale, TextFiles
 from gptpl.errors import InputError
 from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
@@ -57,7 +58,7 @@ def letters_of(data: MixtureDataModule, epochs: int = 1) -> list[Counter[str]]:
     return found
 
 
-def test_weights_are_shares_and_nothing_is_read_twice_in_an_epoch(tmp_path: Path) -> None:
+def test_weights_are_shares_and_nothing_is_drawn_twice_before_all_is(tmp_path: Path) -> None:
     data = made(tmp_path, {"a": {"weight": 1}, "b": {"weight": 2}, "c": {"weight": 0}})
     available = dict(zip("abc", map(len, data.examples("train").parts), strict=True))
     assert available["a"] > available["b"] / 2  # so all of b is read
@@ -84,7 +85,7 @@ def test_epochs_and_tokens_may_be_mixed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("counts", [[7, 5, 0], [3, 40, 11], [20, 1, 1]])
-def test_after_any_epoch_all_of_a_source_have_been_read_equally_often(counts: list[int]) -> None:
+def test_after_any_epoch_all_of_a_source_have_been_drawn_equally_often(counts: list[int]) -> None:
     ranges = [range(7), range(7, 12), range(12, 20)]
     draws = Draws(ranges, counts, seed=3)
     read: Counter[int] = Counter()
@@ -193,12 +194,24 @@ def test_a_vocabulary_is_made_from_all_sources(tmp_path: Path) -> None:
 
 
 def test_packed_documents_of_sources(tmp_path: Path) -> None:
-    data = made(tmp_path, {"a": {"epochs": 1}, "b": {"epochs": 2}}, packing="best_fit", max_length=50)
-    for batch in data.train_dataloader():
-        for inputs, segments in zip(batch.inputs, batch.segments, strict=True):
-            letters = {chr(token) for token in inputs[segments > 0].tolist() if 97 <= token < 123}
-            assert len(letters) == 1, "a row has documents of one source"
+    data = made(tmp_path, {"a": {"epochs": 1}, "b": {"tokens": 900}}, packing="best_fit", max_length=64)
+    rows = data.examples("train").parts[1]
+    # A document has 41 or 42 tokens, of which no two fit into a row.
+    assert {len(rows.packing.lengths), rows.packing.documents, len(rows)} == {len(rows)}
+    assert data.draws.counts[1] == round(900 / (rows.packing.tokens / len(rows))) > 900 / 64
     assert data.module_settings() == {"packed": True}
+    report = "\n".join(data.report(parameters=None, world_size=1))
+    assert "0 of 87 documents are longer than one" in report or "documents are longer than one" in report
+
+
+def test_overfitting_takes_the_sources_of_the_mixture(tmp_path: Path) -> None:
+    data = made(tmp_path, {"a": {"weight": 0}, "b": {"weight": 1}})
+    sampler = data.make_sampler(
+        InOrder, batch_size=3, seed=1, shuffle=False, rank=0, world_size=1, computed=True
+    )
+    first = len(data.examples("train").parts[0])
+    assert min(sampler) >= first
+    assert isinstance(sampler, InOrder)
 
 
 def test_a_source_may_be_a_corpus_of_ones_own(tmp_path: Path) -> None:
@@ -249,6 +262,9 @@ def test_what_is_wrong_with_a_source_names_it(tmp_path: Path) -> None:
             r"data\.sources\.a: give path, pattern and field of files, or a",
         ),
         ({"a": {"corpus": Tale(), "path": "x", "weight": 1}}, r"data\.sources\.a: give path, pattern and"),
+        ({"a": {"corpus": Tale(), "pattern": "x", "weight": 1}}, r"data\.sources\.a: give path, pattern and"),
+        ({2023: {"path": "x", "weight": 1}}, r"data\.sources has the name 2023: give a word"),
+        ({"{}": {"path": "x", "weight": 1}}, r"data\.sources has the name '{}': give a word"),
         ({"a": 3}, r"data\.sources\.a must be settings such as"),
         ([{"path": "x", "weight": 1}], r"data\.sources must have names"),
     ],

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -486,14 +487,14 @@ def test_shards_are_one_sequence(
         tokens[start : start + length].tofile(paths[-1])
         start += length
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_cache, "_OPEN_SHARDS", 2)
+        patch.setattr(token_cache, "_mapped", lru_cache(maxsize=2)(token_cache._mapped.__wrapped__))
         found = ShardedTokens(paths, lengths, np.dtype(np.uint16))
         assert len(found) == len(tokens)
         for _ in range(10):
             place = slice(data.draw(st.integers(-5, 60)), data.draw(st.integers(-5, 60)))
             assert np.array_equal(found[place], tokens[place])
         assert np.array_equal(np.asarray(found), tokens)
-        assert len(found._open) <= 2
+        assert token_cache._mapped.cache_info().currsize <= 2
         again = pickle.loads(pickle.dumps(found))  # noqa: S301
         assert np.array_equal(again[:], tokens)
 
