@@ -30,7 +30,7 @@ import psutil
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
-PARTS = ("speed", "kills", "opening", "loader", "tokenizers")
+PARTS = ("speed", "kills", "opening", "loader", "tokenizers", "extremes")
 SUFFIXES = (".py", ".md", ".txt", ".rst")
 SMALL_FILES = 100_000
 VAL_TOKENS = 2_000_000
@@ -430,6 +430,26 @@ def tokenizers(place: Path) -> dict[str, Any]:
     return {"learning": learning, "on_20_mb": table}
 
 
+def extremes(place: Path) -> dict[str, Any]:
+    """A document of a gigabyte, beside small ones, and ten million documents of ten bytes."""
+    found = {}
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        one = Path(folder, "one")
+        one.mkdir()
+        with (place / "one/all.txt").open("rb") as text, (one / "large.txt").open("wb") as large:
+            for _ in range(1000):
+                large.write(text.read(1_000_000))
+        for number in range(100):
+            (one / f"{number}.txt").write_text(f"A small document, number {number}.", encoding="utf-8")
+        found["one of 1 GB, 100 small ones"] = timed(ENCODE, one, Path(folder, "cache/one"))
+        many = Path(folder, "many")
+        many.mkdir()
+        with (many / "all.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(f'{{"text": "{number:010}"}}\n' for number in range(10_000_000))
+        found["10,000,000 of 10 bytes"] = timed(ENCODE, many, Path(folder, "cache/many"))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -454,6 +474,7 @@ def main() -> None:
         "opening": lambda: opening(place),
         "loader": lambda: loader(place),
         "tokenizers": lambda: tokenizers(place),
+        "extremes": lambda: extremes(place),
     }
     for part in options.parts:
         record[part] = run[part]()
