@@ -105,6 +105,13 @@ def test_after_any_epoch_all_of_a_source_have_been_drawn_equally_often(counts: l
     assert len(orders) == 9
 
 
+def test_every_reading_of_a_source_has_an_order_of_its_own() -> None:
+    draws = Draws([range(30), range(30, 60)], [30, 30], seed=1)
+    read = [draws.indices(np.arange(60), epoch=epoch).tolist() for epoch in range(3)]
+    orders = [tuple(index % 30 for index in own[start : start + 30]) for own in read for start in (0, 30)]
+    assert len(set(orders)) == 6
+
+
 def test_the_order_is_the_same_for_any_number_of_ranks_and_from_any_batch_on() -> None:
     draws = Draws([range(50), range(50, 80)], [20, 30], seed=1)
 
