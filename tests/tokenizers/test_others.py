@@ -107,6 +107,8 @@ def test_other_merges_of_the_same_tokens_are_another_tokenizer() -> None:
     other = FileTokenizer.from_json(json.dumps(content))
     assert list(other.vocabulary_bytes()) == list(TRAINED.vocabulary_bytes())
     assert other.sha256 != TRAINED.sha256
+    two = train_bpe([TEXT], vocab_size=300, special_tokens=["</s>", END_OF_TEXT])
+    assert FileTokenizer.from_json(two.json).sha256 != two.sha256, "another token ends a text"
 
 
 def test_what_a_file_says_of_truncation_padding_and_tokens_around_is_left_out() -> None:
@@ -127,6 +129,10 @@ def test_what_a_file_says_of_truncation_padding_and_tokens_around_is_left_out() 
     }
     tokenizer = FileTokenizer.from_json(json.dumps(content))
     assert tokenizer.encode("the cat sat").tolist() == TRAINED.encode("the cat sat").tolist()
+    content["added_tokens"].append(added("<|once|>", 300, single_word=True))
+    in_library = FileTokenizer.from_json(json.dumps(content))
+    assert in_library._fast is None
+    assert in_library.encode("the cat sat").tolist() == TRAINED.encode("the cat sat").tolist()
 
 
 def word_level(**changes: Any) -> str:
