@@ -103,6 +103,17 @@ def test_evaluated_on_another_mixture(gptpl):
     assert "mixture of tales, split val" in outcome.out
 
 
+def test_a_source_may_name_a_class(gptpl):
+    named = "corpus: {_target_: gptpl.data.sources.TextFiles, path: news, pattern: null}, weight: 1"
+    of = [each for each in TRAIN if not each.startswith("data.sources")]
+    assert gptpl(*of, f"data.sources={{news: {{{named}}}}}").status == 0
+    outcome = gptpl("evaluate", "checkpoint=run")
+    assert outcome.status == 0, outcome.err
+    assert "mixture of news, split val" in outcome.out
+    outcome = gptpl("tokenizer", "train", "data=mixture", f"data.sources={{news: {{{named}}}}}")
+    assert outcome.status == 0, outcome.err
+
+
 def test_two_fields_of_one_file_can_be_looked_at(gptpl, tmp_path):
     lines = [json.dumps({"en": f"the tide {n}", "de": f"die Flut war sehr hoch {n}"}) for n in range(50)]
     (tmp_path / "both.jsonl").write_text("\n".join(lines))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptpl.data.sources import PythonStdlib, TextFiles, base, formats
-from gptpl.data.sources.base import Piece, in_sections
+from gptpl.data.sources.base import Piece, in_sections, sampled
 from gptpl.errors import InputError
 from gptpl.tokenizers import GPT2Tokenizer
 
@@ -267,3 +267,29 @@ def test_an_empty_document_in_a_text_that_is_divided_by_characters(tmp_path: Pat
     path.write_bytes(gzip.compress(json_lines(["a", " "])))
     with pytest.raises(InputError, match="has an empty document"):
         list(TextFiles(path).documents())
+
+
+# ------------------------------------------------------------------------------------------------- samples
+
+
+def test_a_sample_is_evenly_spread_over_files(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"{number:03}.txt").write_text(f"{number:03}" + "é" * 498)  # 999 bytes
+    corpus = TextFiles(tmp_path, pattern=None)
+    assert [text[:3] for text in sampled(corpus)] == [f"{number:03}" for number in range(100)]
+    read = [int(text[:3]) for text in sampled(corpus, 20_000)]
+    assert 18 <= len(read) <= 22
+    assert set(np.diff(read)) <= {4, 5, 6}
+
+
+def test_of_large_files_the_beginnings_of_all_parts_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "PIECE_BYTES", 10_000)
+    lines = [json.dumps({"text": f"{number:05}"}) for number in range(10_000)]  # 18 bytes each
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    read = [int(text) for text in sampled(TextFiles(tmp_path, pattern=None), 6_000)]
+    assert 1000 <= len(read) <= 1400  # of 5 bytes
+    assert min(read) < 100
+    assert max(read) > 9000
+    assert len(np.flatnonzero(np.diff(read) > 1)) >= 10
