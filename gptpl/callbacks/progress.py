@@ -266,5 +266,7 @@ def _terminal_handlers() -> list["logging.StreamHandler[Any]"]:
         handler
         for logger in (logging.root, *logging.root.manager.loggerDict.values())
         for handler in getattr(logger, "handlers", ())  # a placeholder has none
-        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)
+        # One of `logging.lastResort`'s class has no stream of its own: it writes to whatever sys.stderr is.
+        if isinstance(handler, logging.StreamHandler) and "stream" in vars(handler)
+        if handler.stream in (sys.stdout, sys.stderr)
     ]

@@ -75,7 +75,9 @@ class Resumption:
         """Raises InputError if the data are not those that the run was trained on, by their hash."""
         if difference := datamodule.difference(self.header["data_sha256"], recorded_rows(self.run_dir)):
             data = self.config.data
-            what = f"data.path={data.path}" if data.get("path") else f"data={datamodule.name}"
+            corpus = data.get("corpus")
+            what = f"data.corpus={corpus._target_}" if corpus else f"data={datamodule.name}"
+            what = f"data.path={data.path}" if data.get("path") else what
             raise InputError(
                 f"{what} holds another text than the run in {self.run_dir} was trained on ({difference}):"
                 " restore the text, or start a new run"

@@ -154,6 +154,8 @@ def test_no_line_of_a_real_terminal_mixes_bar_and_log(
     terminal = RealTerminal()
     monkeypatch.setattr("gptpl.callbacks.progress.REDRAW_SECONDS", 0.0)
     monkeypatch.setattr(sys, "stderr", terminal.stream)
+    # As dill's logger has it, which torch imports where it is installed.
+    monkeypatch.setattr(logging.getLogger("other"), "handlers", [logging.lastResort])
     with console():
         training.fit(ProgressBar(), Warn())
     assert sys.stderr is terminal.stream, "the bar did not give the stream back"
