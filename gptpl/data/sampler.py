@@ -15,6 +15,8 @@ from gptpl.errors import InputError
 
 Indices = NDArray[np.int64]
 _ROUNDS = 6
+_AT_A_TIME = 64
+"""Batches whose order is computed at once."""
 PADDING = -1
 """In place of an example's index: a row that counts nowhere."""
 
@@ -92,8 +94,10 @@ class EpochSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         start_epoch, start_batch = self.start
         first = start_batch if self.epoch == start_epoch else 0
-        for batch in range(self.batches)[first : self.limit]:
-            yield from self.order(batch, batch + 1)[0, self.rank].tolist()
+        batches = range(self.batches)[first : self.limit]
+        for start in range(batches.start, batches.stop, _AT_A_TIME):
+            order = self.order(start, min(start + _AT_A_TIME, batches.stop))  # (N, R, B)
+            yield from order[:, self.rank].flatten().tolist()
 
     def __len__(self) -> int:
         return self.batches * self.batch_size
