@@ -175,6 +175,9 @@ def test_of_our_own_packages_only_what_its_place_expects(target, theirs):
     assert "which is not a Callback: it is not used" in theirs.resumed()
 
 
+FETCHED = {"_target_": "gptpl.tokenizers.TiktokenTokenizer", "encoding": "o200k_base"}
+
+
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
@@ -189,6 +192,8 @@ def test_of_our_own_packages_only_what_its_place_expects(target, theirs):
         (at("callbacks.evil", "${data.corpus}"), "gptpl.data.sources.Tale, which is not a Callback"),
         (at("data._target_", MNIST), "which is not a TrainingData"),
         (at("task._target_", BORING), "which is not a TrainingModule"),
+        (at("tokenizer.x", FETCHED), "tokenizer.x._target_=gptpl.tokenizers.TiktokenTokenizer"),
+        (at("data.corpus.x", FETCHED), "data.corpus.x._target_=gptpl.tokenizers.TiktokenTokenizer"),
     ],
 )  # fmt: skip
 def test_classes_in_settings_and_in_lists(edit, named, theirs):
