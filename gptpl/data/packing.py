@@ -2,11 +2,13 @@
 
 # P pieces of documents, S rows, T tokens in a row, N tokens of a text, B rows in a batch
 
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,15 +97,16 @@ class Packing:
     @classmethod
     def of(cls, tokens: _Tokens, *, eot_id: int, T: int) -> Self:
         """The packing of the documents of a text, in memory; see `pack_documents`."""
-        blocks = list(pack_documents(tokens, eot_id=eot_id, T=T))
-        return cls(
-            starts=np.concatenate([np.empty(0, np.int64), *(block.starts for block in blocks)]),
-            lengths=np.concatenate([np.empty(0, np.uint32), *(block.lengths for block in blocks)]),
-            rows=np.concatenate([np.zeros(1, np.int64), *(block.sizes for block in blocks)]).cumsum(),
-            documents=sum(block.documents for block in blocks),
-            cut=sum(block.cut for block in blocks),
-            tokens=sum(int(block.lengths.sum()) for block in blocks),
+        files = {name: io.BytesIO() for name in _TYPES}
+        counts = _write(files, tokens, eot_id=eot_id, T=T)
+        return cls._from(
+            {name: np.frombuffer(files[name].getvalue(), _TYPES[name]) for name in files}, counts
         )
+
+    @classmethod
+    def _from(cls, arrays: Mapping[str, NDArray[Any]], counts: Mapping[str, int], **more: Any) -> Self:
+        own = {name: counts[name] for name in ("documents", "cut", "tokens")}
+        return cls(**cast(dict[str, Any], {**arrays, **own}), **more)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -113,12 +116,11 @@ class Packing:
         for name, length in shapes.items():
             if (folder / f"{name}.bin").stat().st_size != length * _TYPES[name].itemsize:
                 raise ValueError(f"{folder} is incomplete")
-        kept: dict[str, Any] = {
+        arrays = {
             name: np.memmap(folder / f"{name}.bin", _TYPES[name], "r", shape=(length,))
             for name, length in shapes.items()
         }
-        kept |= {name: counts[name] for name in ("documents", "cut", "tokens")}
-        return cls(**kept, folder=folder)
+        return cls._from(arrays, counts, folder=folder)
 
     @staticmethod
     def write(folder: Path, tokens: _Tokens, *, eot_id: int, T: int) -> None:
@@ -127,22 +129,11 @@ class Packing:
         The memory does not grow with the text.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        counts = dict.fromkeys(("documents", "cut", "tokens", "pieces", "rows"), 0)
-        with (
-            new_file(folder / "starts.bin", durable=True) as starts,
-            new_file(folder / "lengths.bin", durable=True) as lengths,
-            new_file(folder / "rows.bin", durable=True) as rows,
-        ):
-            rows.write(np.zeros(1, np.int64).tobytes())
-            for block in pack_documents(tokens, eot_id=eot_id, T=T):
-                starts.write(block.starts.tobytes())
-                lengths.write(block.lengths.tobytes())
-                rows.write((counts["pieces"] + block.sizes.cumsum()).astype(np.int64).tobytes())
-                counts["documents"] += block.documents
-                counts["cut"] += block.cut
-                counts["tokens"] += int(block.lengths.sum())
-                counts["pieces"] += len(block.starts)
-                counts["rows"] += len(block.sizes)
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context(new_file(folder / f"{name}.bin", durable=True)) for name in _TYPES
+            }
+            counts = _write(files, tokens, eot_id=eot_id, T=T)
         write_atomically(folder / "counts.json", json.dumps(counts), durable=True)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -159,6 +150,22 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "lengths": np.dtype(np.uint32),
     "rows": np.dtype(np.int64),
 }
+
+
+def _write(files: Mapping[str, BinaryIO], tokens: _Tokens, *, eot_id: int, T: int) -> dict[str, int]:
+    """Write the arrays of a packing as they are made; returns its numbers."""
+    counts = dict.fromkeys(("documents", "cut", "tokens", "pieces", "rows"), 0)
+    files["rows"].write(np.zeros(1, np.int64).tobytes())
+    for block in pack_documents(tokens, eot_id=eot_id, T=T):
+        files["starts"].write(block.starts.tobytes())
+        files["lengths"].write(block.lengths.tobytes())
+        files["rows"].write((counts["pieces"] + block.sizes.cumsum()).astype(np.int64).tobytes())
+        counts["documents"] += block.documents
+        counts["cut"] += block.cut
+        counts["tokens"] += int(block.lengths.sum())
+        counts["pieces"] += len(block.starts)
+        counts["rows"] += len(block.sizes)
+    return counts
 
 
 class _Block(NamedTuple):

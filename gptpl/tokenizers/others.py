@@ -265,7 +265,7 @@ _MOST_UNUSED = 100_000
 
 
 def _check_ids(ids: Collection[Any], source: str) -> None:
-    """Raise InputError unless they are different whole numbers, hardly larger than there are."""
+    """Raise InputError unless the ids are distinct integers from 0 on, with few unused ones."""
     largest = len(ids) + _MOST_UNUSED
     if wrong := [each for each in ids if type(each) is not int or not 0 <= each < largest]:
         raise InputError(f"{source} has the token id {shortened(repr(wrong[0]), 40)}: it is damaged")

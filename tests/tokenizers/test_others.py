@@ -35,6 +35,18 @@ TRAINED = train_bpe([TEXT], vocab_size=300)
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+AROUND: dict[str, Any] = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}},
+}
+"""A post-processor that puts the end of text before a text."""
+
+
 @pytest.fixture(scope="module")
 def gpt2_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpt2")
@@ -118,15 +130,7 @@ def test_what_a_file_says_of_truncation_padding_and_tokens_around_is_left_out() 
         "strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": None,
         "pad_id": 0, "pad_type_id": 0, "pad_token": END_OF_TEXT,
     }  # fmt: skip
-    content["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [
-            {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-        ],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}},
-    }
+    content["post_processor"] = AROUND
     tokenizer = FileTokenizer.from_json(json.dumps(content))
     assert tokenizer.encode("the cat sat").tolist() == TRAINED.encode("the cat sat").tolist()
     content["added_tokens"].append(added("<|once|>", 300, single_word=True))
@@ -456,15 +460,7 @@ def test_the_separator_is_not_learned() -> None:
 
 def test_an_export_puts_nothing_around_a_text(tmp_path: Path) -> None:
     content = json.loads(TRAINED.json)
-    content["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [
-            {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-        ],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}},
-    }
+    content["post_processor"] = AROUND
     tokenizer = FileTokenizer.from_json(json.dumps(content))
     write_tokenizer(tokenizer, tmp_path, context_length=8)
     theirs = AutoTokenizer.from_pretrained(tmp_path)

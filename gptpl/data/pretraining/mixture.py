@@ -14,8 +14,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Unpack, cast
@@ -29,7 +29,6 @@ from gptpl.data.pretraining.datamodule import (
     PackedSequences,
     SequenceData,
     SequenceSettings,
-    TokenSequences,
 )
 from gptpl.data.pretraining.encoding import count_duplicates, vocabulary_sha256
 from gptpl.data.pretraining.shards import leak_sample
@@ -44,13 +43,13 @@ from gptpl.data.sampler import (
     permuted,
 )
 from gptpl.data.sources import Corpus, TextFiles
+from gptpl.data.sources.base import sampled
 from gptpl.data.splits import Split
 from gptpl.data.training_data import Batches
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir as default_cache_dir
 from gptpl.files.durable import write_atomically
 from gptpl.text import table
-from gptpl.tokenizers import Tokenizer
 
 _SHARES = ("weight", "epochs", "tokens")
 
@@ -168,20 +167,12 @@ class MixtureDataModule(SequenceData):
         """The tokens of every source; encoded, or opened from the cache, when first asked for."""
         tokenizer = self._given_tokenizer
         if vocabulary_sha256(tokenizer) is None:
-            tokenizer = tokenizer.fitted_to(
-                text
-                for corpus in self.corpora
-                for piece in corpus.pieces()
-                for text, _ in corpus.sections(piece)
-            )
-        return [self._encoded(name, source.corpus, tokenizer) for name, source in self.sources.items()]
-
-    def _encoded(self, name: str, corpus: Corpus, tokenizer: Tokenizer) -> ShardedCorpus:
-        try:
-            return self.encode_documents(corpus, tokenizer)
-        except InputError as error:
-            text = str(error).replace("use data=text_file, which divides the text by characters", "give more")
-            raise InputError(f"data.sources.{name}: {text}") from error
+            tokenizer = tokenizer.fitted_to(text for corpus in self.corpora for text in sampled(corpus))
+        found = []
+        for name, source in self.sources.items():
+            with _named(name):
+                found.append(self.encode_documents(source.corpus, tokenizer))
+        return found
 
     @cached_property
     def encoded(self) -> ShardedCorpus:
@@ -197,13 +188,14 @@ class MixtureDataModule(SequenceData):
         split = [self.val_tokens, self.train_ratio]
         name = hashlib.sha256(f"{identity} {split}".encode()).hexdigest()
         kept = (self.cache_dir or default_cache_dir()) / "shards" / f"mixture-{name}.json"
-        searched = leak_sample(train)
         try:
-            duplicated, compared = json.loads(kept.read_text(encoding="utf-8"))
+            duplicated, compared, searched = json.loads(kept.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError):
-            duplicated, compared = count_duplicates(searched, val)
+            sample = leak_sample(train)
+            duplicated, compared = count_duplicates(sample, val)
+            searched = len(sample)
             with suppress(OSError):  # a cache that cannot be written: they are counted again next time
-                write_atomically(kept, json.dumps([duplicated, compared]))
+                write_atomically(kept, json.dumps([duplicated, compared, searched]))
 
         def total(count: str) -> int:
             return sum(getattr(part.stats, count) for part in self.parts)
@@ -218,7 +210,7 @@ class MixtureDataModule(SequenceData):
             val_tokens=len(val),
             duplicate_blocks=duplicated,
             compared_blocks=compared,
-            searched_tokens=None if len(searched) == len(train) else len(searched),
+            searched_tokens=None if searched == len(train) else searched,
             content_sha256=hashlib.sha256(identity.encode()).hexdigest(),
         )
 
@@ -227,15 +219,12 @@ class MixtureDataModule(SequenceData):
         if split == "test":
             return super().examples(split)
         if split not in self._joined:
-            self._joined[split] = JoinedSequences([self._of_source(name, split) for name in self.sources])
+            found = []
+            for name, part in zip(self.sources, self.parts, strict=True):
+                with _named(name):
+                    found.append(self.sequences(part, split))
+            self._joined[split] = JoinedSequences(found)
         return self._joined[split]
-
-    def _of_source(self, name: str, split: Split) -> TokenSequences | PackedSequences:
-        part = self.parts[list(self.sources).index(name)]
-        try:
-            return self.sequences(part, split)
-        except InputError as error:
-            raise InputError(f"data.sources.{name}: {error}") from error
 
     @cached_property
     def draws(self) -> "Draws":
@@ -322,6 +311,15 @@ class MixtureDataModule(SequenceData):
                 ]
             )
         return [*lines, *(f"  {line}" for line in table(rows, right=range(1, 6)))]
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Names the source in an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"data.sources.{source}: {error}") from error
 
 
 class JoinedSequences(Dataset[Any]):

@@ -41,7 +41,7 @@ from gptpl.data.pretraining.token_cache import (
     token_dtype,
 )
 from gptpl.data.sources import Corpus
-from gptpl.data.sources.base import Files, Piece, Section
+from gptpl.data.sources.base import Files, Piece, Section, sampled
 from gptpl.data.splits import check_ratios
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir as default_cache_dir
@@ -218,8 +218,7 @@ def encode_documents(
         if found is None:
             found = _with_same_texts(folder, known, corpus, files, check=check)
         if found is None:
-            texts = (text for piece in corpus.pieces() for text, _ in corpus.sections(piece))
-            fitted = tokenizer.fitted_to(texts)
+            fitted = tokenizer.fitted_to(sampled(corpus))
             try:
                 _encode(folder, corpus, fitted, files, val_tokens, train_ratio, workers)
             except OSError as error:
@@ -359,7 +358,7 @@ def _encode_shards(work: _Work, todo: Mapping[int, Sequence[Piece]], workers: in
     progress = _Progress(len(todo), context)
     total = sum(piece.size for pieces in todo.values() for piece in pieces)
     jobs = [(place, number, pieces) for place, (number, pieces) in enumerate(todo.items())]
-    with _bar(progress, total), _speed_logged(progress):
+    with _bar(progress, total):
         if workers == 1 or len(todo) == 1 or total < SHARDS * SMALLEST_SHARD // 4:
             for place, number, pieces in jobs:
                 _encode_shard(work, number, pieces, progress.counter(place))
@@ -404,22 +403,12 @@ def _in_worker(place: int, number: int, pieces: Sequence[Piece]) -> None:
 
 
 @contextmanager
-def _speed_logged(progress: _Progress) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    _, tokens = progress.totals()
-    seconds = time.monotonic() - started
-    log.info("encoded %s tokens in %.1f s: %s a second", f"{tokens:,}", seconds, f"{tokens / seconds:,.0f}")
-
-
-@contextmanager
 def _bar(progress: _Progress, total: int) -> Iterator[None]:
-    """Shows bytes of text, tokens per second and the time that is left, in a terminal."""
-    stop = threading.Event()
+    """Shows bytes of text, tokens per second and the time that is left, in a terminal; logs the speed."""
+    stop, started = threading.Event(), time.monotonic()
 
     def show() -> None:
         with tqdm(total=total, unit="B", unit_scale=True, desc="encoding", disable=None) as bar:
-            started = time.monotonic()
             while True:
                 ended = stop.wait(0.5)
                 read, tokens = progress.totals()
@@ -435,6 +424,8 @@ def _bar(progress: _Progress, total: int) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+    (_, tokens), seconds = progress.totals(), time.monotonic() - started
+    log.info("encoded %s tokens in %.1f s: %s a second", f"{tokens:,}", seconds, f"{tokens / seconds:,.0f}")
 
 
 # --------------------------------------------------------------------------------- the corpus as a whole
@@ -454,7 +445,7 @@ def _finish(work: _Work, shards: int, files: Files, val_tokens: int, train_ratio
         there = count_text(counts["documents"] - counts["blank"], "document")
         raise InputError(
             f"{work.corpus.name} has {there}, too few to validate on some of them: use data=text_file, which"
-            " divides the text by characters"
+            " divides the text by characters, or give more"
         )
     with (
         new_file(folder / "val.bin", durable=True) as val_file,

@@ -152,7 +152,7 @@ def class_name(of: type[Corpus]) -> str:
 
 
 def sampled(corpus: Corpus, most: int | None = None) -> Iterator[str]:
-    """The sections of a corpus, or about `most` bytes of them, evenly spread: None means all."""
+    """The text of all sections of a corpus, or of about `most` bytes of them, evenly spread."""
     pieces = corpus.pieces()
     share = 1.0 if most is None else most / max(1, sum(piece.size for piece in pieces))
     passed = read = 0
