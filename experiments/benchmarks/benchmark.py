@@ -51,6 +51,8 @@ MODELS = ("transformers", "transformers Trainer", "litgpt", "plain", "book")
 VARIANTS = ("fp32", "fp32 compiled", "bf16", "bf16 compiled")
 NEEDS = {"transformers": "transformers", "litgpt": "litgpt", "book": "llms_from_scratch"}
 PARTS = ("default_run", "busy", "choices", "speed")
+HOPELESS_PRODUCTS = 4.0
+"""A precision whose matrix products alone take so many times longer than the other's is not tried at all."""
 HOPELESS = 1.2
 """A variant that is so many times slower than the best of its model at one shape is not tried at the next."""
 SLOW, SLOW_TURNS = 2.0, 3
@@ -163,6 +165,9 @@ def measure_speed(
         batch, context = map(int, name.split("x"))
         at = Work(**asdict(work) | {"batch": batch, "context": context})
         products = [product_seconds(batch * context, config_of(work.size))]
+        slow = max(products[0], key=lambda precision: products[0][precision])
+        if products[0][slow] > HOPELESS_PRODUCTS * min(products[0].values()):
+            hopeful = {peer: [one for one in left if slow not in one] for peer, left in hopeful.items()}
         screening: dict[str, dict[str, list[float]]] = {}
         for peer, variants in hopeful.items():
             screening[peer] = screen(peer, variants, at, label=f"{name}: which {peer}")

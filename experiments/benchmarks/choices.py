@@ -112,7 +112,10 @@ def trainings(work: Work) -> dict[Choice, Callable[[], float]]:
                 module.kernel = choice.attention  # type: ignore[assignment]
             inputs, targets = next(batches)
             began = time.perf_counter()
-            gptpl_step(net, optimizer, inputs, targets, head=choice.head, low="bf16" in choice.precision)
+            gptpl_step(
+                net, optimizer, inputs, targets, head=choice.head, low="bf16" in choice.precision,
+                compiled=choice.compile == "on",
+            )  # fmt: skip
             return time.perf_counter() - began
 
         return step

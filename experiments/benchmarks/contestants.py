@@ -195,17 +195,25 @@ def gptpl_bare(work: Work, turns: Turns) -> None:
     optimizer = run.module.make_optimizer(net)
     low = "bf16" in run.trainer.precision
     for inputs, targets in work.batches():
-        turns.done(gptpl_step(net, optimizer, inputs, targets, head=run.module.head, low=low))
+        choices = {"head": run.module.head, "low": low, "compiled": run.module.compiled}
+        turns.done(gptpl_step(net, optimizer, inputs, targets, **choices))
 
 
 def gptpl_step(
-    net: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, *, head: Any, low: bool
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    head: Any,
+    low: bool,
+    compiled: bool,
 ) -> float:
     """A step of the bare loop, in bf16 if `low`; returns its loss."""
     from gptpl.model.loss import training_loss
 
     with torch.autocast(DEVICE, torch.bfloat16, enabled=low):
-        loss = training_loss(net, inputs, targets, head=head)
+        loss = training_loss(net, inputs, targets, head=head, compiled=compiled)
     loss.backward()
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()

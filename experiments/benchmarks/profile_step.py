@@ -27,7 +27,7 @@ def main() -> None:
     tokens = torch.randint(0, V, (batch, context + 1), device=DEVICE)
     step = partial(
         gptpl_step, net, run.module.make_optimizer(net), tokens[:, :-1], tokens[:, 1:],
-        head=run.module.head, low="bf16" in run.trainer.precision,
+        head=run.module.head, low="bf16" in run.trainer.precision, compiled=run.module.compiled,
     )  # fmt: skip
     for _ in range(2):
         step()

@@ -26,6 +26,8 @@ Module = TypeVar("Module", bound=nn.Module)
 PARTS = 8  # of a layer that is split for one row, so that as many cores share its product
 _OPERATIONS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 # Used by torch's compiler, but not public: where one is missing, layers stay as they are.
+_ALIGNED = 64
+_STEPS_BEFORE_GRAPH = 3  # recording takes about as long as so many
 _INT8_OPERATIONS = ("linear_prepack", "linear_with_input_q_dq_qweight_dq_output_fp32")
 # FBGEMM's, read in torch 2.11 to 2.13, which means to remove tensors of quantized types some day.
 _LARGEST = 127  # of an int8 weight, either sign
@@ -42,6 +44,11 @@ class KVCache:
     Attributes:
         keys, values: one tensor (B, H, C, K) per layer.
         lengths: tokens in each row, B integers on the host.
+        ends: None, or the lengths on the device, (B,) int64: then a step's operations and their shapes do not
+            depend on the lengths, as a CUDA graph needs. One token of each row is written, and it attends to
+            the whole capacity, through `mask`.
+        graph: None, or the step of these rows as a CUDA graph, see `CachedGPT.step`.
+        steps: tokens that these rows have been given one by one.
 
     Bytes: 2 * n_layers * B * C * emb_dim * (4 in fp32, 2 in bf16); 75 MB per row of GPT-2 small in fp32.
     """
@@ -54,6 +61,9 @@ class KVCache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.lengths = [0] * rows
+        self.ends: Tensor | None = None
+        self.graph: _StepGraph | None = None
+        self.steps = 0
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write the first T tokens of every row, or one at every row's end: keys and values (B, H, T, K).
@@ -62,21 +72,30 @@ class KVCache:
         """
         ends, T = self.lengths, keys.shape[2]
         all_keys, all_values = self.keys[layer], self.values[layer]
+        if self.ends is not None:
+            self._write(layer, self.ends, keys, values)
+            return all_keys, all_values
         if self._even:
             all_keys[:, :, ends[0] : ends[0] + T] = keys
             all_values[:, :, ends[0] : ends[0] + T] = values
             if not ends[0]:
                 return keys, values  # in their own data type
         else:
-            rows = torch.arange(len(ends), device=keys.device)
-            places = torch.tensor(ends, device=keys.device)
-            all_keys[rows, :, places] = keys[:, :, 0].to(all_keys.dtype)
-            all_values[rows, :, places] = values[:, :, 0].to(all_values.dtype)
+            self._write(layer, torch.tensor(ends, device=keys.device), keys, values)
         S = max(ends) + T
         return all_keys[:, :, :S], all_values[:, :, :S]
 
+    def _write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write one token of every row at its place."""
+        rows = torch.arange(len(places), device=keys.device)
+        self.keys[layer][rows, :, places] = keys[:, :, 0].to(self.keys[layer].dtype)
+        self.values[layer][rows, :, places] = values[:, :, 0].to(self.values[layer].dtype)
+
     def mask(self) -> Tensor | None:
         """Which keys that `extend` will return belong to each row: (B, 1, 1, S); None: all."""
+        if self.ends is not None:
+            capacity = self.keys[0].shape[2]
+            return torch.arange(capacity, device=self.ends.device) <= self.ends[:, None, None, None]
         if self._even:
             return None
         ends = torch.tensor(self.lengths, device=self.keys[0].device)[:, None, None, None]  # (B, 1, 1, 1)
@@ -84,6 +103,8 @@ class KVCache:
 
     def positions(self, T: int) -> Tensor:
         """Positions of each row's next T tokens: (B, T) int64."""
+        if self.ends is not None:
+            return self.ends[:, None]
         return torch.tensor([range(n, n + T) for n in self.lengths], device=self.keys[0].device)
 
     def select(self, rows: list[int]) -> None:
@@ -94,6 +115,7 @@ class KVCache:
         self.keys = [keys.index_select(0, index) for keys in self.keys]
         self.values = [values.index_select(0, index) for values in self.values]
         self.lengths = [self.lengths[row] for row in rows]
+        self.graph, self.steps = None, 0  # the graph has the old rows' memory
 
     @property
     def _even(self) -> bool:
@@ -116,9 +138,12 @@ class CachedGPT:
 
     def new_cache(self, *, rows: int, capacity: int) -> KVCache:
         """An empty cache on the model's device, in the type of its weights; on a CPU always in fp32."""
-        # On a CPU, attention of one token over bf16 keys takes eight times as long as over fp32 ones.
-        dtype = torch.float32 if self.model.device.type == "cpu" else self.model.tok_emb.weight.dtype
-        return KVCache(self.config, rows=rows, capacity=capacity, device=self.model.device, dtype=dtype)
+        device, dtype = self.model.device, self.model.tok_emb.weight.dtype
+        if device.type == "cpu":  # attention of one token over bf16 keys takes eight times as long there
+            dtype = torch.float32
+        else:  # a mask of such a width needs no copy
+            capacity = -(-capacity // _ALIGNED) * _ALIGNED
+        return KVCache(self.config, rows=rows, capacity=capacity, device=device, dtype=dtype)
 
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
         """Read B prompts into the empty cache; returns the logits (B, V) of the token after each.
@@ -139,11 +164,57 @@ class CachedGPT:
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Append one token to each row, (B,) int64; returns the logits (B, V) of the token after it.
 
-        Every row must have room in the context and in the cache.
+        Every row must have room in the context and in the cache. On a CUDA device, what the same rows have
+        done a few times is recorded as a CUDA graph and replayed from then on: to launch a step's some 200
+        kernels one by one takes longer than to run them.
         """
-        hidden = self._packed.hidden(tokens[:, None], cache=cache)  # (B, 1, D)
+        if cache.graph is None and cache.steps >= _STEPS_BEFORE_GRAPH and tokens.is_cuda:
+            cache.graph = _StepGraph(self._next_logits, cache)
+        logits = (
+            self._next_logits(tokens, cache)
+            if cache.graph is None
+            else cache.graph.replay(tokens, cache.lengths)
+        )
         cache.lengths = [length + 1 for length in cache.lengths]
+        cache.steps += 1
+        return logits
+
+    def _next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        hidden = self._packed.hidden(tokens[:, None], cache=cache)  # (B, 1, D)
         return self._packed.out_head(hidden[:, 0])
+
+
+class _StepGraph:
+    """`step`, (tokens, cache) -> logits, as a CUDA graph for the rows and the memory of `cache`.
+
+    The graph reads its tokens and the rows' lengths from the device, and masks what lies beyond them.
+    """
+
+    def __init__(self, step: Callable[[Tensor, KVCache], Tensor], cache: KVCache) -> None:
+        device = cache.keys[0].device
+        self._tokens = torch.zeros(len(cache.lengths), dtype=torch.int64, device=device)
+        self._ends = torch.tensor(cache.lengths, device=device)
+        self._graph = torch.cuda.CUDAGraph()
+        cache.ends = self._ends
+        try:
+            # Libraries set themselves up in a first call, which must not be recorded. What it writes, at each
+            # row's end, the first replay overwrites.
+            aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(aside):
+                step(self._tokens, cache)
+            torch.cuda.current_stream(device).wait_stream(aside)
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._logits = step(self._tokens, cache)
+        finally:
+            cache.ends = None
+
+    def replay(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The logits (B, V) after these tokens (B,), which are appended to rows of these lengths."""
+        self._tokens.copy_(tokens)
+        self._ends.copy_(torch.tensor(lengths))
+        self._graph.replay()
+        return self._logits.clone()  # the next replay writes to the same memory
 
 
 def _packed_copy(module: Module, *, rows: int) -> Module:

@@ -44,9 +44,9 @@ CLEAR, CLEAR_SECONDS = 1.6, 5e-3
 """Where matrix products alone differ by this factor, and take so long, the slower precision is out."""
 MOST_SECONDS, FEW_SECONDS, ROUNDS = 2.5, 0.3, 5
 """All are timed in turn, so often and for a few seconds at least, unless it takes too long."""
-BLOCK_POSITIONS = 512
-"""Of a larger batch only so many positions are timed, in whole sequences."""
-HEAD_POSITIONS = (32, 256)
+BLOCK_POSITIONS = {"cpu": 512, "cuda": 16_384}
+"""Of a larger batch only so many positions are timed, in whole sequences: a GPU needs many to be busy."""
+HEAD_POSITIONS = {"cpu": (32, 256), "cuda": (2048, 8192)}
 """The head is timed on so many of them, twice: its cost for each, and apart from them (casts, gradients)."""
 MOST_SCORES = 2**28
 """Bytes of attention weights that torch's kernel may keep on a CPU, with dropout, to be timed there."""
@@ -93,8 +93,9 @@ class Workload:
     def timed_positions(self, part: str) -> tuple[int, ...]:
         """How many of them a part is timed on."""
         if part == "head":
-            return (self.positions,) if self.positions <= HEAD_POSITIONS[-1] else HEAD_POSITIONS
-        return (max(1, min(self.sequences, BLOCK_POSITIONS // self.length)) * self.length,)
+            places = HEAD_POSITIONS[self.device]
+            return (self.positions,) if self.positions <= places[-1] else places
+        return (max(1, min(self.sequences, BLOCK_POSITIONS[self.device] // self.length)) * self.length,)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the times depend on, as plain data."""
@@ -265,7 +266,7 @@ def _cached(work: Workload, wanted: Sequence[Candidate], *, again: bool = False)
 
     def known() -> dict[str, float] | None:
         found = {} if again else read_entry(file, work)
-        return found if all(_is_known(work, each, found) for each in wanted) else None
+        return found if not _unknown(work, wanted, found) else None
 
     file = _entry(work)
     if (found := known()) is not None:
@@ -308,20 +309,17 @@ def _entry(work: Workload) -> Path:
     return cache_dir() / "autotune" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _is_known(work: Workload, candidate: Candidate, seconds: Mapping[str, float]) -> bool:
-    """Whether it was timed, or left out as far too slow."""
-    if candidate.name in seconds:
-        return True
-    return candidate.part != "products" and candidate.precision in _far_slower(work, seconds)
-
-
-def _far_slower(work: Workload, seconds: Mapping[str, float]) -> list[str]:
-    """The precision whose products are slower by `CLEAR`, if any."""
+def _unknown(work: Workload, wanted: Sequence[Candidate], seconds: Mapping[str, float]) -> list[Candidate]:
+    """Those still to be timed: not where of the precisions wanted another multiplies far faster (`CLEAR`)."""
     (positions,) = work.timed_positions("products")
-    names = {each: Candidate("products", each, "", positions).name for each in PRECISIONS}
+    names = {each.precision: Candidate("products", each.precision, "", positions).name for each in wanted}
     products = {each: seconds[name] for each, name in names.items() if name in seconds}
-    least = min(products.values(), default=0.0)
-    return [each for each, value in products.items() if value > max(CLEAR * least, CLEAR_SECONDS)]
+    most = max(CLEAR * min(products.values(), default=0.0), CLEAR_SECONDS)
+    return [
+        each
+        for each in wanted
+        if each.name not in seconds and (each.part == "products" or products.get(each.precision, 0.0) <= most)
+    ]
 
 
 def _measure(work: Workload, candidates: Sequence[Candidate]) -> dict[str, float]:
@@ -335,14 +333,14 @@ def _measure(work: Workload, candidates: Sequence[Candidate]) -> dict[str, float
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             parts = _Parts(work)
             products = [each for each in candidates if each.part == "products"]
-            _time(parts, products, found, until=started + MOST_SECONDS / 4)
-            rest = [each for each in candidates if not _is_known(work, each, found)]
+            _time(parts, products, found, within=MOST_SECONDS / 4)
+            rest = _unknown(work, candidates, found)
             for each in rest:
                 if each.part == COMPILED:
                     compiling = Candidate(COMPILING, each.precision, each.way, each.positions)
                     found[compiling.name] = parts.seconds(each)
             rest.sort(key=lambda each: not _is_safe(work, each))
-            _time(parts, rest, found, until=started + MOST_SECONDS)
+            _time(parts, rest, found, within=3 * MOST_SECONDS / 4)
     finally:
         torch.set_num_threads(threads)
     if devices:
@@ -362,17 +360,24 @@ def _since(started: float) -> float:
     return perf_counter() - started
 
 
-def _time(parts: "_Parts", candidates: Sequence[Candidate], found: dict[str, float], *, until: float) -> None:
+def _time(
+    parts: "_Parts", candidates: Sequence[Candidate], found: dict[str, float], *, within: float
+) -> None:
     """Time all in turn, several times, and keep the least; what fails, or has no rival, is timed once.
 
-    A first time that does not count warms up. When time is up, only what is safe is still timed once.
+    A first time that does not count warms up; on a GPU, where libraries load every kernel at its first call,
+    one of each, and its seconds do not count either. After `within` seconds only what is safe is still timed,
+    once.
     """
     started, rounds, left = perf_counter(), 0, list(candidates)
-    if left:
-        parts.seconds(left[0])
+    on_gpu = parts.work.device == "cuda"
+    for each in left if on_gpu else left[:1]:
+        parts.seconds(each)
+    if on_gpu:
+        started = perf_counter()
     while left and (rounds < ROUNDS or _since(started) < FEW_SECONDS):
         for each in left:
-            late = perf_counter() > until
+            late = _since(started) > within
             if late and rounds:
                 return
             skipped = late and not _is_safe(parts.work, each)

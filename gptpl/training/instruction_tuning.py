@@ -37,7 +37,10 @@ class InstructionModule(LanguageModelingModule):
 
     def batch_loss(self, batch: Any) -> Tensor:
         """Mean cross-entropy of the targets of the batch."""
-        return training_loss(self.net, batch.inputs, batch.targets, head=self.head, segments=batch.segments)
+        return training_loss(
+            self.net, batch.inputs, batch.targets, head=self.head, segments=batch.segments,
+            compiled=self.compiled,
+        )  # fmt: skip
 
     def loss_weight(self, batch: Any) -> Tensor:
         """The number of targets."""

@@ -61,7 +61,9 @@ class LanguageModelingModule(TrainingModule):
 
     def batch_loss(self, batch: Any) -> Tensor:
         """Mean cross-entropy of the next tokens."""
-        return training_loss(self.net, batch[0], batch[1], head=self.head, segments=_segments(batch))
+        return training_loss(
+            self.net, batch[0], batch[1], head=self.head, segments=_segments(batch), compiled=self.compiled
+        )
 
     def loss_weight(self, batch: Any) -> Tensor | None:
         """Of packed documents the number of targets."""

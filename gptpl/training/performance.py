@@ -288,7 +288,7 @@ def choose_fast_path(
         chosen = PrecisionChoice(before["precision"], "as the run began")
     elif precision == AUTO:
         chosen = choose_precision(device_type)
-        if timings is not None:
+        if timings is not None and math.isfinite(timings.step_seconds(timings.precision())):
             chosen = PrecisionChoice(timings.precision(), timings.reason(timings.precision()))
     if chosen.precision != before.get("precision"):
         before = {}  # kernels suit a precision

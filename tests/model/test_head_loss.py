@@ -22,10 +22,18 @@ from gptpl.model.loss import (
 V, D = 50, 16
 
 
-@pytest.fixture(params=[(2048, 32), (7, 3), (1, 1)], ids=["at once", "in parts", "row by row"], autouse=True)
+@pytest.fixture(
+    params=[(2048, 32), (7, 3), (1, 1), (7, None)],
+    ids=["at once", "in parts", "row by row", "as it is compiled for GPUs"],
+    autouse=True,
+)
 def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PRODUCT_ROWS", request.param[0])
-    monkeypatch.setattr(module, "SOFTMAX_ROWS", request.param[1])
+    product_rows, softmax_rows = request.param
+    monkeypatch.setattr(module, "PRODUCT_ROWS", product_rows)
+    if softmax_rows is None:
+        monkeypatch.setattr(module, "_to_gradient", module.to_gradient_at_once)
+    else:
+        monkeypatch.setattr(module, "SOFTMAX_ROWS", softmax_rows)
 
 
 def inputs(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -109,6 +109,25 @@ def test_rows_can_be_dropped_moved_and_doubled(rows: list[int]) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rows", [PROMPTS, PROMPTS[:1]], ids=["uneven", "one"])
+@pytest.mark.parametrize("architecture", [{}, MODERN], ids=["gpt2", "modern"])
+def test_steps_of_fixed_shapes_are_the_same(architecture: dict[str, Any], rows: list[list[int]]) -> None:
+    """As a CUDA graph records them: their lengths are on the device."""
+    model = build(**architecture)
+    cached = CachedGPT(model, rows=len(rows))
+    cache = cached.new_cache(rows=len(rows), capacity=C)
+    cached.prefill(rows, cache)
+    for token in (3, 4, 5):
+        cache.ends = torch.tensor(cache.lengths)
+        logits = cached.step(torch.full((len(rows),), token), cache)
+        rows = [[*row, token] for row in rows]
+        torch.testing.assert_close(logits, whole(model, rows), rtol=1e-4, atol=1e-4)
+    cache.ends = None  # and what they wrote can be read as ever
+    logits = cached.step(torch.full((len(rows),), 6), cache)
+    torch.testing.assert_close(logits, whole(model, [[*row, 6] for row in rows]), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_training_mode_is_neither_used_nor_changed() -> None:
     model = build().train()
     cached = CachedGPT(model, rows=1)

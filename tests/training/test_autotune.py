@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from gptpl.model import GPTConfig, MultiHeadAttention
 from gptpl.runs.trainer import PROCESS_FAST_PATH, timings_of
 from gptpl.training import autotune
 from gptpl.training.autotune import BF16, FP32, Candidate, Timings, Workload, read_entry, timings
-from gptpl.training.performance import choose_fast_path
+from gptpl.training.performance import choose_fast_path, choose_precision
 
 MEASURE = autotune._measure  # before tests/conftest.py replaces it
 CONFIG = GPTConfig(
@@ -329,6 +329,49 @@ def test_when_time_is_up_only_the_safe_ways_are_timed(clock):
     assert found.kernel(FP32, "blocked") == "blocked"
 
 
+class SlowAtFirst:
+    """Parts of a GPU, whose libraries take 4 seconds to load what a candidate needs."""
+
+    work = replace(WORK, device="cuda")
+
+    def __init__(self, now: list[float]) -> None:
+        self.now = now
+        self.loaded: set[str] = set()
+
+    def seconds(self, candidate: Candidate) -> float:
+        taken = 0.01 if candidate.precision == BF16 else 0.1
+        if candidate.name not in self.loaded:
+            self.loaded.add(candidate.name)
+            taken = 4.0
+        self.now[0] += taken
+        return taken
+
+
+def test_what_a_gpu_takes_to_load_its_kernels_does_not_count(monkeypatch):
+    """bf16 would otherwise be as slow as what is loaded for it."""
+    now: list[float] = [0.0]
+    found: dict[str, float] = {}
+    monkeypatch.setattr(autotune, "perf_counter", lambda: now[0])
+    candidates = [Candidate("block", precision, "sdpa", 64) for precision in (FP32, BF16)]
+    autotune._time(cast(Any, SlowAtFirst(now)), candidates, found, within=2.0)
+    assert found == {"block 32-true sdpa 64": 0.1, "block bf16-mixed sdpa 64": 0.01}
+
+
+def test_a_gpu_is_timed_with_enough_to_do():
+    work = replace(WORK, device="cuda", sequences=64, length=1024)
+    assert work.timed_positions("block") == (16_384,)
+    assert work.timed_positions("head") == (2048, 8192)
+    assert replace(work, sequences=2).timed_positions("block") == (2048,)
+
+
+def test_where_nothing_could_be_timed_the_hardware_decides(clock, monkeypatch):
+    monkeypatch.setattr(autotune._Parts, "seconds", lambda parts, candidate: math.inf)
+    path = choose_fast_path(
+        device_type="cpu", precision="auto", total_steps=4, timings=timings(WORK, **ALL)
+    )  # fmt: skip
+    assert path.precision == choose_precision("cpu")
+
+
 def test_a_long_context_is_not_timed_with_the_kernel_that_keeps_its_scores(clock, monkeypatch):
     """12 heads of 8,192 x 8,192 scores would be gigabytes; without dropout none are kept."""
     seen: list[str] = []
@@ -447,6 +490,20 @@ def test_compiling_is_tried_in_a_long_run_and_pays_there(clock, monkeypatch, ste
     )  # fmt: skip
     assert path.compile.compiled == compiled
     assert path.compile.reason.startswith("measured" if compiled else "not measured")
+
+
+def test_a_given_precision_is_compiled_although_the_other_is_far_faster(clock, monkeypatch):
+    """Its times are in the cache entry, too."""
+    monkeypatch.setattr("gptpl.training.performance.missing_tool", lambda device_type: None)
+    monkeypatch.setattr(autotune._Parts, "compiled", property(lambda parts: parts.block))
+    clock.update({FP32: 4.0, "compiled": 0.5})
+    timings(WORK, **ALL)
+    path = choose_fast_path(
+        device_type="cpu", precision=FP32, total_steps=10**6, tries_compiling=True,
+        timings=timings(WORK, **ALL | {"precisions": (FP32,)}),
+    )  # fmt: skip
+    assert path.compile.compiled
+    assert path.compile.reason.startswith("measured")
 
 
 def test_a_model_that_cannot_be_compiled_is_not(clock, monkeypatch):
