@@ -14,6 +14,10 @@ class InputError(ValueError):
     """
 
 
+class ProcessError(RuntimeError):
+    """Another process that trains the same run has failed, or cannot be reached; the message is one line."""
+
+
 SIGNAL_STATUS = 128
 """A shell's exit status for a process that a signal ended, without the signal's number."""
 _MOST_CHARACTERS = 2_000

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning as L
@@ -85,9 +85,12 @@ class ExactResume(AfterStep):
                 f"the data ({type(datamodule).__name__}) cannot start within an epoch, as resuming needs:"
                 " give the datamodule a method start_at(*, epoch, batch)"
             )
-        datamodule.start_at(epoch=position.epoch, batch=position.batch)
+        batch = position.batch * module.micro_batches
+        datamodule.start_at(epoch=position.epoch, batch=batch)
         checkpoint["loops"] = loops_at(
-            checkpoint["loops"], position, evaluate=module.evaluates_after(position.step)
+            checkpoint["loops"],
+            replace(position, batch=batch),
+            evaluate=module.evaluates_after(position.step),
         )
         # A rank that the run did not have keeps the random state it has.
         own = state["random"][trainer.global_rank : trainer.global_rank + 1]

@@ -176,13 +176,13 @@ def interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def duration(text: str) -> timedelta:
-    """The time of `trainer.max_time`; raises InputError unless it is DD:HH:MM:SS."""
+def duration(text: str, key: str = "trainer.max_time") -> timedelta:
+    """The time that a setting gives; raises InputError unless it is DD:HH:MM:SS."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+):(\d+)", text)
     names = ("days", "hours", "minutes", "seconds")
     time_limit = timedelta(**dict(zip(names, map(int, match.groups()), strict=True))) if match else None
     if not time_limit:
-        raise InputError(f"trainer.max_time must be DD:HH:MM:SS, such as 00:08:00:00, got {text}")
+        raise InputError(f"{key} must be DD:HH:MM:SS, such as 00:08:00:00, got {text}")
     return time_limit
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from gptpl import __version__
 from gptpl.cli.help import command_help, commands, completion, module_of, program_help
 from gptpl.cli.postponed_imports import Postponing
-from gptpl.errors import InputError, one_line, os_error_text
+from gptpl.errors import InputError, ProcessError, one_line, os_error_text
 from gptpl.text import nearest
 
 EXIT_FAILED = 1
@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         return status
     except InputError as error:
         return _fail(error, str(error), EXIT_BAD_INPUT, debug=debug)
+    except ProcessError as error:
+        return _fail(error, str(error), EXIT_FAILED, debug=debug)
     except KeyboardInterrupt as error:
         return _fail(error, "interrupted", EXIT_INTERRUPTED, debug=debug)
     except BrokenPipeError:
@@ -53,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
 def _fail(error: BaseException, message: str, status: int, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"gptpl: error: {one_line(message)}", file=sys.stderr)
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    which = "" if rank == "0" else f"rank {rank}: "
+    print(f"gptpl: error: {which}{one_line(message)}", file=sys.stderr)
     return status
 
 

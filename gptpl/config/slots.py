@@ -23,6 +23,7 @@ class TrainerSettings:
     log_every_n_steps: Annotated[int | None, POSITIVE]
     num_nodes: Annotated[int, POSITIVE]
     stop_at_step: Annotated[int | None, COUNT_OR_NULL]
+    timeout: str
     compile: Literal["auto", "on", "off"]
     attention: Literal["auto", "blocked", "sdpa"]
     head: Literal["auto", "fused", "plain"]
@@ -120,9 +121,10 @@ _RESUME_OF_TRAINER: Mapping[str, Resume] = {
     ),
     **dict.fromkeys(
         (
-            *("max_time", "stop_at_step", "log_every_n_steps", "recompute_activations", "keep_freed_memory"),
-            *("profiler", "detect_anomaly", "num_sanity_val_steps", "enable_model_summary", "inference_mode"),
-            *("limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+            *("max_time", "timeout", "stop_at_step", "log_every_n_steps", "recompute_activations"),
+            *("keep_freed_memory", "profiler", "detect_anomaly", "num_sanity_val_steps"),
+            *("enable_model_summary", "inference_mode", "limit_val_batches", "limit_test_batches"),
+            *("limit_predict_batches",),
         ),
         FREE,
     ),

@@ -28,7 +28,8 @@ class EpochSampler(DistributedSampler[int]):
     if `computed`, one that needs no table, see `permuted`.
 
     A global batch is R x B examples, R = `world_size`; rank r takes its r-th B of them. So R processes with
-    batches of B see the global batches of one process with batches of R x B. `set_epoch` chooses the order;
+    batches of B see the global batches of one process with batches of R x B. A global batch may also be read
+    in `micro_batches`, of R x B each: only whole ones begin. `set_epoch` chooses the order;
     Lightning calls it before every epoch.
 
     With `start=(epoch, batch)` it begins in that epoch, without the batches before; its length remains that
@@ -49,6 +50,7 @@ class EpochSampler(DistributedSampler[int]):
         world_size: int = 1,
         start: tuple[int, int] = (0, 0),
         computed: bool = False,
+        micro_batches: int = 1,
     ) -> None:
         if seed < 0:
             raise InputError(f"seed={seed} is negative: give 0 or more")
@@ -61,13 +63,14 @@ class EpochSampler(DistributedSampler[int]):
         self.start = start
         self.limit: int | None = None
         self.computed = computed
+        self.micro_batches = micro_batches
         self._drawn: tuple[int, Any] | None = None  # an epoch, and its table or keys
         self.set_epoch(start[0])
 
     @property
     def batches(self) -> int:
         """N, the batches of every rank in an epoch."""
-        return self.count // (self.batch_size * self.num_replicas)
+        return self.count // (self.batch_size * self.num_replicas * self.micro_batches) * self.micro_batches
 
     def order(self, first: int = 0, last: int | None = None) -> Tensor:
         """The indices of the current epoch's batches, or of some of them, of all ranks: (N, R, B) int64."""

@@ -122,6 +122,8 @@ class TrainingData(L.LightningDataModule, ABC):
         check_at_least(1, "eval_val_batches", eval_val_batches)
         check_at_least(0, "data.num_workers", num_workers)
         check_at_least(0, "seed", seed)
+        self.micro_batches = 1
+        """Batches of every rank that make up a global batch of the run."""
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
@@ -237,6 +239,7 @@ class TrainingData(L.LightningDataModule, ABC):
             world_size=world_size,
             start=start,
             computed=self.computed_order,
+            micro_batches=self.micro_batches,
         )
         if not sampler.batches:
             devices = f" on each of {world_size} devices" if world_size > 1 else ""
@@ -268,8 +271,7 @@ class TrainingData(L.LightningDataModule, ABC):
         With several ranks the last batch may hold rows with all targets -100 (see `rank_share`): for the
         exact mean, sum losses and count targets over the ranks, and divide then.
         """
-        global_batch = self.batch_size * self._rank_and_world_size()[1]
-        full = max(1, self.train_examples // global_batch)
+        full = max(1, self.train_examples // self._global_batch)
         return [
             self._evaluation_loader("train", min(self.eval_train_batches or full, full)),
             self._evaluation_loader("val", self.eval_val_batches),
@@ -283,7 +285,7 @@ class TrainingData(L.LightningDataModule, ABC):
         """A loader of `batches` global batches (None: all), their examples evenly spaced."""
         examples = self.examples(split)
         available = self.train_examples if split == "train" else len(examples)
-        wanted = available if batches is None else batches * self.batch_size * self._rank_and_world_size()[1]
+        wanted = available if batches is None else batches * self._global_batch
         return self._in_order(examples, self.evaluated_indices(split, wanted))
 
     def evaluated_indices(self, split: Split, wanted: int) -> Indices:
@@ -297,6 +299,10 @@ class TrainingData(L.LightningDataModule, ABC):
         # An EpochSampler, so that Lightning does not divide it once more.
         in_order = InOrder(len(own), batch_size=1, seed=self.seed, shuffle=False)
         return self._loader(Chosen(examples, own), in_order)
+
+    @property
+    def _global_batch(self) -> int:
+        return self.batch_size * self._rank_and_world_size()[1] * self.micro_batches
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

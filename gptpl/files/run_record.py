@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ State = Literal["finished", "stopped", "failed", "unfinished"]
 
 Mode = Literal["min", "max"]
 """Whether the lowest or the highest value of a metric is its best."""
+RECORDED_PACKAGES = ("gptpl", "torch", "lightning", "hydra-core", "tiktoken", "numpy")
 LOSS = "val/loss"
 BITS_PER_BYTE = "val/bits_per_byte"
 
@@ -427,3 +429,11 @@ def _evaluations(rows: Sequence[Mapping[str, float]], recorded: Sequence[Evaluat
             by_step[step] = Evaluation(step=step, tokens_seen=round(tokens_seen), metrics=metrics)
     by_step |= {each.step: each for each in recorded}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def package_version(package: str) -> str | None:
+    """The installed version; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

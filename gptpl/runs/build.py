@@ -9,6 +9,8 @@
 
 import logging
 import math
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,11 +22,11 @@ from torch import nn
 
 from gptpl.callbacks.sample_responses import SampleResponses
 from gptpl.callbacks.sample_text import SampleText
-from gptpl.callbacks.stopping import CTRL_C, RunStopped, StopAtBoundary
+from gptpl.callbacks.stopping import CTRL_C, RunStopped, StopAtBoundary, duration
 from gptpl.checkpoints.format import RANDOM, check_same_model
 from gptpl.checkpoints.resume_state import random_state
 from gptpl.config.compose import Config, composed, plain
-from gptpl.config.groups import Folder
+from gptpl.config.groups import Folder, walk
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.config.overrides import resumed_run
 from gptpl.config.signatures import OWN_PACKAGES
@@ -32,15 +34,23 @@ from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.stock_data import UNKNOWN
 from gptpl.data.training_data import TrainingData, planned_batches
 from gptpl.errors import InputError
+from gptpl.files.run_record import RECORDED_PACKAGES, package_version
 from gptpl.generation.sampling import check_seed
 from gptpl.model import GPTConfig, GPTModel, parameters_of
 from gptpl.model.protocol import check_language_model
 from gptpl.model.tuning import ALL, Tuning
 from gptpl.runs import parts
-from gptpl.runs.claims import RunClaim, claim_new_run, is_worker_process, process_run_dir
+from gptpl.runs.claims import (
+    AUTO,
+    RunClaim,
+    claim_new_run,
+    is_worker_process,
+    process_run_dir,
+    run_to_continue,
+)
 from gptpl.runs.listing import find_run, runs_folder
 from gptpl.runs.resume import Resumption, resume_plan
-from gptpl.runs.resume_rules import lr_ceiling
+from gptpl.runs.resume_rules import lr_ceiling, spelt
 from gptpl.runs.trainer import (
     check_strategy,
     configured_trainer,
@@ -54,6 +64,7 @@ from gptpl.training.autotune import Timings
 from gptpl.training.lightning_internals import let_module_end
 from gptpl.training.module import TrainingModule, planned_steps
 from gptpl.training.performance import FastPath, device_type, keep_freed_memory
+from gptpl.training.processes import Processes, find_launcher, meet
 from gptpl.training.run_log import RunLogFile
 from gptpl.weights.starting import RandomWeights, StartingWeights
 
@@ -70,7 +81,7 @@ class Run:
         datamodule, module, trainer: Lightning's objects; they may be changed before `fit`.
         resume: the checkpoint and settings to resume from; None for a new run.
         config_dir, trusted: the user's config folder, and packages that classes of the run come from.
-        command: the command that started it, for its record.
+        command, overrides: what started it, for its record.
         log_file: writes the log to the run's train.log.
         claim: the lock on the folder; None in the processes of further devices.
         performance: the fast path, for `run.json`; see `gptpl.runs.trainer.performance_record`.
@@ -87,6 +98,7 @@ class Run:
     config_dir: Folder | None = None
     trusted: frozenset[str] = frozenset()
     command: str = ""
+    overrides: Sequence[str] = ()
     log_file: RunLogFile = field(default_factory=RunLogFile)
     claim: RunClaim | None = None
     performance: Mapping[str, Any] = field(default_factory=dict)
@@ -133,24 +145,33 @@ def build(
     config_name: str = "train",
     log_file: RunLogFile | None = None,
     trusted: frozenset[str] = frozenset(),
+    again: bool = False,
 ) -> Run:
     """Build the run of a composed config or of overrides: `build("experiment=quick", "optimizer.lr=1e-3")`.
 
-    The override `resume=RUN` continues that run, see `resume`. Every setting is checked by building what it
+    The override `resume=RUN` continues that run, see `resume`, and `resume=auto` the one in `run_dir`, if it
+    has saved anything. Every setting is checked by building what it
     is for, cheap parts first: a wrong number is refused before a large text is read. Only the run's empty
     folder and the cache of encoded text are written. Raises InputError for whatever is wrong.
 
-    `trusted` are packages of classes that a composed config names, for those who resume the run.
+    Of a composed config, `trusted` are packages of classes that it names, for those who resume the run, and
+    `again` moves what is left in `run_dir` of a run that saved nothing.
     """
     if len(config) == 1 and not isinstance(config[0], str):
         if config[0].get("resume"):
             raise InputError("resume=... in a composed config: use gptpl.resume(RUN, *overrides)")
-        return _build(config[0].copy(), None, config_dir, log_file, trusted=trusted)
-    overrides, run = resumed_run([str(each) for each in config])
+        return _build(config[0].copy(), None, config_dir, log_file, trusted=trusted, again=again)
+    given, run = resumed_run([str(each) for each in config])
+    overrides, again = given, run == AUTO
+    if run == AUTO:
+        overrides, run = run_to_continue(given)
     if run is not None:
-        return resume(run, *overrides, config_dir=config_dir, log_file=log_file)
-    found = composed(overrides, config_name, config_dir=config_dir)
-    return _build(found.cfg, None, config_dir, log_file, trusted=found.trusted)
+        made = resume(run, *overrides, config_dir=config_dir, log_file=log_file)
+    else:
+        found = composed(overrides, config_name, config_dir=config_dir)
+        made = _build(found.cfg, None, config_dir, log_file, trusted=found.trusted, again=again)
+    made.overrides = given
+    return made
 
 
 def resume(
@@ -185,10 +206,16 @@ def _build(
     config_dir: Folder | None,
     log_file: RunLogFile | None,
     trusted: frozenset[str] = frozenset(),
+    again: bool = False,
 ) -> Run:
-    claim = None if is_worker_process() else _claim(cfg, resume)
+    together = _meet(cfg)
+    claim = None if is_worker_process() else _claim(cfg, resume, again=again)
     try:
+        if together is not None and resume is None:
+            cfg.run_dir = together.from_first(lambda: cfg.run_dir)
         with log_file or RunLogFile() as run_log:  # keeps the lines until `fit` opens train.log
+            if together is not None:
+                log.info("processes: %s", together.launcher)
             settled = settle(cfg, resume, tries_compiling=True)
             module = build_module(settled, resume=resume, weights=settled.weights)
             for callback in settled.trainer.callbacks:  # type: ignore[attr-defined]
@@ -197,9 +224,13 @@ def _build(
             _report(settled, module)
             if resume is not None:
                 resume.report(settled.trainer.world_size, module)
-    except BaseException:
+            if together is not None:
+                together.agree(_facts(module, settled, resume))
+    except BaseException as error:
         if claim is not None:
             claim.release()
+        if together is not None:
+            together.failed(error, reads=True)
         raise
     return Run(
         config=module.run_config,
@@ -219,11 +250,39 @@ def _build(
     )
 
 
-def _claim(cfg: Config, resume: Resumption | None) -> RunClaim:
+def _meet(cfg: Config) -> Processes | None:
+    """Meet the other processes of a launcher; InputError where a run on several nodes has none."""
+    together, nodes = meet(duration(cfg.trainer.timeout, "trainer.timeout")), cfg.trainer.num_nodes
+    if nodes > 1 and together is None and find_launcher() is None and process_run_dir() is None:
+        if not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= os.environ.keys():
+            raise InputError(
+                f"trainer.num_nodes={nodes}, but nothing says which of them this is: start it with torchrun"
+                " or srun, which need no such setting, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
+            )
+        if cfg.run_dir is None:
+            raise InputError(
+                f"trainer.num_nodes={nodes} without torchrun or srun needs run_dir=FOLDER, the same on every"
+                " node"
+            )
+    return together
+
+
+def _facts(module: TrainingModule, settled: "Settled", resume: Resumption | None) -> dict[str, Any]:
+    """What must be the same in all processes of a run."""
+    packages = {name: package_version(name) for name in RECORDED_PACKAGES}
+    started = {} if resume is None else {"the checkpoint's step": resume.step}
+    config = {key: spelt(value) for key, value in walk(module.run_config)}
+    shape = {"the number of steps": settled.total_steps, "the fast path": settled.fast_path.record()}
+    data = {"the data's SHA-256": settled.datamodule.content_sha256()}
+    return {"python": platform.python_version(), **packages, **started, **config, **shape, **data}
+
+
+def _claim(cfg: Config, resume: Resumption | None, *, again: bool) -> RunClaim:
     """Lock the run's folder, before anything slow; its path goes into the config."""
     if resume is not None:
         return RunClaim(resume.run_dir)
-    claim = claim_new_run(None if cfg.run_dir is None else Path(cfg.run_dir), name=run_name(cfg))
+    run_dir = None if cfg.run_dir is None else Path(cfg.run_dir)
+    claim = claim_new_run(run_dir, name=run_name(cfg), again=again)
     cfg.run_dir = str(claim.path)
     return claim
 
@@ -299,14 +358,16 @@ def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bo
     if resume is not None:
         say_otherwise(cfg, resume, fast_path)
     trainer = configured_trainer(cfg, fast_path)  # with its callbacks and loggers
-    if resume is not None:
-        resume.check_global_batch(trainer.world_size)
+    shared = None if resume is None else resume.batch_of(trainer.world_size)
     if cfg.trainer.max_steps is not None:  # a wrong schedule is refused before the data are read
         parts.schedule(cfg, cfg.trainer.max_steps)
 
     datamodule = parts.build_datamodule(cfg, resume=resume, weights=weights)
     parts.settle_vocabulary(cfg, datamodule)
-    parts.settle_batch(cfg, trainer, datamodule, fast_path)  # data.batch_size=auto, accumulation
+    if shared is None or shared == (cfg.data.batch_size, 1):
+        parts.settle_batch(cfg, trainer, datamodule, fast_path)  # data.batch_size=auto, accumulation
+    else:
+        parts.share_batch(trainer, datamodule, *shared)
     batches = datamodule.steps_per_epoch(world_size=trainer.world_size)
     if batches == UNKNOWN and trainer.max_steps == -1:
         raise InputError(f"{datamodule.name} has an unknown number of batches: give trainer.max_steps")
@@ -359,7 +420,8 @@ def build_module(
         "eval_every_n_steps": cfg.eval_every_n_steps,
         "skip_steps": tuple(cfg.skip_steps),
         "data_sha256": datamodule.content_sha256(),
-        "global_batch": datamodule.batch_size * settled.trainer.world_size,
+        "global_batch": datamodule.batch_size * settled.trainer.world_size * datamodule.micro_batches,
+        "micro_batches": datamodule.micro_batches,
         "start": start,
         "tune": settled.tune.state(),
         **_learning_rate(cfg, settled.total_steps, resume),  # lr_factor(step), or a scheduler like torch's

@@ -1,5 +1,6 @@
 """A run's folder, locked: one process trains in it, from before the slow work until the run ends."""
 
+import logging
 import os
 import weakref
 from collections.abc import Sequence
@@ -8,14 +9,19 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
+from gptpl.config.overrides import key_of
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import locked_folder
-from gptpl.files.run_record import CHECKPOINT_FOLDER, CONFIG_FILE, METRICS_FILE, RUN_FILE
+from gptpl.files.run_record import CHECKPOINT_FOLDER, CONFIG_FILE, METRICS_FILE, RUN_FILE, read_run_json
 from gptpl.runs.listing import runs_folder
+from gptpl.training.run_log import is_first_process
 
 FILES_OF_A_RUN = (CONFIG_FILE, RUN_FILE, METRICS_FILE, CHECKPOINT_FOLDER)
 """What the folder of a new run may not hold."""
 _TRIES = 100
+_ASIDE = "unfinished_"
+
+log = logging.getLogger(__name__)
 
 
 class RunClaim(AbstractContextManager["RunClaim"]):
@@ -54,12 +60,15 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def claim_new_run(run_dir: Path | None, *, name: str, root: Path | None = None) -> RunClaim:
+def claim_new_run(
+    run_dir: Path | None, *, name: str, root: Path | None = None, again: bool = False
+) -> RunClaim:
     """Make and claim the folder of a new run.
 
     `run_dir` is the folder that was asked for; None: `<root>/<name>/<date>_<time>`, numbered from the second
     run of a second on. Raises InputError for a folder that holds a run or that another run has claimed, for a
-    file, and for a folder that cannot be written.
+    file, and for a folder that cannot be written. With `again` what is left there of a run is moved into
+    `unfinished_1/` and so on.
     """
     if run_dir is not None:
         path = run_dir.expanduser().absolute()
@@ -67,6 +76,8 @@ def claim_new_run(run_dir: Path | None, *, name: str, root: Path | None = None) 
             with suppress(FileNotFoundError):  # removed meanwhile by the run that had it
                 claim = RunClaim(path, made=_make(path))
                 try:
+                    if again:
+                        _move_aside(path)
                     _check_free(path)
                 except InputError:
                     claim.release()
@@ -80,6 +91,43 @@ def claim_new_run(run_dir: Path | None, *, name: str, root: Path | None = None) 
             with suppress(InputError, FileNotFoundError):  # another process was faster
                 return RunClaim(path, made=made)
     raise AssertionError("numbers do not end")
+
+
+AUTO = "auto"
+"""The value of `resume` that begins a run, or continues it, by what its folder holds."""
+
+
+def run_to_continue(overrides: Sequence[str]) -> tuple[list[str], str | None]:
+    """What `resume=auto` comes to: the overrides to resume with, and the run; None: a new run begins.
+
+    Overrides that the run has already are left out, so that the same command may be given again and again,
+    by whoever restarts processes. Raises InputError without `run_dir`.
+    """
+    given = {key_of(each): each.partition("=")[2].strip("'\"") for each in overrides}
+    if given.get("run_dir") in (None, "", "null"):
+        raise InputError("resume=auto needs run_dir=FOLDER: the run begins there, or continues")
+    folder = Path(given["run_dir"]).expanduser()
+    if not any((folder / CHECKPOINT_FOLDER).glob("step-*.ckpt")):
+        return list(overrides), None
+    had = [*read_run_json(folder).get("overrides", ())]
+    kept = [each for each in overrides if key_of(each) == "trust" or each not in had]
+    kept = [each for each in kept if key_of(each) != "run_dir"]
+    named = {value.partition(".")[0] for key, value in given.items() if key.endswith("._target_")}
+    if named and "trust" not in given:  # whoever gives a class again trusts it still
+        kept.append(f"trust=[{','.join(sorted(named))}]")
+    return kept, str(folder)
+
+
+def _move_aside(run_dir: Path) -> None:
+    """Move what a run without a checkpoint has left into a folder of its own."""
+    if not any((run_dir / name).exists() for name in FILES_OF_A_RUN):
+        return
+    left = [path for path in run_dir.iterdir() if not path.name.startswith((".", _ASIDE))]
+    aside = next(path for n in count(1) if not (path := run_dir / f"{_ASIDE}{n}").exists())
+    aside.mkdir()
+    for path in left:
+        path.rename(aside / path.name)
+    log.warning("%s held a run that had not saved anything yet: it is now in %s", run_dir, aside)
 
 
 def _moment() -> str:
@@ -131,14 +179,9 @@ PROCESS_RUN_DIR = "GPTPL_RUN_DIR"
 def is_worker_process() -> bool:
     """Whether this process trains for a further device of a run that another process started.
 
-    By the ranks that Lightning's launcher, torchrun and SLURM set. PROCESS_RUN_DIR alone says nothing:
-    anybody may have exported it.
+    PROCESS_RUN_DIR alone says nothing: anybody may have exported it.
     """
-    for name in ("RANK", "SLURM_PROCID"):
-        if os.environ.get(name, "").isdigit() and (name == "RANK" or "SLURM_NTASKS" in os.environ):
-            return int(os.environ[name]) > 0
-    ranks = [os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")]
-    return any(rank not in ("", "0") for rank in ranks)
+    return not is_first_process()
 
 
 def process_run_dir() -> Path | None:

@@ -10,7 +10,6 @@ import subprocess
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,9 +22,19 @@ from gptpl.checkpoints.adapter import export_adapter, has_base
 from gptpl.checkpoints.files import set_aside
 from gptpl.checkpoints.resume_state import set_random_state
 from gptpl.config.groups import config_folder
+from gptpl.config.overrides import key_of
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
-from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER, LAST, read_run_json, write_config, write_run_json
+from gptpl.files.run_record import (
+    BEST,
+    CHECKPOINT_FOLDER,
+    LAST,
+    RECORDED_PACKAGES,
+    package_version,
+    read_run_json,
+    write_config,
+    write_run_json,
+)
 from gptpl.model import GPTBackbone, parameters_of
 from gptpl.model.tuning import TuneLowRank
 from gptpl.runs.build import Run, rolled_back
@@ -34,6 +43,7 @@ from gptpl.runs.trainer import PROCESS_FAST_PATH
 from gptpl.settings import NEXT_STEP
 from gptpl.training.memory import peak_memory_bytes
 from gptpl.training.module import NonFiniteError
+from gptpl.training.processes import processes
 from gptpl.weights.adapter import FORMAT as ADAPTER
 from gptpl.weights.transfer import check_is_gpt2
 
@@ -42,7 +52,6 @@ log = logging.getLogger(__name__)
 ROLLBACK = "rollback"
 MOST_IN_A_ROW = 3
 """After so many skipped steps in a row the weights are to blame, not a batch."""
-RECORDED_PACKAGES = ("gptpl", "torch", "lightning", "hydra-core", "tiktoken", "numpy")
 
 
 def train(run: Run) -> dict[str, float]:
@@ -135,6 +144,11 @@ def _fit(run: Run) -> dict[str, float]:
                 failed = {"error": f"{type(error).__name__}: {first}", "step": run.trainer.global_step}
                 with suppress(OSError):  # such as a full disk, which is then what failed
                     _record(run, started_seconds, failed=failed)
+            if (together := processes()) is not None:
+                together.failed(error, reads=False)
+                if run.trainer.is_global_zero:
+                    for words in together.last_words():
+                        log.error("%s", words)
             if not isinstance(error, NonFiniteError):  # see `train`
                 _log_how_to_resume(run)
             raise
@@ -189,7 +203,8 @@ def _write_start(run: Run) -> None:
     }
     planned = run.module.total_steps
     if run.resume is not None:
-        earlier = read_run_json(run.run_dir).get("resumed", [])
+        record = read_run_json(run.run_dir)
+        earlier, before = record.get("resumed", []), record.get("overrides", [])
         changes = {change.key: change.new for change in run.resume.changes}
         now = {"step": run.start_step, "changes": changes, **environment}
         ended = ("finished", "stopped", "failed", "steps", "tokens_seen", "metrics")
@@ -197,6 +212,7 @@ def _write_start(run: Run) -> None:
             run.run_dir,
             remove=ended,
             resumed=[*earlier, now],
+            overrides=[each for each in before if key_of(each) not in changes or each in run.overrides],
             planned_steps=planned,
             performance=dict(run.performance),
         )
@@ -205,6 +221,7 @@ def _write_start(run: Run) -> None:
     write_run_json(
         run.run_dir,
         **environment,
+        overrides=list(run.overrides),
         data={
             "name": run.datamodule.name,
             "sha256": run.datamodule.content_sha256(),
@@ -223,14 +240,6 @@ def _write_start(run: Run) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def package_version(package: str) -> str | None:
-    """The installed version; None if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def git_commit() -> str | None:

@@ -317,6 +317,22 @@ def settle_batch(cfg: Config, trainer: L.Trainer, datamodule: TrainingData, path
     )  # fmt: skip
 
 
+def share_batch(trainer: L.Trainer, datamodule: TrainingData, batch_size: int, micro_batches: int) -> None:
+    """Have a resumed run read its global batches by other processes than those that it had.
+
+    Each is `micro_batches` batches of every process: the Trainer accumulates so many times more. Raises
+    InputError where it counts batches itself.
+    """
+    if micro_batches > 1 and isinstance(limit := trainer.limit_train_batches, int):
+        raise InputError(
+            f"a limit of {limit} batches an epoch (trainer.limit_train_batches, overfit_batches or"
+            f" fast_dev_run) cannot be kept where {micro_batches} batches are one: use as many processes as"
+            " before"
+        )
+    datamodule.batch_size, datamodule.micro_batches = batch_size, micro_batches
+    trainer.accumulate_grad_batches *= micro_batches
+
+
 def _largest(cfg: Config, trainer: L.Trainer, datamodule: TrainingData, path: FastPath) -> int:
     check_gpt(cfg, "data.batch_size=auto estimates the memory of a GPTModel")
     sequences, devices = cfg.data.global_batch_size, trainer.world_size

@@ -83,18 +83,32 @@ class Resumption:
                 " restore the text, or start a new run"
             )
 
-    def check_global_batch(self, world_size: int) -> None:
-        """Raises InputError if all processes together would have another number of sequences in a batch."""
+    def batch_of(self, world_size: int) -> tuple[int, int] | None:
+        """The size of a process's batches and how many of them are one of the run's global batches.
+
+        As many processes as before have the batches that they had. Others share them: at most
+        `data.batch_size` sequences at a time, exactly so many where that was given for this session. None:
+        data that make their own batches. Raises InputError where the sequences cannot be shared so.
+        """
         sequences, size = self.header["global_batch"], self.config.data.get("batch_size")
         if size is None or size * world_size == sequences:
-            return
-        remedy = f"set data.batch_size={sequences // world_size}"
+            return None if size is None else (size, 1)
+        what = f"the run in {self.run_dir} has {sequences} sequences a batch, which cannot change on resume"
         if sequences % world_size:
-            remedy = f"set trainer.devices to a divisor of {sequences}"
-        raise InputError(
-            f"data.batch_size={size} on {count_text(world_size, 'device')} is {size * world_size} sequences a"
-            f" batch, the run in {self.run_dir} has {sequences}, which cannot change on resume: {remedy}"
-        )
+            raise InputError(
+                f"{what}, and {count_text(world_size, 'device')} cannot share them equally: use a divisor of"
+                f" {sequences}"
+            )
+        share = sequences // world_size
+        if any(change.key == "data.batch_size" for change in self.changes):
+            if share % size:
+                raise InputError(
+                    f"data.batch_size={size}: {what}, {share} of them on each of"
+                    f" {count_text(world_size, 'device')}: give a divisor of {share}"
+                )
+            return size, share // size
+        parts = next(parts for parts in range(-(-share // size), share + 1) if share % parts == 0)
+        return share // parts, parts
 
     def check_horizon(self, total_steps: int) -> None:
         """Raises InputError if the run is to end before the step that it has reached."""
@@ -117,6 +131,12 @@ class Resumption:
             log.info(
                 "  processes: %d -> %d, from step %d%s", before, world_size, self.step + 1, NO_LONGER_EXACT
             )
+        if (batch := self.batch_of(world_size)) not in (None, (self.config.data.get("batch_size"), 1)):
+            assert batch is not None
+            log.info(
+                "  batches of %d sequences as before: %d at a time on each process, %s",
+                self.header["global_batch"], batch[0], count_text(batch[1], "time"),
+            )  # fmt: skip
         held = held_text(
             module.lr_factor, module.lr_ceiling, step=self.step, total_steps=module.total_steps,
             peak_lr=self.config.optimizer.get("lr") or 0.0,

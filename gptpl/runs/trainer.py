@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import timedelta
 from typing import Any, get_args
 
 import lightning as L
@@ -16,7 +17,7 @@ from torch import are_deterministic_algorithms_enabled
 from gptpl.callbacks.checkpoints import DurableCheckpointIO, LastCheckpoint
 from gptpl.callbacks.exact_resume import ExactResume
 from gptpl.callbacks.record_file import RecordEvaluations
-from gptpl.callbacks.stopping import StopAtBoundary
+from gptpl.callbacks.stopping import StopAtBoundary, duration
 from gptpl.config.compose import Config
 from gptpl.config.instantiate import instantiate, partial_of
 from gptpl.config.signatures import locate
@@ -33,13 +34,14 @@ from gptpl.settings import POSITIVE, check_limits
 from gptpl.training.autotune import PRECISIONS, Timings, Workload, can_time, machine_name, timings
 from gptpl.training.optimizers import muon
 from gptpl.training.performance import AUTO, FastPath, choose_fast_path, device_type
+from gptpl.training.processes import Launcher, LauncherEnvironment, find_launcher
 from gptpl.training.sharding import FullyShardedStrategy
 from gptpl.training.task import better, known_metrics
 
 log = logging.getLogger(__name__)
 
 OWN_SETTINGS = (
-    *("stop_at_step", "max_time", "compile", "attention", "head", "recompute_activations"),
+    *("stop_at_step", "max_time", "timeout", "compile", "attention", "head", "recompute_activations"),
     "keep_freed_memory",
 )
 """Settings of the node `trainer` that are not arguments of `lightning.Trainer`."""
@@ -103,10 +105,14 @@ def build_trainer(
     saving = [callback for callback in callbacks if isinstance(callback, LastCheckpoint)]
     others = [callback for callback in callbacks if not isinstance(callback, LastCheckpoint)]
     given = {str(key): value for key, value in conf.items() if key not in OWN_SETTINGS}
+    plugins: list[Any] = [DurableCheckpointIO()]
+    if (launcher := find_launcher()) is not None:
+        given |= launched(given, launcher)
+        plugins.append(LauncherEnvironment(launcher))
     make = partial_of({"_target_": "lightning.Trainer", "num_sanity_val_steps": -1} | given)
     decided: dict[str, Any] = {
         "accelerator": device_type(conf["accelerator"]),
-        "strategy": build_strategy(make.keywords["strategy"]),
+        "strategy": build_strategy(make.keywords["strategy"], duration(conf["timeout"], "trainer.timeout")),
         "precision": precision,
         "max_epochs": -1 if conf["max_epochs"] is None else conf["max_epochs"],
         "max_steps": -1 if conf["max_steps"] is None else conf["max_steps"],
@@ -116,7 +122,7 @@ def build_trainer(
         "deterministic": deterministic if deterministic != are_deterministic_algorithms_enabled() else None,
         "use_distributed_sampler": False,  # the datamodule gives every rank its own examples
         "callbacks": [ExactResume(), RecordEvaluations(), *saving, stopping, *others],
-        "plugins": [DurableCheckpointIO(), *(make.keywords.get("plugins") or ())],
+        "plugins": [*plugins, *(make.keywords.get("plugins") or ())],
     }
     try:
         trainer: L.Trainer = make(**decided, **fixed)
@@ -124,6 +130,16 @@ def build_trainer(
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"trainer settings that Lightning refuses: {reason}") from error
     return trainer
+
+
+def launched(conf: Mapping[str, Any], launcher: Launcher) -> dict[str, Any]:
+    """The Trainer's settings that follow from its launcher; InputError for others that were given."""
+    found = {"devices": launcher.local_world_size, "num_nodes": launcher.nodes}
+    for name, value in found.items():
+        if conf[name] not in (1, "auto", value):
+            raise InputError(f"trainer.{name}={conf[name]}, but there are {launcher}: leave it out")
+    alone = launcher.world_size == 1 or conf["strategy"] != "auto"
+    return found if alone else found | {"strategy": "ddp"}
 
 
 def _check(conf: Mapping[str, Any], eval_every_n_steps: int) -> None:
@@ -278,12 +294,12 @@ def say_otherwise(cfg: Config, resume: Resumption, path: FastPath) -> None:
         )  # fmt: skip
 
 
-def build_strategy(name: str | Strategy) -> str | Strategy:
+def build_strategy(name: str | Strategy, timeout: timedelta = timedelta(minutes=30)) -> str | Strategy:
     """FSDP2, and DDP without a second copy of the gradients: they are views of the buffers that are sent.
 
     Not with `static_graph`: with accumulated batches torch fails, or does not sum the gradients (pytorch
     issue 143580, pull request 187732).
     """
     if name == "fsdp":
-        return FullyShardedStrategy()
-    return DDPStrategy(gradient_as_bucket_view=True) if name == "ddp" else name
+        return FullyShardedStrategy(timeout=timeout)
+    return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout) if name == "ddp" else name

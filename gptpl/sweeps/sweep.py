@@ -21,9 +21,9 @@ from gptpl.config.signatures import locate, signature_of
 from gptpl.data.pretraining.mixture import Source
 from gptpl.errors import SIGNAL_STATUS, InputError
 from gptpl.files.durable import write_atomically
-from gptpl.files.run_record import LOSS
+from gptpl.files.run_record import LOSS, package_version
 from gptpl.runs.build import run_name
-from gptpl.runs.fit import git_commit, package_version
+from gptpl.runs.fit import git_commit
 from gptpl.runs.listing import RESULTS_FILE, SWEEP_FILE, runs_folder
 from gptpl.runs.parts import task_class
 from gptpl.sweeps import study as spaces

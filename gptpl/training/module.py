@@ -95,7 +95,8 @@ class TrainingModule(Task, L.LightningModule):
         eval_every_n_steps: optimizer steps between evaluations. None: Lightning decides, by batches.
         lr_ceiling: the largest multiple of the peak learning rate that the schedule may give; None: any.
         skip_steps: optimizer steps, from 1, that leave the weights as they are.
-        global_batch: sequences of all ranks in one batch.
+        global_batch: sequences of all ranks in one batch, or in `micro_batches` of them, which are counted as
+            one batch in checkpoints.
         start: where the first weights came from; see `gptpl.checkpoints.format.lineage_of`.
         tune: which weights are trained; see `gptpl.model.tuning`.
         model_config: for a `net` other than a `GPTModel`: its class, as `_target_`, and its keywords, as
@@ -118,6 +119,7 @@ class TrainingModule(Task, L.LightningModule):
         skip_steps: Sequence[int] = (),
         data_sha256: str = "",
         global_batch: int = 0,
+        micro_batches: int = 1,
         start: Mapping[str, Any] = RANDOM,
         tune: Mapping[str, Any] = ALL,
         model_config: Mapping[str, Any] | None = None,
@@ -136,6 +138,7 @@ class TrainingModule(Task, L.LightningModule):
         self.skip_steps = frozenset(skip_steps)
         self.data_sha256 = data_sha256
         self.global_batch = global_batch
+        self.micro_batches = micro_batches
         self.start = start
         self.tune = tune
         self.head = head
@@ -330,7 +333,10 @@ class TrainingModule(Task, L.LightningModule):
         self._scheduler_before_evaluation = None
         step = self.trainer.global_step
         self.position = Position(
-            step=step, epoch=self.trainer.current_epoch, batch=batch_idx + 1, tokens_seen=self.tokens_seen
+            step=step,
+            epoch=self.trainer.current_epoch,
+            batch=(batch_idx + 1) // self.micro_batches,
+            tokens_seen=self.tokens_seen,
         )
         loss, grad_norm = self._step_loss, self._grad_norm
         if step in self.skip_steps:  # without numbers, Lightning would log those of the step before

@@ -22,8 +22,11 @@ IGNORED_WARNINGS = (
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0, by its environment: known before torch.distributed is set up."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
+    """Whether this is rank 0, by the variables that torchrun, SLURM or Lightning set."""
+    for rank, count in (("RANK", "RANK"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if os.environ.get(rank, "").isdecimal() and count in os.environ:
+            return int(os.environ[rank]) == 0
+    return all(os.environ.get(name) in (None, "", "0") for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 class RunLogFile(logging.StreamHandler[TextIO]):

@@ -341,26 +341,43 @@ def test_of_another_corpus_the_error_names_the_class(plan):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "world_size", "remedy"),
+    ("given", "world_size", "found"),
     [
-        (8, 1, None),
-        (4, 2, None),
-        (2, 4, None),
-        (4, 1, "set data.batch_size=8"),
-        (8, 2, "set data.batch_size=4"),
-        (8, 3, "set trainer.devices to a divisor of 8"),
+        (None, 1, (8, 1)),
+        (None, 2, (4, 1)),
+        (None, 8, (1, 1)),
+        (8, 1, (8, 1)),
+        (4, 1, (4, 2)),  # as many sequences at a time as were asked for
+        (4, 2, (4, 1)),
+        (2, 2, (2, 2)),
     ],
 )
-def test_the_windows_of_a_batch_stay_as_many(batch_size, world_size, remedy, plan):
-    resumption = plan(f"data.batch_size={batch_size}")
-    assert [change.kind == "inexact" for change in resumption.changes] == [True] * (batch_size != 8)
-    if remedy is None:
-        resumption.check_global_batch(world_size)
-        return
-    with pytest.raises(InputError) as caught:
-        resumption.check_global_batch(world_size)
-    assert str(caught.value).startswith(f"data.batch_size={batch_size} on {world_size} device")
-    assert str(caught.value).endswith(remedy)
+def test_other_processes_share_the_sequences_of_a_batch(given, world_size, found, plan):
+    resumption = plan(*([] if given is None else [f"data.batch_size={given}"]))
+    assert [change.kind for change in resumption.changes] == ["inexact"] * (given not in (None, 8))
+    assert resumption.batch_of(world_size) == found
+
+
+def test_fewer_processes_take_no_more_sequences_at_a_time_than_before(plan):
+    resumption = plan()
+    resumption.header["global_batch"] = 24  # of three processes
+    assert resumption.batch_of(3) == (8, 1)
+    assert resumption.batch_of(2) == (6, 2)
+    assert resumption.batch_of(1) == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "world_size", "words"),
+    [
+        (None, 3, "8 sequences a batch, which cannot change on resume, and 3 devices cannot share them"),
+        (16, 2, "data.batch_size=16: the run in .* has 8 sequences .* 4 of them on each of 2 devices"),
+        (3, 1, "data.batch_size=3: .* give a divisor of 8"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(given, world_size, words, plan):
+    resumption = plan(*([] if given is None else [f"data.batch_size={given}"]))
+    with pytest.raises(InputError, match=words):
+        resumption.batch_of(world_size)
 
 
 def test_a_run_cannot_end_before_it_went_on(plan):

@@ -1,6 +1,7 @@
 """Folders claimed for runs, by processes that race for them."""
 
 import gc
+import json
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import is_locked
-from gptpl.runs.claims import RunClaim, claim_new_run
+from gptpl.runs.claims import RunClaim, claim_new_run, run_to_continue
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked on Windows")
 
@@ -198,3 +199,61 @@ def test_a_resumed_run_is_claimed_as_it_is(tmp_path, make_run):
         with pytest.raises(InputError, match="another process is training"):
             RunClaim(run)
     assert sorted(run.rglob("*")) == before
+
+
+# --- resume=auto ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """What a run with a checkpoint has left."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/step-00000004.ckpt").touch()
+    given = ["experiment=quick", "optimizer.lr=1e-3", "+callbacks.mine._target_=mine.Watch"]
+    (folder / "run.json").write_text(json.dumps({"overrides": given}))
+    return folder
+
+
+def test_where_nothing_is_saved_a_run_begins(tmp_path):
+    given = ["experiment=quick", f"run_dir={tmp_path / 'run'}"]
+    assert run_to_continue(given) == (given, None)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    assert run_to_continue(given) == (given, None)
+
+
+def test_the_same_command_continues_with_nothing_new(saved):
+    same = ["experiment=quick", "optimizer.lr=1e-3", f"run_dir={saved}"]
+    assert run_to_continue(same) == ([], str(saved))
+
+
+def test_what_the_command_has_besides_is_a_change(saved):
+    more = ["experiment=quick", "optimizer.lr=2e-3", "trainer.max_steps=9", f"run_dir='{saved}'"]
+    assert run_to_continue(more) == (["optimizer.lr=2e-3", "trainer.max_steps=9"], str(saved))
+
+
+def test_a_class_that_is_given_again_is_trusted(saved):
+    mine = "+callbacks.mine._target_=mine.Watch"
+    assert run_to_continue([mine, f"run_dir={saved}"])[0] == ["trust=[mine]"]
+    assert run_to_continue([mine, "trust=[]", f"run_dir={saved}"])[0] == ["trust=[]"]
+
+
+@pytest.mark.parametrize("given", [[], ["run_dir=null"]])
+def test_without_a_folder_there_is_nothing_to_continue(given):
+    with pytest.raises(InputError, match=r"resume=auto needs run_dir=FOLDER"):
+        run_to_continue(given)
+
+
+def test_what_an_unfinished_run_left_is_moved_aside(tmp_path, caplog):
+    folder = tmp_path / "run"
+    for _ in range(2):
+        with claim_new_run(folder, name="x", again=True):
+            (folder / "config.yaml").write_text("a: 1")
+            (folder / "train.log").write_text("began")
+    with claim_new_run(folder, name="x", again=True):
+        assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == [
+            "unfinished_1", "unfinished_2",
+        ]  # fmt: skip
+    assert (folder / "unfinished_1/train.log").read_text() == "began"
+    assert "held a run that had not saved anything yet" in caplog.text

@@ -7,6 +7,7 @@ examples:
   gptpl train experiment=debug data=text_file data.path=F     # a few steps, no checkpoints, NaNs reported
   gptpl train init=gpt2_hf model=gpt2_small data=text_file data.path=F  # start from GPT-2's weights
   gptpl train resume=latest trainer.max_epochs=20             # resume the newest run, and train longer
+  gptpl train model=tiny run_dir=F resume=auto                # begin in F, or continue what F holds
   gptpl train -m experiment=quick optimizer.lr=1e-3,3e-3      # a sweep: one run for each value, then a table
   gptpl train --config-dir my_conf 'callbacks=[default,mine]'  # your own class, by your own YAML
 
@@ -27,6 +28,7 @@ from gptpl.cli.arguments import parse, shown
 from gptpl.cli.console import collector_paused, console
 from gptpl.config.compose import composed
 from gptpl.config.overrides import resumed_run
+from gptpl.runs.claims import AUTO, run_to_continue
 from gptpl.training.run_log import RunLogFile
 
 EXIT_FAILED = 1
@@ -42,6 +44,9 @@ def run(arguments: list[str]) -> int:
     if shown(given):
         return 0
     overrides, earlier = resumed_run(given.overrides)
+    every, again = overrides, earlier == AUTO
+    if earlier == AUTO:
+        overrides, earlier = run_to_continue(overrides)
     with collector_paused():
         if earlier is None:  # first, to refuse what it can before torch is imported
             found = composed(overrides, given.config_name, config_dir=given.config_dir)
@@ -53,9 +58,12 @@ def run(arguments: list[str]) -> int:
     with console():
         log_file = RunLogFile(whole_process=True)
         if earlier is None:
-            made = build(found.cfg, config_dir=given.config_dir, log_file=log_file, trusted=found.trusted)
+            made = build(
+                found.cfg, config_dir=given.config_dir, log_file=log_file, trusted=found.trusted, again=again
+            )
         else:
             made = resume(earlier, *overrides, config_dir=given.config_dir, log_file=log_file)
+        made.overrides = every
         made.command = shlex.join(["gptpl", "train", *arguments])
         try:
             train(made)

@@ -1,0 +1,236 @@
+"""Runs on two machines: torchrun on each, which here are one, or network namespaces joined by a cable."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import psutil
+import pytest
+import torch
+
+from gptpl.checkpoints.format import read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = (
+    *("experiment=quick", "model.drop_rate=0.1", "data.batch_size=4", "trainer.max_steps=12", "trainer=cpu"),
+    *("scheduler.warmup_steps=2", "eval_every_n_steps=6", "~callbacks.sample_text", "resume=auto"),
+    "callbacks.checkpoint_last.every_n_steps=1",
+)
+
+
+class Slow(L.Callback):
+    """Leaves the time to pull a cable."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        time.sleep(0.3)
+
+
+class Machines:
+    """Two machines that train together: one torchrun each, with one process."""
+
+    def __init__(self, folder: Path, prefixes: tuple[list[str], ...], address: str) -> None:
+        self.folder, self.prefixes, self.address = folder, prefixes, address
+        self.agents: list[subprocess.Popen[bytes]] = []
+        self.cable: tuple[str, str] | None = None  # a namespace and its interface
+
+    def start(self, *overrides: str, second: tuple[str, ...] = (), restarts: int = 0) -> None:
+        """Both with these overrides; the `second` machine with more."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for number, prefix in enumerate(self.prefixes):
+            command = [
+                *(*prefix, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
+                *("--nproc-per-node", "1", "--max-restarts", str(restarts), "--rdzv-backend", "c10d"),
+                *("--rdzv-endpoint", f"{self.address}:{port}", "--rdzv-id", "test", "--local-addr"),
+                *(self.address if number == 0 else self.address[:-1] + "2" if prefix else self.address,),
+                *(f"--rdzv-conf=is_host={int(number == 0)},last_call_timeout=1,read_timeout=10",),
+                *("-m", "gptpl", "train", *SETTINGS, f"run_dir={self.run_dir}", *overrides),
+                *(second if number else ()),
+            ]
+            environment = os.environ | {
+                "GPTPL_CACHE": str(self.folder / f"cache_{number}"),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+            }
+            with self.log(number).open("ab") as log:
+                agent = subprocess.Popen(
+                    command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+            self.agents.append(agent)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    def log(self, number: int) -> Path:
+        return self.folder / f"machine_{number}.log"
+
+    def statuses(self, timeout: float = 150) -> list[int]:
+        """Wait for both to end."""
+        deadline = time.monotonic() + timeout
+        found = [agent.wait(max(1.0, deadline - time.monotonic())) for agent in self.agents]
+        self.agents.clear()
+        return found
+
+    def said(self, number: int) -> str:
+        return self.log(number).read_text(errors="replace")
+
+    def reaches(self, step: int) -> None:
+        """Wait until that step is saved."""
+        deadline = time.monotonic() + 100
+        while not (self.run_dir / f"checkpoints/step-{step:08d}.ckpt").exists():
+            assert time.monotonic() < deadline, self.said(0)[-3000:]
+            assert all(agent.poll() is None for agent in self.agents), self.said(0)[-3000:]
+            time.sleep(0.02)
+
+    def worker(self, number: int) -> psutil.Process:
+        """The process that trains on a machine."""
+        below = psutil.Process(self.agents[number].pid).children(recursive=True)
+        found = [one for one in below if "torch.distributed.run" not in one.cmdline()]
+        assert found, f"no process trains on machine {number}"
+        return found[0]
+
+    def end(self) -> None:
+        """Kill what is left; torchrun starts its processes in sessions of their own."""
+        for process in psutil.process_iter(["cmdline"]):
+            if f"run_dir={self.run_dir}" in (process.info["cmdline"] or ()):
+                process.kill()
+        for agent in self.agents:
+            agent.wait()
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    found = Machines(tmp_path, ([], []), "127.0.0.1")
+    yield found
+    found.end()
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    checkpoint = read_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    assert checkpoint["gptpl_resume"]["step"] == 12
+    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return state
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    tmp_path_factory: pytest.TempPathFactory, gptpl_train: Callable[..., str]
+) -> dict[str, torch.Tensor]:
+    """The weights that two processes end with which nobody disturbs."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    two = ("trainer.strategy=ddp", "trainer.devices=2", "run_dir=run")
+    gptpl_train(folder, *(each for each in SETTINGS if each != "resume=auto"), *two, ranks=2)
+    return weights(folder / "run")
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_a_restart_and_no_bit(
+    machines: Machines, unbroken: dict[str, torch.Tensor]
+) -> None:
+    machines.start(restarts=2)
+    machines.reaches(4)
+    machines.worker(1).kill()
+    assert machines.statuses() == [0, 0], machines.said(0)[-3000:]
+    found = weights(machines.run_dir)
+    assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
+    record = json.loads((machines.run_dir / "run.json").read_text())
+    assert len(record["resumed"]) == 1
+    assert [path.name for path in machines.folder.glob("runs*")] == []  # no ghost of the other machine
+    log = (machines.run_dir / "train.log").read_text()
+    assert log.count("processes: 2 nodes x 1 processes, by torchrun") == 2
+    assert "step 0:" not in machines.said(1)  # one of them logs
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_end_all_of_them(machines: Machines) -> None:
+    machines.start("seed=7", second=("seed=1",))
+    assert machines.statuses() == [1, 1]
+    words = "rank 1 on {0} would train something else than rank 0 on {0}: seed is 1, not 7"
+    assert words.format(socket.gethostname()) in machines.said(0)
+    assert not (machines.run_dir / "run.json").exists()
+
+
+# --- two machines joined by a cable ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Machines]:
+    """Two network namespaces with an interface each, which only the other one can reach."""
+    if os.geteuid() or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root, and the program ip")
+    names, ends = [f"gptpl-{os.getpid()}-{n}" for n in "ab"], [f"gp{os.getpid()}{n}" for n in "ab"]
+    address = "10.201.7.1"
+
+    def ip(*arguments: str, check: bool = True) -> None:
+        subprocess.run(["ip", *arguments], check=check, capture_output=True, timeout=20)
+
+    try:
+        ip("netns", "add", names[0])
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespace can be made here: {error.stderr.decode().strip()}")
+    try:
+        ip("netns", "add", names[1])
+        ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for number, (name, end) in enumerate(zip(names, ends, strict=True), start=1):
+            ip("link", "set", end, "netns", name)
+            ip("-n", name, "addr", "add", f"10.201.7.{number}/24", "dev", end)
+            ip("-n", name, "link", "set", end, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        inside = [
+            ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={end}"]
+            for name, end in zip(names, ends, strict=True)
+        ]
+        found = Machines(tmp_path, (inside[0], inside[1]), address)
+        found.cable = (names[1], ends[1])
+        yield found
+        found.end()
+    finally:
+        for name in names:
+            ip("netns", "delete", name, check=False)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_as_one_machine_with_two_processes(
+    hosts: Machines, unbroken: dict[str, torch.Tensor]
+) -> None:
+    hosts.start()
+    assert hosts.statuses() == [0, 0], hosts.said(0)[-3000:]
+    found = weights(hosts.run_dir)
+    assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
+
+
+@pytest.mark.slow
+def test_a_cable_that_is_pulled_ends_the_run_which_then_continues(
+    hosts: Machines, unbroken: dict[str, torch.Tensor]
+) -> None:
+    slow = "+callbacks.slow._target_=tests.training.test_launchers.Slow"
+    hosts.start("trainer.timeout=00:00:00:08", slow)
+    hosts.reaches(2)
+    assert hosts.cable is not None
+    name, end = hosts.cable
+    subprocess.run(["ip", "-n", name, "link", "set", end, "down"], check=True)
+    far = hosts.worker(1)
+    assert hosts.agents[0].wait(60) == 1
+    deadline = time.monotonic() + 60
+    while far.is_running() and far.status() != psutil.STATUS_ZOMBIE:  # its agent may look for the other one
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "rank 1 on" in hosts.said(0)
+    assert "says nothing: its process or node is gone, or cannot be reached" in hosts.said(0)
+    subprocess.run(["ip", "-n", name, "link", "set", end, "up"], check=True)
+    hosts.end()
+    hosts.agents.clear()
+    hosts.start("trainer.timeout=00:00:01:00", slow)
+    assert hosts.statuses() == [0, 0], hosts.said(0)[-3000:]
+    found = weights(hosts.run_dir)
+    assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())

@@ -1,0 +1,296 @@
+"""Processes that a launcher started: who they are, what they tell each other, and when one fails."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from gptpl.errors import InputError, ProcessError
+from gptpl.runs.trainer import launched
+from gptpl.training import processes as module
+from gptpl.training.processes import Launcher, Processes, find_launcher, meet, session
+from gptpl.training.run_log import is_first_process
+
+TORCHRUN = {
+    "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node-a",
+    "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "2",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+}  # fmt: skip
+SRUN = {
+    "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_NODEID": "1", "SLURM_NTASKS": "4", "MASTER_ADDR": "node-a", "MASTER_PORT": "15000",
+}  # fmt: skip
+
+
+# --- who they are ---------------------------------------------------------------------------------------
+
+
+def test_torchrun_says_who_this_is():
+    found = find_launcher(TORCHRUN)
+    assert found is not None
+    assert (found.rank, found.world_size, found.local_rank, found.nodes, found.node_rank) == (5, 8, 1, 2, 1)
+    assert (found.address, found.port, found.hosts_store) == ("node-a", 29500, True)
+    assert str(found) == "2 nodes x 4 processes, by torchrun"
+
+
+def test_slurm_says_who_this_is():
+    found = find_launcher(SRUN)
+    assert found is not None
+    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (3, 4, 1, 2)
+    assert (found.nodes, found.node_rank, found.address, found.port) == (2, 1, "node-a", 15000)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
+    ],
+    ids=["alone", "started by Lightning", "in the script of sbatch"],
+)
+def test_without_a_launcher_there_is_none(environment):
+    assert find_launcher(environment) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"RANK": "first"}, "RANK='first'"),
+        ({"LOCAL_WORLD_SIZE": "3"}, "8 processes, not equally many on every node"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "8 processes, not equally many"),
+    ],
+)
+def test_a_launcher_that_contradicts_itself_is_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        find_launcher(TORCHRUN | changes)
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "4", "LOCAL_RANK": "0"}, False),  # the first of the second node
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+    ],
+)
+def test_only_rank_0_is_the_first(monkeypatch, environment, first):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() is first
+
+
+def test_devices_and_nodes_follow_from_the_launcher():
+    launcher = find_launcher(TORCHRUN)
+    assert launcher is not None
+    conf = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    assert launched(conf, launcher) == {"devices": 4, "num_nodes": 2, "strategy": "ddp"}
+    assert launched(conf | {"devices": "auto", "strategy": "fsdp"}, launcher) == {
+        "devices": 4,
+        "num_nodes": 2,
+    }
+    with pytest.raises(
+        InputError, match=r"^trainer.devices=2, but there are 2 nodes x 4 processes, by torch"
+    ):
+        launched(conf | {"devices": 2}, launcher)
+
+
+# --- what they tell each other --------------------------------------------------------------------------
+
+Each = Callable[[Processes], Any]
+
+
+@pytest.fixture
+def together() -> Callable[[Each], list[Any]]:
+    """`together(say)`: what `say` returns or raises in each of three processes, threads here, by rank."""
+    store = HashStore()
+    hosts = ["a", "a", "b"]
+
+    def run(say: Each) -> list[Any]:
+        found: list[Any] = [None] * len(hosts)
+
+        def process(rank: int) -> None:
+            launcher = Launcher(
+                name="torchrun", rank=rank, world_size=3, local_rank=0, local_world_size=1, node_rank=rank,
+                address="a", port=1, hosts_store=True,
+            )  # fmt: skip
+            one = Processes(launcher=launcher, store=store, timeout=timedelta(seconds=1), hosts=list(hosts))
+            try:
+                found[rank] = say(one)
+            except (InputError, ProcessError, ZeroDivisionError) as error:
+                found[rank] = error
+
+        threads = [threading.Thread(target=process, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+    return run
+
+
+def test_all_hear_what_each_says(together):
+    def say(one: Processes) -> Any:
+        first = one.gathered({"rank": one.launcher.rank})
+        return first, one.gathered(one.launcher.rank * 2)
+
+    assert together(say) == [([{"rank": 0}, {"rank": 1}, {"rank": 2}], [0, 2, 4])] * 3
+
+
+def test_the_first_decides(together):
+    def say(one: Processes) -> Any:
+        return one.from_first(lambda: f"made by {one.launcher.rank}")
+
+    assert together(say) == ["made by 0"] * 3
+
+
+def test_who_differs_in_what_is_said_by_all(together):
+    def say(one: Processes) -> None:
+        one.agree({"seed": 1, "optimizer.lr": 0.1 + (one.launcher.rank == 2), "torch": "2.13"})
+
+    words = "rank 2 on b would train something else than rank 0 on a: optimizer.lr is 1.1, not 0.1: start all"
+    found = together(say)
+    assert all(isinstance(error, InputError) and str(error).startswith(words) for error in found)
+
+
+def test_the_same_facts_are_no_difference(together):
+    assert together(lambda one: one.agree({"seed": 1})) == [None] * 3
+
+
+@pytest.mark.parametrize(("own", "heard"), [(InputError, InputError), (ZeroDivisionError, ProcessError)])
+def test_when_one_fails_the_others_say_why(together, own, heard):
+    def say(one: Processes) -> None:
+        try:
+            if one.launcher.rank == 1:
+                raise own("data.path=x does\nnot exist")
+        except BaseException as error:
+            one.failed(error, reads=True)
+            raise
+        one.gathered("ready")
+
+    found = together(say)
+    assert type(found[1]) is own
+    for error in (found[0], found[2]):
+        assert type(error) is heard
+        assert str(error) == "rank 1 on a failed: data.path=x does not exist"
+
+
+def test_one_that_does_not_come_is_named(together):
+    def say(one: Processes) -> Any:
+        return None if one.launcher.rank == 2 else one.gathered("ready")
+
+    found = together(say)
+    for error in found[:2]:
+        assert isinstance(error, ProcessError)
+        assert "rank 2 on b has ended, or not come as far as this process within 1 s" in str(error)
+
+
+def test_after_a_failure_in_training_the_first_hears_the_others(together, monkeypatch):
+    monkeypatch.setattr(module, "_LAST_WORDS", timedelta(seconds=0.5))
+
+    def say(one: Processes) -> Any:
+        one.gathered("ready")
+        if one.launcher.rank == 1:
+            one.failed(RuntimeError("out of memory"), reads=False)
+        return one.last_words() if one.launcher.rank == 0 else None
+
+    said = together(say)[0]
+    assert said[0] == "rank 1 on a failed: out of memory"
+    assert said[1].startswith("rank 2 on b says nothing: its process or node is gone")
+
+
+def one_of_three(rank: int) -> Launcher:
+    return Launcher(
+        name="torchrun", rank=rank, world_size=3, local_rank=0, local_world_size=1, node_rank=rank,
+        address="a", port=1, hosts_store=True,
+    )  # fmt: skip
+
+
+def test_processes_that_are_started_again_do_not_hear_those_before():
+    """At the same store, and not all at the same moment."""
+    store, before = HashStore(), set[str]()
+
+    def start(rank: int, seconds: float, names: dict[int, str]) -> None:
+        time.sleep(seconds)
+        names[rank] = session(store, one_of_three(rank), timedelta(seconds=5))
+
+    for again in range(3):
+        names: dict[int, str] = {}
+        later = [0.15 * ((rank + again) % 3) for rank in range(3)]
+        threads = [threading.Thread(target=start, args=(rank, later[rank], names)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(names) == 3
+        assert len({*names.values()} - before) == len({*names.values()}) == 1
+        before |= {*names.values()}
+
+
+# --- where they meet ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(monkeypatch) -> Callable[..., None]:
+    """`started(**variables)`: in the environment of one of two processes."""
+    monkeypatch.setattr(module, "_met", None)
+
+    def start(**variables: Any) -> None:
+        given = {
+            "RANK": 0,
+            "WORLD_SIZE": 2,
+            "LOCAL_RANK": 0,
+            "LOCAL_WORLD_SIZE": 1,
+            "MASTER_ADDR": "127.0.0.1",
+        }
+        for name, value in (given | variables).items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+
+    return start
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def test_a_first_process_that_is_not_there_is_said(started):
+    port = free_port()
+    started(RANK=1, MASTER_PORT=port)
+    with pytest.raises(ProcessError, match=rf"rank 1 cannot reach rank 0 at 127.0.0.1:{port} within 1 s"):
+        meet(timedelta(seconds=1))
+
+
+def test_a_second_process_that_does_not_come_is_said(started):
+    started(RANK=0, MASTER_PORT=free_port())
+    with pytest.raises(ProcessError, match=r"rank 0 has waited 1 s .*for rank 1 of 2: see what it says"):
+        meet(timedelta(seconds=1))
+
+
+def test_a_port_that_is_taken_is_said(started):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        started(RANK=0, MASTER_PORT=port)
+        with pytest.raises(ProcessError, match=f"port {port} of this machine is in use"):
+            meet(timedelta(seconds=1))
+
+
+def test_one_process_alone_meets_nobody(started):
+    started(WORLD_SIZE=1, MASTER_PORT=1)
+    assert meet(timedelta(seconds=1)) is None
+    assert not dist.is_initialized()
