@@ -3,21 +3,40 @@
 import logging
 import math
 import os
+import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import psutil
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from gptpl.callbacks.after_step import AfterStep, language_module
-from gptpl.checkpoints.files import CheckpointFolder, remove_checkpoint, write_checkpoint
+from gptpl.checkpoints.files import (
+    CheckpointFolder,
+    remove_checkpoint,
+    snapshot,
+    snapshot_bytes,
+    write_checkpoint,
+)
 from gptpl.errors import InputError
+from gptpl.text import bytes_text
+from gptpl.training.memory import USABLE, free_memory, peak_memory_bytes
 from gptpl.training.task import Better, better, known_metrics
 
 log = logging.getLogger(__name__)
+
+_NICE = 10
+"""Of the thread that writes in the background, where hashing takes a core (experiments/exact_resume)."""
 
 
 def declared_mode(monitor: str, trainer: L.Trainer, pl_module: L.LightningModule) -> Better:
@@ -71,6 +90,10 @@ class LastCheckpoint(AfterStep):
 
     Saved after a step, before its evaluation and samples: every `every_n_steps` steps or `every_n_minutes`
     minutes, after the last step, and when training is interrupted.
+
+    The first of these are `asynchronous`: training waits for a copy in memory, which is written while it
+    continues (see `DurableCheckpointIO.in_background`). The others are on the disk before training ends. An
+    error in the background is raised after the next step.
     """
 
     def __init__(
@@ -80,6 +103,7 @@ class LastCheckpoint(AfterStep):
         every_n_minutes: float | None = 10.0,
         every_n_steps: int | None = None,
         keep: int = 2,
+        asynchronous: bool = True,
     ) -> None:
         super().__init__()
         for name, value in (("every_n_minutes", every_n_minutes), ("every_n_steps", every_n_steps)):
@@ -88,6 +112,7 @@ class LastCheckpoint(AfterStep):
         self.folder = CheckpointFolder(Path(dirpath), keep=keep)
         self.every_n_minutes = every_n_minutes
         self.every_n_steps = every_n_steps
+        self.asynchronous = asynchronous
         self.saved_step = 0
         self._saved_seconds = 0.0
 
@@ -99,14 +124,16 @@ class LastCheckpoint(AfterStep):
 
     def due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
         """After so many steps, by the clock of any rank, and after the last step."""
+        self._finish(trainer, wait=False)
         step, seconds = trainer.global_step, time.monotonic() - self._saved_seconds
         by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
         by_time = self.every_n_minutes is not None and seconds >= 60 * self.every_n_minutes
         return by_steps or by_time or step >= language_module(pl_module).total_steps
 
     def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the step."""
-        self.save(trainer, pl_module)
+        """Save the step; the last one before it is evaluated."""
+        last = trainer.global_step >= language_module(pl_module).total_steps
+        self.save(trainer, pl_module, wait=last or not self.asynchronous)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step of a training that was stopped early."""
@@ -120,6 +147,10 @@ class LastCheckpoint(AfterStep):
 
         Not with several processes: saving takes them all, and some may be gone.
         """
+        try:
+            self._finish(trainer)
+        except OSError as error:  # of an earlier step
+            log.error("a checkpoint could not be saved: %s", error)
         if self._reached is None or trainer.world_size > 1 or language_module(pl_module).updating:
             return
         step = language_module(pl_module).position.step
@@ -129,30 +160,96 @@ class LastCheckpoint(AfterStep):
         except OSError as error:  # the disk may be full, which may be why training ended
             log.error("step %d could not be saved: %s", step, error)
 
-    def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
-        """Save the boundary after the last finished step, on all ranks together; False: nothing to save."""
+    def save(self, trainer: L.Trainer, pl_module: L.LightningModule, *, wait: bool = True) -> bool:
+        """Save the boundary after the last finished step, on all ranks together; False: nothing to save.
+
+        With `wait` everything is on the disk when this returns. Raises the OSError of a save before it, too.
+        """
+        self._finish(trainer)
         step = language_module(pl_module).position.step
         if step == self.saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if wait:
+                trainer.strategy.barrier()  # the first rank may have waited for its file
             return False
-        trainer.save_checkpoint(self.folder.path(step), weights_only=False)
-        if trainer.is_global_zero:
-            self.folder.settle(step)
-        self.saved_step = step
+        io, settle = trainer.strategy.checkpoint_io, partial(self._settle, step)
+        background = not wait and isinstance(io, DurableCheckpointIO)
+        with io.in_background(settle) if background else nullcontext():  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.folder.path(step), weights_only=False)
+        if not trainer.is_global_zero:
+            self.saved_step = step
+        elif not background:
+            settle()
         self._saved_seconds = time.monotonic()
         return True
 
+    def _settle(self, step: int) -> None:
+        self.folder.settle(step)
+        self.saved_step = step
+
+    def _finish(self, trainer: L.Trainer, *, wait: bool = True) -> None:
+        if isinstance(io := trainer.strategy.checkpoint_io, DurableCheckpointIO):
+            io.finish(wait=wait)
+
 
 class DurableCheckpointIO(CheckpointIO):
-    """Writes and reads the Trainer's checkpoints.
+    """Writes the Trainer's checkpoints, never two at a time, and reads them.
 
-    Lightning's own copies them in memory, and may leave half a file.
+    Lightning's own copies them in memory, and may leave half a file; its `AsyncCheckpointIO` tells of a full
+    disk only after the save that follows.
     """
+
+    def __init__(self) -> None:
+        self._then: Callable[[], None] | None = None
+        self._writing: Future[None] | None = None
+        self._peak_bytes: int | None = None
+        self._said_short = False
+
+    @contextmanager
+    def in_background(self, then: Callable[[], None]) -> Iterator[None]:
+        """Let `save_checkpoint` return with a copy made, which a thread writes before it calls `then`.
+
+        Where memory is short for a copy it writes at once, and calls `then`.
+        """
+        self._then = then
+        try:
+            yield
+        finally:
+            self._then = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
         """See `write_checkpoint`; raises OSError naming `path`, which then keeps its old content."""
-        write_checkpoint(checkpoint, Path(path))
+        self.finish()
+        write = partial(_write_then, path=Path(path), then=self._then)
+        if self._then is None or not self._has_room(snapshot_bytes(checkpoint)):
+            write(checkpoint)
+            return
+        writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_stand_back)
+        self._writing = writer.submit(write, snapshot(checkpoint))
+        writer.shutdown(wait=False)
+
+    def finish(self, *, wait: bool = True) -> None:
+        """Wait for the write in the background, and raise its error; without `wait` only if it has ended."""
+        if self._writing is None or not (wait or self._writing.done()):
+            return
+        wait_for([self._writing])  # which Ctrl-C may interrupt
+        written, self._writing = self._writing, None
+        written.result()
+
+    def _has_room(self, needed: int) -> bool:
+        """Whether so many bytes of the host's memory are left where training needs as much as so far."""
+        if self._peak_bytes is None:  # later peaks have a copy in them
+            self._peak_bytes = peak_memory_bytes(torch.device("cpu"))
+        can_have = psutil.Process().memory_info().rss + int(USABLE * free_memory("cpu"))
+        room = can_have - self._peak_bytes
+        if needed > room and not self._said_short:
+            self._said_short = True
+            log.warning(
+                "memory is short for a copy of the checkpoint (%s): training waits while it is written",
+                bytes_text(needed),
+            )
+        return needed <= room
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
@@ -168,3 +265,19 @@ class DurableCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove the file and its SHA-256, if they exist."""
         remove_checkpoint(Path(path))
+
+    def teardown(self) -> None:
+        """Finish a write that nothing else has waited for."""
+        self.finish()
+
+
+def _stand_back() -> None:
+    """Lower the priority of this thread and of those it starts: steps were twice as slow during a write."""
+    if sys.platform == "linux":  # where threads have priorities of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
+def _write_then(checkpoint: dict[str, Any], *, path: Path, then: Callable[[], None] | None) -> None:
+    write_checkpoint(checkpoint, path)
+    if then is not None:
+        then()

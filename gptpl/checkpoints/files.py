@@ -1,5 +1,6 @@
 """Checkpoint files: written whole or not at all, verified by hashes; and the folder that keeps a run's."""
 
+import copy
 import hashlib
 import logging
 import os
@@ -17,7 +18,7 @@ import torch
 
 from gptpl.errors import InputError
 from gptpl.files.durable import record_file, record_sha256, replacement, sha256_of, sync_folder
-from gptpl.files.plain import damaged_part
+from gptpl.files.plain import damaged_part, tensors_in
 from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER, LAST
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,30 @@ def _write(checkpoint: dict[str, Any], temporary: Path) -> str:
             raise hashing.error
         os.fsync(file.fileno())
     return hashing.sha256.hexdigest()
+
+
+def snapshot_bytes(checkpoint: dict[str, Any]) -> int:
+    """Bytes of memory that a `snapshot` takes."""
+    return sum(storage.nbytes() for storage in {each.untyped_storage() for each in tensors_in(checkpoint)})
+
+
+def snapshot(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A copy on the host, which later changes of tensors, lists and dictionaries do not reach.
+
+    It makes the same file: tensors that share memory, such as tied weights, do so in the copy.
+    """
+    memory: dict[torch.UntypedStorage, torch.Tensor] = {}
+    copies: dict[int, Any] = {}
+    for tensor in tensors_in(checkpoint):
+        if type(tensor) is torch.Tensor and tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()
+            if storage not in memory:
+                flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+                memory[storage] = flat.to("cpu", copy=True)
+            place = (tensor.storage_offset(), tensor.size(), tensor.stride())
+            copied = torch.empty(0, dtype=tensor.dtype).set_(memory[storage].untyped_storage(), *place)
+            copies[id(tensor)] = copied.requires_grad_(tensor.requires_grad)
+    return copy.deepcopy(checkpoint, copies)
 
 
 class _HashingFile:

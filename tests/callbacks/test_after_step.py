@@ -52,7 +52,7 @@ def train(rank: int, *callbacks: Any, steps: int = 10) -> dict[str, int]:
         is_global_zero=rank == 0,
         global_step=0,
         fast_dev_run=False,
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        strategy=SimpleNamespace(root_device=torch.device("cpu"), checkpoint_io=None),
         save_checkpoint=lambda path, weights_only: None,
     )
     module: Any = SimpleNamespace(total_steps=10**6, position=SimpleNamespace(step=0))
@@ -93,7 +93,7 @@ def test_what_one_rank_wants_all_do(two_ranks):
         last: Any = LastCheckpoint(dirpath="unused", every_n_minutes=10)
         last.folder, wishes, stopping = Folder(), Wishes(4, *([2] if rank else [])), StopAtBoundary()
         saves: list[int] = []
-        last.save = lambda trainer, module: saves.append(trainer.global_step)
+        last.save = lambda trainer, module, wait=True: saves.append(trainer.global_step)
 
         class Now(AfterStep):
             def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

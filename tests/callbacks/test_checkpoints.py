@@ -200,6 +200,7 @@ def test_broken_off_it_saves_only_what_is_whole(world_size, updating, saved, mon
         is_global_zero=True,
         global_step=0,
         fast_dev_run=False,
+        strategy=SimpleNamespace(checkpoint_io=None),
         save_checkpoint=lambda path, weights_only: saves.append(path),
     )
     module: Any = SimpleNamespace(updating=updating, position=SimpleNamespace(step=4))
