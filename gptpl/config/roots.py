@@ -145,6 +145,14 @@ class _Search:
 class _PlanNode:
     output: str
     timed_steps: int | None
+    nodes: int | None  # limits of these: gptpl.runs.parallel_plan.Cluster
+    devices_per_node: int | None
+    memory_gb: float | None
+    tflops: float | None
+    gb_per_second_within: float | None
+    gb_per_second_between: float | None
+    microseconds_per_hop: float | None
+    dry_run: bool
 
 
 @dataclass(kw_only=True)

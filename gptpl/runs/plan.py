@@ -24,6 +24,7 @@ from gptpl.files.figures import figure_pixels, new_figure, write_png
 from gptpl.model import GPTModel, ParameterCount, count_parameters
 from gptpl.model.tuning import ALL
 from gptpl.runs.build import Settled, build_module, settle
+from gptpl.runs.parallel_plan import REACHED_FRACTION, Cluster, ParallelPlan, parallel_plan, work_of_run
 from gptpl.runs.parts import (
     base_lr,
     classifier_of,
@@ -33,22 +34,23 @@ from gptpl.runs.parts import (
     schedule,
 )
 from gptpl.runs.trial import largest_batch_of, step_memory_of, train_a_little, usable_memory
-from gptpl.text import bytes_text, duration_text
+from gptpl.text import bytes_text, duration_text, table
 from gptpl.training.flops import counted_flops_per_token, peak_flops
 from gptpl.training.lightning_internals import ShapesAlone
+from gptpl.training.memory import USABLE
 from gptpl.training.module import NonFiniteError
 from gptpl.training.performance import device_type, product_dtype
 from gptpl.training.schedules import scheduler_of
 from gptpl.weights.starting import RandomWeights
 
-if TYPE_CHECKING:  # matplotlib takes long to import
+if TYPE_CHECKING:  # matplotlib takes long to import, as torch's DDP does
     from matplotlib.figure import Figure
+
+    from gptpl.runs.dry_run import DryRun
 
 DEFAULT_STEPS = 3
 CHEAP_SECONDS = 60
 """Steps are timed without being asked for where that takes about so long at most."""
-REACHED_FRACTION = 0.4
-"""Of the device's peak arithmetic, for a first guess of what timing takes."""
 FORWARD_FRACTION = 1 / 3
 """Of a training step's arithmetic, for an evaluation of as many tokens."""
 MOST_SEQUENCES = 256
@@ -107,10 +109,17 @@ class Plan:
     lr_factor: Callable[[int], float]  # multiple of the peak for the update after so many finished ones
     timing: Timing | None = None
     not_timed: str | None = None  # why there is no timing
+    parallel: ParallelPlan | None = None  # for devices that need not be here
+    dry_runs: "tuple[DryRun, ...]" = ()
 
     def record(self) -> dict[str, Any]:
         """The plan as plain data."""
-        return {name: value for name, value in asdict(self).items() if name != "lr_factor"}
+        record = asdict(replace(self, parallel=None))
+        del record["lr_factor"], record["parallel"]
+        if self.parallel is None:
+            del record["dry_runs"]
+            return record
+        return record | {"parallel": self.parallel.record()}
 
     def lines(self) -> list[str]:
         """The plan for a person, a topic a paragraph."""
@@ -120,7 +129,8 @@ class Plan:
         ]
         topics = {
             "parameters": _parameter_lines(self),
-            "memory": _memory_lines(self),
+            **({"memory": _memory_lines(self)} if self.parallel is None else self.parallel.topics()),
+            "dry run": table([row for run in self.dry_runs for row in run.rows()], right=(2, 3)),
             "data": _data_lines(self),
             "lr": ["; ".join(lrs)],
             "time": _time_lines(self),
@@ -167,15 +177,32 @@ def lr_curves(
     return [step + 1 for step in drawn], {name: [lr * each for each in factors] for name, lr in lrs.items()}
 
 
-def plan(*config: Config | str, timed_steps: int | None = None, config_dir: Folder | None = None) -> Plan:
+def plan(
+    *config: Config | str,
+    timed_steps: int | None = None,
+    cluster: Cluster | None = None,
+    dry_run: bool = False,
+    config_dir: Folder | None = None,
+) -> Plan:
     """The costs of a run of a composed config, or of overrides; only the timed steps need weights.
 
-    `timed_steps` real optimizer steps are timed; None: 3 where they take a minute at most.
+    `timed_steps` real optimizer steps are timed; None: 3 where they take a minute at most. For a `cluster`,
+    whose devices need not be here, none are timed, and strategies are compared; a `dry_run` of each counts
+    what torch really calls.
     """
     if timed_steps is not None and timed_steps < 0:
         raise InputError(f"plan.timed_steps must be 0 or more, got {timed_steps}")
-    settled = settle(as_config(config, config_dir))
-    costs = _costs(settled)
+    if dry_run and (cluster is None or cluster.devices == 1):
+        raise InputError(
+            "plan.dry_run=true is for several devices that need not be here: give plan.nodes and"
+            " plan.devices_per_node"
+        )
+    cfg = as_config(config, config_dir)
+    settled = settle(cfg if cluster is None else cluster.prepared(cfg))
+    costs = _costs(settled, cluster)
+    if cluster is not None:
+        dry_runs = _dry_runs(settled, costs.parallel) if dry_run and costs.parallel else ()
+        return replace(costs, not_timed="the devices need not be here", dry_runs=dry_runs)
     timing = _timed(settled, costs, timed_steps)
     return replace(costs, **({"not_timed": timing} if isinstance(timing, str) else {"timing": timing}))
 
@@ -183,7 +210,7 @@ def plan(*config: Config | str, timed_steps: int | None = None, config_dir: Fold
 # --- from the settings and the text ---------------------------------------------------------------------
 
 
-def _costs(settled: Settled) -> Plan:
+def _costs(settled: Settled, cluster: Cluster | None) -> Plan:
     cfg, data, world_size = settled.cfg, settled.datamodule, settled.trainer.world_size
     config = settled.config  # refuses a model of another class
     accumulate, steps = cfg.trainer.accumulate_grad_batches, settled.total_steps
@@ -199,7 +226,14 @@ def _costs(settled: Settled) -> Plan:
     sequences = batches * data.batch_size * world_size
     # Without padding: examples have as many tokens as the mean of them.
     tokens = sequences * data.max_length if of_text else round(sequences * data.train_tokens / examples)
-    memory_bytes, usable = _memory_bytes(settled), usable_memory(settled)
+    if cluster is None:
+        parallel, memory_bytes, usable = None, _memory_bytes(settled), usable_memory(settled)
+        fits = usable is None or memory_bytes["peak_of_step"] <= usable
+        largest = largest_batch_of(settled, min(MOST_SEQUENCES, max(1, examples // world_size)))
+    else:
+        parallel = parallel_plan(work_of_run(settled), cluster)
+        memory_bytes, usable = _memory_bytes(settled, here=False), int(USABLE * cluster.memory_gb * 1e9)
+        fits, largest = parallel.best is not None, None
     lrs = peak_lrs(settled)
     lr_factor = schedule(cfg, steps) or _stepped(cfg, steps)
     return Plan(
@@ -207,9 +241,9 @@ def _costs(settled: Settled) -> Plan:
         parameters=count_parameters(config, classifier_of(cfg, data)),
         trained=trained,
         memory_bytes={**memory_bytes, "usable": usable},
-        fits=usable is None or memory_bytes["peak_of_step"] <= usable,
-        largest_batch=largest_batch_of(settled, min(MOST_SEQUENCES, max(1, examples // world_size))),
-        device=device_type(cfg.trainer.accelerator),
+        fits=fits,
+        largest_batch=largest,
+        device=device_type(cfg.trainer.accelerator) if cluster is None else "planned",
         devices=world_size,
         precision=settled.fast_path.precision.precision,
         batch_size=data.batch_size,
@@ -230,12 +264,30 @@ def _costs(settled: Settled) -> Plan:
             for name, lr in lrs.items()
         },
         lr_factor=lr_factor,
+        parallel=parallel,
     )
 
 
-def _memory_bytes(settled: Settled) -> dict[str, int]:
+def _dry_runs(settled: Settled, planned: ParallelPlan) -> "tuple[DryRun, ...]":
+    from gptpl.runs.dry_run import dry_run
+
+    return tuple(
+        dry_run(
+            planned.work,
+            each.layout,
+            planned.cluster,
+            settled.fast_path,
+            make_optimizer=optimizer_factory(settled.cfg),
+            prepare=preparation(settled.cfg, settled.datamodule),
+        )
+        for each in planned.strategies
+        if each.layout.tensor == 1 and not (each.layout.shards > 1 and planned.work.needs_whole_matrices)
+    )
+
+
+def _memory_bytes(settled: Settled, *, here: bool = True) -> dict[str, int]:
     memory, held, process = step_memory_of(settled), 0, 0
-    if device_type(settled.cfg.trainer.accelerator) == "cpu":
+    if here and device_type(settled.cfg.trainer.accelerator) == "cpu":
         held = round(HELD_FRACTION * memory.peak)
         process = psutil.Process().memory_info().rss + LATER_BYTES
     parts = {name: getattr(memory, name) for name in _STEP_PARTS}
@@ -392,6 +444,11 @@ def _data_lines(plan: Plan) -> list[str]:
 
 def _time_lines(plan: Plan) -> list[str]:
     timing = plan.timing
+    if plan.parallel is not None:
+        if plan.parallel.best is None:
+            return ["not known: nothing fits"]
+        seconds = plan.steps * plan.parallel.best.step_seconds
+        return [f"about {duration_text(seconds)} for {plan.steps:,} steps, without all else of a run"]
     if timing is None:
         return [f"not known: {plan.not_timed}"]
     end = datetime.now().astimezone() + timedelta(seconds=timing.run_seconds)

@@ -8,11 +8,17 @@ Lightning's loop counters in `gptpl.checkpoints.resume_state`, torch's private o
 """
 
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import lightning as L
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ShapesAlone = FakeTensorMode
 """A context in which tensors have shapes and types, but no memory."""
@@ -60,3 +66,48 @@ def leave_tensorflow_alone() -> None:
     It does without where this module exists, which some builds of TensorBoard have (`tensorboard.compat.tf`).
     """
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+
+
+@contextmanager
+def fake_processes(count: int) -> Iterator[None]:
+    """A context in which this process is the first of a group, whose others do not exist: nothing is sent."""
+    # Its import registers the backend "fake".
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+_WHOLE = {
+    "allreduce_": ("all_reduce", 0),
+    "_allgather_base_": ("all_gather", 0),
+    "_reduce_scatter_base_": ("reduce_scatter", 1),
+}
+"""Of c10d's operators, the operation and the place of the argument that is the whole tensor."""
+
+
+class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context that counts `calls` of collectives, and `bytes` of the whole tensors, by operation.
+
+    torch's own `CommDebugMode` does not count bytes, and fails for modules that FSDP calls by another method
+    than `forward` (torch 2.13).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count an operator of the namespace c10d, and call it."""
+        space, _, name = func.name().partition("::")
+        if space == "c10d":
+            operation, place = _WHOLE.get(name, (name, 0))
+            whole = args[place]
+            tensors = whole if isinstance(whole, list) else [whole]
+            self.calls[operation] += 1
+            self.bytes[operation] += sum(tensor.nbytes for tensor in tensors)
+        return func(*args, **(kwargs or {}))

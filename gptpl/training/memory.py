@@ -29,7 +29,7 @@ USABLE = 0.8
 
 _FP32_BYTES, _BF16_BYTES = 4, 2
 _ADAMW_AVERAGES = 2
-_RECOMPUTED_BLOCKS = 4
+RECOMPUTED_BLOCKS = 4
 """Blocks whose activations need room where they are recomputed: one block, and what its backward pass needs
 for a while (measured, tests/training). Where all are kept, those no longer needed make room."""
 
@@ -89,7 +89,7 @@ def step_memory(
         return sum(p.numel() * weight_bytes for p in net.parameters() if p.requires_grad or not trained)
 
     activations = of_any_depth(
-        replace(config, n_layers=_RECOMPUTED_BLOCKS) if path.recompute else config, kept
+        replace(config, n_layers=RECOMPUTED_BLOCKS) if path.recompute else config, kept
     )
     rows, low_products = batch_size * max_length, low or weight_bytes == _BF16_BYTES
     if path.recompute:  # the inputs of all blocks are kept
@@ -129,7 +129,7 @@ def kept_bytes(
         return tensor
 
     with ShapesAlone():
-        net = _model(config, weight_bytes, prepare)
+        net = made_with(config, weight_bytes, prepare)
         replace(path, recompute=False, compile=replace(path.compile, compiled=False)).apply(net)
         tokens = torch.zeros(batch_size, max_length, dtype=torch.int64)
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
@@ -173,7 +173,7 @@ def optimizer_state_bytes(
 
     def counted(of_few: GPTConfig) -> int:
         with ShapesAlone():
-            net = _model(of_few, weight_bytes, prepare)
+            net = made_with(of_few, weight_bytes, prepare)
             optimizer = make_optimizer(net)
             for parameter in net.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
@@ -183,7 +183,7 @@ def optimizer_state_bytes(
     return of_any_depth(config, counted)
 
 
-def _model(config: GPTConfig, weight_bytes: int, prepare: Prepare) -> GPTBackbone:
+def made_with(config: GPTConfig, weight_bytes: int, prepare: Prepare) -> GPTBackbone:
     """A model made with weights of this size: tensors without memory cannot be converted."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if weight_bytes == _BF16_BYTES else torch.float32)

@@ -174,6 +174,50 @@ def test_muon_keeps_less_and_recomputing_too(planned):
     assert anew["activations"] < adamw["activations"]
 
 
+MANY = ("trainer.num_nodes=2", "trainer.devices=4", "model.drop_rate=0", "trainer.precision=bf16-mixed")
+
+
+def test_many_gpus_that_are_not_here(gptpl):
+    """The first line of the table is the fastest, and torch calls what was computed."""
+    outcome = gptpl("plan", "experiment=quick", *MANY, "plan.dry_run=true")
+    assert outcome.status == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert max(map(len, lines)) <= 120, max(lines, key=len)
+    text = outcome.out
+    assert "8 = 2 nodes x 4, each of 80 GB, 396 TFLOP/s reached (40% of an H100's peak in bf16)" in text
+    assert text.count("  as computed") == 3
+    assert "COMPUTED" not in text
+    assert "trainer.num_nodes=2 trainer.devices=4 trainer.precision=bf16-mixed" in text
+    assert text.index("DDP ") < text.index("FSDP ")
+
+
+def test_gpus_that_are_not_here_as_data(planned):
+    """One of them has the memory of the plan for the device that is here, many have it divided."""
+    same = (
+        "experiment=quick",
+        "trainer.precision=bf16-mixed",
+        "trainer.attention=sdpa",
+        "trainer.head=fused",
+    )
+    here = planned(*same, "trainer=cpu", "model.drop_rate=0", "trainer.compile=off")
+    gpu = ("trainer.accelerator=gpu", "model.drop_rate=0", "plan.memory_gb=40")
+    [one] = planned(*same, *gpu)["parallel"]["strategies"]
+    parts = {
+        name: one["memory"]["step"][name] for name in ("weights", "gradients", "optimizer", "activations")
+    }
+    assert parts == {name: here["memory_bytes"][name] for name in parts}
+    assert one["memory"]["peak"] == here["memory_bytes"]["peak_of_step"]
+    many = planned(*same, *MANY, "trainer.accelerator=gpu", "plan.tflops=100")
+    assert many["tokens_per_step"] == 8 * here["tokens_per_step"]
+    assert many["parallel"]["cluster"]["tflops"] == 100
+    strategies = {each["layout"]["name"]: each for each in many["parallel"]["strategies"]}
+    assert next(iter(strategies)) == "DDP"
+    assert strategies["FSDP"]["memory"]["step"]["weights"] < parts["weights"] / 7
+    [gathered, *_] = strategies["FSDP"]["collectives"]
+    assert gathered["sent_between"] == pytest.approx(gathered["bytes"] * 7 / 8 / 4)
+    assert "parallel" not in here
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="what malloc holds was measured with glibc")
 def test_steps_are_timed_and_nothing_is_left_but_the_picture(gptpl, tmp_path):
     outcome = gptpl("plan", *QUICK, *RUN, "plan.timed_steps=2", "plan.output=sub/rate.png")
@@ -199,6 +243,21 @@ def test_steps_are_timed_and_nothing_is_left_but_the_picture(gptpl, tmp_path):
             "resume=runs/x is for gptpl train and gptpl.resume: this command looks at a new run",
         ),
         (("-m", "seed=1,2"), "-m sweeps over settings of gptpl train: run gptpl plan once for each value"),
+        (("plan.nodes=0",), "plan.nodes must be a positive whole number, got 0"),
+        (("plan.tflops=-1", "plan.nodes=2"), "plan.tflops must be positive, got -1.0"),
+        (
+            ("plan.nodes=2", "trainer.devices=auto"),
+            "trainer.devices=auto is no number: give plan.devices_per_node",
+        ),
+        (("plan.dry_run=true",), "plan.dry_run=true is for several devices that need not be here"),
+        (
+            ("experiment=quick", "plan.nodes=2", "plan.devices_per_node=3", "data.global_batch_size=16"),
+            "data.global_batch_size=16 must be a multiple of data.batch_size=8 on 6 devices",
+        ),
+        (
+            ("experiment=quick", "plan.nodes=2", "trainer.precision=32-true"),
+            "plan.tflops has no default for trainer.precision=32-true",
+        ),
         (("modle=tiny",), "gptpl plan has no setting modle: did you mean model?"),
         (("experiment=quick", "data.train_ratio=0.9999"), "too short for one sequence of data.max_length=64"),
     ],

@@ -170,3 +170,19 @@ def test_everything_that_a_summary_writer_adds_goes_into_our_event_file(tmp_path
     writer.close()
     [path] = (tmp_path / "tensorboard").iterdir()
     assert path.stat().st_size == size > 100
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated. Please use:FutureWarning")  # names since torch 2.13
+def test_processes_that_do_not_exist_send_nothing_and_are_counted():
+    """Or `gptpl plan plan.dry_run=true` fails, or counts something else than torch sends."""
+    distributed, counter = torch.distributed, lightning_internals.CollectiveCounter()
+    with lightning_internals.fake_processes(4), ShapesAlone(), counter:
+        assert (distributed.get_rank(), distributed.get_world_size()) == (0, 4)
+        part, whole = torch.zeros(10), torch.zeros(40)
+        distributed.all_gather_into_tensor(whole, part)
+        distributed.reduce_scatter_tensor(part, whole)
+        distributed.all_reduce(part)
+        distributed.all_reduce(part)
+    assert not distributed.is_initialized()
+    assert counter.calls == {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2}
+    assert counter.bytes == {"all_gather": 160, "reduce_scatter": 160, "all_reduce": 80}
