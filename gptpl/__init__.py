@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gptpl.runs.build import build as build
     from gptpl.runs.build import resume as resume
     from gptpl.runs.data_report import data_report as data_report
+    from gptpl.runs.doctor import doctor as doctor
     from gptpl.runs.finders import autotune as autotune
     from gptpl.runs.finders import find_batch_size as find_batch_size
     from gptpl.runs.finders import find_lr as find_lr
@@ -39,6 +40,7 @@ _NAMES = {
     "gptpl.reports": ["report"],
     "gptpl.runs.build": ["Run", "build", "resume"],
     "gptpl.runs.data_report": ["data_report"],
+    "gptpl.runs.doctor": ["doctor"],
     "gptpl.runs.finders": ["autotune", "find_batch_size", "find_lr"],
     "gptpl.runs.loaded": ["load"],
     "gptpl.runs.parts": ["encode"],

@@ -110,6 +110,7 @@ COMPOSED = {
     "data encode": "data_encode",
     "data show": "data_show",
     "tokenizer train": "tokenizer_train",
+    "doctor": "doctor",
 }
 
 

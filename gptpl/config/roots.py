@@ -193,6 +193,12 @@ class _TokenizerNode:
     output: str
 
 
+@dataclass(kw_only=True)
+class _DoctorNode:
+    seconds: Annotated[float, POSITIVE]
+    megabytes: PositiveInt
+
+
 def _with_node(name: str, node: type, *bases: type) -> type:
     """The settings of `bases` and one node, `name`."""
     return make_dataclass(name, [(name, node)], bases=bases, kw_only=True)
@@ -217,4 +223,5 @@ ROOTS: dict[str, type] = {
     "weights_convert": _WeightsConvert,
     "sweep": _with_node("sweep", _Search),
     "tokenizer_train": _with_node("tokenizer", _TokenizerNode),
+    "doctor": _with_node("doctor", _DoctorNode),
 }

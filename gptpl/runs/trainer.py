@@ -27,6 +27,7 @@ from gptpl.files.run_record import RUN_FILE
 from gptpl.model import GPTConfig
 from gptpl.model.attention_kernels import Kernel
 from gptpl.model.loss import Head
+from gptpl.model.tuning import TuneHead
 from gptpl.runs.claims import is_worker_process
 from gptpl.runs.parts import is_gpt, is_language_model, model_config, task_class
 from gptpl.runs.resume import Resumption, settle_lengths
@@ -157,7 +158,15 @@ def _check(conf: Mapping[str, Any], eval_every_n_steps: int) -> None:
 
 def check_strategy(cfg: Config) -> None:
     """Raises InputError for what FSDP cannot train."""
-    if cfg.trainer.strategy == "fsdp" and locate(str(cfg.optimizer._target_), "optimizer._target_") is muon:
+    if cfg.trainer.strategy != "fsdp":
+        return
+    if locate(str(cfg.tune._target_), "tune._target_") is TuneHead and cfg.trainer.head != "plain":
+        # The head loss takes the head's weight, and with frozen hidden states FSDP2 sets no hook that would
+        # sum its gradient: it would stay as it is (torch 2.13).
+        raise InputError(
+            "tune=head with trainer.strategy=fsdp needs trainer.head=plain: give it, or trainer=ddp"
+        )
+    if locate(str(cfg.optimizer._target_), "optimizer._target_") is muon:
         raise InputError(
             "optimizer=muon needs whole matrices, which trainer.strategy=fsdp shards:"
             " use optimizer=adamw, or trainer=ddp"

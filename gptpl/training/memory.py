@@ -243,27 +243,35 @@ def free_memory(device_type: str) -> int:
     raise InputError(f"data.batch_size=auto: {device_type} does not tell its free memory, give a number")
 
 
-def container_free_bytes(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> int | None:
-    """Bytes left by the tightest limit of the process's Linux control groups (version 2, cgroups(7)).
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
-    Files that the kernel caches, and would drop, count as free. None: there is no limit, or no version 2.
-    `root` is where the groups are mounted, `own` names the process's group below it.
+
+def control_group_limits(name: str, root: Path = GROUPS, own: Path = OWN_GROUP) -> dict[Path, str]:
+    """The folders of the process's Linux control groups that limit it by a file `name`, with its text.
+
+    Version 2, cgroups(7). `root` is where the groups are mounted, `own` names the process's group below it.
     """
     lines = own.read_text().splitlines() if own.exists() else []
     names = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
     if not names:
-        return None
+        return {}
     group = root / names[0]
+    folders = (group, *(above for above in group.parents if above.is_relative_to(root)))
+    # The outermost group has no such file.
+    found = {folder: (folder / name).read_text().strip() for folder in folders if (folder / name).exists()}
+    return {folder: text for folder, text in found.items() if not text.startswith("max")}
+
+
+def container_free_bytes(root: Path = GROUPS, own: Path = OWN_GROUP) -> int | None:
+    """Bytes left by the tightest limit of the process's control groups; see `control_group_limits`.
+
+    Files that the kernel caches, and would drop, count as free. None: there is no limit, or no version 2.
+    """
     limits = []
-    for folder in (group, *(above for above in group.parents if above.is_relative_to(root))):
-        maximum = folder / "memory.max"  # the outermost group has none
-        limit = maximum.read_text().strip() if maximum.exists() else "max"
-        if limit != "max":
-            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            used = int((folder / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
-            limits.append(max(0, int(limit) - used))
+    for folder, limit in control_group_limits("memory.max", root, own).items():
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        used = int((folder / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
+        limits.append(max(0, int(limit) - used))
     return min(limits, default=None)
 
 

@@ -139,6 +139,12 @@ def test_muon_for_a_model_that_is_spread_over_processes(refused):
     assert "use optimizer=adamw, or trainer=ddp" in line
 
 
+def test_a_head_alone_is_not_fused_where_it_is_spread_over_processes(refused):
+    """FSDP2 would not sum its gradient, and nothing would train."""
+    line = refused(*SMALL, "trainer=fsdp", "trainer.accelerator=cpu", "tune=head", "model.tie_weights=false")
+    assert "tune=head with trainer.strategy=fsdp needs trainer.head=plain" in line
+
+
 def test_embeddings_whose_bits_depend_on_the_machine_are_not_sharded(refused):
     line = refused(*SMALL, "trainer=fsdp", "trainer.accelerator=cpu", "init=cooccurrence")
     assert "the bits of CooccurrenceWeights depend on the machine" in line
