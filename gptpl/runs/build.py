@@ -150,9 +150,9 @@ def build(
     """Build the run of a composed config or of overrides: `build("experiment=quick", "optimizer.lr=1e-3")`.
 
     The override `resume=RUN` continues that run, see `resume`, and `resume=auto` the one in `run_dir`, if it
-    has saved anything. Every setting is checked by building what it
-    is for, cheap parts first: a wrong number is refused before a large text is read. Only the run's empty
-    folder and the cache of encoded text are written. Raises InputError for whatever is wrong.
+    has saved anything. Every setting is checked by building what it is for, cheap parts first: a wrong number
+    is refused before a large text is read. Only the run's empty folder and the cache of encoded text are
+    written. Raises InputError for whatever is wrong.
 
     Of a composed config, `trusted` are packages of classes that it names, for those who resume the run, and
     `again` moves what is left in `run_dir` of a run that saved nothing.
@@ -209,8 +209,10 @@ def _build(
     again: bool = False,
 ) -> Run:
     together = _meet(cfg)
-    claim = None if is_worker_process() else _claim(cfg, resume, again=again)
+    claim: RunClaim | None = None
     try:
+        if not is_worker_process():
+            claim = _claim(cfg, resume, again=again)
         if together is not None and resume is None:
             cfg.run_dir = together.from_first(lambda: cfg.run_dir)
         with log_file or RunLogFile() as run_log:  # keeps the lines until `fit` opens train.log
@@ -252,7 +254,8 @@ def _build(
 
 def _meet(cfg: Config) -> Processes | None:
     """Meet the other processes of a launcher; InputError where a run on several nodes has none."""
-    together, nodes = meet(duration(cfg.trainer.timeout, "trainer.timeout")), cfg.trainer.num_nodes
+    timeout, device = duration(cfg.trainer.timeout, "trainer.timeout"), device_type(cfg.trainer.accelerator)
+    together, nodes = meet(timeout, device), cfg.trainer.num_nodes
     if nodes > 1 and together is None and find_launcher() is None and process_run_dir() is None:
         if not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= os.environ.keys():
             raise InputError(

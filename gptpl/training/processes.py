@@ -20,13 +20,13 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from gptpl.errors import InputError, ProcessError, one_line
+from gptpl.text import count_text
 
 _LAST_WORDS = timedelta(seconds=5)
 """How long a process that fails waits for the others: for what they say, or to be read by them."""
@@ -64,7 +64,8 @@ class Launcher:
 
     def __str__(self) -> str:
         """Such as "2 nodes x 4 processes, by torchrun"."""
-        return f"{self.nodes} nodes x {self.local_world_size} processes, by {self.name}"
+        processes = "1 process" if self.local_world_size == 1 else f"{self.local_world_size} processes"
+        return f"{count_text(self.nodes, 'node')} x {processes}, by {self.name}"
 
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
@@ -92,7 +93,9 @@ def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | No
         )
     elif found.keys() >= {*_SLURM}:
         rank, world, local_rank, nodes, node_rank = _numbers(found, _SLURM)
-        slurm = SLURMEnvironment(auto_requeue=False)
+        nodes_named = found.get("SLURM_STEP_NODELIST") or found.get("SLURM_NODELIST") or "127.0.0.1"
+        first = SLURMEnvironment.resolve_root_node_address(nodes_named)
+        of_job = 15_000 + int(found.get("SLURM_JOB_ID", "0")[-4:])  # as Lightning chooses a port
         launcher = Launcher(
             name="SLURM",
             rank=rank,
@@ -100,8 +103,8 @@ def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | No
             local_rank=local_rank,
             local_world_size=world // nodes if world % nodes == 0 else 0,
             node_rank=node_rank,
-            address=found.get("MASTER_ADDR") or slurm.main_address,
-            port=int(found.get("MASTER_PORT") or slurm.main_port),
+            address=found.get("MASTER_ADDR") or first,
+            port=int(found.get("MASTER_PORT") or of_job),
         )
     else:
         return None
@@ -303,10 +306,11 @@ def processes() -> Processes | None:
     return _met
 
 
-def meet(timeout: timedelta) -> Processes | None:
+def meet(timeout: timedelta, device: str = "cpu") -> Processes | None:
     """Meet the processes of the launcher, once, and make torch's process group; None without a launcher.
 
-    Raises ProcessError, which says who is missing, and what helps.
+    The group is for training on such a `device`. Raises ProcessError, which says who is missing, and what
+    helps.
     """
     global _met
     launcher = find_launcher()
@@ -318,7 +322,8 @@ def meet(timeout: timedelta) -> Processes | None:
         server = TCPStore(
             launcher.address, launcher.port, is_master=hosts, wait_for_workers=False, timeout=timeout
         )
-    except RuntimeError as error:
+        store = PrefixStore(f"gptpl/{session(server, launcher, timeout)}", server)
+    except dist.DistError as error:
         if hosts and "EADDRINUSE" in str(error):
             raise ProcessError(
                 f"port {launcher.port} of this machine is in use: give the launcher another (MASTER_PORT)"
@@ -328,10 +333,9 @@ def meet(timeout: timedelta) -> Processes | None:
             f" ({one_line(str(error))[:100]}): is it running, is the address that of the first node, does a"
             " firewall close the port?"
         ) from error
-    store = PrefixStore(f"gptpl/{session(server, launcher, timeout)}", server)
     met = Processes(launcher=launcher, store=store, timeout=timeout)
     met.hosts = met.gathered(socket.gethostname())
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device == "cuda" else "gloo"
     try:
         dist.init_process_group(
             backend, store=PrefixStore("group", store), rank=launcher.rank,

@@ -122,8 +122,10 @@ def test_an_experiment_is_refused(run_dir, refused):
 
 
 def test_another_number_of_windows_in_a_batch_is_refused(run_dir, refused):
-    line = refused("train", "resume=moved", "data.batch_size=4")
-    assert line.startswith("data.batch_size=4 on 1 device is 4 sequences a batch, ")
+    line = refused("train", "resume=moved", "data.batch_size=3")
+    assert line.startswith("data.batch_size=3: the run in ")
+    assert "has 8 sequences a batch, which cannot change on resume, 8 of them on each of 1 device" in line
+    assert line.endswith("give a divisor of 8")
 
 
 def test_an_end_before_the_step_reached_is_refused(run_dir, refused):

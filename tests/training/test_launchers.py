@@ -41,11 +41,14 @@ class Machines:
         self.agents: list[subprocess.Popen[bytes]] = []
         self.cable: tuple[str, str] | None = None  # a namespace and its interface
 
-    def start(self, *overrides: str, second: tuple[str, ...] = (), restarts: int = 0) -> None:
+    def start(
+        self, *overrides: str, second: tuple[str, ...] = (), without: str = "", restarts: int = 0
+    ) -> None:
         """Both with these overrides; the `second` machine with more."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        settings = [each for each in SETTINGS if each not in without]
         for number, prefix in enumerate(self.prefixes):
             command = [
                 *(*prefix, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
@@ -53,7 +56,7 @@ class Machines:
                 *("--rdzv-endpoint", f"{self.address}:{port}", "--rdzv-id", "test", "--local-addr"),
                 *(self.address if number == 0 else self.address[:-1] + "2" if prefix else self.address,),
                 *(f"--rdzv-conf=is_host={int(number == 0)},last_call_timeout=1,read_timeout=10",),
-                *("-m", "gptpl", "train", *SETTINGS, f"run_dir={self.run_dir}", *overrides),
+                *("-m", "gptpl", "train", *settings, f"run_dir={self.run_dir}", *overrides),
                 *(second if number else ()),
             ]
             environment = os.environ | {
@@ -147,7 +150,7 @@ def test_a_killed_process_costs_a_restart_and_no_bit(
     assert len(record["resumed"]) == 1
     assert [path.name for path in machines.folder.glob("runs*")] == []  # no ghost of the other machine
     log = (machines.run_dir / "train.log").read_text()
-    assert log.count("processes: 2 nodes x 1 processes, by torchrun") == 2
+    assert log.count("processes: 2 nodes x 1 process, by torchrun") == 2
     assert "step 0:" not in machines.said(1)  # one of them logs
 
 
@@ -158,6 +161,45 @@ def test_processes_with_other_settings_end_all_of_them(machines: Machines) -> No
     words = "rank 1 on {0} would train something else than rank 0 on {0}: seed is 1, not 7"
     assert words.format(socket.gethostname()) in machines.said(0)
     assert not (machines.run_dir / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_taken_ends_all_of_them(machines: Machines) -> None:
+    (machines.run_dir / "checkpoints").mkdir(parents=True)
+    (machines.run_dir / "config.yaml").write_text("{}")
+    machines.start(without="resume=auto")
+    assert machines.statuses() == [1, 1]
+    assert f"run_dir={machines.run_dir} holds a run already" in machines.said(0)
+    assert "rank 0 on" in machines.said(1)
+
+
+@pytest.mark.slow
+def test_srun_needs_no_setting_and_no_folder(tmp_path: Path, unbroken: dict[str, torch.Tensor]) -> None:
+    """What srun sets for two tasks on two nodes; the first names the folder after the time."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tasks = []
+    for number in range(2):
+        slurm = {
+            "SLURM_PROCID": number, "SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2, "SLURM_LOCALID": 0,
+            "SLURM_NODEID": number, "SLURM_NNODES": 2, "SLURM_STEP_NUM_NODES": 2, "SLURM_JOB_ID": 7,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT,
+            "GPTPL_CACHE": tmp_path / f"cache_{number}",
+        }  # fmt: skip
+        given = [each for each in SETTINGS if each != "resume=auto"]
+        task = subprocess.Popen(
+            [sys.executable, "-m", "gptpl", "train", *given], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {name: str(value) for name, value in slurm.items()},
+        )  # fmt: skip
+        tasks.append(task)
+    said = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert "processes: 2 nodes x 1 process, by SLURM" in said[0]
+    assert said[1] == ""
+    [run_dir] = [path.parent for path in (tmp_path / "runs").rglob("config.yaml")]
+    found = weights(run_dir)
+    assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
 
 
 # --- two machines joined by a cable ---------------------------------------------------------------------

@@ -44,6 +44,10 @@ def test_slurm_says_who_this_is():
     assert found is not None
     assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (3, 4, 1, 2)
     assert (found.nodes, found.node_rank, found.address, found.port) == (2, 1, "node-a", 15000)
+    step = {"SLURM_STEP_NODELIST": "gpu[07-08,11]", "SLURM_JOB_ID": "1234567", "MASTER_ADDR": ""}
+    found = find_launcher(SRUN | step | {"MASTER_PORT": ""})
+    assert found is not None
+    assert (found.address, found.port) == ("gpu07", 19567)
 
 
 @pytest.mark.parametrize(
