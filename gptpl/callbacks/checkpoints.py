@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ class LastCheckpoint(AfterStep):
         """
         try:
             self._finish(trainer)
-        except OSError as error:  # of an earlier step
+        except (OSError, RuntimeError, MemoryError) as error:  # of an earlier step
             log.error("a checkpoint could not be saved: %s", error)
         if self._reached is None or trainer.world_size > 1 or language_module(pl_module).updating:
             return
@@ -225,7 +225,7 @@ class DurableCheckpointIO(CheckpointIO):
         if self._then is None or not self._has_room(snapshot_bytes(checkpoint)):
             write(checkpoint)
             return
-        writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_stand_back)
+        writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = writer.submit(write, snapshot(checkpoint))
         writer.shutdown(wait=False)
 
@@ -274,10 +274,15 @@ class DurableCheckpointIO(CheckpointIO):
 def _stand_back() -> None:
     """Lower the priority of this thread and of those it starts: steps were twice as slow during a write."""
     if sys.platform == "linux":  # where threads have priorities of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        thread = threading.get_native_id()
+        with suppress(OSError):  # a sandbox may refuse it
+            lower = max(_NICE, os.getpriority(os.PRIO_PROCESS, thread))  # nobody may raise it again
+            os.setpriority(os.PRIO_PROCESS, thread, lower)
 
 
 def _write_then(checkpoint: dict[str, Any], *, path: Path, then: Callable[[], None] | None) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        _stand_back()
     write_checkpoint(checkpoint, path)
     if then is not None:
         then()

@@ -80,7 +80,8 @@ def _write(checkpoint: dict[str, Any], temporary: Path) -> str:
 
 def snapshot_bytes(checkpoint: dict[str, Any]) -> int:
     """Bytes of memory that a `snapshot` takes."""
-    return sum(storage.nbytes() for storage in {each.untyped_storage() for each in tensors_in(checkpoint)})
+    dense = (each for each in tensors_in(checkpoint) if each.layout is torch.strided)
+    return sum(storage.nbytes() for storage in {each.untyped_storage() for each in dense})
 
 
 def snapshot(checkpoint: dict[str, Any]) -> dict[str, Any]:

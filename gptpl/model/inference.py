@@ -9,6 +9,7 @@ quarter of what a CPU otherwise reads for every token.
 # of a linear layer: M rows, I inputs, O outputs, P parts
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ _OPERATIONS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_s
 # Used by torch's compiler, but not public: where one is missing, layers stay as they are.
 _ALIGNED = 64
 _STEPS_BEFORE_GRAPH = 3  # recording takes about as long as so many
+_RECORDING = threading.Lock()  # one graph at a time in a process
 _INT8_OPERATIONS = ("linear_prepack", "linear_with_input_q_dq_qweight_dq_output_fp32")
 # FBGEMM's, read in torch 2.11 to 2.13, which means to remove tensors of quantized types some day.
 _LARGEST = 127  # of an int8 weight, either sign
@@ -195,6 +197,12 @@ class _StepGraph:
         self._tokens = torch.zeros(len(cache.lengths), dtype=torch.int64, device=device)
         self._ends = torch.tensor(cache.lengths, device=device)
         self._graph = torch.cuda.CUDAGraph()
+        with _RECORDING, torch.cuda.device(device):
+            self._record(step, cache, device)
+
+    def _record(
+        self, step: Callable[[Tensor, KVCache], Tensor], cache: KVCache, device: torch.device
+    ) -> None:
         cache.ends = self._ends
         try:
             # Libraries set themselves up in a first call, which must not be recorded. What it writes, at each
@@ -204,7 +212,7 @@ class _StepGraph:
             with torch.cuda.stream(aside):
                 step(self._tokens, cache)
             torch.cuda.current_stream(device).wait_stream(aside)
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
                 self._logits = step(self._tokens, cache)
         finally:
             cache.ends = None

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -9,6 +10,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
+from gptpl.config.groups import default_choices
 from gptpl.config.overrides import key_of
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import locked_folder
@@ -19,7 +21,7 @@ from gptpl.training.run_log import is_first_process
 FILES_OF_A_RUN = (CONFIG_FILE, RUN_FILE, METRICS_FILE, CHECKPOINT_FOLDER)
 """What the folder of a new run may not hold."""
 _TRIES = 100
-_ASIDE = "unfinished_"
+_MORE_OF_A_RUN = ("train.log", "tensorboard", "evaluations.jsonl", "samples.jsonl", "loss.png")
 
 log = logging.getLogger(__name__)
 
@@ -100,33 +102,51 @@ AUTO = "auto"
 def run_to_continue(overrides: Sequence[str]) -> tuple[list[str], str | None]:
     """What `resume=auto` comes to: the overrides to resume with, and the run; None: a new run begins.
 
-    Overrides that the run has already are left out, so that the same command may be given again and again,
-    by whoever restarts processes. Raises InputError without `run_dir`.
+    The same command may be given again and again, by whoever restarts processes: what it gives besides single
+    settings (an experiment, a group's choice, a setting added or removed) is left out where the run has been
+    started with it. Raises InputError without a `run_dir` that can be looked at.
     """
     given = {key_of(each): each.partition("=")[2].strip("'\"") for each in overrides}
     if given.get("run_dir") in (None, "", "null"):
         raise InputError("resume=auto needs run_dir=FOLDER: the run begins there, or continues")
+    if "${" in given["run_dir"]:
+        raise InputError(
+            f"resume=auto needs the folder itself: run_dir={given['run_dir']} is still to be resolved"
+        )
     folder = Path(given["run_dir"]).expanduser()
     if not any((folder / CHECKPOINT_FOLDER).glob("step-*.ckpt")):
         return list(overrides), None
-    had = [*read_run_json(folder).get("overrides", ())]
-    kept = [each for each in overrides if key_of(each) == "trust" or each not in had]
-    kept = [each for each in kept if key_of(each) != "run_dir"]
-    named = {value.partition(".")[0] for key, value in given.items() if key.endswith("._target_")}
+    recorded = read_run_json(folder).get("overrides")
+    had = recorded if isinstance(recorded, list) else []
+    groups = {"experiment", *default_choices("train")}
+    kept = []
+    for each in overrides:
+        whole = each.startswith(("+", "~")) or key_of(each) in groups
+        if key_of(each) != "run_dir" and not (whole and each in had):
+            kept.append(each)
+    named = {target.partition(".")[0] for each in overrides for target in _TARGET.findall(each)}
     if named and "trust" not in given:  # whoever gives a class again trusts it still
         kept.append(f"trust=[{','.join(sorted(named))}]")
     return kept, str(folder)
 
 
+_TARGET = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?(\w[\w.]*)")
+
+
 def _move_aside(run_dir: Path) -> None:
-    """Move what a run without a checkpoint has left into a folder of its own."""
-    if not any((run_dir / name).exists() for name in FILES_OF_A_RUN):
-        return
-    left = [path for path in run_dir.iterdir() if not path.name.startswith((".", _ASIDE))]
-    aside = next(path for n in count(1) if not (path := run_dir / f"{_ASIDE}{n}").exists())
+    """Move what a run of gptpl's that has saved nothing has left into a folder of its own."""
+    if any((run_dir / CHECKPOINT_FOLDER).glob("*.ckpt")):
+        raise InputError(
+            f"run_dir={run_dir} holds checkpoints that were not there a moment ago: run the command again"
+        )
+    record = read_run_json(run_dir)
+    if not {"started", "versions", "overrides"} <= record.keys():
+        return  # a folder that gptpl does not know, which `_check_free` looks at
+    aside = next(path for n in count(1) if not (path := run_dir / f"unfinished_{n}").exists())
     aside.mkdir()
-    for path in left:
-        path.rename(aside / path.name)
+    for name in (*FILES_OF_A_RUN, *_MORE_OF_A_RUN):
+        if (run_dir / name).exists():
+            (run_dir / name).rename(aside / name)
     log.warning("%s held a run that had not saved anything yet: it is now in %s", run_dir, aside)
 
 

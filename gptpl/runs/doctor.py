@@ -285,7 +285,14 @@ def _place(folder: Path, variable: str, mounts: str) -> list[Finding]:
 
 
 def _nearest(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if _is_there(path) and path.is_dir())
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # within a folder that this user may not look into
+        return False
 
 
 def _tried(folder: Path, elsewhere: str) -> list[Finding]:
@@ -346,7 +353,10 @@ def _launcher_findings(launcher: Launcher | None) -> list[Finding]:
     if launcher is None:
         partly = sorted({"RANK", "WORLD_SIZE", "NODE_RANK", "SLURM_NTASKS"} & os.environ.keys())
         text = f"none: one process{f', although {partly[0]}={os.environ[partly[0]]}' if partly else ''}"
-        remedy = "start all processes with torchrun or srun, which set everything that a rank needs to know"
+        remedy = (
+            "start all processes with torchrun or srun, which set what a rank needs: RANK, WORLD_SIZE,"
+            " LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT"
+        )
         alone = False if any(os.environ[name] not in ("", "0", "1") for name in partly) else None
         return [Finding("launcher", text, "none", alone, remedy), *environment]
     return [
@@ -526,10 +536,11 @@ def _shared(name: str, folder: Path, rank: int, ranks: Sequence[Mapping[str, JSO
             with suppress(OSError):  # found before
                 file.touch()
         gathered(None)  # the file is there
-        seen = gathered(file.exists())
+        seen = gathered(_is_there(file))
     finally:
         if rank == 0:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink()
     without = [number for number, sees in enumerate(seen) if not sees]
     hosts = ", ".join(sorted({ranks[number]["host"] for number in without}))
     text = f"not shared: rank {_ranks_text(without)} ({hosts}) does not see rank 0's files"

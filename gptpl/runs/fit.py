@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -212,7 +213,7 @@ def _write_start(run: Run) -> None:
             run.run_dir,
             remove=ended,
             resumed=[*earlier, now],
-            overrides=[each for each in before if key_of(each) not in changes or each in run.overrides],
+            overrides=[each for each in before if each in run.overrides or not _changes(changes, each)],
             planned_steps=planned,
             performance=dict(run.performance),
         )
@@ -236,6 +237,12 @@ def _write_start(run: Run) -> None:
         measured_seconds=run.measured,
         choices=run.config.get("choices"),
     )
+
+
+def _changes(changes: Mapping[str, Any], override: str) -> bool:
+    """Whether settings that an override gave have changed since."""
+    key = key_of(override)
+    return any(changed == key or changed.startswith(f"{key}.") for changed in changes)
 
 
 def _now() -> str:

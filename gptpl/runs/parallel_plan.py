@@ -87,7 +87,7 @@ class Cluster:
         for name, choice in chosen.items():
             if cfg.trainer[name] == AUTO:
                 cfg.trainer[name] = choice
-        cfg.trainer.accelerator, cfg.trainer.keep_freed_memory = "cpu", False
+        cfg.trainer.accelerator, cfg.trainer.keep_freed_memory, cfg.trainer.compile = "cpu", False, "off"
         cfg.trainer.num_nodes, cfg.trainer.devices = self.nodes, self.devices_per_node
         if cfg.trainer.strategy != "fsdp":
             cfg.trainer.strategy = "ddp" if self.devices > 1 else "auto"

@@ -323,9 +323,10 @@ def share_batch(trainer: L.Trainer, datamodule: TrainingData, batch_size: int, m
     Each is `micro_batches` batches of every process: the Trainer accumulates so many times more. Raises
     InputError where it counts batches itself.
     """
-    if micro_batches > 1 and isinstance(limit := trainer.limit_train_batches, int):
+    limits = (trainer.limit_train_batches, trainer.limit_val_batches)
+    if micro_batches > 1 and limits != (1.0, 1.0):
         raise InputError(
-            f"a limit of {limit} batches an epoch (trainer.limit_train_batches, overfit_batches or"
+            f"limits of batches (trainer.limit_train_batches, limit_val_batches, overfit_batches or"
             f" fast_dev_run) cannot be kept where {micro_batches} batches are one: use as many processes as"
             " before"
         )

@@ -27,6 +27,7 @@ from gptpl.runs.resume_rules import (
     check_changes,
     held_text,
 )
+from gptpl.settings import POSITIVE
 from gptpl.text import count_text
 from gptpl.training.module import TrainingModule
 
@@ -91,8 +92,11 @@ class Resumption:
         data that make their own batches. Raises InputError where the sequences cannot be shared so.
         """
         sequences, size = self.header["global_batch"], self.config.data.get("batch_size")
+        if size == "auto":
+            raise InputError("data.batch_size=auto is for a new run: give a number, or leave it out")
         if size is None or size * world_size == sequences:
             return None if size is None else (size, 1)
+        POSITIVE.check("data.batch_size", size)
         what = f"the run in {self.run_dir} has {sequences} sequences a batch, which cannot change on resume"
         if sequences % world_size:
             raise InputError(

@@ -91,7 +91,7 @@ def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | No
             port=port,
             hosts_store=found.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
-    elif found.keys() >= {*_SLURM}:
+    elif found.keys() >= {*_SLURM} and found["SLURM_STEP_NUM_TASKS"] != "1":  # not a shell by srun
         rank, world, local_rank, nodes, node_rank = _numbers(found, _SLURM)
         nodes_named = found.get("SLURM_STEP_NODELIST") or found.get("SLURM_NODELIST") or "127.0.0.1"
         first = SLURMEnvironment.resolve_root_node_address(nodes_named)

@@ -23,10 +23,16 @@ IGNORED_WARNINGS = (
 
 def is_first_process() -> bool:
     """Whether this is rank 0, by the variables that torchrun, SLURM or Lightning set."""
-    for rank, count in (("RANK", "RANK"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if os.environ.get(rank, "").isdecimal() and count in os.environ:
-            return int(os.environ[rank]) == 0
-    return all(os.environ.get(name) in (None, "", "0") for name in ("LOCAL_RANK", "NODE_RANK"))
+    environ = os.environ
+    if environ.get("RANK", "").isdecimal():
+        return int(environ["RANK"]) == 0
+    if (
+        "LOCAL_RANK" not in environ
+        and environ.get("SLURM_PROCID", "").isdecimal()
+        and "SLURM_NTASKS" in environ
+    ):
+        return int(environ["SLURM_PROCID"]) == 0
+    return all(environ.get(name) in (None, "", "0") for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 class RunLogFile(logging.StreamHandler[TextIO]):

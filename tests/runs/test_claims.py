@@ -1,5 +1,6 @@
 """Folders claimed for runs, by processes that race for them."""
 
+import contextlib
 import gc
 import json
 import multiprocessing
@@ -223,26 +224,39 @@ def test_where_nothing_is_saved_a_run_begins(tmp_path):
     assert run_to_continue(given) == (given, None)
 
 
-def test_the_same_command_continues_with_nothing_new(saved):
-    same = ["experiment=quick", "optimizer.lr=1e-3", f"run_dir={saved}"]
-    assert run_to_continue(same) == ([], str(saved))
+def test_the_same_command_continues_with_the_same_settings(saved):
+    """Given again they change nothing, but say that they are meant: addresses, and where to stop."""
+    same = ["experiment=quick", "optimizer.lr=1e-3", "data.path=hf://x/y", f"run_dir={saved}"]
+    assert run_to_continue(same) == (["optimizer.lr=1e-3", "data.path=hf://x/y"], str(saved))
 
 
-def test_what_the_command_has_besides_is_a_change(saved):
-    more = ["experiment=quick", "optimizer.lr=2e-3", "trainer.max_steps=9", f"run_dir='{saved}'"]
-    assert run_to_continue(more) == (["optimizer.lr=2e-3", "trainer.max_steps=9"], str(saved))
+def test_a_choice_that_the_run_was_not_started_with_is_a_change(saved):
+    more = ["experiment=quick", "scheduler=linear", "trainer.max_steps=9", f"run_dir='{saved}'"]
+    assert run_to_continue(more) == (["scheduler=linear", "trainer.max_steps=9"], str(saved))
+
+
+@pytest.mark.parametrize("record", ["{}", '{"overrides": 5}', "no JSON"])
+def test_a_record_without_overrides_leaves_all_of_them(saved, record):
+    (saved / "run.json").write_text(record)
+    with contextlib.suppress(InputError):  # it is damaged: said where the run is resumed
+        assert run_to_continue(["experiment=quick", f"run_dir={saved}"])[0] == ["experiment=quick"]
 
 
 def test_a_class_that_is_given_again_is_trusted(saved):
     mine = "+callbacks.mine._target_=mine.Watch"
     assert run_to_continue([mine, f"run_dir={saved}"])[0] == ["trust=[mine]"]
+    whole = "+callbacks.mine={_target_: mine.Watch, every: 2}"
+    assert run_to_continue([whole, f"run_dir={saved}"])[0] == [whole, "trust=[mine]"]
     assert run_to_continue([mine, "trust=[]", f"run_dir={saved}"])[0] == ["trust=[]"]
 
 
-@pytest.mark.parametrize("given", [[], ["run_dir=null"]])
+@pytest.mark.parametrize("given", [[], ["run_dir=null"], ["run_dir=runs/${name}"]])
 def test_without_a_folder_there_is_nothing_to_continue(given):
-    with pytest.raises(InputError, match=r"resume=auto needs run_dir=FOLDER"):
+    with pytest.raises(InputError, match=r"resume=auto needs (run_dir=FOLDER|the folder itself)"):
         run_to_continue(given)
+
+
+RECORD = '{"started": "2026-01-31T12:00:00+00:00", "versions": {}, "overrides": []}'
 
 
 def test_what_an_unfinished_run_left_is_moved_aside(tmp_path, caplog):
@@ -250,10 +264,26 @@ def test_what_an_unfinished_run_left_is_moved_aside(tmp_path, caplog):
     for _ in range(2):
         with claim_new_run(folder, name="x", again=True):
             (folder / "config.yaml").write_text("a: 1")
+            (folder / "run.json").write_text(RECORD)
             (folder / "train.log").write_text("began")
+            (folder / "mine.txt").write_text("no file of a run")
     with claim_new_run(folder, name="x", again=True):
         assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == [
-            "unfinished_1", "unfinished_2",
+            "mine.txt", "unfinished_1", "unfinished_2",
         ]  # fmt: skip
     assert (folder / "unfinished_1/train.log").read_text() == "began"
     assert "held a run that had not saved anything yet" in caplog.text
+
+
+def test_checkpoints_are_never_moved_aside(tmp_path, saved):
+    """A run may save its first one between the look and the claim."""
+    with pytest.raises(InputError, match="holds checkpoints that were not there a moment ago"):
+        claim_new_run(saved, name="x", again=True)
+    assert (saved / "checkpoints/step-00000004.ckpt").exists()
+
+
+def test_a_folder_that_is_no_run_of_gptpl_is_left_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("of something else: 1")
+    with pytest.raises(InputError, match="holds a run already"):
+        claim_new_run(tmp_path, name="x", again=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["config.yaml"]

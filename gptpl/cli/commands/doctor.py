@@ -4,7 +4,7 @@ examples:
   gptpl doctor                                                # this machine: a page to paste into an issue
   torchrun --nproc-per-node 4 -m gptpl doctor                 # also the connection between four processes
   srun gptpl doctor doctor.seconds=60                         # the tasks of a SLURM job
-  RANK=0 WORLD_SIZE=2 MASTER_ADDR=node1 MASTER_PORT=29500 gptpl doctor  # on each machine, with its RANK
+  torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m gptpl doctor  # on each of two machines
 
 flags:
   --json    print a JSON object instead of the page

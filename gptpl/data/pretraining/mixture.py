@@ -286,7 +286,7 @@ class MixtureDataModule(SequenceData):
         joined: JoinedSequences = self.examples("val")
         each = self.eval_val_batches
         if each is not None:
-            each = -(-each // len(joined.parts)) * self.batch_size * self._rank_and_world_size()[1]
+            each = -(-each // len(joined.parts)) * self._global_batch
         loaders, start = [train], 0
         for part in joined.parts:
             indices = evenly_spaced(len(part), len(part) if each is None else each)
