@@ -4,7 +4,7 @@ examples:
   gptpl doctor                                                # this machine: a page to paste into an issue
   torchrun --nproc-per-node 4 -m gptpl doctor                 # also the connection between four processes
   srun gptpl doctor doctor.seconds=60                         # the tasks of a SLURM job
-  torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m gptpl doctor  # on each of two machines
+  torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m gptpl doctor  # on each machine
 
 flags:
   --json    print a JSON object instead of the page
