@@ -215,8 +215,8 @@ def _build(
             claim = _claim(cfg, resume, again=again)
         if together is not None:  # what follows takes all of them the same way
             together.agree({"the step to continue from, in a folder that all share,": resume and resume.step})
-        if together is not None and resume is None:
-            cfg.run_dir = together.from_first(lambda: cfg.run_dir)
+            if resume is None:
+                cfg.run_dir = together.from_first(lambda: cfg.run_dir)
         with log_file or RunLogFile() as run_log:  # keeps the lines until `fit` opens train.log
             if together is not None:
                 log.info("processes: %s", together.launcher)

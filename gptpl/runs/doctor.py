@@ -1,7 +1,6 @@
 """What a machine and its launcher offer, what looks wrong there, and what helps."""
 
 import errno
-import json
 import os
 import platform
 import re
@@ -38,7 +37,7 @@ from gptpl.text import bytes_text, count_text, one_line, printable, table
 from gptpl.training.autotune import machine_name
 from gptpl.training.memory import control_group_limits, free_memory
 from gptpl.training.performance import choose_precision, device_type, missing_tool
-from gptpl.training.processes import Launcher, find_launcher, session
+from gptpl.training.processes import Launcher, Processes, find_launcher, session
 
 JSON = Any
 """Plain data, as JSON holds it."""
@@ -132,8 +131,8 @@ def doctor(*, seconds: float = 20, megabytes: int = 64) -> Report:
     if launcher.world_size == 1:
         return report
     try:
-        with _process_group(launcher, seconds):
-            between = _ranks(report, launcher, folders, seconds, megabytes)
+        with _process_group(launcher, seconds) as together:
+            between = _ranks(report, together, folders, seconds, megabytes)
     except RanksError as error:
         lost = {"ranks": [Finding("connection", error.text, None, False, error.remedy)]}
         return replace(report, sections=sections | lost, failure=str(error))
@@ -393,35 +392,34 @@ _BLOCKING = "TORCH_NCCL_BLOCKING_WAIT"
 
 
 @contextmanager
-def _process_group(launcher: Launcher, seconds: float) -> Iterator[None]:
-    """A process group of all ranks: nccl where each has a CUDA device, else gloo."""
+def _process_group(launcher: Launcher, seconds: float) -> Iterator[Processes]:
+    """All ranks, with a process group: nccl where each has a CUDA device, else gloo."""
     if dist.is_initialized():
         raise InputError(
             "this process has a process group already: call gptpl.doctor() before that is set up"
         )
-    rank, world_size = launcher.rank, launcher.world_size
+    rank = launcher.rank
     was_set = _BLOCKING in os.environ
     os.environ.setdefault(_BLOCKING, "1")
     began, came = time.monotonic(), False
     try:
         server = _store(launcher, seconds)
-        name = session(server, launcher, timedelta(seconds=seconds))
+        timeout = timedelta(seconds=seconds)
+        name = session(server, launcher, timeout)
         came = True
         store = dist.PrefixStore(f"doctor/{name}", server)  # type: ignore[attr-defined]
-        store.set(f"device/{rank}", "cuda" if torch.cuda.is_available() else "cpu")
-        on_cuda = dist.is_nccl_available() and all(
-            store.get(f"device/{each}") == b"cuda" for each in range(world_size)
-        )
+        together = Processes(launcher=launcher, store=store, timeout=timeout)
+        on_cuda = all(together.gathered(torch.cuda.is_available())) and dist.is_nccl_available()
         if on_cuda:
             torch.cuda.set_device(launcher.local_rank % torch.cuda.device_count())
         dist.init_process_group(
             "nccl" if on_cuda else "gloo",
-            store=store,
+            store=dist.PrefixStore("group", store),  # type: ignore[attr-defined]
             rank=rank,
-            world_size=world_size,
+            world_size=launcher.world_size,
             timeout=timedelta(seconds=seconds / _GLOO_TRIES),
         )
-        yield
+        yield together
     except ProcessError as error:
         raise RanksError(str(error).replace(" (trainer.timeout)", ""), _OPEN) from error
     except (RuntimeError, OSError) as error:
@@ -465,27 +463,13 @@ def _store(launcher: Launcher, seconds: float) -> Any:
     )
 
 
-def gathered(value: JSON) -> list[JSON]:
-    """The values of all ranks, by rank."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    own = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
-    lengths = torch.empty(dist.get_world_size(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(lengths, torch.tensor([len(own)], device=device))
-    padded = torch.zeros(int(lengths.max()), dtype=torch.uint8, device=device)
-    padded[: len(own)] = own
-    rows = torch.empty(len(lengths) * len(padded), dtype=torch.uint8, device=device)
-    dist.all_gather_into_tensor(rows, padded)
-    texts = zip(rows.cpu().view(len(lengths), -1), lengths.tolist(), strict=True)
-    return [json.loads(bytes(row[:length].tolist())) for row, length in texts]
-
-
 def _ranks(
-    own: Report, launcher: Launcher, folders: Mapping[str, Path], seconds: float, megabytes: int
+    own: Report, together: Processes, folders: Mapping[str, Path], seconds: float, megabytes: int
 ) -> list[Finding]:
     """What the ranks are, in what they differ, and how fast they talk to one another."""
-    on_cuda = dist.get_backend() == "nccl"
+    launcher, on_cuda = together.launcher, dist.get_backend() == "nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
-    ranks = gathered(
+    ranks = together.gathered(
         {
             "host": socket.gethostname(),
             "node": launcher.node_rank,
@@ -517,8 +501,8 @@ def _ranks(
     return [
         *found,
         Finding("versions", text, differ, not differ, remedy),
-        *(_shared(name, folder, launcher.rank, ranks) for name, folder in folders.items()),
-        *_measured(device, seconds, megabytes),
+        *(_shared(name, folder, together, ranks) for name, folder in folders.items()),
+        *_measured(together, device, seconds, megabytes),
     ]
 
 
@@ -528,15 +512,16 @@ _UNSHARED = {
 }
 
 
-def _shared(name: str, folder: Path, rank: int, ranks: Sequence[Mapping[str, JSON]]) -> Finding:
+def _shared(name: str, folder: Path, together: Processes, ranks: Sequence[Mapping[str, JSON]]) -> Finding:
     """Whether all ranks see a file that rank 0 writes into a folder, or the nearest one above that exists."""
-    file = _nearest(folder) / f".gptpl-doctor-{gathered(secrets.token_hex(8))[0]}"
+    rank, token = together.launcher.rank, together.from_first(lambda: secrets.token_hex(8))
+    file = _nearest(folder) / f".gptpl-doctor-{token}"
     try:
         if rank == 0:
             with suppress(OSError):  # found before
                 file.touch()
-        gathered(None)  # the file is there
-        seen = gathered(_is_there(file))
+        together.gathered(None)  # the file is there
+        seen = together.gathered(_is_there(file))
     finally:
         if rank == 0:
             with suppress(OSError):
@@ -551,17 +536,17 @@ def _shared(name: str, folder: Path, rank: int, ranks: Sequence[Mapping[str, JSO
 _FLOATS_OF_MEGABYTE = 250_000
 
 
-def _measured(device: torch.device, seconds: float, megabytes: int) -> list[Finding]:
+def _measured(together: Processes, device: torch.device, seconds: float, megabytes: int) -> list[Finding]:
     small, middle = torch.zeros(1, device=device), torch.zeros(_FLOATS_OF_MEGABYTE, device=device)
     latency = statistics.median([_all_reduce_seconds(small) for _ in range(25)])
-    slowest = max(gathered(min(_all_reduce_seconds(middle) for _ in range(2))))
+    slowest = max(together.gathered(min(_all_reduce_seconds(middle) for _ in range(2))))
     fitting = max(1, min(megabytes, int(seconds / 20 / slowest)))
     large = torch.zeros(fitting * _FLOATS_OF_MEGABYTE, device=device)
     speed = large.nbytes / statistics.median([_all_reduce_seconds(large) for _ in range(5)])
     n = dist.get_world_size()
     bus = speed * 2 * (n - 1) / n
     dist.barrier()
-    clocks = gathered(time.time())
+    clocks = together.gathered(time.time())
     apart = max(clocks) - min(clocks)
     return [
         Finding(
