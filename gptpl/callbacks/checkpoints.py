@@ -28,6 +28,7 @@ from gptpl.checkpoints.files import (
     snapshot_bytes,
     write_checkpoint,
 )
+from gptpl.checkpoints.sharded import Share, assemble, write_share
 from gptpl.errors import InputError
 from gptpl.text import bytes_text
 from gptpl.training.memory import USABLE, free_memory, peak_memory_bytes
@@ -219,9 +220,12 @@ class DurableCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """See `write_checkpoint`; raises OSError naming `path`, which then keeps its old content."""
+        """See `write_checkpoint`; raises OSError naming `path`, which then keeps its old content.
+
+        `storage_options` may be a `Share`: every process then calls this, with what `take_part` left it.
+        """
         self.finish()
-        write = partial(_write_then, path=Path(path), then=self._then)
+        write = partial(_write_then, path=Path(path), share=storage_options, then=self._then)
         if self._then is None or not self._has_room(snapshot_bytes(checkpoint)):
             write(checkpoint)
             return
@@ -260,6 +264,7 @@ class DurableCheckpointIO(CheckpointIO):
         checkpoint: dict[str, Any] = torch.load(
             path, map_location=map_location or "cpu", weights_only=True, mmap=True
         )
+        assemble(checkpoint, Path(path))
         return checkpoint
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -280,9 +285,14 @@ def _stand_back() -> None:
             os.setpriority(os.PRIO_PROCESS, thread, lower)
 
 
-def _write_then(checkpoint: dict[str, Any], *, path: Path, then: Callable[[], None] | None) -> None:
+def _write_then(
+    checkpoint: dict[str, Any], *, path: Path, share: Share | None, then: Callable[[], None] | None
+) -> None:
     if threading.current_thread() is not threading.main_thread():
         _stand_back()
-    write_checkpoint(checkpoint, path)
-    if then is not None:
+    if share is None:
+        write_checkpoint(checkpoint, path)
+    else:
+        write_share(checkpoint, path, share)
+    if then is not None and (share is None or share.number == 1):  # the file is whole
         then()

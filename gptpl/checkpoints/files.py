@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch
 
 from gptpl.errors import InputError
 from gptpl.files.durable import record_file, record_sha256, replacement, sha256_of, sync_folder
-from gptpl.files.plain import damaged_part, tensors_in
+from gptpl.files.plain import damaged_part, read_plain, tensors_in
 from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER, LAST
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 EXPORTED = "model.ckpt"
 """The file of an export in gptpl's own format."""
 _STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
+PARTS_KEY = "gptpl_parts"
+"""The entry of a sharded checkpoint with the names and SHA-256 of its parts: see `sharded`."""
+_PART = re.compile(r"([\w-]+\.[0-9a-f]{8})-1-of-\d+\.part")
 _CHUNK_BYTES = 1 << 24
 _CACHED_BYTES = 1 << 28
 """Bytes that may be in the page cache before they are flushed to the disk."""
@@ -34,9 +37,9 @@ _CACHED_BYTES = 1 << 28
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint and its SHA-256, if they exist."""
-    path.unlink(missing_ok=True)
-    record_file(path).unlink(missing_ok=True)
+    """Remove a checkpoint, its SHA-256 and its parts, if they exist."""
+    for file in (path, record_file(path), *part_files(path)):
+        file.unlink(missing_ok=True)
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -45,8 +48,17 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     A temporary file in the same folder is written straight from the tensors, synced, and renamed. The file
     and its SHA-256 cannot be replaced in one rename: meanwhile the record holds the hashes of both files.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
+    write_part(checkpoint, path)
+    named = tuple(checkpoint.get(PARTS_KEY, ()))
+    for part in part_files(path):
+        if not part.name.startswith(named):  # of what the file was before, or of a save that was interrupted
+            part.unlink(missing_ok=True)
+
+
+def write_part(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write as `write_checkpoint`, into a folder where processes of other machines may be writing, too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     old: list[str] = []
     try:
         with replacement(path) as temporary:
@@ -146,8 +158,10 @@ class _HashingFile:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed processes."""
+    """Remove the temporary files of killed processes, but those of parts: of any machine's processes."""
     for leftover in folder.glob(".*.tmp"):
+        if ".part." in leftover.name:
+            continue
         process = leftover.stem.rpartition(".")[2].partition("-")[0]
         with suppress(OSError, OverflowError):  # OverflowError: a number that no process can have
             if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
@@ -166,9 +180,12 @@ def verify(path: Path) -> str | None:
             return "is empty"
         recorded = _recorded(path)
         if not recorded:
-            part = damaged_part(path)
-            return part and f"is damaged ({part} does not have its CRC-32)"
-        return None if sha256_of(path) in recorded else "is damaged (its SHA-256 is not the recorded one)"
+            if part := damaged_part(path):
+                return f"is damaged ({part} does not have its CRC-32)"
+            return _wrong_part(path)
+        if sha256_of(path) not in recorded:
+            return "is damaged (its SHA-256 is not the recorded one)"
+        return _wrong_part(path)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -181,6 +198,48 @@ def _recorded(path: Path) -> list[str]:
     except (FileNotFoundError, IsADirectoryError):
         return []
     return re.findall(r"^[0-9a-f]{64}\b", text, re.MULTILINE)
+
+
+# --- the parts of a sharded checkpoint -------------------------------------------------------------------
+
+
+def part_files(path: Path) -> list[Path]:
+    """The files of all parts, finished or not, that were written for a checkpoint of this name."""
+    names = (f"{path.stem}.*.part", f"{path.stem}.*.part.sha256", f".{path.stem}.*.part.*.tmp")
+    return [file for name in names for file in path.parent.glob(name)]
+
+
+def parts_of(checkpoint: Mapping[str, Any], path: Path) -> dict[Path, str]:
+    """The files of a checkpoint's parts, in order, and the SHA-256 of each; none: it is not sharded.
+
+    Raises InputError for names that gptpl does not give: they are only looked for next to the checkpoint.
+    """
+    if PARTS_KEY not in checkpoint:
+        return {}
+    named = checkpoint[PARTS_KEY]
+    names = list(named) if isinstance(named, Mapping) else []
+    match = _PART.fullmatch(str(names[0])) if names else None
+    if match and names == [f"{match[1]}-{n}-of-{len(names)}.part" for n in range(1, len(names) + 1)]:
+        return {path.resolve().with_name(name): str(named[name]) for name in names}
+    raise InputError(f"checkpoint={path} is damaged (it names no parts of its own): use another checkpoint")
+
+
+def _wrong_part(path: Path) -> str | None:
+    try:
+        content = read_plain(path)
+        parts = parts_of(content, path) if isinstance(content, Mapping) else {}
+    except InputError:
+        return None  # whoever reads it says so
+    with ThreadPoolExecutor() as pool:
+        for part, found in zip(parts, pool.map(_sha256_or_none, parts), strict=True):
+            if found != parts[part]:
+                what = "is missing" if found is None else "does not have its SHA-256"
+                return f"is damaged (its part {part.name} {what})"
+    return None
+
+
+def _sha256_or_none(path: Path) -> str | None:
+    return sha256_of(path) if path.is_file() else None
 
 
 # --- a run's folder -------------------------------------------------------------------------------------
@@ -249,6 +308,9 @@ class CheckpointFolder:
         sync_folder(self.folder)
         for old in [other for other in self.steps() if other != step][: -self.keep + 1 or None]:
             remove_checkpoint(self.path(old))
+        for part in part_files(self.folder / "step-*.ckpt"):  # of a save that a process did not finish
+            if not (self.folder / f"{part.name.lstrip('.').partition('.')[0]}.ckpt").exists():
+                part.unlink(missing_ok=True)
 
     def newest_good(self) -> GoodCheckpoint | None:
         """The newest file that is whole; None: there are no files. Raises InputError if all are damaged."""
@@ -285,6 +347,6 @@ def whole_neighbour(path: Path) -> Path | None:
 def set_aside(damaged: Sequence[Damaged]) -> None:
     """Rename them to `*.damaged`, so that they neither count as the newest nor are overwritten."""
     for item in damaged:
-        for path in (item.path, record_file(item.path)):
+        for path in (item.path, record_file(item.path), *part_files(item.path)):
             with suppress(FileNotFoundError):
                 path.replace(path.with_name(f"{path.name}.damaged"))

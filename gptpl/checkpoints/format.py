@@ -19,6 +19,7 @@ from torch import nn
 
 from gptpl.checkpoints.files import verify, whole_neighbour
 from gptpl.checkpoints.resume_state import RESUME_KEY
+from gptpl.checkpoints.sharded import assemble
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain, tensors_in
 from gptpl.files.run_record import CHECKPOINT_FOLDER, RunError, is_modest, read_evaluations
@@ -79,13 +80,14 @@ def _plain(model: GPTConfig | Mapping[str, Any]) -> dict[str, Any]:
 # --- reading --------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: Path, *, verified: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, verified: bool = False, whole: bool = True) -> dict[str, Any]:
     """The whole checkpoint as plain data and CPU tensors, mapped from the file rather than copied.
 
     `verified`: the file is known to be as it was written, see `verify`, or its tensors are not going to be
-    used. Raises InputError for a file that does not exist, is damaged, holds code, or is not gptpl's; whoever
-    made it, all entries are of the right kinds. The message names a whole checkpoint of the same folder, if
-    there is one.
+    used. A sharded checkpoint is put together in memory, unless `whole` is false: then what is sharded is
+    left out. Raises InputError for a file that does not exist, is damaged, holds code, or is not gptpl's;
+    whoever made it, all entries are of the right kinds. The message names a whole checkpoint of the same
+    folder, if there is one.
     """
     try:
         checkpoint: dict[str, Any] = read_plain(path, key="checkpoint")
@@ -100,13 +102,15 @@ def read_checkpoint(path: Path, *, verified: bool = False) -> dict[str, Any]:
                 f"checkpoint={path} has format version {version}, this gptpl reads up to {FORMAT_VERSION}:"
                 " use the gptpl that wrote it"
             )
+        if whole:
+            assemble(checkpoint, path)
         _check_entries(checkpoint, header, path)
         if not verified and (reason := verify(path.resolve())):  # a record is next to the target of a link
             raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
     except InputError as error:
         fact, found, _ = str(error).rpartition("use another ")
-        if found and (whole := whole_neighbour(path)):
-            raise InputError(f"{fact}use {whole}, which is whole") from error
+        if found and (other := whole_neighbour(path)):
+            raise InputError(f"{fact}use {other}, which is whole") from error
         raise
     header["config"] = with_current_names(header["config"])
     return checkpoint
@@ -114,7 +118,7 @@ def read_checkpoint(path: Path, *, verified: bool = False) -> dict[str, Any]:
 
 def read_header(path: Path) -> dict[str, Any]:
     """The header alone; raises InputError as `read_checkpoint`, but does not read the tensors."""
-    header: dict[str, Any] = read_checkpoint(path, verified=True)[HEADER_KEY]
+    header: dict[str, Any] = read_checkpoint(path, verified=True, whole=False)[HEADER_KEY]
     return header
 
 

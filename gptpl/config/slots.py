@@ -29,6 +29,7 @@ class TrainerSettings:
     head: Literal["auto", "fused", "plain"]
     recompute_activations: bool
     keep_freed_memory: bool | None
+    sharded_checkpoints: bool
 
 
 @dataclass(kw_only=True)
@@ -122,9 +123,9 @@ _RESUME_OF_TRAINER: Mapping[str, Resume] = {
     **dict.fromkeys(
         (
             *("max_time", "timeout", "stop_at_step", "log_every_n_steps", "recompute_activations"),
-            *("keep_freed_memory", "profiler", "detect_anomaly", "num_sanity_val_steps"),
-            *("enable_model_summary", "inference_mode", "limit_val_batches", "limit_test_batches"),
-            *("limit_predict_batches",),
+            *("keep_freed_memory", "sharded_checkpoints", "profiler", "detect_anomaly"),
+            *("num_sanity_val_steps", "enable_model_summary", "inference_mode", "limit_val_batches"),
+            *("limit_test_batches", "limit_predict_batches"),
         ),
         FREE,
     ),

@@ -66,6 +66,7 @@ from gptpl.training.module import TrainingModule, planned_steps
 from gptpl.training.performance import FastPath, device_type, keep_freed_memory
 from gptpl.training.processes import Processes, find_launcher, meet
 from gptpl.training.run_log import RunLogFile
+from gptpl.training.sharding import SHARDED
 from gptpl.weights.starting import RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)
@@ -217,6 +218,12 @@ def _build(
             together.agree({"the step to continue from, in a folder that all share,": resume and resume.step})
             if resume is None:
                 cfg.run_dir = together.from_first(lambda: cfg.run_dir)
+            found = together.gathered(Path(cfg.run_dir).is_dir())
+            if cfg.trainer.sharded_checkpoints and not all(found):
+                raise InputError(
+                    f"{together.named(found.index(False))} has no folder {cfg.run_dir}, into which"
+                    " trainer.sharded_checkpoints=true has every process write: give a run_dir that all share"
+                )
         with log_file or RunLogFile() as run_log:  # keeps the lines until `fit` opens train.log
             if together is not None:
                 log.info("processes: %s", together.launcher)
@@ -353,10 +360,10 @@ def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bo
     weights: StartingWeights = instantiate(cfg.init) if resume is None else RandomWeights()
     if resume is None:  # else the weights are in the checkpoint
         parts.check_weights(cfg, weights)
-        if weights.reads_text and cfg.trainer.strategy == "fsdp":
+        if weights.reads_text and cfg.trainer.strategy in SHARDED:
             raise InputError(
-                f"init: the bits of {type(weights).__name__} depend on the machine, and trainer.strategy=fsdp"
-                " needs the same in every process: use init=random, or trainer=ddp"
+                f"init: the bits of {type(weights).__name__} depend on the machine, and trainer.strategy="
+                f"{cfg.trainer.strategy} needs the same in every process: use init=random, or trainer=ddp"
             )
     timings = timings_of(cfg) if kept is None else None  # a few seconds, if they are not in the cache
     fast_path = fast_path_of(cfg, timings=timings, kept=kept)  # precision, kernels

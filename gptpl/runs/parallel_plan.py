@@ -27,6 +27,7 @@ from gptpl.training.flops import PEAKS, counted_flops_per_token
 from gptpl.training.memory import RECOMPUTED_BLOCKS, USABLE, Prepare, StepMemory, step_memory
 from gptpl.training.optimizers import muon
 from gptpl.training.performance import AUTO, FastPath, product_dtype
+from gptpl.training.sharding import SHARDED
 
 Operation = Literal["all_reduce", "all_gather", "reduce_scatter"]
 Phase = Literal["forward", "backward", "last backward", "exposed"]
@@ -89,7 +90,8 @@ class Cluster:
                 cfg.trainer[name] = choice
         cfg.trainer.accelerator, cfg.trainer.keep_freed_memory, cfg.trainer.compile = "cpu", False, "off"
         cfg.trainer.num_nodes, cfg.trainer.devices = self.nodes, self.devices_per_node
-        if cfg.trainer.strategy != "fsdp":
+        cfg.trainer.sharded_checkpoints = False
+        if cfg.trainer.strategy not in SHARDED:
             cfg.trainer.strategy = "ddp" if self.devices > 1 else "auto"
         if cfg.data.get("batch_size") == AUTO:  # every strategy has the largest that fits
             cfg.data.batch_size = 1

@@ -36,7 +36,7 @@ _OWN = re.compile(
     r"|(loss|confusion|calibration)\.png|(scores|comparison)\.(json|png)|report(\.html|\.md|-.*\.png)"
     r"|data/(train|validation|test)\.(csv|json)"
     r"|nonfinite_step_\d+\.txt"
-    r"|checkpoints/(best|last|step-\d+)\.ckpt(\.sha256)?(\.damaged)?"
+    r"|checkpoints/(best|last|step-\d+)(\.ckpt|\.[0-9a-f]{8}-\d+-of-\d+\.part)(\.sha256)?(\.damaged)?"
     r"|adapter/(adapter_model\.safetensors|adapter_config\.json|gptpl\.json)"
     r"|tensorboard/(.*/)?(events\.out\.tfevents\..*|hparams\.yaml)"
 )
@@ -219,8 +219,8 @@ def remove_folder(folder: Path) -> None:
 
 def needless_checkpoints(use: DiskUse) -> Mapping[str, int]:
     """The checkpoints other than `best.ckpt`, with their bytes, links before the files that they point at."""
-    best = f"{CHECKPOINT_FOLDER}/{BEST}"
-    return {name: size for name, size in use.checkpoints.items() if name not in (best, f"{best}.sha256")}
+    best = f"{CHECKPOINT_FOLDER}/{BEST.removesuffix('ckpt')}"  # and its parts, where it is sharded
+    return {name: size for name, size in use.checkpoints.items() if not name.startswith(best)}
 
 
 def remove_checkpoints(run: Path, use: DiskUse) -> None:

@@ -168,7 +168,7 @@ def resume_plan(
     good = CheckpointFolder(run_dir / CHECKPOINT_FOLDER, keep=1).newest_good()
     if good is None:
         raise InputError(f"resume={run_dir} has no checkpoint to resume from: start a new run")
-    checkpoint = read_checkpoint(good.path, verified=True)
+    checkpoint = read_checkpoint(good.path, verified=True, whole=False)
     check_resumable(checkpoint, good.path)
     header, state = checkpoint[HEADER_KEY], checkpoint[RESUME_KEY]
     step = int(state["step"])

@@ -36,14 +36,14 @@ from gptpl.training.autotune import PRECISIONS, Timings, Workload, can_time, mac
 from gptpl.training.optimizers import muon
 from gptpl.training.performance import AUTO, FastPath, choose_fast_path, device_type
 from gptpl.training.processes import Launcher, LauncherEnvironment, find_launcher
-from gptpl.training.sharding import FullyShardedStrategy
+from gptpl.training.sharding import SHARDED, FullyShardedStrategy
 from gptpl.training.task import better, known_metrics
 
 log = logging.getLogger(__name__)
 
 OWN_SETTINGS = (
     *("stop_at_step", "max_time", "timeout", "compile", "attention", "head", "recompute_activations"),
-    "keep_freed_memory",
+    *("keep_freed_memory", "sharded_checkpoints"),
 )
 """Settings of the node `trainer` that are not arguments of `lightning.Trainer`."""
 SET_BY_GPTPL = {
@@ -113,7 +113,11 @@ def build_trainer(
     make = partial_of({"_target_": "lightning.Trainer", "num_sanity_val_steps": -1} | given)
     decided: dict[str, Any] = {
         "accelerator": device_type(conf["accelerator"]),
-        "strategy": build_strategy(make.keywords["strategy"], duration(conf["timeout"], "trainer.timeout")),
+        "strategy": build_strategy(
+            make.keywords["strategy"],
+            duration(conf["timeout"], "trainer.timeout"),
+            sharded_checkpoints=conf["sharded_checkpoints"],
+        ),
         "precision": precision,
         "max_epochs": -1 if conf["max_epochs"] is None else conf["max_epochs"],
         "max_steps": -1 if conf["max_steps"] is None else conf["max_steps"],
@@ -160,17 +164,18 @@ def _check(conf: Mapping[str, Any], eval_every_n_steps: int) -> None:
 
 def check_strategy(cfg: Config) -> None:
     """Raises InputError for what FSDP cannot train."""
-    if cfg.trainer.strategy != "fsdp":
+    if cfg.trainer.strategy not in SHARDED:
         return
     if locate(str(cfg.tune._target_), "tune._target_") is TuneHead and cfg.trainer.head != "plain":
         # The head loss takes the head's weight, and with frozen hidden states FSDP2 sets no hook that would
         # sum its gradient: it would stay as it is (torch 2.13).
         raise InputError(
-            "tune=head with trainer.strategy=fsdp needs trainer.head=plain: give it, or trainer=ddp"
+            f"tune=head with trainer.strategy={cfg.trainer.strategy} needs trainer.head=plain: give it, or"
+            " trainer=ddp"
         )
     if locate(str(cfg.optimizer._target_), "optimizer._target_") is muon:
         raise InputError(
-            "optimizer=muon needs whole matrices, which trainer.strategy=fsdp shards:"
+            f"optimizer=muon needs whole matrices, which trainer.strategy={cfg.trainer.strategy} shards:"
             " use optimizer=adamw, or trainer=ddp"
         )
 
@@ -305,12 +310,24 @@ def say_otherwise(cfg: Config, resume: Resumption, path: FastPath) -> None:
         )  # fmt: skip
 
 
-def build_strategy(name: str | Strategy, timeout: timedelta = timedelta(minutes=30)) -> str | Strategy:
+def build_strategy(
+    name: str | Strategy,
+    timeout: timedelta = timedelta(minutes=30),
+    *,
+    sharded_checkpoints: bool = False,
+) -> str | Strategy:
     """FSDP2, and DDP without a second copy of the gradients: they are views of the buffers that are sent.
 
     Not with `static_graph`: with accumulated batches torch fails, or does not sum the gradients (pytorch
-    issue 143580, pull request 187732).
+    issue 143580, pull request 187732). Raises InputError for checkpoints in parts of a model that is whole.
     """
-    if name == "fsdp":
-        return FullyShardedStrategy(timeout=timeout)
+    if name in SHARDED:
+        return FullyShardedStrategy(
+            per_node=name == "hsdp", sharded_checkpoints=sharded_checkpoints, timeout=timeout
+        )
+    if sharded_checkpoints:
+        raise InputError(
+            f"trainer.sharded_checkpoints=true needs trainer.strategy=fsdp or hsdp, got {name}: every process"
+            " has the whole model"
+        )
     return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout) if name == "ddp" else name

@@ -161,7 +161,7 @@ class TrainingModule(Task, L.LightningModule):
     # --- setting up -----------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Shard the model over the processes with `trainer.strategy=fsdp`."""
+        """Shard the model over the processes with `trainer.strategy=fsdp` or `hsdp`."""
         if isinstance(self.trainer.strategy, FullyShardedStrategy):
             shard(self.net, self.trainer.strategy.mesh(), product_dtype(str(self.trainer.precision)))
 

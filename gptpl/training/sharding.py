@@ -3,6 +3,9 @@
 torch's part of it takes most of a second to import, and is imported where it is used.
 """
 
+import math
+import secrets
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,45 +14,98 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gptpl.checkpoints.files import parts_of
+from gptpl.checkpoints.sharded import Parts, Place, Share, take_part
 from gptpl.errors import InputError
+from gptpl.files.plain import read_plain
 from gptpl.model.protocol import blocks_of, body_and_head, class_path
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class FullyShardedStrategy(ModelParallelStrategy):
-    """torch's FSDP2 over all processes; its checkpoints are those of one process, and either resumes both."""
+SHARDED = ("fsdp", "hsdp")
+"""The names of the strategies that shard a model, over all processes or over those of each node."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(save_distributed_checkpoint=False, **settings)
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """torch's FSDP2 over all processes, or with `per_node` over those of each node, which average.
+
+    A checkpoint is that of one process, or with `sharded_checkpoints` in parts of which each process writes
+    one; any number of processes, with any strategy, resumes either.
+    """
+
+    def __init__(
+        self,
+        *,
+        per_node: bool = False,
+        sharded_checkpoints: bool = False,
+        timeout: timedelta = timedelta(minutes=30),
+        **settings: Any,
+    ) -> None:
+        super().__init__(save_distributed_checkpoint=sharded_checkpoints, timeout=timeout, **settings)
+        self._per_node = per_node
+        self._sharded_checkpoints = sharded_checkpoints
+        self._wait = timeout
+        self._mesh: DeviceMesh | None = None
 
     def mesh(self) -> "DeviceMesh":
-        """All processes in a row; Lightning's own mesh divides each matrix among a node's devices."""
+        """All processes in a row, or a row for each node; Lightning's divides each matrix among devices."""
         from torch.distributed.device_mesh import init_device_mesh
 
-        return init_device_mesh(self.root_device.type, (self.world_size,))
+        if self._mesh is None:
+            nodes = {"replicate": self.num_nodes} if self._per_node else {}
+            sizes = nodes | {"shard": self.world_size // math.prod(nodes.values())}
+            self._mesh = init_device_mesh(
+                self.root_device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes)
+            )
+        return self._mesh
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state on the first process, with parameters numbered as torch does, not as Lightning."""
+        """The state with parameters numbered as torch does, not as Lightning.
+
+        The whole on the first process and nothing on others, or with `sharded_checkpoints` a part on each.
+        """
         state: dict[str, Any] = super().optimizer_state(optimizer)
         if not state:  # not the first process
             return state
         return _renamed(state, {old: new for new, old in enumerate(_in_order(state["param_groups"]))})
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save the checkpoint, or this process's part of it."""
+        if not self._sharded_checkpoints:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        token: str = self.broadcast(secrets.token_hex(4))
+        *replicate, (number, of) = [
+            (self.mesh().get_local_rank(dim), self.mesh().size(dim)) for dim in range(self.mesh().ndim)
+        ]
+        if any(copy for copy, _ in replicate):
+            return  # another process has the same part
+        take_part(checkpoint)
+        share = Share(number=number + 1, of=of, token=token, timeout=self._wait)
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=share)
+
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load each process's part of the weights and the optimizer state; returns the whole checkpoint."""
+        """Load each process's part of the weights and the optimizer state; returns the rest as well.
+
+        Of a sharded checkpoint only the rows of this process are read, and returned with nothing sharded.
+        """
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
             set_model_state_dict,
             set_optimizer_state_dict,
         )
 
-        checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(
-            self.broadcast(checkpoint_path), weights_only=weights_only
-        )
+        path = Path(self.broadcast(checkpoint_path))
+        if parts_of(sharded := read_plain(path), path):
+            self._load_parts(sharded, path)
+            return sharded
+        checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
         assert self.model is not None
         whole_from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=whole_from_first)
@@ -60,6 +116,48 @@ class FullyShardedStrategy(ModelParallelStrategy):
             named = _renamed(state, dict(enumerate(ours)))
             set_optimizer_state_dict(self.model, optimizer, named, options=whole_from_first)
         return checkpoint
+
+    def _load_parts(self, checkpoint: dict[str, Any], path: Path) -> None:
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_optimizer_state_dict
+        from torch.distributed.tensor import DTensor
+
+        assert self.model is not None
+        parts = Parts(checkpoint, path)
+
+        def own_rows(place: Place, like: DTensor) -> Tensor:
+            [dim] = [dim for dim, placement in enumerate(like.placements) if placement.is_shard()]
+            length = parts.length(place)
+            each = -(-length // like.device_mesh.size(dim))  # as torch.chunk divides
+            start = min(length, like.device_mesh.get_local_rank(dim) * each)
+            return parts.rows(place, start, min(length, start + each)).to(self.root_device)
+
+        with torch.no_grad():
+            for name, tensor in get_model_state_dict(self.model).items():
+                assert isinstance(tensor, Tensor)
+                if isinstance(tensor, DTensor):
+                    tensor.to_local().copy_(own_rows(("state_dict", name), tensor))
+                else:
+                    tensor.copy_(checkpoint["state_dict"][name])
+        parameters = dict(self.model.named_parameters())
+        names = {parameter: name for name, parameter in parameters.items()}
+        for index, (optimizer, rest) in enumerate(
+            zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
+        ):
+            ours = [names[parameter] for parameter in _in_order(optimizer.param_groups)]
+            state = _renamed(rest, dict(enumerate(ours)))
+            for place in parts.places:
+                if place[:2] != ("optimizer_states", index):
+                    continue
+                _, _, _, number, entry = place
+                like = parameters[ours[number]]
+                assert isinstance(like, DTensor)
+                local = own_rows(place, like)
+                shape = torch.Size([parts.length(place), *local.shape[1:]])
+                stride = torch.empty(shape, device="meta").stride()
+                state["state"][ours[number]][entry] = DTensor.from_local(
+                    local, like.device_mesh, like.placements, shape=shape, stride=stride
+                )
+            set_optimizer_state_dict(self.model, optimizer, state)
 
 
 def _in_order(groups: list[dict[str, Any]]) -> list[Any]:
