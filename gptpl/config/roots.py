@@ -182,6 +182,7 @@ class _VerifyNode:
     steps: int
     stops: Sequence[int] | None
     seed: int
+    kill: str | None
     keep: str | None
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from statistics import fmean
 from types import FrameType
 from typing import Any
 
+import lightning as L
 import torch
 
 from gptpl.callbacks.stopping import SIGNALS
@@ -26,8 +28,10 @@ from gptpl.config.compose import composed
 from gptpl.config.groups import Folder
 from gptpl.config.overrides import key_of, quoted
 from gptpl.errors import SIGNAL_STATUS, InputError
-from gptpl.files.run_record import CHECKPOINT_FOLDER, LAST
+from gptpl.files.run_record import CHECKPOINT_FOLDER, LAST, read_run_json
 from gptpl.text import table
+from gptpl.training.processes import find_launcher
+from gptpl.training.run_log import is_first_process
 
 DEFAULT_STEPS = 12
 DEFAULT_STOPS = 3
@@ -47,13 +51,16 @@ Say = Callable[[str], None]
 class Plan:
     """What to verify: the runs' settings, how far they train, and after which steps the second one stops.
 
-    `stops` None: 3 random steps, drawn from `seed`. Raises InputError for settings that cannot be.
+    `stops` None: 3 random steps, drawn from `seed`. `kill`: it does not stop, but in the step after each of
+    them a "process", or all of a "node", is killed, drawn from `seed`. Raises InputError for settings that
+    cannot be.
     """
 
     overrides: Sequence[str]
     steps: int = DEFAULT_STEPS
     stops: Sequence[int] | None = None
     seed: int = 0
+    kill: str | None = None
     config_dir: Folder | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +70,8 @@ class Plan:
         for name, value, least in (("steps", self.steps, 2), ("seed", self.seed, 0)):
             if value < least:
                 raise InputError(f"verify.{name} must be {least} or more, got {value}")
+        if self.kill not in (None, *KILLS):
+            raise InputError(f"verify.kill must be null, {' or '.join(KILLS)}, got {self.kill}")
         if self.stops is not None:
             self._check_stops(self.stops, self.steps)
 
@@ -89,6 +98,7 @@ def verify_resume(
     steps: int = DEFAULT_STEPS,
     stops: Sequence[int] | None = None,
     seed: int = 0,
+    kill: str | None = None,
     keep: str | Path | None = None,
     config_dir: Folder | None = None,
     say: Say = lambda text: None,
@@ -96,19 +106,23 @@ def verify_resume(
     """Train straight, train again with interruptions, and compare the two bit by bit.
 
     Every part is a process of its own. The first `steps` of the run's schedule are trained; `stops` are the
-    steps to stop after, None: 3 random ones, drawn from `seed`. Both runs are left in the new folder `keep`,
-    if one is given. `say` gets the progress.
+    steps to stop after, None: 3 random ones, drawn from `seed`; for `kill` see `Plan`. Both runs are left in
+    the new folder `keep`, if one is given. `say` gets the progress.
+
+    A launcher, such as torchrun, starts this once for each process of the runs: each starts its own process
+    of every part, and these meet. They need a `keep` that all share.
 
     Returns None, having said why, where a part failed. Raises InputError for what cannot be verified.
     """
-    plan = Plan(overrides=overrides, steps=steps, stops=stops, seed=seed, config_dir=config_dir)
+    plan = Plan(overrides=overrides, steps=steps, stops=stops, seed=seed, kill=kill, config_dir=config_dir)
     check_checkpoints(plan)
     with _signals_unwind(), _folder(keep) as folder:
         straight, stopped = folder / "straight", folder / "stopped"
         if not _train_all([("straight", plan.steps)], folder, plan, first=1, say=say):
             return None
         ends = plan.stops_before(int(_last_checkpoint(straight)[RESUME_KEY]["step"]))
-        parts = [("stopped", ends[0]), *(("resumed", step) for step in (*ends[1:], plan.steps))]
+        names = ["stopped", *("resumed" for _ in ends)]
+        parts = list(zip(names, (*ends, plan.steps), strict=True))
         if not _train_all(parts, folder, plan, first=2, say=say):
             return None
         return compare(straight, stopped, steps=plan.steps, stops=ends)
@@ -132,35 +146,88 @@ def _train_all(parts: Sequence[tuple[str, int]], folder: Path, plan: Plan, *, fi
         say(f"part {number}{f'/{len(parts) + 1}' if first > 1 else ''}: {name}, to step {step} ...")
         began_seconds = time.monotonic()
         run_dir = folder / ("stopped" if name == "resumed" else name)
+        kills = plan.kill if name != "straight" and step != plan.steps else None
         settings = [f"resume={run_dir}"]
         if name != "resumed":  # a new run: it writes which batches every step saw, and no clock ends it
             settings = [
+                *(_KILLING if plan.kill else ()),
                 f"run_dir={run_dir}",
                 "+callbacks.step_trace._target_=gptpl.callbacks.step_trace.StepTrace",
                 f"+callbacks.step_trace.path={quoted(str(run_dir / TRACE_FILE))}",
                 *plan.overrides,
                 "trainer.max_time=null",
             ]
-        log = folder / f"part_{number}.log"
-        if not _train([*settings, f"trainer.stop_at_step={step}"], log, plan, say):
+        if plan.kill:
+            settings += [
+                f"callbacks.kill_at.step={step if kills else 'null'}",
+                f"callbacks.kill_at.kind={plan.kill}",
+                f"callbacks.kill_at.seed={plan.seed + number}",
+            ]
+        if kills is None:
+            settings.append(f"trainer.stop_at_step={step}")
+        if not _train(settings, folder / f"part_{number}.log", plan, say, killed=kills is not None):
             return False
-        say(f"  {time.monotonic() - began_seconds:.0f} s")
+        say(f"  {time.monotonic() - began_seconds:.0f} s{' until it was killed' if kills else ''}")
+        if kills is None:
+            _wait_for_the_first(run_dir)
         if not (run_dir / CHECKPOINT_FOLDER / LAST).exists():
             raise InputError(NO_CHECKPOINT)
     return True
 
 
-def _train(overrides: list[str], log: Path, plan: Plan, say: Say) -> bool:
-    """Train one part in a process of its own; returns whether it succeeded, and says why if not."""
-    with log.open("w", encoding="utf-8") as file:
-        own = ["--config-dir", str(plan.config_dir)] if plan.config_dir else []
-        command = [sys.executable, "-m", "gptpl", "train", *own, *overrides]
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        say(f"  failed with exit status {done.returncode}:")
+def _train(overrides: list[str], log: Path, plan: Plan, say: Say, *, killed: bool) -> bool:
+    """Train one part in a process of its own; returns whether it ended as it should, and says why if not."""
+    own = ["--config-dir", str(plan.config_dir)] if plan.config_dir else []
+    command = [sys.executable, "-m", "gptpl", "train", *own, *overrides]
+    with log.open("w+b") if is_first_process() else tempfile.TemporaryFile() as file:
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        file.seek(0)
+        lines = file.read().decode(errors="replace").splitlines()
+    as_expected = bool(status) == killed
+    if not as_expected:
+        say("  ended, and should have been killed:" if killed else f"  failed with exit status {status}:")
         say("\n".join(f"  {line}" for line in lines[-LOG_LINES:]))
-    return done.returncode == 0
+    return as_expected
+
+
+def _wait_for_the_first(run_dir: Path) -> None:
+    """Wait until the run's first process, which may be on another machine, has recorded how it ended."""
+    deadline = time.monotonic() + 60
+    while not is_first_process() and not {"finished", "stopped"} & read_run_json(run_dir).keys():
+        if time.monotonic() > deadline:
+            raise InputError(f"{run_dir} is not there, or does not change: give a verify.keep that all share")
+        time.sleep(0.1)
+
+
+KILLS = ("process", "node")
+"""What `verify.kill` can be."""
+_KILLING = (
+    *("callbacks.checkpoint_last.every_n_steps=1", "+callbacks.kill_at.step=null"),
+    *("+callbacks.kill_at._target_=gptpl.runs.verify.KillAt", "+callbacks.kill_at.seed=0"),
+    "+callbacks.kill_at.kind=process",
+)
+"""What a run needs whose processes are going to be killed."""
+
+
+class KillAt(L.Callback):
+    """Kills a process of the run, or all of a node, in the step after `step`, before the weights change."""
+
+    def __init__(self, *, step: int | None, kind: str = "process", seed: int = 0) -> None:
+        super().__init__()
+        self.step = step
+        self.kind = kind
+        self.seed = seed
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Kill this process, if it is one of them."""
+        if self.step is None or trainer.global_step < self.step:
+            return
+        by_node = self.kind == "node"
+        doomed = random.Random(self.seed).randrange(trainer.num_nodes if by_node else trainer.world_size)
+        if (trainer.node_rank if by_node else trainer.global_rank) == doomed:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
@@ -182,11 +249,16 @@ def _signals_unwind() -> Iterator[None]:
 
 @contextmanager
 def _folder(keep: str | Path | None) -> Iterator[Path]:
+    if keep is None and (launcher := find_launcher()) is not None and launcher.world_size > 1:
+        raise InputError(f"verify.keep is not set: {launcher} need a folder that all share, a new one")
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="gptpl-verify-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
         return
     folder = Path(keep).expanduser().absolute()
+    if not is_first_process():  # which makes it
+        yield folder
+        return
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise InputError(f"verify.keep={folder} exists and is not empty: give a new folder")
     folder.mkdir(parents=True, exist_ok=True)

@@ -60,6 +60,7 @@ def test_a_run_that_ends_early_is_stopped_before_its_end():
         ({"stops": [12]}, r"verify.stops must be steps from 1 to 11, .* got \[12\]"),
         ({"stops": [0]}, r"verify.stops must be steps .* got \[0\]"),
         ({"stops": []}, r"verify.stops must be steps .* got \[\]"),
+        ({"kill": "host"}, "verify.kill must be null, process or node, got host"),
     ],
 )
 def test_what_cannot_be_verified_is_refused(own, says):
@@ -229,7 +230,9 @@ def parts_in_this_process(monkeypatch):
     """A process of its own takes seconds to import its packages; returns the overrides of each part."""
     parts: list[list[str]] = []
 
-    def train(overrides: list[str], log: Path, plan: verify.Plan, say: Callable[[str], None]) -> bool:
+    def train(
+        overrides: list[str], log: Path, plan: verify.Plan, say: Callable[[str], None], **more: Any
+    ) -> bool:
         parts.append(overrides)
         with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             return main(["train", *overrides]) == 0
@@ -267,13 +270,13 @@ def test_a_run_that_is_resumed_wrongly_is_found(gptpl, monkeypatch, parts_in_thi
     """The random state in the checkpoint is another one."""
     train = verify._train
 
-    def spoilt(overrides: list[str], log: Path, *others: Any) -> bool:
+    def spoilt(overrides: list[str], log: Path, *others: Any, **more: Any) -> bool:
         if overrides[0].startswith("resume="):
             path = (Path(overrides[0].removeprefix("resume=")) / "checkpoints/last.ckpt").resolve()
             checkpoint = torch.load(path, weights_only=True)
             checkpoint["gptpl_resume"]["random"][0]["torch"] = torch.manual_seed(5).get_state()
             write_checkpoint(checkpoint, path)
-        return train(overrides, log, *others)
+        return train(overrides, log, *others, **more)
 
     monkeypatch.setattr(verify, "_train", spoilt)
     outcome = gptpl("verify-resume", *SMALL)
@@ -355,3 +358,29 @@ def test_a_misspelt_setting_of_the_run_is_refused_before_it_trains(refused):
 def test_callbacks_of_ones_own_may_keep_the_checkpoints():
     own = ("callbacks=none", "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint")
     verify.check_checkpoints(verify.Plan(overrides=["experiment=quick", *own]))
+
+
+LAUNCHED = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.mark.slow
+def test_under_torchrun_one_of_two_processes_is_killed(tmp_path):
+    """Real processes: torchrun starts two that verify, each of which starts those of the runs, in turn."""
+    environment = os.environ | {
+        "GPTPL_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [*LAUNCHED, "-m", "gptpl", "verify-resume", *SMALL, "data.batch_size=2", "verify.kill=process"]
+    done = subprocess.run(
+        [*command, "verify.keep=kept"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "identical: stopped after step 2 and resumed, the run has the same bits" in done.stdout
+    assert done.stdout.count("identical") == 1
+    killed = json.loads((tmp_path / "kept" / "stopped" / "run.json").read_text())
+    assert killed["resumed"][0]["step"] in (1, 2)  # the file of step 2 may have been under way
+    log = (tmp_path / "kept" / "part_2.log").read_text()
+    assert "stopped by trainer.stop_at_step" not in log
+    refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "verify.keep is not set: 1 node x 2 processes, by torchrun need a folder" in refused.stderr

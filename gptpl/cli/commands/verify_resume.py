@@ -3,7 +3,9 @@
 examples:
   gptpl verify-resume experiment=quick                                              # 12 steps, 3 random stops
   gptpl verify-resume experiment=quick verify.steps=80 verify.stops=[5,39,40]       # stops of your choice
+  gptpl verify-resume experiment=quick verify.kill=process                          # by kill -9
   gptpl verify-resume experiment=quick trainer=ddp trainer.accelerator=cpu trainer.devices=2  # two processes
+  srun gptpl verify-resume verify.kill=node verify.keep=SHARED_FOLDER ...           # on several machines
 
 Trains once without a stop and once with interruptions, each part in its own process, and compares: for each
 step the batches and both losses, then the hashes of weights, optimizer, schedule, random states, position
@@ -11,6 +13,7 @@ and callbacks. Takes the settings of gptpl train. Leaves nothing behind unless v
 Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input.
 """
 
+import io
 import sys
 from functools import partial
 
@@ -25,14 +28,16 @@ EXIT_DIFFERENT = 1
 def run(given: Arguments) -> int:
     """Trains, compares, prints."""
     from gptpl.runs.verify import report, verify_resume
+    from gptpl.training.run_log import is_first_process
 
     of_runs = [each for each in given.overrides if not key_of(each).startswith("verify.")]
     own = plain(given.config.verify)
-    say = partial(print, file=sys.stderr, flush=True)
+    say = partial(print, file=sys.stderr if is_first_process() else io.StringIO(), flush=True)
     comparison = verify_resume(*of_runs, **own, config_dir=given.config_dir, say=say)
     if comparison is None:
         return EXIT_DIFFERENT
-    print("\n".join(report(comparison)))
+    if is_first_process():
+        print("\n".join(report(comparison)))
     if own["keep"]:
         say(f"both runs: {own['keep']}")
     return 0 if comparison.same else EXIT_DIFFERENT
