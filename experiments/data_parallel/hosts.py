@@ -58,7 +58,7 @@ SMALL = (
 
 def ip(*arguments: str) -> None:
     """Run the program `ip`."""
-    subprocess.run(["ip", *arguments], check=True, timeout=20)
+    subprocess.run(["ip", *arguments], check=True, timeout=20, capture_output=True)
 
 
 class Wire(threading.Thread):
@@ -73,23 +73,27 @@ class Wire(threading.Thread):
             self._ends.append(end)
 
     def run(self) -> None:
-        """Forward until the process ends."""
+        """Forward until a device is gone."""
         other = dict(zip(self._ends, reversed(self._ends), strict=True))
         under_way: list[tuple[float, int, int, bytes]] = []
         number = 0
         while True:
             wait = max(0.0, under_way[0][0] - time.monotonic()) if under_way else 1.0
-            for end in select.select(self._ends, [], [], wait)[0]:
-                with suppress(BlockingIOError):
-                    while packet := os.read(end, 65_535):
-                        number += 1
-                        heapq.heappush(
-                            under_way, (time.monotonic() + self._delay, number, other[end], packet)
-                        )
-            while under_way and under_way[0][0] <= time.monotonic():
-                *_, end, packet = heapq.heappop(under_way)
-                with suppress(OSError):  # the device is down, or its queue full: TCP sends it again
-                    os.write(end, packet)
+            try:
+                for end in select.select(self._ends, [], [], wait)[0]:
+                    with suppress(BlockingIOError):
+                        while packet := os.read(end, 65_535):
+                            number += 1
+                            due = time.monotonic() + self._delay
+                            heapq.heappush(under_way, (due, number, other[end], packet))
+                while under_way and under_way[0][0] <= time.monotonic():
+                    *_, end, packet = heapq.heappop(under_way)
+                    with suppress(BlockingIOError):  # the queue is full: TCP sends it again
+                        os.write(end, packet)
+            except OSError:
+                for end in self._ends:
+                    os.close(end)
+                return
 
 
 class Hosts(ExitStack):
@@ -104,25 +108,32 @@ class Hosts(ExitStack):
             raise ValueError("a wire has two ends")
 
     def __enter__(self) -> "Hosts":
-        """Make them. CalledProcessError without the rights."""
-        switch = f"gptpl-{os.getpid()}-switch"
-        for name in (*self.names, switch):
-            ip("netns", "add", name)
-            self.callback(ip, "netns", "delete", name)
-        if self._delay:
-            Wire(self.ends, self._delay).start()
-        else:
-            ip("-n", switch, "link", "add", "switch", "type", "bridge")
-            ip("-n", switch, "link", "set", "switch", "up")
-            for number, end in enumerate(self.ends):
-                ip("link", "add", end, "type", "veth", "peer", "name", f"port{number}", "netns", switch)
-                ip("-n", switch, "link", "set", f"port{number}", "master", "switch", "up")
-        for number, (name, end) in enumerate(zip(self.names, self.ends, strict=True)):
-            ip("link", "set", end, "netns", name)
-            ip("-n", name, "addr", "add", f"{self.address(number)}/24", "dev", end)
-            ip("-n", name, "link", "set", end, "up")
-            ip("-n", name, "link", "set", "lo", "up")
+        """Make them. Raises CalledProcessError or OSError without the rights."""
+        with ExitStack() as made:
+            switch = f"gptpl-{os.getpid()}-switch"
+            for name in (*self.names, switch):
+                ip("netns", "add", name)
+                made.callback(ip, "netns", "delete", name)
+            if self._delay:
+                Wire(self.ends, self._delay).start()
+            else:
+                ip("-n", switch, "link", "add", "switch", "type", "bridge")
+                ip("-n", switch, "link", "set", "switch", "up")
+                for number, end in enumerate(self.ends):
+                    ip("link", "add", end, "type", "veth", "peer", "name", f"port{number}", "netns", switch)
+                    ip("-n", switch, "link", "set", f"port{number}", "master", "switch", "up")
+            for number, (name, end) in enumerate(zip(self.names, self.ends, strict=True)):
+                ip("link", "set", end, "netns", name)
+                ip("-n", name, "addr", "add", f"{self.address(number)}/24", "dev", end)
+                ip("-n", name, "link", "set", end, "up")
+                ip("-n", name, "link", "set", "lo", "up")
+            self.push(made.pop_all())
         return self
+
+    def command(self, number: int) -> list[str]:
+        """What stands before a command that is to run on a host."""
+        device = f"GLOO_SOCKET_IFNAME={self.ends[number]}"
+        return ["ip", "netns", "exec", self.names[number], "env", device]
 
     @staticmethod
     def address(number: int) -> str:
@@ -134,7 +145,7 @@ class Hosts(ExitStack):
     ) -> subprocess.Popen[bytes]:
         """Start torchrun on a host, with one process and a cache of its own."""
         environment = os.environ | {
-            "GLOO_SOCKET_IFNAME": self.ends[number],
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else a host that comes later is not told the address
             "OMP_NUM_THREADS": "1",
             "GPTPL_CACHE": str(log.with_suffix(".cache")),
         }
