@@ -141,7 +141,7 @@ class Hosts(ExitStack):
         return f"10.201.9.{number + 1}"
 
     def torchrun(
-        self, number: int, command: Sequence[str], log: Path, *, nodes: str | None = None, restarts: int = 0
+        self, number: int, command: Sequence[str], log: Path, *, restarts: int = 0
     ) -> subprocess.Popen[bytes]:
         """Start torchrun on a host, with one process and a cache of its own."""
         environment = os.environ | {
@@ -152,16 +152,8 @@ class Hosts(ExitStack):
         with log.open("ab") as output:
             return subprocess.Popen(
                 [
-                    *(
-                        "ip",
-                        "netns",
-                        "exec",
-                        self.names[number],
-                        sys.executable,
-                        "-m",
-                        "torch.distributed.run",
-                    ),
-                    *("--nnodes", nodes or str(len(self.names)), "--nproc-per-node", "1"),
+                    *(*self.command(number), sys.executable, "-m", "torch.distributed.run"),
+                    *("--nnodes", str(len(self.names)), "--nproc-per-node", "1"),
                     *("--max-restarts", str(restarts), "--rdzv-backend", "c10d", "--rdzv-id", "hosts"),
                     *("--rdzv-endpoint", f"{self.address(0)}:{PORT}", "--local-addr", self.address(number)),
                     f"--rdzv-conf=is_host={int(number == 0)},last_call_timeout=1,read_timeout=20",

@@ -34,8 +34,8 @@ from gptpl.runs.resume import Resumption, settle_lengths
 from gptpl.settings import POSITIVE, check_limits
 from gptpl.training.autotune import PRECISIONS, Timings, Workload, can_time, machine_name, timings
 from gptpl.training.optimizers import muon
-from gptpl.training.performance import AUTO, FastPath, choose_fast_path, device_type
-from gptpl.training.processes import Launcher, LauncherEnvironment, find_launcher
+from gptpl.training.performance import AUTO, REASON, FastPath, choose_fast_path, device_type
+from gptpl.training.processes import Launcher, LauncherEnvironment, find_launcher, processes
 from gptpl.training.sharding import SHARDED, FullyShardedStrategy
 from gptpl.training.task import better, known_metrics
 
@@ -219,21 +219,27 @@ def kept_choices(cfg: Config, resume: Resumption | None) -> dict[str, str | None
     """The choices that are made already: by the first process, or by the run that is resumed.
 
     None: to be made now; so also where a resumed run is on another kind of device, or now to choose its
-    precision by itself. There are none, and the hardware decides, in a run from before choices were recorded,
-    and where others than Lightning started several processes, which could not agree on what they measured.
-    Raises InputError for a record that gptpl has not written.
+    precision by itself. Of the processes of a launcher, which all call this, the first one measures. There
+    are none, and the hardware decides, in a run from before choices were recorded, and in processes that were
+    started together but cannot tell each other. Raises InputError for a record that gptpl has not written.
     """
     if is_worker_process() and (given := os.environ.get(PROCESS_FAST_PATH)):
         first: dict[str, str | None] = json.loads(given)
         return first
-    started_together = any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    to_be_made: dict[str, str | None] | None = {} if started_together or is_worker_process() else None
+    together = processes()
+
+    def to_be_made() -> dict[str, str | None] | None:
+        if together is not None:
+            return together.from_first(lambda: _measured(cfg))
+        alone = all(os.environ.get(name, "1") == "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+        return None if alone and not is_worker_process() else {}
+
     if resume is None:
-        return to_be_made
+        return to_be_made()
     stored, kind = resume.performance, device_type(cfg.trainer.accelerator)
     given_before = resume.header["config"]["trainer"].get("precision", AUTO) != AUTO
     if stored.get("device", kind) != kind or (given_before and cfg.trainer.precision == AUTO):
-        return to_be_made
+        return to_be_made()
     known = {
         "precision": LIGHTNINGS_PRECISIONS,
         "attention": get_args(Kernel)[1:],
@@ -247,6 +253,14 @@ def kept_choices(cfg: Config, resume: Resumption | None) -> dict[str, str | None
                 f" {', '.join(values)}, or to null"
             )
     return {name: stored.get(name) for name in known}
+
+
+def _measured(cfg: Config) -> dict[str, str | None]:
+    """What is fastest on this device; whether to compile follows from the number of steps."""
+    record = fast_path_of(cfg, timings=timings_of(cfg)).record()
+    return {name: record[name] for name in ("precision", "attention", "head")} | {
+        REASON: "as rank 0 measured"
+    }
 
 
 def timings_of(cfg: Config, *, again: bool = False) -> Timings | None:
@@ -272,13 +286,13 @@ def timings_of(cfg: Config, *, again: bool = False) -> Timings | None:
         return None  # refused with the data
     if not isinstance(size, int) or vocab_size is None:
         ways["head"] = ("fused",)  # all logits at once may be too large
-    processes = conf.devices if kind == "cpu" and isinstance(conf.devices, int) else 1
+    here = conf.devices if kind == "cpu" and isinstance(conf.devices, int) else 1
     work = Workload(
         device=kind,
         config=config,
         sequences=size if isinstance(size, int) else 1,
         length=length,
-        threads=max(1, torch.get_num_threads() // max(1, processes)),
+        threads=max(1, torch.get_num_threads() // max(1, here)),
         has_head=own and is_language_model(cfg),
         is_model=own,
     )

@@ -249,6 +249,10 @@ class FastPath:
         return ", ".join(part for part, is_said in parts.items() if is_said)
 
 
+REASON = "reason"
+"""In choices that are kept: why they are so."""
+
+
 def choose_fast_path(
     *,
     device_type: str,
@@ -267,9 +271,9 @@ def choose_fast_path(
     """Decide what is "auto" or None, for dropout `drop_rate` of the attention weights.
 
     `timings` are those of the model on this device; None: decide by the hardware. `tries_compiling` as
-    `choose_compile` does. `kept` is the `record` of
-    the run that is resumed, which keeps its choices. `keep_freed_memory` None: on a CPU, where it is
-    possible. Raises InputError for an unknown or impossible choice.
+    `choose_compile` does. `kept` are choices that are made, by name: the `record` of the run that is resumed,
+    or, with a REASON, another process's. `keep_freed_memory` None: on a CPU, where it is possible. Raises
+    InputError for an unknown or impossible choice.
     """
     for key, value, known in (
         ("compile", compile, (AUTO, "on", "off")),
@@ -285,7 +289,7 @@ def choose_fast_path(
     before = {name: value for name, value in (kept or {}).items() if value is not None}
     chosen = PrecisionChoice(precision, "as asked")
     if precision == AUTO and "precision" in before:
-        chosen = PrecisionChoice(before["precision"], "as the run began")
+        chosen = PrecisionChoice(before["precision"], before.get(REASON, "as the run began"))
     elif precision == AUTO:
         chosen = choose_precision(device_type)
         if timings is not None and math.isfinite(timings.step_seconds(timings.precision())):

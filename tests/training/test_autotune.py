@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -175,6 +176,32 @@ def test_a_record_that_gptpl_has_not_written_is_refused(run, name, value):
     file.write_text(json.dumps(record))
     with pytest.raises(InputError, match=rf"run.json has performance.{name}=.*: correct it to one of"):
         gptpl.resume(built.run_dir)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_of_a_launcher_measures_for_all(run, clock, monkeypatch, caplog, rank):
+    """A slow fp32 on the first; another process, where it would not be slow, takes what it is told."""
+    clock.update({FP32: 2.0, "blocked": 3.0, "fused": 1.5} if rank == 0 else {BF16: 2.0})
+    told: list[dict[str, str]] = []
+
+    class Together:
+        def from_first(self, make: Callable[[], Any]) -> Any:
+            told.append(make() if rank == 0 else json.loads(json.dumps(CHOSEN)))
+            return told[-1]
+
+    monkeypatch.setattr("gptpl.runs.trainer.processes", Together)
+    if rank:
+        monkeypatch.setattr(autotune, "_measure", None)
+    with caplog.at_level(logging.INFO):
+        built = run("model.drop_rate=0.1")
+    assert told == [CHOSEN]
+    assert built.trainer.precision == BF16
+    assert kernels(built.module.net) == {"sdpa"}
+    assert built.module.head == "plain"
+    assert f"precision {BF16} (as rank 0 measured)" in caplog.text
+
+
+CHOSEN = {"precision": BF16, "attention": "sdpa", "head": "plain", "reason": "as rank 0 measured"}
 
 
 def test_processes_that_others_started_do_not_measure(run, clock, monkeypatch):
