@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gptpl.runs.build import Run as Run
     from gptpl.runs.build import build as build
     from gptpl.runs.build import resume as resume
-    from gptpl.runs.data_report import data_report as data_report
     from gptpl.runs.doctor import doctor as doctor
     from gptpl.runs.finders import autotune as autotune
     from gptpl.runs.finders import find_batch_size as find_batch_size
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
     from gptpl.runs.loaded import load as load
     from gptpl.runs.parts import encode as encode
     from gptpl.runs.plan import plan as plan
-    from gptpl.runs.tokenizer import train_tokenizer as train_tokenizer
+    from gptpl.runs.texts import data_report as data_report
+    from gptpl.runs.texts import train_tokenizer as train_tokenizer
     from gptpl.runs.verify import verify_resume as verify_resume
     from gptpl.sweeps.sweep import sweep as sweep
 
@@ -39,13 +39,12 @@ _NAMES = {
     "gptpl.errors": ["InputError"],
     "gptpl.reports": ["report"],
     "gptpl.runs.build": ["Run", "build", "resume"],
-    "gptpl.runs.data_report": ["data_report"],
     "gptpl.runs.doctor": ["doctor"],
     "gptpl.runs.finders": ["autotune", "find_batch_size", "find_lr"],
     "gptpl.runs.loaded": ["load"],
     "gptpl.runs.parts": ["encode"],
     "gptpl.runs.plan": ["plan"],
-    "gptpl.runs.tokenizer": ["train_tokenizer"],
+    "gptpl.runs.texts": ["data_report", "train_tokenizer"],
     "gptpl.runs.verify": ["verify_resume"],
     "gptpl.sweeps.sweep": ["sweep"],
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from gptpl.config.groups import root_of, root_of_command
 from gptpl.errors import InputError, os_error_text
 from gptpl.text import nearest
 
@@ -73,14 +74,15 @@ def configured(
 
     With --cfg or --info the function is not called. `in_full` writes abbreviated arguments out.
     """
-    from gptpl.cli.console import collector_paused, console
-    from gptpl.config.compose import composed
 
     def command_of(function: Callable[[Arguments], int | None]) -> Callable[[Sequence[str]], int]:
         def run(arguments: Sequence[str]) -> int:
             given = parse(command, list(map(in_full, arguments)), flags=flags)
             if shown(given):
                 return 0
+            from gptpl.cli.console import collector_paused, console
+            from gptpl.config.compose import composed
+
             with collector_paused():
                 found = composed(given.overrides, given.config_name, config_dir=given.config_dir)
             given.config, given.trusted = found.cfg, found.trusted
@@ -105,7 +107,7 @@ def parse(
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("-p", "--package")
     parser.add_argument(*(() if "-i" in flags else ("-i",)), "--info", nargs="?", const="all", choices=INFO)
-    root = command.replace(" ", "_").replace("-", "_")
+    root = root_of_command(command)
     parser.add_argument("-cn", "--config-name", default=root)
     parser.add_argument("-cd", "--config-dir")
     if "" in arguments:
@@ -122,14 +124,11 @@ def parse(
         here = str(Path.cwd())  # its modules can be imported, as with `python -m`
         if here not in sys.path and "" not in sys.path:
             sys.path.append(here)
-    if given.config_name != root:
-        from gptpl.config.groups import root_of
-
-        if (found := root_of(given.config_name, given.config_dir)) != root:
-            raise InputError(
-                f"--config-name {given.config_name} extends {found}: give gptpl {command} a root that extends"
-                f" {root}"
-            )
+    if given.config_name != root and (found := root_of(given.config_name, given.config_dir)) != root:
+        raise InputError(
+            f"--config-name {given.config_name} extends {found}: give gptpl {command} a root that extends"
+            f" {root}"
+        )
     return given
 
 

@@ -3,11 +3,22 @@
 import ast
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
-from gptpl.config.groups import Folder, choices, config_file, default_choices, known_keys, when_to_choose
+from gptpl.config.groups import (
+    Folder,
+    choices,
+    command_of,
+    config_file,
+    default_choices,
+    known_keys,
+    root_of_command,
+    when_to_choose,
+)
 from gptpl.errors import InputError
 
 FOLDER = Path(__file__).parent / "commands"
@@ -21,32 +32,48 @@ ORDER = (
 """The commands in the order of the overview; others come last."""
 
 
+class Command(NamedTuple):
+    """A function of a module in `commands/`, and what its docstring says."""
+
+    module: str
+    function: str
+    summary: str
+    text: str
+
+
 @cache
-def commands() -> dict[str, str]:
-    """Every command, a file in `commands/`, with the summary of its docstring."""
+def _found() -> dict[str, Command]:
+    """The commands by name: `run` of a module is the one that the module is named after.
+
+    A module without it holds a family: `runs_list` is `runs list`, `find_lr` is `find-lr`.
+    """
     found = {}
     for file in FOLDER.glob("[!_]*.py"):
-        first, _, rest = file.stem.partition("_")
-        name = (
-            f"{first} {rest}"
-            if first in ("runs", "data", "tokenizer", "weights")
-            else file.stem.replace("_", "-")
-        )
-        found[name] = _docstring(file)[0]
+        module = ast.parse(file.read_text(encoding="utf-8"))
+        public = [each for each in module.body if isinstance(each, ast.FunctionDef) and each.name[0] != "_"]
+        alone = any(each.name == "run" for each in public)
+        for name, node in [(file.stem, module)] if alone else [(each.name, each) for each in public]:
+            summary, _, text = (ast.get_docstring(node) or "").partition("\n")
+            found[command_of(name)] = Command(
+                module=f"gptpl.cli.commands.{file.stem}",
+                function="run" if alone else name,
+                summary=summary.rstrip("."),
+                text=text,
+            )
     order = [*ORDER, *sorted(found)]
     return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
 
 
-def module_of(command: str) -> str:
-    """The module of a command and the name of its root config: find_lr for `find-lr`."""
-    return command.replace("-", "_").replace(" ", "_")
+def commands() -> dict[str, str]:
+    """Every command with the summary of its docstring, in the order of the overview."""
+    return {name: each.summary for name, each in _found().items()}
 
 
-def _docstring(file: Path) -> tuple[str, str]:
-    """The summary of a command's docstring, and the rest."""
-    found = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    summary, _, rest = found.partition("\n")
-    return summary.rstrip("."), rest
+def function_of(command: str) -> Callable[[Sequence[str]], int]:
+    """The function that runs a command; imports its module."""
+    found = _found()[command]
+    function: Callable[[Sequence[str]], int] = getattr(import_module(found.module), found.function)
+    return function
 
 
 def program_help(listed: Mapping[str, str]) -> str:
@@ -66,8 +93,8 @@ gptpl completion bash (or zsh) prints a script that completes commands, choices 
 
 def command_help(command: str, config_dir: Folder | None = None) -> str:
     """The help of one command: its docstring, its own settings, config groups with their choices."""
-    root = module_of(command)
-    summary, text = _docstring(FOLDER / f"{root}.py")
+    root = root_of_command(command)
+    summary, text = _found()[command].summary, _found()[command].text
     lines = [f"gptpl {command}: {summary}"]
     file = config_file(root, config_dir)
     if file and "usage:" not in text:
@@ -170,6 +197,6 @@ def completion(arguments: Sequence[str]) -> str:
     elif equals:
         offered = {f"{group}={choice}" for choice in choices(group)}
     else:
-        root = module_of(command)
+        root = root_of_command(command)
         offered = {f"{name}=" for name in (*default_choices(root), *known_keys(root))}
     return "\n".join(sorted(each for each in offered if each.startswith(word)))

@@ -3,10 +3,9 @@
 import os
 import sys
 import traceback
-from importlib import import_module
 
 from gptpl import __version__
-from gptpl.cli.help import command_help, commands, completion, module_of, program_help
+from gptpl.cli.help import command_help, commands, completion, function_of, program_help
 from gptpl.cli.postponed_imports import Postponing
 from gptpl.errors import InputError, ProcessError, one_line, os_error_text
 from gptpl.text import nearest
@@ -87,7 +86,7 @@ def _run(arguments: list[str]) -> int:
         print(command_help(command, _config_dir(overrides)))
         return 0
     # Only the command that runs is imported: `generate` need not wait for what `train` imports.
-    return int(import_module(f"gptpl.cli.commands.{module_of(command)}").run(overrides))
+    return function_of(command)(overrides)
 
 
 def _config_dir(arguments: list[str]) -> str | None:

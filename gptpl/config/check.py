@@ -16,6 +16,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from gptpl.config.groups import (
     Folder,
     choices,
+    command_of,
     config_file,
     default_choices,
     dotted,
@@ -27,7 +28,7 @@ from gptpl.config.groups import (
     walk,
 )
 from gptpl.config.instantiate import check_kind
-from gptpl.config.overrides import command_of, nearest_key
+from gptpl.config.overrides import nearest_key
 from gptpl.config.roots import ROOTS
 from gptpl.config.signatures import Signature, dataclass_in, locate, signature_of, typed
 from gptpl.config.slots import HYDRA_KEYS, SLOTS, Slot, settings_of, slot_of, with_extras

@@ -60,11 +60,13 @@ def compose(*overrides: str, config_name: str = "train", config_dir: Folder | No
     return composed(overrides, config_name, config_dir=config_dir).cfg
 
 
-def as_config(config: Sequence[DictConfig | str], config_dir: Folder | None = None) -> DictConfig:
+def as_config(
+    config: Sequence[DictConfig | str], config_dir: Folder | None = None, *, config_name: str = "train"
+) -> DictConfig:
     """A copy of a composed config, or what overrides compose to."""
     if len(config) == 1 and not isinstance(config[0], str):
         return config[0].copy()
-    return compose(*map(str, config), config_dir=config_dir)
+    return compose(*map(str, config), config_name=config_name, config_dir=config_dir)
 
 
 def composed(

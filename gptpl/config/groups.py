@@ -103,6 +103,17 @@ def root_of(config_name: str, config_dir: Folder | None) -> str:
     return next((name for name in names if (config_folder() / f"{name}.yaml").is_file()), "train")
 
 
+def command_of(root: str) -> str:
+    """The command of a root config: `weights fetch` of weights_fetch, `find-lr` of find_lr."""
+    grouped = root.startswith(("data_", "runs_", "tokenizer_", "weights_"))
+    return root.replace("_", " " if grouped else "-")
+
+
+def root_of_command(command: str) -> str:
+    """The name of a command's root config, whether it has one or not."""
+    return command.replace(" ", "_").replace("-", "_")
+
+
 def members_of(group: str, choice: str, config_dir: Folder | None = None) -> list[str]:
     """The YAML files of its group that a choice such as `callbacks=default` includes."""
     return _content(f"{group}/{choice}", config_dir)[0]

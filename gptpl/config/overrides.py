@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from gptpl.config.groups import Folder, choices, default_choices, known_keys
+from gptpl.config.groups import Folder, choices, command_of, default_choices, known_keys
 from gptpl.errors import InputError
 from gptpl.text import nearest
 
@@ -129,12 +129,6 @@ def explain(
         if group in ("", *default_choices(root, config_dir)) and not is_choice:
             return f"{override} does not name a choice of a config group: see {command} --help"
     return f"{' '.join(text.split())}; see {command} --help"
-
-
-def command_of(root: str) -> str:
-    """The command of a root config: `weights fetch` of weights_fetch, `find-lr` of find_lr."""
-    grouped = root.startswith(("data_", "tokenizer_", "weights_"))
-    return root.replace("_", " " if grouped else "-")
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str:

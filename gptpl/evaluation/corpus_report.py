@@ -24,7 +24,7 @@ from gptpl.data.sources import Corpus
 from gptpl.data.sources.base import SECTION, Piece, Section
 from gptpl.data.sources.formats import kind_of
 from gptpl.errors import InputError
-from gptpl.evaluation.surprisal_page import visible
+from gptpl.evaluation.surprisal import visible
 from gptpl.files.durable import write_atomically
 from gptpl.text import bytes_text, count_text, near, printable, shortened, table
 from gptpl.tokenizers import GPT2Tokenizer, Tokenizer

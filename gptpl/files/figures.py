@@ -1,6 +1,5 @@
 """How all figures look, and how they are written."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +36,6 @@ def figure_pixels(figure: "Figure") -> npt.NDArray[np.uint8]:
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def figure_png(figure: "Figure") -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def write_png(pixels: npt.NDArray[np.uint8], path: Path) -> None:

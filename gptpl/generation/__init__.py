@@ -1,7 +1,6 @@
 """Text from a model: sampling rules (pure functions of logits), cached decoding, beam search, text."""
 
-from gptpl.generation.beam_search import Beam, beam_search
-from gptpl.generation.decoding import Decoding, Step, TokenDetails, generate
+from gptpl.generation.decoding import Beam, Decoding, Step, TokenDetails, beam_search, generate
 from gptpl.generation.sampling import SamplingRules, next_token, reshape_logits
 from gptpl.generation.text import Completion, Piece, complete, search_text, stream_text
 

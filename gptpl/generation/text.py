@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from gptpl.errors import InputError
-from gptpl.generation.beam_search import beam_search
-from gptpl.generation.decoding import Decoding, TokenDetails
+from gptpl.generation.decoding import Decoding, TokenDetails, beam_search
 from gptpl.generation.sampling import SamplingRules
 from gptpl.model.protocol import Cached, vocab_size
 from gptpl.tokenizers import Tokenizer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gptpl import __version__
 from gptpl.errors import InputError
 from gptpl.files.durable import sha256_of, write_atomically
-from gptpl.files.figures import COLOURS, GREY, figure_png, new_figure
+from gptpl.files.figures import COLOURS, GREY, figure_pixels, new_figure, write_png
 from gptpl.judging.judge import DRAW, LOSS, POINTS, WIN, Judge, Preference, Verdict, compared, judged
 from gptpl.judging.measures import (
     TITLES,
@@ -256,7 +256,7 @@ class _Judged(ABC):
             {**record, "entries": self.entries}, ensure_ascii=False, indent=2, allow_nan=False
         )
         write_atomically(output, content + "\n")
-        write_atomically(output.with_suffix(".png"), figure_png(self.figure()))
+        write_png(figure_pixels(self.figure()), output.with_suffix(".png"))
 
     def check_readable(self) -> None:
         """Log a warning if some replies of the judge could not be read; raise InputError if none could."""

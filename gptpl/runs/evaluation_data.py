@@ -22,8 +22,12 @@ from gptpl.data.classification.datamodule import (
     truncated,
 )
 from gptpl.data.classification.splits import read_split
-from gptpl.data.instructions.datamodule import InstructionDataModule, length_lines
-from gptpl.data.instructions.rows import InstructionExamples, encode_instructions
+from gptpl.data.instructions.datamodule import (
+    InstructionDataModule,
+    InstructionExamples,
+    encode_instructions,
+    length_lines,
+)
 from gptpl.data.instructions.splits import Instruction, read_instructions
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.pretraining.datamodule import SequenceData, TextDataModule

@@ -17,8 +17,7 @@ from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answer, Answerer, answer_all, answer_generator
 from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation, training_corpus
 from gptpl.evaluation.statistics import TextStatistics, text_statistics
-from gptpl.evaluation.surprisal import Evaluation, evaluate, surprisals
-from gptpl.evaluation.surprisal_page import InspectedText
+from gptpl.evaluation.surprisal import Evaluation, InspectedText, evaluate, surprisals
 from gptpl.files.run_record import CHECKPOINT_FOLDER, is_run
 from gptpl.generation import Completion, Piece, SamplingRules, search_text, stream_text
 from gptpl.generation.sampling import seeded_generator
@@ -37,13 +36,6 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """Wraps batches to show progress, such as `tqdm.tqdm`."""
 
 
-def run_dir_of(path: Path) -> Path | None:
-    """The run folder of a checkpoint or adapter; None for a file elsewhere."""
-    run_dir = path.parent if path.name == ADAPTER else path.parent.parent
-    own = path.name == ADAPTER or path.parent.name == CHECKPOINT_FOLDER
-    return run_dir if own and is_run(run_dir) else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class _OfRun:
     """`trust` are packages of the user's whose classes the model's run may use."""
@@ -53,8 +45,11 @@ class _OfRun:
 
     @property
     def run_dir(self) -> Path | None:
-        """The folder of the model's run; None for weights elsewhere."""
-        return run_dir_of(self.path)
+        """The folder of the model's run, by its checkpoint or adapter; None for weights elsewhere."""
+        path = self.path
+        run_dir = path.parent if path.name == ADAPTER else path.parent.parent
+        own = path.name == ADAPTER or path.parent.name == CHECKPOINT_FOLDER
+        return run_dir if own and is_run(run_dir) else None
 
 
 # --- language models ------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.model.lora import is_low_rank
 from gptpl.weights.hugging_face import bias_as_shift, table, write_tensors
-from gptpl.weights.model_files import check_settings, read_json, required, safetensors_of, write_json
-from gptpl.weights.tables import Row
+from gptpl.weights.model_files import Row, check_settings, read_json, required, safetensors_of, write_json
 from gptpl.weights.transfer import check_is_gpt2, check_rows
 
 log = logging.getLogger(__name__)

@@ -20,15 +20,17 @@ from gptpl.tokenizers.base import END_OF_TEXT
 from gptpl.tokenizers.gpt2 import byte_characters, token_ids, vocabulary_files
 from gptpl.weights.model_files import (
     DTYPES,
+    POSITIONS,
     ModelFiles,
+    Table,
     TensorSource,
     check_settings,
     described_config,
+    gpt2_rows,
     required,
     with_record,
     writing,
 )
-from gptpl.weights.tables import POSITIONS, Table, gpt2_rows
 from gptpl.weights.transfer import export_tensors
 
 _FILE = "model.gguf"

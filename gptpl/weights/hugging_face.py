@@ -16,9 +16,12 @@ from gptpl.model import GPTClassifier, GPTConfig, GPTModel
 from gptpl.tokenizers import Tokenizer
 from gptpl.weights.model_files import (
     ModelFiles,
+    Row,
+    Table,
     TensorSource,
     check_settings,
     described_config,
+    gpt2_rows,
     read_json,
     safetensors_of,
     sizes_of,
@@ -27,7 +30,6 @@ from gptpl.weights.model_files import (
     write_json,
     writing,
 )
-from gptpl.weights.tables import Row, Table, gpt2_rows
 from gptpl.weights.transfer import export_tensors
 
 CONFIG_FILE = "config.json"

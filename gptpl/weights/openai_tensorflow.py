@@ -15,15 +15,16 @@ from gptpl.text import shortened
 from gptpl.tokenizers import Tokenizer
 from gptpl.weights.model_files import (
     ModelFiles,
+    Table,
     TensorSource,
     described_config,
+    gpt2_rows,
     read_json,
     sizes_of,
     with_record,
     write_json,
     writing,
 )
-from gptpl.weights.tables import Table, gpt2_rows
 from gptpl.weights.transfer import export_tensors
 
 _HPARAMS_FILE = "hparams.json"

@@ -12,15 +12,19 @@ from gptpl.model import GPTModel
 from gptpl.tokenizers import Tokenizer
 from gptpl.weights import hugging_face
 from gptpl.weights.model_files import (
+    LAYERS,
+    OWN,
     ModelFiles,
+    Row,
+    Table,
     described_config,
+    gpt2_rows,
     read_record,
     recorded_config,
     sizes_of,
     state_dict_source,
     writing,
 )
-from gptpl.weights.tables import LAYERS, OWN, Row, Table, gpt2_rows
 from gptpl.weights.transfer import export_tensors
 
 BOOK_FILE = "model.pth"

@@ -17,8 +17,18 @@ from gptpl.errors import InputError
 from gptpl.model import GPTBackbone, GPTConfig, GPTModel
 from gptpl.model.gpt import EXPANSION
 from gptpl.text import setting_text
-from gptpl.weights.model_files import DTYPES, TensorSource
-from gptpl.weights.tables import HEAD, OWN, POSITIONS, QKV_BIAS, TOKENS, Row, Table, of_blocks
+from gptpl.weights.model_files import (
+    DTYPES,
+    HEAD,
+    OWN,
+    POSITIONS,
+    QKV_BIAS,
+    TOKENS,
+    Row,
+    Table,
+    TensorSource,
+    of_blocks,
+)
 
 _NAMED = 3
 """How many tensors a message names."""

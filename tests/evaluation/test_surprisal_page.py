@@ -7,8 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gptpl.evaluation.surprisal import TokenSurprisal
-from gptpl.evaluation.surprisal_page import surprisal_page, visible
+from gptpl.evaluation.surprisal import TokenSurprisal, surprisal_page, visible
 
 NASTY = [
     "<script>alert(1)</script>",

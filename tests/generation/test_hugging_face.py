@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from gptpl.generation import SamplingRules, generate, reshape_logits
-from gptpl.generation.beam_search import beam_search
+from gptpl.generation.decoding import beam_search
 from gptpl.generation.sampling import keep_min_p, keep_top_k, keep_top_p, keep_typical, penalise_repetition
 from gptpl.model import GPTModel
 

@@ -16,7 +16,7 @@ from gptpl.runs.export import export
 from gptpl.runs.loaded import load_language_model
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer, WordsTokenizer
 from gptpl.weights.gguf_file import STORED_DTYPES
-from gptpl.weights.tables import POSITIONS
+from gptpl.weights.model_files import POSITIONS
 
 gguf = pytest.importorskip("gguf")
 TEXTS = ("Every effort moves you", "  two spaces,\n\nI'm 1984's naive café 赤い 🙂", "<|endoftext|> x")

@@ -1,1 +1,1 @@
-"""One file a command: read the settings, call the library, print."""
+"""One file a command or a family of them: read the settings, call the library, print."""

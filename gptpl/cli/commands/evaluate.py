@@ -1,42 +1,53 @@
-"""Evaluate a trained model on any data: its loss, or accuracy, F1 and calibration of a classifier.
+"""The commands that measure what a trained model does: evaluate, inspect, classify, judge."""
 
-examples:
-  gptpl evaluate checkpoint=RUN                                    # on the run's own validation data
-  gptpl evaluate checkpoint=RUN data=text_file data.path=my.txt split=all  # on your own text, all of it
-  gptpl evaluate checkpoint=RUN/checkpoints/best.ckpt data=tale    # a specific checkpoint, on the tale
-  gptpl evaluate checkpoint=CLASSIFIER split=test                  # a classifier on its test texts
-  gptpl evaluate checkpoint=CLASSIFIER data=labelled data.path=my.csv split=all  # and on your own file
-  gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all  # GPT-2 itself
-
-Losses are in nats per token. The text is cut into sequences; gptpl inspect gives tokens more context, and so
-measures a lower loss on the same text. Writes nothing.
-"""
-
+import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
-from gptpl.cli.model_input import given_model, settings_of
+from gptpl.cli.model_input import NOT_SET, given_model, given_text, only_one, settings_of
+from gptpl.config.compose import plain
 from gptpl.config.instantiate import instantiate
 from gptpl.config.signatures import locate
 from gptpl.data.sources import LabelledCorpus
+from gptpl.data.sources.records import TextTable
 from gptpl.errors import InputError
-from gptpl.text import table
+from gptpl.files.durable import write_atomically
+from gptpl.text import shortened, table
 
 if TYPE_CHECKING:
     from gptpl.data.instructions.template import PromptTemplate
-    from gptpl.evaluation.classifier import ClassifierEvaluation
+    from gptpl.evaluation.classifier import ClassifierEvaluation, Prediction
+    from gptpl.judging import Comparison, Scores
     from gptpl.runs.models import Classifier, LanguageModel
+
+
+# --- gptpl evaluate -------------------------------------------------------------------------------------
+
 
 PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 
 
 @configured("evaluate")
-def run(given: Arguments) -> None:
-    """Prints the scores."""
+def evaluate(given: Arguments) -> None:
+    """Evaluate a trained model on any data: its loss, or accuracy, F1 and calibration of a classifier.
+
+    examples:
+      gptpl evaluate checkpoint=RUN                                    # on the run's own validation data
+      gptpl evaluate checkpoint=RUN data=text_file data.path=my.txt split=all  # on your own text, all of it
+      gptpl evaluate checkpoint=RUN/checkpoints/best.ckpt data=tale    # a specific checkpoint, on the tale
+      gptpl evaluate checkpoint=CLASSIFIER split=test                  # a classifier on its test texts
+      gptpl evaluate checkpoint=CLASSIFIER data=labelled data.path=my.csv split=all  # and on your own file
+      gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all  # GPT-2 itself
+
+    Losses are in nats per token. The text is cut into sequences; gptpl inspect gives tokens more context, and so
+    measures a lower loss on the same text. Writes nothing.
+    """
     from gptpl.runs.loaded import load
     from gptpl.runs.models import Classifier, LanguageModel
 
@@ -115,3 +126,156 @@ def _report(found: "ClassifierEvaluation", labels: Sequence[str]) -> Iterator[st
     classes = zip(labels, found.confusion, found.scores.f1, strict=True)
     rows = [[label, *(f"{count:,.0f}" for count in counts), f"{f1:.4f}"] for label, counts, f1 in classes]
     yield from table([["true \\ predicted", *labels, "F1"], *rows])
+
+
+# --- gptpl inspect --------------------------------------------------------------------------------------
+
+
+@configured("inspect")
+def inspect(given: Arguments) -> None:
+    """Show the loss of a trained model on each token of a text, as a web page.
+
+    examples:
+      gptpl inspect checkpoint=RUN text='Every effort moves you'          # writes surprisal.html
+      gptpl inspect checkpoint=RUN text_file=my.txt output=my.html        # a whole file
+      echo 'Every effort' | gptpl inspect checkpoint=RUN alternatives=10  # a piped text
+
+    Prints loss and perplexity. The page colours each token by its loss and lists the most likely alternatives;
+    it needs no network.
+    """
+    from gptpl.model.protocol import context_length
+    from gptpl.runs.loaded import load_language_model
+
+    cfg = settings_of(given)
+    output = Path(cfg["output"]).expanduser()
+    if output.is_dir() or not output.parent.is_dir():
+        raise InputError(f"output={cfg['output']} must be a file in a folder that exists")
+    text = given_text(cfg["text"], cfg["text_file"], key="text")
+    if not text:
+        origin = "" if cfg["text_file"] is None else f" of text_file={cfg['text_file']}"
+        wrong = "text is not set" if text is None else f"the text{origin} is empty"
+        raise InputError(f"{wrong}: give text='...', text_file=FILE, or pipe one in")
+    model = load_language_model(**given_model(cfg))
+    total = len(model.tokenizer.encode(text))
+    progress = partial(tqdm, total=total, unit="token", desc="reading", disable=None)
+    inspected = model.inspect(text, alternatives=cfg["alternatives"], progress=progress)
+    write_atomically(output, inspected.page(facts={"checkpoint": str(model.path), "step": f"{model.step:,}"}))
+    T = context_length(model.net)
+    print(f"tokens      {len(inspected.tokens):,}")
+    print(
+        f"scored      every token once, from all tokens before it, in a long text from the last {T // 2:,} to"
+        f" {T:,} (more context than gptpl evaluate gives)"
+    )
+    print(f"loss        {inspected.loss:.4f} nats per token")
+    print(f"perplexity  {inspected.perplexity:.2f}" if inspected.perplexity < math.inf else "perplexity  inf")
+    print(f"page        {output}")
+
+
+# --- gptpl classify -------------------------------------------------------------------------------------
+
+
+@configured("classify", flags=["--json"])
+def classify(given: Arguments) -> None:
+    """Classify texts with a trained classifier.
+
+    examples:
+      gptpl classify checkpoint=RUN text='You have won a prize'        # each class with its probability
+      gptpl classify checkpoint=RUN file=messages.csv output=labels.csv  # a whole file, of any size
+      gptpl classify checkpoint=RUN file=messages.txt --json           # a text on each line, JSON lines
+      echo 'See you at six' | gptpl classify checkpoint=RUN            # a piped text
+
+    flags:
+      --json    print a JSON object for each text
+
+    RUN is a run of task=classify; its best weights are used. The model reads the beginning of a long text.
+    """
+    from gptpl.evaluation.classifier import check_prediction_file, prediction_file
+    from gptpl.runs.loaded import load_classifier
+
+    cfg = settings_of(given)
+    output = None if cfg["output"] is None else Path(cfg["output"]).expanduser()
+    only_one({"text": cfg["text"], "file": cfg["file"]})
+    if output is not None and given.flags:
+        raise InputError(f"--json and output={output} are both set: give one of them")
+    if output is not None:
+        check_prediction_file(output)
+    alone = cfg["file"] is None
+    if alone:
+        text = given_text(cfg["text"], key="text")
+        if not text or text.isspace():
+            wrong = "is not set" if text is None else "is empty"
+            raise InputError(f"text {wrong}: give text='...', or file=FILE, or pipe a text in")
+        texts = iter([text])
+    else:
+        path = Path(cfg["file"]).expanduser()
+        messages = TextTable(path=path, format=cfg["format"], columns=cfg["columns"], keys="")
+        texts = (row.text for row in messages.rows(cfg["text_column"]))  # read as they are asked for
+    model = load_classifier(**given_model(cfg))
+    predictions = model.predictions(texts, batch_size=cfg["batch_size"])
+    bar = partial(tqdm, unit="text", desc="classifying", disable=alone or None)
+    if output is not None:
+        with prediction_file(output, model.labels) as write:
+            for prediction in bar(predictions):
+                write(prediction)
+        print(cfg["output"])
+        return
+    for prediction in bar(predictions):
+        record = prediction.record() if given.flags else None
+        tqdm.write(json.dumps(record, ensure_ascii=False) if record else _shown(prediction, alone=alone))
+
+
+def _shown(prediction: "Prediction", *, alone: bool) -> str:
+    """Every class with its probability, the most likely first; of many texts the first line of each."""
+    width = max(map(len, prediction.labels))
+    pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+    ranked = sorted(pairs, key=lambda pair: -pair[1])
+    lines = [f"{label:<{width}}  {probability:.4f}" for label, probability in ranked]
+    return "\n".join(lines) if alone else f"{lines[0]}  {shortened(prediction.text, 80)}"
+
+
+# --- gptpl judge ----------------------------------------------------------------------------------------
+
+
+@configured("judge")
+def judge(given: Arguments) -> None:
+    """Score a model's answers: against references, by a judge model, or against another model's answers.
+
+    examples:
+      gptpl judge responses=responses.json                      # scores from 0 to 100 by llama3 on Ollama
+      gptpl judge responses=responses.json judge=none           # exact match, F1, ROUGE-L; no server
+      gptpl judge responses=A.json compare=B.json both_orders=true  # which of two models is better?
+      gptpl judge responses=A.json judge=openai judge.model=NAME  # the key from OPENAI_API_KEY
+      gptpl judge responses=A.json judge=openai judge.address=URL judge.api_key_env=null  # a server without a key
+
+    Writes scores.json or comparison.json next to the responses, or output=, and a picture of the same name.
+    Replies are kept as they come: the same command again resumes.
+    """
+    from gptpl.judging import compare, score
+
+    cfg = plain(given.config)
+    responses, other, both_orders = cfg["responses"], cfg["compare"], cfg["both_orders"]
+    if responses == NOT_SET:
+        raise InputError("responses is not set: give responses=FILE, written by gptpl respond")
+    if both_orders and other is None:
+        raise InputError("both_orders=true needs two answers to swap: give compare=FILE, or leave it out")
+    name = "scores.json" if other is None else "comparison.json"
+    output = Path(cfg["output"] or Path(responses).with_name(name)).expanduser()
+    settings: dict[str, Any] = {
+        "judge": instantiate(cfg["judge"]),
+        "output": output,
+        "progress": partial(tqdm, unit="answer", disable=None, leave=False),
+        **{key: cfg[key] for key in ("seed", "bootstrap_samples", "markers")},
+    }
+    result: Scores | Comparison
+    if other is None:
+        result = score(responses, **settings)
+    else:
+        result = compare(responses, other, both_orders=both_orders, **settings)
+    files = [str(Path(path).expanduser()) for path in (responses, other) if path is not None]
+    print(f"answers     {' against '.join(files)}, {len(result.entries)} entries")
+    if result.judge is not None:
+        print(f"judge       {result.judge.settings.model} at {result.judge.client.address}")
+    print("\n" + "\n".join(result.lines()) + "\n")
+    print(f"result      {output}")
+    print(f"picture     {output.with_suffix('.png')}")
+    result.check_readable()

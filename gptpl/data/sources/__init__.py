@@ -3,8 +3,7 @@
 from gptpl.data.sources.base import Corpus
 from gptpl.data.sources.hugging_face import HuggingFaceDataset
 from gptpl.data.sources.labelled import LabelledCorpus, LabelledFiles, SmsSpam
-from gptpl.data.sources.python_stdlib import PythonStdlib
-from gptpl.data.sources.text import Downloaded, InstructionFile, Tale, TextFiles
+from gptpl.data.sources.text import Downloaded, InstructionFile, PythonStdlib, Tale, TextFiles
 
 __all__ = [
     "Corpus",

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.instructions.rows import TokenRow, collate, pack_rows
+from gptpl.data.instructions.datamodule import TokenRow, collate, pack_rows
 from gptpl.data.packing import packed_places
 
 

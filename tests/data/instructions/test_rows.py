@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptpl.data.instructions.rows import InstructionExamples, TokenRow, collate, encode_instructions
+from gptpl.data.instructions.datamodule import InstructionExamples, TokenRow, collate, encode_instructions
 from gptpl.data.instructions.splits import Instruction
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.errors import InputError

@@ -1,26 +1,116 @@
-"""A tokenizer made from the text of a config, and what it is worth on that text."""
+"""The text of a config before training: what it holds, and a tokenizer made from it."""
 
+import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
-from gptpl.config.compose import Config, compose, plain
+from gptpl.config.compose import Config, as_config, plain
 from gptpl.config.groups import Folder
 from gptpl.config.signatures import locate
 from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.pretraining.mixture import sources_of
 from gptpl.data.sources import Corpus
-from gptpl.data.sources.base import sampled
+from gptpl.data.sources.base import Files, Piece, Refused, Section, sampled
 from gptpl.errors import InputError
+from gptpl.evaluation.corpus_report import SAMPLE_BYTES, CorpusReport, corpus_report, readable_pieces
 from gptpl.runs.evaluation_data import with_corpora
+from gptpl.runs.parts import build_datamodule, build_tokenizer, config_of_data, data_class, new_datamodule
+from gptpl.runs.resume import settle_lengths
 from gptpl.text import bytes_text, table
 from gptpl.tokenizers import FileTokenizer, GPT2Tokenizer, Tokenizer, train_bpe
 
 log = logging.getLogger(__name__)
+
+# --- what it holds --------------------------------------------------------------------------------------
+
+
+def data_report(
+    *config: Config | str,
+    sequences: int = 0,
+    sample_bytes: int | None = SAMPLE_BYTES,
+    config_dir: Folder | None = None,
+) -> CorpusReport:
+    """What the text of a config, or of overrides, holds; of a large one, of a sample (None: of all).
+
+    With `sequences` the text is encoded as for training, whose first ones the report then has, or why they
+    cannot be made. Raises InputError for data that are not plain text, and where there are no files.
+    """
+    cfg = config_of_data(config, config_dir)
+    kind = data_class(cfg)
+    if not issubclass(kind, SequenceData):
+        raise InputError(
+            f"gptpl data show reads plain text, these data are a {kind.__name__}: gptpl data encode describes"
+            " them"
+        )
+    settle_lengths(cfg.data, cfg.model)
+    tokenizer = build_tokenizer(cfg.tokenizer)
+    datamodule: Any = new_datamodule(cfg, tokenizer)
+    first: list[list[int]] = []
+    failure = ""
+    if sequences:
+        try:
+            datamodule = build_datamodule(cfg)
+            batches = datamodule.train_dataloader()
+            rows = (row for batch in batches for row in zip(batch[0], batch[1], strict=True))
+            first = [_tokens(*row) for row in itertools.islice(rows, sequences)]
+            tokenizer = datamodule.tokenizer
+        except InputError as error:  # the report says what else is wrong
+            failure = str(error)
+    corpora = datamodule.corpora
+    report = corpus_report(
+        corpora[0] if len(corpora) == 1 else _Together(datamodule.name, corpora),
+        tokenizer,
+        max_length=datamodule.max_length,
+        sample_bytes=sample_bytes,
+    )
+    return replace(report, sequences=first, no_sequences=failure)
+
+
+def _tokens(inputs: Tensor, targets: Tensor) -> list[int]:
+    """The tokens of a sequence with its last target, without padding."""
+    length = int((targets >= 0).sum())
+    return [*inputs[:length].tolist(), *targets[length - 1 : length].tolist()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PieceOf(Piece):
+    corpus: int
+
+
+class _Together(Corpus):
+    """The corpora of a mixture, one after the other."""
+
+    def __init__(self, name: str, corpora: Sequence[Corpus]) -> None:
+        self.name = name
+        self._corpora = corpora
+
+    def files(self) -> list[Path]:
+        return [path for corpus in self._corpora for path in corpus.files()]
+
+    def listing(self) -> Files:
+        return [entry for corpus in self._corpora for entry in corpus.listing()]
+
+    def pieces(self) -> list[Piece]:
+        return [
+            _PieceOf(**vars(piece), corpus=number)
+            for number, corpus in enumerate(self._corpora)
+            for piece in readable_pieces(corpus)
+        ]
+
+    def readable_sections(self, piece: Piece, refused: Refused) -> Iterator[Section]:
+        assert isinstance(piece, _PieceOf)
+        own = {name: value for name, value in vars(piece).items() if name != "corpus"}
+        return self._corpora[piece.corpus].readable_sections(Piece(**own), refused)
+
+
+# --- a tokenizer of it, and what that is worth on it ----------------------------------------------------
 
 _COMPARED = 1_000_000
 """Bytes of text that the new tokenizer and GPT-2's are compared on."""
@@ -39,9 +129,7 @@ def train_tokenizer(*config: Config | str, config_dir: Folder | None = None) -> 
 
     Raises InputError for data other than text, a vocabulary that is too small, and as the text's corpus.
     """
-    cfg = config[0] if config and not isinstance(config[0], str) else None
-    if cfg is None:
-        cfg = compose(*map(str, config), config_name="tokenizer_train", config_dir=config_dir)
+    cfg = as_config(config, config_dir, config_name="tokenizer_train")
     settings, corpora = cfg.tokenizer, _corpora(cfg)
     output = Path(settings.output).expanduser()
     if output.exists():
