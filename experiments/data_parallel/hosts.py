@@ -42,7 +42,7 @@ from gptpl.checkpoints.resume_state import state_digest
 HERE = Path(__file__).parent
 PORT = 29500
 MODELS = {
-    "gpt2_small, 4 x 256": ("model=gpt2_small", "model.context_length=256", "data=python_stdlib"),
+    "gpt2_small, 4 x 256": ("model=gpt2_small", "model.context_length=256", "data=tale"),
     "tiny, 4 x 64": ("experiment=quick",),
 }
 """Shapes of a global batch, 2 sequences on each of two processes."""
@@ -196,12 +196,11 @@ def machine() -> dict[str, Any]:
 # --- what a step costs ----------------------------------------------------------------------------------
 
 
-def seconds_a_step(run_dir: Path, sequences: int) -> float:
-    """The median over the steps of a run, without the first three."""
+def seconds_a_step(run_dir: Path, tokens: int) -> float:
+    """The average of a run's last steps, as its throughput says."""
     with (run_dir / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("throughput/tokens_per_second")]
-    speeds = [float(row["throughput/tokens_per_second"]) for row in rows[3:]]
-    return sequences / statistics.median(speeds)
+        speeds = [row["train/tokens_per_second"] for row in csv.DictReader(file)]
+    return tokens / float([speed for speed in speeds if speed][-1])
 
 
 def overhead(rounds: int, steps: int) -> dict[str, Any]:
@@ -218,6 +217,7 @@ def overhead(rounds: int, steps: int) -> dict[str, Any]:
                     command = (
                         *(*model, "data.batch_size=2", "trainer=cpu", "model.drop_rate=0", "callbacks=none"),
                         *("eval_every_n_steps=1000", "eval_val_batches=1", "eval_train_batches=1"),
+                        *("trainer.max_epochs=1000", "scheduler=constant"),
                         *(f"run_dir={run_dir}", f"trainer.max_steps={steps}", "trainer.precision=32-true"),
                         *("trainer.compile=off", "trainer.attention=sdpa", "trainer.head=fused"),
                         *("+callbacks.throughput._target_=gptpl.callbacks.throughput.Throughput",),
