@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gptpl.runs.loaded import load as load
     from gptpl.runs.parts import encode as encode
     from gptpl.runs.plan import plan as plan
+    from gptpl.runs.submission import submit as submit
     from gptpl.runs.texts import data_report as data_report
     from gptpl.runs.texts import train_tokenizer as train_tokenizer
     from gptpl.runs.verify import verify_resume as verify_resume
@@ -44,6 +45,7 @@ _NAMES = {
     "gptpl.runs.loaded": ["load"],
     "gptpl.runs.parts": ["encode"],
     "gptpl.runs.plan": ["plan"],
+    "gptpl.runs.submission": ["submit"],
     "gptpl.runs.texts": ["data_report", "train_tokenizer"],
     "gptpl.runs.verify": ["verify_resume"],
     "gptpl.sweeps.sweep": ["sweep"],

@@ -103,6 +103,7 @@ def test_the_commands_are_commands() -> None:
 
 COMPOSED = {
     "train": "train",
+    "submit": "submit",
     "plan": "plan",
     "find-lr": "find_lr",
     "find-batch-size": "find_batch_size",

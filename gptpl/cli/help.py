@@ -23,7 +23,7 @@ from gptpl.errors import InputError
 
 FOLDER = Path(__file__).parent / "commands"
 ORDER = (
-    *("train", "sweep", "plan", "find-lr", "find-batch-size", "autotune", "verify-resume"),
+    *("train", "submit", "sweep", "plan", "find-lr", "find-batch-size", "autotune", "verify-resume"),
     *("generate", "respond"),
     *("classify", "inspect", "evaluate", "judge", "report", "runs list", "runs show", "runs diff"),
     *("runs tag", "runs note", "runs rm", "data encode", "data show", "tokenizer train"),
@@ -124,10 +124,9 @@ def command_help(command: str, config_dir: Folder | None = None) -> str:
             "whatever its class takes, also lightning.Trainer: trainer.limit_val_batches=2",
         ]
     if command in ("train", "sweep") or extends:
-        lines += [
-            "Your own configs: --config-dir FOLDER (FOLDER/callbacks/mine.yaml is callbacks=mine),",
-            "and a root of your own that extends one: --config-name NAME",
-        ]
+        lines.append("Your own configs: --config-dir FOLDER (FOLDER/callbacks/mine.yaml is callbacks=mine)")
+        if command != "submit":  # which starts gptpl train, with overrides alone
+            lines.append("and a root of your own that extends one: --config-name NAME")
     return "\n".join(lines)
 
 

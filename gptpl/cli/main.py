@@ -9,6 +9,7 @@ from gptpl.cli.help import command_help, commands, completion, function_of, prog
 from gptpl.cli.postponed_imports import Postponing
 from gptpl.errors import InputError, ProcessError, one_line, os_error_text
 from gptpl.text import nearest
+from gptpl.training.run_log import further_process
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -54,9 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 def _fail(error: BaseException, message: str, status: int, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    which = "" if rank == "0" else f"rank {rank}: "
-    print(f"gptpl: error: {which}{one_line(message)}", file=sys.stderr)
+    which = further_process()
+    print(f"gptpl: error: {f'{which}: ' if which else ''}{one_line(message)}", file=sys.stderr)
     return status
 
 

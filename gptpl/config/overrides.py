@@ -17,14 +17,14 @@ from gptpl.text import nearest
 FREE_TEXT = frozenset(
     {
         *("input", "instruction", "notes", "prompt", "response_marker", "template", "text"),
-        *("data.response_marker", "data.template"),
+        *("data.response_marker", "data.template", "submit.setup"),
         *(f"judge.{name}" for name in ("comparison_prompt", "comparison_reminder", "prompt", "reminder")),
         *("judge.rubric", "judge.system"),
     }
 )
 """Keys whose value is text: commas, brackets and quotes have no meaning in it.
 
-Quotes around the whole of a `data.template` do not belong to the text.
+Quotes around the whole of a `data.template` or `submit.setup` do not belong to the text.
 """
 TYPED = frozenset({"input", "instruction", "prompt", "text"})
 """Those of them that a model is given: the word null is a word in it."""
@@ -70,7 +70,7 @@ def _readable(override: str, is_group: Callable[[str], bool]) -> str:
     key = written.lstrip("+~")
     left_to_hydra = value in ("", "null") or re.fullmatch(r"(['\"]).*\1", value, flags=re.DOTALL)
     is_text = key in FREE_TEXT and (value != "null" or key in TYPED)
-    if is_text and not (key == "data.template" and left_to_hydra):
+    if is_text and not (key in ("data.template", "submit.setup") and left_to_hydra):
         value = quoted(without_interpolation(value))
     elif is_path(key) and not left_to_hydra:
         value = quoted(value)

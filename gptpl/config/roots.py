@@ -200,6 +200,24 @@ class _DoctorNode:
     megabytes: PositiveInt
 
 
+@dataclass(kw_only=True)
+class _SubmitNode:
+    nodes: PositiveInt
+    gpus_per_node: Annotated[int, NOT_NEGATIVE]
+    time: str | int | None
+    partition: str | None
+    account: str | None
+    cpus_per_task: PositiveInt | None
+    mem: str | int | None
+    job_name: str | None
+    options: Sequence[str]
+    setup: str | None
+    signal_seconds: int
+    max_requeues: Annotated[int, NOT_NEGATIVE]
+    file: str | None
+    dry_run: bool
+
+
 def _with_node(name: str, node: type, *bases: type) -> type:
     """The settings of `bases` and one node, `name`."""
     return make_dataclass(name, [(name, node)], bases=bases, kw_only=True)
@@ -207,6 +225,7 @@ def _with_node(name: str, node: type, *bases: type) -> type:
 
 ROOTS: dict[str, type] = {
     "train": _Train,
+    "submit": _with_node("submit", _SubmitNode, _Train),
     "plan": _with_node("plan", _PlanNode, _Train),
     "autotune": _Train,
     "data_encode": _Train,

@@ -262,20 +262,20 @@ def _build(
 
 
 def _meet(cfg: Config) -> Processes | None:
-    """Meet the other processes of a launcher; InputError where a run on several nodes has none."""
+    """Meet the other processes of a launcher; InputError where a run on several nodes has none.
+
+    Lightning could start them on each node, but they would not know of one another before the first step.
+    """
     timeout, device = duration(cfg.trainer.timeout, "trainer.timeout"), device_type(cfg.trainer.accelerator)
-    together, nodes = meet(timeout, device), cfg.trainer.num_nodes
-    if nodes > 1 and together is None and find_launcher() is None and process_run_dir() is None:
-        if not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= os.environ.keys():
-            raise InputError(
-                f"trainer.num_nodes={nodes}, but nothing says which of them this is: start it with torchrun"
-                " or srun, which need no such setting, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
-            )
-        if cfg.run_dir is None:
-            raise InputError(
-                f"trainer.num_nodes={nodes} without torchrun or srun needs run_dir=FOLDER, the same on every"
-                " node"
-            )
+    together, nodes, node = meet(timeout, device), cfg.trainer.num_nodes, os.environ.get("NODE_RANK") or "0"
+    if together is None and find_launcher() is None and (nodes > 1 or node != "0"):
+        given = f"trainer.num_nodes={nodes}" if nodes > 1 else f"the environment has NODE_RANK={node}"
+        count, first = nodes if nodes > 1 else "NODES", os.environ.get("MASTER_ADDR") or "FIRST_NODE"
+        raise InputError(
+            f"{given}, but no launcher has started this process: start it with srun, or on every node with"
+            f" torchrun --nnodes {count} --nproc-per-node DEVICES --node-rank {node} --master-addr {first}"
+            " -m gptpl train ..., without trainer.num_nodes"
+        )
     return together
 
 

@@ -405,10 +405,10 @@ def _process_group(launcher: Launcher, seconds: float) -> Iterator[Processes]:
     try:
         server = _store(launcher, seconds)
         timeout = timedelta(seconds=seconds)
-        name = session(server, launcher, timeout)
+        name = session(server, launcher, timeout, setting="doctor.seconds")
         came = True
         store = dist.PrefixStore(f"doctor/{name}", server)  # type: ignore[attr-defined]
-        together = Processes(launcher=launcher, store=store, timeout=timeout)
+        together = Processes(launcher=launcher, store=store, timeout=timeout, setting="doctor.seconds")
         on_cuda = all(together.gathered(torch.cuda.is_available())) and dist.is_nccl_available()
         if on_cuda:
             torch.cuda.set_device(launcher.local_rank % torch.cuda.device_count())
@@ -421,7 +421,7 @@ def _process_group(launcher: Launcher, seconds: float) -> Iterator[Processes]:
         )
         yield together
     except ProcessError as error:
-        raise RanksError(str(error).replace(" (trainer.timeout)", ""), _OPEN) from error
+        raise RanksError(str(error), _OPEN) from error
     except (RuntimeError, OSError) as error:
         number, text = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
         reason = re.sub(r"\[/\S+:\d+\] ", "", text.partition("\n")[0].partition(" (while")[0]).rstrip(".")

@@ -128,12 +128,16 @@ def _fit(run: Run) -> dict[str, float]:
                     run.module, datamodule=run.datamodule, ckpt_path=checkpoint, weights_only=True
                 )
         except RunStopped as stop:
-            if is_worker_process():
+            together = processes()
+            if not is_worker_process():
+                log.info("%s", stop)
+                _record(run, started_seconds, stopped={"reason": stop.reason, "step": stop.step})
+                _log_how_to_resume(run)
+            elif together is None:
                 return {}  # Lightning would kill the first process for a status other than 0
-            log.info("%s", stop)
-            _record(run, started_seconds, stopped={"reason": stop.reason, "step": stop.step})
-            _log_how_to_resume(run)
             if stop.status:
+                if together is not None:
+                    together.wait_to_end()
                 raise
             return _final_metrics(run.trainer)
         except KeyboardInterrupt:

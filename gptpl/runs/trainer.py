@@ -142,9 +142,8 @@ def launched(conf: Mapping[str, Any], launcher: Launcher) -> dict[str, Any]:
     found = {"devices": launcher.local_world_size, "num_nodes": launcher.nodes}
     for name, value in found.items():
         if conf[name] not in (1, "auto", value):
-            raise InputError(
-                f"trainer.{name}={conf[name]}, but there are {launcher}: leave it out, or give auto"
-            )
+            remedy = "leave it out, or give auto" if name == "devices" else "leave it out"
+            raise InputError(f"trainer.{name}={conf[name]}, but there are {launcher}: {remedy}")
     alone = launcher.world_size == 1 or conf["strategy"] != "auto"
     return found if alone else found | {"strategy": "ddp"}
 

@@ -3,7 +3,8 @@
 A launcher (torchrun, SLURM's `srun`, or anything that sets the same variables) starts a process for every
 device. They meet at a key-value store, torch's `TCPStore`, where the first says which folder the run has, and
 each what it is about to train: whatever differs ends all of them, with the rank that it was. Messages are
-JSON: nothing that could run code is read. Lightning trains with the process group that is made here.
+JSON: nothing that could run code is read. Lightning trains with the process group that is made here, or that
+the launcher, such as Ray Train, has made.
 
 Processes that Lightning starts itself, for the devices of one machine, have none of this: they are told by
 the environment.
@@ -11,15 +12,17 @@ the environment.
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -45,6 +48,7 @@ class Launcher:
         node_rank: the node's number.
         address, port: where the first process, or its launcher, can be reached.
         hosts_store: whether the launcher itself keeps a store at that address.
+        told_places: False where it says nothing of local ranks: each process is taken for a node.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Launcher:
     address: str
     port: int
     hosts_store: bool = False
+    told_places: bool = True
 
     @property
     def nodes(self) -> int:
@@ -69,16 +74,32 @@ class Launcher:
 
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+_PLACES = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+"""Of a process that has a node of its own."""
 _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID")
 
 
 def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | None:
     """The launcher of this process, by its environment; None: it was started alone, or by Lightning.
 
-    Raises InputError where nodes have different numbers of processes, and for variables that are no numbers.
+    One that sets no LOCAL_RANK and no LOCAL_WORLD_SIZE, such as a PyTorchJob of Kubernetes, starts a process
+    on every node. Raises InputError where nodes have different numbers of processes, where only some of the
+    variables are set, and for those that are no numbers.
     """
     found = os.environ if environment is None else environment
-    if {*_TORCHRUN, "MASTER_ADDR"} <= found.keys():
+    by_rank, by_slurm = {*_TORCHRUN, "MASTER_ADDR"} <= found.keys(), found.keys() >= {*_SLURM}
+    told_places = True
+    is_alone = not found.get("RANK") or (found["RANK"], found.get("WORLD_SIZE", "1")) == ("0", "1")
+    if not is_alone and not by_rank and not by_slurm:
+        told_places = not found.keys().isdisjoint(_PLACES)
+        found = dict(found) if told_places else dict(found) | _PLACES
+        if missing := sorted({*_TORCHRUN, "MASTER_ADDR"} - found.keys()):
+            raise InputError(
+                f"the environment has RANK={found['RANK']}, but no {' and no '.join(missing)}: set it for"
+                " every process, or start them with torchrun"
+            )
+        by_rank = True
+    if by_rank:
         rank, world, local_rank, local, port = _numbers(found, _TORCHRUN)
         launcher = Launcher(
             name="torchrun" if "TORCHELASTIC_RUN_ID" in found else "the environment (RANK, WORLD_SIZE)",
@@ -90,21 +111,28 @@ def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | No
             address=found["MASTER_ADDR"],
             port=port,
             hosts_store=found.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            told_places=told_places,
         )
-    elif found.keys() >= {*_SLURM} and found["SLURM_STEP_NUM_TASKS"] != "1":  # not a shell by srun
+    elif by_slurm and found["SLURM_STEP_NUM_TASKS"] != "1":  # not a shell by srun
         rank, world, local_rank, nodes, node_rank = _numbers(found, _SLURM)
+        tasks = found.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 4(x2),3
+        equal = world % nodes == 0 and len({*re.findall(r"(?:^|,)(\d+)", tasks)}) <= 1
         nodes_named = found.get("SLURM_STEP_NODELIST") or found.get("SLURM_NODELIST") or "127.0.0.1"
         first = SLURMEnvironment.resolve_root_node_address(nodes_named)
-        of_job = 15_000 + int(found.get("SLURM_JOB_ID", "0")[-4:])  # as Lightning chooses a port
+        if found.get("MASTER_PORT"):
+            [port] = _numbers(found, ("MASTER_PORT",))
+        else:
+            [job] = _numbers({"SLURM_JOB_ID": "0", **found}, ("SLURM_JOB_ID",))
+            port = 15_000 + job % 10_000  # as Lightning chooses it
         launcher = Launcher(
             name="SLURM",
             rank=rank,
             world_size=world,
             local_rank=local_rank,
-            local_world_size=world // nodes if world % nodes == 0 else 0,
+            local_world_size=world // nodes if equal else 0,
             node_rank=node_rank,
             address=found.get("MASTER_ADDR") or first,
-            port=int(found.get("MASTER_PORT") or of_job),
+            port=port,
         )
     else:
         return None
@@ -167,6 +195,7 @@ class Processes:
     launcher: Launcher
     store: Store
     timeout: timedelta
+    setting: str = "trainer.timeout"  # for messages: what sets the timeout
     hosts: list[str] = field(default_factory=list)
     _messages: int = 0
     _over: bool = False  # all know that they end
@@ -212,6 +241,20 @@ class Processes:
             said.append(f"{self.named(rank)} {words}")
         return said
 
+    def wait_to_end(self) -> None:
+        """End no earlier than the first process can: a launcher ends all when one has ended.
+
+        The first, which may have the store, goes last. Raises ProcessError where it has failed meanwhile.
+        """
+        self._messages += 1
+        rank = self.launcher.rank
+        if rank and self._texts([0], self.timeout) == [None]:
+            raise ProcessError(f"{self.named(0)} has ended without a record of the stop: see what it says")
+        with suppress(RuntimeError):  # the store is gone, with the process that had it
+            self.store.set(f"{self._messages}/{rank}", "")
+            if rank == 0:
+                self._texts([*range(1, self.launcher.world_size)], _LAST_WORDS)
+
     def named(self, rank: int) -> str:
         """A rank in words, such as "rank 3 on node-b"."""
         return f"rank {rank}{f' on {self.hosts[rank]}' if rank < len(self.hosts) else ''}"
@@ -241,7 +284,7 @@ class Processes:
                 self._over = True
                 raise ProcessError(
                     f"{self.named(rank)} has ended, or not come as far as this process within"
-                    f" {self.timeout.total_seconds():g} s (trainer.timeout): see what it says"
+                    f" {self.timeout.total_seconds():g} s ({self.setting}): see what it says"
                 )
             said = json.loads(text)
             if "error" in said:
@@ -265,7 +308,7 @@ class Processes:
             return [None] * len(keys)
 
 
-def session(store: Store, launcher: Launcher, timeout: timedelta) -> str:
+def session(store: Store, launcher: Launcher, timeout: timedelta, *, setting: str = "trainer.timeout") -> str:
     """A name that all processes of this start have, and none of an earlier one at the same store.
 
     torchrun keeps its store when it starts processes again, and counts restarts on every node by itself. So
@@ -292,7 +335,7 @@ def session(store: Store, launcher: Launcher, timeout: timedelta) -> str:
         time.sleep(_LOOKS_EVERY)
     missing = [each for each in ranks if not store.check([f"found/{name}/{each}"])] if rank == 0 else [0]
     raise ProcessError(
-        f"rank {rank} has waited {timeout.total_seconds():g} s (trainer.timeout) for rank"
+        f"rank {rank} has waited {timeout.total_seconds():g} s ({setting}) for rank"
         f" {', '.join(str(each) for each in missing if each != rank)} of {len(ranks)}: see what it says, or"
         " whether it was started"
     )
@@ -309,13 +352,16 @@ def processes() -> Processes | None:
 def meet(timeout: timedelta, device: str = "cpu") -> Processes | None:
     """Meet the processes of the launcher, once, and make torch's process group; None without a launcher.
 
-    The group is for training on such a `device`. Raises ProcessError, which says who is missing, and what
-    helps.
+    The group is for training on such a `device`; one that is there already is used. Raises ProcessError,
+    which says who is missing, and what helps, and InputError for processes that would share a device.
     """
     global _met
     launcher = find_launcher()
     if _met is not None or launcher is None or launcher.world_size == 1:
         return _met
+    has_group = dist.is_initialized()
+    if has_group:  # its own store is at the launcher's port
+        launcher = replace(launcher, port=_port_of_first(launcher), hosts_store=False)
     at = f"{launcher.address}:{launcher.port}"
     hosts = launcher.rank == 0 and not launcher.hosts_store
     try:
@@ -335,6 +381,15 @@ def meet(timeout: timedelta, device: str = "cpu") -> Processes | None:
         ) from error
     met = Processes(launcher=launcher, store=store, timeout=timeout)
     met.hosts = met.gathered(socket.gethostname())
+    for rank, host in enumerate(met.hosts):
+        if not launcher.told_places and (first := met.hosts.index(host)) != rank:
+            raise InputError(
+                f"{met.named(first)} and {met.named(rank)} share a machine, but the environment has no"
+                " LOCAL_RANK and no LOCAL_WORLD_SIZE: set them for every process, or start them with torchrun"
+            )
+    if has_group:
+        _met = met
+        return met
     backend = "nccl" if device == "cuda" else "gloo"
     try:
         dist.init_process_group(
@@ -349,3 +404,13 @@ def meet(timeout: timedelta, device: str = "cpu") -> Processes | None:
         ) from error
     _met = met
     return met
+
+
+def _port_of_first(launcher: Launcher) -> int:
+    """A free port of the first process's machine, told by the process group."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        device = f"cuda:{launcher.local_rank}" if dist.get_backend() == "nccl" else "cpu"
+        port = torch.tensor([free.getsockname()[1]], device=device)
+    dist.broadcast(port, src=0)
+    return int(port.item())

@@ -21,18 +21,29 @@ IGNORED_WARNINGS = (
 )
 
 
-def is_first_process() -> bool:
-    """Whether this is rank 0, by the variables that torchrun, SLURM or Lightning set."""
+def further_process() -> str:
+    """Which process of a run this is, such as "rank 3"; empty for the first.
+
+    By the variables that torchrun, SLURM or Lightning set.
+    """
     environ = os.environ
     if environ.get("RANK", "").isdecimal():
-        return int(environ["RANK"]) == 0
+        rank = int(environ["RANK"])
+        return f"rank {rank}" if rank else ""
     if (
         "LOCAL_RANK" not in environ
         and environ.get("SLURM_PROCID", "").isdecimal()
         and "SLURM_NTASKS" in environ
     ):
-        return int(environ["SLURM_PROCID"]) == 0
-    return all(environ.get(name) in (None, "", "0") for name in ("LOCAL_RANK", "NODE_RANK"))
+        rank = int(environ["SLURM_PROCID"])
+        return f"rank {rank}" if rank else ""
+    places = {"node": environ.get("NODE_RANK"), "local rank": environ.get("LOCAL_RANK")}
+    return ", ".join(f"{name} {value}" for name, value in places.items() if value not in (None, "", "0"))
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0."""
+    return not further_process()
 
 
 class RunLogFile(logging.StreamHandler[TextIO]):

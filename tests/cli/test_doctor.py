@@ -115,8 +115,8 @@ def test_a_master_that_nobody_answers_for(gptpl, monkeypatch, tmp_path):
     outcome = gptpl("doctor", "doctor.seconds=1")
     assert 1 <= time.monotonic() - began < 4
     assert outcome.status == 1
-    assert "rank 0 has waited 1 s for rank 1 of 2" in outcome.err
-    assert "rank 0 has waited 1 s for rank 1 of 2" in outcome.out
+    assert "rank 0 has waited 1 s (doctor.seconds) for rank 1 of 2" in outcome.err
+    assert "rank 0 has waited 1 s (doctor.seconds) for rank 1 of 2" in outcome.out
 
 
 def test_a_wait_has_to_be_positive(refused):

@@ -104,7 +104,7 @@ def test_the_config_can_be_shown_without_a_run(gptpl, tmp_path):
 def test_an_unknown_command_is_refused(refused):
     assert (
         refused("tran")
-        == "gptpl has no command 'tran': choose one of train, sweep, plan, find-lr, find-batch-size,"
+        == "gptpl has no command 'tran': choose one of train, submit, sweep, plan, find-lr, find-batch-size,"
         " autotune, verify-resume, generate, respond, classify, inspect, evaluate, judge, report, runs list,"
         " runs show, runs diff, runs tag, runs note, runs rm, data encode, data show, tokenizer train,"
         " weights fetch,"

@@ -42,7 +42,7 @@ ROOTS = (
     *("train", "generate", "respond", "classify", "inspect", "evaluate", "judge"),
     *("weights_fetch", "weights_convert"),
     *("sweep", "plan", "find_lr", "find_batch_size", "autotune", "data_encode", "data_show", "verify_resume"),
-    *("tokenizer_train", "doctor"),
+    *("tokenizer_train", "doctor", "submit"),
 )
 GROUPS = tuple(default_choices("train"))
 WITHOUT_DEFAULT = {
@@ -51,7 +51,7 @@ WITHOUT_DEFAULT = {
     "judge": ("responses",),
     "weights_fetch": (),
     "weights_convert": ("checkpoint", "format", "output"),
-    **dict.fromkeys(("tokenizer_train", "doctor"), ()),
+    **dict.fromkeys(("tokenizer_train", "doctor", "submit"), ()),
     **dict.fromkeys(("plan", "find_lr", "find_batch_size", "autotune", "verify_resume"), ()),
     **dict.fromkeys(("data_encode", "data_show"), ()),
 }

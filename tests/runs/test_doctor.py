@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gptpl.errors import InputError
 from gptpl.runs import doctor as doctor_module
 from gptpl.runs.doctor import Finding, Report, doctor
 from gptpl.training.processes import find_launcher
@@ -192,13 +193,19 @@ def test_what_started_this_process(environment):
 
 
 @pytest.mark.parametrize(
-    "variables", [{"RANK": 1, "WORLD_SIZE": 2}, {"NODE_RANK": 2, "MASTER_ADDR": "a"}, {"SLURM_NTASKS": 4}]
+    "variables", [{"WORLD_SIZE": 2}, {"NODE_RANK": 2, "MASTER_ADDR": "a"}, {"SLURM_NTASKS": 4}]
 )
 def test_a_process_that_is_one_of_several_but_alone(environment, variables):
     environment(**variables)
     launcher = finding(doctor_module._launcher_findings(find_launcher()), "launcher")
     assert launcher.ok is False
     assert "torchrun or srun" in launcher.remedy
+
+
+def test_variables_that_are_missing_are_named(environment):
+    environment(RANK=1, WORLD_SIZE=2, MASTER_ADDR="a")
+    with pytest.raises(InputError, match="RANK=1, but no MASTER_PORT: set it"):
+        doctor()
 
 
 def test_a_port_that_another_program_has(environment):

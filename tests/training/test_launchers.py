@@ -191,32 +191,128 @@ def test_a_folder_that_is_taken_ends_all_of_them(machines: Machines) -> None:
     assert "rank 0 on" in machines.said(1)
 
 
+# --- processes that others than torchrun start ----------------------------------------------------------
+
+HOST = """
+import os, socket, sys
+name = sys.argv.pop(1)
+socket.gethostname = lambda: name
+exec(os.environ.get("BEFORE", ""))
+from gptpl.cli.main import main
+sys.exit(main())
+"""
+"""A process on a host of that name, which runs BEFORE first."""
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
+    """`started(each, *overrides)`: two processes, with `each(number)` in the environment of one."""
+    every: list[subprocess.Popen[str]] = []
+
+    def start(each: Callable[[int], dict[str, Any]], *overrides: str) -> list[subprocess.Popen[str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pair = []
+        has_folder = any(each.startswith("run_dir=") for each in overrides)
+        settings = [each for each in SETTINGS if has_folder or each != "resume=auto"]
+        for number in range(2):
+            variables = {
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT,
+                "GPTPL_CACHE": tmp_path / f"cache_{number}", "HOST": socket.gethostname(),
+            } | each(number)  # fmt: skip
+            task = subprocess.Popen(
+                [sys.executable, "-c", HOST, str(variables["HOST"]), "train", *settings, *overrides],
+                cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                env=os.environ | {name: str(value) for name, value in variables.items()},
+            )  # fmt: skip
+            pair.append(task)
+        every.extend(pair)
+        return pair
+
+    yield start
+    for task in every:
+        task.kill()
+        task.communicate()
+
+
+def slurm(number: int) -> dict[str, Any]:
+    """What srun sets for two tasks on two nodes."""
+    return {
+        "SLURM_PROCID": number, "SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2, "SLURM_LOCALID": 0,
+        "SLURM_NODEID": number, "SLURM_NNODES": 2, "SLURM_STEP_NUM_NODES": 2, "SLURM_JOB_ID": 7,
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    }  # fmt: skip
+
+
 @pytest.mark.slow
-def test_srun_needs_no_setting_and_no_folder(tmp_path: Path, unbroken: dict[str, torch.Tensor]) -> None:
-    """What srun sets for two tasks on two nodes; the first names the folder after the time."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    tasks = []
-    for number in range(2):
-        slurm = {
-            "SLURM_PROCID": number, "SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2, "SLURM_LOCALID": 0,
-            "SLURM_NODEID": number, "SLURM_NNODES": 2, "SLURM_STEP_NUM_NODES": 2, "SLURM_JOB_ID": 7,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT,
-            "GPTPL_CACHE": tmp_path / f"cache_{number}",
-        }  # fmt: skip
-        given = [each for each in SETTINGS if each != "resume=auto"]
-        task = subprocess.Popen(
-            [sys.executable, "-m", "gptpl", "train", *given], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {name: str(value) for name, value in slurm.items()},
-        )  # fmt: skip
-        tasks.append(task)
+def test_srun_needs_no_setting_and_no_folder(
+    started: Callable[..., Any], tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    """The first names the folder after the time."""
+    tasks = started(slurm)
     said = [task.communicate(timeout=120)[1] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
     assert "processes: 2 nodes x 1 process, by SLURM" in said[0]
     assert said[1] == ""
     [run_dir] = [path.parent for path in (tmp_path / "runs").rglob("config.yaml")]
     found = weights(run_dir)
+    assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_ends_all_with_its_status(started: Callable[..., Any], tmp_path: Path) -> None:
+    slow = "+callbacks.slow._target_=tests.training.test_launchers.Slow"
+    tasks = started(slurm, f"run_dir={tmp_path / 'run'}", slow)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "run/checkpoints/step-00000002.ckpt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    tasks[1].terminate()
+    said = [task.communicate(timeout=60)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [143, 143], said
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["stopped"]["reason"] == "SIGTERM"
+    assert (tmp_path / f"run/checkpoints/step-{record['stopped']['step']:08d}.ckpt").exists()
+    assert "gptpl train resume=" in said[0]
+
+
+@pytest.mark.slow
+def test_ranks_alone_are_enough_where_each_has_a_machine(
+    started: Callable[..., Any], tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    """As Kubernetes' PyTorchJob sets them; on one machine a device would have two processes."""
+    run_dir = tmp_path / "run"
+
+    def rank(number: int) -> dict[str, Any]:
+        return {"RANK": number, "WORLD_SIZE": 2}
+
+    tasks = started(lambda number: rank(number) | {"HOST": f"pod-{number}"}, f"run_dir={run_dir}")
+    said = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    found = weights(run_dir)
+    assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
+    tasks = started(lambda number: rank(number) | {"HOST": "one"}, f"run_dir={tmp_path / 'other'}")
+    said = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [2, 2], said
+    assert "rank 0 on one and rank 1 on one share a machine" in said[0]
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_a_process_group_that_is_there_is_used(
+    started: Callable[..., Any], tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    """As Ray Train makes it, with a store at MASTER_PORT."""
+    group = "from torch import distributed; distributed.init_process_group('gloo')"
+    places = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "BEFORE": group}
+    tasks = started(
+        lambda number: places | {"RANK": number, "LOCAL_RANK": number}, f"run_dir={tmp_path / 'run'}"
+    )
+    said = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert "processes: 1 node x 2 processes" in said[0]
+    found = weights(tmp_path / "run")
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
 
 

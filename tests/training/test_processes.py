@@ -15,7 +15,7 @@ from gptpl.errors import InputError, ProcessError
 from gptpl.runs.trainer import launched
 from gptpl.training import processes as module
 from gptpl.training.processes import Launcher, Processes, find_launcher, meet, session
-from gptpl.training.run_log import is_first_process
+from gptpl.training.run_log import further_process, is_first_process
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node-a",
@@ -44,20 +44,47 @@ def test_slurm_says_who_this_is():
     assert found is not None
     assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (3, 4, 1, 2)
     assert (found.nodes, found.node_rank, found.address, found.port) == (2, 1, "node-a", 15000)
+    assert find_launcher(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2(x2)"}) == found
     step = {"SLURM_STEP_NODELIST": "gpu[07-08,11]", "SLURM_JOB_ID": "1234567", "MASTER_ADDR": ""}
     found = find_launcher(SRUN | step | {"MASTER_PORT": ""})
     assert found is not None
     assert (found.address, found.port) == ("gpu07", 19567)
 
 
+def test_without_local_ranks_every_process_has_a_node():
+    """As in a PyTorchJob of Kubernetes."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    found = find_launcher({name: TORCHRUN[name] for name in names})
+    assert found is not None
+    assert (found.rank, found.world_size, found.local_rank, found.nodes, found.node_rank) == (5, 8, 0, 8, 5)
+    assert (found.address, found.port, found.hosts_store) == ("node-a", 29500, False)
+    assert str(found) == "8 nodes x 1 process, by the environment (RANK, WORLD_SIZE)"
+
+
+@pytest.mark.parametrize(
+    ("without", "words"),
+    [
+        (("LOCAL_WORLD_SIZE",), "RANK=5, but no LOCAL_WORLD_SIZE: set it"),
+        (("LOCAL_RANK",), "RANK=5, but no LOCAL_RANK: set it"),
+        (("MASTER_ADDR", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), "RANK=5, but no MASTER_ADDR: set it"),
+        (("MASTER_ADDR", "MASTER_PORT"), "RANK=5, but no MASTER_ADDR and no MASTER_PORT: set it"),
+        (("WORLD_SIZE",), "RANK=5, but no WORLD_SIZE: set it"),
+    ],
+)
+def test_what_a_launcher_does_not_set_is_named(without, words):
+    with pytest.raises(InputError, match=words):
+        find_launcher({name: value for name, value in TORCHRUN.items() if name not in without})
+
+
 @pytest.mark.parametrize(
     "environment",
     [
         {},
+        {"RANK": "0", "WORLD_SIZE": "1"},
         {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
         {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
     ],
-    ids=["alone", "started by Lightning", "in the script of sbatch"],
+    ids=["alone", "one by itself", "started by Lightning", "in the script of sbatch"],
 )
 def test_without_a_launcher_there_is_none(environment):
     assert find_launcher(environment) is None
@@ -77,21 +104,36 @@ def test_a_launcher_that_contradicts_itself_is_refused(changes, words):
 
 
 @pytest.mark.parametrize(
-    ("environment", "first"),
+    ("changes", "words"),
     [
-        ({}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
-        ({"RANK": "4", "LOCAL_RANK": "0"}, False),  # the first of the second node
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, False),
-        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT='abc'"),
+        ({"MASTER_PORT": "", "SLURM_JOB_ID": "12_3"}, "SLURM_JOB_ID='12_3'"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "3,1"}, "SLURM started 4 processes, not equally many on every node"),
+        ({"SLURM_STEP_NUM_NODES": "3"}, "SLURM started 4 processes, not equally many"),
     ],
 )
-def test_only_rank_0_is_the_first(monkeypatch, environment, first):
+def test_a_slurm_that_cannot_be_followed_is_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        find_launcher(SRUN | changes)
+
+
+@pytest.mark.parametrize(
+    ("environment", "which"),
+    [
+        ({}, ""),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, ""),
+        ({"RANK": "4", "LOCAL_RANK": "0"}, "rank 4"),  # the first of the second node
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "rank 1"),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, "node 1"),
+        ({"LOCAL_RANK": "2", "NODE_RANK": "0"}, "local rank 2"),
+    ],
+)
+def test_only_rank_0_is_the_first(monkeypatch, environment, which):
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert is_first_process() is first
+    assert (further_process(), is_first_process()) == (which, not which)
 
 
 def test_devices_and_nodes_follow_from_the_launcher():
@@ -103,10 +145,11 @@ def test_devices_and_nodes_follow_from_the_launcher():
         "devices": 4,
         "num_nodes": 2,
     }
-    with pytest.raises(
-        InputError, match=r"^trainer.devices=2, but there are 2 nodes x 4 processes, by torch"
-    ):
+    words = "but there are 2 nodes x 4 processes, by torchrun: leave it out"
+    with pytest.raises(InputError, match=rf"^trainer.devices=2, {words}, or give auto$"):
         launched(conf | {"devices": 2}, launcher)
+    with pytest.raises(InputError, match=rf"^trainer.num_nodes=3, {words}$"):
+        launched(conf | {"num_nodes": 3}, launcher)
 
 
 # --- what they tell each other --------------------------------------------------------------------------
@@ -212,6 +255,30 @@ def test_after_a_failure_in_training_the_first_hears_the_others(together, monkey
     said = together(say)[0]
     assert said[0] == "rank 1 on a failed: out of memory"
     assert said[1].startswith("rank 2 on b says nothing: its process or node is gone")
+
+
+def test_all_end_together_the_first_as_the_last(together):
+    ends = list[str]()
+
+    def say(one: Processes) -> None:
+        if one.launcher.rank == 0:
+            time.sleep(0.3)
+            ends.append("recorded")
+        elif one.launcher.rank == 1:
+            time.sleep(0.5)
+        one.wait_to_end()
+        ends.append("first" if one.launcher.rank == 0 else "other")
+
+    assert together(say) == [None] * 3
+    assert ends == ["recorded", "other", "other", "first"]
+
+
+def test_a_first_that_does_not_record_the_stop_is_no_stop(together):
+    errors = together(lambda one: None if one.launcher.rank == 0 else one.wait_to_end())[1:]
+    assert all(isinstance(error, ProcessError) for error in errors)
+    assert {str(error) for error in errors} == {
+        "rank 0 on a has ended without a record of the stop: see what it says"
+    }
 
 
 def one_of_three(rank: int) -> Launcher:
