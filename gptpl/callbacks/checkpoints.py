@@ -28,7 +28,7 @@ from gptpl.checkpoints.files import (
     snapshot_bytes,
     write_checkpoint,
 )
-from gptpl.checkpoints.sharded import Share, assemble, write_share
+from gptpl.checkpoints.sharded import Share, assemble, split, write_share
 from gptpl.errors import InputError
 from gptpl.text import bytes_text
 from gptpl.training.memory import USABLE, free_memory, peak_memory_bytes
@@ -148,6 +148,8 @@ class LastCheckpoint(AfterStep):
 
         Not with several processes: saving takes them all, and some may be gone.
         """
+        if isinstance(io := trainer.strategy.checkpoint_io, DurableCheckpointIO):
+            io.end()
         try:
             self._finish(trainer)
         except (OSError, RuntimeError, MemoryError) as error:  # of an earlier step
@@ -204,6 +206,7 @@ class DurableCheckpointIO(CheckpointIO):
         self._writing: Future[None] | None = None
         self._peak_bytes: int | None = None
         self._said_short = False
+        self._ended = threading.Event()
 
     @contextmanager
     def in_background(self, then: Callable[[], None]) -> Iterator[None]:
@@ -222,16 +225,37 @@ class DurableCheckpointIO(CheckpointIO):
     ) -> None:
         """See `write_checkpoint`; raises OSError naming `path`, which then keeps its old content.
 
-        `storage_options` may be a `Share`: every process then calls this, with what `take_part` left it.
+        `storage_options` may be a `Share`: every process then calls this, and writes a part of it.
         """
         self.finish()
-        write = partial(_write_then, path=Path(path), share=storage_options, then=self._then)
+        if isinstance(storage_options, Share):
+            checkpoint = {
+                "part": split(checkpoint),
+                "rest": checkpoint if storage_options.number == 1 else {},
+            }
+        write = partial(self._write, path=Path(path), share=storage_options, then=self._then)
         if self._then is None or not self._has_room(snapshot_bytes(checkpoint)):
             write(checkpoint)
             return
         writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = writer.submit(write, snapshot(checkpoint))
         writer.shutdown(wait=False)
+
+    def _write(
+        self, checkpoint: dict[str, Any], *, path: Path, share: Share | None, then: Callable[[], None] | None
+    ) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            _stand_back()
+        if share is None:
+            write_checkpoint(checkpoint, path)
+        else:
+            write_share(checkpoint["part"], checkpoint["rest"], path, share, ended=self._ended.is_set)
+        if then is not None and (share is None or share.number == 1):  # the file is whole
+            then()
+
+    def end(self) -> None:
+        """Training has failed: wait for no part of another process any longer."""
+        self._ended.set()
 
     def finish(self, *, wait: bool = True) -> None:
         """Wait for the write in the background, and raise its error; without `wait` only if it has ended."""
@@ -283,16 +307,3 @@ def _stand_back() -> None:
         with suppress(OSError):  # a sandbox may refuse it
             lower = max(_NICE, os.getpriority(os.PRIO_PROCESS, thread))  # nobody may raise it again
             os.setpriority(os.PRIO_PROCESS, thread, lower)
-
-
-def _write_then(
-    checkpoint: dict[str, Any], *, path: Path, share: Share | None, then: Callable[[], None] | None
-) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        _stand_back()
-    if share is None:
-        write_checkpoint(checkpoint, path)
-    else:
-        write_share(checkpoint, path, share)
-    if then is not None and (share is None or share.number == 1):  # the file is whole
-        then()

@@ -37,7 +37,7 @@ class FinalScores(L.Callback):
         if not isinstance(pl_module, ClassificationModule) or not isinstance(datamodule, LabelledDataModule):
             return
         if isinstance(trainer.strategy, FullyShardedStrategy):
-            log.info("the test texts are not scored here (trainer.strategy=fsdp): use gptpl evaluate")
+            log.info("the test texts are not scored here (the model is sharded): use gptpl evaluate")
             return
         kept = (
             callback.best_model_path

@@ -28,7 +28,7 @@ EXPORTED = "model.ckpt"
 _STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 PARTS_KEY = "gptpl_parts"
 """The entry of a sharded checkpoint with the names and SHA-256 of its parts: see `sharded`."""
-_PART = re.compile(r"([\w-]+\.[0-9a-f]{8})-1-of-\d+\.part")
+_TOKEN = re.compile(r"[0-9a-f]{8}")
 _CHUNK_BYTES = 1 << 24
 _CACHED_BYTES = 1 << 28
 """Bytes that may be in the page cache before they are flushed to the disk."""
@@ -38,8 +38,9 @@ _CACHED_BYTES = 1 << 28
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint, its SHA-256 and its parts, if they exist."""
-    for file in (path, record_file(path), *part_files(path)):
-        file.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    record_file(path).unlink(missing_ok=True)
+    _remove_needless(part_files(path))
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -48,16 +49,14 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     A temporary file in the same folder is written straight from the tensors, synced, and renamed. The file
     and its SHA-256 cannot be replaced in one rename: meanwhile the record holds the hashes of both files.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    write_part(checkpoint, path)
-    named = tuple(checkpoint.get(PARTS_KEY, ()))
-    for part in part_files(path):
-        if not part.name.startswith(named):  # of what the file was before, or of a save that was interrupted
-            part.unlink(missing_ok=True)
+    write_durably(checkpoint, path)
+    _remove_needless(part_files(path))  # of what the file was before, or of a save that was interrupted
 
 
-def write_part(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write as `write_checkpoint`, into a folder where processes of other machines may be writing, too."""
+def write_durably(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write one file as `write_checkpoint` does, and touch no other: other machines may be writing theirs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     old: list[str] = []
     try:
@@ -203,39 +202,76 @@ def _recorded(path: Path) -> list[str]:
 # --- the parts of a sharded checkpoint -------------------------------------------------------------------
 
 
+def part_file(path: Path, token: str, number: int, of: int) -> Path:
+    """The file of a part of a checkpoint; the `token` tells it from those of an earlier save of that name."""
+    return path.with_name(f"{path.stem}.{token}-{number}-of-{of}.part")
+
+
 def part_files(path: Path) -> list[Path]:
     """The files of all parts, finished or not, that were written for a checkpoint of this name."""
-    names = (f"{path.stem}.*.part", f"{path.stem}.*.part.sha256", f".{path.stem}.*.part.*.tmp")
-    return [file for name in names for file in path.parent.glob(name)]
+    return _part_files(path.parent, re.escape(path.stem))
 
 
-def parts_of(checkpoint: Mapping[str, Any], path: Path) -> dict[Path, str]:
+def _part_files(folder: Path, stem: str) -> list[Path]:
+    name = re.compile(
+        rf"\.?{stem}\.[0-9a-f]{{8}}-\d+-of-\d+\.part(\.sha256|\.failed)?(\.damaged|\.\d+-\d+\.tmp)?"
+    )
+    return [file for file in folder.iterdir() if name.fullmatch(file.name)] if folder.is_dir() else []
+
+
+def _remove_needless(files: Sequence[Path]) -> None:
+    """Remove those that belong to no part that any checkpoint of their folder names."""
+    if not files:
+        return
+    needed: set[str] = set()
+    for checkpoint in files[0].parent.glob("*.ckpt"):
+        with suppress(InputError):
+            needed |= {part.name for part in parts_of(read_plain(checkpoint), checkpoint)}
+    for file in files:
+        part = file.name.partition(".part")[0].removeprefix(".") + ".part"
+        if file.suffix != ".damaged" and (part not in needed or file.suffix == ".tmp"):
+            file.unlink(missing_ok=True)
+
+
+def parts_of(checkpoint: Any, path: Path) -> dict[Path, str]:
     """The files of a checkpoint's parts, in order, and the SHA-256 of each; none: it is not sharded.
 
     Raises InputError for names that gptpl does not give: they are only looked for next to the checkpoint.
     """
-    if PARTS_KEY not in checkpoint:
+    if not isinstance(checkpoint, Mapping) or PARTS_KEY not in checkpoint:
         return {}
-    named = checkpoint[PARTS_KEY]
-    names = list(named) if isinstance(named, Mapping) else []
-    match = _PART.fullmatch(str(names[0])) if names else None
-    if match and names == [f"{match[1]}-{n}-of-{len(names)}.part" for n in range(1, len(names) + 1)]:
-        return {path.resolve().with_name(name): str(named[name]) for name in names}
-    raise InputError(f"checkpoint={path} is damaged (it names no parts of its own): use another checkpoint")
+    entry = checkpoint[PARTS_KEY] if isinstance(checkpoint[PARTS_KEY], Mapping) else {}
+    stem, token = str(entry.get("stem")), str(entry.get("token"))
+    hashes = entry["sha256"] if isinstance(entry.get("sha256"), list) else []
+    is_name = Path(stem).name == stem != ".." and "\\" not in stem
+    if not (is_name and _TOKEN.fullmatch(token) and hashes and all(isinstance(each, str) for each in hashes)):
+        raise InputError(
+            f"checkpoint={path} is damaged (it names no parts of its own): use another checkpoint"
+        )
+    named, of = Path(f"{stem}.ckpt"), len(hashes)
+    names = [part_file(named, token, number, of).name for number in range(1, of + 1)]
+    beside = path if path.with_name(names[0]).exists() else path.resolve()  # or of a link's target
+    return {beside.with_name(name): sha256 for name, sha256 in zip(names, hashes, strict=True)}
 
 
 def _wrong_part(path: Path) -> str | None:
     try:
         content = read_plain(path)
-        parts = parts_of(content, path) if isinstance(content, Mapping) else {}
     except InputError:
         return None  # whoever reads it says so
+    try:
+        parts = parts_of(content, path)
+    except InputError:
+        return "is damaged (it names no parts of its own)"
     with ThreadPoolExecutor() as pool:
         for part, found in zip(parts, pool.map(_sha256_or_none, parts), strict=True):
             if found != parts[part]:
-                what = "is missing" if found is None else "does not have its SHA-256"
+                what = MISSING_PART if found is None else "does not have its SHA-256"
                 return f"is damaged (its part {part.name} {what})"
     return None
+
+
+MISSING_PART = "is missing: copy it together with the file"
 
 
 def _sha256_or_none(path: Path) -> str | None:
@@ -308,9 +344,7 @@ class CheckpointFolder:
         sync_folder(self.folder)
         for old in [other for other in self.steps() if other != step][: -self.keep + 1 or None]:
             remove_checkpoint(self.path(old))
-        for part in part_files(self.folder / "step-*.ckpt"):  # of a save that a process did not finish
-            if not (self.folder / f"{part.name.lstrip('.').partition('.')[0]}.ckpt").exists():
-                part.unlink(missing_ok=True)
+        _remove_needless(_part_files(self.folder, r"step-\d+"))  # of saves that were not finished
 
     def newest_good(self) -> GoodCheckpoint | None:
         """The newest file that is whole; None: there are no files. Raises InputError if all are damaged."""
@@ -348,5 +382,8 @@ def set_aside(damaged: Sequence[Damaged]) -> None:
     """Rename them to `*.damaged`, so that they neither count as the newest nor are overwritten."""
     for item in damaged:
         for path in (item.path, record_file(item.path), *part_files(item.path)):
+            if path.suffix == ".tmp":
+                path.unlink(missing_ok=True)
+                continue
             with suppress(FileNotFoundError):
                 path.replace(path.with_name(f"{path.name}.damaged"))

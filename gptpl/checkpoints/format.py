@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gptpl.checkpoints.files import verify, whole_neighbour
+from gptpl.checkpoints.files import parts_of, verify, whole_neighbour
 from gptpl.checkpoints.resume_state import RESUME_KEY
 from gptpl.checkpoints.sharded import assemble
 from gptpl.errors import InputError
@@ -102,11 +102,14 @@ def read_checkpoint(path: Path, *, verified: bool = False, whole: bool = True) -
                 f"checkpoint={path} has format version {version}, this gptpl reads up to {FORMAT_VERSION}:"
                 " use the gptpl that wrote it"
             )
+        parts = parts_of(checkpoint, path)
+        if parts and not verified:  # before they are put together
+            _check_hash(path)
         if whole:
             assemble(checkpoint, path)
         _check_entries(checkpoint, header, path)
-        if not verified and (reason := verify(path.resolve())):  # a record is next to the target of a link
-            raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
+        if not parts and not verified:
+            _check_hash(path)
     except InputError as error:
         fact, found, _ = str(error).rpartition("use another ")
         if found and (other := whole_neighbour(path)):
@@ -114,6 +117,11 @@ def read_checkpoint(path: Path, *, verified: bool = False, whole: bool = True) -
         raise
     header["config"] = with_current_names(header["config"])
     return checkpoint
+
+
+def _check_hash(path: Path) -> None:
+    if reason := verify(path.resolve()):  # a record is next to the target of a link
+        raise InputError(f"checkpoint={path} {reason}: use another checkpoint")
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -6,8 +6,10 @@ every tensor, as FSDP2 shards them. The file that names the parts is written las
 checkpoint.
 """
 
+import errno
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,15 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptpl.checkpoints.files import PARTS_KEY, parts_of, write_checkpoint, write_part
-from gptpl.errors import InputError, ProcessError
-from gptpl.files.durable import recorded_sha256
-from gptpl.files.plain import read_plain
+from gptpl.checkpoints.files import (
+    MISSING_PART,
+    PARTS_KEY,
+    part_file,
+    parts_of,
+    write_checkpoint,
+    write_durably,
+)
+from gptpl.errors import InputError, ProcessError, os_error_text
+from gptpl.files.durable import recorded_sha256, write_atomically
+from gptpl.files.plain import check_sharing, read_plain
 
 _LOOKS_EVERY = 0.02  # seconds
 _STATE, _OPTIMIZERS = "state_dict", "optimizer_states"
-_PART = "part"
-"""The entry of a checkpoint to be written with what `take_part` took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,26 +49,29 @@ class Share:
     token: str
     timeout: timedelta
 
-    def part(self, path: Path, number: int | None = None) -> Path:
-        """The file of this part of a checkpoint, or of the one with this `number`."""
-        return path.with_name(f"{path.stem}.{self.token}-{number or self.number}-of-{self.of}.part")
-
 
 # --- writing --------------------------------------------------------------------------------------------
 
 
-def take_part(checkpoint: dict[str, Any]) -> None:
-    """Move the sharded tensors (DTensors) into an entry of their own, each as this process's rows.
+def split(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Take the sharded tensors (DTensors) out of a checkpoint; returns this process's rows of each, a part.
 
-    The first process keeps the rest; that of the others is emptied.
+    Raises InputError for those that are sharded in another way.
     """
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, Replicate, Shard
 
     def taken(tensors: dict[str, Any]) -> dict[str, Tensor]:
-        names = [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]
-        return {name: tensors.pop(name).to_local() for name in names}
+        found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+        for name, tensor in found.items():
+            if [each for each in tensor.placements if each != Replicate()] != [Shard(0)]:
+                raise InputError(
+                    f"trainer.sharded_checkpoints=true: {name} of the optimizer or model is not sharded by"
+                    " rows: use trainer.sharded_checkpoints=false"
+                )
+            del tensors[name]
+        return {name: tensor.to_local() for name, tensor in found.items()}
 
-    checkpoint[_PART] = {
+    return {
         _STATE: taken(checkpoint[_STATE]),
         _OPTIMIZERS: [
             {number: taken(state) for number, state in optimizer["state"].items()}
@@ -70,31 +80,54 @@ def take_part(checkpoint: dict[str, Any]) -> None:
     }
 
 
-def write_share(checkpoint: dict[str, Any], path: Path, share: Share) -> None:
-    """Write this process's part of a checkpoint, as left by `take_part`; the first then writes `path`.
+def write_share(
+    part: dict[str, Any], rest: dict[str, Any], path: Path, share: Share, *, ended: Callable[[], bool]
+) -> None:
+    """Write this process's part of a checkpoint; the first then writes the `rest`, to `path`.
 
-    Raises ProcessError where a part of another process does not come.
+    Raises ProcessError where a part of another process cannot be written, or does not come: within
+    `share.timeout`, or before this process has `ended` for another reason.
     """
-    write_part(checkpoint[_PART], share.part(path))
+    own = part_file(path, share.token, share.number, share.of)
+    try:
+        write_durably(part, own)
+    except OSError as error:
+        with suppress(OSError):  # the disk may be full
+            write_atomically(_failure(own), os_error_text(error))
+        raise
     if share.number > 1:
         return
     deadline = time.monotonic() + share.timeout.total_seconds()
-    parts = [share.part(path, number) for number in range(1, share.of + 1)]
-    named = {part.name: _written(part, deadline, share) for part in parts}
-    rest = {name: entry for name, entry in checkpoint.items() if name != _PART}
-    write_checkpoint(rest | {PARTS_KEY: named}, path)
+    hashes = []
+    for number in range(1, share.of + 1):
+        file = part_file(path, share.token, number, share.of)
+        while (sha256 := _written(file)) is None:
+            if ended() or time.monotonic() > deadline:
+                why = "training has ended" if ended() else f"{share.timeout.total_seconds():g} s have passed"
+                raise ProcessError(
+                    f"{file} is not there, and {why} (trainer.timeout): has its process ended, do all"
+                    " processes share that folder?"
+                )
+            time.sleep(_LOOKS_EVERY)
+        hashes.append(sha256)
+    write_checkpoint(rest | {PARTS_KEY: {"stem": path.stem, "token": share.token, "sha256": hashes}}, path)
 
 
-def _written(part: Path, deadline: float, share: Share) -> str:
-    """The SHA-256 of another process's part, once it has written it."""
-    while (found := recorded_sha256(part)) is None or not part.exists():
-        if time.monotonic() > deadline:
-            raise ProcessError(
-                f"{part} has not been written within {share.timeout.total_seconds():g} s (trainer.timeout):"
-                " the run's folder must be one that all processes share"
-            )
-        time.sleep(_LOOKS_EVERY)
-    return found
+def _failure(part: Path) -> Path:
+    """The file that says why a part was not written."""
+    return part.with_name(f"{part.name}.failed")
+
+
+def _written(part: Path) -> str | None:
+    """The SHA-256 of another process's part; None: it is not there yet. Raises ProcessError if it failed."""
+    try:
+        if _failure(part).exists():
+            raise ProcessError(f"{part.name} was not written: {_failure(part).read_text(encoding='utf-8')}")
+        return recorded_sha256(part) if part.exists() else None
+    except OSError as error:
+        if error.errno != errno.ESTALE:  # of a shared file system, which looks again
+            raise
+        return None
 
 
 # --- reading --------------------------------------------------------------------------------------------
@@ -112,7 +145,11 @@ class Parts:
     def __init__(self, checkpoint: Mapping[str, Any], path: Path) -> None:
         self._path = path
         self._of = [dict(self._tensors_of(part)) for part in parts_of(checkpoint, path)]
-        kinds = [{place: self._row(tensor) for place, tensor in part.items()} for part in self._of]
+        for part in self._of:
+            check_sharing(part.values(), f"checkpoint={path}")  # each is going to have its own memory
+        kinds = [
+            {place: (tensor.shape[1:], tensor.dtype) for place, tensor in part.items()} for part in self._of
+        ]
         if any(part != kinds[0] for part in kinds):
             raise self.damaged()
         self.places: list[Place] = list(kinds[0])
@@ -134,21 +171,28 @@ class Parts:
         return sum(len(part[place]) for part in self._of)
 
     def _tensors_of(self, part: Path) -> Iterator[tuple[Place, Tensor]]:
+        if not part.is_file():
+            raise InputError(
+                f"checkpoint={self._path} is damaged (its part {part.name} {MISSING_PART}):"
+                " use another checkpoint"
+            )
         content = read_plain(part)
         try:
-            for name, tensor in content[_STATE].items():
-                yield (_STATE, name), tensor
-            for index, optimizer in enumerate(content[_OPTIMIZERS]):
-                for number, state in optimizer.items():
-                    for name, tensor in state.items():
-                        yield (_OPTIMIZERS, index, "state", number, name), tensor
+            places: list[tuple[Place, Any]] = [
+                ((_STATE, name), tensor) for name, tensor in content[_STATE].items()
+            ]
+            places += [
+                ((_OPTIMIZERS, index, "state", number, name), tensor)
+                for index, optimizer in enumerate(content[_OPTIMIZERS])
+                for number, state in optimizer.items()
+                for name, tensor in state.items()
+            ]
         except (TypeError, LookupError, AttributeError) as error:
             raise self.damaged() from error
-
-    def _row(self, tensor: Any) -> tuple[torch.Size, torch.dtype]:
-        if not isinstance(tensor, Tensor) or not tensor.dim():
-            raise self.damaged()
-        return tensor.shape[1:], tensor.dtype
+        for place, tensor in places:
+            if not isinstance(tensor, Tensor) or not tensor.dim():
+                raise self.damaged()
+            yield place, tensor
 
     def damaged(self) -> InputError:
         """The error for a checkpoint that its parts do not fit."""
@@ -169,5 +213,7 @@ def assemble(checkpoint: dict[str, Any], path: Path) -> None:
                 holder = holder[key]
         except (TypeError, LookupError) as error:
             raise parts.damaged() from error
+        if not isinstance(holder, dict):
+            raise parts.damaged()
         holder[last] = parts.rows((*keys, last))
     del checkpoint[PARTS_KEY]

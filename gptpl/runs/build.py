@@ -11,6 +11,8 @@ import logging
 import math
 import os
 import platform
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -218,12 +220,8 @@ def _build(
             together.agree({"the step to continue from, in a folder that all share,": resume and resume.step})
             if resume is None:
                 cfg.run_dir = together.from_first(lambda: cfg.run_dir)
-            found = together.gathered(Path(cfg.run_dir).is_dir())
-            if cfg.trainer.sharded_checkpoints and not all(found):
-                raise InputError(
-                    f"{together.named(found.index(False))} has no folder {cfg.run_dir}, into which"
-                    " trainer.sharded_checkpoints=true has every process write: give a run_dir that all share"
-                )
+            if cfg.trainer.sharded_checkpoints:
+                _check_shared(Path(cfg.run_dir), together)
         with log_file or RunLogFile() as run_log:  # keeps the lines until `fit` opens train.log
             if together is not None:
                 log.info("processes: %s", together.launcher)
@@ -277,6 +275,31 @@ def _meet(cfg: Config) -> Processes | None:
             " -m gptpl train ..., without trainer.num_nodes"
         )
     return together
+
+
+def _check_shared(run_dir: Path, together: Processes) -> None:
+    """Raise InputError where a process does not see a file that the first one makes in the run's folder."""
+
+    def made() -> str:
+        with tempfile.NamedTemporaryFile(prefix=".shared-", suffix=".tmp", dir=run_dir, delete=False) as file:
+            return file.name
+
+    file = Path(together.from_first(made))
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not (seen := file.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    found = together.gathered(seen)
+    if together.launcher.rank == 0:
+        file.unlink()
+    if not all(found):
+        raise InputError(
+            f"{together.named(found.index(False))} does not see {file}, and with"
+            " trainer.sharded_checkpoints=true every process writes there: give a run_dir that all share"
+        )
+
+
+_SHARED_SECONDS = 5
+"""How long another machine may take to see a new file."""
 
 
 def _facts(module: TrainingModule, settled: "Settled", resume: Resumption | None) -> dict[str, Any]:

@@ -256,10 +256,10 @@ def kept_choices(cfg: Config, resume: Resumption | None) -> dict[str, str | None
 
 def _measured(cfg: Config) -> dict[str, str | None]:
     """What is fastest on this device; whether to compile follows from the number of steps."""
-    record = fast_path_of(cfg, timings=timings_of(cfg)).record()
-    return {name: record[name] for name in ("precision", "attention", "head")} | {
-        REASON: "as rank 0 measured"
-    }
+    found = timings_of(cfg)
+    record = fast_path_of(cfg, timings=found).record()
+    chosen = {name: record[name] for name in ("precision", "attention", "head")}
+    return chosen | {REASON: "as rank 0 " + ("measured" if found else "chose")}
 
 
 def timings_of(cfg: Config, *, again: bool = False) -> Timings | None:
@@ -340,7 +340,7 @@ def build_strategy(
         )
     if sharded_checkpoints:
         raise InputError(
-            f"trainer.sharded_checkpoints=true needs trainer.strategy=fsdp or hsdp, got {name}: every process"
-            " has the whole model"
+            f"trainer.sharded_checkpoints=true needs trainer.strategy=fsdp or hsdp, got {name}, where every"
+            " process has the whole model: give trainer.sharded_checkpoints=false"
         )
     return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout) if name == "ddp" else name

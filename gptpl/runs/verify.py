@@ -77,19 +77,26 @@ class Plan:
 
     def stops_before(self, last_step: int) -> list[int]:
         """The steps to stop after in a run that ends at `last_step`; InputError where it is too short."""
-        if last_step < 2:
-            raise InputError(f"the run ends at step {last_step}: train 2 steps or more to stop in between")
+        least = self._first_stop + 1
+        if last_step < least:
+            raise InputError(
+                f"the run ends at step {last_step}: train {least} steps or more to stop in between"
+            )
         if self.stops is None:
-            count = min(DEFAULT_STOPS, last_step - 1)
-            return sorted(random.Random(self.seed).sample(range(1, last_step), count))
+            steps = range(self._first_stop, last_step)
+            return sorted(random.Random(self.seed).sample(steps, min(DEFAULT_STOPS, len(steps))))
         self._check_stops(self.stops, last_step)
         return sorted(set(self.stops))
 
-    @staticmethod
-    def _check_stops(stops: Sequence[int], end: int) -> None:
-        if not (len(stops) and all(1 <= stop < end for stop in stops)):
+    @property
+    def _first_stop(self) -> int:
+        return 2 if self.kill else 1  # a kill may come while the step before it is being written
+
+    def _check_stops(self, stops: Sequence[int], end: int) -> None:
+        if not (len(stops) and all(self._first_stop <= stop < end for stop in stops)):
             raise InputError(
-                f"verify.stops must be steps from 1 to {end - 1}, before the run's end, got {list(stops)}"
+                f"verify.stops must be steps from {self._first_stop} to {end - 1}, before the run's end, got"
+                f" {list(stops)}"
             )
 
 
@@ -125,7 +132,9 @@ def verify_resume(
         parts = list(zip(names, (*ends, plan.steps), strict=True))
         if not _train_all(parts, folder, plan, first=2, say=say):
             return None
-        return compare(straight, stopped, steps=plan.steps, stops=ends)
+        return compare(
+            straight, stopped, steps=plan.steps, stops=ends, how="killed" if plan.kill else "stopped"
+        )
 
 
 def check_checkpoints(plan: Plan) -> None:
@@ -150,12 +159,12 @@ def _train_all(parts: Sequence[tuple[str, int]], folder: Path, plan: Plan, *, fi
         settings = [f"resume={run_dir}"]
         if name != "resumed":  # a new run: it writes which batches every step saw, and no clock ends it
             settings = [
-                *(_KILLING if plan.kill else ()),
                 f"run_dir={run_dir}",
                 "+callbacks.step_trace._target_=gptpl.callbacks.step_trace.StepTrace",
                 f"+callbacks.step_trace.path={quoted(str(run_dir / TRACE_FILE))}",
                 *plan.overrides,
                 "trainer.max_time=null",
+                *(_KILLING if plan.kill else ()),
             ]
         if plan.kill:
             settings += [
@@ -166,6 +175,9 @@ def _train_all(parts: Sequence[tuple[str, int]], folder: Path, plan: Plan, *, fi
         if kills is None:
             settings.append(f"trainer.stop_at_step={step}")
         if not _train(settings, folder / f"part_{number}.log", plan, say, killed=kills is not None):
+            return False
+        if kills and is_first_process() and not (run_dir / KillAt.mark(step)).exists():
+            say("  failed, and not because a process was killed: see its log with verify.keep=FOLDER")
             return False
         say(f"  {time.monotonic() - began_seconds:.0f} s{' until it was killed' if kills else ''}")
         if kills is None:
@@ -190,9 +202,13 @@ def _train(overrides: list[str], log: Path, plan: Plan, say: Say, *, killed: boo
     return as_expected
 
 
+_MOST_SECONDS = 600
+"""How long the first process may take to end after the others."""
+
+
 def _wait_for_the_first(run_dir: Path) -> None:
     """Wait until the run's first process, which may be on another machine, has recorded how it ended."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + _MOST_SECONDS
     while not is_first_process() and not {"finished", "stopped"} & read_run_json(run_dir).keys():
         if time.monotonic() > deadline:
             raise InputError(f"{run_dir} is not there, or does not change: give a verify.keep that all share")
@@ -218,6 +234,11 @@ class KillAt(L.Callback):
         self.kind = kind
         self.seed = seed
 
+    @staticmethod
+    def mark(step: int) -> str:
+        """The name of the file that is left in the run's folder."""
+        return f"killed_after_{step}"
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
@@ -227,6 +248,7 @@ class KillAt(L.Callback):
         by_node = self.kind == "node"
         doomed = random.Random(self.seed).randrange(trainer.num_nodes if by_node else trainer.world_size)
         if (trainer.node_rank if by_node else trainer.global_rank) == doomed:
+            (Path(trainer.default_root_dir) / self.mark(self.step)).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -277,7 +299,8 @@ class Comparison:
         digests: hashes of each part of the last checkpoint.
         columns: columns of metrics.csv that differ.
         last_step: of the straight run, which was to train `wanted_step` steps.
-        stops: steps after which the other run stopped.
+        stops: steps after which the other run stopped, or was killed.
+        how: which of the two.
         config: the settings of the straight run.
     """
 
@@ -288,6 +311,7 @@ class Comparison:
     wanted_step: int
     stops: list[int]
     config: dict[str, Any]
+    how: str = "stopped"
 
     @property
     def same(self) -> bool:
@@ -296,7 +320,9 @@ class Comparison:
         return bool(self.steps) and not self.columns and all(one == other for one, other in pairs)
 
 
-def compare(straight: Path, stopped: Path, *, steps: int, stops: list[int]) -> Comparison:
+def compare(
+    straight: Path, stopped: Path, *, steps: int, stops: list[int], how: str = "stopped"
+) -> Comparison:
     """Read what the two runs left in their folders."""
 
     def trace(run: Path) -> dict[int, dict[str, Any]]:
@@ -313,6 +339,7 @@ def compare(straight: Path, stopped: Path, *, steps: int, stops: list[int]) -> C
         last_step=int(one[RESUME_KEY]["step"]),
         wanted_step=steps,
         stops=stops,
+        how=how,
         config=one[HEADER_KEY]["config"],
     )
 
@@ -348,7 +375,7 @@ def report(comparison: Comparison) -> list[str]:
     rows = [["step", "batches", "loss straight", "loss stopped", ""]]
     for one, other in comparison.steps:
         step = one.get("step", other.get("step"))
-        end = f"{word(one == other)}{', then stopped' if step in comparison.stops else ''}"
+        end = f"{word(one == other)}{f', then {comparison.how}' if step in comparison.stops else ''}"
         rows.append(
             [str(step), word(one.get("batches") == other.get("batches")), loss(one), loss(other), end]
         )
@@ -362,10 +389,13 @@ def report(comparison: Comparison) -> list[str]:
         lines.append(
             f"the run ends at step {comparison.last_step}, before verify.steps={comparison.wanted_step}"
         )
-    stops = ", ".join(map(str, comparison.stops))
+    stops, how = ", ".join(map(str, comparison.stops)), comparison.how
     if comparison.same:
-        return [*lines, f"identical: stopped after step {stops} and resumed, the run has the same bits"]
-    lines.append(f"DIFFERENT: stopped after step {stops} and resumed, the run has other bits")
+        return [
+            *lines,
+            f"identical: {how} after step {stops} and resumed, the run has the same bits",
+        ]
+    lines.append(f"DIFFERENT: {how} after step {stops} and resumed, the run has other bits")
     on_cpu = comparison.config.get("trainer", {}).get("accelerator") == "cpu"
     if torch.cuda.is_available() and not on_cpu and not comparison.config.get("deterministic"):
         lines.append("some GPU kernels add in no fixed order: try deterministic=true")

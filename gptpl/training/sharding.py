@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptpl.checkpoints.files import parts_of
-from gptpl.checkpoints.sharded import Parts, Place, Share, take_part
+from gptpl.checkpoints.sharded import Parts, Place, Share
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain
 from gptpl.model.protocol import blocks_of, body_and_head, class_path
@@ -84,7 +84,6 @@ class FullyShardedStrategy(ModelParallelStrategy):
         ]
         if any(copy for copy, _ in replicate):
             return  # another process has the same part
-        take_part(checkpoint)
         share = Share(number=number + 1, of=of, token=token, timeout=self._wait)
         self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=share)
 
@@ -108,17 +107,23 @@ class FullyShardedStrategy(ModelParallelStrategy):
         checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
         assert self.model is not None
         whole_from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        # A parameter that never had a gradient has no state.
+        state_from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=whole_from_first)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             # Lightning would number them in the order of the model.
             ours = [names[parameter] for parameter in _in_order(optimizer.param_groups)]
             named = _renamed(state, dict(enumerate(ours)))
-            set_optimizer_state_dict(self.model, optimizer, named, options=whole_from_first)
+            set_optimizer_state_dict(self.model, optimizer, named, options=state_from_first)
         return checkpoint
 
     def _load_parts(self, checkpoint: dict[str, Any], path: Path) -> None:
-        from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            get_model_state_dict,
+            set_optimizer_state_dict,
+        )
         from torch.distributed.tensor import DTensor
 
         assert self.model is not None
@@ -157,7 +162,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
                 state["state"][ours[number]][entry] = DTensor.from_local(
                     local, like.device_mesh, like.placements, shape=shape, stride=stride
                 )
-            set_optimizer_state_dict(self.model, optimizer, state)
+            set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(strict=False))
 
 
 def _in_order(groups: list[dict[str, Any]]) -> list[Any]:

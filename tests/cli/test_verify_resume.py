@@ -43,6 +43,15 @@ def test_random_stops_are_three_within_the_run_and_the_seeds():
     assert checked(steps=2).stops_before(2) == [1]
 
 
+def test_a_kill_comes_when_a_checkpoint_is_on_the_disk():
+    """That of the step before may still be under way."""
+    drawn = [checked(seed=seed, kill="node").stops_before(12) for seed in range(30)]
+    assert {stop for stops in drawn for stop in stops} == set(range(2, 12))
+    assert checked(steps=3, kill="process").stops_before(3) == [2]
+    with pytest.raises(InputError, match=r"^verify\.stops must be steps from 2 to 11"):
+        checked(kill="process", stops=[1])
+
+
 def test_a_run_that_ends_early_is_stopped_before_its_end():
     """Stops that are never reached would verify nothing."""
     assert checked(steps=9, stops=[2, 5]).stops_before(6) == [2, 5]
@@ -376,7 +385,7 @@ def test_under_torchrun_one_of_two_processes_is_killed(tmp_path):
         [*command, "verify.keep=kept"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "identical: stopped after step 2 and resumed, the run has the same bits" in done.stdout
+    assert "identical: killed after step 2 and resumed, the run has the same bits" in done.stdout
     assert done.stdout.count("identical") == 1
     killed = json.loads((tmp_path / "kept" / "stopped" / "run.json").read_text())
     assert killed["resumed"][0]["step"] in (1, 2)  # the file of step 2 may have been under way
