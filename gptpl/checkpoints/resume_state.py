@@ -93,6 +93,24 @@ def _twice(counts: dict[str, int]) -> dict[str, dict[str, int]]:
     return {"total": dict(counts), "current": dict(counts)}
 
 
+def one_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state in torch's form, also where checkpoints have one of each of its parts.
+
+    So those of optimizer=muon did, under the names `muon` and `adamw`. Any other is returned as it is.
+    """
+    if set(state) != {"muon", "adamw"}:
+        return dict(state)
+    joined: dict[str, Any] = {"state": {}, "param_groups": []}
+    for part in (state["muon"], state["adamw"]):
+        first = sum(len(group["params"]) for group in joined["param_groups"])
+        joined["state"] |= {first + number: value for number, value in part["state"].items()}
+        joined["param_groups"] += [
+            {**group, "params": [first + number for number in group["params"]]}
+            for group in part["param_groups"]
+        ]
+    return joined
+
+
 # --- whether two runs are in the same state -------------------------------------------------------------
 
 _PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path", "best_k_models")
@@ -104,7 +122,7 @@ def state_digest(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     resume = checkpoint[RESUME_KEY]
     parts = {
         "weights": checkpoint["state_dict"],
-        "optimizer": checkpoint["optimizer_states"],
+        "optimizer": [one_state(state) for state in checkpoint["optimizer_states"]],
         "schedule": checkpoint["lr_schedulers"],
         "random states": resume["random"],
         "position": {name: resume[name] for name in Position.__dataclass_fields__},

@@ -25,11 +25,11 @@ from gptpl.settings import NOT_NEGATIVE, POSITIVE, SIZE, check_limits
 from gptpl.text import bytes_text, table
 from gptpl.training.flops import PEAKS, counted_flops_per_token
 from gptpl.training.memory import RECOMPUTED_BLOCKS, USABLE, Prepare, StepMemory, step_memory
-from gptpl.training.optimizers import muon
+from gptpl.training.optimizers import hidden_matrices, muon
 from gptpl.training.performance import AUTO, FastPath, product_dtype
 from gptpl.training.sharding import SHARDED
 
-Operation = Literal["all_reduce", "all_gather", "reduce_scatter"]
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 Phase = Literal["forward", "backward", "last backward", "exposed"]
 """The computation behind which a collective runs; "last backward" is that of a step's last batch."""
 
@@ -131,6 +131,23 @@ class Unit:
     trained: tuple[torch.Size, ...]
 
 
+ORTHOGONAL_STEPS = 5  # of torch.optim.Muon, by default
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """A parameter of Muon, and how many matrices are stacked in it."""
+
+    shape: torch.Size
+    stacked: int
+
+    @property
+    def flops(self) -> int:
+        """FLOP to orthogonalise them: three products a step, of which one is of the smaller side alone."""
+        small, large = sorted((self.shape[0] // self.stacked, self.shape[1]))
+        return self.stacked * ORTHOGONAL_STEPS * (4 * small * small * large + 2 * small**3)
+
+
 def padded(shapes: Sequence[torch.Size], ways: int) -> int:
     """Numbers in parameters whose rows are spread over so many devices, each with equally many of them."""
     return sum(-(-shape[0] // ways) * ways * math.prod(shape[1:]) for shape in shapes)
@@ -141,7 +158,8 @@ class Work:
     """An optimizer step that devices divide among them.
 
     `units` are the others, then each block. `memory` is that of a step on one device, of a number of
-    sequences at a time, with or without recomputed activations.
+    sequences at a time, with or without recomputed activations. `matrices` are those that Muon
+    orthogonalises, in the order in which sharding devices take turns.
     """
 
     config: GPTConfig
@@ -153,7 +171,7 @@ class Work:
     flops_per_token: int
     memory: Callable[[int, bool], StepMemory]
     recompute: bool = False  # always
-    needs_whole_matrices: bool = False  # as Muon does
+    matrices: tuple[Matrices, ...] = ()
     root_twice: bool = False
     """Whether FSDP gathers the root again for the backward pass: where `forward` calls `hidden`, and it wraps
     both (torch 2.13)."""
@@ -172,7 +190,7 @@ def work_of(
     max_length: int,
     prepare: Prepare = lambda net: net,
     weight_bytes: int = 4,
-    needs_whole_matrices: bool = False,
+    with_muon: bool = False,
     **memory: Any,
 ) -> Work:
     """The work of a step of so many sequences; `memory` are further arguments of `step_memory`."""
@@ -182,6 +200,9 @@ def work_of(
     for name, parameter in net.named_parameters():
         block = name.split(".")[1] if name.startswith("blocks.") else ""
         units.setdefault(block, {})[parameter] = None
+
+    hidden = hidden_matrices(net) if with_muon else {}
+    matrices = [Matrices(parameter.shape, stacked) for parameter, stacked in hidden.items()]
 
     def in_flash_attention(net: GPTModel) -> GPTBackbone:
         prepared = prepare(net)
@@ -210,7 +231,9 @@ def work_of(
         flops_per_token=counted_flops_per_token(config, max_length, prepare),
         memory=on_one_device,
         recompute=path.recompute,
-        needs_whole_matrices=needs_whole_matrices,
+        matrices=tuple(
+            sorted(matrices, key=lambda each: each.shape.numel(), reverse=True)  # see `each_whole`
+        ),
         root_twice=path.head == "plain" or isinstance(net, GPTClassifier),
     )
 
@@ -223,7 +246,7 @@ def work_of_run(settled: Settled) -> Work:
         settled.config,
         path,
         sequences=sequences,
-        needs_whole_matrices=locate(str(cfg.optimizer._target_), "optimizer._target_") is muon,
+        with_muon=locate(str(cfg.optimizer._target_), "optimizer._target_") is muon,
         **memory_settings(cfg, data, path.precision.precision),
     )
 
@@ -235,7 +258,8 @@ def work_of_run(settled: Settled) -> Work:
 class Collective:
     """Equal calls in an optimizer step, each over a group of devices.
 
-    `bytes` are those of the whole tensors of all calls together, `per_node` the group's devices on one node.
+    `bytes` are those of the whole tensors of all calls together, of an all-to-all those that the first device
+    divides among all, as which none has more. `per_node` are the group's devices on one node.
     """
 
     operation: Operation
@@ -253,7 +277,12 @@ class Collective:
 
     @property
     def sent_between(self) -> float:
-        """Bytes of a device to other nodes: the devices of a node share its links to the next."""
+        """Bytes of a device to other nodes: the devices of a node share its links to the next.
+
+        In an all-to-all a device sends to each of the others itself.
+        """
+        if self.operation == "all_to_all":
+            return (self.ranks - self.per_node) / self.ranks * self.bytes
         return self.sent / self.per_node if self.ranks > self.per_node else 0.0
 
     @property
@@ -319,11 +348,14 @@ class Memory:
     step: StepMemory
     gathered: int
     """Weights of the root and of two blocks, and gradients before they are summed and divided."""
+    orthogonal: int = 0
+    """A matrix that Muon orthogonalises, and rows of others, when what is gathered has been freed."""
 
     @property
     def peak(self) -> int:
         """The most at any time."""
-        return self.step.peak + self.gathered
+        of = self.step
+        return max(of.peak + self.gathered, of.weights + of.gradients + of.optimizer + self.orthogonal)
 
 
 def memory_of(work: Work, layout: Layout, *, batch_size: int, accumulate: int, recompute: bool) -> Memory:
@@ -364,7 +396,16 @@ def memory_of(work: Work, layout: Layout, *, batch_size: int, accumulate: int, r
             gradients_stay=stays,
         ),
         gathered=gathered,
+        orthogonal=_orthogonal_bytes(work),
     )
+
+
+def _orthogonal_bytes(work: Work) -> int:
+    """Rows of a turn, twice, and the largest parameter, its step, and one of its matrices thrice in bf16."""
+    if not work.matrices:
+        return 0
+    largest = work.matrices[0]
+    return largest.shape.numel() * (4 * work.weight_bytes + 3 * 2 // largest.stacked)
 
 
 def collectives(
@@ -412,6 +453,11 @@ def collectives(
         add("reduce_scatter", "gradients", after, calls=calls, size=size, **of_group)
         groups = {"ranks": layout.batches // ways, "on_node": 1}
         add("all_reduce", "shards of gradients", after, calls=calls, size=size // ways, **groups)
+    if (sharing := ways * tensor) > 1 and work.matrices:
+        turns, shapes = -(-len(work.matrices) // sharing), [each.shape for each in work.matrices]
+        size = work.weight_bytes * (padded(shapes, sharing) // sharing + padded(shapes[::sharing], 1))
+        of_sharing = {"ranks": sharing, "on_node": min(sharing, per_node)}
+        add("all_to_all", "updates of Muon", "exposed", calls=2 * turns, size=size, **of_sharing)
     if tensor > 1:
         of_one = work.config.emb_dim * batch_size * work.max_length * p
         calls = accumulate * (4 * len(blocks) + 2 + recompute * 2 * len(blocks))
@@ -479,6 +525,9 @@ def _timed(
 ) -> Strategy:  # fmt: skip
     tokens, flops = work.sequences * work.max_length, cluster.reached_flops(work.precision)
     ideal = tokens * work.flops_per_token / (layout.devices * flops)
+    sharing = layout.shards * layout.tensor
+    of_each = [sum(each.flops for each in work.matrices[rank::sharing]) for rank in range(sharing)]
+    orthogonal = max(of_each) / flops  # without sharding every device does all
     of_head = 6 * work.config.vocab_size * work.config.emb_dim / work.flops_per_token
     forward, backward = ideal / 3, ideal * 2 / 3
     if recompute:
@@ -490,10 +539,8 @@ def _timed(
     seconds = {phase: sum(c.seconds(cluster) for c in sent if c.phase == phase) for phase in hidden_by}
     communication = sum(c.seconds(cluster) for c in sent)
     hidden = sum(min(seconds[phase], time) for phase, time in hidden_by.items())
-    step = forward + backward + communication - hidden
-    unfit = None if layout.trainer else "not built yet"
-    if layout.shards > 1 and work.needs_whole_matrices:
-        unfit = "not with optimizer=muon"
+    step = forward + backward + orthogonal + communication - hidden
+    ideal += sum(of_each) / (layout.devices * flops)
     return Strategy(
         layout=layout,
         batch_size=batch_size,
@@ -502,8 +549,8 @@ def _timed(
         memory=memory,
         fits=fits,
         collectives=tuple(sent),
-        unfit=unfit,
-        compute_seconds=forward + backward,
+        unfit=None if layout.trainer else "not built yet",
+        compute_seconds=forward + backward + orthogonal,
         communication_seconds=communication,
         step_seconds=step,
         efficiency=ideal / step,

@@ -281,7 +281,7 @@ def _dry_runs(settled: Settled, planned: ParallelPlan) -> "tuple[DryRun, ...]":
             prepare=preparation(settled.cfg, settled.datamodule),
         )
         for each in planned.strategies
-        if each.layout.tensor == 1 and not (each.layout.shards > 1 and planned.work.needs_whole_matrices)
+        if each.layout.tensor == 1
     )
 
 

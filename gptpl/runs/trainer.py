@@ -33,7 +33,6 @@ from gptpl.runs.parts import is_gpt, is_language_model, model_config, task_class
 from gptpl.runs.resume import Resumption, settle_lengths
 from gptpl.settings import POSITIVE, check_limits
 from gptpl.training.autotune import PRECISIONS, Timings, Workload, can_time, machine_name, timings
-from gptpl.training.optimizers import muon
 from gptpl.training.performance import AUTO, REASON, FastPath, choose_fast_path, device_type
 from gptpl.training.processes import Launcher, LauncherEnvironment, find_launcher, processes
 from gptpl.training.sharding import SHARDED, FullyShardedStrategy
@@ -171,11 +170,6 @@ def check_strategy(cfg: Config) -> None:
         raise InputError(
             f"tune=head with trainer.strategy={cfg.trainer.strategy} needs trainer.head=plain: give it, or"
             " trainer=ddp"
-        )
-    if locate(str(cfg.optimizer._target_), "optimizer._target_") is muon:
-        raise InputError(
-            f"optimizer=muon needs whole matrices, which trainer.strategy={cfg.trainer.strategy} shards:"
-            " use optimizer=adamw, or trainer=ddp"
         )
 
 

@@ -85,8 +85,12 @@ _WHOLE = {
     "allreduce_": ("all_reduce", 0),
     "_allgather_base_": ("all_gather", 0),
     "_reduce_scatter_base_": ("reduce_scatter", 1),
+    "alltoall_base_": ("all_to_all", 1),
 }
-"""Of c10d's operators, the operation and the place of the argument that is the whole tensor."""
+"""Of c10d's operators, the operation and the place of the argument that is the whole tensor.
+
+Of an all-to-all it is what this process divides among all.
+"""
 
 
 class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

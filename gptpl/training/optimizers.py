@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, AdamW, Optimizer
 
+from gptpl.checkpoints.resume_state import one_state
 from gptpl.errors import InputError
 from gptpl.model.gpt import MultiHeadAttention
 from gptpl.model.lora import is_low_rank
 from gptpl.settings import FRACTION, NEVER, NOT_NEGATIVE, POSITIVE, TWO_FRACTIONS, check_limits
+from gptpl.training.sharding import each_whole, in_order, is_sharded
 
 Decay = Literal["matrices", "all"]
 Made = TypeVar("Made")
@@ -129,23 +131,18 @@ def muon(
     """
     limited = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
     check_limits(muon, "optimizer.", **limited, muon_lr=muon_lr, momentum=momentum)
-    hidden = [
-        p
-        for name, p in net.named_parameters()
-        if ".blocks." in f".{name}" and p.dim() == 2 and p.requires_grad and not is_low_rank(name)
-    ]
+    hidden = hidden_matrices(net)
     if not hidden:
         raise InputError(
             "optimizer=muon finds no whole matrix that trains in the model's blocks: use optimizer=adamw"
         )
-    chosen = {id(p) for p in hidden}
     rest = decay_groups(net, weight_decay=weight_decay, decay=decay)
     for group in rest:
-        group["params"] = [p for p in group["params"] if id(p) not in chosen]
+        group["params"] = [p for p in group["params"] if p not in hidden]
     return MuonWithAdamW(
         SplitMuon(
-            [{"params": hidden, "name": "muon"}],
-            stacked={layer.qkv.weight: 3 for layer in net.modules() if isinstance(layer, MultiHeadAttention)},
+            [{"params": list(hidden), "name": "muon"}],
+            stacked=hidden,
             lr=muon_lr,
             momentum=momentum,
             weight_decay=weight_decay,
@@ -155,16 +152,29 @@ def muon(
     )
 
 
+def hidden_matrices(net: nn.Module) -> dict[nn.Parameter, int]:
+    """Muon's parameters of a model, each with the number of matrices that are stacked in it; see `muon`."""
+    stacked = {layer.qkv.weight: 3 for layer in net.modules() if isinstance(layer, MultiHeadAttention)}
+    return {
+        p: stacked.get(p, 1)
+        for name, p in net.named_parameters()
+        if ".blocks." in f".{name}" and p.dim() == 2 and p.requires_grad and not is_low_rank(name)
+    }
+
+
 class SplitMuon(torch.optim.Muon):
     """torch's Muon for parameters that may be several matrices of one size, stacked along their rows.
 
     Each matrix is orthogonalised by itself. The state is that of torch's Muon on the whole parameters.
 
+    Of parameters that FSDP shards the momenta are sharded, too. Each process orthogonalises some of them,
+    whole, and sends the others their rows of the result: see `gptpl.training.sharding.each_whole`.
+
     Args:
         stacked: the number of matrices in a parameter that has more than one.
     """
 
-    def __init__(self, params: Any, *, stacked: Mapping[Tensor, int], **settings: Any) -> None:
+    def __init__(self, params: Any, *, stacked: Mapping[nn.Parameter, int], **settings: Any) -> None:
         super().__init__(params, **settings)
         self._stacked = dict(stacked)
         self._settings = tuple(self.defaults)  # torch adds to the defaults when it loads a state
@@ -175,38 +185,79 @@ class SplitMuon(torch.optim.Muon):
         with torch.enable_grad():
             loss = closure() if closure is not None else None
         for group in self.param_groups:
-            momenta: dict[nn.Parameter, Tensor] = {}  # of every matrix, all of them views
-            for whole in group["params"]:
-                if whole.grad is None:
-                    continue
-                state, n = self.state[whole], self._stacked.get(whole, 1)
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(whole.grad)
-                split = (tensor.chunk(n) for tensor in (whole, whole.grad, state["momentum_buffer"]))
-                for values, gradient, momentum in zip(*split, strict=True):
-                    matrix = nn.Parameter(values)
-                    matrix.grad, momenta[matrix] = gradient, momentum
-            if momenta:
-                one = torch.optim.Muon(list(momenta), **{name: group[name] for name in self._settings})
-                one.state |= {matrix: {"momentum_buffer": momentum} for matrix, momentum in momenta.items()}
-                one.step()  # type: ignore[no-untyped-call]
+            settings = {name: group[name] for name in self._settings}
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
+            self._step_whole([p for p in parameters if not is_sharded(p)], settings)
+            self._step_sharded([p for p in parameters if is_sharded(p)], settings)
         return loss
+
+    def _step_whole(self, parameters: list[Any], settings: Mapping[str, Any]) -> None:
+        momenta: dict[nn.Parameter, Tensor] = {}
+        for whole in parameters:
+            kept = self.state[whole]["momentum_buffer"]
+            momenta |= _matrices(self._stacked.get(whole, 1), whole, whole.grad, kept)
+        _torchs_step(momenta, settings)
+
+    def _step_sharded(self, parameters: list[Any], settings: Mapping[str, Any]) -> None:
+        lr, momentum = settings["lr"], settings["momentum"]
+        orthogonal = {**settings, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+
+        def update(parameter: Any) -> Tensor:
+            """This process's rows of what torch's Muon orthogonalises."""
+            gradient, kept = parameter.grad.to_local(), self.state[parameter]["momentum_buffer"].to_local()
+            kept.lerp_(gradient, 1 - momentum)
+            return gradient.lerp(kept, momentum) if settings["nesterov"] else kept
+
+        def step_of(parameter: Any, whole: Tensor) -> Tensor:
+            """Muon's step from an update, which it finds as the momentum."""
+            step = torch.zeros_like(whole)
+            _torchs_step(_matrices(self._stacked.get(parameter, 1), step, whole, whole), orthogonal)
+            return step
+
+        for parameter, step in each_whole(parameters, update, step_of):
+            parameter.to_local().mul_(1 - lr * settings["weight_decay"]).add_(step)
+
+
+def _matrices(n: int, values: Tensor, gradient: Tensor, momentum: Tensor) -> dict[nn.Parameter, Tensor]:
+    """The momenta of n matrices that are stacked in a parameter, all of them views."""
+    momenta = {}
+    for part, its_gradient, its_momentum in zip(
+        *(t.chunk(n) for t in (values, gradient, momentum)), strict=True
+    ):
+        matrix = nn.Parameter(part)
+        matrix.grad, momenta[matrix] = its_gradient, its_momentum
+    return momenta
+
+
+def _torchs_step(momenta: dict[nn.Parameter, Tensor], settings: Mapping[str, Any]) -> None:
+    """A step of torch's Muon on matrices that have gradients and momenta."""
+    if momenta:
+        one = torch.optim.Muon(list(momenta), **settings)
+        one.state |= {matrix: {"momentum_buffer": momentum} for matrix, momentum in momenta.items()}
+        one.step()  # type: ignore[no-untyped-call]
 
 
 class MuonWithAdamW(Optimizer):
     """Two optimizers that step as one: schedules, clipping and checkpoints see a single optimizer.
 
     `param_groups` are the parts' own dictionaries, Muon's first: a schedule that sets `lr` there sets theirs.
+    The parts share one `state`, of which this has the only `state_dict`, in torch's form.
     """
 
     def __init__(self, muon_part: Optimizer, adamw_part: Optimizer) -> None:
         self.parts = {"muon": muon_part, "adamw": adamw_part}
-        groups = self._groups()
-        super().__init__([p for group in groups for p in group["params"]], {})
-        self.param_groups = groups
+        super().__init__([p for part in self.parts.values() for p in in_order(part.param_groups)], {})
+        self._join()
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return [group for part in self.parts.values() for group in part.param_groups]
+    def _join(self) -> None:
+        """Make the parts' states one, and their groups those of the whole."""
+        muon_part, adamw_part = self.parts.values()
+        muon_part.state.update(adamw_part.state)
+        self.state = adamw_part.state = muon_part.state
+        self.param_groups = [*muon_part.param_groups, *adamw_part.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -217,16 +268,17 @@ class MuonWithAdamW(Optimizer):
             part.step()
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """The parts' own states under `muon` and `adamw`."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        if set(state_dict) != set(self.parts):
+        """Load what `state_dict` returned, also that of before, with the parts' own under their names."""
+        state = one_state(state_dict)
+        groups = state["param_groups"]
+        if ["momentum" in group for group in groups] != ["momentum" in group for group in self.param_groups]:
             raise InputError(
                 "the checkpoint's optimizer is not Muon with AdamW: resume the run with its own optimizer"
             )
-        for name, part in self.parts.items():
-            part.load_state_dict(state_dict[name])
-        self.param_groups = self._groups()
+        for part in self.parts.values():
+            of_part, groups = groups[: len(part.param_groups)], groups[len(part.param_groups) :]
+            held = in_order(of_part)
+            kept = {name: state["state"][name] for name in held if name in state["state"]}
+            part.load_state_dict({"state": kept, "param_groups": of_part})
+        self._join()

@@ -5,7 +5,9 @@ torch's part of it takes most of a second to import, and is imported where it is
 
 import math
 import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptpl.checkpoints.files import parts_of
+from gptpl.checkpoints.resume_state import one_state
 from gptpl.checkpoints.sharded import Parts, Place, Share
 from gptpl.errors import InputError
 from gptpl.files.plain import read_plain
@@ -22,6 +25,7 @@ from gptpl.model.protocol import blocks_of, body_and_head, class_path
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 
 SHARDED = ("fsdp", "hsdp")
@@ -69,7 +73,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         state: dict[str, Any] = super().optimizer_state(optimizer)
         if not state:  # not the first process
             return state
-        return _renamed(state, {old: new for new, old in enumerate(_in_order(state["param_groups"]))})
+        return _renamed(state, {old: new for new, old in enumerate(in_order(state["param_groups"]))})
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
@@ -111,9 +115,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
         state_from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=whole_from_first)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        states = map(one_state, checkpoint["optimizer_states"])
+        for optimizer, state in zip(self.optimizers, states, strict=True):
             # Lightning would number them in the order of the model.
-            ours = [names[parameter] for parameter in _in_order(optimizer.param_groups)]
+            ours = [names[parameter] for parameter in in_order(optimizer.param_groups)]
             named = _renamed(state, dict(enumerate(ours)))
             set_optimizer_state_dict(self.model, optimizer, named, options=state_from_first)
         return checkpoint
@@ -130,11 +135,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
         parts = Parts(checkpoint, path)
 
         def own_rows(place: Place, like: DTensor) -> Tensor:
-            [dim] = [dim for dim, placement in enumerate(like.placements) if placement.is_shard()]
-            length = parts.length(place)
-            each = -(-length // like.device_mesh.size(dim))  # as torch.chunk divides
-            start = min(length, like.device_mesh.get_local_rank(dim) * each)
-            return parts.rows(place, start, min(length, start + each)).to(self.root_device)
+            dim, length = _sharded_over(like), parts.length(place)
+            counts = _row_counts(length, like.device_mesh.size(dim))
+            before = sum(counts[: (rank := like.device_mesh.get_local_rank(dim))])
+            return parts.rows(place, before, before + counts[rank]).to(self.root_device)
 
         with torch.no_grad():
             for name, tensor in get_model_state_dict(self.model).items():
@@ -148,7 +152,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         for index, (optimizer, rest) in enumerate(
             zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
         ):
-            ours = [names[parameter] for parameter in _in_order(optimizer.param_groups)]
+            ours = [names[parameter] for parameter in in_order(optimizer.param_groups)]
             state = _renamed(rest, dict(enumerate(ours)))
             for place in parts.places:
                 if place[:2] != ("optimizer_states", index):
@@ -165,7 +169,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(strict=False))
 
 
-def _in_order(groups: list[dict[str, Any]]) -> list[Any]:
+def in_order(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
     """The parameters of an optimizer's groups, or what its state calls them."""
     return [each for group in groups for each in group["params"]]
 
@@ -221,3 +225,54 @@ def whole(tensor: Tensor) -> Tensor:
     """The full tensor where this process has a part of it; all processes have to call this together."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process may have a part of it alone (a DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def each_whole(
+    parameters: "Sequence[DTensor]",
+    rows_of: "Callable[[DTensor], Tensor]",
+    function: "Callable[[DTensor, Tensor], Tensor]",
+) -> "Iterator[tuple[DTensor, Tensor]]":
+    """Sharded parameters, largest first, with this process's rows of a function of whole tensors.
+
+    Each process has its rows of a tensor, `rows_of`, as it has of the parameter. The processes take turns:
+    of as many tensors as there are processes each gets one, whole, applies `function`, which keeps the shape,
+    and gives the others their rows. So a process sends two tensors' size at most for each that it gets, and
+    has room for few. All that share a parameter have to do this together.
+    """
+    from torch.distributed import all_to_all_single
+
+    left = sorted(parameters, key=torch.Tensor.numel, reverse=True)  # in a turn all do about as much
+    while left:
+        mesh, dim = left[0].device_mesh, _sharded_over(left[0])
+        rank, ways = mesh.get_local_rank(dim), mesh.size(dim)
+        turn, left = left[:ways], left[ways:]
+        rows = [rows_of(parameter) for parameter in turn]
+        sizes = [each.numel() for each in rows] + [0] * (ways - len(turn))  # of mine, in each tensor
+        own = turn[rank] if rank < len(turn) else None
+        got = [0] * ways if own is None else [n * own.shape[1:].numel() for n in _row_counts(len(own), ways)]
+        flat = torch.cat([each.flatten() for each in rows])
+        exchange = partial(all_to_all_single, group=mesh.get_group(dim))
+        found = flat.new_empty(sum(got))
+        exchange(found, flat, got, sizes)
+        if own is not None:
+            found = function(own, found.view(own.shape)).flatten()
+        exchange(flat := torch.empty_like(flat), found, sizes, got)
+        for parameter, of_it, part in zip(turn, rows, torch.split(flat, sizes), strict=False):
+            yield parameter, part.view_as(of_it)
+
+
+def _sharded_over(tensor: "DTensor") -> int:
+    """The dimension of its mesh over which it is sharded; over others, if any, it has copies."""
+    [dim] = [dim for dim, placement in enumerate(tensor.placements) if placement.is_shard()]
+    return dim
+
+
+def _row_counts(length: int, ways: int) -> list[int]:
+    """The rows of each process, as torch.chunk divides them."""
+    each = -(-length // ways)
+    return [max(0, min(each, length - rank * each)) for rank in range(ways)]

@@ -133,12 +133,6 @@ def test_no_gpu_where_one_is_asked_for(refused, monkeypatch):
         assert "use trainer.accelerator=cpu" in line
 
 
-def test_muon_for_a_model_that_is_spread_over_processes(refused):
-    line = refused(*SMALL, "trainer=fsdp", "trainer.accelerator=cpu", "optimizer=muon")
-    assert "optimizer=muon needs whole matrices" in line
-    assert "use optimizer=adamw, or trainer=ddp" in line
-
-
 def test_a_head_alone_is_not_fused_where_it_is_spread_over_processes(refused):
     """FSDP2 would not sum its gradient, and nothing would train."""
     line = refused(*SMALL, "trainer=fsdp", "trainer.accelerator=cpu", "tune=head", "model.tie_weights=false")

@@ -11,7 +11,7 @@ from gptpl.model.tuning import TuneLastBlock
 from gptpl.runs.dry_run import dry_run
 from gptpl.runs.parallel_plan import Cluster, Layout, Work, collectives, layouts, parallel_plan, work_of
 from gptpl.training.memory import step_memory
-from gptpl.training.optimizers import adamw
+from gptpl.training.optimizers import adamw, muon
 from gptpl.training.performance import FastPath, choose_fast_path
 
 V, T, D, L = 512, 32, 64, 3
@@ -145,6 +145,46 @@ def test_a_plain_head_and_frozen_blocks_send_what_was_computed():
     run = dry_run(plain, layout("FSDP"), EIGHT, chosen, make_optimizer=adamw)
     assert run.agrees, run.rows()
     assert run.called["all_gather"][0] == 2 * (2 + 2 * L)
+
+
+@pytest.mark.parametrize("cluster", [Cluster(devices_per_node=5), Cluster(nodes=8)])
+def test_muon_exchanges_what_was_computed(cluster):
+    """Of 12 matrices some are left for a last turn, and of 64 ranks most have none."""
+    one = work(with_muon=True)
+    for each in layouts(cluster, CONFIG):
+        if each.tensor == 1:
+            run = dry_run(one, each, cluster, path(), make_optimizer=muon)
+            assert run.agrees, run.rows()
+            assert run.called.get("all_to_all", (0, 0))[0] == 2 * -(-4 * L // each.shards) * (each.shards > 1)
+
+
+def test_muons_matrices_are_gathered_by_one_device_and_sent_back():
+    """Of 12 matrices, by 8 devices in two turns: a feed-forward's of 4 D x D, then one of D x D."""
+    [all_to_all] = [
+        each
+        for each in collectives(work(with_muon=True), layout("FSDP"), EIGHT, batch_size=4, accumulate=2)
+        if each.operation == "all_to_all"
+    ]
+    size = 4 * (L * 12 * D * D // 8 + 4 * D * D + 3 * D * D)
+    assert (all_to_all.calls, all_to_all.bytes) == (2 * 2, size)
+    assert (all_to_all.sent_within, all_to_all.sent_between) == (3 / 8 * size, 4 / 8 * size)
+
+
+def test_orthogonalising_is_divided_among_devices_that_shard():
+    """Under DDP every device does all. A product of (m, n) and (n, m) is 2 m m n FLOP."""
+    of = [
+        {each.layout.name: each for each in parallel_plan(work(with_muon=yes), EIGHT).strategies}
+        for yes in (False, True)
+    ]
+    square, wide = 5 * 6 * D**3, 5 * (2 * 4 * 2 + 2) * D**3
+    flops = EIGHT.reached_flops("bf16-mixed")
+    more = {name: of[1][name].compute_seconds - each.compute_seconds for name, each in of[0].items()}
+    assert more["DDP"] == pytest.approx(L * (4 * square + 2 * wide) / flops)
+    assert more["FSDP"] == pytest.approx((wide + 3 * square) / flops)  # the first of two turns, the second
+    assert of[1]["FSDP"].unfit is None
+    assert of[1]["FSDP"].memory.peak == of[0]["FSDP"].memory.peak  # gathered weights are freed before
+    [alone] = parallel_plan(work(sequences=8, with_muon=True), Cluster(devices_per_node=1)).strategies
+    assert alone.efficiency == pytest.approx(1)
 
 
 def test_memory_is_that_of_one_device_divided():

@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from gptpl.checkpoints.files import write_checkpoint
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.loading import load_model
+from gptpl.checkpoints.resume_state import state_digest
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6  # as many as `train` makes
@@ -135,15 +138,145 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_every_process_keeps_half_of_every_parameter_and_gathers_it_in_bf16(tmp_path):
+def on_two(script: str, tmp_path: Path) -> None:
+    """Run a script in two processes, with the arguments rank and meeting point."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     meeting = (tmp_path / "meeting").as_uri()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", HALF, str(rank), meeting], env=environment, stderr=subprocess.PIPE
+            [sys.executable, "-c", script, str(rank), meeting], env=environment, stderr=subprocess.PIPE
         )
         for rank in range(2)
     ]
     for process in processes:
         _, words = process.communicate(timeout=100)
         assert process.returncode == 0, words.decode()
+
+
+def test_every_process_keeps_half_of_every_parameter_and_gathers_it_in_bf16(tmp_path):
+    on_two(HALF, tmp_path)
+
+
+# --- Muon -----------------------------------------------------------------------------------------------
+
+MUON = ("optimizer=muon", "optimizer.lr=3e-3")  # for new runs alone: it would set a resumed run's
+PARTS = (*TWO, "trainer.sharded_checkpoints=true")
+
+
+@pytest.fixture(scope="module")
+def muon_of_one(tmp_path_factory, train):
+    """The folder of the run of one process."""
+    return train(tmp_path_factory.mktemp("muon_of_one"), *MUON, *ONE)
+
+
+@pytest.fixture(scope="module")
+def muon_of_two(tmp_path_factory, train):
+    """The folder of the run of two."""
+    return train(tmp_path_factory.mktemp("muon_of_two"), *MUON, *TWO)
+
+
+def last(run_dir: Path) -> dict[str, Any]:
+    return read_checkpoint((run_dir / "checkpoints" / "last.ckpt").resolve())
+
+
+def assert_like(run_dir: Path, expected: Path) -> None:
+    """Muon's bf16 products enlarge the last bit in which sums of gradients differ, under DDP as well."""
+    ours, theirs = last(run_dir), last(expected)
+    for name, weight in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], weight, atol=1e-4, rtol=0, msg=name)
+    (our_optimizer,), (their_optimizer,) = ours["optimizer_states"], theirs["optimizer_states"]
+    assert our_optimizer["param_groups"] == their_optimizer["param_groups"]
+    assert our_optimizer["state"].keys() == their_optimizer["state"].keys()
+    for number, state in their_optimizer["state"].items():
+        assert state.keys() == our_optimizer["state"][number].keys()
+        for name, value in state.items():
+            torch.testing.assert_close(our_optimizer["state"][number][name], value, atol=1e-5, rtol=1e-3)
+
+
+def test_muon_trains_like_one_process(muon_of_one, muon_of_two, logged):
+    ours, theirs = logged(muon_of_two), logged(muon_of_one)
+    for name in ("train/loss", "val/loss", "lr", "lr/muon"):
+        expected = [row[name] for row in theirs.values() if name in row]
+        assert len(expected) >= 3
+        assert [row[name] for row in ours.values() if name in row] == pytest.approx(expected, abs=1e-5), name
+    assert_like(muon_of_two, muon_of_one)
+
+
+@pytest.mark.parametrize(("before", "after"), [(TWO, TWO), (PARTS, PARTS)])
+def test_muon_resumed_has_the_bits_of_a_run_without_a_stop(tmp_path, muon_of_two, train, before, after):
+    run_dir = train(tmp_path, *MUON, *before, "trainer.stop_at_step=3")
+    train(tmp_path, f"resume={run_dir}", "trainer.stop_at_step=null", *after)
+    assert state_digest(last(run_dir)) == state_digest(last(muon_of_two))
+
+
+def test_muon_is_resumed_by_one_process_from_parts(tmp_path, muon_of_one, train):
+    run_dir = train(tmp_path, *MUON, *PARTS, "trainer.stop_at_step=3")
+    resumed = ("trainer.sharded_checkpoints=false", "trainer.stop_at_step=null")
+    train(tmp_path, f"resume={run_dir}", *resumed, *ONE)
+    assert_like(run_dir, muon_of_one)
+
+
+def test_muon_is_resumed_by_two_from_an_older_checkpoint_of_one(tmp_path, muon_of_one, train):
+    """With the states of Muon and AdamW by themselves."""
+    run_dir = train(tmp_path, *MUON, *ONE, "trainer.stop_at_step=3")
+    (state,) = (checkpoint := last(run_dir))["optimizer_states"]
+    of_muon, *of_adamw = state["param_groups"]
+    count = len(of_muon["params"])
+    checkpoint["optimizer_states"] = [
+        {
+            "muon": {"state": {n: state["state"][n] for n in range(count)}, "param_groups": [of_muon]},
+            "adamw": {
+                "state": {n - count: state["state"][n] for group in of_adamw for n in group["params"]},
+                "param_groups": [g | {"params": [n - count for n in g["params"]]} for g in of_adamw],
+            },
+        }
+    ]
+    write_checkpoint(checkpoint, (run_dir / "checkpoints" / "last.ckpt").resolve())
+    train(tmp_path, f"resume={run_dir}", "trainer.stop_at_step=null", *TWO)
+    assert_like(run_dir, muon_of_one)
+
+
+STEPS_OF_MUON = """
+import sys
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.training.optimizers import muon
+from gptpl.training.sharding import shard
+torch.distributed.init_process_group("gloo", init_method=sys.argv[2], rank=int(sys.argv[1]), world_size=2)
+config = GPTConfig(
+    vocab_size=13, context_length=8, emb_dim=15, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True
+)
+for shape in ((2,), (1, 2), (2, 1)):
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape):])
+    torch.manual_seed(0)
+    whole, ours = GPTModel(config), GPTModel(config)
+    ours.load_state_dict(whole.state_dict())
+    for net in (whole, ours):
+        net.blocks[0].attn.out_proj.requires_grad_(False)
+    shard(ours, mesh)
+    both = [muon(net, lr=1e-2, muon_lr=2e-2, weight_decay=0.1) for net in (whole, ours)]
+    for _ in range(3):
+        for theirs, mine in zip(whole.parameters(), ours.parameters(), strict=True):
+            if theirs.requires_grad:
+                theirs.grad = torch.randn_like(theirs)
+                mine.grad = distribute_tensor(theirs.grad, mesh, mine.placements)
+        for optimizer in both:
+            optimizer.step()
+    kept = 0
+    for theirs, mine in zip(whole.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(mine.full_tensor(), theirs, atol=1e-7, rtol=1e-6)
+        if "momentum_buffer" in both[1].state[mine]:
+            kept += 1
+            momentum = both[1].state[mine]["momentum_buffer"]
+            assert momentum.to_local().shape == mine.to_local().shape
+            assert momentum.full_tensor().equal(both[0].state[theirs]["momentum_buffer"])
+    assert kept == 7  # a last turn with fewer matrices than processes
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_muons_step_on_rows_is_that_on_whole_matrices(tmp_path):
+    """With unequal rows; sharded, with copies of one shard, and with one process to each copy."""
+    on_two(STEPS_OF_MUON, tmp_path)

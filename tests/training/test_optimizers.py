@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gptpl.checkpoints.resume_state import digest, one_state
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.training.optimizers import MuonWithAdamW, adamw, muon, optimizer_of, peak_lr
@@ -203,6 +204,33 @@ def test_a_saved_state_goes_on_bit_for_bit(make):
     second.load_state_dict(saved["optimizer"])
     run(resumed, second, range(5, 10))
     assert_same_weights(resumed, whole, 0)
+
+
+def test_a_state_of_before_goes_on_bit_for_bit():
+    """With a state for each part under its name, its parameters numbered from 0."""
+    whole, half = net_of(), net_of()
+    run(whole, muon(whole, **MUON), range(10))
+    first = muon(half, **MUON)
+    run(half, first, range(5))
+    state = first.state_dict()
+    numbers = [n for group in state["param_groups"] for n in group["params"]]
+    assert numbers == sorted(state["state"]) == list(range(len(numbers)))
+    count = len(state["param_groups"][0]["params"])
+    before = {
+        name: {
+            "state": {number - start: value for number, value in state["state"].items() if number in ours},
+            "param_groups": [g | {"params": [n - start for n in g["params"]]} for g in groups],
+        }
+        for name, start, ours, groups in (
+            ("muon", 0, range(count), state["param_groups"][:1]),
+            ("adamw", count, range(count, len(numbers)), state["param_groups"][1:]),
+        )
+    }
+    assert digest(one_state(before)) == digest(state)
+    second = muon(half, **MUON)
+    second.load_state_dict(before)
+    run(half, second, range(5, 10))
+    assert_same_weights(half, whole, 0)
 
 
 @pytest.mark.parametrize("make", MAKERS)
