@@ -116,9 +116,10 @@ class StopAtBoundary(AfterStep):
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The handler: note the signal, for the end of the step."""
         if os.getpid() != self._process:  # a data loader's worker, which inherited the handler
-            if number != signal.SIGINT:  # Ctrl-C goes to all processes; the main one ends its workers
+            # Ctrl-C, torchrun and SLURM signal all processes, and the main one still needs its workers. At
+            # its end it signals those again that are left.
+            if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
             return
         if self._signal is not None and number == signal.SIGINT:
             self._give_signals_back()

@@ -2,9 +2,11 @@
 
 # B examples in a rank's batch, R ranks
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Protocol, TypedDict
 
 import lightning as L
@@ -313,6 +315,7 @@ class TrainingData(L.LightningDataModule, ABC):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=num_workers,
+            worker_init_fn=_outlive_a_signal,
             collate_fn=_identity,
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
             persistent_workers=self.persistent_workers and num_workers > 0,
@@ -323,6 +326,19 @@ class TrainingData(L.LightningDataModule, ABC):
 def _identity(batch: Any) -> Any:
     """The batch that `__getitems__` made; a named function, for workers to unpickle."""
     return batch
+
+
+def _outlive_a_signal(worker: int) -> None:
+    """Let a worker process ignore the first SIGTERM; torch would have it end, and the main process fail.
+
+    torchrun and SLURM signal all processes, and the main one needs its workers to finish the step. A second
+    SIGTERM ends them.
+    """
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, note)
 
 
 def check_at_least(least: int, name: str, value: int | None) -> None:

@@ -61,12 +61,8 @@ def train(run: Run) -> dict[str, float]:
     A finished run with no step left is not changed. Raises RunStopped for a stop from outside, and
     NonFiniteError after writing a report.
     """
+    check_rollback(run.config, run.trainer.world_size)
     rolls_back = run.config["on_nonfinite"] == ROLLBACK
-    if rolls_back and run.trainer.world_size > 1:
-        raise InputError(
-            f"on_nonfinite={ROLLBACK} restarts the training within one process, this run has"
-            f" {run.trainer.world_size}: use on_nonfinite=stop, which says how to skip the step"
-        )
     if _nothing_left(run):
         return {}
     while True:
@@ -85,6 +81,15 @@ def train(run: Run) -> dict[str, float]:
                 )
                 raise
             run = _rolled_back(run, error)
+
+
+def check_rollback(config: Mapping[str, Any], world_size: int) -> None:
+    """Raise InputError for several processes of a run that is to go back by itself."""
+    if config["on_nonfinite"] == ROLLBACK and world_size > 1:
+        raise InputError(
+            f"on_nonfinite={ROLLBACK} restarts the training within one process, this run has"
+            f" {world_size}: use on_nonfinite=stop, which says how to skip the step"
+        )
 
 
 def _nothing_left(run: Run) -> bool:
@@ -118,6 +123,10 @@ def _fit(run: Run) -> dict[str, float]:
         L.seed_everything(run.config["seed"], workers=True, verbose=False)
         set_random_state(run.random)
         checkpoint = None if run.resume is None else run.resume.checkpoint
+        if processes() is None and not is_worker_process():
+            os.environ.pop(
+                "RANK", None
+            )  # of a group of one, which the processes that Lightning starts inherit
         try:
             if not is_worker_process():
                 # For the processes that Lightning starts.

@@ -143,6 +143,15 @@ def launched(conf: Mapping[str, Any], launcher: Launcher) -> dict[str, Any]:
         if conf[name] not in (1, "auto", value):
             remedy = "leave it out, or give auto" if name == "devices" else "leave it out"
             raise InputError(f"trainer.{name}={conf[name]}, but there are {launcher}: {remedy}")
+    if (
+        not launcher.told_places
+        and device_type(conf["accelerator"]) == "cuda"
+        and torch.cuda.device_count() > 1
+    ):
+        raise InputError(
+            f"{launcher.name} started one process on each node, which would use one of its"
+            f" {torch.cuda.device_count()} GPUs: start them with torchrun, or show each process one GPU"
+        )
     alone = launcher.world_size == 1 or conf["strategy"] != "auto"
     return found if alone else found | {"strategy": "ddp"}
 

@@ -24,7 +24,7 @@ import torch
 from gptpl.callbacks.stopping import SIGNALS
 from gptpl.checkpoints.format import HEADER_KEY, read_checkpoint
 from gptpl.checkpoints.resume_state import RESUME_KEY, state_digest
-from gptpl.config.compose import composed
+from gptpl.config.compose import Config, composed
 from gptpl.config.groups import Folder
 from gptpl.config.overrides import key_of, quoted
 from gptpl.errors import SIGNAL_STATUS, InputError
@@ -139,7 +139,11 @@ def verify_resume(
 
 def check_checkpoints(plan: Plan) -> None:
     """Raises InputError for a run without a callback that keeps checkpoints."""
-    cfg = composed(plan.overrides, config_dir=plan.config_dir).cfg
+    check_keeps_checkpoints(composed(plan.overrides, config_dir=plan.config_dir).cfg)
+
+
+def check_keeps_checkpoints(cfg: Config) -> None:
+    """Raises InputError for a run that could not be resumed."""
     targets = [str(callback.get("_target_")) for callback in cfg.callbacks.values() if callback]
     # Whether a callback of the user's own keeps them shows when it has run.
     if not any(each.endswith(".LastCheckpoint") or not each.startswith("gptpl.") for each in targets):

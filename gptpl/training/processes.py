@@ -30,6 +30,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from gptpl.errors import InputError, ProcessError, one_line
 from gptpl.text import count_text
+from gptpl.training.run_log import RANKED, SLURM
 
 _LAST_WORDS = timedelta(seconds=5)
 """How long a process that fails waits for the others: for what they say, or to be read by them."""
@@ -73,10 +74,8 @@ class Launcher:
         return f"{count_text(self.nodes, 'node')} x {processes}, by {self.name}"
 
 
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _PLACES = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 """Of a process that has a node of its own."""
-_SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID")
 
 
 def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | None:
@@ -87,20 +86,25 @@ def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | No
     variables are set, and for those that are no numbers.
     """
     found = os.environ if environment is None else environment
-    by_rank, by_slurm = {*_TORCHRUN, "MASTER_ADDR"} <= found.keys(), found.keys() >= {*_SLURM}
+    by_rank, by_slurm = {*RANKED} <= found.keys(), {*SLURM} <= found.keys()
     told_places = True
     is_alone = not found.get("RANK") or (found["RANK"], found.get("WORLD_SIZE", "1")) == ("0", "1")
     if not is_alone and not by_rank and not by_slurm:
         told_places = not found.keys().isdisjoint(_PLACES)
         found = dict(found) if told_places else dict(found) | _PLACES
-        if missing := sorted({*_TORCHRUN, "MASTER_ADDR"} - found.keys()):
+        if missing := sorted({*RANKED} - found.keys()):
             raise InputError(
                 f"the environment has RANK={found['RANK']}, but no {' and no '.join(missing)}: set it for"
                 " every process, or start them with torchrun"
             )
+        if not told_places and found.get("PET_NPROC_PER_NODE", "1") not in ("1", "auto"):
+            raise InputError(
+                f"the environment has PET_NPROC_PER_NODE={found['PET_NPROC_PER_NODE']}, but this is the only"
+                " process of its node: start them with torchrun"
+            )
         by_rank = True
     if by_rank:
-        rank, world, local_rank, local, port = _numbers(found, _TORCHRUN)
+        rank, world, local_rank, local, port = _numbers(found, RANKED[:-1])
         launcher = Launcher(
             name="torchrun" if "TORCHELASTIC_RUN_ID" in found else "the environment (RANK, WORLD_SIZE)",
             rank=rank,
@@ -114,9 +118,9 @@ def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | No
             told_places=told_places,
         )
     elif by_slurm and found["SLURM_STEP_NUM_TASKS"] != "1":  # not a shell by srun
-        rank, world, local_rank, nodes, node_rank = _numbers(found, _SLURM)
+        rank, world, local_rank, nodes, node_rank = _numbers(found, SLURM)
         tasks = found.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 4(x2),3
-        equal = world % nodes == 0 and len({*re.findall(r"(?:^|,)(\d+)", tasks)}) <= 1
+        equal = nodes > 0 and world % nodes == 0 and len({*re.findall(r"(?:^|,)(\d+)", tasks)}) <= 1
         nodes_named = found.get("SLURM_STEP_NODELIST") or found.get("SLURM_NODELIST") or "127.0.0.1"
         first = SLURMEnvironment.resolve_root_node_address(nodes_named)
         if found.get("MASTER_PORT"):
@@ -136,6 +140,11 @@ def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | No
         )
     else:
         return None
+    if not launcher.rank < launcher.world_size:
+        raise InputError(
+            f"{launcher.name} says that this is rank {launcher.rank} of {launcher.world_size} processes: the"
+            " first one has rank 0"
+        )
     if not launcher.local_world_size or launcher.world_size % launcher.local_world_size:
         raise InputError(
             f"{launcher.name} started {launcher.world_size} processes, not equally many on every node: start"
@@ -357,9 +366,14 @@ def meet(timeout: timedelta, device: str = "cpu") -> Processes | None:
     """
     global _met
     launcher = find_launcher()
+    has_group = dist.is_initialized() and dist.get_world_size() > 1
+    if launcher is None and has_group and _met is None and "LOCAL_RANK" not in os.environ:  # not Lightning's
+        raise InputError(
+            f"torch has a process group of {dist.get_world_size()}, but the environment does not say which of"
+            f" them this is: set {', '.join(RANKED)} for every process"
+        )
     if _met is not None or launcher is None or launcher.world_size == 1:
         return _met
-    has_group = dist.is_initialized()
     if has_group:  # its own store is at the launcher's port
         launcher = replace(launcher, port=_port_of_first(launcher), hosts_store=False)
     at = f"{launcher.address}:{launcher.port}"

@@ -21,17 +21,24 @@ IGNORED_WARNINGS = (
 )
 
 
+RANKED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
+"""What torchrun, and others that set the same, tell every process."""
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID")
+"""What srun tells every process."""
+
+
 def further_process() -> str:
     """Which process of a run this is, such as "rank 3"; empty for the first.
 
     By the variables that torchrun, SLURM or Lightning set.
     """
     environ = os.environ
-    if environ.get("RANK", "").isdecimal():
+    of_srun = {*SLURM} <= environ.keys() and not {*RANKED} <= environ.keys()  # RANK is left from elsewhere
+    if environ.get("RANK", "").isdecimal() and not of_srun:
         rank = int(environ["RANK"])
         return f"rank {rank}" if rank else ""
     if (
-        "LOCAL_RANK" not in environ
+        ("LOCAL_RANK" not in environ or of_srun)
         and environ.get("SLURM_PROCID", "").isdecimal()
         and "SLURM_NTASKS" in environ
     ):

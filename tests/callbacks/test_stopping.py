@@ -1,7 +1,10 @@
 """Signals, time limits and a chosen step end a training after a whole step, with that step saved."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -163,15 +166,19 @@ def test_a_hangup_that_is_ignored_stays_ignored(pretraining):
 
 
 def test_a_process_that_loads_data_does_not_take_part(pretraining):
-    """A worker inherits the handler: Ctrl-C, which reaches all processes, must not break it off."""
+    """A worker inherits the handler: what reaches all processes must not break it off."""
     stop = StopAtBoundary()
     stop._take_signals()
+    end, reached = os.pipe()
     try:
         child = os.fork()
         if child == 0:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGTERM)  # to all, as by torchrun
+            time.sleep(0.05)
+            os.write(reached, b"still there")
             os.kill(os.getpid(), signal.SIGTERM)  # by this the loader ends its workers
             time.sleep(10)
             os._exit(0)
@@ -179,6 +186,32 @@ def test_a_process_that_loads_data_does_not_take_part(pretraining):
     finally:
         stop._give_signals_back()
     assert os.WTERMSIG(status) == signal.SIGTERM
+    assert os.read(end, 20) == b"still there"
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_saves_the_step(tmp_path):
+    """As torchrun sends it, with workers that load the data."""
+    command = [
+        *(sys.executable, "-m", "gptpl", "train", "experiment=quick", "trainer=cpu", "run_dir=run"),
+        *("trainer.max_epochs=1000", "data.num_workers=2", "callbacks.checkpoint_last.every_n_steps=50"),
+    ]
+    environment = os.environ | {"GPTPL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    run = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "run/checkpoints/step-00000050.ckpt").exists():
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM, said
+    stopped = json.loads((tmp_path / "run/run.json").read_text())["stopped"]
+    assert stopped["reason"] == "SIGTERM"
+    assert (tmp_path / "run/checkpoints" / f"step-{stopped['step']:08d}.ckpt").exists()
 
 
 def test_a_run_stops_when_its_time_is_over(pretraining, folder):

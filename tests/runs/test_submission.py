@@ -23,7 +23,11 @@ printf '%s\\n' "$@" > "$SLURM_STAND_IN/sbatch"
 echo '4242;cluster'
 """
 SCONTROL = 'echo "$@" >> "$SLURM_STAND_IN/scontrol"'
-SRUN_ENDS = 'printf "%s\\0" "$@" > "$SLURM_STAND_IN/srun"; exit "$STATUS"'
+SRUN_ENDS = """
+printf '%s\\0' "$@" > "$SLURM_STAND_IN/srun"
+[ -z "$SAVES" ] || { mkdir -p r/checkpoints; touch "r/checkpoints/$SAVES"; }
+exit "$STATUS"
+"""
 SRUN_STARTS_TWO_TASKS = """
 while [[ $1 == --* ]]; do shift; done
 export SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_NNODES=2 SLURM_STEP_NUM_NODES=2 SLURM_LOCALID=0
@@ -92,16 +96,17 @@ def test_a_job_of_gpus(cluster):
         *("submit.nodes=2", "submit.gpus_per_node=8", "submit.time=24:00:00", "submit.cpus_per_task=6"),
         *("submit.partition=gpu", "submit.account=lab", "submit.mem=0", "submit.dry_run=true"),
     ]
-    found = submit(*SMALL, *given, 'submit.options=["--constraint=h100"]', "run_dir=runs/web")
+    found = submit("experiment=quick", *given, 'submit.options=["--constraint=h100"]', "run_dir=runs/web")
     run_dir = Path.cwd() / "runs/web"
     assert options(found.script) == [
         *("--job-name=web", "--account=lab", "--partition=gpu", "--nodes=2", "--ntasks-per-node=8"),
         *("--gpus-per-node=8", "--cpus-per-task=6", "--mem=0", "--time=24:00:00", "--signal=TERM@300"),
-        *("--requeue", "--open-mode=append", f"--output={run_dir}/slurm-%j.out", "--constraint=h100"),
+        *("--requeue", "--dependency=singleton", "--open-mode=append", f"--output={run_dir}/slurm-%j.out"),
+        "--constraint=h100",
     ]
     assert found.script.startswith("#!/bin/bash\n")
     assert (found.path, found.job) == (run_dir / "submit.sh", None)
-    assert "srun --kill-on-bad-exit=0 --cpus-per-task=6 " in found.script
+    assert "srun --kill-on-bad-exit=0 --wait=600 --cpus-per-task=6 " in found.script
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -125,9 +130,42 @@ def test_every_word_arrives_as_it_was_given(cluster, tmp_path):
     assert job.communicate(timeout=20) == ("a, b\n", "")
     given = (tmp_path / "srun").read_text().split("\0")[:-1]
     of_run = ["gptpl", "train", *SMALL, notes, f"run_dir={run_dir}", "resume=auto"]
-    assert given == ["--kill-on-bad-exit=0", *of_run]
+    assert given == ["--kill-on-bad-exit=0", "--wait=600", *of_run]
     assert list(Path.cwd().iterdir()) == []  # where the script goes: nothing was touched
     assert f'--output="{run_dir}/slurm-%j.out"' in options(found.script)
+
+
+@pytest.mark.parametrize("saves", ["", "step-00000004.ckpt", "best.ckpt"])
+def test_a_job_that_saved_nothing_new_is_not_put_back(cluster, saves):
+    """It would begin at the same step again, as often as it is put back."""
+    folder = cluster(sbatch=SBATCH, srun=SRUN_ENDS, scontrol=SCONTROL)
+    path = submit(*SMALL, "run_dir=r").path
+    if saves:
+        (Path("r") / "checkpoints").mkdir()
+        (Path("r") / "checkpoints/step-00000004.ckpt").touch()
+    job = started(path, STATUS=143, SAVES=saves)
+    assert "the run has saved no step since it started" in job.communicate(timeout=20)[1]
+    assert job.returncode == 143
+    assert not (folder / "scontrol").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("callbacks=none",), "the run keeps no checkpoint to resume from"),
+        (("trainer=gpu",), "trainer.accelerator=gpu needs submit.gpus_per_node: it is 0"),
+        (("trainer=cpu", "submit.gpus_per_node=4"), "leaves submit.gpus_per_node=4 idle"),
+        (("trainer.sharded_checkpoints=true", "submit.nodes=2"), "needs trainer.strategy=fsdp or hsdp"),
+        (("on_nonfinite=rollback", "submit.nodes=2"), "on_nonfinite=rollback restarts the training"),
+        (("submit.time=7",), "or a minute earlier"),
+        (('submit.options=["--signal=B:TERM@60"]',), "would change what the script relies on"),
+        (('submit.options=["--array=0-3"]',), "would change what the script relies on"),
+    ],
+)
+def test_what_the_run_or_its_script_would_refuse_is_refused_now(cluster, overrides, words):
+    cluster()
+    with pytest.raises(InputError, match=re.escape(words)):
+        submit("experiment=quick", "run_dir=r", "submit.dry_run=true", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +176,10 @@ def test_every_word_arrives_as_it_was_given(cluster, tmp_path):
 def test_only_a_stop_by_the_signal_is_put_back_into_the_queue(cluster, status, restarts, requeued):
     folder = cluster(sbatch=SBATCH, srun=SRUN_ENDS, scontrol=SCONTROL)
     path = submit(*SMALL, "run_dir=r", "submit.max_requeues=2").path
+    (Path("r") / "checkpoints").mkdir()
+    (Path("r") / "checkpoints/step-00000004.ckpt").touch()
     count = {} if restarts is None else {"SLURM_RESTART_COUNT": restarts}
-    job = started(path, STATUS=status, **count)
+    job = started(path, STATUS=status, SAVES="step-00000012.ckpt", **count)
     said = job.communicate(timeout=20)
     assert job.returncode == status, said
     asked = folder / "scontrol"

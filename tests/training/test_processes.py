@@ -96,6 +96,8 @@ def test_without_a_launcher_there_is_none(environment):
         ({"RANK": "first"}, "RANK='first'"),
         ({"LOCAL_WORLD_SIZE": "3"}, "8 processes, not equally many on every node"),
         ({"LOCAL_WORLD_SIZE": "0"}, "8 processes, not equally many"),
+        ({"RANK": "8"}, "rank 8 of 8 processes: the first one has rank 0"),
+        ({"WORLD_SIZE": "0"}, "rank 5 of 0 processes"),
     ],
 )
 def test_a_launcher_that_contradicts_itself_is_refused(changes, words):
@@ -110,6 +112,7 @@ def test_a_launcher_that_contradicts_itself_is_refused(changes, words):
         ({"MASTER_PORT": "", "SLURM_JOB_ID": "12_3"}, "SLURM_JOB_ID='12_3'"),
         ({"SLURM_STEP_TASKS_PER_NODE": "3,1"}, "SLURM started 4 processes, not equally many on every node"),
         ({"SLURM_STEP_NUM_NODES": "3"}, "SLURM started 4 processes, not equally many"),
+        ({"SLURM_STEP_NUM_NODES": "0"}, "SLURM started 4 processes, not equally many"),
     ],
 )
 def test_a_slurm_that_cannot_be_followed_is_refused(changes, words):
@@ -134,6 +137,27 @@ def test_only_rank_0_is_the_first(monkeypatch, environment, which):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert (further_process(), is_first_process()) == (which, not which)
+
+
+@pytest.mark.parametrize("left", [{}, {"RANK": "0"}, {"RANK": "3"}, {"RANK": "0", "WORLD_SIZE": "1"}])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_variable_that_is_left_from_elsewhere_makes_no_other_process_the_first(monkeypatch, left, rank):
+    """In a task of srun: a run has one first process, whoever is asked."""
+    environment = SRUN | left | {"SLURM_PROCID": str(rank)}
+    for name in {*TORCHRUN, *SRUN, "NODE_RANK"}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = find_launcher()
+    assert found is not None
+    assert found.rank == rank
+    assert is_first_process() == (rank == 0)
+
+
+def test_a_launcher_that_wants_several_processes_on_a_node_has_to_start_them():
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    with pytest.raises(InputError, match="PET_NPROC_PER_NODE=8, but this is the only process of its node"):
+        find_launcher({name: TORCHRUN[name] for name in names} | {"PET_NPROC_PER_NODE": "8"})
 
 
 def test_devices_and_nodes_follow_from_the_launcher():
