@@ -234,7 +234,15 @@ class Processes:
         said = {"error": text, "input": isinstance(error, InputError)}
         with suppress(RuntimeError):  # the store is gone, with the process that had it; or the others are
             self.store.set(f"{self._messages + 1}/{self.launcher.rank}", json.dumps(said))
-            if reads and self.launcher.rank == 0 and not self.launcher.hosts_store:
+        if reads:
+            self._end_together()
+
+    def _end_together(self) -> None:
+        """All end, and know why: the one that has the store when the others have read it."""
+        self._over = True
+        with suppress(RuntimeError):
+            self.store.set(f"read/{self.launcher.rank}", "")
+            if self.launcher.rank == 0 and not self.launcher.hosts_store:
                 others = range(1, self.launcher.world_size)
                 self.store.wait([f"read/{rank}" for rank in others], _LAST_WORDS)
 
@@ -273,7 +281,7 @@ class Processes:
         for rank, theirs in enumerate(every := self.gathered(dict(facts))):
             names = [name for name in {**every[0], **theirs} if every[0].get(name) != theirs.get(name)]
             if names:
-                self._over = True
+                self._end_together()
                 parts = [
                     f"{name} is {theirs.get(name)}, not {every[0].get(name)}"
                     for name in names[:_MOST_DIFFERENCES]
@@ -297,9 +305,7 @@ class Processes:
                 )
             said = json.loads(text)
             if "error" in said:
-                self._over = True
-                with suppress(RuntimeError):
-                    self.store.set(f"read/{self.launcher.rank}", "")
+                self._end_together()
                 kind = InputError if said["input"] else ProcessError
                 raise kind(f"{self.named(rank)} failed: {said['error']}")
             values.append(said["value"])
@@ -397,6 +403,7 @@ def meet(timeout: timedelta, device: str = "cpu") -> Processes | None:
     met.hosts = met.gathered(socket.gethostname())
     for rank, host in enumerate(met.hosts):
         if not launcher.told_places and (first := met.hosts.index(host)) != rank:
+            met._end_together()
             raise InputError(
                 f"{met.named(first)} and {met.named(rank)} share a machine, but the environment has no"
                 " LOCAL_RANK and no LOCAL_WORLD_SIZE: set them for every process, or start them with torchrun"
