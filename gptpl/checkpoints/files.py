@@ -243,7 +243,7 @@ def parts_of(checkpoint: Any, path: Path) -> dict[Path, str]:
     entry = checkpoint[PARTS_KEY] if isinstance(checkpoint[PARTS_KEY], Mapping) else {}
     stem, token = str(entry.get("stem")), str(entry.get("token"))
     hashes = entry["sha256"] if isinstance(entry.get("sha256"), list) else []
-    is_name = Path(stem).name == stem != ".." and "\\" not in stem
+    is_name = Path(stem).name == stem != ".." and "\\" not in stem and stem.isprintable()
     if not (is_name and _TOKEN.fullmatch(token) and hashes and all(isinstance(each, str) for each in hashes)):
         raise InputError(
             f"checkpoint={path} is damaged (it names no parts of its own): use another checkpoint"

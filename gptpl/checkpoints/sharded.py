@@ -103,10 +103,10 @@ def write_share(
         file = part_file(path, share.token, number, share.of)
         while (sha256 := _written(file)) is None:
             if ended() or time.monotonic() > deadline:
-                why = "training has ended" if ended() else f"{share.timeout.total_seconds():g} s have passed"
+                waited = f"{share.timeout.total_seconds():g} s have passed (trainer.timeout)"
                 raise ProcessError(
-                    f"{file} is not there, and {why} (trainer.timeout): has its process ended, do all"
-                    " processes share that folder?"
+                    f"{file} is not there, and {'training has ended' if ended() else waited}: has its process"
+                    " ended, do all processes share that folder?"
                 )
             time.sleep(_LOOKS_EVERY)
         hashes.append(sha256)

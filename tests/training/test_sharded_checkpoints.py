@@ -206,6 +206,7 @@ def test_other_names_than_its_own_are_refused(run):
         {"stem": "../secret", "token": "0" * 8, "sha256": ["0"]},
         {"stem": "a\\b", "token": "0" * 8, "sha256": ["0"]},
         {"stem": "..", "token": "0" * 8, "sha256": ["0"]},
+        {"stem": "a\0b", "token": "0" * 8, "sha256": ["0"]},
         {"stem": "step-00000003", "token": "../../00", "sha256": ["0"]},
         {"stem": "step-00000003", "token": "0" * 8, "sha256": []},
         {"stem": "step-00000003", "token": "0" * 8, "sha256": [7]},
