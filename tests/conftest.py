@@ -311,3 +311,12 @@ def judge_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
         running.released.set()
         running.shutdown()
         thread.join()
+
+
+LONGEST = ("test_launchers.py", "test_sharded_checkpoints.py", "test_submission.py", "test_fsdp.py")
+"""Files of few tests that start many processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
