@@ -49,7 +49,6 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     A temporary file in the same folder is written straight from the tensors, synced, and renamed. The file
     and its SHA-256 cannot be replaced in one rename: meanwhile the record holds the hashes of both files.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
     write_durably(checkpoint, path)
     _remove_needless(part_files(path))  # of what the file was before, or of a save that was interrupted

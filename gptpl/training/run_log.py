@@ -34,16 +34,11 @@ def further_process() -> str:
     """
     environ = os.environ
     of_srun = {*SLURM} <= environ.keys() and not {*RANKED} <= environ.keys()  # RANK is left from elsewhere
-    if environ.get("RANK", "").isdecimal() and not of_srun:
-        rank = int(environ["RANK"])
-        return f"rank {rank}" if rank else ""
-    if (
-        ("LOCAL_RANK" not in environ or of_srun)
-        and environ.get("SLURM_PROCID", "").isdecimal()
-        and "SLURM_NTASKS" in environ
-    ):
-        rank = int(environ["SLURM_PROCID"])
-        return f"rank {rank}" if rank else ""
+    ranks = [] if of_srun else [environ.get("RANK", "")]
+    if (of_srun or "LOCAL_RANK" not in environ) and "SLURM_NTASKS" in environ:
+        ranks.append(environ.get("SLURM_PROCID", ""))
+    if (rank := next(filter(str.isdecimal, ranks), None)) is not None:
+        return f"rank {int(rank)}" if int(rank) else ""
     places = {"node": environ.get("NODE_RANK"), "local rank": environ.get("LOCAL_RANK")}
     return ", ".join(f"{name} {value}" for name, value in places.items() if value not in (None, "", "0"))
 
