@@ -92,6 +92,8 @@ class _OwnData:  # of the model's own run
 class _Evaluate(_Model):
     split: str
     precision: str
+    compare: Sequence[str]
+    output: str | None
 
 
 @dataclass(kw_only=True)

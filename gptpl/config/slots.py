@@ -112,6 +112,7 @@ SLOTS: Mapping[str, Slot] = {
         kinds=("gptpl.generation.SamplingRules",), implicit="gptpl.generation.SamplingRules", optional=True
     ),
     "judge": Slot(kinds=("gptpl.judging.JudgeModel", "gptpl.judging.NoJudge")),
+    "suite": Slot(kinds=("gptpl.evaluation.benchmarks.Suite",), optional=True),
     "hydra.launcher": Slot(at_runtime=("folder",)),
 }
 _RESUME_OF_TRAINER: Mapping[str, Resume] = {

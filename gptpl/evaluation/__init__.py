@@ -1,7 +1,7 @@
 """What a trained model is worth, as functions of a model and texts, or of what it wrote; what texts hold.
 
-- `surprisal`: mean loss and perplexity of a language model, the loss of each token of a text, and of
-  continuations, as benchmarks ask for; a web page shows a text's.
+- `surprisal`: mean loss and perplexity of a language model, the loss of each token of a text, on a web page.
+- `likelihood`: how likely continuations are, as benchmarks ask for.
 - `classifier`: a classifier's scores on labelled texts, and its predictions for others.
 - `answers`: answers to instructions, and whether they are well-formed.
 - `statistics`: how varied, repetitive and likely generated texts are.

@@ -1,4 +1,4 @@
-"""How likely texts are under a model: loss, each token (also as a web page), or continuations."""
+"""How likely texts are under a model: loss, and each token, also as a web page."""
 
 # B batch, T time, D model, V vocabulary
 
@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.generation.decoding import check_prompts, padded_rows, token_details
+from gptpl.generation.decoding import check_prompts, token_details
 from gptpl.generation.text import TextStream
 from gptpl.model import eval_mode
 from gptpl.model.loss import bits_per_byte, bytes_of, evaluation_loss, perplexity
 from gptpl.model.protocol import body_and_head, context_length, device_of, vocab_size
 from gptpl.tokenizers import Tokenizer
-
-Pair = tuple[Sequence[int], Sequence[int]]
 
 CHUNK = 128  # positions whose logits exist at the same time: 26 MB of GPT-2's in fp32
 
@@ -134,59 +132,6 @@ def _rows(logits: Tensor, targets: Tensor, alternatives: int) -> list[TokenSurpr
         )
         for token, rank, each in zip(targets.tolist(), ranks.tolist(), details, strict=True)
     ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContinuationScore:
-    """A continuation's log-probability in nats, and whether greedy decoding would give it."""
-
-    log_probability: float
-    is_greedy: bool
-
-
-def score_continuations(
-    model: nn.Module, pairs: Sequence[Pair], *, batch_size: int = 8
-) -> Iterator[ContinuationScore]:
-    """The score of each (text, continuation), both token ids, in order.
-
-    A text that is too long for the context loses its beginning, as in the LM Evaluation Harness. In
-    evaluation mode, the probabilities in fp32.
-
-    Raises InputError, before the first score, for an empty text or continuation, one that does not fit the
-    context, and unknown ids.
-    """
-    C, V = context_length(model), vocab_size(model)
-    for number, (text, continuation) in enumerate(pairs):
-        if not text or not 0 < len(continuation) <= C:
-            raise InputError(
-                f"pair {number} must have a text of 1 token or more, and a continuation of 1 to {C}, the"
-                f" model's context, got {len(text)} and {len(continuation)}"
-            )
-    check_prompts([token for pair in pairs for token in pair], vocab_size=V)
-    return _scores(model, pairs, batch_size)
-
-
-def _scores(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> Iterator[ContinuationScore]:
-    C = context_length(model)
-    body, head = body_and_head(model)
-    for start in range(0, len(pairs), batch_size):
-        batch = pairs[start : start + batch_size]
-        # The last token is only predicted: C + 1 of them fit.
-        rows = [[*text, *continuation][-(C + 1) :] for text, continuation in batch]
-        inputs = padded_rows([row[:-1] for row in rows], 0, device_of(model))  # (B, T)
-        found = []
-        with torch.inference_mode(), eval_mode(model):
-            hidden = body(inputs)  # (B, T, D)
-            for states, tokens, (_, continuation) in zip(hidden, rows, batch, strict=True):
-                n, end = len(continuation), len(tokens) - 1
-                targets = torch.tensor(tokens[-n:], device=states.device)
-                log_p = head(states[end - n : end]).float().log_softmax(dim=-1)  # (n, V)
-                score = ContinuationScore(
-                    log_probability=log_p.gather(-1, targets[:, None]).sum().item(),
-                    is_greedy=bool((log_p.argmax(dim=-1) == targets).all()),
-                )
-                found.append(score)
-        yield from found
 
 
 # --- as a web page --------------------------------------------------------------------------------------

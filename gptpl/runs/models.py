@@ -25,6 +25,8 @@ from gptpl.model.protocol import device_of, vocab_size
 from gptpl.weights.adapter import FORMAT as ADAPTER
 
 if TYPE_CHECKING:  # these import Lightning, which `generate` does not need
+    from gptpl.evaluation.benchmarks import Progress as SuiteProgress
+    from gptpl.evaluation.benchmarks import Suite, SuiteResult
     from gptpl.evaluation.classifier import ClassifierEvaluation, Prediction
     from gptpl.runs.evaluation_data import LabelledData, TextData
 
@@ -161,6 +163,27 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
         lengths = self.tokenizer.token_bytes() if given.is_text else None
         found = evaluate(self.net, progress(given.batches), token_bytes=lengths)
         return dataclasses.replace(found, data=given.name, context=given.context)
+
+    def benchmark(
+        self,
+        suite: "Suite | str" = "core",
+        *,
+        output: str | Path | None = None,
+        progress: "SuiteProgress | None" = None,
+        **settings: Any,
+    ) -> "SuiteResult":
+        """What a suite of benchmarks says: `model.benchmark("core", limit=200)`.
+
+        `suite` is a choice of the config group, with settings as in its YAML, or an object. See `run_suite`.
+        """
+        from gptpl.runs.suites import run_suite, suite_of
+
+        name = suite if isinstance(suite, str) else "suite"
+        if isinstance(suite, str):
+            suite = suite_of(suite, **settings)
+        elif settings:
+            raise InputError(f"{', '.join(settings)}: give settings with a suite's name, not with an object")
+        return run_suite([self], suite, name=name, output=output, progress=progress)[0]
 
     def inspect(self, text: str, *, alternatives: int = 5, progress: Progress = iter) -> InspectedText:
         """The surprisal of each token, given all the text before it that the model can read."""

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from gptpl.errors import InputError
-from gptpl.evaluation.surprisal import score_continuations
+from gptpl.evaluation.likelihood import encode_pair, score_continuations, score_groups
+from gptpl.tokenizers import BytesTokenizer
 
 
 def test_scores_are_those_of_transformers(twins):
@@ -21,8 +22,8 @@ def test_scores_are_those_of_transformers(twins):
         with torch.no_grad():
             said = theirs(torch.tensor([text[-(C - 1) :]])).logits[0, -1].argmax().item()
         pairs.append((text[-(C - 1) :], [said]))
-    for batch_size in (1, 3, 100):
-        scores = list(score_continuations(ours, pairs, batch_size=batch_size))
+    for batch_tokens in (1, 3 * C, 10_000):
+        scores = score_continuations(ours, pairs, batch_tokens=batch_tokens)
         for (text, continuation), score in zip(pairs, scores, strict=True):
             tokens = torch.tensor([*text, *continuation])[-(C + 1) :]
             with torch.no_grad():
@@ -44,3 +45,58 @@ def test_bad_pairs_are_refused_before_the_first_score(twins):
         score_continuations(ours, [([1], [1] * (C + 1))])
     with pytest.raises(InputError, match=str(V)):
         score_continuations(ours, [([1], [V])])
+
+
+def test_groups_that_share_a_beginning_have_the_scores_of_each_pair_alone(twins):
+    _, ours = twins
+    C, V = ours.config.context_length, ours.config.vocab_size
+    draw = torch.Generator().manual_seed(5)
+
+    def drawn(length: int) -> list[int]:
+        return torch.randint(0, V, (length,), generator=draw).tolist()
+
+    text = drawn(9)
+    groups = [
+        [(text, drawn(n)) for n in (1, 4, 2, 4)],  # answers to a question, one of them a token
+        [([*text, token], [3, 5]) for token in (1, 2)],  # texts that part before the answer
+        [(drawn(3), drawn(2)), (drawn(3), drawn(2))],  # that have nothing in common
+        [(text, [1, 2]), (text, [1, 2])],  # the same twice
+        [(drawn(C - 4), drawn(4)) for _ in range(3)],
+        [(long := drawn(C - 3), drawn(4)), (long, drawn(3)), (long, drawn(4))],  # more than fit into a row
+        [(drawn(C), drawn(3)), (text, [7])],  # one loses its beginning
+        [(text, text)],
+    ]
+    found = dict(score_groups(ours, groups, batch_tokens=2 * C))
+    assert sorted(found) == list(range(len(groups)))
+    for place, group in enumerate(groups):
+        for (own, continuation), score in zip(group, found[place], strict=True):
+            tokens = torch.tensor([*own, *continuation])[-(C + 1) :]
+            with torch.no_grad():
+                log_p = ours.eval()(tokens[None, :-1])[0].log_softmax(-1)[-len(continuation) :]
+            wanted = log_p[range(len(continuation)), continuation].sum().item()
+            assert score.log_probability == pytest.approx(wanted, abs=1e-4)
+            assert score.tokens == len(continuation)
+            assert score.left_out == max(0, len(own) + len(continuation) - C - 1)
+
+
+def test_a_beginning_is_read_once(twins, monkeypatch):
+    _, ours = twins
+    read = []
+    hidden = type(ours).hidden
+
+    def counted(self, tokens, *, cache=None):
+        read.append(tokens.numel())
+        return hidden(self, tokens, cache=cache)
+
+    monkeypatch.setattr(type(ours), "hidden", counted)
+    list(score_groups(ours, [[(list(range(20)), [1, 2, answer]) for answer in range(4)]]))
+    assert read == [22]  # inputs: the question and the two tokens that all answers begin with
+
+
+def test_a_pair_is_cut_where_the_text_ends():
+    tokenizer = BytesTokenizer()
+    assert encode_pair(tokenizer, "ab", " c") == ([97, 98], [32, 99])
+    assert encode_pair(tokenizer, "ab ", "c") == ([97, 98], [32, 99])
+    assert encode_pair(tokenizer, "", "c") == ([256], [99])
+    with pytest.raises(InputError, match="adds no token"):
+        encode_pair(tokenizer, "ab", "")

@@ -23,7 +23,8 @@ from gptpl.checkpoints.loading import LoadedCheckpoint, load_model, write_model
 from gptpl.checkpoints.resume_state import state_digest
 from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.errors import InputError
-from gptpl.evaluation.surprisal import evaluate, score_continuations, surprisals
+from gptpl.evaluation.likelihood import score_continuations
+from gptpl.evaluation.surprisal import evaluate, surprisals
 from gptpl.generation import SamplingRules, complete, search_text
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
 from gptpl.model.loss import training_loss

@@ -35,7 +35,7 @@ PROGRESS = partial(tqdm, unit="batch", desc="evaluating", disable=None)
 
 @configured("evaluate")
 def evaluate(given: Arguments) -> None:
-    """Evaluate a trained model on any data: its loss, or accuracy, F1 and calibration of a classifier.
+    """Evaluate a trained model on any data or by benchmarks: its loss, right answers, or a classifier's scores.
 
     examples:
       gptpl evaluate checkpoint=RUN                                    # on the run's own validation data
@@ -44,14 +44,23 @@ def evaluate(given: Arguments) -> None:
       gptpl evaluate checkpoint=CLASSIFIER split=test                  # a classifier on its test texts
       gptpl evaluate checkpoint=CLASSIFIER data=labelled data.path=my.csv split=all  # and on your own file
       gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all  # GPT-2 itself
+      gptpl evaluate checkpoint=RUN suite=core suite.limit=200         # benchmarks, 200 questions of each
+      gptpl evaluate checkpoint=RUN suite=core compare=[RUN2,RUN3]     # the same questions to several models
 
     Losses are in nats per token. The text is cut into sequences; gptpl inspect gives tokens more context, and so
-    measures a lower loss on the same text. Writes nothing.
+    measures a lower loss on the same text. Writes nothing; a suite writes results.json and report.html, and keeps
+    every score: the same command continues where it was interrupted.
     """
     from gptpl.runs.loaded import load
     from gptpl.runs.models import Classifier, LanguageModel
 
     cfg = settings_of(given)
+    if cfg.get("suite") is not None:
+        _benchmarks(given, cfg)
+        return
+    for name in ("compare", "output"):
+        if cfg[name]:
+            raise InputError(f"{name}= is for benchmarks: give suite=NAME, or leave it out")
     model, data = load(**given_model(cfg), precision=cfg["precision"]), cfg["data"]
     if data["batch_size"] == "auto":
         raise InputError("data.batch_size=auto is for training: give a whole number")
@@ -74,6 +83,35 @@ def evaluate(given: Arguments) -> None:
     print(f"perplexity  {result.perplexity:.2f}")
     if result.bits_per_byte is not None:
         print(f"bits/byte   {result.bits_per_byte:.4f}")
+
+
+def _benchmarks(given: Arguments, cfg: dict[str, Any]) -> None:
+    from gptpl.evaluation.suite_report import result_lines
+    from gptpl.runs.listing import find_run
+    from gptpl.runs.loaded import load_language_model
+    from gptpl.runs.suites import FOLDER, PAGE, run_suite
+
+    if "_target_" in cfg["data"]:
+        raise InputError("data= and suite= are both set: a suite has data of its own, give one of them")
+    suite = instantiate(given.config.suite)
+    keys = [override.partition("=") for override in given.overrides]
+    name = next((value for key, _, value in keys if key.lstrip("+") == "suite"), "suite")
+    others = [find_run(each, key="compare") for each in cfg["compare"]]
+    first = given_model(cfg)
+    shared = {"device": cfg["device"], "trust": cfg["trust"], "precision": cfg["precision"]}
+    model = load_language_model(**{**first, **shared})
+    own = Path(FOLDER) if model.run_dir is None else model.run_dir / FOLDER
+    output = own / name if cfg["output"] is None else Path(cfg["output"]).expanduser()
+
+    def models() -> "Iterator[LanguageModel]":
+        yield model
+        for other in others:
+            yield load_language_model(other, **shared)
+
+    progress = partial(tqdm, unit="question", disable=None)
+    results = run_suite(models(), suite, name=name, output=output, progress=progress)
+    print("\n".join(result_lines(results)))
+    print(f"page        {output / PAGE}")
 
 
 def _datamodule(data: dict[str, Any], model: "LanguageModel", template: "PromptTemplate | None") -> Any:

@@ -1,0 +1,261 @@
+"""How likely a model finds continuations of texts, several of which may share a beginning.
+
+Questions with several answers are read once: their common beginning, then every rest beside the others, each
+of which sees the beginning and itself. A row of four answers of 25 tokens to a question of 70 has 170 tokens
+in place of 380, and logits are computed for the answers alone.
+"""
+
+# B rows, T time, C context, D model, V vocabulary, N scored positions
+
+import inspect
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gptpl.errors import InputError
+from gptpl.generation.decoding import check_prompts, padded_rows
+from gptpl.model import eval_mode
+from gptpl.model.protocol import body_and_head, context_length, device_of, vocab_size
+from gptpl.tokenizers import Tokenizer
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""The tokens of a text and of a continuation."""
+
+CHUNK = 128  # positions whose logits exist at the same time: 26 MB of GPT-2's in fp32
+BATCH_TOKENS = {"cpu": 1024}
+"""Tokens that are read at a time, by device: more make no faster."""
+_MANY_TOKENS = 32_768  # of a GPU
+_NO_BRANCH = -1  # of padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationScore:
+    """A continuation's log-probability in nats, and whether greedy decoding would give it.
+
+    `tokens` are those of the continuation; `left_out` those at the text's beginning that the context had no
+    room for.
+    """
+
+    log_probability: float
+    is_greedy: bool
+    tokens: int
+    left_out: int = 0
+
+
+def encode_pair(tokenizer: Tokenizer, text: str, continuation: str) -> Pair:
+    """Tokens of both together, cut where the text's own tokens end, as in the LM Evaluation Harness.
+
+    White space at the end of the text belongs to the continuation; an empty text is end-of-text. Raises
+    InputError for a continuation that adds no token.
+    """
+    kept = text.rstrip()
+    continuation = text[len(kept) :] + continuation
+    if not kept:
+        before, whole = [tokenizer.eot_id], [tokenizer.eot_id, *map(int, tokenizer.encode(continuation))]
+    else:
+        before = [int(token) for token in tokenizer.encode(kept)]
+        whole = [int(token) for token in tokenizer.encode(kept + continuation)]
+    if len(whole) <= len(before):
+        raise InputError(f"the continuation {continuation!r} adds no token to {kept[-40:]!r}")
+    return whole[: len(before)], whole[len(before) :]
+
+
+def score_continuations(
+    model: nn.Module, pairs: Sequence[Pair], *, batch_tokens: int | None = None
+) -> list[ContinuationScore]:
+    """The score of each (text, continuation), in order; see `score_groups`."""
+    found = dict(score_groups(model, [[pair] for pair in pairs], batch_tokens=batch_tokens))
+    return [found[place][0] for place in range(len(pairs))]
+
+
+def score_groups(
+    model: nn.Module, groups: Sequence[Sequence[Pair]], *, batch_tokens: int | None = None
+) -> Iterator[tuple[int, list[ContinuationScore]]]:
+    """The scores of each group of (text, continuation), with its place; groups of one length come together.
+
+    What the sequences of a group have in common at their beginning is read once, where the model's `hidden`
+    takes a cache. Batches have about `batch_tokens` tokens (None: as suits the device), or one group. A text
+    that is too long for the context loses its beginning. In evaluation mode, the probabilities in fp32.
+
+    Raises InputError, before the first score, for an empty text or continuation, a continuation that does
+    not fit the context, and unknown ids.
+    """
+    C, V = context_length(model), vocab_size(model)
+    for place, group in enumerate(groups):
+        for text, continuation in group:
+            if not text or not 0 < len(continuation) <= C:
+                raise InputError(
+                    f"pair {place} must have a text of 1 token or more, and a continuation of 1 to {C}, the"
+                    f" model's context, got {len(text)} and {len(continuation)}"
+                )
+    check_prompts([tokens for group in groups for pair in group for tokens in pair], vocab_size=V)
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS.get(device_of(model).type, _MANY_TOKENS)
+    return _scores(model, groups, batch_tokens)
+
+
+def _scores(
+    model: nn.Module, groups: Sequence[Sequence[Pair]], batch_tokens: int
+) -> Iterator[tuple[int, list[ContinuationScore]]]:
+    C = context_length(model)
+    body, _ = body_and_head(model)
+    shares = "cache" in inspect.signature(body).parameters
+    rows: list[list[_Row]] = []
+    for place, group in enumerate(groups):
+        sequences = [
+            _Sequence.of(text, continuation, C, (place, number))
+            for number, (text, continuation) in enumerate(group)
+        ]
+        rows.append(list(_rows(sequences, C)) if shares else [_Row([each]) for each in sequences])
+    missing = [len(group) for group in groups]
+    found: dict[int, dict[int, ContinuationScore]] = {place: {} for place in range(len(groups))}
+    for batch in _batches(rows, batch_tokens):
+        for (place, number), score in _scored(model, batch):
+            found[place][number] = score
+            missing[place] -= 1
+            if not missing[place]:
+                scores = found.pop(place)
+                yield place, [scores[each] for each in range(len(scores))]
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """What the model reads of a pair, `inputs`, and predicts, `targets`, which end one token later."""
+
+    inputs: list[int]
+    targets: list[int]
+    key: tuple[int, int]
+    left_out: int
+
+    @classmethod
+    def of(
+        cls, text: Sequence[int], continuation: Sequence[int], context: int, key: tuple[int, int]
+    ) -> "_Sequence":
+        # The last token is only predicted: one more than the context fits.
+        whole = [*text, *continuation]
+        kept = whole[-(context + 1) :]
+        return cls(kept[:-1], list(continuation), key, len(whole) - len(kept))
+
+
+class _Row:
+    """Sequences in one row: their common beginning, then the rest of each, its branch.
+
+    Attributes:
+        tokens, positions: of the row.
+        branches: the number of the branch that a token is in; 0: the beginning.
+    """
+
+    def __init__(self, sequences: "Sequence[_Sequence]", beginning: int | None = None) -> None:
+        self.sequences = sequences
+        first = sequences[0].inputs
+        self._beginning = P = len(first) if beginning is None else beginning
+        self.tokens, self.positions, self.branches = first[:P], list(range(P)), [0] * P
+        self._starts = []
+        for number, each in enumerate(sequences, 1):
+            rest = each.inputs[P:]
+            self._starts.append(len(self.tokens))
+            self.tokens = self.tokens + rest
+            self.positions += range(P, P + len(rest))
+            self.branches += [number] * len(rest)
+
+    def places(self, number: int) -> list[int]:
+        """Where in the row the targets of a sequence are predicted."""
+        each, P, start = self.sequences[number], self._beginning, self._starts[number]
+        end = len(each.inputs)
+        return [p if p < P else start + p - P for p in range(end - len(each.targets), end)]
+
+
+def _rows(sequences: Sequence[_Sequence], context: int) -> Iterator[_Row]:
+    """As few rows as have room for the sequences."""
+    inputs = [each.inputs for each in sequences]
+    same = (len(set(tokens)) == 1 for tokens in zip(*inputs, strict=False))
+    P = sum(itertools.takewhile(bool, same))
+    taken: list[_Sequence] = []
+    length = P
+    for each in sequences:
+        rest = len(each.inputs) - P
+        if taken and length + rest > context:
+            yield _Row(taken, P)
+            taken, length = [], P
+        taken.append(each)
+        length += rest
+    yield _Row(taken, P)
+
+
+def _batches(groups: list[list[_Row]], batch_tokens: int) -> list[list[_Row]]:
+    """Rows of about one length, a group's together.
+
+    The largest batch comes first, the others are shuffled, so that the time that is left is predictable.
+    """
+    batches: list[list[_Row]] = []
+    longest = 0
+    for group in sorted(groups, key=lambda rows: -max(len(row.tokens) for row in rows)):
+        if not batches or (len(batches[-1]) + len(group)) * longest > batch_tokens:
+            batches.append([])
+            longest = max(len(row.tokens) for row in group)
+        batches[-1] += group
+    others = batches[1:]
+    random.Random(0).shuffle(others)
+    return batches[:1] + others
+
+
+def _scored(model: nn.Module, rows: list[_Row]) -> Iterator[tuple[tuple[int, int], ContinuationScore]]:
+    device = device_of(model)
+    body, head = body_and_head(model)
+    tokens = padded_rows([row.tokens for row in rows], 0, device)  # (B, T)
+    sequences = [(row, at, n, each) for at, row in enumerate(rows) for n, each in enumerate(row.sequences)]
+    places = [row.places(number) for row, _, number, _ in sequences]
+    row_of = torch.tensor([at for (_, at, _, _), own in zip(sequences, places, strict=True) for _ in own])
+    time_of = torch.tensor(list(itertools.chain.from_iterable(places)))
+    targets = torch.tensor([token for *_, each in sequences for token in each.targets], device=device)  # (N,)
+    with torch.inference_mode(), eval_mode(model):
+        if any(row.branches[-1] for row in rows):
+            hidden = body(tokens, cache=_Branches(rows, device))  # (B, T, D)
+        else:
+            hidden = body(tokens)
+        states = hidden[row_of.to(device), time_of.to(device)]  # (N, D)
+        log_p, greedy = [], []
+        for part, wanted in zip(torch.split(states, CHUNK), torch.split(targets, CHUNK), strict=True):
+            logits = head(part).float()  # (N, V)
+            log_p.append(logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(dim=-1))
+            greedy.append(logits.argmax(dim=-1) == wanted)
+    lengths = [len(own) for own in places]
+    found = zip(
+        sequences,
+        torch.split(torch.cat(log_p).double().cpu(), lengths),
+        torch.split(torch.cat(greedy).cpu(), lengths),
+        strict=True,
+    )
+    for (*_, each), own_log_p, is_greedy in found:
+        score = ContinuationScore(
+            log_probability=own_log_p.sum().item(),
+            is_greedy=bool(is_greedy.all()),
+            tokens=len(each.targets),
+            left_out=each.left_out,
+        )
+        yield each.key, score
+
+
+class _Branches:
+    """Stands in place of a `KVCache`: positions and mask of rows with branches, and nothing kept."""
+
+    def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
+        self._positions = padded_rows([row.positions for row in rows], 0, device)  # (B, T)
+        branches = padded_rows([row.branches for row in rows], _NO_BRANCH, device)  # (B, T)
+        T = branches.shape[1]
+        earlier = torch.ones(T, T, dtype=torch.bool, device=device).tril()
+        seen = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])  # (B, T, T)
+        self._mask = (seen & earlier)[:, None]  # (B, 1, T, T)
+
+    def positions(self, T: int) -> Tensor:
+        return self._positions
+
+    def mask(self) -> Tensor:
+        return self._mask
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
