@@ -80,6 +80,9 @@ def _names(kinds: Sequence[str]) -> str:
 _NESTED = (
     "gptpl.data.sources.Corpus",
     "gptpl.data.sources.LabelledCorpus",
+    "gptpl.evaluation.benchmarks.Questions",
+    "gptpl.evaluation.benchmarks.Suite",
+    "gptpl.evaluation.benchmarks.Task",
     "gptpl.generation.SamplingRules",
     "torch.nn.Module",
     "torch.optim.Optimizer",

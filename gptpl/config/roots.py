@@ -92,7 +92,7 @@ class _OwnData:  # of the model's own run
 class _Evaluate(_Model):
     split: str
     precision: str
-    compare: Sequence[str]
+    compare_with: Sequence[str]
     output: str | None
 
 

@@ -485,6 +485,7 @@ class Suite:
         if not self.tasks:
             raise InputError("the suite has no task: give one or more")
         self.limit, self.seed, self.batch_tokens = limit, seed, batch_tokens
+        self._questions: dict[str, list[Question]] = {}
 
     def run(
         self,
@@ -512,7 +513,12 @@ class Suite:
         return SuiteResult(suite=name, model=facts, tasks=results)
 
     def questions(self, task: str) -> list[Question]:
-        """Those that a task asks, drawn where there are more than the limit."""
+        """Those that a task asks, drawn where there are more than the limit; they are read once."""
+        if task not in self._questions:
+            self._questions[task] = self._drawn(task)
+        return self._questions[task]
+
+    def _drawn(self, task: str) -> list[Question]:
         questions = self.tasks[task].questions()
         if not questions:
             raise InputError(f"{task} has no questions")

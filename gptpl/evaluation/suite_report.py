@@ -63,7 +63,7 @@ def result_lines(results: Sequence[SuiteResult]) -> list[str]:
     kept = [
         place
         for place, cells in enumerate(zip(*rows[1:], strict=True))
-        if place <= len(head) or not all(cell in empty for cell in cells)
+        if place < len(head) or not all(cell in empty for cell in cells)
     ]
     numbers = [n for n, place in enumerate(kept) if place > len(head)]
     lines = table([[row[place] for place in kept] for row in rows], right=numbers)

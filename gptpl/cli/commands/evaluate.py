@@ -45,7 +45,7 @@ def evaluate(given: Arguments) -> None:
       gptpl evaluate checkpoint=CLASSIFIER data=labelled data.path=my.csv split=all  # and on your own file
       gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all  # GPT-2 itself
       gptpl evaluate checkpoint=RUN suite=core suite.limit=200         # benchmarks, 200 questions of each
-      gptpl evaluate checkpoint=RUN suite=core compare=[RUN2,RUN3]     # the same questions to several models
+      gptpl evaluate checkpoint=RUN suite=core compare_with=[RUN2,RUN3]  # the same questions to several models
 
     Losses are in nats per token. The text is cut into sequences; gptpl inspect gives tokens more context, and so
     measures a lower loss on the same text. Writes nothing; a suite writes results.json and report.html, and keeps
@@ -58,7 +58,7 @@ def evaluate(given: Arguments) -> None:
     if cfg.get("suite") is not None:
         _benchmarks(given, cfg)
         return
-    for name in ("compare", "output"):
+    for name in ("compare_with", "output"):
         if cfg[name]:
             raise InputError(f"{name}= is for benchmarks: give suite=NAME, or leave it out")
     model, data = load(**given_model(cfg), precision=cfg["precision"]), cfg["data"]
@@ -96,7 +96,7 @@ def _benchmarks(given: Arguments, cfg: dict[str, Any]) -> None:
     suite = instantiate(given.config.suite)
     keys = [override.partition("=") for override in given.overrides]
     name = next((value for key, _, value in keys if key.lstrip("+") == "suite"), "suite")
-    others = [find_run(each, key="compare") for each in cfg["compare"]]
+    others = [find_run(each, key="compare_with") for each in cfg["compare_with"]]
     first = given_model(cfg)
     shared = {"device": cfg["device"], "trust": cfg["trust"], "precision": cfg["precision"]}
     model = load_language_model(**{**first, **shared})

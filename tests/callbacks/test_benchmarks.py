@@ -1,0 +1,46 @@
+"""Benchmarks during training: when, what, where to, and that training does not notice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptpl.callbacks.benchmarks import Benchmarks
+from gptpl.errors import InputError
+from gptpl.evaluation.benchmarks import MultipleChoice, QuestionFile, Suite
+
+
+def suite_in(folder: Path) -> Suite:
+    rows = [{"context": f"{n} is", "choices": ["a", "the b", "c d e"], "gold": n % 3} for n in range(9)]
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return Suite(tasks={"mine": MultipleChoice(data=QuestionFile(path=str(path)))})
+
+
+def test_they_are_asked_at_due_steps_and_at_the_end(training: Any, tmp_path: Path) -> None:
+    path, suite = tmp_path / "run" / "benchmarks.jsonl", suite_in(tmp_path)
+    trainer = training.fit(Benchmarks(suite=suite, path=path, every_n_steps=3))
+    found = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [record["step"] for record in found] == [3, 6, 8]
+    module = trainer.lightning_module
+    last = suite.run(module.net, module.tokenizer).tasks["mine"].metrics
+    assert found[-1]["metrics"] == {f"mine/{name}": metric.value for name, metric in last.items()}
+    assert found[-1]["tokens_seen"] == module.tokens_seen
+
+
+def test_training_does_not_notice(training: Any, tmp_path: Path) -> None:
+    path, suite = tmp_path / "run" / "benchmarks.jsonl", suite_in(tmp_path)
+    alone = training.fit().lightning_module.state_dict()
+    asked = training.fit(Benchmarks(suite=suite, path=path, every_n_steps=1)).lightning_module.state_dict()
+    assert all(torch.equal(value, asked[name]) for name, value in alone.items())
+
+
+def test_what_would_fail_later_fails_before_training(training: Any, tmp_path: Path) -> None:
+    data = QuestionFile(path=str(tmp_path / "none.jsonl"))
+    suite = Suite(tasks={"mine": MultipleChoice(data=data)})
+    with pytest.raises(InputError, match=r"none\.jsonl cannot be read"):
+        training.fit(Benchmarks(suite=suite, path=tmp_path / "benchmarks.jsonl"))
+    with pytest.raises(InputError, match="must be 1 or more, got 0"):
+        Benchmarks(suite=suite, path=tmp_path / "benchmarks.jsonl", every_n_steps=0)

