@@ -5,6 +5,7 @@ a class and a YAML, also a user's own. The scores of every question are kept, so
 evaluation continues, and two models are compared question by question.
 """
 
+import copy
 import gzip
 import hashlib
 import json
@@ -26,8 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.errors import InputError
-from gptpl.evaluation.likelihood import ContinuationScore, encode_pair, score_groups
+from gptpl.evaluation.likelihood import ContinuationScore, Pair, encode_pair, score_groups
 from gptpl.files.download import cache_dir, remembered_sha256
 from gptpl.files.durable import PartialResults
 from gptpl.files.plain import parse_json
@@ -56,14 +58,14 @@ class Question:
 
     Attributes:
         id: unique among those of a task.
-        answers: each a text and its continuation, which is what counts.
+        answers: each a text and its continuation, which is what counts; or the tokens of both.
         gold: the number of the right answer; None: there is none.
         groups: names of groups that have a figure of their own, such as a question's subject.
         facts: what else a task's metrics need to know.
     """
 
     id: str
-    answers: tuple[tuple[str, str], ...]
+    answers: tuple[tuple[Any, Any], ...]
     gold: int | None = None
     groups: tuple[str, ...] = ()
     facts: Mapping[str, Any] | None = None
@@ -286,6 +288,10 @@ class Task(ABC):
     primary: str
     about: About
 
+    def of_model(self, loaded: LoadedCheckpoint) -> "Task":
+        """The task for a model; another one where its questions depend on the model's training."""
+        return self
+
     @abstractmethod
     def questions(self) -> list[Question]:
         """All questions. Raises InputError for data that are missing or damaged."""
@@ -487,6 +493,15 @@ class Suite:
         self.limit, self.seed, self.batch_tokens = limit, seed, batch_tokens
         self._questions: dict[str, list[Question]] = {}
 
+    def of_model(self, loaded: LoadedCheckpoint) -> "Suite":
+        """The suite with its tasks for a model; questions that do not depend on one are not read again."""
+        made = copy.copy(self)
+        made.tasks = {name: task.of_model(loaded) for name, task in self.tasks.items()}
+        made._questions = {
+            name: read for name, read in self._questions.items() if made.tasks[name] is self.tasks[name]
+        }
+        return made
+
     def run(
         self,
         net: nn.Module,
@@ -543,7 +558,7 @@ class Suite:
             if question.id in kept.scores:
                 continue
             try:
-                pairs = [encode_pair(tokenizer, *answer) for answer in question.answers]
+                pairs = [_tokens(answer, tokenizer) for answer in question.answers]
             except InputError as error:
                 raise InputError(f"{task}, question {question.id}: {error}") from error
             if all(len(continuation) <= context_length(net) for _, continuation in pairs):
@@ -560,6 +575,10 @@ class Suite:
         with kept:
             for place, scores in found:
                 kept.add(missing[place].id, scores)
+
+
+def _tokens(answer: tuple[Any, Any], tokenizer: Tokenizer) -> Pair:
+    return encode_pair(tokenizer, *answer) if isinstance(answer[0], str) else answer
 
 
 class _Kept:
@@ -642,7 +661,7 @@ def _result(task: Task, asked: Sequence[Question], kept: _Kept) -> TaskResult:
         for group in question.groups:
             members.setdefault(group, []).append(place)
     groups = {}
-    for group, places in sorted(members.items()):
+    for group, places in members.items():
         own = {name: each[places] for name, each in values.items()}
         groups[group] = len(places), task.metrics([questions[place] for place in places], own)[task.primary]
     primary = values.get(task.primary)

@@ -13,7 +13,7 @@ from gptpl.evaluation.benchmarks import Metric, ModelFacts, SuiteResult, TaskRes
 from gptpl.files.figures import COLOURS, GREY
 from gptpl.text import duration_text, table
 
-PERCENT = ("acc", "acc_norm", "acc_per_token", "centred")
+PERCENT = ("acc", "acc_norm", "acc_per_token", "centred", "extracted")
 """Metrics that are fractions of questions."""
 CUT = (
     "beginning cut: questions longer than the model's context, which lose their beginning; not asked: those"

@@ -59,9 +59,8 @@ def run_suite(
     for model in models:
         known = ModelFacts.of(_name(model, results), model.net, model.tokenizer, model.step)
         scores = None if folder is None else folder / SCORES / known.sha256[:16]
-        results.append(
-            suite.run(model.net, model.tokenizer, model=known, name=name, folder=scores, progress=progress)
-        )
+        settings: dict[str, Any] = {"model": known, "name": name, "folder": scores, "progress": progress}
+        results.append(suite.of_model(model).run(model.net, model.tokenizer, **settings))
     if folder is not None:
         text = json.dumps(record(results), ensure_ascii=False, indent=2)
         write_atomically(folder / RESULTS, text + "\n")

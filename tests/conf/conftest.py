@@ -18,7 +18,7 @@ def compose(tmp_path, monkeypatch) -> Callable[..., DictConfig]:
     (tmp_path / "text.txt").write_text("A text of the user's own. " * 200)
 
     def compose(command: str, *overrides: str) -> DictConfig:
-        files = {"data=text_file", "data=corpus", "data=instruction_file"}
+        files = {"data=canaries", "data=text_file", "data=corpus", "data=instruction_file"}
         own = ["data.path=text.txt"] if files & set(overrides) else []
         if "data=mixture" in overrides:
             text = "path: text.txt, epochs: 1"
