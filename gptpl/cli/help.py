@@ -27,7 +27,7 @@ ORDER = (
     *("generate", "respond"),
     *("classify", "inspect", "evaluate", "judge", "report", "runs list", "runs show", "runs diff"),
     *("runs tag", "runs note", "runs rm", "data encode", "data show", "tokenizer train"),
-    *("weights fetch", "weights list", "weights convert", "doctor"),
+    *("weights fetch", "weights list", "weights convert", "card", "doctor"),
 )
 """The commands in the order of the overview; others come last."""
 

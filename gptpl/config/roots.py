@@ -131,6 +131,13 @@ class _WeightsConvert(_Model):
 
 
 @dataclass(kw_only=True)
+class _Card(_Model):
+    output: str | None
+    intended_use: str | None
+    licence: str | None
+
+
+@dataclass(kw_only=True)
 class _Search:
     sampler: str
     n_trials: int | None
@@ -243,6 +250,7 @@ ROOTS: dict[str, type] = {
     "judge": _Judge,
     "weights_fetch": _WeightsFetch,
     "weights_convert": _WeightsConvert,
+    "card": _Card,
     "sweep": _with_node("sweep", _Search),
     "tokenizer_train": _with_node("tokenizer", _TokenizerNode),
     "doctor": _with_node("doctor", _DoctorNode),

@@ -98,9 +98,9 @@ def notes(result: SuiteResult) -> list[str]:
     return [f"{name}: {text}" for name, text in limits.items() if text]
 
 
-def record(results: Sequence[SuiteResult], *, command: str | None = None) -> dict[str, Any]:
+def record(results: Sequence[SuiteResult]) -> dict[str, Any]:
     """Plain data for a JSON file; nan and infinite values are null."""
-    made: dict[str, Any] = {"gptpl": __version__, "command": command, "results": []}
+    made: dict[str, Any] = {"gptpl": __version__, "results": []}
     for result in results:
         tasks = {}
         for name, task in result.tasks.items():

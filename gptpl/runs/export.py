@@ -6,6 +6,7 @@
 import html
 import json
 import logging
+import math
 import re
 import shlex
 import shutil
@@ -38,10 +39,13 @@ from gptpl.checkpoints.loading import (
     write_model,
 )
 from gptpl.errors import InputError
-from gptpl.files.durable import share
+from gptpl.evaluation.benchmarks import Metric, ModelFacts
+from gptpl.evaluation.suite_report import interval, shown
+from gptpl.files.durable import share, write_atomically
 from gptpl.model import GPTModel, count_parameters
 from gptpl.model.loss import perplexity
 from gptpl.model.protocol import gpt_model
+from gptpl.runs.suites import recorded
 from gptpl.text import one_line
 from gptpl.tokenizers import GPT2Tokenizer
 from gptpl.tokenizers.gpt2 import vocabulary_files
@@ -93,13 +97,7 @@ def export(
             _write_classifier(loaded, format, folder, dtype=dtype, verify=verify)
         else:
             loaded = _write_model(loaded, format, folder, dtype=dtype, verify=verify)
-        try:
-            card = _card(loaded, format, folder, output.name, dtype)
-        except (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{loaded.path} records its past otherwise than this gptpl ({type(error).__name__}: {error}):"
-                " use the gptpl that wrote it, or restore the file"
-            ) from error
+        card = _checked_card(loaded, format, folder, output.name, dtype)
         (folder / "README.md").write_text(card, encoding="utf-8")
         share(folder)
         try:
@@ -204,8 +202,44 @@ def _write_adapter(loaded: Loaded, folder: Path, *, verify: bool) -> None:
 _SHOWN_CHARACTERS = 500
 
 
-def _card(loaded: Loaded, format: str, folder: Path, name: str, dtype: str | None) -> str:
-    """Fill in `model_card.md`; errors of Jinja and of types come from a damaged past."""
+def write_card(
+    loaded: Loaded, path: Path | str, *, intended_use: str | None = None, licence: str | None = None
+) -> Path:
+    """Write the model card of a run's model, with what suites of benchmarks have measured of these weights.
+
+    `intended_use` and `licence` are texts of yours, Markdown; None: the card's own words. Raises InputError
+    for a file that is there already, or cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.exists():
+        raise InputError(f"output={path} is there already: give a new file, or remove it")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"output={path} cannot be made: make its parent folder first")
+    own = {"intended_use": intended_use, "licence": licence}
+    write_atomically(path, _checked_card(loaded, OWN, None, str(loaded.path), None, **own))
+    return path
+
+
+def _checked_card(loaded: Loaded, *of_card: Any, **texts: Any) -> str:
+    try:
+        return _card(loaded, *of_card, **texts)
+    except (jinja2.TemplateError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{loaded.path} records its past otherwise than this gptpl ({type(error).__name__}: {error}):"
+            " use the gptpl that wrote it, or restore the file"
+        ) from error
+
+
+def _card(
+    loaded: Loaded,
+    format: str,
+    folder: Path | None,
+    name: str,
+    dtype: str | None,
+    intended_use: str | None = None,
+    licence: str | None = None,
+) -> str:
+    """Fill in `model_card.md`; errors of Jinja and of types come from a damaged past. No folder: a run."""
     quoted = json.dumps(name, ensure_ascii=False)[1:-1]  # within double quotes
     runs = generations(loaded.lineage)
     facts: dict[str, Any] = {
@@ -218,8 +252,13 @@ def _card(loaded: Loaded, format: str, folder: Path, name: str, dtype: str | Non
         "loaded": loaded,
         "past": [{**run, "losses": _losses(run)} for run in runs if run["step"]],
         "first_weights": _start(runs[-1]["start"]),
+        "exported": folder is not None,
+        "intended_use": intended_use,
+        "licence": licence,
+        "evaluations": _evaluations(loaded) if format != ADAPTER else [],
     }
     if format == ADAPTER:
+        assert folder is not None
         header = read_header(loaded.path)
         base = str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
         facts |= {
@@ -238,8 +277,39 @@ def _card(loaded: Loaded, format: str, folder: Path, name: str, dtype: str | Non
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"text": _text, "code": _code, "thousands": "{:,d}".format}
+    environment.filters |= {"text": _text, "code": _code, "thousands": "{:,d}".format, "cell": _cell}
     return environment.from_string((files("gptpl.runs") / "model_card.md").read_text("utf-8")).render(facts)
+
+
+def _evaluations(loaded: Loaded) -> list[dict[str, Any]]:
+    """What the run's suites say of these weights, ready to be shown."""
+    run_dir = getattr(loaded, "run_dir", None)
+    if run_dir is None or not isinstance(loaded, LoadedCheckpoint):
+        return []
+    found = []
+    for each in recorded(run_dir, ModelFacts.of("", loaded.net, loaded.tokenizer)):
+        rows, limits = [], []
+        for name, task in each["tasks"].items():
+            primary, about = task["primary"], task["about"]
+            metric = task["metrics"][primary]
+            licence, count = about["licence"], task["questions"]
+            rows.append([name, primary, *_figures(primary, metric), f"{count:,d}", licence])
+            for group, own in task["groups"].items():
+                rows.append(
+                    [f"{name}: {group}", primary, *_figures(primary, own), f"{own['questions']:,d}", ""]
+                )
+            limits += [f"{name}: {about['limits']}"] if about["limits"] else []
+        found.append({**each, "rows": rows, "limits": limits})
+    return found
+
+
+def _figures(name: str, metric: Mapping[str, Any]) -> list[str]:
+    """A recorded metric with its interval, and what chance is."""
+    value, low, high, chance = (metric[key] for key in ("value", "low", "high", "chance"))
+    if value is None:
+        return ["-", "-"]
+    known = Metric(value=value, low=math.nan if low is None else low, high=high or 0.0)
+    return [interval(name, known), "-" if chance is None else shown(name, chance)]
 
 
 def _dtype(net: GPTModel) -> str:
@@ -274,6 +344,10 @@ def _start(start: Mapping[str, Any]) -> str:
 def _text(name: str) -> str:
     """A name as Markdown that means nothing but itself, on one line."""
     return re.sub(r"[\\`*\[\]#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", html.escape(one_line(name), quote=False))
+
+
+def _cell(text: object) -> str:
+    return _text(str(text)).replace("|", "\\|")
 
 
 def _code(value: object) -> str:

@@ -1,7 +1,9 @@
 """Suites of benchmarks on loaded models; their scores, figures and a page in a folder."""
 
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from gptpl.files.durable import write_atomically
 
 if TYPE_CHECKING:
     from gptpl.runs.models import LanguageModel
+
+log = logging.getLogger(__name__)
 
 FOLDER = "evaluations"
 RESULTS, PAGE, SCORES = "results.json", "report.html", "scores"
@@ -45,12 +49,13 @@ def run_suite(
     name: str = "suite",
     output: str | Path | None = None,
     progress: Progress | None = None,
-    facts: Mapping[str, str] | None = None,
+    command: str | None = None,
 ) -> list[SuiteResult]:
     """Measure each model by the suite; the questions are the same for all.
 
     In the folder `output` are `results.json`, `report.html`, and the scores of every question, by which the
-    same call continues after an interruption. None writes nothing. Raises InputError as `Suite.run`.
+    same call continues after an interruption. None writes nothing. `command` is what a reader may type to get
+    the same. Raises InputError as `Suite.run`.
     """
     folder = None if output is None else Path(output).expanduser()
     if folder is not None and folder.exists() and not folder.is_dir():
@@ -62,10 +67,27 @@ def run_suite(
         settings: dict[str, Any] = {"model": known, "name": name, "folder": scores, "progress": progress}
         results.append(suite.of_model(model).run(model.net, model.tokenizer, **settings))
     if folder is not None:
-        text = json.dumps(record(results), ensure_ascii=False, indent=2)
+        facts = {"date": datetime.now(UTC).date().isoformat()} | ({"command": command} if command else {})
+        text = json.dumps(facts | record(results), ensure_ascii=False, indent=2)
         write_atomically(folder / RESULTS, text + "\n")
         write_atomically(folder / PAGE, page(results, facts=facts))
     return results
+
+
+def recorded(run_dir: Path, model: ModelFacts) -> list[dict[str, Any]]:
+    """What the suites of a run's folder say of these weights, as in `results.json`, newest last.
+
+    Each has `suite`, `tasks`, `date` and `command`, which may be None. Unreadable files are left out.
+    """
+    found = []
+    for path in sorted((run_dir / FOLDER).glob(f"*/{RESULTS}"), key=lambda path: path.stat().st_mtime):
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            own = [each for each in content["results"] if each["model"]["sha256"] == model.sha256]
+            found += [{**each, "date": content["date"], "command": content.get("command")} for each in own]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            log.warning("%s cannot be read (%s): it is left out", path, error)
+    return found
 
 
 def _name(model: "LanguageModel", others: Iterable[SuiteResult]) -> str:

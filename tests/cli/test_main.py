@@ -108,7 +108,7 @@ def test_an_unknown_command_is_refused(refused):
         " autotune, verify-resume, generate, respond, classify, inspect, evaluate, judge, report, runs list,"
         " runs show, runs diff, runs tag, runs note, runs rm, data encode, data show, tokenizer train,"
         " weights fetch,"
-        " weights list, weights convert, doctor: did you mean train?"
+        " weights list, weights convert, card, doctor: did you mean train?"
     )
 
 

@@ -42,7 +42,7 @@ ROOTS = (
     *("train", "generate", "respond", "classify", "inspect", "evaluate", "judge"),
     *("weights_fetch", "weights_convert"),
     *("sweep", "plan", "find_lr", "find_batch_size", "autotune", "data_encode", "data_show", "verify_resume"),
-    *("tokenizer_train", "doctor", "submit"),
+    *("tokenizer_train", "doctor", "submit", "card"),
 )
 GROUPS = tuple(default_choices("train"))
 WITHOUT_DEFAULT = {

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -109,7 +110,8 @@ def _benchmarks(given: Arguments, cfg: dict[str, Any]) -> None:
             yield load_language_model(other, **shared)
 
     progress = partial(tqdm, unit="question", disable=None)
-    results = run_suite(models(), suite, name=name, output=output, progress=progress)
+    command = shlex.join(["gptpl", "evaluate", *given.overrides])
+    results = run_suite(models(), suite, name=name, output=output, progress=progress, command=command)
     print("\n".join(result_lines(results)))
     print(f"page        {output / PAGE}")
 

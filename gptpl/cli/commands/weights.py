@@ -1,5 +1,6 @@
-"""The commands on weights: download, list and convert them."""
+"""The commands on weights: download, list, convert and describe them."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptpl.cli.arguments import Arguments, configured
@@ -81,6 +82,27 @@ def weights_convert(given: Arguments) -> None:
     if cfg["format"] == "adapter" and any(cfg.get(key) for key in ("model", "tokenizer", "init")):
         raise InputError("format=adapter keeps what the run has: leave model=, tokenizer= and init= out")
     print(export(_loaded(cfg), cfg["format"], cfg["output"], dtype=cfg["dtype"], verify=cfg["verify"]))
+
+
+@configured("card")
+def card(given: Arguments) -> None:
+    """Write the model card of a run: its past, what was measured of it, what it is for.
+
+    examples:
+      gptpl card checkpoint=RUN                                  # RUN/model_card.md
+      gptpl card checkpoint=RUN intended_use='Teaching only.' licence='CC BY 4.0'  # in your own words
+      gptpl card checkpoint=RUN output=README.md                 # another file
+
+    Measure first, the figures come from the run's folder: gptpl evaluate checkpoint=RUN suite=core, and suite=bias.
+    """
+    from gptpl.cli.model_input import settings_of
+    from gptpl.runs.export import write_card
+
+    cfg = settings_of(given)
+    loaded = _loaded(cfg)
+    run_dir = getattr(loaded, "run_dir", None)
+    output = (run_dir or Path()) / "model_card.md" if cfg["output"] is None else Path(cfg["output"])
+    print(write_card(loaded, output, intended_use=cfg["intended_use"], licence=cfg["licence"]))
 
 
 def _loaded(cfg: dict[str, Any]) -> "LoadedCheckpoint | LoadedClassifier":
