@@ -296,8 +296,9 @@ class DurableCheckpointIO(CheckpointIO):
         remove_checkpoint(Path(path))
 
     def teardown(self) -> None:
-        """Finish a write that nothing else has waited for."""
+        """Finish a write that nothing else has waited for; the Trainer may fit again."""
         self.finish()
+        self._ended.clear()
 
 
 def _stand_back() -> None:

@@ -140,7 +140,12 @@ def _fit(run: Run) -> dict[str, float]:
             together = processes()
             if not is_worker_process():
                 log.info("%s", stop)
-                _record(run, started_seconds, stopped={"reason": stop.reason, "step": stop.step})
+                try:
+                    _record(run, started_seconds, stopped={"reason": stop.reason, "step": stop.step})
+                except OSError as error:
+                    if together is not None:
+                        together.failed(error, reads=False)  # they would wait for this process to end
+                    raise
                 _log_how_to_resume(run)
             elif together is None:
                 return {}  # Lightning would kill the first process for a status other than 0
