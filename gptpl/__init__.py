@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gptpl import filters as filters
     from gptpl.config.compose import compose as compose
     from gptpl.errors import InputError as InputError
     from gptpl.reports import report as report
     from gptpl.runs.build import Run as Run
     from gptpl.runs.build import build as build
     from gptpl.runs.build import resume as resume
+    from gptpl.runs.classifier_rule import ClassifierRule as ClassifierRule
     from gptpl.runs.doctor import doctor as doctor
     from gptpl.runs.finders import autotune as autotune
     from gptpl.runs.finders import find_batch_size as find_batch_size
@@ -40,6 +42,7 @@ _NAMES = {
     "gptpl.errors": ["InputError"],
     "gptpl.reports": ["report"],
     "gptpl.runs.build": ["Run", "build", "resume"],
+    "gptpl.runs.classifier_rule": ["ClassifierRule"],
     "gptpl.runs.doctor": ["doctor"],
     "gptpl.runs.finders": ["autotune", "find_batch_size", "find_lr"],
     "gptpl.runs.loaded": ["load"],
@@ -51,10 +54,12 @@ _NAMES = {
     "gptpl.sweeps.sweep": ["sweep"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
-__all__ = list(_MODULES)
+__all__ = [*_MODULES, "filters"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "filters":  # a room
+        return import_module("gptpl.filters")
     if name not in _MODULES:
         raise AttributeError(f"module 'gptpl' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

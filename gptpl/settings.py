@@ -69,6 +69,7 @@ FRACTION = Limit("a number from 0 to below 1", _is_fraction)
 TWO_FRACTIONS = Limit(
     "two numbers from 0 to below 1", lambda value: len(value) == 2 and all(map(_is_fraction, value))
 )
+PROBABILITY = Limit("above 0 and below 1", lambda value: 0 < value < 1)
 ABOVE_1 = Limit("a number above 1", lambda value: value > 1 and math.isfinite(value))
 COUNT_OR_NULL = Limit("1 or more, or null", lambda value: value >= 1)
 SEED = Limit(f"from 0 to {2**32 - 1}", lambda value: 0 <= value < 2**32)

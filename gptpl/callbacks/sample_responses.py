@@ -12,6 +12,7 @@ from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.sampler import evenly_spaced
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answerer
+from gptpl.filters import Filter
 from gptpl.generation import SamplingRules
 from gptpl.training.instruction_tuning import InstructionModule
 from gptpl.training.module import TrainingModule
@@ -39,12 +40,14 @@ class SampleResponses(Samples):
         max_new_tokens: int = 100,
         every_n_steps: int | None = None,
         every_n_epochs: int | None = 1,
+        filter: Filter | None = None,
     ) -> None:
         super().__init__(
             path=path,
             max_new_tokens=max_new_tokens,
             every_n_steps=every_n_steps,
             every_n_epochs=every_n_epochs,
+            filter=filter,
         )
         self.entries = self._positive("entries", entries)
         self._asked: list[dict[str, str]] = []
@@ -82,6 +85,7 @@ class SampleResponses(Samples):
             template=pl_module.template,
             rules=SamplingRules(),
             max_new_tokens=self.max_new_tokens,
+            filter=self.filter,
         )
 
     def _sample(self, trainer: L.Trainer, module: TrainingModule, position: Record) -> None:
@@ -93,6 +97,8 @@ class SampleResponses(Samples):
         for record, each, answer in zip(records, self._asked, answers, strict=True):
             record |= {"continuation": answer.text, "reference": each["reference"]}
             record["well_formed"] = answer.well_formed
+            if answer.verdict is not None:
+                record["filtered"] = answer.verdict.counts
         self._keep(trainer, records, name="answer", table="responses")
         step, fraction = position["step"], sum(answer.well_formed for answer in answers) / len(answers)
         log.info("well-formed answers at step %d: %.0f %% of %d", step, 100 * fraction, len(answers))

@@ -12,6 +12,7 @@ import torch
 from gptpl.callbacks.after_step import AfterStep, epochs_done, language_module
 from gptpl.callbacks.record_file import Record, RecordFile
 from gptpl.errors import InputError
+from gptpl.filters import Filter, summary
 from gptpl.generation import SamplingRules, complete
 from gptpl.generation.sampling import mixed_generator
 from gptpl.model import GPTClassifier
@@ -38,8 +39,10 @@ class Samples(AfterStep, ABC):
         max_new_tokens: of one sample.
         every_n_steps: sample after optimizer steps that are a multiple of this; None: not by steps.
         every_n_epochs: sample after epochs that are a multiple of this; None: not by epochs.
+        filter: judges the samples: files, log and loggers get the texts that may be shown. The number of
+            findings of each rule is `filtered` in the records, and logged.
 
-    Raises InputError for a number below 1.
+    Raises InputError for a number below 1, and for a filter that is not a `Filter`.
     """
 
     repeats_on_resume = True
@@ -47,9 +50,21 @@ class Samples(AfterStep, ABC):
     """The name of the samples in messages."""
 
     def __init__(
-        self, *, path: str | Path, max_new_tokens: int, every_n_steps: int | None, every_n_epochs: int | None
+        self,
+        *,
+        path: str | Path,
+        max_new_tokens: int,
+        every_n_steps: int | None,
+        every_n_epochs: int | None,
+        filter: Filter | None,
     ) -> None:
         super().__init__()
+        if not (filter is None or isinstance(filter, Filter)):
+            raise InputError(
+                f"filter={filter} of the {self.what} is not a filter: choose one as in"
+                " +filter@callbacks.sample_text.filter=personal_data"
+            )
+        self.filter = filter if filter is not None and filter.rules else None
         self.max_new_tokens = self._positive("max_new_tokens", max_new_tokens)
         self.every_n_steps, self.every_n_epochs = (
             None if value is None else self._positive(name, value)
@@ -117,6 +132,9 @@ class Samples(AfterStep, ABC):
         self._file.append(records)
         step, epoch = records[0]["step"], records[0]["epoch"]
         rows = [[record["prompt"], record["continuation"]] for record in records]
+        counts = [record.get("filtered", {}) for record in records]
+        if any(counts):
+            log.info("%ss at step %d%s: %s", name, step, how, summary(counts))
         for row in rows:
             log.info("%s at step %d (epoch %.3g)%s: [%s] %s", name, step, epoch, how, *map(one_line, row))
         log_table(trainer.loggers, f"sample/{table}", ("prompt", "continuation"), rows, step)
@@ -144,12 +162,14 @@ class SampleText(Samples):
         every_n_steps: int | None = None,
         every_n_epochs: int | None = 1,
         seed: int = 123,
+        filter: Filter | None = None,
     ) -> None:
         super().__init__(
             path=path,
             max_new_tokens=max_new_tokens,
             every_n_steps=every_n_steps,
             every_n_epochs=every_n_epochs,
+            filter=filter,
         )
         if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) and p for p in prompts):
             raise InputError(f"prompts must be a list of one or more texts, none empty, got {prompts!r}")
@@ -192,8 +212,11 @@ class SampleText(Samples):
                 rules=strategy,
                 max_new_tokens=self.max_new_tokens,
                 generator=mixed_generator(device_of(module.net), self.seed, position["step"]),
+                filter=self.filter,
             )
             for record, completion in zip(records, completions, strict=True):
                 record["continuation"] = completion.text
+                if completion.verdict is not None:
+                    record["filtered"] = completion.verdict.counts
             table = strategy.name.replace(", ", "_").replace(" ", "_")
             self._keep(trainer, records, name="sample", table=table, how=f", {strategy.name}")

@@ -15,6 +15,7 @@ from gptpl.config.instantiate import instantiate
 from gptpl.config.overrides import quoted, without_interpolation
 from gptpl.config.signatures import OWN_PACKAGES
 from gptpl.errors import InputError
+from gptpl.filters import Filter
 from gptpl.runs.listing import find_run
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,12 @@ def given_model(cfg: Mapping[str, Any]) -> dict[str, Any]:
             "checkpoint is not set: give checkpoint=RUN_FOLDER, checkpoint=FILE.ckpt, or init=gpt2_hf"
         )
     return {"source": source, "base": base, "device": cfg.get("device", "cpu"), "trust": cfg["trust"]}
+
+
+def given_filter(cfg: Mapping[str, Any]) -> Filter | None:
+    """The filter of `filter=`; None for filter=none."""
+    made = None if cfg.get("filter") is None else instantiate(cfg["filter"])
+    return made if made is not None and made.rules else None
 
 
 def given_text(text: str | None, file: str | None = None, *, key: str, piped: bool = True) -> str | None:

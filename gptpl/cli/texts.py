@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,10 +14,13 @@ from gptpl.cli.model_input import SHORT_KEYS, in_full
 from gptpl.config.compose import composed, plain
 from gptpl.config.groups import choices
 from gptpl.errors import InputError
+from gptpl.filters import Filter, Verdict, summary
 from gptpl.generation import Completion, Piece, SamplingRules, stream_text
 from gptpl.generation.sampling import check_seed, seeded_generator
 from gptpl.model.protocol import cached_form, device_of, vocab_size
 from gptpl.runs.models import LanguageModel
+
+log = logging.getLogger(__name__)
 
 HELP = f"""\
 Type a text to have it continued. An empty line starts from end-of-text. Ctrl-C stops a text, Ctrl-D ends.
@@ -37,6 +41,14 @@ def show(texts: Iterable[str]) -> None:
             print(text, end="", flush=True)
     finally:
         print(flush=True)  # also after Ctrl-C: the shell's prompt begins a line of its own
+
+
+def texts_of(pieces: Iterable[Piece], verdicts: list[Verdict]) -> Iterator[str]:
+    """The text of each piece; the verdicts of a filter on the finished texts are added to the list."""
+    for piece in pieces:
+        yield piece.text
+        if piece.completion is not None and piece.completion.verdict is not None:
+            verdicts.append(piece.completion.verdict)
 
 
 def completed(
@@ -102,10 +114,14 @@ class _Settings:
         self.max_new_tokens, self.seed = cfg["max_new_tokens"], cfg["seed"]
 
 
-def converse(language_model: LanguageModel, given: Arguments) -> None:
-    """Read lines until the input ends; continue each, or carry it out as a command."""
+def converse(language_model: LanguageModel, given: Arguments, filter: Filter | None) -> None:
+    """Read lines until the input ends; continue each, or carry it out as a command.
+
+    At the end, what the filter found in the texts is logged.
+    """
     settings = _Settings(given)
     model = cached_form(language_model.net, rows=1) or language_model.net  # made once for all texts
+    verdicts: list[Verdict] = []
 
     def pieces(line: str) -> Iterator[Piece]:
         return stream_text(
@@ -116,6 +132,7 @@ def converse(language_model: LanguageModel, given: Arguments) -> None:
             max_new_tokens=settings.max_new_tokens,
             stop=settings.stop,
             generator=seeded_generator(settings.seed, device_of(model)),
+            filter=filter,
         )
 
     print(f"{settings.rules.name}; /help lists the commands, Ctrl-D ends")
@@ -125,16 +142,18 @@ def converse(language_model: LanguageModel, given: Arguments) -> None:
         try:
             line = input(">>> ")
             if line.strip() in ("/quit", "/exit"):
-                return
+                break
             if line.startswith("/"):
                 print(settings.command(line))
             else:
                 with contextlib.suppress(KeyboardInterrupt):  # after which `show` ends the line
-                    show(itertools.chain([line], (piece.text for piece in pieces(line))))
+                    show(itertools.chain([line], texts_of(pieces(line), verdicts)))
         except EOFError:
             print()
-            return
+            break
         except KeyboardInterrupt:
             print()
         except InputError as error:
             print(f"error: {error}")
+    if filter is not None:
+        log.info("%s", summary(each.counts for each in verdicts))

@@ -184,9 +184,11 @@ class _Check:
             try:
                 found = typed(plain, annotation)
             except ValueError as error:
-                raise InputError(
-                    f"{path}={_text(plain)}{self._origin(path)}: {error}; see {self.command} --help"
-                ) from error
+                name = path.rpartition(".")[2]
+                remedy = f"see {self.command} --help"
+                if name != path and plain in choices(name, self.config_dir):
+                    remedy = f"to choose a YAML of conf/{name}, give +{name}@{path}={plain}"
+                raise InputError(f"{path}={_text(plain)}{self._origin(path)}: {error}; {remedy}") from error
             if limit := takes.parameters[key].limit:
                 check_limit(limit, annotation, path.removeprefix("model."), found)
             if (type(found) is not type(plain) or found != plain) and not by_reference:

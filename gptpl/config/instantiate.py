@@ -83,6 +83,7 @@ _NESTED = (
     "gptpl.evaluation.benchmarks.Questions",
     "gptpl.evaluation.benchmarks.Suite",
     "gptpl.evaluation.benchmarks.Task",
+    "gptpl.filters.Filter",
     "gptpl.generation.SamplingRules",
     "torch.nn.Module",
     "torch.optim.Optimizer",
@@ -167,7 +168,8 @@ def check_paths_inside(
                 )
             continue
         path = Path(value)
-        if parts[0] in _READING and name != "cache_dir":
+        reads = parts[0] in _READING or "filter" in parts[2:-1]  # callbacks.sample_text.filter.path
+        if reads and name != "cache_dir":
             continue
         is_path = name.endswith(("path", "dir", "file")) or name in ("root", "output")
         leads_out = path.is_absolute() or ".." in path.parts or value.startswith("~")

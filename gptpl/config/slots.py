@@ -111,6 +111,7 @@ SLOTS: Mapping[str, Slot] = {
     "sampling": Slot(
         kinds=("gptpl.generation.SamplingRules",), implicit="gptpl.generation.SamplingRules", optional=True
     ),
+    "filter": Slot(kinds=("gptpl.filters.Filter",), optional=True),
     "judge": Slot(kinds=("gptpl.judging.JudgeModel", "gptpl.judging.NoJudge")),
     "suite": Slot(kinds=("gptpl.evaluation.benchmarks.Suite",), optional=True),
     "hydra.launcher": Slot(at_runtime=("folder",)),

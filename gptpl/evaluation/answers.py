@@ -17,6 +17,7 @@ from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.sources.records import Record
 from gptpl.errors import InputError
 from gptpl.files.durable import PartialResults
+from gptpl.filters import Filter, Verdict
 from gptpl.generation import Completion, Piece, SamplingRules, complete, stream_text
 from gptpl.generation.sampling import check_seed, is_greedy, mixed_generator
 from gptpl.generation.text import Finish
@@ -28,15 +29,21 @@ log = logging.getLogger(__name__)
 RESPONSE = "model_response"
 """The book's name of the model's answer."""
 WELL_FORMED = "well_formed"
+FILTERED = "filtered"
+"""What a filter found in the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A model's answer, see `Answerer.answer`; `text` is stripped of white space, as in the book."""
+    """A model's answer, see `Answerer.answer`; `text` is stripped of white space, as in the book.
+
+    `verdict` is that of the filter, if there is one: `text` is then what may be shown.
+    """
 
     text: str
     well_formed: bool
     finish: Finish
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,7 @@ class Answerer:
     template: PromptTemplate
     rules: SamplingRules
     max_new_tokens: int
+    filter: Filter | None = None
 
     def prompt(self, instruction: str, input: str = "", *, place: str = "the prompt") -> str:
         """The prompt. Raises InputError for one that leaves no room in the model's context."""
@@ -62,7 +70,9 @@ class Answerer:
 
     def stream(self, prompt: str, generator: torch.Generator | None = None) -> Iterator[Piece]:
         """One answer, piece by piece."""
-        return stream_text(self.net, self.tokenizer, [prompt], generator=generator, **self._decoding)
+        return stream_text(
+            self.net, self.tokenizer, [prompt], generator=generator, filter=self.filter, **self._decoding
+        )
 
     def answers(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
         """The answers to several prompts, decoded together."""
@@ -74,16 +84,18 @@ class Answerer:
         return {"rules": self.rules, "max_new_tokens": self.max_new_tokens}
 
     def answer(self, completion: Completion) -> Answer:
-        """The completion of a prompt as an answer.
+        """The completion of a prompt, not filtered yet, as an answer.
 
         It is well-formed if the model ended it by itself, it is not empty, and no line of it begins with the
-        template's response marker.
+        template's response marker, whatever the filter finds in it.
         """
         text = completion.text.strip()
         marker = self.template.response_marker.strip()
         again = any(line.lstrip().startswith(marker) for line in text.splitlines())
         well_formed = completion.finish == "end_of_text" and bool(text) and not again
-        return Answer(text=text, well_formed=well_formed, finish=completion.finish)
+        verdict = None if self.filter is None else self.filter.verdict(completion.text)
+        shown = text if verdict is None else verdict.text.strip()
+        return Answer(text=shown, well_formed=well_formed, finish=completion.finish, verdict=verdict)
 
 
 def answer_generator(seed: int | None, device: torch.device, *numbers: int) -> torch.Generator:
@@ -123,6 +135,8 @@ def answer_all(
     if not prompts:
         raise InputError("no record leaves room for an answer: give shorter ones, or a longer context")
     settings = _settings(answerer, prompts, kept)
+    if answerer.filter is not None:
+        settings["filter"] = hashlib.sha256(repr(answerer.filter).encode()).hexdigest()[:16]
     if not is_greedy(answerer.rules):
         settings |= {"seed": seed, "batch_size": batch_size}
     results = PartialResults(output, settings)
@@ -138,6 +152,7 @@ def answer_all(
         results.add(
             [
                 {**record, RESPONSE: answer.text, WELL_FORMED: answer.well_formed}
+                | ({} if answer.verdict is None else {FILTERED: answer.verdict.counts})
                 for record, answer in zip(asked[batch], answers, strict=True)
             ]
         )

@@ -4,12 +4,14 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from gptpl.errors import InputError
+from gptpl.filters import Filter, Verdict
 from gptpl.generation.decoding import Decoding, TokenDetails, beam_search
 from gptpl.generation.sampling import SamplingRules
 from gptpl.model.protocol import Cached, vocab_size
@@ -35,6 +37,7 @@ class Completion:
         tokens: the new token ids, including those of the end of text or stop string.
         finish: "length" (max_new_tokens), "end_of_text" or "stop".
         details: of each token, where they were asked for.
+        verdict: of the filter, where there was one. If it changed the text, tokens and details are left out.
     """
 
     prompt: int
@@ -43,6 +46,7 @@ class Completion:
     tokens: tuple[int, ...]
     finish: Finish
     details: tuple[TokenDetails, ...] | None
+    verdict: Verdict | None = None
 
     def record(self, prompt: str, tokenizer: Tokenizer) -> dict[str, Any]:
         """Plain data for JSON; the details, if any, with the texts of their tokens."""
@@ -52,6 +56,8 @@ class Completion:
 
         record: dict[str, Any] = {"prompt": prompt, "text": self.text, "finish": self.finish}
         record |= {"sample": self.sample, "tokens": list(self.tokens)}
+        if self.verdict is not None:
+            record["filtered"] = self.verdict.counts
         if self.details is not None:
             record["details"] = [
                 {
@@ -93,12 +99,14 @@ def stream_text(
     stop: Sequence[str] = (),
     generator: torch.Generator | None = None,
     alternatives: int | None = None,
+    filter: Filter | None = None,
 ) -> Iterator[Piece]:
     """Continue every prompt `num_samples` times and yield the texts piece by piece.
 
     A piece holds whole characters: bytes that are not UTF-8 yet wait for the next token, and what may be the
     start of a stop string for what follows it. A text ends before the first string of `stop` in it, at the
-    model's end of text, or after `max_new_tokens` tokens. An empty prompt starts from end-of-text.
+    model's end of text, or after `max_new_tokens` tokens. An empty prompt starts from end-of-text. A `filter`
+    judges each continuation, without its prompt, and holds back what it has not judged.
 
     The other arguments and errors are those of `Decoding`; a `stop` that is empty, or that the tokenizer
     cannot write, raises InputError too.
@@ -117,9 +125,9 @@ def stream_text(
         generator=generator,
         alternatives=alternatives,
     )
-    detailed = alternatives is not None
+    make_row = partial(_Row, tokenizer, stop=stop, detailed=alternatives is not None, filter=filter)
     rows = [
-        _Row(tokenizer, ids[prompt], prompt=prompt, sample=sample, stop=stop, detailed=detailed)
+        make_row(ids[prompt], prompt=prompt, sample=sample)
         for prompt in range(len(prompts))
         for sample in range(num_samples)
     ]
@@ -136,9 +144,15 @@ def complete(
 
 
 def search_text(
-    model: nn.Module | Cached, tokenizer: Tokenizer, prompt: str, *, num_beams: int, max_new_tokens: int
+    model: nn.Module | Cached,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    num_beams: int,
+    max_new_tokens: int,
+    filter: Filter | None = None,
 ) -> list[Completion]:
-    """The texts of the best beams, best first; errors as for `beam_search`."""
+    """The texts of the best beams, best first, judged by `filter`; errors as for `beam_search`."""
     ids = _prompt_ids(prompt, tokenizer)
     beams = beam_search(
         model,
@@ -150,7 +164,7 @@ def search_text(
     )
     found = []
     for sample, beam in enumerate(beams):
-        row = _Row(tokenizer, ids, sample=sample)
+        row = _Row(tokenizer, ids, sample=sample, filter=filter)
         for token in beam.tokens:
             row.take(token)
         found.append(row.completion or row.close("length").completion)
@@ -185,10 +199,12 @@ class _Row:
         sample: int,
         stop: Sequence[str] = (),
         detailed: bool = False,
+        filter: Filter | None = None,
     ) -> None:
         self.prompt, self.sample = prompt, sample
         self.eot_id = tokenizer.eot_id
         self.stream, self.stops = TextStream(tokenizer, ids), StopStrings(stop)
+        self.filtered = None if filter is None else filter.stream()
         self.tokens: list[int] = []
         self.text = ""
         self.details: list[TokenDetails] | None = [] if detailed else None
@@ -210,12 +226,23 @@ class _Row:
         return self._piece(text, "stop" if self.stops.found else finish)
 
     def _piece(self, text: str, finish: Finish | None) -> Piece:
+        verdict = None
+        if self.filtered is not None:
+            text = self.filtered.feed(text)
+            if finish is not None:
+                text += self.filtered.finish()
+                verdict = self.filtered.verdict
         self.text += text
         number = {"prompt": self.prompt, "sample": self.sample}
         if finish is not None:
-            details = None if self.details is None else tuple(self.details)
+            changed = verdict is not None and verdict.changed
             self.completion = Completion(
-                **number, text=self.text, tokens=tuple(self.tokens), finish=finish, details=details
+                **number,
+                text=self.text,
+                tokens=() if changed else tuple(self.tokens),
+                finish=finish,
+                details=None if self.details is None or changed else tuple(self.details),
+                verdict=verdict,
             )
         return Piece(**number, text=text, tokens=len(self.tokens), completion=self.completion)
 

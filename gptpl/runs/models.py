@@ -19,6 +19,7 @@ from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisati
 from gptpl.evaluation.statistics import TextStatistics, text_statistics
 from gptpl.evaluation.surprisal import Evaluation, InspectedText, evaluate, surprisals
 from gptpl.files.run_record import CHECKPOINT_FOLDER, is_run
+from gptpl.filters import Filter
 from gptpl.generation import Completion, Piece, SamplingRules, search_text, stream_text
 from gptpl.generation.sampling import seeded_generator
 from gptpl.model.protocol import device_of, vocab_size
@@ -85,6 +86,7 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
         seed: int | None = None,
         num_beams: int | None = None,
         alternatives: int | None = None,
+        filter: Filter | None = None,
         **rules: Any,
     ) -> list[Completion]:
         """`num_samples` continuations of every prompt, made together, in the order of prompts and samples.
@@ -92,6 +94,7 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
         An empty prompt starts from end-of-text; `stop` are texts that end a continuation. With `num_beams`
         the most likely texts are searched for instead of sampled: the best `num_samples` of them. With
         `alternatives` every token has its log-probability and that of so many likelier ones, as `details`.
+        With a `filter` the texts are those that may be shown, each with its `verdict`.
 
         Raises InputError for a number out of range, and for an unknown rule.
         """
@@ -100,7 +103,7 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
         if num_beams is None:
             pieces = self.pieces(
                 prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, stop=stop, seed=seed,
-                alternatives=alternatives, **rules,
+                alternatives=alternatives, filter=filter, **rules,
             )  # fmt: skip
             done = [piece.completion for piece in pieces if piece.completion is not None]
             return sorted(done, key=lambda each: (each.prompt, each.sample))
@@ -109,7 +112,7 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
             raise InputError(f"num_samples={num_samples} exceeds num_beams={num_beams}: raise num_beams")
         if stop or alternatives is not None:
             raise InputError("num_beams works without stop, alternatives and statistics: leave them out")
-        limits = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+        limits: dict[str, Any] = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "filter": filter}
         return [
             dataclasses.replace(beam, prompt=number)
             for number, prompt in enumerate(prompts)
@@ -125,6 +128,7 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
         stop: Sequence[str] = (),
         seed: int | None = None,
         alternatives: int | None = None,
+        filter: Filter | None = None,
         **rules: Any,
     ) -> Iterator[Piece]:
         """The completions of `complete` piece by piece, all of them growing at the same time."""
@@ -132,6 +136,7 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
         return stream_text(
             self.net, self.tokenizer, prompts, rules=self.rules(**rules), max_new_tokens=max_new_tokens,
             num_samples=num_samples, stop=stop, generator=generator, alternatives=alternatives,
+            filter=filter,
         )  # fmt: skip
 
     def rules(self, **rules: Any) -> SamplingRules:
@@ -249,34 +254,43 @@ class InstructionModel(LanguageModel):
         *,
         max_new_tokens: int = 256,
         seed: int | None = None,
+        filter: Filter | None = None,
         **rules: Any,
     ) -> Answer:
-        """The answer, what ended it, whether it is well-formed. Raises InputError for too long a prompt."""
-        answerer = self.answerer(max_new_tokens=max_new_tokens, **rules)
+        """The answer, what ended it, whether it is well-formed, and the verdict of a filter on it.
+
+        Raises InputError for too long a prompt.
+        """
+        answerer = self.answerer(max_new_tokens=max_new_tokens, filter=filter, **rules)
         prompt = answerer.prompt(instruction, input, place="the instruction")
         [answer] = answerer.answers([prompt], answer_generator(seed, device_of(self.net)))
         return answer
 
-    def stream_response(
+    def stream_response(self, instruction: str, input: str = "", **settings: Any) -> Iterator[str]:
+        """The answer of `respond` piece by piece, white space at its end included."""
+        return (piece.text for piece in self.response_pieces(instruction, input, **settings))
+
+    def response_pieces(
         self,
         instruction: str,
         input: str = "",
         *,
         max_new_tokens: int = 256,
         seed: int | None = None,
+        filter: Filter | None = None,
         **rules: Any,
-    ) -> Iterator[str]:
-        """The answer of `respond` piece by piece, white space at its end included."""
-        answerer = self.answerer(max_new_tokens=max_new_tokens, **rules)
+    ) -> Iterator[Piece]:
+        """The pieces of `stream_response`; the last one has the completion, with the verdict of a filter."""
+        answerer = self.answerer(max_new_tokens=max_new_tokens, filter=filter, **rules)
         prompt = answerer.prompt(instruction, input, place="the instruction")
         pieces = answerer.stream(prompt, answer_generator(seed, device_of(self.net)))
 
-        def without_leading_space() -> Iterator[str]:
+        def without_leading_space() -> Iterator[Piece]:
             begun = False
             for piece in pieces:
                 text = piece.text if begun else piece.text.lstrip()
                 begun = begun or bool(text)
-                yield text
+                yield dataclasses.replace(piece, text=text)
 
         return without_leading_space()
 
@@ -291,12 +305,14 @@ class InstructionModel(LanguageModel):
         max_new_tokens: int = 256,
         batch_size: int = 8,
         seed: int | None = None,
+        filter: Filter | None = None,
         progress: Progress = iter,
         **rules: Any,
     ) -> list[dict[str, Any]]:
         """Answer many instructions into a JSON file, and return its contents.
 
-        Every record is kept, with `instruction`, `input`, `model_response` and `well_formed` added.
+        Every record is kept, with `instruction`, `input`, `model_response` and `well_formed` added; with a
+        filter also `filtered`, the number of findings of each rule.
         Interrupted and called again in the same way, it resumes after the last batch.
 
         `records` are mappings, a JSON or JSON Lines file of them, or "train", "val" or "test": that split of
@@ -313,20 +329,21 @@ class InstructionModel(LanguageModel):
             else [Record(place=f"record {i}", number=i, fields=fields) for i, fields in enumerate(records, 1)]
         )
         return answer_all(
-            self.answerer(max_new_tokens=max_new_tokens, **rules), placed,
+            self.answerer(max_new_tokens=max_new_tokens, filter=filter, **rules), placed,
             output=Path(output).expanduser(), instruction_column=instruction_column,
             input_column=input_column, skip_too_long=skip_too_long, batch_size=batch_size,
             seed=seed, progress=progress,
         )  # fmt: skip
 
-    def answerer(self, *, max_new_tokens: int = 256, **rules: Any) -> Answerer:
-        """Asks the model, and judges the form of its answers."""
+    def answerer(self, *, max_new_tokens: int = 256, filter: Filter | None = None, **rules: Any) -> Answerer:
+        """Asks the model, and judges the form of its answers, and by a filter their content."""
         return Answerer(
             net=self.net,
             tokenizer=self.tokenizer,
             template=self.template,
             rules=SamplingRules.of(rules).within(vocab_size(self.net)),
             max_new_tokens=max_new_tokens,
+            filter=filter,
         )
 
     def split_file(self, split: Split) -> Path:

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gptpl.callbacks import sample_text
 from gptpl.callbacks.sample_text import SampleText
 from gptpl.errors import InputError
+from gptpl.filters import Patterns
 from gptpl.generation import SamplingRules, generate
 
 Logged = Callable[[], list[str]]
@@ -37,6 +38,35 @@ def sampler(path: Path, **options: Any) -> SampleText:
 
 def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+# --- filters ------------------------------------------------------------------------------------------
+
+
+def test_samples_are_filtered_wherever_they_go(training: Any, tmp_path: Path, logged: Logged) -> None:
+    plain, filtered = tmp_path / "plain.jsonl", tmp_path / "filtered.jsonl"
+    options = {"prompts": ["Every effort", "The sea"], "max_new_tokens": 12, "strategies": [HOT]}
+    unfiltered = training.fit(sampler(plain, **options), logger=False)
+    count = len(logged())
+    filter = Patterns(patterns={"letter": "[A-Za-z]"})
+    trained = training.fit(sampler(filtered, **options, filter=filter), logger=False)
+    for one, other in zip(unfiltered.model.parameters(), trained.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    found = 0
+    for record, shown in zip(records(plain), records(filtered), strict=True):
+        text, number = re.subn("[A-Za-z]", "[letter]", record["continuation"])
+        expected = {"letter": number} if number else {}
+        assert shown == record | {"continuation": text, "filtered": expected}
+        found += number
+    assert found
+    line = f"samples at step 8, {HOT.name}: filter: "
+    [counted] = [each for each in logged()[count:] if each.startswith(line)]
+    assert counted.endswith(f"of 2 texts: letter {found}")
+
+
+def test_a_filter_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="filter=words of the text samples is not a filter"):
+        sampler(tmp_path / "s.jsonl", filter="words")
 
 
 # --- when ---------------------------------------------------------------------------------------------
@@ -239,7 +269,7 @@ def test_tensorboard_shows_generated_text_literally(
     training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     def nasty(*args: Any, **kwargs: Any) -> list[Any]:
-        return [SimpleNamespace(text=text)]
+        return [SimpleNamespace(text=text, verdict=None)]
 
     monkeypatch.setattr("gptpl.callbacks.sample_text.complete", nasty)
     board = TensorBoardLogger(tmp_path, name="", version="tb")

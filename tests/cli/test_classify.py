@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import GPT2ForSequenceClassification
 
+import gptpl
+
 TINY = (
     *("trainer=cpu", "trainer.precision=32-true", "tokenizer=bytes", "model=tiny", "model.context_length=32"),
     *("model.n_layers=1", "model.emb_dim=16", "model.n_heads=2"),
@@ -154,6 +156,67 @@ def test_a_classifier_begins_with_a_run_and_its_words(gptpl: Any, words: Any, tm
     assert header["start"]["init"] == "run"
     answered = gptpl("classify", "checkpoint=run", "text=The old pilot sang", "device=cpu")
     assert answered.status == 0, answered.err
+
+
+# --- a filter -------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_is_a_filter(trained: Any, command: Any, tmp_path: Path) -> None:
+    """The oracle: the probabilities that `gptpl classify` prints."""
+    texts = ["oxx yz", "uzz", "o, o", "xyz u"]
+    (tmp_path / "many.txt").write_text("\n".join(texts))
+    found = command(
+        *("classify", "checkpoint=run", f"file={tmp_path / 'many.txt'}", "--json", "device=cpu"),
+        cwd=trained.folder,
+    )
+    good = [json.loads(line)["probabilities"]["good"] for line in found.out.splitlines()]
+    between = sum(sorted(good)[1:3]) / 2
+    for checkpoint in (trained.run.path, gptpl.load(trained.run.path, device="cpu")):
+        rule = gptpl.ClassifierRule(checkpoint=checkpoint, labels=["good"], threshold=between)
+        verdicts = [rule.verdict(text) for text in texts]
+        assert [bool(verdict.findings) for verdict in verdicts] == [each >= between for each in good]
+        assert [verdict.text for verdict in verdicts] == [
+            "[withheld: good]" if each >= between else text for each, text in zip(good, texts, strict=True)
+        ]
+        stream = rule.stream()
+        assert [stream.feed(each) for each in texts[0]] == [""] * len(texts[0])
+        assert stream.finish() == verdicts[0].text
+        assert rule.verdict("").findings == ()
+
+
+def test_a_classifier_filters_what_another_model_writes(
+    trained: Any, quick: Any, command: Any, tmp_path: Path
+) -> None:
+    by_label = ("filter=classifier", f"filter.checkpoint={trained.run.path}", "filter.labels=[good,bad]")
+    generate = ("generate", f"checkpoint={quick.run.path}", "max_new_tokens=5", "seed=1", "device=cpu")
+    written = command(*generate, "prompt=A", cwd=tmp_path).out
+    outcome = command(*generate, "prompt=A", *by_label, "filter.action=report", cwd=tmp_path)
+    assert outcome.out == written
+    label = outcome.err.splitlines()[-1].removeprefix("filter: 1 of 1 text: ").removesuffix(" 1")
+    assert label in ("good", "bad")
+    withheld = command(*generate, "prompt=A", *by_label, cwd=tmp_path)
+    assert withheld.out == f"A[withheld: {label}]\n"
+
+
+def test_unsuitable_classifiers_are_refused(trained: Any, quick: Any, refused: Any) -> None:
+    def refusal(*given: str) -> Any:
+        return refused("generate", f"checkpoint={quick.run.path}", "filter=classifier", *given)
+
+    own = f"filter.checkpoint={trained.run.path}"
+    assert "is a language model, not a classifier" in refusal(
+        f"filter.checkpoint={quick.run.path}", "filter.labels=[good]"
+    )
+    assert "has no 'goood': did you mean good?; it has bad, good" in refusal(own, "filter.labels=[goood]")
+    assert "give one or more of [bad, good]" in refusal(own)
+    for threshold in ("0", "1", "-0.5"):
+        line = refusal(own, "filter.labels=[good]", f"filter.threshold={threshold}")
+        assert "filter.threshold must be above 0 and below 1" in line
+    assert "must be 'withhold' or 'report'" in refusal(own, "filter.labels=[good]", "filter.action=mark")
+    assert "nothing does not exist" in refusal("filter.checkpoint=nothing", "filter.labels=[good]")
+    with pytest.raises(gptpl.InputError, match="threshold must be above 0"):
+        gptpl.ClassifierRule(checkpoint=trained.run.path, labels=["good"], threshold=1.0)
+    with pytest.raises(gptpl.InputError, match="judges whole texts"):
+        gptpl.ClassifierRule(checkpoint=trained.run.path, labels=["good"], action="mark")  # type: ignore[arg-type]
 
 
 # --- using it -------------------------------------------------------------------------------------------

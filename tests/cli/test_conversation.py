@@ -1,5 +1,7 @@
 """`gptpl generate -i`: typed lines are continued, rules change, mistakes end nothing."""
 
+import re
+
 import pytest
 
 
@@ -54,6 +56,14 @@ def test_a_conversation_goes_on_after_mistakes_and_ctrl_c(talk):
     assert "banned tokens 1 2" in out
     assert "\ntemperature 1, top-k 60; max_new_tokens 6; seed None\n" in out
     assert "/sampling creative   take a preset" in out
+
+
+def test_a_conversation_is_filtered(talk, gptpl, quick):
+    rules = ("temperature=2", "seed=1")
+    hot = gptpl("generate", f"checkpoint={quick.run.path}", "prompt=", "max_new_tokens=6", *rules).out
+    marked = re.sub("[a-z]", "[letter]", hot)
+    assert marked != hot
+    assert marked in talk("", arguments=(*rules, "filter=patterns", 'filter.patterns.letter="[a-z]"'))
 
 
 def test_quit_ends_a_conversation(talk):

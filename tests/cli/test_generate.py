@@ -72,6 +72,63 @@ def test_only_text_goes_to_standard_output(gptpl, quick):
     assert list(outcome.folder.iterdir()) == []
 
 
+FILTER = ("filter=patterns", 'filter.patterns.vowels="[aeiou]+"')
+
+
+def test_a_filter_marks_what_it_finds_and_counts_it(gptpl, quick):
+    given = ("generate", f"checkpoint={quick.run.path}", "prompt=The sea", "max_new_tokens=40", "seed=1")
+    written = gptpl(*given).out.removeprefix("The sea").removesuffix("\n")
+    marked, count = re.subn("[aeiou]+", "[vowels]", written)
+    outcome = gptpl(*given, *FILTER)
+    assert (outcome.status, outcome.out) == (0, f"The sea{marked}\n"), outcome.err
+    assert outcome.err.splitlines()[-1] == f"filter: 1 of 1 text: vowels {count}"
+    record = json.loads(gptpl(*given, *FILTER, "--json").out)
+    assert (record["text"], record["tokens"], record["filtered"]) == (marked, [], {"vowels": count})
+    reported = gptpl(*given, *FILTER, "filter.action=report")
+    assert reported.out == f"The sea{written}\n"
+    assert reported.err.splitlines()[-1] == f"filter: 1 of 1 text: vowels {count}"
+    withheld = gptpl(*given, *FILTER, "filter.action=withhold")
+    assert withheld.out == "The sea[withheld: vowels]\n"
+
+
+def test_a_filter_judges_each_of_several_texts(gptpl, quick):
+    given = ("generate", f"checkpoint={quick.run.path}", "num_samples=4", "max_new_tokens=6", "seed=2")
+    written = [json.loads(line)["text"] for line in gptpl(*given, "--json").out.splitlines()]
+    first = next(character for character in "".join(written) if character.isalpha())
+    expected = ["[withheld: first]" if first in text else text for text in written]
+    one = ("filter=patterns", f"filter.patterns.first={first}", "filter.action=withhold")
+    outcome = gptpl(*given, *one, "--json")
+    assert [json.loads(line)["text"] for line in outcome.out.splitlines()] == expected
+    found = [text.count(first) for text in written]
+    assert f"filter: {sum(map(bool, found))} of 4 texts: first {sum(found)}" in outcome.err
+
+
+def test_several_filters_are_one(gptpl, quick, tmp_path):
+    (tmp_path / "words.txt").write_text("zebra\n")
+    given = ("generate", f"checkpoint={quick.run.path}", "max_new_tokens=2")
+    outcome = gptpl(*given, "filter=several", "filter.filters.words.path=words.txt")
+    assert (outcome.status, outcome.err.splitlines()[-1]) == (0, "filter: 0 of 1 text"), outcome.err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("filter=wrods",), "did you mean words"),
+        (("filter=words",), "word list is empty"),
+        (("filter=words", "filter.path=none.txt"), r"word list cannot be read: No such file.*none\.txt"),
+        (("filter=words", "filter.wrods=[a]"), r"did you mean filter\.words"),
+        (("filter=patterns", 'filter.patterns.x="("'), r"patterns\.x=\( is not a regular expression"),
+        (("filter=personal_data", "filter.action=hide"), r"must be 'mark', 'withhold' or 'report'"),
+        (("filter=personal_data", "filter.kinds=[IBAM]"), r"filter\.kinds=\[IBAM\].*'IBAN'"),
+        (("filter=personal_data", "statistics=true"), "statistics=true is about the model's own text"),
+        (("filter=classifier",), "checkpoint of the filter is not set"),
+        (("filter._target_=gptpl.model.GPTConfig",), "is not a Filter: filter needs one"),
+    ],
+)
+def test_unsuitable_filters_are_refused(refused, quick, given, said):
+    assert re.search(said, refused("generate", f"checkpoint={quick.run.path}", *given))
+
+
 def test_settings_with_a_default_may_be_taken_away(gptpl, quick):
     given = ("generate", f"checkpoint={quick.run.path}", "prompt=The sea", "max_new_tokens=4", "seed=1")
     without = gptpl(*given, "~trust", "~device")

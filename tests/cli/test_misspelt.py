@@ -71,6 +71,11 @@ def test_an_unknown_choice_names_the_nearest_and_all(group, refused):
     assert line == f"{group}={misspelt} is unknown: {meant}; choices: {offered}"
 
 
+def test_a_choice_for_a_setting_names_the_override_that_makes_it(refused):
+    line = refused("train", "experiment=quick", "callbacks.sample_text.filter=words")
+    assert "to choose a YAML of conf/filter, give +filter@callbacks.sample_text.filter=words" in line
+
+
 def test_a_recipe_whose_optimizer_is_replaced(refused):
     """The key is one of Muon's: the word itself is spelt right."""
     line = refused("train", "experiment=fast_recipe", "optimizer=adamw")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,35 @@ def test_the_runs_own_test_entries_in_the_books_format(gptpl, tuned, tmp_path):
     good = sum(ended and bool(answer) for answer, ended in expected)
     assert f"well-formed answers: {good} of 4 (" in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_answers_are_filtered_and_counted(gptpl, tuned, tmp_path):
+    one = ("filter=patterns", 'filter.patterns.number="[0-9]+"')
+    asked = ("respond", f"checkpoint={tuned}", "instruction=Say 3, 38.")
+    answer, _ = by_hand(tuned, "Say 3, 38.")
+    marked, count = re.subn("[0-9]+", "[number]", answer)
+    assert count
+    outcome = gptpl(*asked, *one)
+    assert (outcome.out, outcome.err.splitlines()[-1]) == (
+        f"{marked}\n",
+        f"filter: 1 of 1 text: number {count}",
+    )
+    record = json.loads(gptpl(*asked, *one, "--json").out)
+    assert (record["model_response"], record["filtered"]) == (marked, {"number": count})
+
+    given = ("respond", f"checkpoint={tuned}", "split=test", "output=out.json")
+    outcome = gptpl(*given, *one, "filter.action=withhold")
+    assert outcome.status == 0, outcome.err
+    expected = [by_hand(tuned, entry["instruction"], entry["input"]) for entry in ENTRIES[34:38]]
+    counts = [len(re.findall("[0-9]+", answer)) for answer, _ in expected]
+    for made, (answer, ended), count in zip(
+        json.loads((tmp_path / "out.json").read_text()), expected, counts, strict=True
+    ):
+        assert made["model_response"] == ("[withheld: number]" if count else answer)
+        assert made["well_formed"] == (ended and bool(answer))
+        assert made["filtered"] == ({"number": count} if count else {})
+    line = f"filter: {sum(map(bool, counts))} of 4 texts: number {sum(counts)}"
+    assert outcome.err.splitlines()[-1] == line
 
 
 def test_it_goes_on_where_it_was_broken_off(gptpl, tuned, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.pretraining.mixture import sources_of
 from gptpl.data.sources import Corpus, LabelledCorpus
 from gptpl.errors import InputError
+from gptpl.filters import Filter
 from gptpl.generation import SamplingRules
 from gptpl.model import GPTConfig, GPTModel, count_parameters
 from gptpl.runs.parts import build_datamodule
@@ -116,6 +117,23 @@ def test_sampling_presets_are_rules(choice, compose):
     node = compose("generate", f"sampling={choice}").sampling
     rules = SamplingRules(**node)
     assert (rules.name == "greedy") == (choice == "greedy")
+
+
+@pytest.mark.parametrize("choice", [each for each in choices("filter") if each != "classifier"])
+def test_filters_are_built(choice, compose, tmp_path):
+    (tmp_path / "words.txt").write_text("ham")
+    needed = {
+        "words": ["filter.path=words.txt"],
+        "patterns": ["filter.patterns.number='[0-9]'"],
+        "several": ["filter.filters.words.path=words.txt"],
+    }
+    given = [each.replace("='", "=\"'").replace("]'", "]'\"") for each in needed.get(choice, [])]
+    filter = instantiate(compose("respond", f"filter={choice}", *given).filter)
+    assert isinstance(filter, Filter)
+    assert isinstance(filter, target_of(compose("generate", f"filter={choice}", *given).filter))
+    assert bool(filter.rules) == (choice != "none")
+    if choice == "several":
+        assert [rule.action for rule in filter.rules] == ["mark", "withhold"]
 
 
 # --- data -----------------------------------------------------------------------------------------------

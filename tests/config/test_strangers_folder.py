@@ -289,6 +289,16 @@ def test_an_address_that_was_given_is_good_wherever_it_stands(theirs):
         check_paths_inside(settings, theirs.path, source="theirs", given=["data.path"])
 
 
+def test_a_filter_may_read_a_word_list_from_elsewhere(theirs):
+    outside = str(theirs.here / "words.txt")
+    words = {"_target_": "gptpl.filters.WordList", "path": outside}
+    settings: dict[str, Any] = {"callbacks": {"sample_text": {"filter": words}}}
+    check_paths_inside(settings, theirs.path, source="theirs")
+    for callbacks in ({"filter": {"path": outside}}, {"sample_text": {"path": outside, "filter": words}}):
+        with pytest.raises(InputError, match="outside the run's folder"):
+            check_paths_inside({"callbacks": callbacks}, theirs.path, source="theirs")
+
+
 @pytest.mark.parametrize("name", ["train.log", "metrics.csv", "evaluations.jsonl", "run.json"])
 def test_a_link_in_the_folder_is_not_followed(name, theirs):
     there = theirs.here / "outside" / name

@@ -179,6 +179,14 @@ def test_a_root_of_their_own(lab):
     assert config_of(run.run_dir)["seed"] == 7
 
 
+def test_a_filter_of_their_own(lab, notes):
+    out = lab.done(
+        *("generate", "--config-dir", str(lab.conf), f"checkpoint={notes}", "prompt=A", "max_new_tokens=3"),
+        *("filter=shouting", "filter.share=-1"),
+    )
+    assert out == "A[shouting]\n"
+
+
 # --- resuming -------------------------------------------------------------------------------------------
 
 

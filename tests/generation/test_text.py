@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptpl.errors import InputError
-from gptpl.generation import SamplingRules, complete, stream_text
+from gptpl.filters import Patterns, PersonalData, WordList
+from gptpl.generation import SamplingRules, complete, search_text, stream_text
 from gptpl.generation.text import StopStrings, TextStream
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, WordsTokenizer
@@ -121,6 +122,56 @@ def test_a_long_stream_gives_what_decoding_all_would(tokenizer: Any, text: str) 
         given += stream.push(token)
         assert given == tokenizer.decode(ids[:end]).rstrip("\ufffd")
     assert given + stream.rest() == tokenizer.decode(ids)
+
+
+# --- filters ------------------------------------------------------------------------------------------
+
+
+def test_a_filter_holds_back_what_it_has_not_judged() -> None:
+    written = "to jo@example.org now"
+    filter = PersonalData()
+    assert texts(scripted(written), filter=filter) == ["to", " ", "[e-mail address]", " ", "now"]
+    pieces = list(
+        stream_text(
+            scripted(written), BytesTokenizer(), ["p"], rules=GREEDY, max_new_tokens=100, filter=filter
+        )
+    )
+    done = pieces[-1].completion
+    assert done is not None
+    assert done.text == "".join(piece.text for piece in pieces) == "to [e-mail address] now"
+    assert (done.tokens, done.finish) == ((), "end_of_text")
+    assert done.verdict == filter.verdict(written)
+    assert done.record("p", BytesTokenizer())["filtered"] == {"e-mail address": 1}
+
+
+def test_a_filter_judges_what_a_stop_string_leaves() -> None:
+    filter = WordList(words=["ham"], action="withhold")
+    settings: dict[str, Any] = {"rules": GREEDY, "max_new_tokens": 100, "filter": filter, "alternatives": 1}
+    net = scripted("a ham.b")
+    (done,) = complete(net, BytesTokenizer(), ["p"], stop=["ham"], **settings)
+    assert (done.text, done.finish, done.verdict) == ("a ", "stop", filter.verdict("a "))
+    assert done.details is not None
+    assert len(done.details) == len(done.tokens) == 5
+    (done,) = complete(net, BytesTokenizer(), ["p"], stop=["."], **settings)
+    assert (done.text, done.finish) == ("[withheld: word]", "stop")
+    assert (done.tokens, done.details) == ((), None)
+
+
+def test_a_text_that_is_only_reported_keeps_its_tokens() -> None:
+    filter = Patterns(patterns={"letters": "[a-z]+"}, action="report")
+    (done,) = complete(
+        scripted("ab c"), BytesTokenizer(), ["p"], rules=GREEDY, max_new_tokens=100, filter=filter
+    )
+    assert (done.text, done.tokens) == ("ab c", (*b"ab c", EOT))
+    assert done.verdict is not None
+    assert done.verdict.counts == {"letters": 2}
+
+
+def test_texts_that_are_searched_for_are_judged_too() -> None:
+    net, filter = scripted("my ham"), WordList(words=["ham"])
+    found = search_text(net, BytesTokenizer(), "p", num_beams=2, max_new_tokens=7, filter=filter)
+    assert [each.text for each in found][:1] == ["my [word]"]
+    assert all(each.verdict is not None for each in found)
 
 
 # --- ends ---------------------------------------------------------------------------------------------

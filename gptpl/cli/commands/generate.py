@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.console import collector_paused
-from gptpl.cli.model_input import given_model, given_text, in_full, only_one, settings_of
+from gptpl.cli.model_input import given_filter, given_model, given_text, in_full, only_one, settings_of
 from gptpl.errors import InputError
+from gptpl.filters import Filter, Verdict, summary
 
 if TYPE_CHECKING:
     from gptpl.generation import Completion, SamplingRules
@@ -32,6 +33,7 @@ def generate(given: Arguments) -> None:
       echo 'Once upon a time' | gptpl generate checkpoint=RUN sampling=creative  # a piped prompt, a preset
       gptpl generate checkpoint=RUN temperature=0.8 top_p=0.9 seed=1  # your own sampling rules, reproducible
       gptpl generate checkpoint=RUN num_samples=5 --json            # five texts as JSON lines
+      gptpl generate checkpoint=RUN filter=personal_data            # with e-mail addresses and others marked
       gptpl generate checkpoint=RUN -i                              # type prompts, change the rules; /help
 
     flags:
@@ -55,9 +57,13 @@ def generate(given: Arguments) -> None:
     cfg = settings_of(given)
     rules = SamplingRules(**cfg["sampling"])
     prompt = given_text(cfg["prompt"], cfg["prompt_file"], key="prompt", piped=not interactive)
+    filter = given_filter(cfg)
+    for setting in ("statistics", "memorisation") if filter else ():
+        if cfg[setting]:
+            raise InputError(f"{setting}=true is about the model's own text: leave it or filter= out")
     model = load_language_model(**given_model(cfg), precision=cfg["precision"])
     if interactive:
-        converse(model, given)
+        converse(model, given, filter)
         return
     prompt = "Every effort moves you" if prompt is None else prompt
     read = model.tokenizer.decode(model.tokenizer.encode(prompt))
@@ -66,7 +72,9 @@ def generate(given: Arguments) -> None:
     cfg["seed"] = int(torch.seed() % 2**32) if cfg["seed"] is None else cfg["seed"]
     # Read first, as it may be refused.
     training = model.training_text(cfg["training_text"]) if cfg["memorisation"] else None
-    completions = _written(cfg, model, prompt, rules, as_json=as_json)
+    completions = _written(cfg, model, prompt, rules, filter, as_json=as_json)
+    if filter is not None:
+        log.info("%s", summary(each.verdict.counts for each in completions if each.verdict is not None))
     lines = statistics_lines(completions) if cfg["statistics"] else []
     if training is not None:
         lines += memorisation_lines(completions, training, decode=model.tokenizer.decode)
@@ -75,7 +83,13 @@ def generate(given: Arguments) -> None:
 
 
 def _written(
-    cfg: dict[str, Any], model: "LanguageModel", prompt: str, rules: "SamplingRules", *, as_json: bool
+    cfg: dict[str, Any],
+    model: "LanguageModel",
+    prompt: str,
+    rules: "SamplingRules",
+    filter: Filter | None,
+    *,
+    as_json: bool,
 ) -> list["Completion"]:
     """Generates the texts and prints them, a single one meanwhile."""
     from gptpl.cli.texts import completed
@@ -83,7 +97,7 @@ def _written(
     settings = {name: cfg[name] for name in ("max_new_tokens", "num_samples", "stop", "seed", "alternatives")}
     if settings["alternatives"] is None and cfg["statistics"]:
         settings["alternatives"] = 0
-    settings |= asdict(rules)
+    settings |= asdict(rules) | {"filter": filter}
     streamed = cfg["num_beams"] is None and cfg["num_samples"] == 1 and not as_json
     facts: dict[str, Any] = {"checkpoint": str(model.path), "step": model.step}
     if cfg["num_beams"] is None:
@@ -118,6 +132,7 @@ def respond(given: Arguments) -> None:
       gptpl respond checkpoint=RUN split=test output=responses.json               # the run's own test examples
       gptpl respond checkpoint=RUN file=mine.json output=answers.json             # a file; the same again resumes
       gptpl respond init=gpt2_hf template=alpaca instruction='Name a colour.'     # GPT-2 itself
+      gptpl respond checkpoint=RUN instruction='Name a colour.' filter=personal_data  # e-mail addresses ... marked
 
     flags:
       --json    print one answer as a JSON object
@@ -127,8 +142,8 @@ def respond(given: Arguments) -> None:
     """
     import torch
 
-    from gptpl.cli.texts import show
-    from gptpl.evaluation.answers import WELL_FORMED
+    from gptpl.cli.texts import show, texts_of
+    from gptpl.evaluation.answers import FILTERED, WELL_FORMED
     from gptpl.generation import SamplingRules
     from gptpl.runs.loaded import load_language_model
 
@@ -138,9 +153,12 @@ def respond(given: Arguments) -> None:
     instruction = None if many else given_text(cfg["instruction"], key="instruction")
     if not many and (instruction is None or not instruction.strip()):
         raise InputError("instruction is not set: give instruction='...', file=FILE, or split=test")
+    filter = given_filter(cfg)
+    counts: list[dict[str, int]] = []
     model = load_language_model(**given_model(cfg), precision=cfg["precision"])
     asked = model.with_template(cfg["template"], cfg["response_marker"])
     settings = {"max_new_tokens": cfg["max_new_tokens"], "seed": cfg["seed"], **asdict(rules)}
+    settings["filter"] = filter
     if instruction is None:
         taken = ("output", "instruction_column", "input_column", "batch_size")
         answers = asked.respond_all(
@@ -153,8 +171,11 @@ def respond(given: Arguments) -> None:
         good, count = sum(answer[WELL_FORMED] for answer in answers), len(answers)
         log.info("well-formed answers: %d of %d (%.1f %%)", good, count, 100 * good / count)
         log.info("answers: %s", cfg["output"])
+        counts = [answer.get(FILTERED, {}) for answer in answers]
     elif not given.flags:
-        show(asked.stream_response(instruction, cfg["input"], **settings))
+        verdicts: list[Verdict] = []
+        show(texts_of(asked.response_pieces(instruction, cfg["input"], **settings), verdicts))
+        counts = [verdict.counts for verdict in verdicts]
     else:
         settings["seed"] = int(torch.seed() % 2**32) if cfg["seed"] is None else cfg["seed"]
         answer = asked.answer(instruction, cfg["input"], **settings)
@@ -171,7 +192,12 @@ def respond(given: Arguments) -> None:
             "sampling": {"temperature": used.temperature} | used.changes,
             "seed": settings["seed"],
         }
+        if answer.verdict is not None:
+            counts = [answer.verdict.counts]
+            record[FILTERED] = answer.verdict.counts
         print(json.dumps(record, ensure_ascii=False), flush=True)
+    if filter is not None:
+        log.info("%s", summary(counts))
 
 
 def _check(cfg: dict[str, Any], *, as_json: bool) -> bool:
