@@ -61,6 +61,8 @@ class Question:
         answers: each a text and its continuation, which is what counts; or the tokens of both.
         gold: the number of the right answer; None: there is none.
         groups: names of groups that have a figure of their own, such as a question's subject.
+        cluster: what it shares with other questions, such as a template, which makes them no independent
+            evidence; None: nothing.
         facts: what else a task's metrics need to know.
     """
 
@@ -68,6 +70,7 @@ class Question:
     answers: tuple[tuple[Any, Any], ...]
     gold: int | None = None
     groups: tuple[str, ...] = ()
+    cluster: str | None = None
     facts: Mapping[str, Any] | None = None
 
 
@@ -231,8 +234,9 @@ class Metric:
         """That of a statistic of questions, which is given the places of those that it is to count."""
         draw = np.random.default_rng(0)
         resampled = [statistic(draw.integers(n, size=n)) for _ in range(RESAMPLES if n > 1 else 0)]
+        known = [each for each in resampled if not math.isnan(each)]
         value = statistic(np.arange(n))
-        low, high = np.nanpercentile(resampled, [2.5, 97.5]) if resampled else (math.nan, math.nan)
+        low, high = np.percentile(known, [2.5, 97.5]) if known else (math.nan, math.nan)
         return cls(value=value, low=float(low), high=float(high), chance=chance, better=better)
 
     @classmethod
@@ -247,9 +251,10 @@ class TaskResult:
     """What a task says of a model.
 
     Attributes:
-        metrics: by name; `primary` is that of tables and comparisons.
+        metrics: by name; `primary` is that of tables and comparisons, `grouped` that of groups.
         values: those of the primary metric for each question, by its id, for comparisons.
-        groups: the primary metric of each group of questions, with their number.
+        clusters: those of questions that have one, by id.
+        groups: the metric of each group of questions, with their number.
         questions, answers: their numbers.
         left_out: questions that were not asked, with an answer longer than the context.
         shortened: questions that lost their beginning, for which the context had no room.
@@ -258,8 +263,10 @@ class TaskResult:
     """
 
     primary: str
+    grouped: str
     metrics: Mapping[str, Metric]
     values: Mapping[str, float]
+    clusters: Mapping[str, str]
     groups: Mapping[str, tuple[int, Metric]]
     questions: int
     answers: int
@@ -283,9 +290,15 @@ class About:
 
 
 class Task(ABC):
-    """Questions, and metrics of their scores."""
+    """Questions, and metrics of their scores.
+
+    Attributes:
+        primary: the metric of tables and comparisons.
+        grouped: that of groups; None: the primary one.
+    """
 
     primary: str
+    grouped: str | None = None
     about: About
 
     def of_model(self, loaded: LoadedCheckpoint) -> "Task":
@@ -663,14 +676,17 @@ def _result(task: Task, asked: Sequence[Question], kept: _Kept) -> TaskResult:
     groups = {}
     for group, places in members.items():
         own = {name: each[places] for name, each in values.items()}
-        groups[group] = len(places), task.metrics([questions[place] for place in places], own)[task.primary]
+        found = task.metrics([questions[place] for place in places], own)
+        groups[group] = len(places), found[task.grouped or task.primary]
     primary = values.get(task.primary)
     return TaskResult(
         primary=task.primary,
+        grouped=task.grouped or task.primary,
         metrics=task.metrics(questions, values),
         values={}
         if primary is None
         else {question.id: float(value) for question, value in zip(questions, primary, strict=True)},
+        clusters={each.id: each.cluster for each in questions if each.cluster is not None},
         groups=groups,
         questions=len(questions),
         answers=sum(len(question.answers) for question in questions),
@@ -689,7 +705,7 @@ class Difference:
     """A task's primary metric of a model less that of another, on the same questions.
 
     `p` is that of the sign test over questions on which they differ (McNemar's exact test, where a question
-    is right or wrong), two-sided.
+    is right or wrong), two-sided; over clusters of questions, where these have them.
     """
 
     value: float
@@ -706,8 +722,10 @@ def difference(result: TaskResult, other: TaskResult) -> Difference:
     """
     if result.values.keys() != other.values.keys() or not result.values:
         raise InputError("the models were not asked the same questions: give the same suite, limit and seed")
-    pairs = np.array([[value, other.values[each]] for each, value in result.values.items()])
-    gains = pairs[:, 0] - pairs[:, 1]
-    mean = Metric.mean(gains)
-    p = sign_test(int((gains > 0).sum()), int((gains < 0).sum()))
-    return Difference(value=mean.value, low=mean.low, high=mean.high, p=p, questions=len(gains))
+    gains: dict[str, list[float]] = {}
+    for each, value in result.values.items():
+        gains.setdefault(result.clusters.get(each, each), []).append(value - other.values[each])
+    sums, counts = np.array([(sum(own), len(own)) for own in gains.values()]).T
+    mean = Metric.of(lambda places: float(sums[places].sum() / counts[places].sum()), len(sums))
+    p = sign_test(int((sums > 0).sum()), int((sums < 0).sum()))
+    return Difference(value=mean.value, low=mean.low, high=mean.high, p=p, questions=len(result.values))

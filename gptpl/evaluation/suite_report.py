@@ -13,8 +13,25 @@ from gptpl.evaluation.benchmarks import Metric, ModelFacts, SuiteResult, TaskRes
 from gptpl.files.figures import COLOURS, GREY
 from gptpl.text import duration_text, table
 
-PERCENT = ("acc", "acc_norm", "acc_per_token", "centred", "extracted")
-"""Metrics that are fractions of questions."""
+PERCENT = (
+    *("acc", "acc_norm", "acc_per_token", "centred", "extracted"),
+    *(
+        "preference",
+        "whole",
+        "ss",
+        "lms",
+        "icat",
+        "gap",
+        "right_pro",
+        "right_anti",
+        "unknown",
+        "acc_gap",
+        "women_share",
+    ),
+)
+"""Metrics that are fractions, of questions or of probability, or differences of fractions."""
+SIGNED = ("gap", "acc_gap", "bias", "correlation")
+"""Metrics from -1 to 1."""
 CUT = (
     "beginning cut: questions longer than the model's context, which lose their beginning; not asked: those"
     " with an answer longer than the context"
@@ -25,7 +42,9 @@ def shown(name: str, value: float) -> str:
     """A metric's value, as a percentage where it is a fraction of questions."""
     if math.isnan(value):
         return "-"
-    return f"{100 * value:.1f} %" if name in PERCENT else f"{value:.4g}"
+    if name in PERCENT:
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}" if name in SIGNED else f"{value:.4g}"
 
 
 def interval(name: str, metric: Metric) -> str:
@@ -54,8 +73,9 @@ def result_lines(results: Sequence[SuiteResult]) -> list[str]:
         counts = [f"{count:,}" for count in (task.questions, task.shortened, task.left_out)]
         rows.append([name, task.primary, *values, chance, ", ".join(published), *counts])
         for group, (count, _) in task.groups.items():
-            own = [interval(task.primary, result.tasks[name].groups[group][1]) for result in results]
-            rows.append([f"  {group}", "", *own, "", "", f"{count:,}", "", ""])
+            own = [interval(task.grouped, result.tasks[name].groups[group][1]) for result in results]
+            metric = task.grouped if task.grouped != task.primary else ""
+            rows.append([f"  {group}", metric, *own, "", "", f"{count:,}", "", ""])
     if first.centred is not None:
         centred = ["-" if each.centred is None else shown("centred", each.centred) for each in results]
         rows.append(["mean above chance", "centred", *centred, "0.0 %", "", "", "", ""])
@@ -71,7 +91,7 @@ def result_lines(results: Sequence[SuiteResult]) -> list[str]:
         lines += ["", *table(_difference_rows(result, first))]
     if any(task.shortened or task.left_out for task in first.tasks.values()):
         lines += ["", CUT]
-    lines += [f"note: {note}" for note in notes(first)]
+    lines += [f"note: {name}: {text}" for name, text in notes(first).items()]
     seconds = sum(task.seconds for result in results for task in result.tasks.values())
     answers = sum(task.answers for result in results for task in result.tasks.values())
     return [*lines, "", f"{answers:,} answers in {duration_text(seconds)}"]
@@ -92,10 +112,10 @@ def _difference_rows(result: SuiteResult, base: SuiteResult) -> list[list[str]]:
     return rows
 
 
-def notes(result: SuiteResult) -> list[str]:
-    """What is known to be wrong with the tasks."""
+def notes(result: SuiteResult) -> dict[str, str]:
+    """What is known to be wrong with the tasks, by their names."""
     limits = {name: " ".join(task.about.limits.split()) for name, task in result.tasks.items()}
-    return [f"{name}: {text}" for name, text in limits.items() if text]
+    return {name: text for name, text in limits.items() if text}
 
 
 def record(results: Sequence[SuiteResult]) -> dict[str, Any]:
@@ -109,7 +129,7 @@ def record(results: Sequence[SuiteResult]) -> dict[str, Any]:
                 group: {"questions": count, **dataclasses.asdict(metric)}
                 for group, (count, metric) in task.groups.items()
             }
-            del fields["values"]  # in the scores of the questions
+            del fields["values"], fields["clusters"]  # in the scores of the questions
             tasks[name] = fields
         made["results"].append(
             {
@@ -136,14 +156,28 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bar:
-    """A value between 0 and 1, in percent of a bar's width."""
+    """A value's bar and interval, in percent of the axis."""
 
     colour: str
     label: str
     text: str
-    value: float
+    start: float
+    end: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, name: str, metric: Metric, **shown: str) -> "_Bar":
+        """From 0, or, where chance is best, from there."""
+        start = metric.chance if metric.better == "chance" and metric.chance is not None else 0.0
+        low, high = (metric.value if math.isnan(each) else each for each in (metric.low, metric.high))
+        start, end = sorted(_place(name, each) for each in (start, metric.value))
+        return cls(start=start, end=end, low=_place(name, low), high=_place(name, high), **shown)
+
+
+def _place(name: str, value: float) -> float:
+    """Where a metric's value is on its axis, in percent."""
+    return 50 * (1 + value) if name in SIGNED else 100 * value
 
 
 def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = None) -> str:
@@ -156,32 +190,57 @@ def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = No
         lstrip_blocks=True,
     )
     first = results[0]
-    charts = []
+    limits = notes(first)
+    charts: dict[str, list[dict[str, Any]]] = {"high": [], "low": [], "chance": []}
     for name, task in first.tasks.items():
-        if task.primary not in PERCENT:
+        if task.primary not in (*PERCENT, *SIGNED):
             continue
         primary = _primary(task)
-        bars = [_bar(each, name, place) for place, each in enumerate(results)]
+        bars = [
+            _Bar.of(
+                task.primary,
+                _primary(result.tasks[name]),
+                colour=COLOURS[place % len(COLOURS)],
+                label=result.model.name,
+                text=interval(task.primary, _primary(result.tasks[name])),
+            )
+            for place, result in enumerate(results)
+        ]
         for model, figures in (task.about.published or {}).items():
             if task.primary in figures:
-                value = 100 * figures[task.primary]
-                text = f"{value:.1f} %, published"
-                bars.append(_Bar(colour=GREY, label=model, text=text, value=value, low=value, high=value))
-        chance = None if primary.chance is None else 100 * primary.chance
-        charts.append({"name": name, "metric": task.primary, "chance": chance, "bars": bars})
+                published = Metric(value=figures[task.primary], low=math.nan, high=math.nan)
+                text = f"{shown(task.primary, published.value)}, published"
+                bars.append(_Bar.of(task.primary, published, colour=GREY, label=model, text=text))
+        chance = None
+        if primary.chance is not None:
+            chance = _place(task.primary, primary.chance), shown(task.primary, primary.chance)
+        chart = {
+            "name": name,
+            "metric": f"{task.primary}, -1 to 1" if task.primary in SIGNED else task.primary,
+            "chance": chance,
+            "bars": bars,
+            "note": limits.pop(name, ""),
+        }
+        charts[primary.better].append(chart)
     tables = []
     for name, task in first.tasks.items():
-        columns = [each.model.name for each in results]
+        columns = [*(each.model.name for each in results), "chance"]
         rows = [
-            [metric, *(interval(metric, each.tasks[name].metrics[metric]) for each in results)]
-            for metric in task.metrics
+            [
+                metric,
+                *(interval(metric, each.tasks[name].metrics[metric]) for each in results),
+                "" if own.chance is None else shown(metric, own.chance),
+            ]
+            for metric, own in task.metrics.items()
         ]
+        label = "" if task.grouped == task.primary else f"{task.grouped}: "
         rows += [
             [
-                f"{group} ({count:,})",
-                *(interval(task.primary, each.tasks[name].groups[group][1]) for each in results),
+                f"{label}{group} ({count:,})",
+                *(interval(task.grouped, each.tasks[name].groups[group][1]) for each in results),
+                "" if own.chance is None else shown(task.grouped, own.chance),
             ]
-            for group, (count, _) in task.groups.items()
+            for group, (count, own) in task.groups.items()
         ]
         tables.append({"name": name, "task": task, "columns": columns, "rows": rows})
     differences = []
@@ -194,21 +253,7 @@ def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = No
         charts=charts,
         tables=tables,
         differences=differences,
-        notes=notes(first),
-    )
-
-
-def _bar(result: SuiteResult, name: str, place: int) -> _Bar:
-    task = result.tasks[name]
-    metric = _primary(task)
-    low, high = (metric.value if math.isnan(each) else each for each in (metric.low, metric.high))
-    return _Bar(
-        colour=COLOURS[place % len(COLOURS)],
-        label=result.model.name,
-        text=interval(task.primary, metric),
-        value=100 * metric.value,
-        low=100 * low,
-        high=100 * high,
+        notes=limits,
     )
 
 
