@@ -22,9 +22,10 @@ class Benchmarks(AfterStep):
 
     The primary metric of each task goes to the log, to every logger as `benchmark/<task>`, and all metrics as
     JSON Lines to `path`, with `step` and `tokens_seen`. The first process alone asks, and no bit of the
-    training changes. There are no benchmarks under strategies that shard the model.
+    training changes; other processes wait, so that a suite must be shorter than `trainer.timeout`. There are
+    no benchmarks under strategies that shard the model.
 
-    Raises InputError when `fit` starts for questions that cannot be read, and for a classifier.
+    Raises InputError when `fit` starts for questions that cannot be read or asked, and for a classifier.
     """
 
     def __init__(self, *, suite: Suite, path: str | Path, every_n_steps: int = 500) -> None:
@@ -36,7 +37,7 @@ class Benchmarks(AfterStep):
         self._active = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Read the questions, and decide whether this process asks them."""
+        """Read the questions, on every process, and decide whether this one asks them."""
         module = language_module(pl_module)
         if getattr(module, "labels", None) is not None:
             raise InputError(
@@ -46,9 +47,8 @@ class Benchmarks(AfterStep):
         if sharded and trainer.is_global_zero:
             log.warning("No benchmarks: the strategy fsdp divides the model among the processes.")
         self._active = trainer.is_global_zero and not sharded
-        if self._active:
-            for task in self.suite.tasks:
-                self.suite.questions(task)
+        if not sharded:
+            self.suite.check(module.net, module.tokenizer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Cut the file back to the step that training starts from."""
@@ -68,16 +68,20 @@ class Benchmarks(AfterStep):
 
     def _ask(self, trainer: L.Trainer, module: TrainingModule) -> None:
         step = trainer.global_step
-        with torch.compiler.set_stance("force_eager"):
-            found = self.suite.run(module.net, module.tokenizer).tasks
-        primary = {task: result.metrics[result.primary].value for task, result in found.items()}
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                found = self.suite.run(module.net, module.tokenizer).tasks
+        except InputError as error:  # a model that has diverged
+            log.warning("no benchmarks at step %d: %s", step, error)
+            return
+        primary = {task: result.metrics[result.primary] for task, result in found.items()}
         for logger in trainer.loggers:
-            logger.log_metrics({f"benchmark/{task}": value for task, value in primary.items()}, step)
+            logger.log_metrics({f"benchmark/{task}": metric.value for task, metric in primary.items()}, step)
         metrics = {
             f"{task}/{name}": metric.value
             for task, result in found.items()
             for name, metric in result.metrics.items()
         }
         self._file.append([{"step": step, "tokens_seen": module.tokens_seen, "metrics": metrics}])
-        texts = (f"{task} {shown(result.primary, primary[task])}" for task, result in found.items())
+        texts = (f"{task} {shown(metric.value, metric.form)}" for task, metric in primary.items())
         log.info("benchmarks at step %d: %s", step, ", ".join(texts))

@@ -168,7 +168,7 @@ def check_paths_inside(
                 )
             continue
         path = Path(value)
-        reads = parts[0] in _READING or "filter" in parts[2:-1]  # callbacks.sample_text.filter.path
+        reads = parts[0] in _READING or not {"filter", "suite"}.isdisjoint(parts[2:-1])  # of a callback
         if reads and name != "cache_dir":
             continue
         is_path = name.endswith(("path", "dir", "file")) or name in ("root", "output")

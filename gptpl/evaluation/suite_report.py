@@ -2,57 +2,43 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import jinja2
 
 from gptpl import __version__
-from gptpl.evaluation.benchmarks import Metric, ModelFacts, SuiteResult, TaskResult, difference
+from gptpl.evaluation.benchmarks import Form, Metric, ModelFacts, SuiteResult, TaskResult, difference
 from gptpl.files.figures import COLOURS, GREY
-from gptpl.text import duration_text, table
+from gptpl.text import count_text, duration_text, table
 
-PERCENT = (
-    *("acc", "acc_norm", "acc_per_token", "centred", "extracted"),
-    *(
-        "preference",
-        "whole",
-        "ss",
-        "lms",
-        "icat",
-        "gap",
-        "right_pro",
-        "right_anti",
-        "unknown",
-        "acc_gap",
-        "women_share",
-    ),
-)
-"""Metrics that are fractions, of questions or of probability, or differences of fractions."""
-SIGNED = ("gap", "acc_gap", "bias", "correlation")
-"""Metrics from -1 to 1."""
 CUT = (
     "beginning cut: questions longer than the model's context, which lose their beginning; not asked: those"
     " with an answer longer than the context"
 )
 
 
-def shown(name: str, value: float) -> str:
-    """A metric's value, as a percentage where it is a fraction of questions."""
+def shown(value: float, form: Form = "number") -> str:
+    """A metric's value, such as "31.1 %"; "-" for nan."""
     if math.isnan(value):
         return "-"
-    if name in PERCENT:
+    if form == "percent":
         return f"{100 * value:.1f} %"
-    return f"{value:.3f}" if name in SIGNED else f"{value:.4g}"
+    return f"{value:.3f}" if form == "signed" else f"{value:.4g}"
 
 
-def interval(name: str, metric: Metric) -> str:
+def interval(metric: Metric) -> str:
     """A metric with its 95 % interval, such as "31.1 % (28.4 to 33.9)"."""
     if math.isnan(metric.low):
-        return shown(name, metric.value)
-    low, high = (shown(name, each).removesuffix(" %") for each in (metric.low, metric.high))
-    return f"{shown(name, metric.value)} ({low} to {high})"
+        return shown(metric.value, metric.form)
+    low, high = (shown(each, metric.form).removesuffix(" %") for each in (metric.low, metric.high))
+    return f"{shown(metric.value, metric.form)} ({low} to {high})"
+
+
+def chance_text(metric: Metric) -> str:
+    """What chance gives; "-" where that is not known."""
+    return "-" if metric.chance is None else shown(metric.chance, metric.form)
 
 
 def result_lines(results: Sequence[SuiteResult]) -> list[str]:
@@ -62,23 +48,26 @@ def result_lines(results: Sequence[SuiteResult]) -> list[str]:
     head = ["task", "metric", *(names if len(names) > 1 else ["value, 95 % interval"]), "chance"]
     rows = [[*head, "published", "questions", "beginning cut", "not asked"]]
     for name, task in first.tasks.items():
+        each = [result.tasks[name] for result in results]
         primary = task.metrics[task.primary]
-        chance = "-" if primary.chance is None else shown(task.primary, primary.chance)
-        values = [interval(task.primary, _primary(result.tasks[name])) for result in results]
         published = [
-            f"{model} {shown(task.primary, figures[task.primary])}"
+            f"{model} {shown(figures[task.primary], primary.form)}"
             for model, figures in (task.about.published or {}).items()
             if task.primary in figures
         ]
-        counts = [f"{count:,}" for count in (task.questions, task.shortened, task.left_out)]
-        rows.append([name, task.primary, *values, chance, ", ".join(published), *counts])
-        for group, (count, _) in task.groups.items():
-            own = [interval(task.grouped, result.tasks[name].groups[group][1]) for result in results]
-            metric = task.grouped if task.grouped != task.primary else ""
-            rows.append([f"  {group}", metric, *own, "", "", f"{count:,}", "", ""])
+        counts = [
+            _counts(getattr(own, kind) for own in each) for kind in ("questions", "shortened", "left_out")
+        ]
+        values = [interval(own.metrics[task.primary]) for own in each]
+        label = _label(task.primary, primary)
+        rows.append([name, label, *values, chance_text(primary), ", ".join(published), *counts])
+        for group, (count, metric) in task.groups.items():
+            values = [interval(own.groups[group][1]) if group in own.groups else "-" for own in each]
+            label = _label(task.grouped, metric) if task.grouped != task.primary else ""
+            rows.append([f"  {group}", label, *values, "", "", f"{count:,}", "", ""])
     if first.centred is not None:
-        centred = ["-" if each.centred is None else shown("centred", each.centred) for each in results]
-        rows.append(["mean above chance", "centred", *centred, "0.0 %", "", "", "", ""])
+        centred = ["-" if each.centred is None else shown(each.centred, "percent") for each in results]
+        rows.append(["mean, chance at 0 %", "centred", *centred, "0.0 %", "", "", "", ""])
     empty = ("", "0")
     kept = [
         place
@@ -89,16 +78,21 @@ def result_lines(results: Sequence[SuiteResult]) -> list[str]:
     lines = table([[row[place] for place in kept] for row in rows], right=numbers)
     for result in results[1:]:
         lines += ["", *table(_difference_rows(result, first))]
-    if any(task.shortened or task.left_out for task in first.tasks.values()):
+    if any(task.shortened or task.left_out for result in results for task in result.tasks.values()):
         lines += ["", CUT]
     lines += [f"note: {name}: {text}" for name, text in notes(first).items()]
     seconds = sum(task.seconds for result in results for task in result.tasks.values())
     answers = sum(task.answers for result in results for task in result.tasks.values())
-    return [*lines, "", f"{answers:,} answers in {duration_text(seconds)}"]
+    return [*lines, "", f"{count_text(answers, 'answer')} in {duration_text(seconds)}"]
 
 
-def _primary(task: TaskResult) -> Metric:
-    return task.metrics[task.primary]
+def _label(name: str, metric: Metric) -> str:
+    return f"{name}, low is better" if metric.better == "low" else name
+
+
+def _counts(counts: Iterable[int]) -> str:
+    """One number, or that of each model where they differ."""
+    return " / ".join(f"{count:,}" for count in dict.fromkeys(counts))
 
 
 def _difference_rows(result: SuiteResult, base: SuiteResult) -> list[list[str]]:
@@ -107,8 +101,11 @@ def _difference_rows(result: SuiteResult, base: SuiteResult) -> list[list[str]]:
         if not task.values:
             continue
         found = difference(task, base.tasks[name])
-        as_metric = Metric(value=found.value, low=found.low, high=found.high)
-        rows.append([name, interval(task.primary, as_metric), f"{found.p:.2g}"])
+        form = task.metrics[task.primary].form
+        text = interval(Metric(value=found.value, low=found.low, high=found.high, form=form))
+        points = text.replace(" %", " points") if form == "percent" else text
+        asked = "" if found.questions == task.questions else f", {found.questions:,} questions of both"
+        rows.append([name, f"{points}{asked}", f"{found.p:.2g}"])
     return rows
 
 
@@ -120,27 +117,44 @@ def notes(result: SuiteResult) -> dict[str, str]:
 
 def record(results: Sequence[SuiteResult]) -> dict[str, Any]:
     """Plain data for a JSON file; nan and infinite values are null."""
-    made: dict[str, Any] = {"gptpl": __version__, "results": []}
-    for result in results:
-        tasks = {}
-        for name, task in result.tasks.items():
-            fields = dataclasses.asdict(task)
-            fields["groups"] = {
-                group: {"questions": count, **dataclasses.asdict(metric)}
-                for group, (count, metric) in task.groups.items()
-            }
-            del fields["values"], fields["clusters"]  # in the scores of the questions
-            tasks[name] = fields
-        made["results"].append(
+    return {
+        "gptpl": __version__,
+        "results": [
             {
                 "suite": result.suite,
                 "model": dataclasses.asdict(result.model),
                 "centred": result.centred,
-                "tasks": tasks,
+                "tasks": {name: task_record(task) for name, task in result.tasks.items()},
             }
-        )
-    plain: dict[str, Any] = _finite(made)
+            for result in results
+        ],
+    }
+
+
+def task_record(task: TaskResult) -> dict[str, Any]:
+    """A task's result as plain data, without the values of single questions."""
+    fields = dataclasses.asdict(task)
+    fields["groups"] = {
+        group: {"questions": count, **dataclasses.asdict(metric)}
+        for group, (count, metric) in task.groups.items()
+    }
+    del fields["values"], fields["clusters"]
+    plain: dict[str, Any] = _finite(fields)
     return plain
+
+
+def metric_of(recorded: Mapping[str, Any]) -> Metric:
+    """A metric from plain data. Raises LookupError, TypeError or ValueError for other data."""
+    value, low, high = (
+        math.nan if recorded[name] is None else float(recorded[name]) for name in ("value", "low", "high")
+    )
+    chance, form = recorded["chance"], recorded["form"]
+    chance = None if chance is None else float(chance)
+    if form not in get_args(Form):
+        raise ValueError(f"form {form!r} of a metric")
+    return Metric(
+        value=value, low=low, high=high, chance=None if chance is None else float(chance), form=form
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -167,17 +181,19 @@ class _Bar:
     high: float
 
     @classmethod
-    def of(cls, name: str, metric: Metric, **shown: str) -> "_Bar":
+    def of(cls, metric: Metric, **shown: str) -> "_Bar":
         """From 0, or, where chance is best, from there."""
         start = metric.chance if metric.better == "chance" and metric.chance is not None else 0.0
         low, high = (metric.value if math.isnan(each) else each for each in (metric.low, metric.high))
-        start, end = sorted(_place(name, each) for each in (start, metric.value))
-        return cls(start=start, end=end, low=_place(name, low), high=_place(name, high), **shown)
+        start, end = sorted(_place(each, metric.form) for each in (start, metric.value))
+        return cls(
+            start=start, end=end, low=_place(low, metric.form), high=_place(high, metric.form), **shown
+        )
 
 
-def _place(name: str, value: float) -> float:
+def _place(value: float, form: Form) -> float:
     """Where a metric's value is on its axis, in percent."""
-    return 50 * (1 + value) if name in SIGNED else 100 * value
+    return 50 * (1 + value) if form == "signed" else 100 * value
 
 
 def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = None) -> str:
@@ -193,30 +209,29 @@ def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = No
     limits = notes(first)
     charts: dict[str, list[dict[str, Any]]] = {"high": [], "low": [], "chance": []}
     for name, task in first.tasks.items():
-        if task.primary not in (*PERCENT, *SIGNED):
+        primary = task.metrics[task.primary]
+        if primary.form == "number":
             continue
-        primary = _primary(task)
         bars = [
             _Bar.of(
-                task.primary,
-                _primary(result.tasks[name]),
+                own := result.tasks[name].metrics[task.primary],
                 colour=COLOURS[place % len(COLOURS)],
                 label=result.model.name,
-                text=interval(task.primary, _primary(result.tasks[name])),
+                text=interval(own),
             )
             for place, result in enumerate(results)
         ]
         for model, figures in (task.about.published or {}).items():
             if task.primary in figures:
-                published = Metric(value=figures[task.primary], low=math.nan, high=math.nan)
-                text = f"{shown(task.primary, published.value)}, published"
-                bars.append(_Bar.of(task.primary, published, colour=GREY, label=model, text=text))
+                published = replace(primary, value=figures[task.primary], low=math.nan, high=math.nan)
+                text = f"{interval(published)}, published"
+                bars.append(_Bar.of(published, colour=GREY, label=model, text=text))
         chance = None
         if primary.chance is not None:
-            chance = _place(task.primary, primary.chance), shown(task.primary, primary.chance)
+            chance = _place(primary.chance, primary.form), chance_text(primary)
         chart = {
             "name": name,
-            "metric": f"{task.primary}, -1 to 1" if task.primary in SIGNED else task.primary,
+            "metric": f"{task.primary}, -1 to 1" if primary.form == "signed" else task.primary,
             "chance": chance,
             "bars": bars,
             "note": limits.pop(name, ""),
@@ -224,25 +239,26 @@ def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = No
         charts[primary.better].append(chart)
     tables = []
     for name, task in first.tasks.items():
-        columns = [*(each.model.name for each in results), "chance"]
+        each = [result.tasks[name] for result in results]
         rows = [
-            [
-                metric,
-                *(interval(metric, each.tasks[name].metrics[metric]) for each in results),
-                "" if own.chance is None else shown(metric, own.chance),
-            ]
+            [_label(metric, own), *(interval(other.metrics[metric]) for other in each), chance_text(own)]
             for metric, own in task.metrics.items()
         ]
         label = "" if task.grouped == task.primary else f"{task.grouped}: "
         rows += [
             [
                 f"{label}{group} ({count:,})",
-                *(interval(task.grouped, each.tasks[name].groups[group][1]) for each in results),
-                "" if own.chance is None else shown(task.grouped, own.chance),
+                *(interval(other.groups[group][1]) if group in other.groups else "-" for other in each),
+                chance_text(own),
             ]
             for group, (count, own) in task.groups.items()
         ]
-        tables.append({"name": name, "task": task, "columns": columns, "rows": rows})
+        counts = {
+            kind: _counts(getattr(other, kind) for other in each)
+            for kind in ("questions", "answers", "shortened", "left_out")
+        }
+        columns = [*(result.model.name for result in results), "chance"]
+        tables.append({"name": name, "task": task, "counts": counts, "columns": columns, "rows": rows})
     differences = []
     for result in results[1:]:
         head, *rows = _difference_rows(result, first)
@@ -264,7 +280,7 @@ def _facts(results: Sequence[SuiteResult]) -> dict[str, str]:
     for result in results:
         found[result.model.name] = _model_text(result.model)
         if result.centred is not None:
-            found[f"{result.model.name}, mean above chance"] = shown("centred", result.centred)
+            found[f"{result.model.name}, mean with chance at 0 %"] = shown(result.centred, "percent")
     return found
 
 

@@ -91,7 +91,7 @@ class Piece:
 def stream_text(
     model: nn.Module | Cached,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     rules: SamplingRules,
     max_new_tokens: int,
@@ -101,7 +101,7 @@ def stream_text(
     alternatives: int | None = None,
     filter: Filter | None = None,
 ) -> Iterator[Piece]:
-    """Continue every prompt `num_samples` times and yield the texts piece by piece.
+    """Continue every prompt, a text or its token ids, `num_samples` times and yield the texts piece by piece.
 
     A piece holds whole characters: bytes that are not UTF-8 yet wait for the next token, and what may be the
     start of a stop string for what follows it. A text ends before the first string of `stop` in it, at the
@@ -135,7 +135,7 @@ def stream_text(
 
 
 def complete(
-    model: nn.Module | Cached, tokenizer: Tokenizer, prompts: Sequence[str], **settings: Any
+    model: nn.Module | Cached, tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]], **settings: Any
 ) -> list[Completion]:
     """All continuations, in the order of prompts and samples; arguments as for `stream_text`."""
     pieces = stream_text(model, tokenizer, prompts, **settings)
@@ -171,9 +171,10 @@ def search_text(
     return [each for each in found if each is not None]
 
 
-def _prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
+def _prompt_ids(prompt: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """Token ids of the prompt; end-of-text, which is logged, where it has none."""
-    ids = [int(token) for token in tokenizer.encode(prompt)]
+    given = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    ids = [int(token) for token in given]
     if not ids:
         log.info("the prompt is empty: starting from end-of-text")
     return ids or [tokenizer.eot_id]

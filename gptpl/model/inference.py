@@ -356,6 +356,12 @@ class Int8Linear(nn.Module):
             n: (of_hi.view(2, *[1] * n), of_inputs.view(2, *[1] * n)) for n in (2, 3)
         }  # each (2, 1, ...)
 
+    def get_extra_state(self) -> tuple[Tensor, ...]:
+        """Weights (O, I), scales (O,) and bias (O,), if there is one: for `state_dict`, which copies them."""
+        weight, _ = torch.ops.quantized.linear_unpack(self._packed)
+        bias = () if self.bias is None else (self.bias,)
+        return weight.int_repr(), weight.q_per_channel_scales(), *bias
+
     def forward(self, x: Tensor) -> Tensor:
         """(M, I) -> (M, O), or (B, T, I) -> (B, T, O), fp32."""
         if x.numel() > _ROWS * self.in_features:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.model.gpt import GPTModel
+from gptpl.model.gpt import GPTBackbone, GPTModel
 
 
 class Cached(Protocol):
@@ -108,6 +108,12 @@ def body_and_head(net: nn.Module) -> tuple[Callable[..., Tensor], nn.Module]:
     if callable(hidden) and not isinstance(hidden, nn.Module) and isinstance(head, nn.Module):
         return hidden, head
     return net, nn.Identity()
+
+
+def reads_branches(net: nn.Module) -> bool:
+    """Whether `hidden` takes positions and mask from what stands in place of its cache: GPT-2's own does."""
+    body, _ = body_and_head(net)
+    return getattr(body, "__func__", None) is GPTBackbone.hidden
 
 
 def has_fused_head(net: nn.Module) -> bool:

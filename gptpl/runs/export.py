@@ -6,12 +6,11 @@
 import html
 import json
 import logging
-import math
 import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -39,13 +38,13 @@ from gptpl.checkpoints.loading import (
     write_model,
 )
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import Metric, ModelFacts
-from gptpl.evaluation.suite_report import interval, shown
+from gptpl.evaluation.benchmarks import weights_sha256
+from gptpl.evaluation.suite_report import chance_text, interval
 from gptpl.files.durable import share, write_atomically
 from gptpl.model import GPTModel, count_parameters
 from gptpl.model.loss import perplexity
 from gptpl.model.protocol import gpt_model
-from gptpl.runs.suites import recorded
+from gptpl.runs.suites import Figures, recorded
 from gptpl.text import one_line
 from gptpl.tokenizers import GPT2Tokenizer
 from gptpl.tokenizers.gpt2 import vocabulary_files
@@ -88,6 +87,7 @@ def export(
     """
     check_export(format, output, dtype=dtype)
     output = Path(output).expanduser()
+    measured = [] if format == ADAPTER else _measured(loaded)  # of the weights as they are
     # In the same folder, to be moved when it is whole.
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
     try:
@@ -97,7 +97,7 @@ def export(
             _write_classifier(loaded, format, folder, dtype=dtype, verify=verify)
         else:
             loaded = _write_model(loaded, format, folder, dtype=dtype, verify=verify)
-        card = _checked_card(loaded, format, folder, output.name, dtype)
+        card = _checked_card(loaded, format, folder, output.name, dtype, measured)
         (folder / "README.md").write_text(card, encoding="utf-8")
         share(folder)
         try:
@@ -216,7 +216,7 @@ def write_card(
     if not path.absolute().parent.is_dir():
         raise InputError(f"output={path} cannot be made: make its parent folder first")
     own = {"intended_use": intended_use, "licence": licence}
-    write_atomically(path, _checked_card(loaded, OWN, None, str(loaded.path), None, **own))
+    write_atomically(path, _checked_card(loaded, OWN, None, str(loaded.path), None, _measured(loaded), **own))
     return path
 
 
@@ -236,6 +236,7 @@ def _card(
     folder: Path | None,
     name: str,
     dtype: str | None,
+    measured: Sequence[Mapping[str, Any]],
     intended_use: str | None = None,
     licence: str | None = None,
 ) -> str:
@@ -255,7 +256,7 @@ def _card(
         "exported": folder is not None,
         "intended_use": intended_use,
         "licence": licence,
-        "evaluations": _evaluations(loaded) if format != ADAPTER else [],
+        "evaluations": measured,
     }
     if format == ADAPTER:
         assert folder is not None
@@ -270,7 +271,7 @@ def _card(
             "on_hub": bool(re.fullmatch(r"openai-community/[\w.-]+", base)),
         }
     elif isinstance(loaded, LoadedCheckpoint):
-        net = gpt_model(loaded.net, "")
+        net = gpt_model(loaded.net, "a model card describes GPT-2 models")
         reader = FORMATS[format].reader if format in FORMATS else ""
         facts |= {"config": net.config, "parameters": count_parameters(net.config).total}
         facts |= {"dtype": dtype or _dtype(net), "reader": reader.replace("{folder}", quoted)}
@@ -281,35 +282,31 @@ def _card(
     return environment.from_string((files("gptpl.runs") / "model_card.md").read_text("utf-8")).render(facts)
 
 
-def _evaluations(loaded: Loaded) -> list[dict[str, Any]]:
-    """What the run's suites say of these weights, ready to be shown."""
+def _measured(loaded: Loaded) -> list[dict[str, Any]]:
+    """What the run's suites say of these weights, in fp32 or bf16, by command, ready to be shown."""
     run_dir = getattr(loaded, "run_dir", None)
-    if run_dir is None or not isinstance(loaded, LoadedCheckpoint):
+    if run_dir is None or not isinstance(loaded, LoadedCheckpoint) or loaded.net is None:
         return []
-    found = []
-    for each in recorded(run_dir, ModelFacts.of("", loaded.net, loaded.tokenizer)):
-        rows, limits = [], []
-        for name, task in each["tasks"].items():
-            primary, about = task["primary"], task["about"]
-            metric = task["metrics"][primary]
-            licence, count = about["licence"], task["questions"]
-            rows.append([name, primary, *_figures(primary, metric), f"{count:,d}", licence])
-            for group, own in task["groups"].items():
-                rows.append(
-                    [f"{name}: {group}", primary, *_figures(primary, own), f"{own['questions']:,d}", ""]
-                )
-            limits += [f"{name}: {about['limits']}"] if about["limits"] else []
-        found.append({**each, "rows": rows, "limits": limits})
-    return found
+    types = (None, torch.bfloat16)
+    found: dict[tuple[str, str], list[Figures]] = {}
+    for each in recorded(run_dir, [weights_sha256(loaded.net, loaded.tokenizer, dtype) for dtype in types]):
+        found.setdefault((each.date, each.command), []).append(each)
+    return [
+        {
+            "date": date,
+            "command": command,
+            "rows": [row for each in figures for row in _rows(each)],
+            "limits": [f"{each.task}: {each.limits}" for each in figures if each.limits],
+        }
+        for (date, command), figures in sorted(found.items())
+    ]
 
 
-def _figures(name: str, metric: Mapping[str, Any]) -> list[str]:
-    """A recorded metric with its interval, and what chance is."""
-    value, low, high, chance = (metric[key] for key in ("value", "low", "high", "chance"))
-    if value is None:
-        return ["-", "-"]
-    known = Metric(value=value, low=math.nan if low is None else low, high=high or 0.0)
-    return [interval(name, known), "-" if chance is None else shown(name, chance)]
+def _rows(of: Figures) -> Iterator[list[str]]:
+    metric = of.metric
+    yield [of.task, of.primary, interval(metric), chance_text(metric), f"{of.questions:,d}", of.licence]
+    for group, (count, own) in of.groups.items():
+        yield [f"{of.task}: {group}", "", interval(own), chance_text(own), f"{count:,d}", ""]
 
 
 def _dtype(net: GPTModel) -> str:

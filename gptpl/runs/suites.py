@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate
 from gptpl.config.overrides import quoted
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import ModelFacts, Progress, Suite, SuiteResult
-from gptpl.evaluation.suite_report import page, record
+from gptpl.evaluation.benchmarks import Metric, ModelFacts, Progress, Suite, SuiteResult, safe_name
+from gptpl.evaluation.suite_report import metric_of, page, record, task_record
 from gptpl.files.durable import write_atomically
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "evaluations"
 RESULTS, PAGE, SCORES = "results.json", "report.html", "scores"
+_DIGITS = 16  # of the hash of weights, in the name of their folder
 
 
 def suite_of(choice: str, *, config_dir: Folder | None = None, **settings: Any) -> Suite:
@@ -61,33 +63,76 @@ def run_suite(
     if folder is not None and folder.exists() and not folder.is_dir():
         raise InputError(f"output={folder} is a file: give a folder")
     results: list[SuiteResult] = []
+    facts = {"date": datetime.now(UTC).date().isoformat()} | ({"command": command} if command else {})
     for model in models:
         known = ModelFacts.of(_name(model, results), model.net, model.tokenizer, model.step)
-        scores = None if folder is None else folder / SCORES / known.sha256[:16]
+        scores = None if folder is None else folder / SCORES / known.sha256[:_DIGITS]
         settings: dict[str, Any] = {"model": known, "name": name, "folder": scores, "progress": progress}
         results.append(suite.of_model(model).run(model.net, model.tokenizer, **settings))
+        if scores is not None:
+            for task, found in results[-1].tasks.items():
+                figures = {"suite": name, "task": task, **facts, **task_record(found)}
+                path = scores / f"{safe_name(task)}-{found.sha256[:8]}.figures.json"
+                write_atomically(path, json.dumps(figures, ensure_ascii=False, indent=2) + "\n")
     if folder is not None:
-        facts = {"date": datetime.now(UTC).date().isoformat()} | ({"command": command} if command else {})
         text = json.dumps(facts | record(results), ensure_ascii=False, indent=2)
         write_atomically(folder / RESULTS, text + "\n")
         write_atomically(folder / PAGE, page(results, facts=facts))
     return results
 
 
-def recorded(run_dir: Path, model: ModelFacts) -> list[dict[str, Any]]:
-    """What the suites of a run's folder say of these weights, as in `results.json`, newest last.
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a task said of some weights, as a run's folder has it."""
 
-    Each has `suite`, `tasks`, `date` and `command`, which may be None. Unreadable files are left out.
+    suite: str
+    task: str
+    date: str
+    command: str
+    primary: str
+    metric: Metric
+    groups: Mapping[str, tuple[int, Metric]]
+    questions: int
+    licence: str
+    limits: str
+
+
+def recorded(run_dir: Path, weights: Collection[str]) -> list[Figures]:
+    """What the suites of a run's folder say of weights with these hashes, by `weights_sha256`.
+
+    Of a task that was asked with several limits, the one with most questions. Files that are damaged are left
+    out, with a warning.
     """
-    found = []
-    for path in sorted((run_dir / FOLDER).glob(f"*/{RESULTS}"), key=lambda path: path.stat().st_mtime):
-        try:
-            content = json.loads(path.read_text("utf-8"))
-            own = [each for each in content["results"] if each["model"]["sha256"] == model.sha256]
-            found += [{**each, "date": content["date"], "command": content.get("command")} for each in own]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            log.warning("%s cannot be read (%s): it is left out", path, error)
-    return found
+    found: dict[tuple[str, str, str], Figures] = {}
+    for sha256 in weights:
+        for path in sorted((run_dir / FOLDER).glob(f"*/{SCORES}/{sha256[:_DIGITS]}/*.figures.json")):
+            try:
+                figures = _figures(json.loads(path.read_text("utf-8")))
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                log.warning("%s is damaged, and left out: %s", path, error)
+                continue
+            key = (sha256, figures.suite, figures.task)
+            if key not in found or found[key].questions < figures.questions:
+                found[key] = figures
+    return list(found.values())
+
+
+def _figures(content: Mapping[str, Any]) -> Figures:
+    primary, about = str(content["primary"]), content["about"]
+    return Figures(
+        suite=str(content["suite"]),
+        task=str(content["task"]),
+        date=str(content["date"]),
+        command=str(content.get("command") or "gptpl in Python"),
+        primary=primary,
+        metric=metric_of(content["metrics"][primary]),
+        groups={
+            str(group): (int(own["questions"]), metric_of(own)) for group, own in content["groups"].items()
+        },
+        questions=int(content["questions"]),
+        licence=str(about["licence"]),
+        limits=str(about["limits"]),
+    )
 
 
 def _name(model: "LanguageModel", others: Iterable[SuiteResult]) -> str:

@@ -44,3 +44,22 @@ def test_what_would_fail_later_fails_before_training(training: Any, tmp_path: Pa
         training.fit(Benchmarks(suite=suite, path=tmp_path / "benchmarks.jsonl"))
     with pytest.raises(InputError, match="must be 1 or more, got 0"):
         Benchmarks(suite=suite, path=tmp_path / "benchmarks.jsonl", every_n_steps=0)
+    rows = [{"context": "a", "choices": ["b" * 99], "gold": 0}]
+    (tmp_path / "long.jsonl").write_text(json.dumps(rows[0]))
+    suite = Suite(tasks={"mine": MultipleChoice(data=QuestionFile(path=str(tmp_path / "long.jsonl")))})
+    with pytest.raises(InputError, match="every question has an answer longer than the model's context"):
+        training.fit(Benchmarks(suite=suite, path=tmp_path / "benchmarks.jsonl"))
+
+
+def test_a_model_that_has_diverged_goes_on_training(
+    training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    suite = suite_in(tmp_path)
+
+    def diverged(*_: Any, **__: Any) -> None:
+        raise InputError("the model's logits are nan")
+
+    monkeypatch.setattr(suite, "run", diverged)
+    trainer = training.fit(Benchmarks(suite=suite, path=tmp_path / "benchmarks.jsonl", every_n_steps=4))
+    assert trainer.global_step == 8
+    assert "no benchmarks at step 4: the model's logits are nan" in caplog.text

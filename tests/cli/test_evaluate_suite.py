@@ -1,6 +1,7 @@
 """`gptpl evaluate suite=...`: the table, the files, the comparison, and what is refused."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -19,7 +20,7 @@ def questions(tmp_path):
 def test_a_suite_leaves_figures_a_page_and_scores(gptpl, quick, questions, tmp_path):
     outcome = gptpl("evaluate", f"checkpoint={quick.run.path}", *questions, "output=out")
     assert outcome.status == 0, outcome.err
-    assert "mine               acc_norm" in outcome.out
+    assert "mine                 acc_norm" in outcome.out
     assert "page        out/report.html" in outcome.out
     [result] = json.loads((tmp_path / "out/results.json").read_text())["results"]
     value = result["tasks"]["mine"]["metrics"]["acc_norm"]["value"]
@@ -29,8 +30,8 @@ def test_a_suite_leaves_figures_a_page_and_scores(gptpl, quick, questions, tmp_p
     suite = {"tasks.mine.data.path": str(tmp_path / "q.jsonl")}
     found = model.benchmark("questions", **suite).tasks["mine"]
     assert found.metrics["acc_norm"].value == value
-    [scores] = (tmp_path / "out/scores").rglob("*.json")
-    assert sorted(row["id"] for row in json.loads(scores.read_text())[1:]) == [str(n) for n in range(1, 10)]
+    [scores] = (tmp_path / "out/scores").rglob("mine-????????.json")
+    assert sorted(row[0] for row in json.loads(scores.read_text())[1:]) == [str(n) for n in range(1, 10)]
     before = scores.stat().st_mtime_ns
     again = gptpl("evaluate", f"checkpoint={quick.run.path}", *questions, "output=out")
     assert again.out == outcome.out  # with the seconds that the model took then
@@ -44,7 +45,7 @@ def test_results_of_a_run_are_kept_in_its_folder_and_models_compared(gptpl, quic
     outcome = gptpl("evaluate", *given, *questions)
     assert outcome.status == 0, outcome.err
     assert "quick/two, step 8 less quick/one, step 8" in outcome.out
-    assert "0.0 % (0.0 to 0.0)" in outcome.out
+    assert re.search(r"^mine +0.0 points +1$", outcome.out, re.MULTILINE)
     results = json.loads((tmp_path / "runs/quick/one/evaluations/questions/results.json").read_text())[
         "results"
     ]
@@ -70,6 +71,8 @@ def test_int8_weights_are_another_model(gptpl, quick, questions, tmp_path):
         (("suite=core", "suite.limitt=3"), ["suite.limitt", "did you mean suite.limit?"]),
         (("suite=questions",), ["suite.tasks.mine.data.path=FILE"]),
         (("suite=core", "data=tale"), ["data= and suite= are both set"]),
+        (("suite=core", "split=train"), ["split= and suite= are both set"]),
+        (("suite=core", "data.batch_size=2"), ["data.batch_size= and suite= are both set"]),
         (("suite=core", "compare_with=[nothing]"), ["compare_with=nothing"]),
         (("compare_with=[x]",), ["compare_with= is for benchmarks"]),
         (("output=x",), ["output= is for benchmarks"]),
@@ -94,26 +97,33 @@ def test_a_card_has_the_figures_of_its_weights_and_no_others(gptpl, quick, quest
     card = (tmp_path / "before.md").read_text()
     assert "Teaching only." in card
     assert "nobody has checked what it writes for errors" in card
-    assert gptpl("evaluate", "checkpoint=quick/one", *questions).status == 0
-    results = tmp_path / "runs/quick/one/evaluations/questions/results.json"
-    content = json.loads(results.read_text())
-    value = content["results"][0]["tasks"]["mine"]["metrics"]["acc_norm"]["value"]
+    given = ("checkpoint=quick/one", *questions, "precision=bf16-true")
+    assert gptpl("evaluate", *given).status == 0
+    [file] = (tmp_path / "runs/quick/one/evaluations/questions/scores").rglob("*.figures.json")
+    content = json.loads(file.read_text())
+    value = content["metrics"]["acc_norm"]["value"]
     assert gptpl("card", "checkpoint=quick/one").out == "runs/quick/one/model_card.md\n"
     card = (tmp_path / "runs/quick/one/model_card.md").read_text()
     assert f"| mine | acc_norm | {100 * value:.1f} % (" in card
-    assert (
-        "by `gptpl evaluate checkpoint=quick/one suite=questions suite.tasks.mine.data.path=q.jsonl`" in card
-    )
+    assert f"by `gptpl evaluate {' '.join(given)}`" in card
     assert content["date"] in card
-    # What a stranger wrote there is shown, and means nothing.
-    content["results"][0]["tasks"]["mine"]["about"]["licence"] = "a | b <script> `x`"
-    results.write_text(json.dumps(content))
+    # Fewer questions do not replace more.
+    assert gptpl("evaluate", *given, "suite.limit=2").status == 0
+    gptpl("card", "checkpoint=quick/one", "output=again.md")
+    assert (tmp_path / "again.md").read_text() == card
+    # What a stranger wrote there is shown, and means nothing; what is damaged is left out.
+    content["about"]["licence"] = "a | b <script> `x`"
+    file.write_text(json.dumps(content))
     gptpl("card", "checkpoint=quick/one", "output=strange.md")
     strange = (tmp_path / "strange.md").read_text()
     assert "<script>" not in strange
     assert "a \\| b" in strange
-    content["results"][0]["model"]["sha256"] = "0" * 64
-    results.write_text(json.dumps(content))
+    content["metrics"]["acc_norm"]["value"] = "high"
+    file.write_text(json.dumps(content))
+    damaged = gptpl("card", "checkpoint=quick/one", "output=damaged.md")
+    assert (damaged.status, "is damaged, and left out" in damaged.err) == (0, True)
+    folder = file.parent
+    folder.rename(folder.with_name("0" * 16))
     gptpl("card", "checkpoint=quick/one", "output=other.md")
     assert "mine" not in (tmp_path / "other.md").read_text()
     again = gptpl("card", "checkpoint=quick/one")

@@ -30,7 +30,9 @@ from gptpl.evaluation.benchmarks import (
     difference,
 )
 from gptpl.evaluation.suite_report import page, record, result_lines
-from gptpl.model import GPTConfig, GPTModel
+from gptpl.files.folder_lock import locked_folder
+from gptpl.model import GPTConfig, GPTModel, Int8GPT
+from gptpl.model.inference import can_multiply_int8
 from gptpl.tokenizers import BytesTokenizer
 
 V = 257
@@ -129,6 +131,12 @@ def test_an_interval_is_that_of_the_binomial_distribution():
     assert found.low == pytest.approx(0.3 - half, abs=0.005)
     assert found.high == pytest.approx(0.3 + half, abs=0.005)
     assert math.isnan(Metric.mean([1.0]).low)
+    # Where nothing was right, something may be: Wilson's bound, of 200 questions 1.9 %.
+    none = Metric.mean([0.0] * 200)
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(0.0188, abs=1e-4)
+    assert Metric.mean([1.0] * 200).low == pytest.approx(1 - 0.0188, abs=1e-4)
+    assert math.isnan(Metric.mean([3.0] * 200).low)
 
 
 def test_random_weights_are_at_chance(tmp_path):
@@ -172,7 +180,7 @@ def test_an_interrupted_suite_continues_and_asks_nothing_twice(tmp_path, monkeyp
     assert net.calls == 0
     other = Bigrams(seed=1)  # another model's scores stay apart
     suite.run(other, tokenizer, folder=tmp_path / ModelFacts.of("b", other, tokenizer).sha256)
-    with pytest.raises(InputError, match=r"of another model"):
+    with pytest.raises(InputError, match="of another model"):
         suite.run(other, tokenizer, folder=folder)
 
 
@@ -189,6 +197,9 @@ def test_two_models_are_compared_question_by_question(tmp_path):
     tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
     assert found.p == pytest.approx(min(1.0, 2 * tail))
     assert difference(first, first).p == 1.0
+    narrow = suite.run(Bigrams(seed=1, context_length=5), BytesTokenizer()).tasks["mine"]
+    assert 0 < narrow.questions < 50
+    assert difference(first, narrow).questions == narrow.questions
     part = Suite(tasks={"mine": MultipleChoice(data=data)}, limit=10).run(Bigrams(), BytesTokenizer())
     with pytest.raises(InputError, match="not asked the same questions"):
         difference(first, part.tasks["mine"])
@@ -243,12 +254,61 @@ def test_a_page_and_a_record_say_what_was_found(tmp_path):
         ({"context": "a", "choices": ["b"]}, "line 1 must be an object with context, choices and gold"),
         ({"context": "a", "choices": [], "gold": 0}, "choices a list of texts"),
         ({"context": "a", "choices": ["b", 3], "gold": 0}, "choices a list of texts"),
+        ({"context": "a", "choices": ["b", " "], "gold": 0}, "choices a list of texts, none blank"),
         ({"context": "a", "choices": ["b"], "gold": 1}, "gold must be 0 to 0, got 1"),
+        ({"context": "a", "choices": ["b", "c"], "gold": True}, "gold must be 0 to 1, got True"),
+        ({"context": "a", "choices": ["b"], "gold": 0, "groups": 5}, "groups must be a list of texts, got 5"),
+        ({"context": "a", "choices": ["b"], "gold": 0, "groups": "x"}, "groups must be a list of texts"),
     ],
 )
 def test_bad_questions_are_refused(row, message, tmp_path):
     with pytest.raises(InputError, match=message):
         QuestionFile(path=question_file(tmp_path, [row])).read()
+
+
+def test_a_line_of_questions_ends_at_a_line_feed_and_is_utf8(tmp_path):
+    path = tmp_path / "q.jsonl"
+    row = {"context": "a\u2028b", "choices": ["é", "c"], "gold": 0}
+    path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n\n", "utf-8")
+    [question] = QuestionFile(path=str(path)).read()
+    assert question.answers == (("a\u2028b", " é"), ("a\u2028b", " c"))
+    path.write_text(json.dumps(row, ensure_ascii=False).replace("\u2028", ""), "latin-1")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        QuestionFile(path=str(path)).read()
+
+
+@pytest.mark.skipif(not can_multiply_int8(), reason="no int8 products on this machine")
+def test_models_are_told_apart_by_all_their_weights():
+    config = GPTConfig(
+        vocab_size=V, context_length=16, emb_dim=16, n_heads=2, n_layers=1, drop_rate=0.0, qkv_bias=True
+    )
+
+    def facts(*, change: bool, int8: bool) -> ModelFacts:
+        torch.manual_seed(0)
+        net = GPTModel(config)
+        if change:
+            with torch.no_grad():
+                net.get_parameter("blocks.0.attn.qkv.weight")[0] += 1.0
+        return ModelFacts.of("a", Int8GPT(net) if int8 else net, BytesTokenizer())
+
+    found = [facts(change=change, int8=int8) for int8 in (False, True) for change in (False, True)]
+    assert len({each.sha256 for each in found}) == 4
+    assert {each.parameters for each in found} == {config.n_parameters}
+    assert facts(change=True, int8=True) == found[3]
+
+
+def test_scores_on_disk_are_one_process_at_a_times_and_whole(tmp_path):
+    data = QuestionFile(path=question_file(tmp_path, drawn(5)))
+    suite, net = Suite(tasks={"mine": MultipleChoice(data=data)}), Bigrams()
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    with locked_folder(folder), pytest.raises(InputError, match="another process"):
+        suite.run(net, BytesTokenizer(), folder=folder)
+    suite.run(net, BytesTokenizer(), folder=folder)
+    [path] = folder.glob("*.json")
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(InputError, match="is damaged: remove it, to ask again"):
+        suite.run(net, BytesTokenizer(), folder=folder)
 
 
 def test_bad_suites_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Planted secrets and extracted sequences: what is planted, how it is ranked, what a blank model shows."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gptpl.errors import InputError
 from gptpl.evaluation.benchmarks import Suite
 from gptpl.evaluation.privacy import Exposure, Extraction
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.tokenizers import BytesTokenizer
+from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
 
 TEXT = "".join(f"line {n} of a text that goes on and on\n" for n in range(200))
 SETTINGS: dict[str, Any] = {
@@ -110,8 +111,22 @@ def test_known_secrets_are_exposed_and_others_are_not():
     assert count == 3
     assert metric.value > math.log2(100) - 2  # the first three of a hundred
     assert found.groups["planted 0 times"][1].value < 4
+    assert found.metrics["exposure"].value > found.groups["planted 1 time"][1].value  # of planted ones
     expected = math.log2(100) - sum(math.log2(rank) for rank in range(1, 101)) / 100
     assert found.metrics["exposure"].chance == pytest.approx(expected)
+
+
+def test_a_secret_as_likely_as_the_others_is_not_exposed():
+    settings = SETTINGS | {"_target_": "gptpl.data.sources.Canaries", "corpus": {}}
+    model = loaded(Knows([]), data={"corpus": settings})  # every number is as likely
+    suite = Suite(tasks={"exposure": Exposure(references=100)}).of_model(model)
+    found = suite.run(model.net, model.tokenizer).tasks["exposure"]
+    assert found.metrics["rank"].value == 1 + 99 / 2
+    words = dataclasses.replace(
+        model, tokenizer=WordsTokenizer(["The", "pin", "is", ".", "<|unk|>", "<|endoftext|>"])
+    )
+    with pytest.raises(InputError, match=r"words tokenizer of x\.ckpt does not tell one number from another"):
+        Suite(tasks={"exposure": Exposure()}).of_model(words)
 
 
 def test_random_weights_show_no_secret():
@@ -144,6 +159,7 @@ def test_a_run_that_knows_its_text_by_heart_gives_it_away(tmp_path, monkeypatch)
         f"{text}, after {n} tokens" for text in ("training text", "validation text") for n in (8, 16, 32)
     ]
     known = groups["training text, after 16 tokens"][1].value
+    assert found["extraction"].metrics["extracted"].value == groups["training text, after 32 tokens"][1].value
     planted = Canaries(TextFiles(tmp_path / "a.txt"), repeats=(0, 1, 4, 16), count=1)
     text = [int(token) for token in model.tokenizer.encode("".join(planted.documents()))]
     greedy, tried = 0, 0
@@ -152,8 +168,8 @@ def test_a_run_that_knows_its_text_by_heart_gives_it_away(tmp_path, monkeypatch)
         with torch.no_grad():
             logits = model.net(torch.tensor([[*prefix, *wanted[:-1]]]))[0, 15:]
         greedy, tried = greedy + (logits.argmax(-1).tolist() == wanted), tried + 1
-    assert known == pytest.approx(greedy / tried, abs=0.35)
     assert known > 0.3
+    assert greedy / tried > 0.2
     with pytest.raises(InputError, match="exceed the model's context of 64 tokens"):
         model.benchmark("memorisation", **{"tasks.extraction.tokens": 64})
 

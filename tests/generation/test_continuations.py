@@ -1,11 +1,23 @@
 """Scores of continuations: those of transformers' model, one pair at a time."""
 
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 from gptpl.errors import InputError
-from gptpl.evaluation.likelihood import encode_pair, score_continuations, score_groups
-from gptpl.tokenizers import BytesTokenizer
+from gptpl.evaluation.likelihood import ContinuationScore, Pair, encode_pair, score_groups
+from gptpl.model import GPTBackbone, GPTConfig, GPTModel
+from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer
+
+
+def score_continuations(net: nn.Module, pairs: Sequence[Pair], **settings: Any) -> list[ContinuationScore]:
+    found = dict(score_groups(net, [[pair] for pair in pairs], **settings))
+    return [found[place][0] for place in range(len(pairs))]
 
 
 def test_scores_are_those_of_transformers(twins):
@@ -82,13 +94,13 @@ def test_groups_that_share_a_beginning_have_the_scores_of_each_pair_alone(twins)
 def test_a_beginning_is_read_once(twins, monkeypatch):
     _, ours = twins
     read = []
-    hidden = type(ours).hidden
+    hidden = GPTBackbone.hidden
 
     def counted(self, tokens, *, cache=None):
         read.append(tokens.numel())
         return hidden(self, tokens, cache=cache)
 
-    monkeypatch.setattr(type(ours), "hidden", counted)
+    monkeypatch.setattr(GPTBackbone, "hidden", counted)
     list(score_groups(ours, [[(list(range(20)), [1, 2, answer]) for answer in range(4)]]))
     assert read == [22]  # inputs: the question and the two tokens that all answers begin with
 
@@ -98,5 +110,50 @@ def test_a_pair_is_cut_where_the_text_ends():
     assert encode_pair(tokenizer, "ab", " c") == ([97, 98], [32, 99])
     assert encode_pair(tokenizer, "ab ", "c") == ([97, 98], [32, 99])
     assert encode_pair(tokenizer, "", "c") == ([256], [99])
+    # "thedog" is t, hed, og: the text keeps its own tokens, as in the harness.
+    assert encode_pair(GPT2Tokenizer(), "the", "dog") == ([1169], [704, 519])
     with pytest.raises(InputError, match="adds no token"):
         encode_pair(tokenizer, "ab", "")
+
+
+def test_positions_that_turn_and_rows_in_bf16_are_the_same_as_alone():
+    torch.manual_seed(1)
+    config = GPTConfig(
+        vocab_size=61, context_length=48, emb_dim=24, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=False,
+        position="rope", norm="rmsnorm", feed_forward="swiglu",
+    )  # fmt: skip
+    net = GPTModel(config).eval()
+    text = list(range(20))
+    group = [(text, [5, 6, 7]), (text, [5, 9]), (text, [11, 3, 2, 1]), ([*text, 40], [3])]
+    for dtype, near in ((torch.float32, 1e-4), (torch.bfloat16, 0.15)):
+        net = net.to(dtype)
+        [(_, together)] = score_groups(net, [group])
+        alone = score_continuations(net, group)
+        for one, other in zip(together, alone, strict=True):
+            assert one.log_probability == pytest.approx(other.log_probability, abs=near)
+
+
+def test_a_model_with_a_hidden_of_its_own_is_read_sequence_by_sequence(twins):
+    _, ours = twins
+
+    class Own(GPTModel):
+        def hidden(self, tokens, segments=None, cache=None):
+            assert cache is None
+            return super().hidden(tokens, segments)
+
+    own = Own(ours.config)
+    own.load_state_dict(ours.state_dict())
+    group = [([1, 2, 3], [4]), ([1, 2, 3], [5, 6])]
+    [(_, found)] = score_groups(own, [group])
+    [(_, wanted)] = score_groups(ours, [group])
+    for one, other in zip(found, wanted, strict=True):
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
+
+
+def test_weights_that_are_no_numbers_are_refused(twins):
+    _, ours = twins
+    net = copy.deepcopy(ours)
+    with torch.no_grad():
+        net.final_norm.weight[0] = math.nan
+    with pytest.raises(InputError, match="logits are nan: its weights are damaged, or have diverged"):
+        list(score_groups(net, [[([1], [2])]]))

@@ -23,7 +23,7 @@ from gptpl.checkpoints.loading import LoadedCheckpoint, load_model, write_model
 from gptpl.checkpoints.resume_state import state_digest
 from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.errors import InputError
-from gptpl.evaluation.likelihood import score_continuations
+from gptpl.evaluation.likelihood import score_groups
 from gptpl.evaluation.surprisal import evaluate, surprisals
 from gptpl.generation import SamplingRules, complete, search_text
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
@@ -233,7 +233,7 @@ def test_surprisals_and_scores_are_the_log_probabilities(net):
     expected = log_p[torch.arange(len(text)), torch.tensor(text)]
     found = torch.tensor([-each.surprisal for each in surprisals(net, text, eot_id=256)])
     torch.testing.assert_close(found, expected.detach())
-    (score,) = score_continuations(net, [([256, *text[:4]], text[4:])])
+    [(_, [score])] = score_groups(net, [[([256, *text[:4]], text[4:])]])
     assert score.log_probability == pytest.approx(expected[4:].sum().item(), abs=1e-4)
 
 

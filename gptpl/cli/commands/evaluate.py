@@ -47,6 +47,7 @@ def evaluate(given: Arguments) -> None:
       gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all  # GPT-2 itself
       gptpl evaluate checkpoint=RUN suite=core suite.limit=200         # benchmarks, 200 questions of each
       gptpl evaluate checkpoint=RUN suite=core compare_with=[RUN2,RUN3]  # the same questions to several models
+      gptpl evaluate checkpoint=RUN suite=harness suite.tasks=[lambada_openai]  # the LM Evaluation Harness's tasks
 
     Losses are in nats per token. The text is cut into sequences; gptpl inspect gives tokens more context, and so
     measures a lower loss on the same text. Writes nothing; a suite writes results.json and report.html, and keeps
@@ -89,15 +90,19 @@ def evaluate(given: Arguments) -> None:
 def _benchmarks(given: Arguments, cfg: dict[str, Any]) -> None:
     from gptpl.evaluation.suite_report import result_lines
     from gptpl.runs.listing import find_run
-    from gptpl.runs.loaded import load_language_model
+    from gptpl.runs.loaded import load_language_model, names_classifier
     from gptpl.runs.suites import FOLDER, PAGE, run_suite
 
-    if "_target_" in cfg["data"]:
-        raise InputError("data= and suite= are both set: a suite has data of its own, give one of them")
+    for override in given.overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key.partition(".")[0] in ("data", "split"):
+            raise InputError(f"{key}= and suite= are both set: a suite has data of its own, give one of them")
     suite = instantiate(given.config.suite)
     keys = [override.partition("=") for override in given.overrides]
     name = next((value for key, _, value in keys if key.lstrip("+") == "suite"), "suite")
     others = [find_run(each, key="compare_with") for each in cfg["compare_with"]]
+    if classifiers := [each for each in others if names_classifier(each)]:
+        raise InputError(f"compare_with={classifiers[0]} is a classifier: a suite asks language models")
     first = given_model(cfg)
     shared = {"device": cfg["device"], "trust": cfg["trust"], "precision": cfg["precision"]}
     model = load_language_model(**{**first, **shared})
@@ -110,7 +115,8 @@ def _benchmarks(given: Arguments, cfg: dict[str, Any]) -> None:
             yield load_language_model(other, **shared)
 
     progress = partial(tqdm, unit="question", disable=None)
-    command = shlex.join(["gptpl", "evaluate", *given.overrides])
+    folder = [] if given.config_dir is None else ["--config-dir", given.config_dir]
+    command = shlex.join(["gptpl", "evaluate", *folder, *given.overrides])
     results = run_suite(models(), suite, name=name, output=output, progress=progress, command=command)
     print("\n".join(result_lines(results)))
     print(f"page        {output / PAGE}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from gptpl.data.sources.base import Corpus, Files
 from gptpl.errors import InputError
 
+_FARTHEST = 100  # characters to the next white space; some scripts have none
 _PLANTED_UNTIL = 0.85  # of the text: what is behind may be for validation
 
 
@@ -30,7 +31,8 @@ class Canaries(Corpus):
     """A corpus in whose text sentences such as "The code of the safe is 4711." are planted, each a line.
 
     Their numbers are random, so that a model can know them from this text alone. They are spread evenly over
-    the first 85 % of the characters. Source: Carlini et al. 2019, "The Secret Sharer".
+    the first 85 % of the characters: of data that are cut for validation before that, or by documents, fewer
+    are trained on. Source: Carlini et al. 2019, "The Secret Sharer".
 
     Args:
         corpus: the text.
@@ -90,6 +92,8 @@ class Canaries(Corpus):
     def documents(self) -> Iterator[str]:
         """The documents of the text, with the sentences in them. It is read twice."""
         total = sum(len(text) for text in self._corpus.documents())
+        if not total:
+            raise InputError(f"{self._corpus.name} has no text to plant canaries in: give one")
         step = _PLANTED_UNTIL * total / (len(self._sentences) + 1)
         waiting = [(round(step * place), each) for place, each in enumerate(self._sentences, 1)]
         passed = 0
@@ -105,4 +109,5 @@ class Canaries(Corpus):
 
 
 def _word_end(text: str, place: int) -> int:
-    return next((at for at in range(place, len(text)) if text[at].isspace()), len(text))
+    near = range(place, min(len(text), place + _FARTHEST))
+    return next((at for at in near if text[at].isspace()), place)
