@@ -3,20 +3,28 @@
 # B windows in a batch, T tokens in a window
 
 import csv
+import hashlib
 import json
+import multiprocessing
 import os
 import random
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import numpy.typing as npt
+import psutil
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -24,9 +32,12 @@ from gptpl.callbacks.checkpoints import DurableCheckpointIO
 from gptpl.callbacks.exact_resume import ExactResume, return_loggers
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.resume_state import RESUME_KEY
+from gptpl.cli.main import main
 from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.data.sources import TextFiles
+from gptpl.files.figures import figure_pixels
 from gptpl.model import GPTConfig, GPTModel
+from gptpl.sweeps.jobs import Command
 from gptpl.tokenizers import BytesTokenizer
 from gptpl.training import autotune
 from gptpl.training.language_model import LanguageModelingModule
@@ -49,6 +60,34 @@ def nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
         return {each.name: each.positions / 1e6 for each in candidates}  # too short to try compiling
 
     monkeypatch.setattr(autotune, "_measure", equal)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """A killed process leaves what it wrote to the kernel; only a power failure would show the difference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(os, "fdatasync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_pictures() -> Iterator[None]:
+    """Callbacks draw eight pixels, others for other curves; a curve is half the time of a tiny run."""
+
+    def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
+        lines = [np.asarray(line.get_xydata()).tobytes() for axes in figure.axes for line in axes.lines]
+        return np.frombuffer(hashlib.sha256(b"".join(lines)).digest()[:24], dtype=np.uint8).reshape(2, 4, 3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptpl.callbacks.after_step.figure_pixels", pixels)
+        yield
+
+
+@pytest.fixture
+def with_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of pictures: callbacks draw as they do for users."""
+    monkeypatch.setattr("gptpl.callbacks.after_step.figure_pixels", figure_pixels)
 
 
 class Pretraining:
@@ -224,6 +263,50 @@ def fake_train(fake_program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("gptpl.sweeps.worker.PROGRAM", fake_program)
 
 
+class ForkedJob:
+    """A trial of a sweep in a copy of this process: a new one imports torch and Lightning for seconds."""
+
+    def __init__(self, command: Command, environment: Mapping[str, str]) -> None:
+        self._child = multiprocessing.get_context("fork").Process(target=_trial, args=(command, environment))
+        self._child.start()
+        self.process = (
+            f"{socket.gethostname()} {self._child.pid} {psutil.Process(self._child.pid).create_time()}"
+        )
+
+    def poll(self) -> int | None:
+        return self._child.exitcode
+
+    def stop(self, *, at_once: bool = False) -> None:
+        self._child.kill() if at_once else self._child.terminate()
+
+
+def _trial(command: Command, environment: Mapping[str, str]) -> None:
+    output = os.open(command.output, os.O_WRONLY | os.O_APPEND)
+    sys.stdout.flush()
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
+    os.chdir(command.cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    python, *words = command.arguments
+    assert (python, *words[:3]) == (sys.executable, "-m", "gptpl", "train")
+    sys.exit(main(words[2:]))
+
+
+@pytest.fixture(scope="session")
+def forked_trials() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which sweeps train in copies of this process."""
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gptpl.sweeps.jobs.ProcessJob", ForkedJob)
+            yield
+
+    return patched
+
+
 class JudgeServer(ThreadingHTTPServer):
     """Speaks as Ollama and OpenAI do. `script` holds what to do with the next requests; then it replies."""
 
@@ -313,8 +396,11 @@ def judge_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
         thread.join()
 
 
-LONGEST = ("test_launchers.py", "test_sharded_checkpoints.py", "test_submission.py", "test_fsdp.py")
-"""Files of few tests that start many processes."""
+LONGEST = (
+    *("test_launchers.py", "test_exact_resume.py", "test_submission.py", "test_fsdp.py"),
+    *("test_verify_resume.py", "test_sharded_checkpoints.py", "test_autotune.py", "test_ddp_resume.py"),
+)
+"""Files that take half a minute or more."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

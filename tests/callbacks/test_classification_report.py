@@ -20,6 +20,9 @@ CONFUSION = np.array([[6.0, 2, 0], [1, 1, 0], [0, 0, 0]])
 CALIBRATION = np.array([[8.0, 2], [4.8, 1.8], [6, 1]])
 
 
+pytestmark = pytest.mark.usefixtures("with_pictures")
+
+
 def test_the_confusion_matrix_has_a_number_a_cell_and_the_true_classes_in_rows() -> None:
     axes = confusion_figure(CONFUSION, ["a", "b", "a very long name of a class"]).axes[0]
     found = {

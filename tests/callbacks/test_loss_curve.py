@@ -21,6 +21,9 @@ from gptpl.files.figures import figure_pixels, write_png
 Logged = Callable[[], list[str]]
 
 
+pytestmark = pytest.mark.usefixtures("with_pictures")
+
+
 def png_size(path: Path) -> tuple[int, int]:
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")

@@ -391,5 +391,12 @@ def test_under_torchrun_one_of_two_processes_is_killed(tmp_path):
     assert killed["resumed"][0]["step"] in (1, 2)  # the file of step 2 may have been under way
     log = (tmp_path / "kept" / "part_2.log").read_text()
     assert "stopped by trainer.stop_at_step" not in log
-    refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert "verify.keep is not set: 1 node x 2 processes, by torchrun need a folder" in refused.stderr
+
+
+def test_under_torchrun_it_needs_a_folder_that_all_share(refused, monkeypatch):
+    torchrun = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1, "TORCHELASTIC_RUN_ID": "none"}
+    for name, value in (torchrun | addresses).items():
+        monkeypatch.setenv(name, str(value))
+    said = refused("verify-resume", *SMALL, "data.batch_size=2", "verify.kill=process")
+    assert said.startswith("verify.keep is not set: 1 node x 2 processes, by torchrun need a folder")

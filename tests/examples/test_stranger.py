@@ -224,12 +224,13 @@ def test_a_run_that_stops_and_goes_on_repeats_the_bits_in_python(changes, lab, t
 # --- their folder and their package ---------------------------------------------------------------------
 
 
-def test_a_sweep_has_their_choices_their_root_and_their_metric(lab):
-    out = lab.done(
-        *("train", "-m", "--config-dir", str(lab.conf), "--config-name", "lab_train"),
-        *("scheduler=sawtooth,step_lr", "trainer.max_steps=3", "sweep.metric=val/hit_rate"),
-        "hydra.sweep.dir=sweep",
-    )
+def test_a_sweep_has_their_choices_their_root_and_their_metric(lab, forked_trials):
+    with forked_trials():
+        out = lab.done(
+            *("train", "-m", "--config-dir", str(lab.conf), "--config-name", "lab_train"),
+            *("scheduler=sawtooth,step_lr", "trainer.max_steps=3", "sweep.metric=val/hit_rate"),
+            "hydra.sweep.dir=sweep",
+        )
     with (lab.folder / "sweep/results.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert {row["overrides"] for row in table} == {"scheduler=sawtooth", "scheduler=step_lr"}

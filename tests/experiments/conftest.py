@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +41,9 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Study]:
+def study(
+    tmp_path_factory: pytest.TempPathFactory, forked_trials: Callable[[], AbstractContextManager[None]]
+) -> Callable[[str], Study]:
     """`study("loss_analysis")`: that study, run once with `--quick`."""
     done: dict[str, Study] = {}
 
@@ -48,7 +51,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Study]:
         if name not in done:
             module = importlib.import_module(f"experiments.{name}.study")
             folder = tmp_path_factory.mktemp(name)
-            module.main(["--quick", "--output", str(folder)])
+            with forked_trials():
+                module.main(["--quick", "--output", str(folder)])
             done[name] = Study(module, folder)
         return done[name]
 

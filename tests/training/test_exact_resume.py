@@ -74,6 +74,13 @@ class Crash(L.Callback):
             raise ZeroDivisionError
 
 
+class Teardown(L.Callback):
+    """Ends the workers of a stopped run; the garbage collector would wait for them 20 seconds."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.fit_loop = trainer.fit_loop
+
+
 class DrawsAgain(AfterStep):
     """Draws after every step, and for the step that a resumed run starts from as the run before did."""
 
@@ -137,10 +144,12 @@ class Study:
             *([crash] if crash else []),
             BestCheckpoint(dirpath=str(run / "checkpoints")),
         ]
+        teardown = Teardown()
         loggers = [RunTensorBoardLogger(save_dir=str(run)), MetricsCSVLogger(save_dir=str(run))]
         try:
             self.pretraining.fit(
                 *callbacks,
+                teardown,
                 module=module,
                 data=self.pretraining.data(num_workers=self.workers),
                 resume=(run / "checkpoints/last.ckpt").resolve() if resume else None,
@@ -151,6 +160,7 @@ class Study:
             )
         except (RunStopped, ZeroDivisionError):
             assert stop or crash
+        teardown.fit_loop.teardown()
         return run
 
 
@@ -241,22 +251,13 @@ def test_the_unbroken_run_has_all_that_an_interruption_could_spoil(study, unbrok
     assert state["wait_count"] == 2
 
 
-@one_variant
-@pytest.mark.parametrize("stop", [1, 3, 7, 8, 12])
-def test_stopped_once_it_ends_with_the_same_bits(study, unbroken, stop):
-    """At the beginning, before an evaluation, before and after the end of an epoch, at the end."""
-    name = f"stopped at {stop}"
-    study.run(name, stop=stop)
-    run = study.run(name, resume=True)
-    assert differences(unbroken, outcome(run)) == []
-
-
 @pytest.mark.parametrize(
     ("variant", "stops"),
     [("adamw", range(1, STEPS + 1)), *((name, (1, 3, 8, 10)) for name in OTHERS)],
     indirect=["variant"],
 )
 def test_stopped_after_many_steps_it_ends_with_the_same_bits(study, unbroken, stops):
+    """With AdamW after every step: before an evaluation, before and after the end of an epoch, at the end."""
     for number, stop in enumerate(stops):
         study.run("again", stop=stop, resume=number > 0)
     run = study.run("again", resume=True)

@@ -346,7 +346,7 @@ def hosts(joined: Callable[..., Machines]) -> Machines:
     return joined(2)
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_a_cable_that_is_pulled_ends_the_run_which_then_continues(
     hosts: Machines, unbroken: dict[str, torch.Tensor]
 ) -> None:
@@ -373,7 +373,7 @@ def test_a_cable_that_is_pulled_ends_the_run_which_then_continues(
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_a_connection_of_50_ms_changes_no_bit(
     joined: Callable[..., Machines], unbroken: dict[str, torch.Tensor]
 ) -> None:
@@ -384,7 +384,7 @@ def test_a_connection_of_50_ms_changes_no_bit(
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_three_hosts_train_as_one_process_with_their_batches(
     joined: Callable[..., Machines], tmp_path: Path, gptpl_train: Callable[..., str]
 ) -> None:
@@ -399,7 +399,7 @@ def test_three_hosts_train_as_one_process_with_their_batches(
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0, msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_a_host_that_comes_later_takes_its_share(
     machines: Machines, tmp_path: Path, gptpl_train: Callable[..., str]
 ) -> None:
