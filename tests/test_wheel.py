@@ -72,7 +72,9 @@ def test_the_installed_package_is_the_one_that_runs(run_installed, site):
 
 
 def test_help_lists_the_shipped_config_groups(run_installed, site):
-    listing = "".join(run_installed("-m", "gptpl", each, "--help") for each in ("train", "generate", "evaluate"))
+    listing = "".join(
+        run_installed("-m", "gptpl", each, "--help") for each in ("train", "generate", "evaluate")
+    )
     groups = {path.parent.name for path in (site / "gptpl/_conf").glob("*/*.yaml")}
     assert {"model", "data", "tokenizer", "experiment"} <= groups
     assert {group for group in groups if group not in listing} == set()
