@@ -8,6 +8,7 @@ A run that is there already is not trained again.
 
 import argparse
 import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def figures(run: Path) -> dict[str, Any]:
     model = gptpl.load(run)
     found = model.benchmark("memorisation", **{"tasks.extraction.tokens": 24}).tasks
     exposure = {
-        group: [round(metric.value, 2), round(metric.low, 2), round(metric.high, 2)]
+        group: [
+            None if math.isnan(each) else round(each, 2) for each in (metric.value, metric.low, metric.high)
+        ]
         for group, (_, metric) in found["exposure"].groups.items()
     }
     extracted = {group: round(metric.value, 3) for group, (_, metric) in found["extraction"].groups.items()}
