@@ -32,6 +32,11 @@ class Benchmarks(AfterStep):
         super().__init__()
         if every_n_steps < 1:
             raise InputError(f"every_n_steps of the benchmarks must be 1 or more, got {every_n_steps}")
+        if not suite.tasks:
+            raise InputError(
+                "callbacks.benchmarks takes suites whose tasks gptpl reads itself, such as core: run others"
+                " by gptpl evaluate"
+            )
         self.suite, self.every_n_steps = suite, every_n_steps
         self._file = RecordFile(Path(path))
         self._active = False

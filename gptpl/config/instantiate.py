@@ -112,6 +112,11 @@ def check_trusted(settings: Mapping[str, Any], source: str, trusted: Collection[
                 " --config-dir that names it"
             )
         target = locate(name, f"{source}: {key}._target_")
+        if getattr(target, "runs_named_code", False):
+            raise InputError(
+                f"{source} has {key}._target_={_shown(name)}, which runs code that its settings name: it is"
+                " not used"
+            )
         kinds = slot_of(key).of_strangers or slot_of(key).kinds or _NESTED
         ours = key == "optimizer" and str(getattr(target, "__module__", "")) == "gptpl.training.optimizers"
         if not (_is_a(target, kinds) or (ours and inspect.isfunction(target))):

@@ -136,7 +136,7 @@ def answer_all(
         raise InputError("no record leaves room for an answer: give shorter ones, or a longer context")
     settings = _settings(answerer, prompts, kept)
     if answerer.filter is not None:
-        settings["filter"] = hashlib.sha256(repr(answerer.filter).encode()).hexdigest()[:16]
+        settings["filter"] = hashlib.sha256(answerer.filter.identity.encode()).hexdigest()[:16]
     if not is_greedy(answerer.rules):
         settings |= {"seed": seed, "batch_size": batch_size}
     results = PartialResults(output, settings)

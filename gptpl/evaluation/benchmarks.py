@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -526,9 +526,13 @@ class SuiteResult:
 class Suite:
     """Tasks that a model is measured by.
 
+    `runs_named_code` says that settings name files whose code is run: a stranger's are then refused.
+
     `only` names those to run, `limit` the most questions of each, drawn by `seed`; `batch_tokens` as for
     `score_groups`.
     """
+
+    runs_named_code: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -432,7 +432,7 @@ class BBQ(Task):
 
         def of_named(sums: Values) -> float:
             bias, unknown, count = sums.sum(axis=0)
-            return float(bias / (count - unknown)) if count > unknown else 0.0
+            return float(bias / (count - unknown)) if count > unknown else float("nan")
 
         def gap(sums: Values) -> float:
             right, agreeing, agreeing_right, count = sums.sum(axis=0)

@@ -142,6 +142,8 @@ class Requests:
             asked = hashlib.sha256(repr((kind, [each.args for each in own])).encode()).hexdigest()
             kept = Kept(self._folder, task, self._sha256, asked)
             missing = [place for place in range(len(own)) if str(place) not in kept.rows]
+            if missing and any(map(_draws, own)):  # the random numbers depend on the place in the batch
+                missing = list(range(len(own)))
             if missing:
                 try:
                     found, total = ask([own[place] for place in missing])
@@ -246,6 +248,12 @@ class Requests:
         return found(), len(batches)
 
 
+def _draws(request: Request) -> bool:
+    """Whether it asks for a text that is drawn at random."""
+    settings = request.args[1] if len(request.args) > 1 else None
+    return isinstance(settings, Mapping) and bool(settings.get("do_sample") or settings.get("temperature"))
+
+
 def windows(tokens: Sequence[int], context: int, first: int) -> Iterator[Pair]:
     """The parts of a text that are scored, each with what is read before it, as the harness cuts them.
 
@@ -309,7 +317,12 @@ class Harness(Suite):
     beside them; `num_fewshot` as in the harness, None: as each task says; `limit` the first documents of
     each task; `seed` draws the examples and, where a task draws them, texts. Figures are the harness's own,
     intervals those of gptpl's suites.
+
+    Loading a task runs the Python files that belong to it, the harness's own or those of `include_path`, and
+    some of the harness's fetch more: ask for tasks that you trust.
     """
+
+    runs_named_code = True
 
     def __init__(
         self,
@@ -423,8 +436,8 @@ def _loaded(manager: Any, name: str) -> Any:
             f"the data of {name} are not on this machine, and cannot be fetched: run once with a network, or"
             f" give a task with local files by suite.include_path=FOLDER ({_line(error)})"
         ) from error
-    except (OSError, ImportError, RuntimeError, ValueError) as error:
-        raise InputError(f"the harness cannot read {name}: {_line(error)}") from error
+    except (OSError, ImportError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"the harness cannot read {name}: {type(error).__name__}: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

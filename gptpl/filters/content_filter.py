@@ -71,6 +71,11 @@ class Filter(ABC):
     def rules(self) -> "tuple[Rule, ...]":
         """The rules, each with an action of its own."""
 
+    @property
+    def identity(self) -> str:
+        """A text that is another one for a filter that may judge otherwise."""
+        return "; ".join(rule.identity for rule in self.rules)
+
     def verdict(self, text: str) -> Verdict:
         """The verdict for a whole text."""
         stream = self.stream()
@@ -115,6 +120,11 @@ class Rule(Filter):
     def rules(self) -> "tuple[Rule, ...]":
         """This one."""
         return (self,)
+
+    @property
+    def identity(self) -> str:
+        """The settings; of a class that reads files also what they hold."""
+        return repr(self)
 
     @abstractmethod
     def find(self, part: str) -> Iterable[Finding]:
@@ -269,11 +279,13 @@ def _place(finding: Finding) -> tuple[int, int, str]:
 def _overlapping(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
     """Groups of findings that overlap, in the order of places."""
     group: list[Finding] = []
+    end = 0
     for each in sorted(findings, key=_place):
-        if group and each.start >= max(finding.end for finding in group):
+        if group and each.start >= end:
             yield group
             group = []
         group.append(each)
+        end = max(end, each.end)
     if group:
         yield group
 

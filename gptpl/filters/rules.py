@@ -46,6 +46,11 @@ class WordList(Rule):
                 "the word list is empty: give words=[...], or path=FILE with a word on each line"
             )
 
+    @property
+    def identity(self) -> str:
+        """The settings, and the words."""
+        return f"{self!r} {sorted(map(tuple, self._entries.values()))}"
+
     def find(self, part: str) -> Iterator[Finding]:
         """At each beginning of a word the longest word of the list, if there is one."""
         text, kinds, places = _normalised(part)
@@ -91,6 +96,9 @@ class WordList(Rule):
         return [line.strip() for line in lines if line.strip()]
 
 
+_MOST_MARKS = 32  # on a letter: to put them in order takes the square of their number
+
+
 def _normalised(text: str) -> tuple[str, str, Sequence[tuple[int, int]]]:
     """The text in a form to compare; "w" for each of its letters and digits; where each comes from.
 
@@ -98,21 +106,24 @@ def _normalised(text: str) -> tuple[str, str, Sequence[tuple[int, int]]]:
     (category Cf, such as the soft hyphen) are left out.
     """
     if text.isascii():
-        kinds = re.sub(r"[^w]", "-", re.sub(r"\w", "w", text))
+        kinds = re.sub(r"[^w]", "-", re.sub(r"[^\W_]", "w", text))
         return text.lower(), kinds, [(place, place + 1) for place in range(len(text))]
     characters: list[str] = []
     places: list[tuple[int, int]] = []
     # A letter together with the marks that follow it (category M), whose order may change.
-    letters = [place for place, each in enumerate(text) if unicodedata.category(each)[0] != "M"]
-    for start, end in pairwise(dict.fromkeys([0, *letters, len(text)])):
+    starts, marks = [0], 0
+    for place, each in enumerate(text):
+        marks = marks + 1 if unicodedata.category(each)[0] == "M" else 0
+        if not marks % _MOST_MARKS:
+            starts.append(place)
+    for start, end in pairwise(dict.fromkeys([*starts, len(text)])):
         if unicodedata.category(text[start]) == "Cf":
             continue
         normal = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text[start:end]).casefold())
         characters += normal
         places += [(start, end)] * len(normal)
     kinds = "".join(
-        "w" if each.isalnum() or each == "_" or unicodedata.category(each)[0] == "M" else "-"
-        for each in characters
+        "w" if each.isalnum() or unicodedata.category(each)[0] == "M" else "-" for each in characters
     )
     return "".join(characters), kinds, places
 
@@ -207,6 +218,13 @@ _PHONE = re.compile(
 )
 _OPEN_IBAN = re.compile(rf"(?:^|[\W_])[A-Z]{{2}}\d\d(?:[{_SPACE}][A-Z\d]{{4}})*$", re.ASCII)
 _SPACES = re.compile(r"\s+")
+_LONGEST_NUMBER = 200  # characters of numbers, one behind the other, that are judged together
+_NO_PHONE = re.compile(
+    r"\(?(?:1[5-9]|20)\d\d\b"  # a year
+    r"|\d{1,2}[.-]\d{1,2}[.-]\d{4}\b"  # a date
+    r"|0-\d+-\d+-\d\b"  # a book
+    r"|(?:\(?\d\b[ -]?){3}"  # digits one by one
+)
 
 Kind = Literal["e-mail address", "IBAN", "card number", "IP address", "phone number"]
 KINDS: tuple[Kind, ...] = ("e-mail address", "IBAN", "card number", "IP address", "phone number")
@@ -267,7 +285,8 @@ class PersonalData(Rule):
                 return None  # the next character decides
             after = text[space.end()]
             goes_on = _is_digit(after) or (number and after == "(") or (iban and "A" <= after <= "Z")
-            if not goes_on or space.group() not in [*_SPACE]:
+            too_long = space.start() - start > _LONGEST_NUMBER
+            if not goes_on or too_long or space.group() not in [*_SPACE]:
                 return space.start()
         return None
 
@@ -348,6 +367,8 @@ def _ip_addresses(text: str) -> Iterator[Span]:
 
 def _phone_numbers(text: str) -> Iterator[Span]:
     for match in _PHONE.finditer(text):
+        if _NO_PHONE.match(match.group()):
+            continue
         groups = [(match.start() + each.start(), each.group()) for each in re.finditer(r"\d+", match.group())]
         beginning = match.start() if ")" in match.group() else match.start() + match.group().startswith("(")
         first, least = 0, 8 if "+" in match.group() else 9

@@ -37,7 +37,8 @@ class Completion:
         tokens: the new token ids, including those of the end of text or stop string.
         finish: "length" (max_new_tokens), "end_of_text" or "stop".
         details: of each token, where they were asked for.
-        verdict: of the filter, where there was one. If it changed the text, tokens and details are left out.
+        verdict: of the filter, where there was one; tokens and details, which it has not judged, are then
+            left out, unless it only reports.
     """
 
     prompt: int
@@ -206,6 +207,7 @@ class _Row:
         self.eot_id = tokenizer.eot_id
         self.stream, self.stops = TextStream(tokenizer, ids), StopStrings(stop)
         self.filtered = None if filter is None else filter.stream()
+        self.hides = filter is not None and any(rule.action != "report" for rule in filter.rules)
         self.tokens: list[int] = []
         self.text = ""
         self.details: list[TokenDetails] | None = [] if detailed else None
@@ -236,13 +238,12 @@ class _Row:
         self.text += text
         number = {"prompt": self.prompt, "sample": self.sample}
         if finish is not None:
-            changed = verdict is not None and verdict.changed
             self.completion = Completion(
                 **number,
                 text=self.text,
-                tokens=() if changed else tuple(self.tokens),
+                tokens=() if self.hides else tuple(self.tokens),
                 finish=finish,
-                details=None if self.details is None or changed else tuple(self.details),
+                details=None if self.details is None or self.hides else tuple(self.details),
                 verdict=verdict,
             )
         return Piece(**number, text=text, tokens=len(self.tokens), completion=self.completion)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from gptpl.errors import InputError
+from gptpl.evaluation.benchmarks import weights_sha256
 from gptpl.filters import Finding, Rule
 from gptpl.runs.loaded import load_classifier
 from gptpl.runs.models import Classifier
@@ -64,6 +65,12 @@ class ClassifierRule(Rule):
         if isinstance(self.checkpoint, Classifier):
             return self.checkpoint
         return load_classifier(str(self.checkpoint), device=self.device)
+
+    @property
+    def identity(self) -> str:
+        """The settings, and the classifier's weights."""
+        model = self.classifier
+        return f"{self.labels} {self.threshold} {self.action} {weights_sha256(model.net, model.tokenizer)}"
 
     def find(self, part: str) -> Iterator[Finding]:
         """All of the text, for each label that is probable enough."""

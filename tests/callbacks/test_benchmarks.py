@@ -10,6 +10,7 @@ import torch
 from gptpl.callbacks.benchmarks import Benchmarks
 from gptpl.errors import InputError
 from gptpl.evaluation.benchmarks import MultipleChoice, QuestionFile, Suite
+from gptpl.evaluation.harness import Harness
 
 
 def suite_in(folder: Path) -> Suite:
@@ -63,3 +64,8 @@ def test_a_model_that_has_diverged_goes_on_training(
     trainer = training.fit(Benchmarks(suite=suite, path=tmp_path / "benchmarks.jsonl", every_n_steps=4))
     assert trainer.global_step == 8
     assert "no benchmarks at step 4: the model's logits are nan" in caplog.text
+
+
+def test_suites_that_run_other_programs_are_not_for_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="takes suites whose tasks gptpl reads itself"):
+        Benchmarks(suite=Harness(tasks=["hellaswag"]), path=tmp_path / "benchmarks.jsonl")

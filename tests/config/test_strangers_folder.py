@@ -175,6 +175,8 @@ def test_of_our_own_packages_only_what_its_place_expects(target, theirs):
     assert "which is not a Callback: it is not used" in theirs.resumed()
 
 
+BENCHMARKS = "gptpl.callbacks.benchmarks.Benchmarks"
+HARNESS = {"_target_": "gptpl.evaluation.harness.Harness", "tasks": ["evil"], "include_path": "."}
 FETCHED = {"_target_": "gptpl.tokenizers.TiktokenTokenizer", "encoding": "o200k_base"}
 
 
@@ -194,6 +196,8 @@ FETCHED = {"_target_": "gptpl.tokenizers.TiktokenTokenizer", "encoding": "o200k_
         (at("task._target_", BORING), "which is not a TrainingModule"),
         (at("tokenizer.x", FETCHED), "tokenizer.x._target_=gptpl.tokenizers.TiktokenTokenizer"),
         (at("data.corpus.x", FETCHED), "data.corpus.x._target_=gptpl.tokenizers.TiktokenTokenizer"),
+        (at("callbacks.asked", {"_target_": BENCHMARKS, "path": "a.jsonl", "suite": HARNESS}),
+         "Harness, which runs code that its settings name: it is not used"),
     ],
 )  # fmt: skip
 def test_classes_in_settings_and_in_lists(edit, named, theirs):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import gptpl
 from gptpl.errors import InputError
-from gptpl.evaluation import benchmarks
+from gptpl.evaluation import benchmarks, harness
 from gptpl.evaluation.benchmarks import difference
 from gptpl.evaluation.harness import Generation, Harness, Requests, windows
 from gptpl.evaluation.suite_report import page, record, result_lines
@@ -172,6 +172,25 @@ def test_stop_strings_and_rules_of_generation():
         Generation.of({"guidance": 2}, words)
     with pytest.raises(InputError, match="generation_kwargs has num_beams, unknown"):
         Generation.of({"num_beams": 2}, words)
+
+
+def test_texts_that_are_drawn_are_the_same_after_an_interruption(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks, "_KEPT_EVERY", 1)
+    monkeypatch.setattr(harness, "_TOGETHER", 2)
+    draw = random.Random(1)
+    settings = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 6, "until": []}
+    requests = [Asked((sentence(draw, 2), settings), doc_id=number) for number in range(6)]
+    whole = Requests(net, BytesTokenizer()).generate_until(requests)
+
+    def interrupted(found: Iterator[Any], *, total: int, desc: str) -> Iterator[Any]:
+        yield next(iter(found))
+        raise KeyboardInterrupt
+
+    kept: dict[str, Any] = {"folder": tmp_path, "sha256": "m"}
+    with pytest.raises(KeyboardInterrupt):
+        Requests(net, BytesTokenizer(), progress=interrupted, **kept).generate_until(requests)
+    assert Requests(net, BytesTokenizer(), **kept).generate_until(requests) == whole
+    assert len(set(whole)) > 3
 
 
 def test_what_was_answered_is_not_asked_again(net, tmp_path, monkeypatch):

@@ -61,6 +61,10 @@ def generate(given: Arguments) -> None:
     for setting in ("statistics", "memorisation") if filter else ():
         if cfg[setting]:
             raise InputError(f"{setting}=true is about the model's own text: leave it or filter= out")
+    if filter and cfg["alternatives"] is not None:
+        raise InputError(
+            f"alternatives={cfg['alternatives']} shows text that no filter has judged: leave it or filter= out"
+        )
     model = load_language_model(**given_model(cfg), precision=cfg["precision"])
     if interactive:
         converse(model, given, filter)
