@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -41,6 +40,7 @@ from gptpl.evaluation.benchmarks import (
 )
 from gptpl.evaluation.likelihood import Pair, encode_pair, score_groups
 from gptpl.generation import SamplingRules, complete
+from gptpl.generation.sampling import mixed_generator
 from gptpl.model.protocol import cached_form, context_length, device_of
 from gptpl.text import nearest
 from gptpl.tokenizers import Tokenizer
@@ -228,14 +228,16 @@ class Requests:
                 if len(tokens) > room:
                     cut.add(number)
             by_length = sorted(numbers, key=lambda number: -len(prompts[number]))
-            for at in range(0, len(by_length), _TOGETHER):
-                some = by_length[at : at + _TOGETHER]
+            # Texts that are drawn together begin with the same random numbers, also after the same prompt.
+            together = 1 if settings.rules.temperature else _TOGETHER
+            for at in range(0, len(by_length), together):
+                some = by_length[at : at + together]
                 batches.append((some, [prompts[number] for number in some], settings))
-        generator = torch.Generator(device_of(self._net)).manual_seed(self._seed)
         model = cached_form(self._net, rows=_TOGETHER) or self._net
 
         def found() -> Iterator[list[_Answer]]:
             for some, prompts, settings in batches:
+                generator = mixed_generator(device_of(self._net), self._seed, some[0])
                 texts = complete(
                     model, self._tokenizer, prompts, rules=settings.rules, stop=settings.stop,
                     max_new_tokens=settings.max_new_tokens, generator=generator,
