@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gptpl.checkpoints.loading import LoadedCheckpoint, load_model
-from gptpl.evaluation.benchmarks import ModelFacts, SuiteResult
 from gptpl.evaluation.memorisation import training_corpus
+from gptpl.evaluation.suite import ModelFacts, SuiteResult
 from gptpl.model import GPTModel
 from gptpl.runs.suites import suite_of
 

@@ -97,7 +97,7 @@ def prepare(folder: Path, questions: int) -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from gptpl.evaluation.benchmarks import OlmoQuestions
+    from gptpl.evaluation.questions import OlmoQuestions
     from gptpl.tokenizers import GPT2Tokenizer
     from gptpl.tokenizers.hugging_face import write_tokenizer
 
@@ -132,8 +132,8 @@ def contestant(name: str, given: str, *, threads: int) -> None:
     include = str(folder / "tasks")
     if name == "gptpl":
         import gptpl
-        from gptpl.evaluation.benchmarks import ModelFacts
         from gptpl.evaluation.harness import Harness
+        from gptpl.evaluation.suite import ModelFacts
 
         model = gptpl.load(folder / "gpt2")
         facts = ModelFacts.of("GPT-2 small", model.net, model.tokenizer)

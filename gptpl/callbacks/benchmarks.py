@@ -9,7 +9,7 @@ import torch
 from gptpl.callbacks.after_step import AfterStep, language_module
 from gptpl.callbacks.record_file import RecordFile
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import Suite
+from gptpl.evaluation.suite import Suite
 from gptpl.evaluation.suite_report import shown
 from gptpl.training.module import TrainingModule
 from gptpl.training.sharding import FullyShardedStrategy

@@ -80,8 +80,8 @@ def _names(kinds: Sequence[str]) -> str:
 _NESTED = (
     "gptpl.data.sources.Corpus",
     "gptpl.data.sources.LabelledCorpus",
-    "gptpl.evaluation.benchmarks.Questions",
-    "gptpl.evaluation.benchmarks.Suite",
+    "gptpl.evaluation.questions.Questions",
+    "gptpl.evaluation.suite.Suite",
     "gptpl.evaluation.benchmarks.Task",
     "gptpl.filters.Filter",
     "gptpl.generation.SamplingRules",

@@ -113,7 +113,7 @@ SLOTS: Mapping[str, Slot] = {
     ),
     "filter": Slot(kinds=("gptpl.filters.Filter",), optional=True),
     "judge": Slot(kinds=("gptpl.judging.JudgeModel", "gptpl.judging.NoJudge")),
-    "suite": Slot(kinds=("gptpl.evaluation.benchmarks.Suite",), optional=True),
+    "suite": Slot(kinds=("gptpl.evaluation.suite.Suite",), optional=True),
     "hydra.launcher": Slot(at_runtime=("folder",)),
 }
 _RESUME_OF_TRAINER: Mapping[str, Resume] = {

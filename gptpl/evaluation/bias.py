@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import About, Form, Metric, Question, Task, Values, Wheel
+from gptpl.evaluation.benchmarks import About, Form, Metric, Task, Values
 from gptpl.evaluation.likelihood import ContinuationScore
+from gptpl.evaluation.questions import Question, Wheel
 from gptpl.text import nearest
 
 FAIR_LANG_PROC = Wheel(

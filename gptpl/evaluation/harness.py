@@ -24,21 +24,9 @@ from torch import nn
 
 from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import (
-    About,
-    Form,
-    Kept,
-    Metric,
-    ModelFacts,
-    Progress,
-    Suite,
-    SuiteResult,
-    TaskResult,
-    Values,
-    alone,
-    check_counts,
-)
+from gptpl.evaluation.benchmarks import About, Form, Metric, TaskResult, Values
 from gptpl.evaluation.likelihood import Pair, encode_pair, score_groups
+from gptpl.evaluation.suite import Kept, ModelFacts, Progress, Suite, SuiteResult, alone, check_counts
 from gptpl.generation import SamplingRules, complete
 from gptpl.generation.sampling import mixed_generator
 from gptpl.model.protocol import cached_form, context_length, device_of

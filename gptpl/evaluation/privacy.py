@@ -9,9 +9,10 @@ import numpy as np
 from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.data.sources import Canaries, Corpus
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import About, Form, Metric, Question, Task, Values
+from gptpl.evaluation.benchmarks import About, Form, Metric, Task, Values
 from gptpl.evaluation.likelihood import ContinuationScore
 from gptpl.evaluation.memorisation import training_corpus
+from gptpl.evaluation.questions import Question
 from gptpl.model.protocol import context_length
 from gptpl.text import count_text
 

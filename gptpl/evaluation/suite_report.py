@@ -9,7 +9,8 @@ from typing import Any, get_args
 import jinja2
 
 from gptpl import __version__
-from gptpl.evaluation.benchmarks import Form, Metric, ModelFacts, SuiteResult, TaskResult, difference
+from gptpl.evaluation.benchmarks import Form, Metric, TaskResult
+from gptpl.evaluation.suite import ModelFacts, SuiteResult, difference
 from gptpl.files.figures import COLOURS, GREY
 from gptpl.text import count_text, duration_text, table
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import weights_sha256
+from gptpl.evaluation.suite import weights_sha256
 from gptpl.filters import Finding, Rule
 from gptpl.runs.loaded import load_classifier
 from gptpl.runs.models import Classifier

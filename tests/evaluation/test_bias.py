@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from gptpl.errors import InputError
 from gptpl.evaluation import benchmarks, bias
-from gptpl.evaluation.benchmarks import Question, Suite, Task, TaskResult, Wheel, difference
+from gptpl.evaluation.benchmarks import Task, TaskResult
 from gptpl.evaluation.bias import BBQ, CrowSPairs, Occupations, StereoSet, Templates, WinoBias
 from gptpl.evaluation.likelihood import ContinuationScore
+from gptpl.evaluation.questions import Question, Wheel
+from gptpl.evaluation.suite import Suite, difference
 from gptpl.evaluation.suite_report import page, result_lines
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.runs.suites import suite_of

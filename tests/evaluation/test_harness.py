@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import gptpl
 from gptpl.errors import InputError
-from gptpl.evaluation import benchmarks, harness
-from gptpl.evaluation.benchmarks import difference
+from gptpl.evaluation import harness, suite
 from gptpl.evaluation.harness import Generation, Harness, Requests, windows
+from gptpl.evaluation.suite import difference
 from gptpl.evaluation.suite_report import page, record, result_lines
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, WordsTokenizer
@@ -175,7 +175,7 @@ def test_stop_strings_and_rules_of_generation():
 
 
 def test_texts_that_are_drawn_are_the_same_after_an_interruption(net, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarks, "_KEPT_EVERY", 1)
+    monkeypatch.setattr(suite, "_KEPT_EVERY", 1)
     monkeypatch.setattr(harness, "_TOGETHER", 2)
     draw = random.Random(1)
     settings = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 6, "until": []}
@@ -195,7 +195,7 @@ def test_texts_that_are_drawn_are_the_same_after_an_interruption(net, tmp_path, 
 
 
 def test_what_was_answered_is_not_asked_again(net, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarks, "_KEPT_EVERY", 2)
+    monkeypatch.setattr(suite, "_KEPT_EVERY", 2)
     draw = random.Random(0)
     requests = [
         Asked((sentence(draw, 3), f" {draw.choice(WORDS)}"), task_name=task, doc_id=number // 2)

@@ -13,8 +13,8 @@ import gptpl
 from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.data.sources import Canaries, Corpus, TextFiles
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import Suite
 from gptpl.evaluation.privacy import Exposure, Extraction
+from gptpl.evaluation.suite import Suite
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
 

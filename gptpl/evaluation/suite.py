@@ -1,0 +1,395 @@
+"""A `Suite` of tasks asks a model all their questions, and measures; two models are compared by questions.
+
+The scores of every question are kept, so that an interrupted evaluation continues.
+"""
+
+import copy
+import hashlib
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from gptpl.checkpoints.loading import LoadedCheckpoint
+from gptpl.errors import InputError
+from gptpl.evaluation.benchmarks import Metric, Task, TaskResult
+from gptpl.evaluation.likelihood import ContinuationScore, Pair, encode_pair, score_groups
+from gptpl.evaluation.questions import Question
+from gptpl.files.durable import PartialResults
+from gptpl.files.folder_lock import locked_folder
+from gptpl.judging.measures import sign_test
+from gptpl.model import GPTModel
+from gptpl.model.protocol import context_length
+from gptpl.text import nearest
+from gptpl.tokenizers import Tokenizer
+
+Progress = Callable[..., Iterable[Any]]
+"""Shows the progress of a loop, called as tqdm is: `progress(iterable, total=..., desc=...)`."""
+
+_KEPT_EVERY = 64  # questions: what an interruption costs at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What a result says of its model; `sha256` is that of its weights, in their type, and its tokenizer."""
+
+    name: str
+    parameters: int
+    step: int
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, net: nn.Module, tokenizer: Tokenizer, step: int = 0) -> "ModelFacts":
+        """Of a model in memory."""
+        known = (
+            net.config.n_parameters if isinstance(net, GPTModel) else None
+        )  # int8 weights are no parameters
+        return cls(
+            name=name,
+            parameters=known or sum(each.numel() for each in net.parameters()),
+            step=step,
+            sha256=weights_sha256(net, tokenizer),
+        )
+
+
+def weights_sha256(net: nn.Module, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> str:
+    """Hash of a model's weights, as they would be in `dtype`, and of its tokenizer."""
+    digest = hashlib.sha256(tokenizer.sha256.encode())
+    for key, value in net.state_dict().items():
+        digest.update(key.encode())
+        for tensor in value if isinstance(value, tuple) else [value]:  # a layer of int8 weights has several
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteResult:
+    """What a suite says of a model: the results of its tasks."""
+
+    suite: str
+    model: ModelFacts
+    tasks: Mapping[str, TaskResult]
+
+    @cached_property
+    def centred(self) -> float | None:
+        """The mean of centred accuracies, of the tasks that have one."""
+        found = [each.metrics["centred"].value for each in self.tasks.values() if "centred" in each.metrics]
+        return sum(found) / len(found) if found else None
+
+
+class Suite:
+    """Tasks that a model is measured by.
+
+    `runs_named_code` says that settings name files whose code is run: a stranger's are then refused.
+
+    `only` names those to run, `limit` the most questions of each, drawn by `seed`; `batch_tokens` as for
+    `score_groups`.
+    """
+
+    runs_named_code: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        tasks: Mapping[str, Task],
+        only: Sequence[str] | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        batch_tokens: int | None = None,
+    ) -> None:
+        for name in only or ():
+            if name not in tasks:
+                raise InputError(f"suite.only has {name}, no task of this suite{nearest(name, tasks)}")
+        check_counts(limit=limit, batch_tokens=batch_tokens)
+        self.tasks = {name: task for name, task in tasks.items() if only is None or name in only}
+        if not self.tasks:
+            raise InputError("the suite has no task: give one or more")
+        self.limit, self.seed, self.batch_tokens = limit, seed, batch_tokens
+        self._questions: dict[str, list[Question]] = {}
+
+    def of_model(self, loaded: LoadedCheckpoint) -> "Suite":
+        """The suite with its tasks for a model; questions that do not depend on one are not read again."""
+        made = copy.copy(self)
+        made.tasks = {name: task.of_model(loaded) for name, task in self.tasks.items()}
+        made._questions = {
+            name: read for name, read in self._questions.items() if made.tasks[name] is self.tasks[name]
+        }
+        return made
+
+    def run(
+        self,
+        net: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        model: ModelFacts | None = None,
+        name: str = "suite",
+        folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> SuiteResult:
+        """Ask the model every question, and measure.
+
+        In `folder` the scores of every question are kept: the same call continues after an interruption, and
+        does not ask again what has been answered. Raises InputError for data that are missing, before the
+        first question.
+        """
+        facts = model or ModelFacts(name="model", parameters=0, step=0, sha256="")
+        if folder is not None and model is None:
+            facts = ModelFacts.of("model", net, tokenizer)
+        asked = self.check(net, tokenizer)
+        results = {}
+        with alone(folder):
+            for task, groups in asked.items():
+                kept = Kept(folder, task, facts.sha256, _questions_sha256(self.questions(task)))
+                self._ask(net, groups, kept, task, progress)
+                results[task] = _result(self.tasks[task], self.questions(task), kept)
+        return SuiteResult(suite=name, model=facts, tasks=results)
+
+    def check(self, net: nn.Module, tokenizer: Tokenizer) -> dict[str, dict[str, list[Pair]]]:
+        """The tokens of the questions that the model can be asked, by task and id.
+
+        Raises InputError for data that are missing, for a question that the tokenizer cannot write, and for a
+        task of which no question fits the model's context.
+        """
+        longest, found = context_length(net), {}
+        for task in self.tasks:
+            groups = {}
+            for question in self.questions(task):
+                try:
+                    pairs = [_tokens(answer, tokenizer) for answer in question.answers]
+                except InputError as error:
+                    raise InputError(f"{task}, question {question.id}: {error}") from error
+                if all(len(continuation) <= longest for _, continuation in pairs):
+                    groups[question.id] = pairs
+            if not groups:
+                raise InputError(
+                    f"{task}: every question has an answer longer than the model's context of {longest}"
+                    " tokens: leave the task out"
+                )
+            found[task] = groups
+        return found
+
+    def questions(self, task: str) -> list[Question]:
+        """Those that a task asks, drawn where there are more than the limit; they are read once."""
+        if task not in self._questions:
+            self._questions[task] = self._drawn(task)
+        return self._questions[task]
+
+    def _drawn(self, task: str) -> list[Question]:
+        questions = self.tasks[task].questions()
+        if not questions:
+            raise InputError(f"{task} has no questions")
+        if repeated := [each for each, n in Counter(q.id for q in questions).items() if n > 1]:
+            raise InputError(f"{task} has several questions with the id {repeated[0]}")
+        if self.limit is None or self.limit >= len(questions):
+            return questions
+        chosen = sorted(random.Random(self.seed).sample(range(len(questions)), self.limit))
+        return [questions[place] for place in chosen]
+
+    def _ask(
+        self,
+        net: nn.Module,
+        groups: dict[str, list[Pair]],
+        kept: "Kept",
+        task: str,
+        progress: Progress | None,
+    ) -> None:
+        missing = [each for each in groups if each not in kept.rows]
+        pairs = [groups[each] for each in missing]
+        try:
+            found: Iterable[Any] = score_groups(net, pairs, batch_tokens=self.batch_tokens) if missing else ()
+            if progress is not None:
+                found = progress(found, total=len(missing), desc=task)
+            with kept:
+                for place, scores in found:
+                    kept.add({missing[place]: [list(astuple(score)) for score in scores]})
+        except InputError as error:
+            raise InputError(f"{task}: {error}") from error
+
+
+def _tokens(answer: tuple[Any, Any], tokenizer: Tokenizer) -> Pair:
+    return encode_pair(tokenizer, *answer) if isinstance(answer[0], str) else answer
+
+
+def check_counts(**settings: int | None) -> None:
+    """Raise InputError for a setting of a suite that is below 1."""
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise InputError(f"suite.{name} must be 1 or more, or null, got {value}")
+
+
+def _questions_sha256(questions: Sequence[Question]) -> str:
+    return hashlib.sha256(repr([(each.id, each.answers) for each in questions]).encode()).hexdigest()
+
+
+@contextmanager
+def alone(folder: Path | None) -> Iterator[None]:
+    """The folder, if there is one, is made, and no other process writes there meanwhile."""
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder):
+        yield
+
+
+def safe_name(task: str) -> str:
+    """A task's name in names of files."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", task)
+
+
+class Kept:
+    """What a model said to each question, by its name: in memory and, with a `folder`, on disk.
+
+    There it is in `<task>-<first digits of the questions' hash>.json`, which an interrupted evaluation
+    completes, and a later one reads. As a context it counts the seconds that asking takes.
+
+    Raises InputError for a file that is damaged, or of another model.
+    """
+
+    def __init__(self, folder: Path | None, task: str, model: str, questions: str) -> None:
+        self.rows: dict[str, Any] = {}
+        self.sha256 = questions
+        self.seconds = 0.0
+        self.read = 0  # rows that were on disk
+        self._new: list[str] = []
+        self._partial: PartialResults | None = None
+        if folder is None:
+            return
+        settings = {"model": model, "questions": questions}
+        output = folder / f"{safe_name(task)}-{questions[:8]}.json"
+        if output.is_file():
+            try:
+                first, *rows = json.loads(output.read_text("utf-8"))
+                is_own = first["settings"] == settings
+                self._take(rows)
+            except (ValueError, LookupError, TypeError) as error:
+                raise InputError(f"{output} is damaged: remove it, to ask again") from error
+            if not is_own:
+                raise InputError(f"{output} is of another model: remove it, or give another output=")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._partial = PartialResults(output, settings)
+            if not self._partial.values:
+                self._partial.add([{"settings": settings}])
+            self._take(self._partial.values[1:])
+        self.read = len(self.rows)
+
+    def _take(self, rows: Sequence[Any]) -> None:
+        for name, said, seconds in rows:
+            self.rows[name] = said
+            self.seconds += seconds
+
+    def __enter__(self) -> None:
+        self._since = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._write()
+        if kind is None and self._partial is not None:
+            self._partial.finish()
+
+    def add(self, rows: Mapping[str, Any]) -> None:
+        """Keep what was said to some questions, plain data; it is on disk soon."""
+        self.rows |= rows
+        self._new += rows
+        if len(self._new) >= _KEPT_EVERY:
+            self._write()
+
+    def _write(self) -> None:
+        now = time.monotonic()
+        took, self._since = now - self._since, now
+        self.seconds += took
+        if self._partial is not None and self._new:
+            each = round(took / len(self._new), 6)
+            self._partial.add([[name, self.rows[name], each] for name in self._new])
+        self._new = []
+
+
+def _result(task: Task, asked: Sequence[Question], kept: Kept) -> TaskResult:
+    questions = [question for question in asked if question.id in kept.rows]
+    scores = [[ContinuationScore(*row) for row in kept.rows[each.id]] for each in questions]
+    rows = [task.values(question, own) for question, own in zip(questions, scores, strict=True)]
+    values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
+    grouped = task.grouped or task.primary
+
+    def metrics(places: Sequence[int]) -> dict[str, Metric]:
+        own = {name: each[list(places)] for name, each in values.items()}
+        found = task.metrics([questions[place] for place in places], own)
+        return {name: replace(each, form=task.forms.get(name, "number")) for name, each in found.items()}
+
+    members: dict[str, list[int]] = {}
+    for place, question in enumerate(questions):
+        for group in question.groups:
+            members.setdefault(group, []).append(place)
+    primary = values.get(task.primary, ())
+    return TaskResult(
+        primary=task.primary,
+        metrics=metrics(range(len(questions))),
+        values={each.id: float(value) for each, value in zip(questions, primary, strict=False)},
+        groups={
+            group: (len(members[group]), metrics(members[group])[grouped]) for group in by_number(members)
+        },
+        grouped=grouped,
+        questions=len(questions),
+        answers=sum(map(len, scores)),
+        left_out=len(asked) - len(questions),
+        shortened=sum(any(score.left_out for score in own) for own in scores),
+        seconds=kept.seconds,
+        about=task.about,
+        sha256=kept.sha256,
+        clusters={each.id: each.cluster for each in questions if each.cluster is not None},
+    )
+
+
+def by_number(names: Iterable[str]) -> list[str]:
+    """Names in order, numbers in them by their value."""
+    parts = re.compile(r"(\d+)")
+    return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in parts.split(name)])
+
+
+# --- two models -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A task's primary metric of a model less that of another, on the same questions.
+
+    `p` is that of the sign test over questions on which they differ (McNemar's exact test, where a question
+    is right or wrong), two-sided; over clusters of questions, where these have them.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    questions: int
+
+
+def difference(result: TaskResult, other: TaskResult) -> Difference:
+    """How far one model is from another on the questions that both were asked, with the paired bootstrap.
+
+    A context may have had no room for some. Raises InputError for other questions, and for none in common.
+    """
+    common = [each for each in result.values if each in other.values]
+    if result.sha256 != other.sha256 or not common:
+        raise InputError("the models were not asked the same questions: give the same suite, limit and seed")
+    gains: dict[str, list[float]] = {}
+    for each in common:
+        gain = result.values[each] - other.values[each]
+        gains.setdefault(result.clusters.get(each, each), []).append(gain)
+    sums, counts = np.array([(sum(own), len(own)) for own in gains.values()]).T
+    mean = Metric.of(lambda places: float(sums[places].sum() / counts[places].sum()), len(sums))
+    p = sign_test(int((sums > 0).sum()), int((sums < 0).sum()))
+    return Difference(value=mean.value, low=mean.low, high=mean.high, p=p, questions=len(common))
