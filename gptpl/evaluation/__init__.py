@@ -1,9 +1,9 @@
 """What a trained model is worth, as functions of a model and texts, or of what it wrote; what texts hold.
 
-- `surprisal`: mean loss and perplexity of a language model, the loss of each token of a text, on a web page.
+- `surprisal`: mean loss and perplexity of a language model, the loss of each token of a text, on a page.
 - `likelihood`: how likely continuations are, as benchmarks ask for.
-- `questions`, `benchmarks`, `suite`, `suite_report`: questions and their files, tasks and metrics, asking a model
-  all of them, the page. `bias`, `privacy` and `harness` have tasks of their own.
+- `questions`, `benchmarks`, `suite`, `suite_report`: questions and their files, tasks and metrics, asking a
+  model all of them, the page. `bias`, `privacy` and `harness` have tasks of their own.
 - `classifier`: a classifier's scores on labelled texts, and its predictions for others.
 - `answers`: answers to instructions, and whether they are well-formed.
 - `statistics`: how varied, repetitive and likely generated texts are.
