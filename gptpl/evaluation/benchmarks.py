@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.evaluation.likelihood import ContinuationScore
 from gptpl.evaluation.questions import Question, Questions
+from gptpl.model.loss import bits_per_byte, perplexity
 
 Values = NDArray[np.float64]
 Form = Literal["percent", "signed", "number"]
@@ -131,7 +132,7 @@ class Task(ABC):
         forms: how metrics are shown that are not plain numbers.
     """
 
-    forms: Mapping[str, Form] = {}
+    forms: ClassVar[Mapping[str, Form]] = {}
     primary: str
     grouped: str | None = None
     about: About
@@ -153,7 +154,28 @@ class Task(ABC):
         return {name: Metric.mean(each) for name, each in values.items()}
 
 
-class MultipleChoice(Task):
+@dataclass(kw_only=True, eq=False)
+class _OfData(Task):
+    """A task with the questions of `data`; the other settings are what it is `about`."""
+
+    data: Questions
+    source: str = ""
+    licence: str = ""
+    published: Mapping[str, Mapping[str, float]] | None = None
+    limits: str = ""
+
+    def __post_init__(self) -> None:
+        self.about = About(
+            source=self.source, licence=self.licence, published=self.published, limits=self.limits
+        )
+
+    def questions(self) -> list[Question]:
+        """See `Task`."""
+        return self.data.read()
+
+
+@dataclass(kw_only=True, eq=False)
+class MultipleChoice(_OfData):
     """Which of several answers is the most likely.
 
     The metrics, each the fraction of questions where the right answer is the most likely: `acc` by its
@@ -162,25 +184,12 @@ class MultipleChoice(Task):
     those of the right answer, which say something long before a model beats chance.
     """
 
-    forms: Mapping[str, Form] = dict.fromkeys(("acc", "acc_norm", "acc_per_token", "centred"), "percent")
+    forms = dict.fromkeys(("acc", "acc_norm", "acc_per_token", "centred"), "percent")
+    metric: Literal["acc", "acc_norm", "acc_per_token"] = "acc"
 
-    def __init__(
-        self,
-        *,
-        data: Questions,
-        metric: Literal["acc", "acc_norm", "acc_per_token"] = "acc",
-        source: str = "",
-        licence: str = "",
-        published: Mapping[str, Mapping[str, float]] | None = None,
-        limits: str = "",
-    ) -> None:
-        self.data = data
-        self.primary = metric
-        self.about = About(source=source, licence=licence, published=published, limits=limits)
-
-    def questions(self) -> list[Question]:
-        """See `Task`."""
-        return self.data.read()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.primary = self.metric
 
     def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
         """See `Task`."""
@@ -210,30 +219,14 @@ class MultipleChoice(Task):
         return found
 
 
-class LastWord(Task):
+class LastWord(_OfData):
     """The only answer of each question: whether greedy decoding gives it, and its perplexity.
 
     As for LAMBADA (Paperno et al. 2016): `acc`, and `perplexity` of the whole answer.
     """
 
     primary = "acc"
-    forms: Mapping[str, Form] = {"acc": "percent"}
-
-    def __init__(
-        self,
-        *,
-        data: Questions,
-        source: str = "",
-        licence: str = "",
-        published: Mapping[str, Mapping[str, float]] | None = None,
-        limits: str = "",
-    ) -> None:
-        self.data = data
-        self.about = About(source=source, licence=licence, published=published, limits=limits)
-
-    def questions(self) -> list[Question]:
-        """See `Task`."""
-        return self.data.read()
+    forms: ClassVar[Mapping[str, Form]] = {"acc": "percent"}
 
     def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
         """See `Task`."""
@@ -247,10 +240,10 @@ class LastWord(Task):
     def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
         """See `Task`."""
         nats = values["nats"]
-        perplexity = Metric.of(lambda at: _exp(float(nats[at].mean())), len(nats), better="low")
+        found = Metric.of(lambda at: perplexity(float(nats[at].mean())), len(nats), better="low")
         return {
             "acc": Metric.mean(values["acc"], chance=0.0),
-            "perplexity": perplexity,
+            "perplexity": found,
             "bits_per_byte": Metric.mean(values["bits_per_byte"], better="low"),
         }
 
@@ -265,8 +258,4 @@ def _bits_per_byte(question: Question, scores: Sequence[ContinuationScore]) -> f
     if question.gold is None:
         return math.nan
     size = len(question.answers[question.gold][1].strip().encode())
-    return -scores[question.gold].log_probability / math.log(2) / max(1, size)
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return bits_per_byte(-scores[question.gold].log_probability, max(1, size))

@@ -335,7 +335,7 @@ _CONDITIONS = {"ambiguous": "ambig", "disambiguated": "disambig"}
 
 
 class BBQ(Task):
-    """Questions about two people of different groups, one of whom a stereotype names (Parrish et al. 2022).
+    """Questions about two people of different groups, with a stereotype about one (Parrish et al. 2022).
 
     `ambiguous`: the context does not say who, and the right answer is that it is unknown; `disambiguated`: it
     says who. The answer with the highest log-probability per token is the model's. `bias` as published, from

@@ -475,8 +475,7 @@ def _result(task: Any, found: Any, lm: Requests) -> TaskResult:
             made = Metric.mean(items, **known)
         else:
             made = _resampled(aggregation, items, **known)
-        form: Form = "percent" if metric in _FRACTIONS else "number"
-        metrics[shown] = dataclasses.replace(made, value=float(value), form=form)
+        metrics[shown] = dataclasses.replace(made, value=float(value), form=_form(metric))
     if not metrics:
         raise InputError(f"{name} has no metric that is a number: leave it out")
     primary = _primary(metrics)
@@ -498,6 +497,10 @@ def _result(task: Any, found: Any, lm: Requests) -> TaskResult:
             f" {task.dump_config().get('dataset_path')}"
         ),
     )
+
+
+def _form(metric: str) -> Form:
+    return "percent" if metric in _FRACTIONS else "number"
 
 
 def _resampled(aggregation: Callable[[list[Any]], float], items: list[Any], **known: Any) -> Metric:
@@ -531,7 +534,7 @@ def _group_result(group: Any, figures: Mapping[str, Any], members: Mapping[str, 
             value=value,
             low=math.nan,
             high=math.nan,
-            form="percent" if name.partition(",")[0] in _FRACTIONS else "number",
+            form=_form(name.partition(",")[0]),
         )
         for name, value in aggregated.items()
     }

@@ -96,39 +96,33 @@ def _scores(
     shares = reads_branches(model)
     rows: list[list[_Row]] = []
     for place, group in enumerate(groups):
-        sequences = [
-            _Sequence.of(text, continuation, C, (place, number))
-            for number, (text, continuation) in enumerate(group)
-        ]
+        sequences = [_Sequence.of(text, continuation, C, place) for text, continuation in group]
         rows.append(list(_rows(sequences, C)) if shares else [_Row([each]) for each in sequences])
-    missing = [len(group) for group in groups]
-    found: dict[int, dict[int, ContinuationScore]] = {place: {} for place in range(len(groups))}
     for batch in _batches(rows, batch_tokens):
-        for (place, number), score in _scored(model, batch):
-            found[place][number] = score
-            missing[place] -= 1
-            if not missing[place]:
-                scores = found.pop(place)
-                yield place, [scores[each] for each in range(len(scores))]
+        found: dict[int, list[ContinuationScore]] = {}  # a batch has all of a group, in order
+        for place, score in _scored(model, batch):
+            found.setdefault(place, []).append(score)
+        yield from found.items()
 
 
 @dataclass(frozen=True)
 class _Sequence:
-    """What the model reads of a pair, `inputs`, and predicts, `targets`, which end one token later."""
+    """What the model reads of a pair, `inputs`, and predicts, `targets`, which end one token later.
+
+    `place` is that of its group.
+    """
 
     inputs: list[int]
     targets: list[int]
-    key: tuple[int, int]
+    place: int
     left_out: int
 
     @classmethod
-    def of(
-        cls, text: Sequence[int], continuation: Sequence[int], context: int, key: tuple[int, int]
-    ) -> "_Sequence":
+    def of(cls, text: Sequence[int], continuation: Sequence[int], context: int, place: int) -> "_Sequence":
         # The last token is only predicted: one more than the context fits.
         whole = [*text, *continuation]
         kept = whole[-(context + 1) :]
-        return cls(kept[:-1], list(continuation), key, len(whole) - len(kept))
+        return cls(kept[:-1], list(continuation), place, len(whole) - len(kept))
 
 
 class _Row:
@@ -193,7 +187,7 @@ def _batches(groups: list[list[_Row]], batch_tokens: int) -> list[list[_Row]]:
     return batches[:1] + others
 
 
-def _scored(model: nn.Module, rows: list[_Row]) -> Iterator[tuple[tuple[int, int], ContinuationScore]]:
+def _scored(model: nn.Module, rows: list[_Row]) -> Iterator[tuple[int, ContinuationScore]]:
     device = device_of(model)
     body, head = body_and_head(model)
     tokens = padded_rows([row.tokens for row in rows], 0, device)  # (B, T)
@@ -229,7 +223,7 @@ def _scored(model: nn.Module, rows: list[_Row]) -> Iterator[tuple[tuple[int, int
             tokens=len(each.targets),
             left_out=each.left_out,
         )
-        yield each.key, score
+        yield each.place, score
 
 
 class _Branches:

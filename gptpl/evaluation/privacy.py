@@ -1,13 +1,15 @@
 """What a model has learned by heart: sequences of its training text, and secrets that were planted in it."""
 
+import copy
 import math
 import random
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from gptpl.checkpoints.loading import LoadedCheckpoint
-from gptpl.data.sources import Canaries, Corpus
+from gptpl.data.sources import Canaries, Corpus, TextFiles
 from gptpl.errors import InputError
 from gptpl.evaluation.benchmarks import About, Form, Metric, Task, Values
 from gptpl.evaluation.likelihood import ContinuationScore
@@ -17,6 +19,8 @@ from gptpl.model.protocol import context_length
 from gptpl.text import count_text
 
 TRAINED, HELD_OUT = "training text", "validation text"
+NEVER = "planted 0 times"
+_TARGETS = ("gptpl.data.sources.Canaries", "gptpl.data.sources.canaries.Canaries")
 
 
 class Extraction(Task):
@@ -36,7 +40,7 @@ class Extraction(Task):
     """
 
     primary = "extracted"
-    forms: Mapping[str, Form] = {"extracted": "percent"}
+    forms: ClassVar[Mapping[str, Form]] = {"extracted": "percent"}
     about = About(
         source="the model's own training text (Carlini et al. 2023)",
         limits="Only text that is repeated word for word counts: a copy with one word changed is not seen.",
@@ -62,18 +66,13 @@ class Extraction(Task):
 
     def of_model(self, loaded: LoadedCheckpoint) -> "Extraction":
         """See `Task`. Raises InputError for a context that has no room for the sequences."""
-        if (longest := self._prefixes[-1] + self._tokens) > context_length(loaded.net) + 1:
+        room = context_length(loaded.net) + 1
+        if self._prefixes[-1] + self._tokens > room:
             raise InputError(
                 f"prefixes={self._prefixes} with tokens={self._tokens} exceed the model's context of"
-                f" {context_length(loaded.net)} tokens: shorten them to {longest - 1} at most together"
+                f" {room - 1} tokens: shorten them to {room} at most together"
             )
-        made = Extraction(
-            prefixes=self._prefixes,
-            tokens=self._tokens,
-            sequences=self._sequences,
-            seed=self._seed,
-            corpus=self._corpus,
-        )
+        made = copy.copy(self)
         made._loaded = loaded
         return made
 
@@ -151,9 +150,11 @@ class Exposure(Task):
                 f"{loaded.path} was not trained on text with planted secrets: give suite.only=[extraction],"
                 " or train with data=canaries"
             )
-        names = ("template", "digits", "repeats", "count", "seed")
-        made = Exposure(references=self._references, seed=self._seed)
-        made._planted = Canaries(_NoText(), **{name: settings[name] for name in names if name in settings})
+        of_text = ("_target_", "corpus")
+        made = copy.copy(self)
+        made._planted = Canaries(
+            TextFiles(), **{name: value for name, value in settings.items() if name not in of_text}
+        )
         one = made._planted.planted[0]
         numbers = [digit * len(one.secret) for digit in "12"]
         first, second = (list(loaded.tokenizer.encode(f"{one.before}{each}{one.after}")) for each in numbers)
@@ -202,14 +203,3 @@ class Exposure(Task):
             "exposure": Metric.mean(values["exposure"][kept], chance=chance, better="low"),
             "rank": Metric.mean(values["rank"][kept], chance=(n + 1) / 2),
         }
-
-
-NEVER = "planted 0 times"
-_TARGETS = ("gptpl.data.sources.Canaries", "gptpl.data.sources.canaries.Canaries")
-
-
-class _NoText(Corpus):
-    name = "nothing"
-
-    def files(self) -> list:  # type: ignore[type-arg]
-        return []

@@ -52,9 +52,8 @@ class ModelFacts:
     @classmethod
     def of(cls, name: str, net: nn.Module, tokenizer: Tokenizer, step: int = 0) -> "ModelFacts":
         """Of a model in memory."""
-        known = (
-            net.config.n_parameters if isinstance(net, GPTModel) else None
-        )  # int8 weights are no parameters
+        # int8 weights are no parameters of torch's.
+        known = net.config.n_parameters if isinstance(net, GPTModel) else None
         return cls(
             name=name,
             parameters=known or sum(each.numel() for each in net.parameters()),
@@ -145,9 +144,12 @@ class Suite:
         does not ask again what has been answered. Raises InputError for data that are missing, before the
         first question.
         """
-        facts = model or ModelFacts(name="model", parameters=0, step=0, sha256="")
-        if folder is not None and model is None:
+        if model is not None:
+            facts = model
+        elif folder is not None:
             facts = ModelFacts.of("model", net, tokenizer)
+        else:  # nothing depends on the weights' hash, which takes as long as reading them
+            facts = ModelFacts(name="model", parameters=0, step=0, sha256="")
         asked = self.check(net, tokenizer)
         results = {}
         with alone(folder):
@@ -263,7 +265,6 @@ class Kept:
         self.rows: dict[str, Any] = {}
         self.sha256 = questions
         self.seconds = 0.0
-        self.read = 0  # rows that were on disk
         self._new: list[str] = []
         self._partial: PartialResults | None = None
         if folder is None:
@@ -285,7 +286,6 @@ class Kept:
             if not self._partial.values:
                 self._partial.add([{"settings": settings}])
             self._take(self._partial.values[1:])
-        self.read = len(self.rows)
 
     def _take(self, rows: Sequence[Any]) -> None:
         for name, said, seconds in rows:

@@ -43,7 +43,7 @@ def chance_text(metric: Metric) -> str:
 
 
 def result_lines(results: Sequence[SuiteResult]) -> list[str]:
-    """A table with a row for each task and a column for each model, then what has to be said of them."""
+    """A table with a row for each task and a column for each model, then differences and notes."""
     first = results[0]
     names = [result.model.name for result in results]
     head = ["task", "metric", *(names if len(names) > 1 else ["value, 95 % interval"]), "chance"]
@@ -153,9 +153,7 @@ def metric_of(recorded: Mapping[str, Any]) -> Metric:
     chance = None if chance is None else float(chance)
     if form not in get_args(Form):
         raise ValueError(f"form {form!r} of a metric")
-    return Metric(
-        value=value, low=low, high=high, chance=None if chance is None else float(chance), form=form
-    )
+    return Metric(value=value, low=low, high=high, chance=chance, form=form)
 
 
 def _finite(value: Any) -> Any:
@@ -200,7 +198,7 @@ def _place(value: float, form: Form) -> float:
 def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = None) -> str:
     """One HTML document: bars beside chance and published figures, then every metric in a table."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gptpl.evaluation", "."),
+        loader=jinja2.PackageLoader("gptpl", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -264,7 +262,7 @@ def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = No
     for result in results[1:]:
         head, *rows = _difference_rows(result, first)
         differences.append({"head": head, "rows": rows})
-    return environment.get_template("suite_page.html").render(
+    return environment.get_template("evaluation/suite_page.html").render(
         title=f"{first.suite}: {', '.join(each.model.name for each in results)}",
         facts={**_facts(results), **(facts or {})},
         charts=charts,

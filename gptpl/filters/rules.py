@@ -374,7 +374,7 @@ def _phone_numbers(text: str) -> Iterator[Span]:
         first, least = 0, 8 if "+" in match.group() else 9
         while first < len(groups):
             last, count = first, len(groups[first][1])
-            # As many groups as have 15 digits together; a whole number is followed by others.
+            # Take groups up to 15 digits in total; stop early where a number looks complete.
             for _, digits in groups[first + 1 : first + 15]:
                 another = len(groups[last][1]) >= 9 or (count >= 11 and re.match(r"0\d\d", digits))
                 if another or count + len(digits) > 15:

@@ -102,7 +102,7 @@ def _filled(name: str, report: Contents, shown: Callable[[str], str], *, autoesc
     Text from the runs is displayed and never interpreted.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gptpl.reports", "."),
+        loader=jinja2.PackageLoader("gptpl", "."),
         undefined=jinja2.StrictUndefined,
         autoescape=autoescape,
         finalize=lambda value: value if hasattr(value, "__html__") else shown(str(value)),
@@ -111,7 +111,7 @@ def _filled(name: str, report: Contents, shown: Callable[[str], str], *, autoesc
         keep_trailing_newline=True,
     )
     environment.filters |= {"printable": printable, "markdown": as_markdown, "block": _block}
-    return environment.get_template(name).render(report=report)
+    return environment.get_template(f"reports/{name}").render(report=report)
 
 
 def as_markdown(text: str) -> str:

@@ -44,7 +44,7 @@ from gptpl.files.durable import share, write_atomically
 from gptpl.model import GPTModel, count_parameters
 from gptpl.model.loss import perplexity
 from gptpl.model.protocol import gpt_model
-from gptpl.runs.suites import Figures, recorded
+from gptpl.runs.suites import FOLDER, Figures, recorded
 from gptpl.text import one_line
 from gptpl.tokenizers import GPT2Tokenizer
 from gptpl.tokenizers.gpt2 import vocabulary_files
@@ -285,8 +285,8 @@ def _card(
 def _measured(loaded: Loaded) -> list[dict[str, Any]]:
     """What the run's suites say of these weights, in fp32 or bf16, by command, ready to be shown."""
     run_dir = getattr(loaded, "run_dir", None)
-    if run_dir is None or not isinstance(loaded, LoadedCheckpoint) or loaded.net is None:
-        return []
+    if run_dir is None or not isinstance(loaded, LoadedCheckpoint) or not (run_dir / FOLDER).is_dir():
+        return []  # without hashing the weights
     types = (None, torch.bfloat16)
     found: dict[tuple[str, str], list[Figures]] = {}
     for each in recorded(run_dir, [weights_sha256(loaded.net, loaded.tokenizer, dtype) for dtype in types]):
