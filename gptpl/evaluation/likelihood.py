@@ -240,7 +240,7 @@ class _Branches:
     def positions(self, T: int) -> Tensor:
         return self._positions
 
-    def mask(self) -> Tensor:
+    def mask(self, T: int) -> Tensor:
         return self._mask
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -238,7 +238,8 @@ class NextLogits:
             if self._cached is not None and fitting:
                 parts.append(read(self._cached, fitting))
             if others:
-                parts.append(self._read_whole([self._rows[i] for i in others]))
+                last = [self._rows[i][-self._context :] for i in others]
+                parts.append(read_whole(self._model, last)[:, 0])
             if not fitting:
                 self._cache = None
             if len(parts) == 1:
@@ -246,17 +247,20 @@ class NextLogits:
             order = torch.tensor([*fitting, *others], device=self._device).argsort()
             return torch.cat(parts)[order]
 
-    def _read_whole(self, rows: list[list[int]]) -> Tensor:
-        """Logits (n, V) after the last C tokens of each of n rows, by forward passes over them."""
-        body, head = body_and_head(self._model)
-        last = []
-        with eval_mode(self._model):
-            for first in range(0, len(rows), LONG_ROWS_AT_A_TIME):
-                seen = [row[-self._context :] for row in rows[first : first + LONG_ROWS_AT_A_TIME]]
-                hidden = body(padded_rows(seen, 0, self._device))  # the padding behind is not attended to
-                last.append(hidden[list(range(len(seen))), [len(row) - 1 for row in seen]])
-            logits: Tensor = head(torch.cat(last))  # of one position, not of all
-        return logits
+
+def read_whole(model: nn.Module, rows: Sequence[list[int]], *, logits: int = 1) -> Tensor:
+    """Logits (B, n, V) after the last n = `logits` tokens of each row, by forward passes over whole rows."""
+    body, head = body_and_head(model)
+    last = []
+    back = torch.arange(-logits, 0)  # (n,)
+    with eval_mode(model):
+        for first in range(0, len(rows), LONG_ROWS_AT_A_TIME):
+            read = rows[first : first + LONG_ROWS_AT_A_TIME]
+            hidden = body(padded_rows(read, 0, device_of(model)))  # the padding behind is not attended to
+            places = torch.tensor([len(row) for row in read])[:, None] + back  # (B, n)
+            last.append(hidden[torch.arange(len(read))[:, None], places])
+        found: Tensor = head(torch.cat(last))  # of these positions, not of all
+    return found
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], *, vocab_size: int, max_new_tokens: int = 0) -> None:
@@ -269,7 +273,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], *, vocab_size: int, max_new_
         check_token_ids("prompt", [min(prompt), max(prompt)], vocab_size=vocab_size)
 
 
-def padded_rows(rows: list[list[int]], token: int, device: torch.device) -> Tensor:
+def padded_rows(rows: Sequence[list[int]], token: int, device: torch.device) -> Tensor:
     """The rows as one (B, T) int64 tensor, the shorter ones padded with the token."""
     T = max(map(len, rows))
     padded = [row + [token] * (T - len(row)) for row in rows]

@@ -112,10 +112,9 @@ def stream_text(
     The other arguments and errors are those of `Decoding`; a `stop` that is empty, or that the tokenizer
     cannot write, raises InputError too.
     """
-    _check_stop(stop, tokenizer)
-    if len(unknown := range(tokenizer.vocab_size, vocab_size(model))):  # rows that are no text
-        rules = dataclasses.replace(rules, banned_tokens=(*rules.banned_tokens, *unknown))
-    ids = [_prompt_ids(prompt, tokenizer) for prompt in prompts]
+    check_stop(stop, tokenizer)
+    rules = text_rules(rules, tokenizer, vocab_size(model))
+    ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     decoding = Decoding(
         model,
         ids,
@@ -126,7 +125,7 @@ def stream_text(
         generator=generator,
         alternatives=alternatives,
     )
-    make_row = partial(_Row, tokenizer, stop=stop, detailed=alternatives is not None, filter=filter)
+    make_row = partial(Continuation, tokenizer, stop=stop, detailed=alternatives is not None, filter=filter)
     rows = [
         make_row(ids[prompt], prompt=prompt, sample=sample)
         for prompt in range(len(prompts))
@@ -154,7 +153,7 @@ def search_text(
     filter: Filter | None = None,
 ) -> list[Completion]:
     """The texts of the best beams, best first, judged by `filter`; errors as for `beam_search`."""
-    ids = _prompt_ids(prompt, tokenizer)
+    ids = prompt_ids(prompt, tokenizer)
     beams = beam_search(
         model,
         ids,
@@ -165,14 +164,14 @@ def search_text(
     )
     found = []
     for sample, beam in enumerate(beams):
-        row = _Row(tokenizer, ids, sample=sample, filter=filter)
+        row = Continuation(tokenizer, ids, sample=sample, filter=filter)
         for token in beam.tokens:
             row.take(token)
         found.append(row.completion or row.close("length").completion)
     return [each for each in found if each is not None]
 
 
-def _prompt_ids(prompt: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
+def prompt_ids(prompt: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """Token ids of the prompt; end-of-text, which is logged, where it has none."""
     given = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     ids = [int(token) for token in given]
@@ -181,7 +180,16 @@ def _prompt_ids(prompt: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
     return ids or [tokenizer.eot_id]
 
 
-def _check_stop(stop: Sequence[str], tokenizer: Tokenizer) -> None:
+def text_rules(rules: SamplingRules, tokenizer: Tokenizer, vocab_size: int) -> SamplingRules:
+    """The rules, with a ban of what is no text: a model's vocabulary may be larger than the tokenizer's."""
+    unknown = range(tokenizer.vocab_size, vocab_size)
+    if not unknown:
+        return rules
+    return dataclasses.replace(rules, banned_tokens=(*rules.banned_tokens, *unknown))
+
+
+def check_stop(stop: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Raise InputError for stop strings that are empty, or that the tokenizer cannot write."""
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise InputError(f"stop must be a list of texts of at least one character each, got {stop!r}")
     for text in stop:
@@ -189,8 +197,11 @@ def _check_stop(stop: Sequence[str], tokenizer: Tokenizer) -> None:
             raise InputError(f"stop {text!r} is unknown to the model's tokenizer: it can never be written")
 
 
-class _Row:
-    """A continuation in progress."""
+class Continuation:
+    """The text of one continuation in progress: `take` its tokens until the `completion` is there.
+
+    Arguments as for `stream_text`; `ids` are the prompt's tokens.
+    """
 
     def __init__(
         self,
@@ -249,7 +260,7 @@ class _Row:
         return Piece(**number, text=text, tokens=len(self.tokens), completion=self.completion)
 
 
-def _pieces(decoding: Decoding, rows: list[_Row]) -> Iterator[Piece]:
+def _pieces(decoding: Decoding, rows: list[Continuation]) -> Iterator[Piece]:
     while step := decoding.step():
         for place, number in enumerate(step.rows):
             details = None if step.details is None else step.details[place]
@@ -283,6 +294,13 @@ class TextStream:
         if len(self._new) >= _DECODED_AGAIN and certain == text:
             self._begin([*self._prompt, *self._new])
         return piece
+
+    def with_token(self, token: int) -> str:
+        """What would become certain or wait with this token, which is not added."""
+        self._new.append(token)
+        text = self._text()
+        self._new.pop()
+        return text[self._given :]
 
     def rest(self) -> str:
         """What still waits at the end; bytes that never became a character are U+FFFD."""

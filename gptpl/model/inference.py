@@ -59,6 +59,7 @@ class KVCache:
         self, config: GPTConfig, *, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         # Zeros, not uninitialised memory: a masked weight of 0 times NaN would be NaN.
+        self._config = config
         shape = (rows, config.n_heads, capacity, config.emb_dim // config.n_heads)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
@@ -93,13 +94,19 @@ class KVCache:
         self.keys[layer][rows, :, places] = keys[:, :, 0].to(self.keys[layer].dtype)
         self.values[layer][rows, :, places] = values[:, :, 0].to(self.values[layer].dtype)
 
-    def mask(self) -> Tensor | None:
-        """Which keys that `extend` will return belong to each row: (B, 1, 1, S); None: all."""
+    def mask(self, T: int = 1) -> Tensor | None:
+        """Which keys that `extend` will return each of the next T tokens attends to: (B or 1, 1, T, S).
+
+        None: all, or, in an empty cache, those up to itself.
+        """
         if self.ends is not None:
             capacity = self.keys[0].shape[2]
             return torch.arange(capacity, device=self.ends.device) <= self.ends[:, None, None, None]
         if self._even:
-            return None
+            if T == 1 or not self.lengths[0]:
+                return None
+            S = self.lengths[0] + T
+            return torch.ones(1, 1, T, S, dtype=torch.bool, device=self.keys[0].device).tril(S - T)
         ends = torch.tensor(self.lengths, device=self.keys[0].device)[:, None, None, None]  # (B, 1, 1, 1)
         return torch.arange(max(self.lengths) + 1, device=ends.device) <= ends
 
@@ -119,9 +126,61 @@ class KVCache:
         self.lengths = [self.lengths[row] for row in rows]
         self.graph, self.steps = None, 0  # the graph has the old rows' memory
 
+    def branch(self, row: int, *, length: int, capacity: int) -> "KVCache":
+        """A cache with memory of its own and one row: the first `length` tokens of this one's `row`."""
+        like = self.keys[0]
+        made = KVCache(self._config, rows=1, capacity=capacity, device=like.device, dtype=like.dtype)
+        made.lengths = [length]
+        for mine, its in zip([*self.keys, *self.values], [*made.keys, *made.values], strict=True):
+            its[0, :, :length] = mine[row, :, :length]
+        return made
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(tensor.nbytes for tensor in [*self.keys, *self.values])
+
     @property
     def _even(self) -> bool:
         return len(set(self.lengths)) <= 1
+
+
+class SlotCache(KVCache):
+    """A `KVCache` whose rows come and go one by one; it begins without any, and has memory for `rows`."""
+
+    def __init__(
+        self, config: GPTConfig, *, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(config, rows=rows, capacity=capacity, device=device, dtype=dtype)
+        self._slots = [*self.keys, *self.values]
+        self._use([])
+
+    def add(self, row: KVCache) -> None:
+        """Add the only row of another cache behind the others."""
+        [length] = row.lengths
+        for mine, its in zip(self._slots, [*row.keys, *row.values], strict=True):
+            mine[len(self.lengths), :, :length] = its[0, :, :length]
+        self._use([*self.lengths, length])
+
+    def remove(self, row: int) -> None:
+        """Remove a row; the last one takes its number."""
+        *lengths, moved = self.lengths
+        for slots in self._slots:
+            if row < len(lengths):
+                slots[row, :, :moved] = slots[len(lengths), :, :moved]
+            # A value that is not finite would spoil what uses the slot next, masked or not.
+            slots[len(lengths), :, :moved] = 0
+            if row < len(lengths):
+                slots[row, :, moved : self.lengths[row]] = 0
+        if row < len(lengths):
+            lengths[row] = moved
+        self._use(lengths)
+
+    def _use(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+        used = [slots[: len(lengths)] for slots in self._slots]
+        self.keys, self.values = used[: len(used) // 2], used[len(used) // 2 :]
+        self.graph, self.steps = None, 0
 
 
 class CachedGPT:
@@ -140,12 +199,30 @@ class CachedGPT:
 
     def new_cache(self, *, rows: int, capacity: int) -> KVCache:
         """An empty cache on the model's device, in the type of its weights; on a CPU always in fp32."""
+        return KVCache(self.config, rows=rows, **self._room(capacity))
+
+    def slots(self, *, rows: int, capacity: int) -> SlotCache:
+        """A cache as of `new_cache` for up to `rows` rows that come and go."""
+        return SlotCache(self.config, rows=rows, **self._room(capacity))
+
+    def _room(self, capacity: int) -> Any:
         device, dtype = self.model.device, self.model.tok_emb.weight.dtype
         if device.type == "cpu":  # attention of one token over bf16 keys takes eight times as long there
             dtype = torch.float32
         else:  # a mask of such a width needs no copy
             capacity = -(-capacity // _ALIGNED) * _ALIGNED
-        return KVCache(self.config, rows=rows, capacity=capacity, device=device, dtype=dtype)
+        return {"capacity": capacity, "device": device, "dtype": dtype}
+
+    def read(self, tokens: Sequence[int], cache: KVCache, *, logits: int = 1) -> Tensor:
+        """Append tokens to the only row of the cache, which need not be empty: a piece of a long prompt.
+
+        Returns the logits (n, V) after the last n = `logits` of them. There must be room in the context and
+        in the cache.
+        """
+        given = torch.tensor([tokens], dtype=torch.int64, device=self.model.device)
+        hidden = self._packed.hidden(given, cache=cache)  # (1, T, D)
+        cache.lengths = [cache.lengths[0] + len(tokens)]
+        return self._packed.out_head(hidden[0, len(tokens) - logits :])
 
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
         """Read B prompts into the empty cache; returns the logits (B, V) of the token after each.

@@ -259,3 +259,82 @@ def test_a_tied_table_has_the_numbers_of_the_head() -> None:
     assert isinstance(small.tok_emb, Int8Embedding)
     assert small.tok_emb.weight.dtype == torch.int8
     torch.testing.assert_close(small.tok_emb(torch.arange(V)).double(), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("changes", [{}, MODERN], ids=["gpt2", "modern"])
+def test_a_prompt_read_in_pieces_gives_the_logits_of_the_whole_one(changes):
+    model = build(**changes)
+    cached, tokens = CachedGPT(model, rows=2), list(range(1, 14))
+    cache = cached.new_cache(rows=1, capacity=C)
+    with torch.no_grad():
+        found = [
+            cached.read(tokens[a:b], cache, logits=b - a) for a, b in ((0, 3), (3, 4), (4, 11), (11, 13))
+        ]
+        expected = model.eval()(torch.tensor([tokens]))[0]
+    torch.testing.assert_close(torch.cat(found), expected, rtol=0, atol=2e-4)
+    assert cache.lengths == [13]
+
+
+@torch.no_grad()
+def test_rows_of_a_slot_cache_come_and_go_without_touching_one_another():
+    model = build()
+    cached = CachedGPT(model, rows=3)
+    slots = cached.slots(rows=3, capacity=C)
+
+    def add(prompt: Sequence[int]) -> None:
+        cache = cached.new_cache(rows=1, capacity=len(prompt))
+        cached.read(prompt, cache)
+        slots.add(cache)
+
+    rows = [list(prompt) for prompt in PROMPTS[:3]]
+    for row in rows:
+        add(row)
+    for remove, new in ((0, [20, 21]), (1, None), (1, [22] * 7), (0, None), (0, None), (None, [1])):
+        if remove is not None:
+            slots.remove(remove)
+            rows[remove] = rows[-1]
+            rows.pop()
+        if new is not None:
+            add(new)
+            rows.append(new)
+        assert slots.lengths == list(map(len, rows))
+        if not rows:
+            continue
+        tokens = [(3 * i + 1) % V for i in range(len(rows))]
+        rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
+        torch.testing.assert_close(
+            cached.step(torch.tensor(tokens), slots), whole(model, rows), rtol=0, atol=2e-4
+        )
+
+
+@torch.no_grad()
+def test_what_a_removed_row_left_behind_cannot_spoil_the_next_one():
+    model = build()
+    cached = CachedGPT(model, rows=2)
+    slots = cached.slots(rows=2, capacity=C)
+    for prompt in ([1, 2], [3, 4, 5, 6, 7]):
+        cache = cached.new_cache(rows=1, capacity=8)
+        cached.read(prompt, cache)
+        if prompt[0] == 3:
+            for tensor in [*cache.keys, *cache.values]:
+                tensor.fill_(torch.nan)
+        slots.add(cache)
+    slots.remove(1)
+    cache = cached.new_cache(rows=1, capacity=1)
+    cached.read([9], cache)
+    slots.add(cache)
+    found = cached.step(torch.tensor([10, 11]), slots)
+    torch.testing.assert_close(found, whole(model, [[1, 2, 10], [9, 11]]), rtol=0, atol=2e-4)
+
+
+@torch.no_grad()
+def test_a_branch_is_a_copy_of_a_row_s_beginning():
+    model = build()
+    cached = CachedGPT(model, rows=2)
+    cache = cached.new_cache(rows=2, capacity=C)
+    cached.prefill([[1, 2, 3, 4], [5, 6]], cache)
+    branch = cache.branch(0, length=3, capacity=5)
+    cached.step(torch.tensor([7, 7]), cache)  # does not change the branch
+    torch.testing.assert_close(
+        cached.read([8, 9], branch), whole(model, [[1, 2, 3, 8, 9]]), rtol=0, atol=2e-4
+    )
