@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gptpl.runs.texts import data_report as data_report
     from gptpl.runs.texts import train_tokenizer as train_tokenizer
     from gptpl.runs.verify import verify_resume as verify_resume
+    from gptpl.serving.server import serve as serve
     from gptpl.sweeps.sweep import sweep as sweep
 
 _NAMES = {
@@ -51,6 +52,7 @@ _NAMES = {
     "gptpl.runs.submission": ["submit"],
     "gptpl.runs.texts": ["data_report", "train_tokenizer"],
     "gptpl.runs.verify": ["verify_resume"],
+    "gptpl.serving.server": ["serve"],
     "gptpl.sweeps.sweep": ["sweep"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

@@ -24,7 +24,7 @@ from gptpl.errors import InputError
 FOLDER = Path(__file__).parent / "commands"
 ORDER = (
     *("train", "submit", "sweep", "plan", "find-lr", "find-batch-size", "autotune", "verify-resume"),
-    *("generate", "respond"),
+    *("generate", "respond", "serve"),
     *("classify", "inspect", "evaluate", "judge", "report", "runs list", "runs show", "runs diff"),
     *("runs tag", "runs note", "runs rm", "data encode", "data show", "tokenizer train"),
     *("weights fetch", "weights list", "weights convert", "card", "doctor"),

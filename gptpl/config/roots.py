@@ -72,6 +72,34 @@ class _Respond(_Model):
 
 
 @dataclass(kw_only=True)
+class _Serve(_Model):  # limits of these: gptpl.serving.server.ServerSettings
+    also: Sequence[str]
+    names: Sequence[str] | None
+    host: str
+    port: int
+    api_key: str | None
+    insecure: bool
+    cors: Sequence[str]
+    chat_template: str | None
+    filter_prompts: bool
+    feedback: str | None
+    log_texts: bool
+    max_rows: int
+    prompt_piece: int
+    kept_mb: int
+    max_queue: int
+    max_per_client: int
+    requests_per_minute: int | None
+    max_body_kb: int
+    timeout_s: float
+    grace_s: float
+    drift_reference: int
+    drift_window: int
+    drift_threshold: float
+    precision: str
+
+
+@dataclass(kw_only=True)
 class _Classify(_Model):
     text: str | None
     file: str | None
@@ -244,6 +272,7 @@ ROOTS: dict[str, type] = {
     "verify_resume": _with_node("verify", _VerifyNode, _Train),
     "generate": _Generate,
     "respond": _Respond,
+    "serve": _Serve,
     "classify": _Classify,
     "evaluate": _with_node("data", _OwnData, _Evaluate),
     "inspect": _Inspect,

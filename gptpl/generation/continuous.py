@@ -256,15 +256,15 @@ class ContinuousBatch:
                 position = len(row.written) if request.rules.forced_tokens else None
                 groups[request.rules, request.alternatives, position].append(place)
         ended: list[_Row] = []
-        for place, row in enumerate(rows):
-            if not finite[place] and not row.request.cancelled:
-                row.request.cancelled = True
-                row.request.on_error(
-                    "the model's logits are not finite: its weights are damaged, or overflow"
-                )
+        damaged = [row for row, each in zip(rows, finite, strict=True) if not each]
+        _fail(damaged, "the model's logits are not finite: its weights are damaged, or overflow")
         for places in groups.values():
             chosen = [rows[place] for place in places]
-            tokens, details = self._chosen(chosen, logits[places])
+            try:
+                tokens, details = self._chosen(chosen, logits[places])
+            except RuntimeError as error:  # rules so extreme that nothing can be drawn
+                _fail(chosen, f"no token can be chosen by {chosen[0].request.rules.name}: {error}")
+                continue
             for row, token, each in zip(chosen, tokens, details, strict=True):
                 row.written.append(token)
                 goes_on = row.request.on_token(row.sample, token, each)
@@ -302,6 +302,14 @@ class ContinuousBatch:
             self._slots.remove(place, [*row.request.prompt, *row.written])
             self._rows[place] = self._rows[-1]  # as in the cache
             self._rows.pop()
+
+
+def _fail(rows: Sequence[_Row], message: str) -> None:
+    """End the requests of these rows by an error, each once."""
+    for row in rows:
+        if not row.request.cancelled:
+            row.request.cancelled = True
+            row.request.on_error(message)
 
 
 # --- where rows are kept --------------------------------------------------------------------------------

@@ -202,6 +202,10 @@ def _write_adapter(loaded: Loaded, folder: Path, *, verify: bool) -> None:
 _SHOWN_CHARACTERS = 500
 
 
+CARD = "model_card.md"
+"""Of a run, in its folder."""
+
+
 def write_card(
     loaded: Loaded, path: Path | str, *, intended_use: str | None = None, licence: str | None = None
 ) -> Path:

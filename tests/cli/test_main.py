@@ -105,7 +105,8 @@ def test_an_unknown_command_is_refused(refused):
     assert (
         refused("tran")
         == "gptpl has no command 'tran': choose one of train, submit, sweep, plan, find-lr, find-batch-size,"
-        " autotune, verify-resume, generate, respond, classify, inspect, evaluate, judge, report, runs list,"
+        " autotune, verify-resume, generate, respond, serve, classify, inspect, evaluate, judge, report,"
+        " runs list,"
         " runs show, runs diff, runs tag, runs note, runs rm, data encode, data show, tokenizer train,"
         " weights fetch,"
         " weights list, weights convert, card, doctor: did you mean train?"

@@ -40,7 +40,7 @@ YAMLS = sorted(
     path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml") if not path.name.startswith("_")
 )
 ROOTS = (
-    *("train", "generate", "respond", "classify", "inspect", "evaluate", "judge"),
+    *("train", "generate", "respond", "serve", "classify", "inspect", "evaluate", "judge"),
     *("weights_fetch", "weights_convert"),
     *("sweep", "plan", "find_lr", "find_batch_size", "autotune", "data_encode", "data_show", "verify_resume"),
     *("tokenizer_train", "doctor", "submit", "card"),

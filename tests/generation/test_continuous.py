@@ -259,6 +259,16 @@ def test_logits_that_are_not_finite_end_their_own_request_only():
     assert [each.texts for each in later] == [expected, expected]
 
 
+def test_rules_by_which_nothing_can_be_drawn_end_their_own_request_only():
+    model = build()
+    extreme = request([1, 2], rules=SamplingRules(temperature=1.0, repetition_penalty=1e-320))
+    well = request([1, 2], rules=RULES[1], seed=1)
+    run(ContinuousBatch(model), extreme, well)
+    [error] = extreme.errors
+    assert "no token can be chosen by temperature 1, repetition penalty" in error
+    assert (well.errors, well.texts) == ([], alone(model, well))
+
+
 def test_details_are_the_model_s_own_distribution_also_of_the_prompt():
     model, prompt = build().eval(), [5, 9, 2, 7, 7, 1, 30]
     given = request(

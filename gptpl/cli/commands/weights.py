@@ -96,12 +96,12 @@ def card(given: Arguments) -> None:
     Measure first, the figures come from the run's folder: gptpl evaluate checkpoint=RUN suite=core, and suite=bias.
     """
     from gptpl.cli.model_input import settings_of
-    from gptpl.runs.export import write_card
+    from gptpl.runs.export import CARD, write_card
 
     cfg = settings_of(given)
     loaded = _loaded(cfg)
     run_dir = getattr(loaded, "run_dir", None)
-    output = (run_dir or Path()) / "model_card.md" if cfg["output"] is None else Path(cfg["output"])
+    output = (run_dir or Path()) / CARD if cfg["output"] is None else Path(cfg["output"])
     print(write_card(loaded, output, intended_use=cfg["intended_use"], licence=cfg["licence"]))
 
 

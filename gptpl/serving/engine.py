@@ -1,0 +1,308 @@
+"""A model that writes texts for many requests at a time, in a thread of its own."""
+
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gptpl.errors import InputError
+from gptpl.filters import Filter
+from gptpl.generation import Completion, SamplingRules, TokenDetails
+from gptpl.generation.continuous import ContinuousBatch, Request
+from gptpl.generation.text import Continuation, TextStream, check_stop, text_rules
+from gptpl.model.protocol import vocab_size
+from gptpl.runs.models import LanguageModel
+from gptpl.tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenText:
+    """A token as text, the details of its choice, and those of the alternatives as texts.
+
+    The texts of a continuation's tokens are together its text: a character's bytes may be spread over several
+    tokens, of which the last one has it.
+    """
+
+    text: str
+    details: TokenDetails | None
+    alternatives: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRead:
+    """The prompt has been read, `shared` of its tokens from an earlier one; `tokens` where asked for."""
+
+    shared: int
+    tokens: tuple[TokenText, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """The next piece of a sample's text; `tokens`, where asked for, are those that end in it.
+
+    `written` is the number of its tokens so far. The last one of each sample has the `completion`, all token
+    ids, also where a filter hides them, and the log-probability of each.
+    """
+
+    sample: int
+    text: str
+    tokens: tuple[TokenText, ...] | None
+    written: int
+    completion: Completion | None = None
+    ids: tuple[int, ...] = ()
+    log_probabilities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The end of all samples by an error of this kind."""
+
+    kind: str  # "timeout", "server_error" or "unavailable"
+    message: str
+
+
+Event = PromptRead | Delta | Failure
+
+
+class Generation(Request):
+    """A request for texts, whose events `deliver` is given in the engine's thread.
+
+    Args:
+        model: whose tokenizer reads and writes.
+        prompt: token ids.
+        logprobs: number of alternatives with each token; None: no `tokens` in the events. Texts that a filter
+            may change have none.
+        echo: whether the prompt's own tokens have details.
+        stop: texts that end a sample.
+        filter: judges each sample.
+        seconds: until it is ended as too slow.
+
+    The other arguments are those of `Request`. Raises InputError as `check_stop`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompt: Sequence[int],
+        *,
+        deliver: Callable[[Event], None],
+        rules: SamplingRules,
+        max_new_tokens: int,
+        num_samples: int = 1,
+        seed: int | None = None,
+        logprobs: int | None = None,
+        echo: bool = False,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: Sequence[str] = (),
+        filter: Filter | None = None,
+        seconds: float = 600.0,
+    ) -> None:
+        tokenizer = model.tokenizer
+        check_stop(stop, tokenizer)
+        super().__init__(
+            prompt,
+            rules=text_rules(rules, tokenizer, vocab_size(model.net)),
+            max_new_tokens=max_new_tokens,
+            num_samples=num_samples,
+            seed=seed,
+            alternatives=logprobs or 0,  # the details of the token itself are monitored
+            prompt_details=echo and logprobs is not None,
+            logit_bias=logit_bias,
+        )
+        self.deliver, self.seconds = deliver, seconds
+        self.deadline = time.monotonic() + seconds
+        self._tokenizer = tokenizer
+        self._samples = [
+            Continuation(tokenizer, prompt, sample=sample, stop=stop, detailed=True, filter=filter)
+            for sample in range(num_samples)
+        ]
+        self._log_probabilities: list[list[float]] = [[] for _ in self._samples]
+        self._token_texts = [
+            None if logprobs is None else _TokenTexts(tokenizer, prompt) for _ in self._samples
+        ]
+
+    def on_prompt(self, *, shared: int, details: list[TokenDetails] | None) -> None:
+        """Tell how much was read, and the prompt's own tokens."""
+        tokens = None
+        if details is not None:
+            texts = _TokenTexts(self._tokenizer, ())
+            for token, each in zip(self.prompt, [None, *details], strict=True):
+                texts.push(token, each)
+            tokens = texts.within(sys.maxsize, final=True)
+        self.deliver(PromptRead(shared=shared, tokens=tokens))
+
+    def on_token(self, sample: int, token: int, details: TokenDetails | None) -> bool:
+        """Pass the text on that this token makes certain."""
+        continuation, texts = self._samples[sample], self._token_texts[sample]
+        if details is not None:
+            self._log_probabilities[sample].append(details.log_probability)
+        if texts is not None and token != continuation.eot_id:
+            texts.push(token, details)
+        try:
+            piece = continuation.take(token, details)
+            if piece.completion is None and len(continuation.tokens) == self.max_new_tokens:
+                last = continuation.close("length")
+                piece = replace(last, text=piece.text + last.text)
+        except InputError as error:  # a filter that cannot judge the text
+            self.cancelled = True
+            self.on_error(str(error))
+            return False
+        if piece.text or piece.completion is not None:
+            tokens = None
+            if texts is not None:
+                tokens = texts.within(len(continuation.text), final=piece.completion is not None)
+            delta = Delta(sample=sample, text=piece.text, tokens=tokens, written=len(continuation.tokens))
+            if piece.completion is not None:
+                delta = replace(
+                    delta,
+                    completion=piece.completion,
+                    ids=tuple(continuation.tokens),
+                    log_probabilities=tuple(self._log_probabilities[sample]),
+                )
+            self.deliver(delta)
+        return piece.completion is None
+
+    def on_error(self, message: str, kind: str = "server_error") -> None:
+        """End all samples."""
+        self.deliver(Failure(kind=kind, message=message))
+
+
+class _TokenTexts:
+    """The texts of tokens, each with its details, held until they lie within a text."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._stream, self._tokenizer = TextStream(tokenizer, prompt), tokenizer
+        self._held: deque[TokenText] = deque()
+        self._end = 0  # of the characters given
+
+    def push(self, token: int, details: TokenDetails | None) -> None:
+        others = () if details is None else details.alternatives
+        alternatives = tuple((self._shown(other), log_p) for other, log_p in others)
+        text = self._stream.push(token)
+        self._held.append(TokenText(text=text, details=details, alternatives=alternatives))
+
+    def within(self, length: int, *, final: bool) -> tuple[TokenText, ...]:
+        """Those that end within the first `length` characters; of a final text all that begin there."""
+        if final and self._held:
+            last = self._held.pop()
+            self._held.append(replace(last, text=last.text + self._stream.rest()))
+        found = []
+        while self._held:
+            end = self._end + len(self._held[0].text)
+            if (self._end >= length) if final else (end > length):
+                break
+            found.append(self._held.popleft())
+            self._end = end
+        return tuple(found)
+
+    def _shown(self, token: int) -> str:
+        if token >= self._tokenizer.vocab_size:  # a model may have more rows than its tokenizer has tokens
+            return ""
+        if token == self._tokenizer.eot_id:
+            return self._tokenizer.decode([token])
+        return self._stream.with_token(token)
+
+
+class Engine:
+    """Continues the requests of a model together, see `ContinuousBatch`, from `start` to `stop`.
+
+    `on_step`, called in the engine's thread after each step, is told how long it took, in seconds.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        max_rows: int,
+        piece: int,
+        kept_bytes: int,
+        on_step: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self.model = model
+        self.batch = ContinuousBatch(model.net, max_rows=max_rows, piece=piece, kept_bytes=kept_bytes)
+        self.alive = False
+        """Whether requests are continued."""
+        self._on_step = on_step
+        self._new: deque[Generation] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name=f"engine of {model.path.name}", daemon=True)
+
+    @property
+    def queued(self) -> int:
+        """Requests without a place."""
+        return len(self._new) + len(self.batch.waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether every request has ended."""
+        return not self._new and not self.batch.busy
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.alive = True
+        self._thread.start()
+
+    def submit(self, generation: Generation) -> None:
+        """Have a request continued; `cancelled` ends it. Raises InputError as the batch's `check`."""
+        self.batch.check(generation)
+        with self._wake:
+            if not self.alive or self._stopping:
+                generation.on_error("the server is stopping", "unavailable")
+                return
+            self._new.append(generation)
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """End all requests, and the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            while self._has_work():
+                started = time.monotonic()
+                self._end_late(started)
+                try:
+                    self.batch.step()
+                except (RuntimeError, MemoryError) as error:  # such as no memory for another row
+                    log.exception("a step failed; its requests are ended")
+                    self._fail(f"the model failed: {error}", "server_error")
+                    self.batch.clear()
+                self._on_step(time.monotonic() - started)
+        finally:
+            self.alive = False
+            with self._wake:
+                self._take_new()
+            self._fail("the server is stopping", "unavailable")
+
+    def _has_work(self) -> bool:
+        """Wait for requests; False when the engine stops."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopping or self._new or self.batch.busy)
+            self._take_new()
+            return not self._stopping
+
+    def _take_new(self) -> None:
+        while self._new:
+            self.batch.add(self._new.popleft())
+
+    def _end_late(self, now: float) -> None:
+        for request in self.batch.requests():
+            if isinstance(request, Generation) and now > request.deadline and not request.cancelled:
+                request.cancelled = True
+                request.on_error(f"not finished within {request.seconds:g} seconds", "timeout")
+
+    def _fail(self, message: str, kind: str) -> None:
+        for request in self.batch.requests():
+            if isinstance(request, Generation) and not request.cancelled:
+                request.cancelled = True
+                request.on_error(message, kind)

@@ -1,0 +1,304 @@
+"""What a server has done: metrics for Prometheus, a series for the page, and whether its outputs drift."""
+
+import logging
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gptpl.errors import InputError
+from gptpl.evaluation.statistics import repetition_rate
+from gptpl.filters import Verdict
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 5.0  # seconds of a point in the series
+POINTS = 720  # an hour
+MIN_TOKENS = 8  # of an output that says something about drift
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """How busy a model's engine is: requests that wait, rows that are written, used part of the cache."""
+
+    queued: int
+    running: int
+    cache_use: float
+
+
+@dataclass(kw_only=True)
+class _Interval:
+    """What happens within a point of the series."""
+
+    requests: int = 0
+    tokens: int = 0
+    errors: int = 0
+    filtered: int = 0
+    first_token: list[float] = field(default_factory=list)
+    between_tokens: list[float] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    repetitions: list[float] = field(default_factory=list)
+
+
+class Monitor:
+    """Counts what happens, in the thread of the event loop; `loads` tells how busy each model is.
+
+    `metrics` is Prometheus' text, `data` the series of the last hour.
+    """
+
+    def __init__(
+        self, loads: Mapping[str, Callable[[], Load]], *, drift: "Mapping[str, Drift] | None" = None
+    ) -> None:
+        self._loads, self.drift = loads, dict(drift or {})
+        self.started = time.time()
+        self._interval = _Interval()
+        self._points: deque[dict[str, Any]] = deque(maxlen=POINTS)
+        self._totals = dict.fromkeys(("requests", "tokens", "errors", "filtered", "rejected"), 0)
+        self._registry = CollectorRegistry()
+        counter, of_model = self._counter, ["model"]
+        self._requests = counter("requests", "Requests that were answered", ["model", "endpoint", "status"])
+        self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts", of_model)
+        self._shared_tokens = counter("shared_prompt_tokens", "Of them, known from earlier texts", of_model)
+        self._tokens = counter("generated_tokens", "Tokens that were written", of_model)
+        self._verdicts = counter("filter_findings", "Findings of the filter", ["model", "where", "rule"])
+        self._rejected = counter("rejected_requests", "Requests that were refused", ["reason"])
+        self._first_token = self._histogram("time_to_first_token_seconds", "From request to first token")
+        self._between_tokens = self._histogram("time_between_tokens_seconds", "Between tokens of a text")
+        self._seconds = self._histogram("request_seconds", "From request to the end of its texts")
+        of_engine = {
+            "queued": self._gauge("queued_requests", "Requests that wait for a place", of_model),
+            "running": self._gauge("running_rows", "Texts that are written", of_model),
+            "cache_use": self._gauge("cache_use_ratio", "Used part of the cache", of_model),
+        }
+        for name, gauge in of_engine.items():
+            for model, load in loads.items():
+                gauge.labels(model).set_function(partial(_of_load, load, name))
+        alarm = self._gauge("drift_alarm", "1 while outputs differ from the first ones", of_model)
+        mean = self._gauge("output_recent", "Mean of recent outputs", ["model", "measure"])
+        for model, each in self.drift.items():
+            alarm.labels(model).set_function(partial(_is_alarm, each))
+            for measure in Drift.MEASURES:
+                mean.labels(model, measure).set_function(partial(each.recent, measure))
+
+    def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
+        return Counter(f"gptpl_{name}", text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, labels: Sequence[str]) -> Gauge:
+        return Gauge(f"gptpl_{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"gptpl_{name}", text, ["model"], buckets=_SECONDS, registry=self._registry)
+
+    # --- what happens ---------------------------------------------------------------------------------------
+
+    def answered(self, model: str, endpoint: str, status: int, seconds: float) -> None:
+        """A request has ended with this status."""
+        self._requests.labels(model, endpoint, str(status)).inc()
+        self._seconds.labels(model).observe(seconds)
+        self._interval.requests += 1
+        self._totals["requests"] += 1
+        if status >= 500:
+            self._interval.errors += 1
+            self._totals["errors"] += 1
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused: no place, no key, too large."""
+        self._rejected.labels(reason).inc()
+        self._totals["rejected"] += 1
+
+    def prompt(self, model: str, tokens: int, shared: int) -> None:
+        """A prompt has been read."""
+        self._prompt_tokens.labels(model).inc(tokens)
+        self._shared_tokens.labels(model).inc(shared)
+
+    def tokens(self, model: str, number: int, seconds: float, *, first: bool) -> None:
+        """So many tokens came, so long after the request (the first ones) or after those before."""
+        self._tokens.labels(model).inc(number)
+        self._interval.tokens += number
+        self._totals["tokens"] += number
+        (self._first_token if first else self._between_tokens).labels(model).observe(seconds)
+        (self._interval.first_token if first else self._interval.between_tokens).append(seconds)
+
+    def verdict(self, model: str, verdict: Verdict, *, where: Literal["prompt", "text"]) -> None:
+        """A filter has judged a prompt or a text."""
+        for rule, number in verdict.counts.items():
+            self._verdicts.labels(model, where, rule).inc(number)
+        self._interval.filtered += bool(verdict.findings)
+        self._totals["filtered"] += bool(verdict.findings)
+
+    def output(self, model: str, tokens: Sequence[int], log_probabilities: Sequence[float]) -> None:
+        """A text has been written, of these tokens."""
+        if len(log_probabilities) < MIN_TOKENS:
+            return
+        mean, repetition = statistics.fmean(log_probabilities), repetition_rate([tokens])
+        self._interval.log_probabilities.append(mean)
+        self._interval.repetitions.append(repetition)
+        if (drift := self.drift.get(model)) is not None:
+            before = drift.state
+            drift.add(log_probability=mean, repetition=repetition)
+            if drift.state == "alarm" != before:
+                log.warning("the outputs of %s have changed: %s", model, drift.measured())
+
+    def tick(self) -> None:
+        """Close a point of the series; to be called every `INTERVAL` seconds."""
+        now, self._interval = self._interval, _Interval()
+        loads = self.loads().values()
+        self._points.append(
+            {
+                "time": time.time(),
+                "requests": now.requests,
+                "tokens": now.tokens,
+                "queued": sum(load.queued for load in loads),
+                "running": sum(load.running for load in loads),
+                "cache_use": max((load.cache_use for load in loads), default=0.0),
+                "errors": now.errors,
+                "filtered": now.filtered,
+                "first_token_ms": _percentiles(now.first_token),
+                "between_tokens_ms": _percentiles(now.between_tokens),
+                "log_probability": _mean(now.log_probabilities),
+                "repetition": _mean(now.repetitions),
+            }
+        )
+
+    # --- what is told ---------------------------------------------------------------------------------------
+
+    def loads(self) -> dict[str, Load]:
+        """How busy each model is now."""
+        return {model: load() for model, load in self._loads.items()}
+
+    def metrics(self) -> bytes:
+        """All metrics, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def data(self) -> dict[str, Any]:
+        """The series of the last hour, totals and drift, as plain data for JSON."""
+        drifts = [each.record() for each in self.drift.values()]
+        return {
+            "interval_s": INTERVAL,
+            "started": self.started,
+            "models": list(self._loads),
+            "points": list(self._points),
+            "totals": dict(self._totals),
+            "drift": max(drifts, key=lambda each: _STATES.index(each["state"]), default=None),
+        }
+
+
+def _of_load(load: Callable[[], Load], name: str) -> float:
+    return float(getattr(load(), name))
+
+
+def _is_alarm(drift: "Drift") -> float:
+    return float(drift.state == "alarm")
+
+
+def _percentiles(seconds: Sequence[float]) -> list[float] | None:
+    """The median and the 95th percentile, in milliseconds."""
+    if not seconds:
+        return None
+    return [round(1000 * float(each), 1) for each in np.percentile(seconds, (50, 95))]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+# --- drift ----------------------------------------------------------------------------------------------
+
+State = Literal["learning", "steady", "alarm"]
+_STATES = ("learning", "steady", "alarm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A measure's mean over the first and over the recent outputs, so many standard errors apart."""
+
+    reference: float
+    recent: float
+    deviation: float
+    threshold: float
+
+
+class Drift:
+    """Whether a model's outputs are still like the first ones: how likely they are to it, and how repetitive.
+
+    The first `reference` outputs are what is compared with; the alarm is on while the mean of the last
+    `window` outputs is more than `threshold` standard errors from theirs. Other prompts or other sampling
+    settings change outputs, too: the alarm says to look, not why.
+
+    Args:
+        reference: number of outputs to learn from, at least 2.
+        window: number of recent outputs, at least 2.
+        threshold: 4 standard errors come about once in 16,000 independent windows; 0 or above.
+    """
+
+    MEASURES = ("log_probability", "repetition")
+
+    def __init__(self, *, reference: int = 200, window: int = 50, threshold: float = 4.0) -> None:
+        for name, number in {"reference": reference, "window": window}.items():
+            if number < 2:
+                raise InputError(f"{name} must be at least 2, got {number}")
+        if not 0 <= threshold < math.inf:
+            raise InputError(f"threshold must be 0 or a positive number, got {threshold}")
+        self.reference, self.window, self.threshold = reference, window, threshold
+        self._first: dict[str, list[float]] = {name: [] for name in self.MEASURES}
+        self._recent: dict[str, deque[float]] = {name: deque(maxlen=window) for name in self.MEASURES}
+        self.outputs = 0
+
+    def add(self, *, log_probability: float, repetition: float) -> None:
+        """An output's mean log-probability per token, in nats, and its share of repeated 4-grams."""
+        self.outputs += 1
+        for name, value in {"log_probability": log_probability, "repetition": repetition}.items():
+            if len(self._first[name]) < self.reference:
+                self._first[name].append(value)
+            else:
+                self._recent[name].append(value)
+
+    @property
+    def needed(self) -> int:
+        """Outputs before the first comparison."""
+        return self.reference + self.window
+
+    @property
+    def state(self) -> State:
+        """Whether it is still learning, or what the comparison says."""
+        if self.outputs < self.needed:
+            return "learning"
+        measured = self.measured().values()
+        return "alarm" if any(abs(each.deviation) > each.threshold for each in measured) else "steady"
+
+    def recent(self, name: str) -> float:
+        """The mean of the recent outputs; while it learns of all, NaN without any."""
+        values = self._recent[name] or self._first[name]
+        return statistics.fmean(values) if values else math.nan
+
+    def measured(self) -> dict[str, Measured]:
+        """The comparison of each measure, once there is enough."""
+        if self.outputs < self.needed:
+            return {}
+        found = {}
+        for name in self.MEASURES:
+            first, recent = self._first[name], self._recent[name]
+            reference, now = statistics.fmean(first), statistics.fmean(recent)
+            # Outputs that are all equal have no spread: any change is then infinitely many standard errors.
+            spread = statistics.stdev(first) * math.sqrt(1 / len(first) + 1 / len(recent))
+            apart = now - reference
+            deviation = apart / spread if spread else (math.copysign(math.inf, apart) if apart else 0.0)
+            found[name] = Measured(
+                reference=reference, recent=now, deviation=deviation, threshold=self.threshold
+            )
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for JSON; an infinite deviation is None."""
+        measures = {name: asdict(each) for name, each in self.measured().items()}
+        for each in measures.values():
+            each["deviation"] = each["deviation"] if math.isfinite(each["deviation"]) else None
+        return {"state": self.state, "outputs": self.outputs, "needed": self.needed, "measures": measures}

@@ -1,0 +1,815 @@
+"""What a server answers: OpenAI's API, classification, pages, health, metrics."""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import logging
+import math
+import secrets
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+import jinja2
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from gptpl.config.groups import choices, said_by
+from gptpl.errors import InputError
+from gptpl.filters import Filter, Verdict
+from gptpl.generation import SamplingRules
+from gptpl.generation.text import prompt_ids
+from gptpl.model.parameters import parameters_of
+from gptpl.model.protocol import context_length, vocab_size
+from gptpl.runs.export import CARD
+from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
+from gptpl.serving.api import (
+    ApiError,
+    Body,
+    ChatBody,
+    ChatPrompt,
+    ClassifyBody,
+    CompletionBody,
+    FeedbackBody,
+    Head,
+    TextsBody,
+    chat_logprobs,
+    completion_logprobs,
+    filtered,
+    finish_reason,
+    parsed,
+    usage,
+)
+from gptpl.serving.engine import Delta, Engine, Event, Failure, Generation, PromptRead
+from gptpl.serving.monitoring import Drift, Load, Monitor
+
+if TYPE_CHECKING:
+    from gptpl.serving.server import ServerSettings
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_SERVED = web.RequestKey("served", str)
+_BODY_SECONDS = 30.0  # to send a body in, or to read what is written
+_STATUS_OF = {"timeout": 504, "unavailable": 503, "server_error": 500}
+_OPEN = ("/", "/monitor", "/health", "/ready")
+"""Paths that need no key: the pages ask for it."""
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_WARNING = (
+    "An AI writes here: a small GPT-2-style language model. It invents facts, repeats itself, may offend, and"
+    " knows nothing but its training text. Do not rely on it."
+)
+
+
+@dataclass(kw_only=True, eq=False)
+class Served:
+    """A model by its name, with what answers: an engine, or, of a classifier, one call at a time."""
+
+    id: str
+    number: int
+    model: LanguageModel | Classifier
+    engine: Engine | None
+    chat: ChatPrompt | None
+    classifying: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0  # calls of the classifier
+
+    @property
+    def kind(self) -> str:
+        """What it is for: "base", "instruct" or "classifier"."""
+        if isinstance(self.model, Classifier):
+            return "classifier"
+        return "instruct" if isinstance(self.model, InstructionModel) else "base"
+
+    @property
+    def card(self) -> Path | None:
+        """The model card, where there is one."""
+        run_dir = self.model.run_dir
+        path = None if run_dir is None else run_dir / CARD
+        return path if path is not None and path.is_file() else None
+
+    def load(self) -> Load:
+        """How busy it is."""
+        if self.engine is None:
+            return Load(queued=self.waiting, running=int(self.classifying.locked()), cache_use=0.0)
+        batch = self.engine.batch
+        return Load(
+            queued=self.engine.queued,
+            running=batch.rows,
+            cache_use=batch.tokens / (batch.max_rows * batch.context_length),
+        )
+
+    def info(self) -> dict[str, Any]:
+        """Plain data for the page."""
+        model = self.model
+        classifier = isinstance(model, Classifier)
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "chat": self.chat is not None,
+            "context_length": model.max_length
+            if isinstance(model, Classifier)
+            else context_length(model.net),
+            "parameters": parameters_of(model.net),
+            "step": model.step,
+            "labels": list(model.labels) if isinstance(model, Classifier) else None,
+            "card": None if self.card is None else f"/card/{self.number}",
+            "warning": None if classifier else _WARNING,
+        }
+
+
+class Routes:
+    """What a server answers; `active` requests are being answered."""
+
+    def __init__(self, served: Sequence[Served], settings: "ServerSettings") -> None:
+        self._served, self._settings = served, settings
+        self.stopping = False
+        self.active = 0
+        drift = {
+            each.id: Drift(
+                reference=settings.drift_reference,
+                window=settings.drift_window,
+                threshold=settings.drift_threshold,
+            )
+            for each in served
+            if each.engine is not None
+        }
+        self.monitor = Monitor({each.id: each.load for each in served}, drift=drift)
+        self._clients = _Clients(settings.max_per_client, settings.requests_per_minute)
+        self._pages = jinja2.Environment(
+            loader=jinja2.PackageLoader("gptpl", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        )
+
+    def app(self) -> web.Application:
+        """The routes as an application."""
+        app = web.Application(
+            middlewares=[self._answered, self._guarded], client_max_size=self._settings.max_body_kb * 1024
+        )
+        app.add_routes(
+            [
+                web.get("/", self.page),
+                web.get("/monitor", self.page),
+                web.get("/monitor/data", self.monitor_data),
+                web.get("/metrics", self.metrics),
+                web.get("/health", self.health),
+                web.get("/ready", self.ready),
+                web.get("/info", self.info),
+                web.get("/card/{number}", self.card),
+                web.get("/v1/models", self.models),
+                web.get("/v1/models/{id:.+}", self.models),
+                web.post("/v1/completions", self.completions),
+                web.post("/v1/chat/completions", self.chat),
+                web.post("/classify", self.classify),
+                web.post("/feedback", self.feedback),
+            ]
+        )
+        return app
+
+    # --- every request --------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Errors as bodies, headers, the log, and the count of active requests."""
+        started = time.monotonic()
+        self.active += 1
+        try:
+            response = await self._error_bodies(request, handler)
+        finally:
+            self.active -= 1
+        seconds = time.monotonic() - started
+        if not response.prepared:
+            response.headers.update(self._headers(request))
+        status = response.status
+        if request.method == "POST":
+            resource = request.match_info.route.resource
+            endpoint = "other" if resource is None else resource.canonical
+            self.monitor.answered(request.get(_SERVED, ""), endpoint, status, seconds)
+        record = {
+            "client": request.remote,
+            "request": f"{request.method} {request.path}",
+            "status": status,
+            "ms": round(1000 * seconds),
+            "model": request.get(_SERVED),
+        }
+        level = logging.INFO if request.method == "POST" or status >= 400 else logging.DEBUG
+        log.log(level, "%s", json.dumps(record))
+        return response
+
+    async def _error_bodies(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ApiError as error:
+            found = error
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            found = ApiError(error.status, f"{request.method} {request.path[:200]}: {error.reason}")
+        except InputError as error:
+            found = ApiError(400, str(error))
+        if found.status in (401, 403, 413, 429):
+            self.monitor.rejected(str(found.status))
+        headers = {} if found.retry_after is None else {"Retry-After": str(found.retry_after)}
+        return web.json_response(found.body, status=found.status, headers=headers)
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse other sites' pages and names, clients without the key, and too many requests."""
+        settings = self._settings
+        origin = request.headers.get("Origin")
+        own = f"{request.scheme}://{request.host}"
+        if settings.is_local and not _is_local_name(request.host):
+            # A page elsewhere whose name was made to mean this machine (DNS rebinding).
+            raise ApiError(403, f"the server is for this machine, not for the name {request.host[:100]!r}")
+        if origin is not None and origin not in (own, *settings.cors):
+            raise ApiError(403, f"pages of {origin[:100]} may not use this server (its setting cors)")
+        if request.method == "OPTIONS" and origin is not None:
+            return web.Response(status=204)
+        if settings.api_key is not None and request.path not in _OPEN:
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode("utf-8", "replace"), settings.api_key.encode()):
+                raise ApiError(
+                    401, "the API key is missing or wrong: send it as a bearer token", code="invalid_api_key"
+                )
+        if request.method != "POST":
+            return await handler(request)
+        self._check_running()
+        client = request.remote or ""
+        self._clients.begin(client)
+        try:
+            return await handler(request)
+        finally:
+            self._clients.end(client)
+
+    def _headers(self, request: web.Request) -> dict[str, str]:
+        origin = request.headers.get("Origin")
+        if origin is None or origin not in self._settings.cors:
+            return _HEADERS
+        return _HEADERS | {
+            "Cross-Origin-Resource-Policy": "cross-origin",
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Headers": "Authorization, Content-Type",
+            "Access-Control-Allow-Methods": "GET, POST",
+            "Vary": "Origin",
+        }
+
+    async def _body(self, request: web.Request, body: type[Body]) -> Body:
+        if request.content_type != "application/json":  # another site's form could send other types
+            raise ApiError(415, f"Content-Type must be application/json, got {request.content_type}")
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                data = await request.read()
+        except TimeoutError as error:
+            raise ApiError(408, f"the body has not come within {_BODY_SECONDS:g} seconds") from error
+        return parsed(body, data)
+
+    def _of(self, request: web.Request, name: str | None) -> Served:
+        """The model of that name, or the first one."""
+        found = next((each for each in self._served if name in (None, each.id)), None)
+        if found is None:
+            known = ", ".join(each.id for each in self._served)
+            raise ApiError(
+                404, f"there is no model {name!r}; served: {known}", param="model", code="model_not_found"
+            )
+        request[_SERVED] = found.id
+        return found
+
+    def _writer(
+        self, request: web.Request, body: TextsBody, prompts: int
+    ) -> tuple[Served, LanguageModel, Engine]:
+        """A model that writes. Raises ApiError for a classifier, and where so many texts have no place."""
+        served = self._of(request, body.model)
+        if served.engine is None or not isinstance(served.model, LanguageModel):
+            raise ApiError(
+                400, f"{served.id} is a classifier: it does not write, use /classify", param="model"
+            )
+        if body.n > self._settings.max_rows:
+            raise ApiError(400, f"n must be from 1 to {self._settings.max_rows}, got {body.n}", param="n")
+        self._check_place(served.engine.queued, prompts)
+        return served, served.model, served.engine
+
+    def _check_place(self, queued: int, new: int) -> None:
+        most = self._settings.max_queue
+        if new > most:
+            raise ApiError(400, f"a request may have up to {most} prompts, got {new}", param="prompt")
+        if queued + new > most:
+            raise ApiError(429, f"{queued} requests wait already: try again later", retry_after=5)
+
+    def _check_running(self) -> None:
+        if self.stopping:
+            raise ApiError(503, "the server is stopping", retry_after=10)
+
+    # --- texts ----------------------------------------------------------------------------------------------
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/completions."""
+        body = await self._body(request, CompletionBody)
+        served, model, engine = self._writer(request, body, len(body.prompts))
+        alternatives = self._alternatives(body.logprobs)
+        if body.best_of not in (None, body.n):
+            raise ApiError(400, f"best_of must equal n, got {body.best_of}", param="best_of")
+        prompts = [await self._judged(served, prompt) for prompt in body.prompts]
+        most = 16 if body.max_tokens is None else body.max_tokens
+        notes = [{"index": i, **prompt.note} for i, prompt in enumerate(prompts) if prompt.note]
+        with _Texts(self.monitor, served.id, engine) as texts:
+            for prompt in prompts:
+                texts.add(
+                    model,
+                    await asyncio.to_thread(prompt.ids, model),  # a long text takes its time
+                    max_new_tokens=most,
+                    logprobs=alternatives,
+                    echo=bool(body.echo),
+                    **self._common(body, model),
+                )
+
+            async def choices() -> AsyncIterator[dict[str, Any]]:
+                ends: dict[int, int] = defaultdict(int)  # of each text, in characters
+                async for number, event in texts.events():
+                    first = number * body.n
+                    if isinstance(event, PromptRead):
+                        if not body.echo and most:
+                            continue
+                        parts = [
+                            (
+                                first + sample,
+                                prompts[number].text(model) if body.echo else "",
+                                event.tokens or (),
+                            )
+                            for sample in range(body.n)
+                        ]
+                    else:
+                        parts = [(first + event.sample, event.text, event.tokens or ())]
+                    for index, text, tokens in parts:
+                        logprobs = None
+                        if alternatives is not None:
+                            offset = ends[index]
+                            logprobs = completion_logprobs(tokens, alternatives=alternatives, offset=offset)
+                            ends[index] += sum(len(token.text) for token in tokens)
+                        yield {"index": index, "text": text, "logprobs": logprobs, **_ending(event, most)}
+
+            head = Head.new("cmpl", "text_completion", served.id)
+            return await self._answer(request, body, texts, choices(), head, notes)
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/chat/completions."""
+        body = await self._body(request, ChatBody)
+        served, model, engine = self._writer(request, body, 1)
+        if served.chat is None:
+            raise ApiError(
+                400,
+                f"{served.id} continues texts and was not tuned to answer: use /v1/completions, or start the"
+                " server with chat_template=",
+                param="model",
+            )
+        if body.top_logprobs is not None and not body.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        alternatives = self._alternatives((body.top_logprobs or 0) if body.logprobs else None)
+        judged = [await self._judged(served, message.text) for message in body.messages]
+        notes = [{"index": i, **prompt.note} for i, prompt in enumerate(judged) if prompt.note]
+        messages = [
+            message.model_copy(update={"content": prompt.given})
+            for message, prompt in zip(body.messages, judged, strict=True)
+        ]
+        ids = await asyncio.to_thread(prompt_ids, served.chat(messages), model.tokenizer)
+        most = body.most_tokens
+        with _Texts(self.monitor, served.id, engine) as texts:
+            texts.add(
+                model,
+                ids,
+                max_new_tokens=max(1, context_length(model.net) - len(ids)) if most is None else most,
+                logprobs=alternatives,
+                **self._common(body, model),
+            )
+
+            async def choices() -> AsyncIterator[dict[str, Any]]:
+                begun = [False] * body.n
+                async for _, event in texts.events():
+                    if isinstance(event, PromptRead):
+                        for index in range(body.n):
+                            delta = {"role": "assistant", "content": ""}
+                            yield {"index": index, "delta": delta, "logprobs": None, **_ending(event, 1)}
+                        continue
+                    text = event.text if begun[event.sample] else event.text.lstrip()
+                    begun[event.sample] |= bool(text)
+                    logprobs = None if event.tokens is None else chat_logprobs(event.tokens)
+                    delta = {"content": text} if text else {}
+                    yield {"index": event.sample, "delta": delta, "logprobs": logprobs, **_ending(event, 1)}
+
+            kind = "chat.completion.chunk" if body.stream else "chat.completion"
+            head = Head.new("chatcmpl", kind, served.id)
+            return await self._answer(request, body, texts, choices(), head, notes)
+
+    def _alternatives(self, asked: int | None) -> int | None:
+        """Raises ApiError where tokens would tell what a filter hides."""
+        hiding = self._settings.filter is not None and _hides(self._settings.filter)
+        if asked is not None and hiding:
+            raise ApiError(
+                400,
+                "logprobs show tokens that the server's filter has not judged: leave them out",
+                param="logprobs",
+            )
+        return asked
+
+    def _common(self, body: TextsBody, model: LanguageModel) -> dict[str, Any]:
+        """The settings of texts that completions and chats have in common."""
+        return {
+            "rules": body.rules(vocab_size(model.net)),
+            "num_samples": body.n,
+            "seed": body.seed,
+            "logit_bias": body.biases(),
+            "stop": body.stops,
+            "filter": self._settings.filter,
+            "seconds": self._settings.timeout_s,
+        }
+
+    async def _judged(self, served: Served, prompt: str | list[int]) -> "_Prompt":
+        """A prompt as the filter lets it pass. Raises ApiError for one that it withholds."""
+        filter = self._settings.filter
+        if filter is None or not self._settings.filter_prompts:
+            return _Prompt(given=prompt)
+        given = _Prompt(given=prompt)
+        model = served.model
+        verdict = await asyncio.to_thread(filter.verdict, given.text(model))  # a classifier takes its time
+        self.monitor.verdict(served.id, verdict, where="prompt")
+        if verdict.action == "withhold":
+            rules = ", ".join(verdict.counts)
+            raise ApiError(400, f"the server's filter refuses the prompt: {rules}", code="content_filter")
+        return _Prompt(given=verdict.text if verdict.changed else prompt, verdict=verdict)
+
+    async def _answer(
+        self,
+        request: web.Request,
+        body: TextsBody,
+        texts: "_Texts",
+        choices: AsyncIterator[dict[str, Any]],
+        head: Head,
+        notes: list[dict[str, Any]],
+    ) -> web.StreamResponse:
+        """The choices as they come, or together."""
+        about: dict[str, Any] = vars(head) | ({"prompt_filter": notes} if notes else {})
+        if not body.stream:
+            merged = [_merged(parts) for parts in await _by_index(choices)]
+            answer = about | {"choices": merged, "usage": texts.usage()}
+            self._log_texts(request, body, merged)
+            return web.json_response(answer)
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                **self._headers(request),
+            }
+        )
+        sent = []
+        try:
+            async for (
+                choice
+            ) in choices:  # the first one comes late or is an error, which has a status of its own
+                if not response.prepared:
+                    await response.prepare(request)
+                await self._send(request, response, about | {"choices": [choice]})
+                about.pop("prompt_filter", None)
+                sent.append(choice)
+        except ApiError as error:
+            if not response.prepared:
+                raise
+            await self._send(request, response, error.body)
+            return response
+        if body.stream_options is not None and body.stream_options.include_usage:
+            await self._send(request, response, about | {"choices": [], "usage": texts.usage()})
+        await self._send(request, response, None)
+        if self._settings.log_texts:
+            self._log_texts(request, body, sent)
+        return response
+
+    async def _send(self, request: web.Request, response: web.StreamResponse, data: Any) -> None:
+        """An event of a stream; None is its end."""
+        text = "[DONE]" if data is None else json.dumps(data, ensure_ascii=False)
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                await response.write(f"data: {text}\n\n".encode())
+        except TimeoutError:
+            if request.transport is not None:  # who does not read has no need of the rest
+                request.transport.abort()
+            raise ConnectionResetError("the client does not read") from None
+
+    def _log_texts(self, request: web.Request, body: TextsBody, choices: list[dict[str, Any]]) -> None:
+        if self._settings.log_texts:
+            record = {"request": request.path, "body": body.model_dump(exclude_none=True), "choices": choices}
+            log.info("%s", json.dumps(record, ensure_ascii=False))
+
+    # --- labels, reports ------------------------------------------------------------------------------------
+
+    async def classify(self, request: web.Request) -> web.StreamResponse:
+        """POST /classify: `{"texts": [...]}` gives each a label, with the probabilities of all."""
+        body = await self._body(request, ClassifyBody)
+        served = self._of(request, body.model)
+        if not isinstance(served.model, Classifier):
+            raise ApiError(400, f"{served.id} writes texts: it is no classifier", param="model")
+        self._check_place(served.waiting, 1)
+        served.waiting += 1
+        try:
+            async with served.classifying:
+                found = await asyncio.to_thread(served.model.classify, body.texts)
+        finally:
+            served.waiting -= 1
+        data = [
+            {
+                "index": index,
+                "label": each.label,
+                "scores": dict(zip(each.labels, each.probabilities, strict=True)),
+                "truncated": each.lost_tokens > 0,
+            }
+            for index, each in enumerate(found)
+        ]
+        return web.json_response({"object": "list", "model": served.id, "data": data})
+
+    async def feedback(self, request: web.Request) -> web.StreamResponse:
+        """POST /feedback: a line in the file of the setting `feedback`."""
+        if self._settings.feedback is None:
+            raise ApiError(404, "this server takes no feedback: its setting feedback is not set")
+        body = await self._body(request, FeedbackBody)
+        served = self._of(request, body.model)
+        record = {"time": round(time.time(), 3), **body.model_dump(include=_FEEDBACK), "model": served.id}
+        line = json.dumps(record, ensure_ascii=False) + "\n"
+        path = Path(self._settings.feedback).expanduser()
+        try:
+            await asyncio.to_thread(_append, path, line)
+        except OSError as error:
+            log.error("feedback=%s cannot be written: %s", path, error)
+            raise ApiError(500, "the feedback could not be written") from error
+        return web.Response(status=204)
+
+    # --- the server itself ----------------------------------------------------------------------------------
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/models, and one of them."""
+        entries = [
+            {"id": each.id, "object": "model", "created": int(self.monitor.started), "owned_by": "gptpl"}
+            for each in self._served
+        ]
+        if "id" in request.match_info:
+            return web.json_response(entries[self._of(request, request.match_info["id"]).number])
+        return web.json_response({"object": "list", "data": entries})
+
+    async def info(self, request: web.Request) -> web.StreamResponse:
+        """GET /info: what the page shows."""
+        filter = self._settings.filter
+        judging = None
+        if filter is not None:
+            judging = {
+                "rules": [getattr(rule, "name", type(rule).__name__) for rule in filter.rules],
+                "prompts": self._settings.filter_prompts,
+                "changes": _hides(filter),
+                "withholds": any(rule.action == "withhold" for rule in filter.rules),
+            }
+        presets = {name: SamplingRules(**said_by("sampling", name)) for name in choices("sampling")}
+        return web.json_response(
+            {
+                "models": [each.info() for each in self._served],
+                "filter": judging,
+                "feedback": self._settings.feedback is not None,
+                "presets": {
+                    name: {"temperature": rules.temperature} | rules.changes
+                    for name, rules in presets.items()
+                },
+            }
+        )
+
+    async def card(self, request: web.Request) -> web.StreamResponse:
+        """GET /card/N: the model card of the N-th model."""
+        number = request.match_info["number"]
+        card = self._served[int(number)].card if number in map(str, range(len(self._served))) else None
+        if card is None:
+            raise ApiError(404, "there is no model card: gptpl card checkpoint=RUN writes one")
+        return web.Response(text=card.read_text(encoding="utf-8"), content_type="text/plain")
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        """GET / and /monitor: pages of one file each, which load nothing from elsewhere."""
+        nonce = secrets.token_urlsafe(16)
+        name = "monitor.html" if request.path == "/monitor" else "page.html"
+        text = self._pages.get_template(f"serving/{name}").render(
+            nonce=nonce, style=(files("gptpl.files") / "page.css").read_text(encoding="utf-8")
+        )
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self';"
+            " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
+        return web.Response(text=text, content_type="text/html", headers=headers)
+
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        """GET /health: 503 when a model has stopped answering for good."""
+        dead = [each.id for each in self._served if each.engine is not None and not each.engine.alive]
+        return web.json_response({"status": "failed" if dead else "ok"}, status=503 if dead else 200)
+
+    async def ready(self, request: web.Request) -> web.StreamResponse:
+        """GET /ready: 503 also while the server is stopping."""
+        if self.stopping:
+            return web.json_response({"status": "stopping"}, status=503)
+        return await self.health(request)
+
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        """GET /metrics, for Prometheus."""
+        return web.Response(body=self.monitor.metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def monitor_data(self, request: web.Request) -> web.StreamResponse:
+        """GET /monitor/data, for the page /monitor."""
+        return web.json_response(self.monitor.data())
+
+
+_FEEDBACK = {"rating", "prompt", "text", "comment"}
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def _is_local_name(host: str) -> bool:
+    """Whether the Host header names this machine itself."""
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _hides(filter: Filter) -> bool:
+    return any(rule.action != "report" for rule in filter.rules)
+
+
+# --- the texts of a request -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    """A prompt as the model reads it, and what the filter found in the one that was sent."""
+
+    given: str | list[int]
+    verdict: Verdict | None = None
+
+    def ids(self, model: LanguageModel) -> list[int]:
+        return prompt_ids(self.given, model.tokenizer)
+
+    def text(self, model: LanguageModel | Classifier) -> str:
+        return self.given if isinstance(self.given, str) else model.tokenizer.decode(self.given)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What the answer says of it."""
+        if self.verdict is None or not self.verdict.findings:
+            return {}
+        return {**filtered(self.verdict)["filter"], "text": self.verdict.text}
+
+
+class _Texts:
+    """The generations of a request and their events; those that have not ended are cancelled at the end."""
+
+    def __init__(self, monitor: Monitor, model: str, engine: Engine) -> None:
+        self._monitor, self._model, self._engine = monitor, model, engine
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._generations: list[Generation] = []
+        self._shared = self._written = 0
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for each in self._generations:
+            each.cancelled = True
+
+    def add(self, model: LanguageModel, prompt: Sequence[int], **settings: Any) -> None:
+        """A prompt more. Raises ApiError for what the context cannot hold, InputError as `Generation`."""
+        number = len(self._generations)
+
+        def deliver(event: Event) -> None:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+
+        generation = Generation(model, prompt, deliver=deliver, **settings)
+        context = context_length(model.net)
+        if (needed := len(prompt) + generation.max_new_tokens) > context:
+            raise ApiError(
+                400,
+                f"this model's maximum context length is {context} tokens, the request needs {needed}:"
+                f" {len(prompt)} of the prompt and {generation.max_new_tokens} to be written; shorten one",
+                code="context_length_exceeded",
+            )
+        self._engine.batch.check(generation)
+        self._generations.append(generation)
+
+    async def events(self) -> AsyncIterator[tuple[int, PromptRead | Delta]]:
+        """The events, each with the number of its prompt. Raises ApiError where one fails."""
+        for each in self._generations:
+            self._engine.submit(each)
+        left = sum(each.num_samples if each.max_new_tokens else 1 for each in self._generations)
+        written: dict[tuple[int, int], tuple[int, float]] = {}  # tokens of each text, and when they came
+        while left:
+            number, event = await self._events.get()
+            if isinstance(event, Failure):
+                raise ApiError(_STATUS_OF[event.kind], event.message, code=event.kind)
+            generation = self._generations[number]
+            if isinstance(event, PromptRead):
+                self._shared += event.shared
+                self._monitor.prompt(self._model, len(generation.prompt), event.shared)
+                left -= not generation.max_new_tokens
+            else:
+                now = time.monotonic()
+                key = (number, event.sample)
+                before, then = written.get(key, (0, self._started))
+                new = event.written - before
+                seconds = now - then if not before else (now - then) / max(1, new)
+                self._monitor.tokens(self._model, new, seconds, first=not before)
+                written[key] = event.written, now
+                self._written += new
+                if event.completion is not None:
+                    left -= 1
+                    self._monitor.output(self._model, event.ids, event.log_probabilities)
+                    if event.completion.verdict is not None:
+                        self._monitor.verdict(self._model, event.completion.verdict, where="text")
+            yield number, event
+
+    def usage(self) -> dict[str, Any]:
+        """Numbers of tokens."""
+        prompt = sum(len(each.prompt) for each in self._generations)
+        return usage(prompt=prompt, completion=self._written, shared=self._shared)
+
+
+def _ending(event: PromptRead | Delta, most: int) -> dict[str, Any]:
+    """Whether a choice has ended with this event, and what a filter found in it."""
+    if isinstance(event, PromptRead):
+        return {"finish_reason": None if most else "length"}
+    if event.completion is None:
+        return {"finish_reason": None}
+    return {"finish_reason": finish_reason(event.completion), **filtered(event.completion.verdict)}
+
+
+async def _by_index(choices: AsyncIterator[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The parts of each choice, in the order of choices."""
+    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    async for choice in choices:
+        found[choice["index"]].append(choice)
+    return [found[index] for index in sorted(found)]
+
+
+def _merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A choice of its parts, as an answer that is no stream has it."""
+    merged = {name: value for name, value in parts[-1].items() if name not in ("text", "delta", "logprobs")}
+    if "delta" in parts[0]:
+        content = "".join(part["delta"].get("content", "") for part in parts).strip()
+        merged["message"] = {"role": "assistant", "content": content, "refusal": None}
+    else:
+        merged["text"] = "".join(part["text"] for part in parts)
+    found = [part["logprobs"] for part in parts if part["logprobs"] is not None]
+    merged["logprobs"] = None
+    if found:
+        merged["logprobs"] = {
+            name: [value for each in found for value in each[name]] if first is not None else None
+            for name, first in found[0].items()
+        }
+    return merged
+
+
+# --- clients --------------------------------------------------------------------------------------------
+
+
+class _Clients:
+    """How many requests each address has, at the time and within a minute."""
+
+    def __init__(self, most: int, per_minute: int | None) -> None:
+        self._most, self._per_minute = most, per_minute
+        self._active: dict[str, int] = defaultdict(int)
+        self._times: dict[str, deque[float]] = defaultdict(deque)
+
+    def begin(self, client: str) -> None:
+        """Count a request. Raises ApiError for one too many."""
+        now = time.monotonic()
+        if self._active[client] >= self._most:
+            raise ApiError(429, f"{self._most} requests of yours are being answered already", retry_after=1)
+        if self._per_minute is not None:
+            for each in [each for each, times in self._times.items() if times[-1] < now - 60]:
+                del self._times[each]
+            times = self._times[client]
+            while times and times[0] < now - 60:
+                times.popleft()
+            if len(times) >= self._per_minute:
+                wait = max(1, math.ceil(times[0] + 60 - now))
+                raise ApiError(429, f"more than {self._per_minute} requests in a minute", retry_after=wait)
+            times.append(now)
+        self._active[client] += 1
+
+    def end(self, client: str) -> None:
+        """A request that began has ended."""
+        self._active[client] -= 1
+        if not self._active[client]:
+            del self._active[client]

@@ -1,0 +1,300 @@
+"""A server with OpenAI's API, and pages for people: `gptpl.serve`."""
+
+import asyncio
+import ipaddress
+import math
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from gptpl.errors import InputError, os_error_text
+from gptpl.filters import Filter
+from gptpl.runs.loaded import load
+from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
+from gptpl.serving.api import ChatPrompt, jinja_prompt, tuned_prompt
+from gptpl.serving.engine import Engine
+from gptpl.serving.monitoring import INTERVAL, Drift, Monitor
+from gptpl.serving.routes import Routes, Served
+
+API_KEY = "GPTPL_API_KEY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How a server is reached, and what it bears.
+
+    Attributes:
+        host, port: where it listens; port 0: a free one.
+        api_key: clients must send it as a bearer token; None: nobody needs one.
+        insecure: whether another host than this machine may do without `api_key`.
+        cors: origins, such as "https://example.org", whose pages may use the server.
+        chat_template: a Jinja text, or a file of one, in which models that were not tuned to follow
+            instructions are asked.
+        filter: judges prompts and texts.
+        filter_prompts: whether it judges prompts.
+        max_rows: texts of a model that are written at a time.
+        prompt_piece: tokens of a prompt that are read between two tokens of the texts beside it.
+        kept_mb: memory for what prompts and texts had in common, for each model; 0: nothing is kept.
+        max_queue: requests of a model that wait; more are refused with status 429.
+        max_per_client: requests of an address at the same time.
+        requests_per_minute: of an address; None: any number.
+        max_body_kb: size of a request.
+        timeout_s: seconds until a text is ended as too slow.
+        grace_s: seconds that requests have to end in when the server stops.
+        feedback: a JSON Lines file for what people report; None: they cannot.
+        log_texts: whether the log has prompts and texts.
+        drift_reference, drift_window, drift_threshold: as for `Drift`.
+
+    Raises InputError for a number out of range, and for what is not safe.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    insecure: bool = False
+    cors: Sequence[str] = ()
+    chat_template: str | None = None
+    filter: Filter | None = None
+    filter_prompts: bool = True
+    max_rows: int = 8
+    prompt_piece: int = 64
+    kept_mb: int = 256
+    max_queue: int = 64
+    max_per_client: int = 64
+    requests_per_minute: int | None = None
+    max_body_kb: int = 1024
+    timeout_s: float = 600.0
+    grace_s: float = 30.0
+    feedback: str | Path | None = None
+    log_texts: bool = False
+    drift_reference: int = 200
+    drift_window: int = 50
+    drift_threshold: float = 4.0
+
+    def __post_init__(self) -> None:
+        least = {"max_rows": 1, "prompt_piece": 1, "kept_mb": 0, "max_queue": 1, "max_per_client": 1}
+        least |= {"requests_per_minute": 1, "max_body_kb": 1}
+        for name, number in least.items():
+            if (value := getattr(self, name)) is not None and value < number:
+                raise InputError(f"{name} must be at least {number}, got {value}")
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"port must be from 0 (a free one) to 65535, got {self.port}")
+        for name, above in {"timeout_s": 0.0, "grace_s": -1.0}.items():
+            if not above < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be a positive number of seconds, got {getattr(self, name)}")
+        if self.api_key is not None and len(self.api_key) < 8:
+            raise InputError("api_key must have 8 characters or more: others could guess it")
+        for origin in self.cors:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or not parts.netloc or parts.path:
+                raise InputError(f"cors={origin} is no origin: give such as https://example.org")
+        if not (self.is_local or self.api_key or self.insecure):
+            raise InputError(
+                f"host={self.host} lets other machines in: give an api_key (or set {API_KEY}), or say"
+                " insecure=true"
+            )
+        Drift(reference=self.drift_reference, window=self.drift_window, threshold=self.drift_threshold)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def serve(*models: Any, names: Sequence[str] | None = None, **settings: Any) -> "Server":
+    """Serve loaded models, or what `gptpl.load` loads; returns when requests are answered.
+
+        with gptpl.serve("runs/tale/2026-11-26_10-00-00", port=0) as server:
+            print(server.url)
+
+    `settings` are fields of `ServerSettings`. The server runs in threads of its own until `stop`, or the end
+    of the `with`. `names` are the models' in the API; None: their folders'.
+
+    Raises InputError for settings that are out of range or not safe, and for an address in use.
+    """
+    loaded = [load(model) if isinstance(model, str | Path) else model for model in models]
+    server = Server(loaded, ServerSettings(**settings), names=names)
+    server.start()
+    return server
+
+
+class Server:
+    """A server of these models, from `start` to `stop`. See `serve`."""
+
+    def __init__(
+        self,
+        models: Sequence[LanguageModel | Classifier],
+        settings: ServerSettings,
+        *,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.port: int | None = None
+        """Where it listens, once it does."""
+        if not models:
+            raise InputError("no model to serve: give at least one")
+        ids = _names(models) if names is None else list(names)
+        if len(set(ids)) != len(models) or not all(ids):
+            raise InputError(f"names must be {len(models)} different texts, got {ids}")
+        chat = None
+        if (source := settings.chat_template) is not None:
+            chat = jinja_prompt(_template_text(source), name="chat_template")
+        self._served = [
+            Served(
+                id=name,
+                number=number,
+                model=model,
+                engine=self._engine(model),
+                chat=_chat_prompt(model, chat),
+            )
+            for number, (name, model) in enumerate(zip(ids, models, strict=True))
+        ]
+        self._routes = Routes(self._served, settings)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._started = threading.Event()
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="server", daemon=True)
+
+    def _engine(self, model: LanguageModel | Classifier) -> Engine | None:
+        if isinstance(model, Classifier):
+            return None
+        return Engine(
+            model,
+            max_rows=self.settings.max_rows,
+            piece=self.settings.prompt_piece,
+            kept_bytes=self.settings.kept_mb * 2**20,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The models' names in the API."""
+        return [served.id for served in self._served]
+
+    @property
+    def url(self) -> str:
+        """Of the page; the API's is this and `/v1`."""
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def monitor(self) -> Monitor:
+        """What the server has done."""
+        return self._routes.monitor
+
+    @property
+    def app(self) -> web.Application:
+        """The routes as an aiohttp application, for tests of yours; `start` starts what answers."""
+        return self._routes.app()
+
+    def start(self) -> None:
+        """Start, and return when requests are answered."""
+        self._thread.start()
+        self._started.wait()
+        if self._error is not None:
+            raise InputError(
+                f"host={self.settings.host} port={self.settings.port} cannot be used"
+                f" ({os_error_text(self._error)}): give another port, or 0 for a free one"
+            ) from self._error
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until the server has stopped; returns whether it has."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def request_stop(self) -> None:
+        """Refuse new requests, finish those that have begun, within `grace_s`, and stop."""
+        if self._loop is not None and self._stop is not None:
+            with suppress(RuntimeError):  # the loop is closed: it has stopped
+                self._loop.call_soon_threadsafe(self._stop.set)
+
+    def stop(self) -> None:
+        """`request_stop`, and wait."""
+        self.request_stop()
+        self.wait()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        finally:
+            self._started.set()
+
+    async def _main(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        # Handlers are cancelled when their client leaves: what they wait for ends then.
+        runner = web.AppRunner(
+            self._routes.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
+        )
+        await runner.setup()
+        ticking = asyncio.create_task(self._tick())
+        engines = [served.engine for served in self._served if served.engine is not None]
+        try:
+            site = web.TCPSite(runner, self.settings.host, self.settings.port)
+            try:
+                await site.start()
+            except OSError as error:
+                self._error = error
+                return
+            self.port = runner.addresses[0][1]
+            for engine in engines:
+                engine.start()
+            self._started.set()
+            await self._stop.wait()
+            self._routes.stopping = True
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.grace_s):
+                    while self._routes.active:
+                        await asyncio.sleep(0.02)
+        finally:
+            ticking.cancel()
+            for engine in engines:
+                await asyncio.to_thread(engine.stop)
+            await runner.cleanup()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL)
+            self._routes.monitor.tick()
+
+
+def _names(models: Sequence[LanguageModel | Classifier]) -> list[str]:
+    """The last two parts of the folders of runs, the names of other files; a number where two are equal."""
+    names: list[str] = []
+    for model in models:
+        run_dir = model.run_dir
+        parts = (model.path.name,) if run_dir is None else run_dir.absolute().parts[-2:]
+        name = "/".join(parts)
+        names.append(name if name not in names else f"{name}#{len(names) + 1}")
+    return names
+
+
+def _chat_prompt(model: LanguageModel | Classifier, chat: ChatPrompt | None) -> ChatPrompt | None:
+    if isinstance(model, InstructionModel):
+        return tuned_prompt(model.template)
+    return None if isinstance(model, Classifier) else chat
+
+
+def _template_text(source: str) -> str:
+    if "{{" in source or "{%" in source:
+        return source
+    try:
+        return Path(source).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"chat_template={source} is neither a Jinja text nor a file that can be read: {error}"
+        ) from error
