@@ -3,7 +3,8 @@
 - `surprisal`: mean loss and perplexity of a language model, the loss of each token of a text, on a page.
 - `likelihood`: how likely continuations are, as benchmarks ask for.
 - `questions`, `benchmarks`, `suite`, `suite_report`: questions and their files, tasks and metrics, asking a
-  model all of them, the page. `bias`, `privacy` and `harness` have tasks of their own.
+  model all of them, the page. `bias`, `bias_words`, `privacy` and `harness` have tasks of their own,
+  `continuations` has texts that a model writes.
 - `classifier`: a classifier's scores on labelled texts, and its predictions for others.
 - `answers`: answers to instructions, and whether they are well-formed.
 - `statistics`: how varied, repetitive and likely generated texts are.

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -79,6 +80,54 @@ class Metric:
         return cls.of(lambda places: float(numbers[places].mean()), n, **known)
 
 
+def clustered(
+    questions: Sequence[Question],
+    columns: Sequence[Values],
+    statistic: Callable[[Values], float],
+    **known: Any,
+) -> Metric:
+    """The statistic of sums by cluster, one row each: the columns', then the number of questions.
+
+    Its interval resamples clusters: questions that share one are no independent evidence.
+    """
+    clusters: dict[str | None, int] = {}
+    rows = [clusters.setdefault(each.cluster, len(clusters)) for each in questions]
+    sums = np.zeros((len(clusters), len(columns) + 1))
+    np.add.at(sums, rows, np.column_stack([*columns, np.ones(len(questions))]))
+
+    def resampled(places: NDArray[np.int64]) -> float:
+        return statistic(sums[places])
+
+    return Metric.of(resampled, len(clusters), **known)
+
+
+def clustered_mean(questions: Sequence[Question], values: Values, **known: Any) -> Metric:
+    """The mean of a value of each question, its interval over clusters."""
+    return clustered(questions, [values], mean_of_sums, **known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """A statistic of values of questions, by which two models are compared.
+
+    Attributes:
+        columns: the names of the values.
+        of: takes their sums by cluster, a row each, the last column the number of questions.
+    """
+
+    columns: tuple[str, ...]
+    of: Callable[[Values], float]
+
+
+def mean_of_sums(sums: Values) -> float:
+    """The mean of one value over all questions, for `Statistic`."""
+    return float(sums[:, 0].sum() / sums[:, 1].sum())
+
+
+Metrics = Mapping[str, Callable[[], Metric]]
+"""Metrics by name, each made when it is called for: an interval takes a thousand resampled sets."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
     """What a task says of a model; `sha256` is that of the questions that were asked.
@@ -87,6 +136,8 @@ class TaskResult:
         metrics: by name; `primary` is that of tables and comparisons, `grouped` that of groups.
         values: those of the primary metric for each question, by its id, for comparisons.
         clusters: those of questions that have one, by id.
+        statistic: of which the primary metric is, where it is no mean of `values`.
+        parts: the values that `statistic` takes, for each question by its id.
         groups: the metric of each group of questions, with their number.
         questions, answers: their numbers.
         left_out: questions that were not asked, with an answer longer than the context.
@@ -108,6 +159,8 @@ class TaskResult:
     about: "About"
     sha256: str
     clusters: Mapping[str, str] = field(default_factory=dict)
+    statistic: Statistic | None = None
+    parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +202,17 @@ class Task(ABC):
     def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
         """What each metric is for one question, by its answers' scores, in order."""
 
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
+    def statistic(self) -> Statistic | None:
+        """What the primary metric is; None: a mean of values of its name, if there are any."""
+        return None
+
+    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
         """The metrics of all questions: by default means of their values."""
-        return {name: Metric.mean(each) for name, each in values.items()}
+        return {name: partial(Metric.mean, each) for name, each in values.items()}
 
 
 @dataclass(kw_only=True, eq=False)
-class _OfData(Task):
+class QuestionTask(Task):
     """A task with the questions of `data`; the other settings are what it is `about`."""
 
     data: Questions
@@ -175,7 +232,7 @@ class _OfData(Task):
 
 
 @dataclass(kw_only=True, eq=False)
-class MultipleChoice(_OfData):
+class MultipleChoice(QuestionTask):
     """Which of several answers is the most likely.
 
     The metrics, each the fraction of questions where the right answer is the most likely: `acc` by its
@@ -203,23 +260,25 @@ class MultipleChoice(_OfData):
         right = {name: float(int(np.argmax(log_p / by)) == question.gold) for name, by in divisors.items()}
         return right | {"bits_per_byte": _bits_per_byte(question, scores)}
 
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
+    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
         """See `Task`."""
         chance = float(np.mean([1 / len(question.answers) for question in questions]))
-        found = {
-            name: Metric.mean(each, better="low")
+        found: dict[str, Callable[[], Metric]] = {
+            name: partial(Metric.mean, each, better="low")
             if name == "bits_per_byte"
-            else Metric.mean(each, chance=chance)
+            else partial(Metric.mean, each, chance=chance)
             for name, each in values.items()
         }
-        best = found[self.primary]
-        if chance < 1:
+
+        def centred() -> Metric:
+            best = found[self.primary]()
             low, value, high = ((each - chance) / (1 - chance) for each in (best.low, best.value, best.high))
-            found["centred"] = Metric(value=value, low=low, high=high, chance=0.0)
-        return found
+            return Metric(value=value, low=low, high=high, chance=0.0)
+
+        return found | ({"centred": centred} if chance < 1 else {})
 
 
-class LastWord(_OfData):
+class LastWord(QuestionTask):
     """The only answer of each question: whether greedy decoding gives it, and its perplexity.
 
     As for LAMBADA (Paperno et al. 2016): `acc`, and `perplexity` of the whole answer.
@@ -237,14 +296,15 @@ class LastWord(_OfData):
             "bits_per_byte": _bits_per_byte(question, scores),
         }
 
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
+    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
         """See `Task`."""
         nats = values["nats"]
-        found = Metric.of(lambda at: perplexity(float(nats[at].mean())), len(nats), better="low")
         return {
-            "acc": Metric.mean(values["acc"], chance=0.0),
-            "perplexity": found,
-            "bits_per_byte": Metric.mean(values["bits_per_byte"], better="low"),
+            "acc": partial(Metric.mean, values["acc"], chance=0.0),
+            "perplexity": partial(
+                Metric.of, lambda at: perplexity(float(nats[at].mean())), len(nats), better="low"
+            ),
+            "bits_per_byte": partial(Metric.mean, values["bits_per_byte"], better="low"),
         }
 
 

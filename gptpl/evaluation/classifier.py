@@ -193,15 +193,7 @@ def predictions(
     for chunk in _in_parts(texts, batch_size * CHUNK_BATCHES):
         encoded = encode_texts(chunk, loaded.tokenizer)
         read = [tokens[: loaded.max_length] for tokens in encoded]
-        order = sorted(range(len(read)), key=lambda i: len(read[i]))
-        found: list[tuple[float, ...]] = [()] * len(read)
-        for numbers in _in_parts(order, batch_size):
-            tokens, lengths = padded(
-                [read[i] for i in numbers], pad_id=loaded.pad_id, to_length=loaded.padded_to
-            )
-            rows = class_logits(loaded.net, tokens, lengths).softmax(dim=1).tolist()
-            for i, row in zip(numbers, rows, strict=True):
-                found[i] = tuple(row)
+        found = class_probabilities(loaded, read, batch_size=batch_size)
         for text, whole, probabilities in zip(chunk, encoded, found, strict=True):
             lost = max(0, len(whole) - loaded.max_length)
             cut_texts, cut_tokens = cut_texts + (lost > 0), cut_tokens + lost
@@ -212,6 +204,22 @@ def predictions(
             "1 text is" if cut_texts == 1 else f"{cut_texts:,} texts are",
             *(f"{loaded.max_length:,}", f"{cut_tokens:,}"),
         )
+
+
+def class_probabilities(
+    loaded: LoadedClassifier, texts: Sequence[NDArray[np.uint32]], *, batch_size: int = 16
+) -> list[tuple[float, ...]]:
+    """The probability of each class for texts of 1 to `max_length` token ids."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found: list[tuple[float, ...]] = [()] * len(texts)
+    for numbers in _in_parts(order, batch_size):
+        tokens, lengths = padded(
+            [texts[i] for i in numbers], pad_id=loaded.pad_id, to_length=loaded.padded_to
+        )
+        rows = class_logits(loaded.net, tokens, lengths).softmax(dim=1).tolist()
+        for i, row in zip(numbers, rows, strict=True):
+            found[i] = tuple(row)
+    return found
 
 
 def _in_parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

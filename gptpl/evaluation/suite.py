@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
@@ -19,11 +19,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import Metric, Task, TaskResult
+from gptpl.evaluation.benchmarks import Metric, Metrics, Task, TaskResult, mean_of_sums
 from gptpl.evaluation.likelihood import ContinuationScore, Pair, encode_pair, score_groups
 from gptpl.evaluation.questions import Question
 from gptpl.files.durable import PartialResults
@@ -150,27 +151,35 @@ class Suite:
             facts = ModelFacts.of("model", net, tokenizer)
         else:  # nothing depends on the weights' hash, which takes as long as reading them
             facts = ModelFacts(name="model", parameters=0, step=0, sha256="")
-        asked = self.check(net, tokenizer)
+        hashes = {task: self._identity(task) for task in self.tasks}
+        whole = {task for task in hashes if folder and _file(folder, task, hashes[task]).is_file()}
+        asked = self.check(net, tokenizer, left_out=whole)
         results = {}
         with alone(folder):
-            for task, groups in asked.items():
-                kept = Kept(folder, task, facts.sha256, _questions_sha256(self.questions(task)))
-                self._ask(net, groups, kept, task, progress)
-                results[task] = _result(self.tasks[task], self.questions(task), kept)
+            for task, sha256 in hashes.items():
+                kept = Kept(folder, task, facts.sha256, sha256)
+                if task in asked:
+                    self._ask(net, tokenizer, asked[task], kept, task, progress)
+                questions = [each for each in self.questions(task) if each.id in kept.rows]
+                scores = [self._scores(kept.rows[each.id]) for each in questions]
+                left_out = len(self.questions(task)) - len(questions)
+                results[task] = _result(self.tasks[task], questions, scores, kept, left_out)
         return SuiteResult(suite=name, model=facts, tasks=results)
 
-    def check(self, net: nn.Module, tokenizer: Tokenizer) -> dict[str, dict[str, list[Pair]]]:
-        """The tokens of the questions that the model can be asked, by task and id.
+    def check(
+        self, net: nn.Module, tokenizer: Tokenizer, *, left_out: Collection[str] = ()
+    ) -> dict[str, dict[str, list[Pair]]]:
+        """The tokens of the questions that the model can be asked, by task and id, but for tasks `left_out`.
 
         Raises InputError for data that are missing, for a question that the tokenizer cannot write, and for a
         task of which no question fits the model's context.
         """
         longest, found = context_length(net), {}
-        for task in self.tasks:
+        for task in (each for each in self.tasks if each not in left_out):
             groups = {}
             for question in self.questions(task):
                 try:
-                    pairs = [_tokens(answer, tokenizer) for answer in question.answers]
+                    pairs = self._encoded(question, tokenizer)
                 except InputError as error:
                     raise InputError(f"{task}, question {question.id}: {error}") from error
                 if all(len(continuation) <= longest for _, continuation in pairs):
@@ -203,26 +212,47 @@ class Suite:
     def _ask(
         self,
         net: nn.Module,
+        tokenizer: Tokenizer,
         groups: dict[str, list[Pair]],
         kept: "Kept",
         task: str,
         progress: Progress | None,
     ) -> None:
-        missing = [each for each in groups if each not in kept.rows]
-        pairs = [groups[each] for each in missing]
+        missing = {name: pairs for name, pairs in groups.items() if name not in kept.rows}
         try:
-            found: Iterable[Any] = score_groups(net, pairs, batch_tokens=self.batch_tokens) if missing else ()
+            found: Iterable[Any] = self._answers(net, tokenizer, task, missing) if missing else ()
             if progress is not None:
                 found = progress(found, total=len(missing), desc=task)
             with kept:
-                for place, scores in found:
-                    kept.add({missing[place]: [list(astuple(score)) for score in scores]})
+                for name, said in found:
+                    kept.add({name: said})
         except InputError as error:
             raise InputError(f"{task}: {error}") from error
 
+    # What a suite that asks in another way has of its own.
 
-def _tokens(answer: tuple[Any, Any], tokenizer: Tokenizer) -> Pair:
-    return encode_pair(tokenizer, *answer) if isinstance(answer[0], str) else answer
+    def _identity(self, task: str) -> str:
+        """The hash of all that the model's answers to a task depend on, but for the model."""
+        asked = [(each.id, each.answers) for each in self.questions(task)]
+        return hashlib.sha256(repr(asked).encode()).hexdigest()
+
+    def _encoded(self, question: Question, tokenizer: Tokenizer) -> list[Pair]:
+        return [
+            encode_pair(tokenizer, *answer) if isinstance(answer[0], str) else answer
+            for answer in question.answers
+        ]
+
+    def _answers(
+        self, net: nn.Module, tokenizer: Tokenizer, task: str, asked: Mapping[str, list[Pair]]
+    ) -> Iterator[tuple[str, Any]]:
+        """What the model says to each question, by its id, as plain data to keep."""
+        names = list(asked)
+        for place, scores in score_groups(net, list(asked.values()), batch_tokens=self.batch_tokens):
+            yield names[place], [list(astuple(score)) for score in scores]
+
+    def _scores(self, kept: Any) -> Sequence[Any]:
+        """What a task's `values` are made of, from what was kept."""
+        return [ContinuationScore(*row) for row in kept]
 
 
 def check_counts(**settings: int | None) -> None:
@@ -230,10 +260,6 @@ def check_counts(**settings: int | None) -> None:
     for name, value in settings.items():
         if value is not None and value < 1:
             raise InputError(f"suite.{name} must be 1 or more, or null, got {value}")
-
-
-def _questions_sha256(questions: Sequence[Question]) -> str:
-    return hashlib.sha256(repr([(each.id, each.answers) for each in questions]).encode()).hexdigest()
 
 
 @contextmanager
@@ -245,6 +271,11 @@ def alone(folder: Path | None) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
         yield
+
+
+def _file(folder: Path, task: str, questions: str) -> Path:
+    """Where all of a task's scores are; those of an interrupted evaluation are elsewhere."""
+    return folder / f"{safe_name(task)}-{questions[:8]}.json"
 
 
 def safe_name(task: str) -> str:
@@ -270,7 +301,7 @@ class Kept:
         if folder is None:
             return
         settings = {"model": model, "questions": questions}
-        output = folder / f"{safe_name(task)}-{questions[:8]}.json"
+        output = _file(folder, task, questions)
         if output.is_file():
             try:
                 first, *rows = json.loads(output.read_text("utf-8"))
@@ -317,39 +348,47 @@ class Kept:
         self._new = []
 
 
-def _result(task: Task, asked: Sequence[Question], kept: Kept) -> TaskResult:
-    questions = [question for question in asked if question.id in kept.rows]
-    scores = [[ContinuationScore(*row) for row in kept.rows[each.id]] for each in questions]
+def _result(
+    task: Task, questions: Sequence[Question], scores: Sequence[Sequence[Any]], kept: Kept, left_out: int
+) -> TaskResult:
     rows = [task.values(question, own) for question, own in zip(questions, scores, strict=True)]
     values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
     grouped = task.grouped or task.primary
 
-    def metrics(places: Sequence[int]) -> dict[str, Metric]:
+    def metrics(places: Sequence[int]) -> Metrics:
         own = {name: each[list(places)] for name, each in values.items()}
-        found = task.metrics([questions[place] for place in places], own)
-        return {name: replace(each, form=task.forms.get(name, "number")) for name, each in found.items()}
+        return task.metrics([questions[place] for place in places], own)
+
+    def formed(name: str, made: Callable[[], Metric]) -> Metric:
+        return replace(made(), form=task.forms.get(name, "number"))
 
     members: dict[str, list[int]] = {}
     for place, question in enumerate(questions):
         for group in question.groups:
             members.setdefault(group, []).append(place)
-    primary = values.get(task.primary, ())
+    primary, statistic = values.get(task.primary, ()), task.statistic()
+    columns = [] if statistic is None else [values[name] for name in statistic.columns]
     return TaskResult(
         primary=task.primary,
-        metrics=metrics(range(len(questions))),
+        metrics={name: formed(name, made) for name, made in metrics(range(len(questions))).items()},
         values={each.id: float(value) for each, value in zip(questions, primary, strict=False)},
         groups={
-            group: (len(members[group]), metrics(members[group])[grouped]) for group in by_number(members)
+            group: (len(members[group]), formed(grouped, metrics(members[group])[grouped]))
+            for group in by_number(members)
         },
         grouped=grouped,
         questions=len(questions),
         answers=sum(map(len, scores)),
-        left_out=len(asked) - len(questions),
+        left_out=left_out,
         shortened=sum(any(score.left_out for score in own) for own in scores),
         seconds=kept.seconds,
         about=task.about,
         sha256=kept.sha256,
         clusters={each.id: each.cluster for each in questions if each.cluster is not None},
+        statistic=statistic,
+        parts={each.id: tuple(own) for each, *own in zip(questions, *columns, strict=True)}
+        if columns
+        else {},
     )
 
 
@@ -382,14 +421,23 @@ def difference(result: TaskResult, other: TaskResult) -> Difference:
 
     A context may have had no room for some. Raises InputError for other questions, and for none in common.
     """
-    common = [each for each in result.values if each in other.values]
+    own, others = (
+        each.parts or {name: (value,) for name, value in each.values.items()} for each in (result, other)
+    )
+    common = [each for each in own if each in others]
     if result.sha256 != other.sha256 or not common:
         raise InputError("the models were not asked the same questions: give the same suite, limit and seed")
-    gains: dict[str, list[float]] = {}
-    for each in common:
-        gain = result.values[each] - other.values[each]
-        gains.setdefault(result.clusters.get(each, each), []).append(gain)
-    sums, counts = np.array([(sum(own), len(own)) for own in gains.values()]).T
-    mean = Metric.of(lambda places: float(sums[places].sum() / counts[places].sum()), len(sums))
-    p = sign_test(int((sums > 0).sum()), int((sums < 0).sum()))
+    statistic = mean_of_sums if result.statistic is None else result.statistic.of
+    clusters: dict[str, int] = {}
+    rows = [clusters.setdefault(result.clusters.get(each, each), len(clusters)) for each in common]
+    sums, other_sums = (np.zeros((len(clusters), len(own[common[0]]) + 1)) for _ in range(2))
+    for total, values in ((sums, own), (other_sums, others)):
+        np.add.at(total, rows, [(*values[each], 1.0) for each in common])
+
+    def gain(places: NDArray[np.int64]) -> float:
+        return statistic(sums[places]) - statistic(other_sums[places])
+
+    mean = Metric.of(gain, len(clusters))
+    of_clusters = [gain(np.array([place])) for place in range(len(clusters))]
+    p = sign_test(sum(each > 0 for each in of_clusters), sum(each < 0 for each in of_clusters))
     return Difference(value=mean.value, low=mean.low, high=mean.high, p=p, questions=len(common))

@@ -99,7 +99,7 @@ def _counts(counts: Iterable[int]) -> str:
 def _difference_rows(result: SuiteResult, base: SuiteResult) -> list[list[str]]:
     rows = [[f"{result.model.name} less {base.model.name}", "difference, 95 % interval", "p (sign test)"]]
     for name, task in result.tasks.items():
-        if not task.values:
+        if not (task.values or task.parts):
             continue
         found = difference(task, base.tasks[name])
         form = task.metrics[task.primary].form
@@ -139,7 +139,8 @@ def task_record(task: TaskResult) -> dict[str, Any]:
         group: {"questions": count, **dataclasses.asdict(metric)}
         for group, (count, metric) in task.groups.items()
     }
-    del fields["values"], fields["clusters"]
+    for name in ("values", "clusters", "statistic", "parts"):
+        del fields[name]
     plain: dict[str, Any] = _finite(fields)
     return plain
 

@@ -19,10 +19,12 @@ _MOVED = {
     "gptpl.data.labelled.corpora": "gptpl.data.sources",
     "gptpl.data.labelled": "gptpl.data.classification",
     "gptpl.data.tokenizers": "gptpl.tokenizers",
+    "gptpl.evaluation.bias.Occupations": "gptpl.evaluation.bias_words.Occupations",
+    "gptpl.evaluation.bias.Templates": "gptpl.evaluation.bias_words.Templates",
     "gptpl.training.starting_run": "gptpl.checkpoints.starting_run",
     "gptpl.training.tuning": "gptpl.model.tuning",
 }
-"""Modules in the settings of older runs, and where their classes are now."""
+"""Modules and classes in the settings of older runs, and where they are now."""
 
 _RENAMED = {"train_share": "train_ratio", "val_share": "val_ratio", "test_share": "test_ratio"}
 """Settings of older runs' data, and what they are called now."""
@@ -31,7 +33,7 @@ _RENAMED = {"train_share": "train_ratio", "val_share": "val_ratio", "test_share"
 def current_name(name: str) -> str:
     """The dotted name that a class has now."""
     for old, new in _MOVED.items():
-        if name.startswith(f"{old}."):
+        if name == old or name.startswith(f"{old}."):
             return new + name.removeprefix(old)
     return name
 

@@ -2,10 +2,11 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -218,6 +219,8 @@ _PHONE = re.compile(
 )
 _OPEN_IBAN = re.compile(rf"(?:^|[\W_])[A-Z]{{2}}\d\d(?:[{_SPACE}][A-Z\d]{{4}})*$", re.ASCII)
 _SPACES = re.compile(r"\s+")
+_APART = re.compile(r"[^\w.@%+'(),/:-]")  # what is before it has no influence on what is found after it
+_LONGEST_PART = 4096  # characters without white space that are judged together
 _LONGEST_NUMBER = 200  # characters of numbers, one behind the other, that are judged together
 _NO_PHONE = re.compile(
     r"\(?(?:1[5-9]|20)\d\d\b"  # a year
@@ -244,7 +247,9 @@ class PersonalData(Rule):
     - `phone number`: 9 to 15 digits that begin with +, 0 or a bracket, after + also 8, or as in 555-123-4567.
       Of digits in many groups it is a guess where one number ends and the next begins.
 
-    A number is not continued across line breaks or two spaces. `kinds` are those that are reported.
+    A number is not continued across line breaks or two spaces. `kinds` are those that are reported. Of 4,096
+    characters without white space, what is behind the last one that is no part of such data, such as a quote,
+    is judged with those that follow; only where there is none may an address be cut in two, and missed.
     """
 
     kinds: Sequence[Kind] = KINDS
@@ -265,14 +270,15 @@ class PersonalData(Rule):
         taken: list[tuple[int, int]] = []
         finders = (_emails, _ibans, _cards, _ip_addresses, _phone_numbers)
         for kind, finder in zip(KINDS, finders, strict=True):
-            found = [each for each in finder(part) if not any(_overlap(each, other) for other in taken)]
-            taken += found
+            found = _outside(finder(part), taken)
+            taken = sorted([*taken, *found])
             if kind in self.kinds:
                 yield from (Finding(rule=kind, start=start, end=end) for start, end in found)
 
     def part_end(self, text: str, start: int) -> int | None:
         """White space ends a part, unless a number may continue after it."""
-        for space in _SPACES.finditer(text, start):
+        limit = start + _LONGEST_PART
+        for space in _SPACES.finditer(text, start, limit):
             ended = space.end() < len(text)
             if space.start() == start:
                 return space.end() if ended else None
@@ -288,7 +294,10 @@ class PersonalData(Rule):
             too_long = space.start() - start > _LONGEST_NUMBER
             if not goes_on or too_long or space.group() not in [*_SPACE]:
                 return space.start()
-        return None
+        if len(text) < limit:
+            return None
+        apart = _APART.search(text[start:limit][::-1])
+        return limit - (0 if apart is None else apart.start())
 
 
 Span = tuple[int, int]
@@ -298,8 +307,15 @@ def _is_digit(character: str) -> bool:
     return "0" <= character <= "9"
 
 
-def _overlap(one: Span, other: Span) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
+def _outside(spans: Iterable[Span], taken: Sequence[Span]) -> list[Span]:
+    """The spans that overlap none of those that are taken, which are sorted."""
+    ends = [*accumulate((end for _, end in taken), max)]
+    found = []
+    for start, end in spans:
+        before = bisect_left(taken, (end,))  # the number of those that begin before its end
+        if not before or ends[before - 1] <= start:
+            found.append((start, end))
+    return found
 
 
 def luhn_is_right(digits: str) -> bool:

@@ -100,7 +100,8 @@ class Decoding:
         max_new_tokens: most tokens that `step` gives each row, 0 or more.
         num_samples: continuations of each prompt, 1 or more.
         eot_id: a row ends with this token, which is its last; None: rows do not end by themselves.
-        generator: on the model's device; None: one seeded by torch's global one. Greedy rules draw nothing.
+        generator: on the model's device, or one for each row; None: one seeded by torch's global one. Greedy
+            rules draw nothing.
         alternatives: number of them in `Step.details`, 0 or more; None: no details.
 
     Raises InputError for no prompts, an empty prompt, an unknown token id, and numbers out of range.
@@ -115,7 +116,7 @@ class Decoding:
         max_new_tokens: int,
         num_samples: int = 1,
         eot_id: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         alternatives: int | None = None,
     ) -> None:
         V = vocab_size(model)

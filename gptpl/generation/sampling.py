@@ -362,14 +362,22 @@ def mixed_generator(device: torch.device, *numbers: int) -> torch.Generator:
 
 
 def row_generators(
-    generator: torch.Generator | None, *, prompts: int, samples: int, device: torch.device
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    *,
+    prompts: int,
+    samples: int,
+    device: torch.device,
 ) -> list[torch.Generator]:
-    """One generator per row, row = prompt * samples + sample.
+    """One generator per row, row = prompt * samples + sample; where there are as many already, these.
 
     The k-th samples of all prompts start in the same state: a prompt's k-th sample does not depend on the
     other prompts. The first row has `generator` itself, the other first samples copies of it; later samples
     are seeded by numbers drawn from a copy. None: a generator seeded by torch's global one.
     """
+    if isinstance(generator, Sequence):
+        if len(generator) != (wanted := prompts * samples):
+            raise InputError(f"generator must be one, or one for each of {wanted} rows, got {len(generator)}")
+        return list(generator)
     if generator is None:
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
     source = _copy(generator)

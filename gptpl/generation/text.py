@@ -98,7 +98,7 @@ def stream_text(
     max_new_tokens: int,
     num_samples: int = 1,
     stop: Sequence[str] = (),
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     alternatives: int | None = None,
     filter: Filter | None = None,
 ) -> Iterator[Piece]:

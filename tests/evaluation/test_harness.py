@@ -445,3 +445,28 @@ def test_a_suite_of_the_harness_is_one_as_all_others(tasks, gpt2, monkeypatch):
     (tasks / "gone.yaml").write_text(text.replace("rows.json", "none.json").replace("choices", "gone", 1))
     with pytest.raises(InputError, match="the harness cannot read gone"):
         Harness(tasks=["gone"], **choices).run(model.net, model.tokenizer)
+
+
+@needs_lm_eval
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("bad", {}),
+        ("some", {"some.yaml": "group: some\ntask: [{group: inner, task: [bad]}]\n"}),
+        ("tagged", {}),
+        ("over", {"over.yaml": "include: bad.yaml\ntask: over\n"}),
+        ("put", {"put.yaml": "group: put\ntask: [{task: fine, doc_to_image: x}]\n"}),
+    ],
+)
+def test_a_task_that_is_not_taken_is_refused_before_its_code_is_loaded(name, files, net, tmp_path):
+    ran = tmp_path / "ran"
+    (tmp_path / "utils.py").write_text(f"open({str(ran)!r}, 'w').close()\ndef score(*given): return 0.0\n")
+    task = "dataset_path: json\noutput_type: generate_until\nmetric_list: [{metric: !function utils.score}]\n"
+    (tmp_path / "fine.yaml").write_text(f"task: fine\n{task}")
+    (tmp_path / "bad.yaml").write_text(f"task: bad\ntag: tagged\nunsafe_code: true\n{task}")
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match="which suite=harness does not take: leave it out"):
+        Harness(tasks=[name], include_path=str(tmp_path)).run(net, BytesTokenizer())
+    assert not ran.exists()

@@ -5,6 +5,8 @@ from typing import Any
 from gptpl.data.classification.datamodule import LabelledDataModule
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.sources import LabelledFiles, TextFiles
+from gptpl.evaluation.bias import BBQ
+from gptpl.evaluation.bias_words import Occupations, Templates
 from gptpl.files.run_settings import with_current_names
 
 
@@ -55,6 +57,17 @@ def test_older_text_files_read_json_lines_as_they_did() -> None:
     now = {"_target_": f"gptpl.data.sources.{TextFiles.__name__}", "path": "x.jsonl"}
     assert with_current_names(older) == now | {"field": None}
     assert with_current_names(now) == now
+
+
+def test_probes_of_own_words_moved_and_those_beside_them_stayed() -> None:
+    def suite(*targets: str) -> dict[str, Any]:
+        return {"callbacks": {"asked": {"suite": {"tasks": {name: {"_target_": name} for name in targets}}}}}
+
+    older = [f"gptpl.evaluation.bias.{kind.__name__}" for kind in (Occupations, Templates, BBQ)]
+    tasks = with_current_names(suite(*older))["callbacks"]["asked"]["suite"]["tasks"]
+    assert [each["_target_"] for each in tasks.values()] == [
+        qualified(kind) for kind in (Occupations, Templates, BBQ)
+    ]
 
 
 def test_settings_of_now_stay_as_they_are() -> None:

@@ -175,6 +175,27 @@ def test_the_time_is_linear_in_the_length_of_a_text(rule, unit, cut):
     assert long < 12 * short + 0.05  # four times as long; the square would be 16 times
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("units", ["abcdefghijklmnopqrstuvwxyz0123456789@.", ["a@b.cc,", "1.2.3.4,"], ["\n"]])
+@pytest.mark.parametrize("cut", [64, 10**6])
+def test_the_time_is_linear_in_the_length_of_a_text_without_blanks(units, cut):
+    text = "".join(random.Random(0).choices(units, k=10**6))[: 10**6]
+    short = min(seconds(PersonalData(), text[: len(text) // 4], cut=cut) for _ in range(2))
+    assert seconds(PersonalData(), text, cut=cut) < 8 * short + 0.05  # the square would be 16 times
+
+
+@pytest.mark.parametrize("cut", [1, 50, 10**6])
+def test_a_long_text_without_blanks_has_the_findings_of_its_parts(cut):
+    entries = [f'"m{n}@example.org":"10.0.{n // 250}.{n % 250}","+33123{n:07}"' for n in range(500)]
+    stream = PersonalData().stream()
+    text = ";".join(entries)
+    shown = [stream.feed(text[at : at + cut]) for at in range(0, len(text), cut)]
+    assert len(text) > 20_000
+    wanted = '"[e-mail address]":"[IP address]","[phone number]"'
+    assert "".join([*shown, stream.finish()]) == ";".join([wanted] * 500)
+    assert max(map(len, shown)) < 6000 or cut > 6000
+
+
 def test_unknown_kinds_are_refused():
     with pytest.raises(InputError, match="has no 'email': did you mean e-mail address"):
         PersonalData(kinds=["email"])  # type: ignore[list-item]

@@ -189,6 +189,22 @@ def test_samples_of_a_prompt_differ_and_do_not_depend_on_company() -> None:
     assert len({tuple(row) for row in together[:3]}) == 3
 
 
+def test_rows_may_have_generators_of_their_own() -> None:
+    model, prompts = build(), [[1, 2], [3]]
+    both = decoded(model, prompts, 12, rules=HOT, num_samples=2, generator=[seeded(n) for n in range(4)])
+    for row, written in enumerate(both):
+        assert [written] == decoded(model, [prompts[row // 2]], 12, rules=HOT, generator=seeded(row))
+    with pytest.raises(InputError, match="one for each of 4 rows, got 3"):
+        Decoding(
+            model,
+            prompts,
+            rules=HOT,
+            max_new_tokens=1,
+            num_samples=2,
+            generator=[seeded(n) for n in range(3)],
+        )
+
+
 def test_long_prompts_have_samples_too() -> None:
     prompt = [1, 2] * C
     rows = decoded(build(), [prompt, [3]], 4, rules=HOT, num_samples=2, generator=seeded(4))

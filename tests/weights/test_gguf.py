@@ -12,6 +12,7 @@ from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.errors import InputError
 from gptpl.generation import generate
 from gptpl.model import GPTConfig, GPTModel
+from gptpl.model.protocol import body_and_head
 from gptpl.runs.export import export
 from gptpl.runs.loaded import load_language_model
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer, WordsTokenizer
@@ -151,6 +152,31 @@ def test_a_file_alone_must_have_gpt2s_tokenizer(tmp_path: Path) -> None:
     assert isinstance(load_language_model(folders[0] / "model.gguf", device="cpu").tokenizer, GPT2Tokenizer)
     with pytest.raises(InputError, match="has another tokenizer than GPT-2's"):
         load_language_model(folders[1], device="cpu")
+
+
+def test_a_file_alone_may_have_more_rows_than_gpt2_has_tokens(tmp_path: Path) -> None:
+    model = loaded(GPT2Tokenizer(), vocab_size=50304, emb_dim=32)
+    folder = export(model, "gguf", tmp_path / "out", verify=False)
+    (folder / "gptpl.json").unlink()
+    again = load_language_model(folder / "model.gguf", device="cpu")
+    assert isinstance(again.tokenizer, GPT2Tokenizer)
+    torch.testing.assert_close(logits(again.net), logits(model.net), rtol=1e-5, atol=1e-5)
+    prompt = again.tokenizer.encode("a").tolist()
+    likely = int(again.net(torch.tensor([prompt]))[0, -1].argmax())
+    _, head = body_and_head(again.net)
+    with torch.no_grad():  # what no token has is the most likely, and never written
+        head.weight[50257:] = 2 * head.weight[likely]  # type: ignore[index,operator]
+    assert int(again.net(torch.tensor([prompt]))[0, -1].argmax()) >= 50257
+    [written] = again.complete(["a"], max_new_tokens=1, temperature=0.0)
+    assert written.tokens == (likely,)
+    content = (folder / "model.gguf").read_bytes()
+    other = bytearray(content)
+    at = content.index(b"[PAD50303]")  # then the kinds, of which the last one is that of this token
+    kinds = content.index(b"tokenizer.ggml.token_type", at) + len(b"tokenizer.ggml.token_type") + 4 + 4 + 8
+    other[kinds + 4 * 50303] = 1
+    (folder / "model.gguf").write_bytes(bytes(other))
+    with pytest.raises(InputError, match="has another tokenizer than GPT-2's"):
+        load_language_model(folder, device="cpu")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from gptpl.cli.arguments import Arguments, configured
-from gptpl.cli.model_input import NOT_SET, given_model, given_text, only_one, settings_of
+from gptpl.cli.model_input import NOT_SET, given_filter, given_model, given_text, only_one, settings_of
 from gptpl.config.compose import plain
 from gptpl.config.instantiate import instantiate
 from gptpl.config.signatures import locate
@@ -47,6 +47,7 @@ def evaluate(given: Arguments) -> None:
       gptpl evaluate init=gpt2_hf data=text_file data.path=my.txt split=all  # GPT-2 itself
       gptpl evaluate checkpoint=RUN suite=core suite.limit=200         # benchmarks, 200 questions of each
       gptpl evaluate checkpoint=RUN suite=core compare_with=[RUN2,RUN3]  # the same questions to several models
+      gptpl evaluate checkpoint=RUN suite=bold filter=words filter.path=FILE  # what it writes about groups of people
       gptpl evaluate checkpoint=RUN suite=harness suite.tasks=[lambada_openai]  # the LM Evaluation Harness's tasks
 
     Losses are in nats per token. The text is cut into sequences; gptpl inspect gives tokens more context, and so
@@ -63,6 +64,8 @@ def evaluate(given: Arguments) -> None:
     for name in ("compare_with", "output"):
         if cfg[name]:
             raise InputError(f"{name}= is for benchmarks: give suite=NAME, or leave it out")
+    if given_filter(cfg) is not None:
+        raise InputError("filter= judges what a model writes: give suite=bold or honest, or leave it out")
     model, data = load(**given_model(cfg), precision=cfg["precision"]), cfg["data"]
     if data["batch_size"] == "auto":
         raise InputError("data.batch_size=auto is for training: give a whole number")
@@ -88,6 +91,7 @@ def evaluate(given: Arguments) -> None:
 
 
 def _benchmarks(given: Arguments, cfg: dict[str, Any]) -> None:
+    from gptpl.evaluation.continuations import Continuations
     from gptpl.evaluation.suite_report import result_lines
     from gptpl.runs.listing import find_run
     from gptpl.runs.loaded import load_language_model, names_classifier
@@ -98,6 +102,10 @@ def _benchmarks(given: Arguments, cfg: dict[str, Any]) -> None:
         if key.partition(".")[0] in ("data", "split"):
             raise InputError(f"{key}= and suite= are both set: a suite has data of its own, give one of them")
     suite = instantiate(given.config.suite)
+    if (filter := given_filter(cfg)) is not None:
+        if not isinstance(suite, Continuations):
+            raise InputError("filter= judges what a model writes: give suite=bold or honest, or leave it out")
+        suite.filter = filter
     keys = [override.partition("=") for override in given.overrides]
     name = next((value for key, _, value in keys if key.lstrip("+") == "suite"), "suite")
     others = [find_run(each, key="compare_with") for each in cfg["compare_with"]]
