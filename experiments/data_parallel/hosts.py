@@ -18,6 +18,7 @@ import platform
 import random
 import select
 import shutil
+import signal
 import statistics
 import struct
 import subprocess
@@ -97,7 +98,10 @@ class Wire(threading.Thread):
 
 
 class Hosts(ExitStack):
-    """`count` network namespaces that reach each other alone, until the end of a `with`."""
+    """`count` network namespaces that reach each other alone, until the end of a `with`.
+
+    What still runs on them is then killed, however the `with` ends.
+    """
 
     def __init__(self, count: int, *, delay_ms: float = 0) -> None:
         super().__init__()
@@ -114,6 +118,7 @@ class Hosts(ExitStack):
             for name in (*self.names, switch):
                 ip("netns", "add", name)
                 made.callback(ip, "netns", "delete", name)
+                made.callback(kill_host, name)
             if self._delay:
                 Wire(self.ends, self._delay).start()
             else:
@@ -172,6 +177,19 @@ def processes_of(agent: subprocess.Popen[bytes]) -> list[psutil.Process]:
         below = psutil.Process(agent.pid).children(recursive=True)
         return [each for each in below if "torch.distributed.run" not in each.cmdline()]
     return []
+
+
+def kill_host(namespace: str) -> None:
+    """Kill all that runs in a network namespace, until nothing does.
+
+    torchrun starts its processes in sessions of their own, which end later than it does.
+    """
+    find = ["ip", "netns", "pids", namespace]
+    while found := subprocess.run(find, check=True, timeout=20, capture_output=True).stdout.split():
+        for process in map(int, found):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def kill_all(agent: subprocess.Popen[bytes]) -> None:

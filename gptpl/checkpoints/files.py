@@ -171,8 +171,28 @@ def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint file, such as "is missing"; None: it is as it was written.
 
     Checked by the SHA-256 recorded next to it; of a file without that, by the CRC-32 that `torch.save` stores
-    in the file for each tensor and for the rest of the checkpoint.
+    in the file for each tensor and for the rest of the checkpoint. A file that is replaced meanwhile, as
+    best.ckpt is, is checked again: its hash was compared with that of the other one.
     """
+    before = _versions(path)
+    wrong = _what_is_wrong(path)
+    return wrong if wrong is None or _versions(path) == before else _what_is_wrong(path)
+
+
+def file_version(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from one that has replaced it; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _versions(path: Path) -> list[tuple[int, ...] | None]:
+    return [file_version(path), file_version(record_file(path))]
+
+
+def _what_is_wrong(path: Path) -> str | None:
     try:
         if path.stat().st_size == 0:
             return "is empty"

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gptpl.checkpoints.files import parts_of, verify, whole_neighbour
+from gptpl.checkpoints.files import file_version, parts_of, verify, whole_neighbour
 from gptpl.checkpoints.resume_state import RESUME_KEY
 from gptpl.checkpoints.sharded import assemble
 from gptpl.errors import InputError
@@ -87,35 +87,48 @@ def read_checkpoint(path: Path, *, verified: bool = False, whole: bool = True) -
     used. A sharded checkpoint is put together in memory, unless `whole` is false: then what is sharded is
     left out. Raises InputError for a file that does not exist, is damaged, holds code, or is not gptpl's;
     whoever made it, all entries are of the right kinds. The message names a whole checkpoint of the same
-    folder, if there is one.
+    folder, if there is one. A file that is replaced meanwhile, as best.ckpt is, is read again.
     """
     try:
-        checkpoint: dict[str, Any] = read_plain(path, key="checkpoint")
-        header = checkpoint.get(HEADER_KEY) if isinstance(checkpoint, dict) else None
-        if not isinstance(header, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-            raise InputError(
-                f"checkpoint={path} was not written by gptpl train: give a checkpoint of one of its runs"
-            )
-        version = header.get("format_version")
-        if not isinstance(version, int) or version not in READABLE_VERSIONS:
-            raise InputError(
-                f"checkpoint={path} has format version {version}, this gptpl reads up to {FORMAT_VERSION}:"
-                " use the gptpl that wrote it"
-            )
-        parts = parts_of(checkpoint, path)
-        if parts and not verified:  # before they are put together
-            _check_hash(path)
-        if whole:
-            assemble(checkpoint, path)
-        _check_entries(checkpoint, header, path)
-        if not parts and not verified:
-            _check_hash(path)
+        before = file_version(path)
+        checkpoint: dict[str, Any] | None = None
+        try:
+            checkpoint = _read(path, verified=verified, whole=whole)
+        except InputError:
+            if file_version(path) == before:
+                raise
+        if checkpoint is None or file_version(path) != before:  # it may be a part of each file
+            checkpoint = _read(path, verified=verified, whole=whole)
     except InputError as error:
         fact, found, _ = str(error).rpartition("use another ")
         if found and (other := whole_neighbour(path)):
             raise InputError(f"{fact}use {other}, which is whole") from error
         raise
-    header["config"] = with_current_names(header["config"])
+    checkpoint[HEADER_KEY]["config"] = with_current_names(checkpoint[HEADER_KEY]["config"])
+    return checkpoint
+
+
+def _read(path: Path, *, verified: bool, whole: bool) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = read_plain(path, key="checkpoint")
+    header = checkpoint.get(HEADER_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(header, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(
+            f"checkpoint={path} was not written by gptpl train: give a checkpoint of one of its runs"
+        )
+    version = header.get("format_version")
+    if not isinstance(version, int) or version not in READABLE_VERSIONS:
+        raise InputError(
+            f"checkpoint={path} has format version {version}, this gptpl reads up to {FORMAT_VERSION}:"
+            " use the gptpl that wrote it"
+        )
+    parts = parts_of(checkpoint, path)
+    if parts and not verified:  # before they are put together
+        _check_hash(path)
+    if whole:
+        assemble(checkpoint, path)
+    _check_entries(checkpoint, header, path)
+    if not parts and not verified:
+        _check_hash(path)
     return checkpoint
 
 

@@ -8,7 +8,7 @@ from gptpl import __version__
 from gptpl.cli.help import command_help, commands, completion, function_of, program_help
 from gptpl.cli.postponed_imports import Postponing
 from gptpl.errors import InputError, ProcessError, one_line, os_error_text
-from gptpl.text import nearest
+from gptpl.text import closest
 from gptpl.training.run_log import further_process
 
 EXIT_FAILED = 1
@@ -79,14 +79,33 @@ def _run(arguments: list[str]) -> int:
         command, overrides = f"{command} {overrides[0]}", overrides[1:]
     if command not in commands():
         offered = ", ".join(group or commands())
+        meant = _meant(command, overrides)
         raise InputError(
-            f"gptpl has no command {command!r}: choose one of {offered}{nearest(command, commands())}"
+            f"gptpl has no command {command!r}: choose one of {offered}"
+            f"{f': did you mean {meant}?' if meant else ''}"
         )
     if "-h" in overrides or "--help" in overrides:
         print(command_help(command, _config_dir(overrides)))
         return 0
     # Only the command that runs is imported: `generate` need not wait for what `train` imports.
     return function_of(command)(overrides)
+
+
+def _meant(command: str, arguments: list[str]) -> str:
+    """The command, or family of commands, that is most like a misspelt one; "" if none is.
+
+    It is compared with whole names and with each of their words: `run` is meant to be `runs`, not `runs rm`,
+    `run list` is `runs list`, and `convert` is `weights convert`.
+    """
+    names: dict[str, str] = {}
+    for name in commands():
+        first, *rest = name.split()
+        names.setdefault(first, first)
+        for part in (name, *rest):
+            names.setdefault(part, name)
+    found = names.get(closest(command, names), "")
+    whole = " ".join([found, *arguments[:1]])
+    return whole if whole in commands() else found
 
 
 def _config_dir(arguments: list[str]) -> str | None:

@@ -25,6 +25,7 @@ from torch import nn
 from gptpl.callbacks.sample_responses import SampleResponses
 from gptpl.callbacks.sample_text import SampleText
 from gptpl.callbacks.stopping import CTRL_C, RunStopped, StopAtBoundary, duration
+from gptpl.checkpoints.files import CheckpointFolder, GoodCheckpoint
 from gptpl.checkpoints.format import RANDOM, check_same_model
 from gptpl.checkpoints.resume_state import random_state
 from gptpl.config.compose import Config, composed, plain
@@ -47,11 +48,13 @@ from gptpl.runs.claims import (
     RunClaim,
     claim_new_run,
     is_worker_process,
+    process_checkpoint,
     process_run_dir,
     run_to_continue,
 )
 from gptpl.runs.listing import find_run, runs_folder
-from gptpl.runs.resume import Resumption, resume_plan
+from gptpl.runs.parallel_plan import must_be_sharded, process_count
+from gptpl.runs.resume import Resumption, found_by_node, resume_plan
 from gptpl.runs.resume_rules import lr_ceiling, spelt
 from gptpl.runs.trainer import (
     check_strategy,
@@ -64,9 +67,10 @@ from gptpl.runs.trainer import (
 )
 from gptpl.training.autotune import Timings
 from gptpl.training.lightning_internals import let_module_end
+from gptpl.training.memory import whole_memory
 from gptpl.training.module import TrainingModule, planned_steps
 from gptpl.training.performance import FastPath, device_type, keep_freed_memory
-from gptpl.training.processes import Processes, find_launcher, meet
+from gptpl.training.processes import Processes, find_launcher, meet, processes
 from gptpl.training.run_log import RunLogFile
 from gptpl.training.sharding import SHARDED
 from gptpl.weights.starting import RandomWeights, StartingWeights
@@ -181,8 +185,20 @@ def resume(
     run: str | Path, *overrides: str, config_dir: Folder | None = None, log_file: RunLogFile | None = None
 ) -> Run:
     """Build a run that continues from its newest good checkpoint; overrides apply from the next step on."""
-    plan = resume_plan(find_run(run, key="resume"), overrides, config_dir=config_dir)
+    try:
+        plan = resume_plan(find_run(run, key="resume"), overrides, config_dir=config_dir, find=_newest_good)
+    except BaseException as error:
+        if (together := processes()) is not None:
+            together.failed(error, reads=True)
+        raise
     return _build(plan.config, plan, config_dir, log_file, trusted=plan.trusted)
+
+
+def _newest_good(cfg: Config, folder: CheckpointFolder) -> GoodCheckpoint | None:
+    if (together := _meet(cfg)) is not None:
+        return found_by_node(folder, together)
+    known = process_checkpoint(folder.folder)
+    return folder.newest_good() if known is None else GoodCheckpoint(path=known, damaged=[])
 
 
 def rolled_back(run: Run, *overrides: str) -> Run:
@@ -217,6 +233,8 @@ def _build(
         if not is_worker_process():
             claim = _claim(cfg, resume, again=again)
         if together is not None:  # what follows takes all of them the same way
+            if resume is None:
+                together.gathered(None)  # others may look for a checkpoint, see `found_by_node`
             together.agree({"the step to continue from, in a folder that all share,": resume and resume.step})
             if resume is None:
                 cfg.run_dir = together.from_first(lambda: cfg.run_dir)
@@ -392,6 +410,7 @@ def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bo
     fast_path = fast_path_of(cfg, timings=timings, kept=kept)  # precision, kernels
     if resume is not None:
         say_otherwise(cfg, resume, fast_path)
+    _settle_strategy(cfg, fast_path, weights)
     trainer = configured_trainer(cfg, fast_path)  # with its callbacks and loggers
     shared = None if resume is None else resume.batch_of(trainer.world_size)
     if cfg.trainer.max_steps is not None:  # a wrong schedule is refused before the data are read
@@ -428,6 +447,19 @@ def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bo
         timings=timings,
         total_steps=total_steps,
     )
+
+
+def _settle_strategy(cfg: Config, path: FastPath, weights: StartingWeights) -> None:
+    """FSDP in place of "auto" where a run of several processes has no room on its GPUs otherwise."""
+    memory = whole_memory(device_type(cfg.trainer.accelerator))
+    if (together := processes()) is not None:  # all decide the same, by the smallest
+        told = together.gathered(memory)
+        memory = None if None in told else min(told)
+    if cfg.trainer.strategy == AUTO and memory is not None and not weights.reads_text:
+        why = must_be_sharded(cfg, path, processes=process_count(cfg), device_bytes=memory)
+        if why is not None:
+            cfg.trainer.strategy = "fsdp"
+            log.info("strategy: fsdp, as %s", why)
 
 
 # --- the module -----------------------------------------------------------------------------------------

@@ -194,6 +194,8 @@ def _make(path: Path) -> list[Path]:
 
 PROCESS_RUN_DIR = "GPTPL_RUN_DIR"
 """Tells the processes that Lightning starts for other devices which folder the first one chose."""
+PROCESS_CHECKPOINT = "GPTPL_CHECKPOINT"
+"""Tells them the checkpoint that it resumes from, so that they need not verify it again."""
 
 
 def is_worker_process() -> bool:
@@ -208,3 +210,10 @@ def process_run_dir() -> Path | None:
     """The folder that the first process chose, in the processes that it started; None in a first process."""
     given = os.environ.get(PROCESS_RUN_DIR)
     return Path(given) if given and is_worker_process() else None
+
+
+def process_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint in `folder` that the first process resumes from, in the processes that it started."""
+    given = os.environ.get(PROCESS_CHECKPOINT)
+    found = Path(given) if given and is_worker_process() else None
+    return found if found is not None and found.parent == folder else None

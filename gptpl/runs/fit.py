@@ -39,7 +39,7 @@ from gptpl.files.run_record import (
 from gptpl.model import GPTBackbone, parameters_of
 from gptpl.model.tuning import TuneLowRank
 from gptpl.runs.build import Run, rolled_back
-from gptpl.runs.claims import PROCESS_RUN_DIR, RunClaim, is_worker_process
+from gptpl.runs.claims import PROCESS_CHECKPOINT, PROCESS_RUN_DIR, RunClaim, is_worker_process
 from gptpl.runs.trainer import PROCESS_FAST_PATH
 from gptpl.settings import NEXT_STEP
 from gptpl.training.memory import peak_memory_bytes
@@ -132,6 +132,8 @@ def _fit(run: Run) -> dict[str, float]:
                 # For the processes that Lightning starts.
                 os.environ[PROCESS_RUN_DIR] = str(run.run_dir)
                 os.environ[PROCESS_FAST_PATH] = json.dumps(run.performance)
+                if checkpoint is not None:
+                    os.environ[PROCESS_CHECKPOINT] = str(checkpoint)
             with interrupts():
                 run.trainer.fit(
                     run.module, datamodule=run.datamodule, ckpt_path=checkpoint, weights_only=True
@@ -173,7 +175,7 @@ def _fit(run: Run) -> dict[str, float]:
             raise
         finally:
             if not is_worker_process():
-                for name in (PROCESS_RUN_DIR, PROCESS_FAST_PATH):
+                for name in (PROCESS_RUN_DIR, PROCESS_FAST_PATH, PROCESS_CHECKPOINT):
                     os.environ.pop(name, None)
         metrics = _final_metrics(run.trainer)
         if run.trainer.is_global_zero:

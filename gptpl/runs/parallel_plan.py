@@ -7,27 +7,47 @@ those of Shoeybi et al. 2019, "Megatron-LM", without sequence parallelism.
 # B sequences in a batch, T time, D model, L blocks, N devices
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
 from gptpl.config.compose import Config
+from gptpl.config.instantiate import instantiate
 from gptpl.config.signatures import locate
 from gptpl.errors import InputError
-from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel
+from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.gpt import MultiHeadAttention
-from gptpl.runs.build import Settled
-from gptpl.runs.parts import memory_settings
+from gptpl.model.tuning import TuneHead, Tuning
+from gptpl.runs.parts import (
+    is_gpt,
+    is_language_model,
+    memory_settings,
+    model_config,
+    optimizer_factory,
+    step_settings,
+)
+from gptpl.runs.trainer import UNKNOWN_VOCABULARY
 from gptpl.settings import NOT_NEGATIVE, POSITIVE, SIZE, check_limits
 from gptpl.text import bytes_text, table
 from gptpl.training.flops import PEAKS, counted_flops_per_token
-from gptpl.training.memory import RECOMPUTED_BLOCKS, USABLE, Prepare, StepMemory, step_memory
+from gptpl.training.memory import (
+    RECOMPUTED_BLOCKS,
+    USABLE,
+    Prepare,
+    StepMemory,
+    step_memory,
+)
 from gptpl.training.optimizers import hidden_matrices, muon
 from gptpl.training.performance import AUTO, FastPath, product_dtype
+from gptpl.training.processes import find_launcher
 from gptpl.training.sharding import SHARDED
+
+if TYPE_CHECKING:
+    from gptpl.runs.build import Settled
 
 Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 Phase = Literal["forward", "backward", "last backward", "exposed"]
@@ -238,7 +258,7 @@ def work_of(
     )
 
 
-def work_of_run(settled: Settled) -> Work:
+def work_of_run(settled: "Settled") -> Work:
     """The work of a run's step on all its devices."""
     cfg, data, path = settled.cfg, settled.datamodule, settled.fast_path
     sequences = data.batch_size * cfg.trainer.accumulate_grad_batches * settled.trainer.world_size
@@ -684,3 +704,77 @@ def parallel_plan(work: Work, cluster: Cluster) -> ParallelPlan:
     found = [strategy(work, layout, cluster) for layout in layouts(cluster, work.config)]
     ordered = sorted(found, key=lambda each: (not each.fits, each.step_seconds))
     return ParallelPlan(cluster=cluster, work=work, strategies=tuple(ordered))
+
+
+# --- for the devices that are here ----------------------------------------------------------------------
+
+
+def process_count(cfg: Config) -> int:
+    """The processes of a run, before it has a Trainer; 1 where they cannot be told."""
+    if (launcher := find_launcher()) is not None:
+        return launcher.world_size
+    devices = cfg.trainer.devices
+    if devices in ("auto", -1, "-1"):
+        return torch.cuda.device_count()
+    if isinstance(devices, str):
+        return int(devices) if devices.isdecimal() else len([each for each in devices.split(",") if each])
+    return devices if isinstance(devices, int) else len(devices)
+
+
+def must_be_sharded(cfg: Config, path: FastPath, *, processes: int, device_bytes: int) -> str | None:
+    """Why a run can only be trained by FSDP, in words: on no device a whole model has room, a part of it has.
+
+    What is compared is all of a device's memory, with weights, gradients and optimizer state of DDP, which
+    every batch needs, and with a step of FSDP. None: it can be trained by DDP, or by neither; or the choice
+    is not gptpl's: of a model of the user's own class, and in a notebook, whose processes are forked.
+    """
+    if processes < 2 or not is_gpt(cfg) or hasattr(sys, "ps1"):
+        return None
+    tune_class = locate(str(cfg.tune._target_), "tune._target_")
+    if not _is_own(tune_class) or (tune_class is TuneHead and cfg.trainer.head != "plain"):
+        return None  # see `gptpl.runs.trainer.check_strategy`
+    tune: Tuning = instantiate(cfg.tune)
+
+    def prepare(net: GPTModel) -> GPTBackbone:  # how many labels there are is not known yet
+        made = net if is_language_model(cfg) else GPTClassifier(net.config, ClassifierConfig(n_classes=2))
+        tune.apply(made)
+        return made
+
+    vocab_size = cfg.model.get("vocab_size") or cfg.tokenizer.get("vocab_size")
+    config, precision = model_config(cfg, vocab_size or UNKNOWN_VOCABULARY), path.precision.precision
+    size, optimizer = cfg.data.get("batch_size"), locate(str(cfg.optimizer._target_), "optimizer._target_")
+    size = size if isinstance(size, int) and size > 0 else 1
+    length = cfg.data.get("max_length") or config.context_length
+    work = work_of(
+        config,
+        path,
+        sequences=size * processes,
+        with_muon=optimizer is muon,
+        **step_settings(
+            precision,
+            optimizer_factory(cfg) if _is_own(optimizer) else None,
+            config=config,
+            prepare=prepare,
+            max_length=min(length, config.context_length),
+        ),
+    )
+    whole, part = (
+        memory_of(
+            work, Layout(name=name, trainer=None, devices=processes, shards=shards),
+            batch_size=size, accumulate=cfg.trainer.accumulate_grad_batches, recompute=path.recompute,
+        )
+        for name, shards in (("DDP", 1), ("FSDP", processes))
+    )  # fmt: skip
+    needed = whole.step.weights + whole.step.gradients + whole.step.optimizer
+    if needed <= device_bytes or part.peak > device_bytes:
+        return None
+    return (
+        f"weights, gradients and optimizer state ({bytes_text(needed)}) do not fit into the memory of a"
+        f" device ({bytes_text(device_bytes)}); divided among {processes} processes a step needs"
+        f" {bytes_text(part.peak)} on each"
+    )
+
+
+def _is_own(kind: Any) -> bool:
+    """Whether a class is gptpl's; one of the user's may not do without numbers."""
+    return str(kind.__module__).partition(".")[0] == "gptpl"

@@ -355,14 +355,31 @@ def _largest(cfg: Config, trainer: L.Trainer, datamodule: TrainingData, path: Fa
 
 def memory_settings(cfg: Config, datamodule: TrainingData, precision: str) -> dict[str, Any]:
     """What `gptpl.training.memory.step_memory` needs to know of a run besides its batch size."""
-    prepare = preparation(cfg, datamodule)
+    return step_settings(
+        precision,
+        optimizer_factory(cfg),
+        config=model_config(cfg),
+        prepare=preparation(cfg, datamodule),
+        max_length=datamodule.max_length,
+    )
+
+
+def step_settings(
+    precision: str,
+    make_optimizer: Callable[[nn.Module], Optimizer] | None,
+    *,
+    config: GPTConfig,
+    prepare: Prepare,
+    max_length: int,
+) -> dict[str, Any]:
+    """The same before there are data; without an optimizer, for one that keeps nothing between steps."""
     weight_bytes = 2 if precision in ("bf16-true", "16-true") else 4
     return {
-        "max_length": datamodule.max_length,
+        "max_length": max_length,
         "low": product_dtype(precision) == torch.bfloat16,
-        "optimizer_bytes": optimizer_state_bytes(
-            model_config(cfg), optimizer_factory(cfg), weight_bytes=weight_bytes, prepare=prepare
-        ),
+        "optimizer_bytes": 0
+        if make_optimizer is None
+        else optimizer_state_bytes(config, make_optimizer, weight_bytes=weight_bytes, prepare=prepare),
         "weight_bytes": weight_bytes,
         "prepare": prepare,
     }

@@ -1,13 +1,13 @@
 """`gptpl train resume=RUN`: the run's settings with the overrides on them, and its newest good checkpoint."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptpl.checkpoints.files import CheckpointFolder, Damaged
+from gptpl.checkpoints.files import CheckpointFolder, Damaged, GoodCheckpoint
 from gptpl.checkpoints.format import HEADER_KEY, check_resumable, read_checkpoint
 from gptpl.checkpoints.resume_state import RESUME_KEY
 from gptpl.config.check import check
@@ -30,6 +30,7 @@ from gptpl.runs.resume_rules import (
 from gptpl.settings import POSITIVE
 from gptpl.text import count_text
 from gptpl.training.module import TrainingModule
+from gptpl.training.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -150,13 +151,21 @@ class Resumption:
 
 
 def resume_plan(
-    run_dir: str | Path, overrides: Sequence[str] = (), *, config_dir: Folder | None = None, own: bool = False
+    run_dir: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: Folder | None = None,
+    own: bool = False,
+    find: Callable[[Config, CheckpointFolder], GoodCheckpoint | None] = lambda _, folder: (
+        folder.newest_good()
+    ),
 ) -> Resumption:
     """The settings of a run with the overrides on them, and its newest good checkpoint.
 
     Of the classes that the run's folder names, only those are used that `gptpl.config.instantiate` allows:
     of gptpl, torch and Lightning, and of packages that an override (`trust=[mine]`) or the user's config
     folder names; paths that it writes to must lie inside it. This process's `own` run needs no such trust.
+    `find` looks for the checkpoint of a run with such settings.
 
     Raises InputError for a folder without a run, a run without a checkpoint that can be resumed, and an
     override that would make it another run.
@@ -165,22 +174,14 @@ def resume_plan(
     if ".." in run_dir.parts:  # which the run's record would keep
         run_dir = run_dir.resolve()
     stored = read_config(run_dir, needs=("data", "model", "optimizer", "scheduler", "trainer"))
-    good = CheckpointFolder(run_dir / CHECKPOINT_FOLDER, keep=1).newest_good()
-    if good is None:
-        raise InputError(f"resume={run_dir} has no checkpoint to resume from: start a new run")
-    checkpoint = read_checkpoint(good.path, verified=True, whole=False)
-    check_resumable(checkpoint, good.path)
-    header, state = checkpoint[HEADER_KEY], checkpoint[RESUME_KEY]
-    step = int(state["step"])
-    for damaged in good.damaged:
-        log.warning("checkpoint %s %s: resuming from step %d instead", damaged.path, damaged.reason, step)
+    folder = CheckpointFolder(run_dir / CHECKPOINT_FOLDER, keep=1)
     own_choices = _own_choices(stored, overrides, config_dir)
     asked = composed(overrides, config_dir=config_dir, checked=False, before=own_choices)
     source = f"resume={run_dir}"
     trusted = frozenset({*asked.trusted, *asked.cfg.get("trust", [])})
-    for settings in () if own else (stored, header["config"]):
-        check_trusted(settings, source, trusted)
-    stored, made_with = (_as_now(settings, run_dir) for settings in (stored, header["config"]))
+    if not own:
+        check_trusted(stored, source, trusted)
+    stored = _as_now(stored, run_dir)
     settings = _asked_settings(stored, asked)
     given = {}
     for each in asked.given:  # as it was written, without the quotes and signs that were added for Hydra
@@ -198,6 +199,18 @@ def resume_plan(
         only=frozenset(given),
         written=asked.cfg,
     )
+    good = find(config, folder)  # which takes long
+    if good is None:
+        raise InputError(f"resume={run_dir} has no checkpoint to resume from: start a new run")
+    checkpoint = read_checkpoint(good.path, verified=True, whole=False)
+    check_resumable(checkpoint, good.path)
+    header, state = checkpoint[HEADER_KEY], checkpoint[RESUME_KEY]
+    step = int(state["step"])
+    for damaged in good.damaged:
+        log.warning("checkpoint %s %s: resuming from step %d instead", damaged.path, damaged.reason, step)
+    if not own:
+        check_trusted(header["config"], source, trusted)
+    made_with = _as_now(header["config"], run_dir)
     # Compared with the checkpoint's own, as the run's config.yaml may be newer or edited.
     changes = changes_between(made_with, plain(config) | {"resume": None})
     changes = [change for change in changes if change.key.partition(".")[0] not in ("choices", "trust")]
@@ -218,6 +231,29 @@ def resume_plan(
         trusted=trusted,
         performance=record.get("performance", {}),
     )
+
+
+def found_by_node(folder: CheckpointFolder, together: Processes) -> GoodCheckpoint | None:
+    """The newest good checkpoint, which one process of every node looks for and tells the others of.
+
+    It reads whole files, to compare their hashes. A process that begins a new run gathers None meanwhile.
+    """
+    launcher = together.launcher
+    if launcher.local_rank == 0:
+        found = folder.newest_good()
+        damaged = [] if found is None else [(each.path.name, each.reason) for each in found.damaged]
+        name = None if found is None else found.path.name
+        together.gathered({"node": launcher.node_rank, "name": name, "damaged": damaged})
+        return found
+    for host, said in zip(together.hosts, together.gathered(None), strict=True):
+        if said and (host, said["node"]) == (together.hosts[launcher.rank], launcher.node_rank):
+            if said["name"] is None:
+                return None
+            return GoodCheckpoint(
+                path=folder.folder / said["name"],
+                damaged=[Damaged(path=folder.folder / name, reason=why) for name, why in said["damaged"]],
+            )
+    return folder.newest_good()
 
 
 def _as_now(stored: Settings, run_dir: Path) -> Settings:

@@ -243,6 +243,14 @@ def free_memory(device_type: str) -> int:
     raise InputError(f"data.batch_size=auto: {device_type} does not tell its free memory, give a number")
 
 
+def whole_memory(device_type: str) -> int | None:
+    """Bytes of the smallest device that is visible; None: not a GPU with a memory of its own."""
+    if device_type != "cuda" or not torch.cuda.is_available():
+        return None
+    count = torch.cuda.device_count()
+    return min(torch.cuda.get_device_properties(number).total_memory for number in range(count))
+
+
 GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 

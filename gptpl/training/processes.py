@@ -380,12 +380,16 @@ def meet(timeout: timedelta, device: str = "cpu") -> Processes | None:
         )
     if _met is not None or launcher is None or launcher.world_size == 1:
         return _met
-    if has_group:  # its own store is at the launcher's port
-        launcher = replace(launcher, port=_port_of_first(launcher), hosts_store=False)
+    first_store: TCPStore | None = None
+    if has_group:  # whose own store may be at the launcher's port: this one is at a port that was free
+        if launcher.rank == 0:
+            first_store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        port = _from_first(launcher, 0 if first_store is None else first_store.port)
+        launcher = replace(launcher, port=port, hosts_store=False)
     at = f"{launcher.address}:{launcher.port}"
     hosts = launcher.rank == 0 and not launcher.hosts_store
     try:
-        server = TCPStore(
+        server = first_store or TCPStore(
             launcher.address, launcher.port, is_master=hosts, wait_for_workers=False, timeout=timeout
         )
         store = PrefixStore(f"gptpl/{session(server, launcher, timeout)}", server)
@@ -427,11 +431,9 @@ def meet(timeout: timedelta, device: str = "cpu") -> Processes | None:
     return met
 
 
-def _port_of_first(launcher: Launcher) -> int:
-    """A free port of the first process's machine, told by the process group."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        device = f"cuda:{launcher.local_rank}" if dist.get_backend() == "nccl" else "cpu"
-        port = torch.tensor([free.getsockname()[1]], device=device)
-    dist.broadcast(port, src=0)
-    return int(port.item())
+def _from_first(launcher: Launcher, number: int) -> int:
+    """The first process's number, told by the process group."""
+    device = f"cuda:{launcher.local_rank}" if dist.get_backend() == "nccl" else "cpu"
+    told = torch.tensor([number], device=device)
+    dist.broadcast(told, src=0)
+    return int(told.item())

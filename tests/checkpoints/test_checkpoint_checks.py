@@ -23,6 +23,7 @@ from gptpl.checkpoints.loading import classifier_task, load_classifier, load_mod
 from gptpl.checkpoints.resume_state import RESUME_KEY, digest
 from gptpl.errors import InputError
 from gptpl.files.durable import record_file
+from gptpl.files.plain import read_plain
 from gptpl.generation import SamplingRules, complete
 from gptpl.model import ClassifierConfig, GPTClassifier
 from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
@@ -269,6 +270,28 @@ def test_a_record_of_the_hash_that_is_none(folder, record):
     read_checkpoint(path)
     flip(path, path.read_bytes().index(b"net."))
     assert "best.ckpt is damaged (" in refusal(path)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(checkpoint, tmp_path, monkeypatch, refused):
+    """What is given is the content that was verified; torch opens the file a second time for its tensors."""
+    path, count = tmp_path / "best.ckpt", 0
+    old, new = (checkpoint() | {"global_step": step} for step in (1, 2))
+    write_checkpoint(old, path)
+
+    def replaced(file: Path, **settings: Any) -> Any:
+        nonlocal count
+        count += 1
+        content = read_plain(file, **settings)
+        if count == 1:
+            write_checkpoint(new, path)
+            if refused:
+                raise InputError("damaged, as it was read from both files")
+        return content
+
+    monkeypatch.setattr("gptpl.checkpoints.format.read_plain", replaced)
+    assert read_checkpoint(path)["global_step"] == 2
+    assert count == 2
 
 
 # --- a file that is alone ---------------------------------------------------------------------------------

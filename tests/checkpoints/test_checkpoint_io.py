@@ -16,7 +16,7 @@ import torch
 
 from gptpl.callbacks.checkpoints import DurableCheckpointIO
 from gptpl.checkpoints.files import CheckpointFolder, verify, write_checkpoint
-from gptpl.files.durable import record_file
+from gptpl.files.durable import record_file, sha256_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
 
@@ -82,6 +82,29 @@ def flip(path: Path) -> None:
     content[position] ^= 1
     path.write_bytes(content)
     assert torch.load(path, weights_only=True)["state_dict"]["weight"].ne(1.0).sum() == 1
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_file_that_is_replaced_while_it_is_verified_is_compared_with_its_own_hash(
+    tmp_path, monkeypatch, damaged
+):
+    """Between reading the record and the file, as best.ckpt while training finds a better one."""
+    path, used, hashed = tmp_path / "best.ckpt", "gptpl.checkpoints.files.sha256_of", list[str]()
+    write_checkpoint(state(1), path)
+
+    def replaced(file: Path) -> str:
+        if not hashed:
+            with monkeypatch.context() as patch:
+                patch.setattr(used, sha256_of)
+                write_checkpoint(state(2), path)
+            if damaged:
+                os.truncate(path, path.stat().st_size - 1)
+        hashed.append(sha256_of(file))
+        return hashed[-1]
+
+    monkeypatch.setattr(used, replaced)
+    assert verify(path) == ("is damaged (its SHA-256 is not the recorded one)" if damaged else None)
+    assert len(hashed) == 2
 
 
 def test_no_file_is_read_that_could_run_code(tmp_path):

@@ -113,6 +113,26 @@ def test_an_unknown_command_is_refused(refused):
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("run", "runs"),
+        ("run list", "runs list"),
+        ("run name=x", "runs"),
+        ("runs lst", "runs list"),
+        ("weight", "weights"),
+        ("convert", "weights convert"),
+        ("encode data=x", "data encode"),
+        ("evalute", "evaluate"),
+        ("find_lr", "find-lr"),
+        ("xyzzy", None),
+    ],
+)
+def test_the_nearest_command_is_found_by_its_words(refused, given, meant):
+    words = refused(*given.split())
+    assert words.partition("did you mean ")[2] == ("" if meant is None else f"{meant}?")
+
+
 BAD = ("train", "model=tiny", "tokenizer=bytes", "model.n_layers=0")
 
 

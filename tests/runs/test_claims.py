@@ -15,7 +15,7 @@ import pytest
 
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import is_locked
-from gptpl.runs.claims import RunClaim, claim_new_run, run_to_continue
+from gptpl.runs.claims import PROCESS_CHECKPOINT, RunClaim, claim_new_run, process_checkpoint, run_to_continue
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked on Windows")
 
@@ -287,3 +287,20 @@ def test_a_folder_that_is_no_run_of_gptpl_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="holds a run already"):
         claim_new_run(tmp_path, name="x", again=True)
     assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "own", "told"), [("1", True, True), ("0", True, False), ("1", False, False)]
+)
+def test_the_checkpoint_that_the_first_process_verified_is_known_to_those_it_starts(
+    monkeypatch, tmp_path, rank, own, told
+):
+    """Not to a first process, which has it from elsewhere, and not of another run."""
+    for name in ("RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "run/checkpoints"
+    checkpoint = folder / "step-00000002.ckpt"
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv(PROCESS_CHECKPOINT, str(checkpoint))
+    asked = folder if own else tmp_path
+    assert process_checkpoint(asked) == (checkpoint if told else None)

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import psutil
 import pytest
 import torch
 
+import gptpl
 from experiments.data_parallel.hosts import Hosts, ip
 from gptpl.checkpoints.format import read_checkpoint
 
@@ -121,11 +124,18 @@ class Machines:
         assert found, f"no process trains on machine {number}"
         return found[0]
 
+    def left(self) -> list[psutil.Process]:
+        """Those that still run, agents and what they have started."""
+        mark, every = f"run_dir={self.run_dir}", psutil.process_iter(["cmdline"])
+        return [process for process in every if mark in (process.info["cmdline"] or ())]
+
     def end(self) -> None:
-        """Kill what is left; torchrun starts its processes in sessions of their own."""
-        for process in psutil.process_iter(["cmdline"]):
-            if f"run_dir={self.run_dir}" in (process.info["cmdline"] or ()):
-                process.kill()
+        """Kill what is left, until nothing is; torchrun starts its processes in sessions of their own."""
+        while left := self.left():
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.02)
         for agent in self.agents:
             agent.wait()
 
@@ -317,6 +327,72 @@ def test_a_process_group_that_is_there_is_used(
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
 
 
+def in_a_task(overrides: tuple[str, ...]) -> tuple[str, float]:
+    """What a task of submitit runs, by the README: where its run is, and its last loss."""
+    import submitit  # here, as the module is imported without it
+
+    submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    run = gptpl.build(*overrides)
+    return str(run.run_dir), run.fit()["val/loss"]
+
+
+@pytest.mark.slow
+def test_tasks_of_submitit_train_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: dict[str, torch.Tensor]
+) -> None:
+    submitit = pytest.importorskip("submitit", reason="submitit is not installed")
+    monkeypatch.chdir(tmp_path)
+    variables = {"GPTPL_CACHE": tmp_path / "cache", "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="local")
+    executor.update_parameters(tasks_per_node=2, timeout_min=3)
+    job = executor.submit(in_a_task, tuple(each for each in SETTINGS if each != "resume=auto"))
+    try:
+        first, second = job.results()
+    finally:
+        job.cancel()
+    assert first == second
+    run_dir = Path(first[0])
+    assert "processes: 1 node x 2 processes" in (run_dir / "train.log").read_text()
+    found = weights(run_dir)
+    assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
+
+
+@pytest.mark.slow
+def test_one_process_of_a_host_verifies_the_checkpoint_and_what_it_finds_is_said_by_all(
+    started: Callable[..., Any], tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    """Each says which checkpoints it reads for that."""
+    verify = (
+        "import gptpl.checkpoints.files as files; verify = files.verify\n"
+        "files.verify = lambda path: (print('reads', path.name, file=sys.stderr), verify(path))[1]"
+    )
+    places = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "BEFORE": verify}
+
+    def go(*overrides: str) -> tuple[list[int], list[str]]:
+        folder = f"run_dir={tmp_path / 'run'}"
+        tasks = started(lambda n: places | {"RANK": n, "LOCAL_RANK": n}, folder, *overrides)
+        said = [task.communicate(timeout=120)[1] for task in tasks]
+        return [task.returncode for task in tasks], said
+
+    statuses, said = go("trainer.stop_at_step=6")
+    assert statuses == [0, 0], said
+    assert "reads" not in "".join(said)
+    statuses, said = go()
+    assert statuses == [0, 0], said
+    assert [each.count("reads step-00000006.ckpt") for each in said] == [1, 0]
+    found = weights(tmp_path / "run")
+    assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
+    for checkpoint in (tmp_path / "run/checkpoints").glob("step-*.ckpt"):
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
+    statuses, said = go()
+    assert statuses == [2, 2], said
+    damaged = "step-00000012.ckpt is damaged"
+    assert damaged in said[0]
+    assert re.search(rf"rank 0 on \S+ failed: checkpoint \S+{damaged}", said[1])
+
+
 # --- two machines joined by a cable ---------------------------------------------------------------------
 
 
@@ -344,6 +420,41 @@ def joined(tmp_path: Path) -> Iterator[Callable[..., Machines]]:
 def hosts(joined: Callable[..., Machines]) -> Machines:
     """Two of them."""
     return joined(2)
+
+
+@pytest.mark.hosts
+def test_nothing_runs_on_hosts_that_are_gone(joined: Callable[..., Machines]) -> None:
+    """Not even a process in a session of its own whose parent has ended: a study may fail anywhere."""
+    hosts = joined(2).hosts
+    assert hosts is not None
+    command = [*hosts.command(1), "sh", "-c", "setsid sleep 600 >/dev/null 2>&1 & echo $!"]
+    pid = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    deadline = time.monotonic() + 10
+    while psutil.Process(pid).name() != "sleep":  # which setsid becomes
+        assert time.monotonic() < deadline
+    hosts.close()
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_processes_that_are_started_while_others_are_killed_are_killed_as_well(tmp_path: Path) -> None:
+    """As by torchrun, which starts a process again that has ended."""
+
+    class Restarting(Machines):
+        def left(self) -> list[psutil.Process]:
+            found = super().left()
+            if len(self.agents) < 3:
+                self.start_one()
+            return found
+
+        def start_one(self) -> None:
+            wait = "import time; time.sleep(60)"
+            command = [sys.executable, "-c", wait, f"run_dir={self.run_dir}"]
+            self.agents.append(subprocess.Popen(command, start_new_session=True))
+
+    machines = Restarting(tmp_path, None)
+    machines.start_one()
+    machines.end()
+    assert [agent.poll() for agent in machines.agents] == [-signal.SIGKILL] * 3
 
 
 @pytest.mark.hosts

@@ -1,17 +1,24 @@
 """Processes that a launcher started: who they are, what they tell each other, and when one fails."""
 
+import errno
 import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from gptpl.checkpoints import files
+from gptpl.checkpoints.files import CheckpointFolder, Damaged, GoodCheckpoint, write_checkpoint
 from gptpl.errors import InputError, ProcessError
+from gptpl.runs.resume import found_by_node
 from gptpl.runs.trainer import launched
 from gptpl.training import processes as module
 from gptpl.training.processes import Launcher, Processes, find_launcher, meet, session
@@ -307,6 +314,66 @@ def test_a_first_that_does_not_record_the_stop_is_no_stop(together):
     }
 
 
+# --- the checkpoint that they resume from ---------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path) -> CheckpointFolder:
+    """With the steps 1 and 2, of which the second is damaged."""
+    folder = CheckpointFolder(tmp_path, keep=2)
+    for step in (1, 2):
+        write_checkpoint({"state_dict": {"weight": torch.ones(9)}}, folder.path(step))
+    folder.path(2).write_bytes(b"cut")
+    return folder
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[tuple[str, str]]:
+    """The threads that read a checkpoint to verify it, and which."""
+    found, verify = list[tuple[str, str]](), files.verify
+
+    def verified(path: Path) -> str | None:
+        found.append((threading.current_thread().name, path.name))
+        return verify(path)
+
+    monkeypatch.setattr(files, "verify", verified)
+    return found
+
+
+def placed(one: Processes) -> Processes:
+    """Ranks 0 and 1 on a node, rank 2 on another."""
+    rank = one.launcher.rank
+    threading.current_thread().name = f"rank {rank}"
+    one.launcher = replace(one.launcher, local_rank=rank % 2, node_rank=rank // 2)
+    return one
+
+
+def test_one_process_of_a_node_reads_the_checkpoints(together, saved, read):
+    found = together(lambda one: found_by_node(saved, placed(one)))
+    damaged = Damaged(path=saved.path(2), reason="is damaged (its SHA-256 is not the recorded one)")
+    assert found == [GoodCheckpoint(path=saved.path(1), damaged=[damaged])] * 3
+    names = [saved.path(step).name for step in (2, 1)]
+    assert sorted(read) == sorted((rank, name) for rank in ("rank 0", "rank 2") for name in names)
+
+
+def test_each_node_has_its_own_checkpoints(together, saved, tmp_path):
+    other = CheckpointFolder(tmp_path / "other", keep=2)
+    found = together(lambda one: found_by_node(other if one.launcher.rank == 2 else saved, placed(one)))
+    assert [None if each is None else each.path for each in found] == [saved.path(1), saved.path(1), None]
+
+
+def test_a_process_whose_node_has_not_looked_looks_itself(together, saved, read):
+    """The first has not seen the folder, and begins a new run: what differs is said later."""
+
+    def say(one: Processes) -> Any:
+        one = placed(one)
+        return one.gathered(None) and None if one.launcher.rank == 0 else found_by_node(saved, one)
+
+    found = together(say)
+    assert [each and each.path for each in found] == [None, saved.path(1), saved.path(1)]
+    assert {rank for rank, _ in read} == {"rank 1", "rank 2"}
+
+
 def one_of_three(rank: int) -> Launcher:
     return Launcher(
         name="torchrun", rank=rank, world_size=3, local_rank=0, local_world_size=1, node_rank=rank,
@@ -391,3 +458,24 @@ def test_one_process_alone_meets_nobody(started):
     started(WORLD_SIZE=1, MASTER_PORT=1)
     assert meet(timedelta(seconds=1)) is None
     assert not dist.is_initialized()
+
+
+def test_the_port_for_a_group_that_is_there_is_taken_before_it_is_told(started, monkeypatch):
+    """Else another program may take it first."""
+    taken = []
+
+    def broadcast(port: torch.Tensor, src: int) -> None:
+        with socket.socket() as other:
+            try:
+                other.bind(("", int(port)))
+            except OSError as error:
+                taken.append(error.errno)
+
+    group = {"is_initialized": True, "get_world_size": 2, "get_backend": "gloo"}
+    for name, value in group.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    started(RANK=0, MASTER_PORT=free_port())
+    with pytest.raises(ProcessError, match="rank 0 has waited 1 s"):
+        meet(timedelta(seconds=1))
+    assert taken == [errno.EADDRINUSE]
