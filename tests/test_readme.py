@@ -102,6 +102,7 @@ def test_the_commands_are_commands() -> None:
 
 
 COMPOSED = {
+    "serve": "serve",
     "train": "train",
     "submit": "submit",
     "plan": "plan",

@@ -28,7 +28,10 @@ _MOST_TEXTS = 256
 
 
 class ApiError(Exception):
-    """An error with the status and the body that a client gets."""
+    """An error with the status and the body that a client gets.
+
+    `room`, gptpl's own, is how many tokens could be written after a prompt that leaves too few.
+    """
 
     def __init__(
         self,
@@ -38,10 +41,11 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        room: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after = retry_after
+        self.retry_after, self.room = retry_after, room
 
     @property
     def body(self) -> dict[str, Any]:
@@ -49,8 +53,13 @@ class ApiError(Exception):
         kind = _ERROR_TYPES.get(
             self.status, "server_error" if self.status >= 500 else "invalid_request_error"
         )
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
+        error: dict[str, Any] = {
+            "message": self.message,
+            "type": kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error if self.room is None else error | {"room": self.room}}
 
 
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 504: "timeout"}

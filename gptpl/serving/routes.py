@@ -66,10 +66,6 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_WARNING = (
-    "An AI writes here: a small GPT-2-style language model. It invents facts, repeats itself, may offend, and"
-    " knows nothing but its training text. Do not rely on it."
-)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -112,7 +108,6 @@ class Served:
     def info(self) -> dict[str, Any]:
         """Plain data for the page."""
         model = self.model
-        classifier = isinstance(model, Classifier)
         return {
             "id": self.id,
             "kind": self.kind,
@@ -124,7 +119,6 @@ class Served:
             "step": model.step,
             "labels": list(model.labels) if isinstance(model, Classifier) else None,
             "card": None if self.card is None else f"/card/{self.number}",
-            "warning": None if classifier else _WARNING,
         }
 
 
@@ -577,6 +571,7 @@ class Routes:
                 "models": [each.info() for each in self._served],
                 "filter": judging,
                 "feedback": self._settings.feedback is not None,
+                "max_tokens": max(each.info()["context_length"] for each in self._served),
                 "presets": {
                     name: {"temperature": rules.temperature} | rules.changes
                     for name, rules in presets.items()
@@ -704,6 +699,7 @@ class _Texts:
                 f"this model's maximum context length is {context} tokens, the request needs {needed}:"
                 f" {len(prompt)} of the prompt and {generation.max_new_tokens} to be written; shorten one",
                 code="context_length_exceeded",
+                room=max(0, context - len(prompt)),
             )
         self._engine.batch.check(generation)
         self._generations.append(generation)

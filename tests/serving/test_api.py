@@ -205,7 +205,9 @@ def test_a_wrong_parameter_is_named(client, body, param, words):
 
 def test_a_text_too_long_has_openai_s_code(client):
     _, error = client.refused("/v1/completions", {"prompt": PROMPT, "max_tokens": 500})
-    assert error["code"] == "context_length_exceeded"
+    assert (error["code"], error["room"]) == ("context_length_exceeded", 160 - len(PROMPT))
+    assert client.complete(max_tokens=error["room"])
+    assert client.refused("/v1/completions", {"prompt": "x" * 200})[1]["room"] == 0
 
 
 def test_an_unknown_model_is_not_found(client):
