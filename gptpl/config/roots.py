@@ -96,6 +96,7 @@ class _Serve(_Model):  # limits of these: gptpl.serving.server.ServerSettings
     drift_reference: int
     drift_window: int
     drift_threshold: float
+    drift_file: str | None
     precision: str
 
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
@@ -16,6 +18,7 @@ from gptpl.generation.decoding import TokenDetails, check_prompts, padded_rows, 
 from gptpl.generation.sampling import (
     NO_TOKEN,
     SamplingRules,
+    check_seed,
     check_token_ids,
     is_greedy,
     next_token,
@@ -26,6 +29,7 @@ from gptpl.model.inference import CachedGPT, KVCache
 from gptpl.model.protocol import Cached, cached_form, context_length, device_of, module_of, vocab_size
 
 MIN_SHARED = 16  # tokens of a prompt: reading fewer again costs less than copying them
+MOST_KEPT = 128  # beginnings: every prompt is compared with each
 
 
 class Request(ABC):
@@ -133,6 +137,8 @@ class ContinuousBatch:
         """Requests that have no place yet."""
         self._reading: deque[_Reading] = deque()
         self._rows: list[_Row] = []
+        self.load = (0, 0)
+        """`rows` and `tokens` after the last step, for other threads."""
 
     @property
     def busy(self) -> bool:
@@ -161,6 +167,8 @@ class ContinuousBatch:
         check_prompts([request.prompt], vocab_size=V, max_new_tokens=request.max_new_tokens)
         request.rules.check_vocabulary(V)
         check_token_ids("logit_bias", list(request.logit_bias), vocab_size=V)
+        if request.seed is not None:
+            check_seed(request.seed)
         if not 1 <= request.num_samples <= self.max_rows:
             raise InputError(f"num_samples must be from 1 to {self.max_rows}, got {request.num_samples}")
         if request.alternatives is not None and not 0 <= request.alternatives <= V:
@@ -185,6 +193,7 @@ class ContinuousBatch:
         self.waiting.clear()
         self._reading.clear()
         self._rows.clear()
+        self.load = (0, 0)
         self._slots.clear()
 
     def step(self) -> None:
@@ -192,14 +201,18 @@ class ContinuousBatch:
         self._drop_cancelled()
         # Autocast would mix its data type with that of the packed weights.
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
+            # A request stays where `requests` finds it until the next stage has it, should a step fail.
             while self.waiting and self.rows + self.waiting[0].num_samples <= self.max_rows:
-                self._start(self.waiting.popleft())
+                self._start(self.waiting[0])
+                self.waiting.popleft()
             if self._reading:
+                ended = self._read_piece(self._reading[0])
                 reading = self._reading.popleft()
-                if not self._read_piece(reading):
+                if not ended:
                     self._reading.append(reading)
             if self._rows:
                 self._take(self._rows, self._slots.step([row.written[-1] for row in self._rows]))
+        self.load = (self.rows, self.tokens)
 
     def _drop_cancelled(self) -> None:
         self.waiting = deque(each for each in self.waiting if not each.cancelled)
@@ -227,7 +240,8 @@ class ContinuousBatch:
             reading.details += token_details(log_p, targets, request.alternatives or 0)
         if end < len(request.prompt):
             return False
-        self._slots.keep(request.prompt, reading.cache)
+        if bool(logits[-1].isfinite().all()):
+            self._slots.keep(request.prompt, reading.cache)
         request.on_prompt(shared=reading.shared, details=reading.details if request.prompt_details else None)
         if request.max_new_tokens:
             self._begin(reading, logits[-1:])
@@ -299,7 +313,9 @@ class ContinuousBatch:
     def _end(self, rows: Sequence[_Row]) -> None:
         for row in rows:
             place = next(place for place, each in enumerate(self._rows) if each is row)
-            self._slots.remove(place, [*row.request.prompt, *row.written])
+            # One that was cancelled may have keys that are not finite.
+            tokens = [] if row.request.cancelled else [*row.request.prompt, *row.written]
+            self._slots.remove(place, tokens)
             self._rows[place] = self._rows[-1]  # as in the cache
             self._rows.pop()
 
@@ -337,7 +353,7 @@ class _Slots(Protocol):
         """Append a token to each row; returns the logits (B, V) after it."""
 
     def remove(self, row: int, tokens: Sequence[int]) -> None:
-        """Remove a row, of these tokens; the last one takes its number."""
+        """Remove a row, and remember it by its tokens, if given; the last row takes its number."""
 
 
 class _CachedSlots:
@@ -348,22 +364,19 @@ class _CachedSlots:
         self.clear()
 
     def clear(self) -> None:
-        self._slots = self._cached.slots(rows=self._rows, capacity=self._cached.config.context_length)
-        self._kept: dict[tuple[int, ...], KVCache] = {}  # the last one was used last
+        self._kept: list[tuple[NDArray[np.int64], KVCache]] = []  # the last one was used last
+        vars(self).pop("_all", None)  # before another one takes memory
+        self._all = self._cached.slots(rows=self._rows, capacity=self._cached.config.context_length)
 
     def begin(self, prompt: Sequence[int], *, shared: bool) -> tuple[KVCache, int]:
-        best: tuple[int, ...] = ()
-        most = 0
-        for tokens in self._kept if shared else ():
-            common = _common(tokens, prompt)
-            if common > most:
-                best, most = tokens, common
-        most = min(most, len(prompt) - 1)  # the last one is read for its logits
+        common = [_common(tokens, np.array(prompt)) for tokens, _ in self._kept] if shared else []
+        best = max(range(len(common)), key=common.__getitem__, default=0)
+        most = min(common[best], len(prompt) - 1) if common else 0  # the last one is read for its logits
         if most < MIN_SHARED:
             return self._cached.new_cache(rows=1, capacity=len(prompt)), 0
-        cache = self._kept.pop(best)
-        self._kept[best] = cache
-        return cache.branch(0, length=most, capacity=len(prompt)), most
+        kept = self._kept.pop(best)
+        self._kept.append(kept)
+        return kept[1].branch(0, length=most, capacity=len(prompt)), most
 
     def read(self, piece: Sequence[int], cache: KVCache, *, logits: int) -> Tensor:
         return self._cached.read(piece, cache, logits=logits)
@@ -371,30 +384,31 @@ class _CachedSlots:
     def keep(self, tokens: Sequence[int], cache: KVCache) -> None:
         if not len(tokens) >= MIN_SHARED or cache.nbytes > self._kept_bytes:
             return
-        for each in [each for each in self._kept if each == tuple(tokens[: len(each)])]:
-            del self._kept[each]
-        self._kept[tuple(tokens)] = cache
-        while sum(each.nbytes for each in self._kept.values()) > self._kept_bytes:
-            del self._kept[next(iter(self._kept))]
+        new = np.array(tokens)
+        self._kept = [each for each in self._kept if _common(each[0], new) < len(each[0])]
+        self._kept = [*self._kept, (new, cache)][-MOST_KEPT:]
+        surplus = sum(each.nbytes for _, each in self._kept) - self._kept_bytes
+        while surplus > 0:
+            surplus -= self._kept.pop(0)[1].nbytes
 
     def add(self, prompt: Sequence[int], cache: KVCache) -> None:
-        self._slots.add(cache)
+        self._all.add(cache)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        return self._cached.step(torch.tensor(tokens, device=self._cached.model.device), self._slots)
+        return self._cached.step(torch.tensor(tokens, device=self._cached.model.device), self._all)
 
     def remove(self, row: int, tokens: Sequence[int]) -> None:
-        length = self._slots.lengths[row]  # the last token has not been read
-        if self._kept_bytes and length >= MIN_SHARED:
-            self.keep(tokens[:length], self._slots.branch(row, length=length, capacity=length))
-        self._slots.remove(row)
+        length = self._all.lengths[row]  # the last token has not been read
+        if self._kept_bytes and tokens and length >= MIN_SHARED:
+            self.keep(tokens[:length], self._all.branch(row, length=length, capacity=length))
+        self._all.remove(row)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
     """The number of tokens with which both begin."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    n = min(len(one), len(other))
+    different = np.flatnonzero(one[:n] != other[:n])
+    return int(different[0]) if len(different) else n
 
 
 class _WholeSlots:

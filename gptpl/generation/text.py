@@ -343,7 +343,8 @@ class StopStrings:
         if starts:
             self.found, self._held = True, ""
             return text[: min(starts)]
-        ends = (n for stop in self._stop for n in range(len(stop)) if text.endswith(stop[:n]))
+        longest = ((stop, min(len(stop), len(text) + 1)) for stop in self._stop)
+        ends = (n for stop, most in longest for n in range(most) if text.endswith(stop[:n]))
         length = max(ends, default=0)  # of the longest end that starts a stop string
         self._held = text[len(text) - length :]
         return text[: len(text) - length]

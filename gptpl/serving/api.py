@@ -25,6 +25,7 @@ MOST_STOPS = 16
 MOST_LOGPROBS = 20
 _MOST_PROMPTS = 128
 _MOST_TEXTS = 256
+_MOST_PARAMETERS = 64
 
 
 class ApiError(Exception):
@@ -95,14 +96,18 @@ class StreamOptions(BaseModel):
 
 
 _Finite = Annotated[float, Field(ge=-2, le=2)]
+_Stop = Annotated[str, Field(max_length=500)]
+_Item = TypeVar("_Item")
+# Of a wrong list the first error is enough: all of them could be a million.
+_List = Annotated[list[_Item], Field(max_length=100_000, fail_fast=True)]
 
 
 class TextsBody(_Body):
     """What completions and chats have in common. top_k to repetition_penalty are not OpenAI's, but usual."""
 
-    n: Annotated[int, Field(ge=1)] = 1
-    seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
-    stop: str | list[str] | None = None
+    n: Annotated[int | None, Field(ge=1)] = None
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float | None, Field(ge=0, le=10)] = None
@@ -118,12 +123,17 @@ class TextsBody(_Body):
     @property
     def stops(self) -> list[str]:
         """The texts that end a text."""
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stops) > MOST_STOPS:
-            raise ApiError(
-                400, f"stop has {len(stops)} texts, at most {MOST_STOPS} are allowed", param="stop"
-            )
-        return stops
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def samples(self) -> int:
+        """Texts of each prompt."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def seed32(self) -> int | None:
+        """The seed, of which torch's generators take 32 bits."""
+        return None if self.seed is None else (self.seed ^ (self.seed >> 32)) % 2**32
 
     def rules(self, vocab_size: int) -> SamplingRules:
         """How tokens are chosen; temperature 1 where nothing is said."""
@@ -153,7 +163,7 @@ class TextsBody(_Body):
 class CompletionBody(TextsBody):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    prompt: str | _List[str] | _List[int] | _List[_List[int]] | None = ""
     max_tokens: Annotated[int | None, Field(ge=0)] = None
     logprobs: Annotated[int | None, Field(ge=0, le=MOST_LOGPROBS)] = None
     echo: bool | None = None
@@ -163,8 +173,8 @@ class CompletionBody(TextsBody):
     @property
     def prompts(self) -> list[str] | list[list[int]]:
         """A text or token ids each."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
+        if self.prompt is None or isinstance(self.prompt, str):
+            return [self.prompt or ""]
         if not self.prompt or len(self.prompt) > (
             _MOST_PROMPTS if not _ids(self.prompt) else len(self.prompt)
         ):
@@ -195,18 +205,20 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=100, fail_fast=True)] | None
 
     @property
     def text(self) -> str:
         """The message's text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
 
 
 class ChatBody(TextsBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool | None = None
@@ -222,7 +234,7 @@ class ChatBody(TextsBody):
 class ClassifyBody(_Body):
     """POST /classify, gptpl's own."""
 
-    texts: Annotated[list[str], Field(min_length=1, max_length=_MOST_TEXTS)]
+    texts: Annotated[list[str], Field(min_length=1, max_length=_MOST_TEXTS, fail_fast=True)]
 
 
 class FeedbackBody(_Body):
@@ -240,17 +252,17 @@ def parsed(body: type[Body], data: bytes) -> Body:
         content = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON in UTF-8: {error}") from error
+    if isinstance(content, dict) and len(content) > _MOST_PARAMETERS:
+        raise ApiError(400, f"the body has {len(content)} parameters, at most {_MOST_PARAMETERS} are known")
     try:
         return body.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        names = [str(name) for name in first["loc"]]
-        # Of a field that may have several types, the names of types follow its own.
-        param = names[0] if names else None
+        errors = error.errors(include_url=False)
+        # Of a field that may have several types, what is wrong with the one that was given says more.
+        first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
+        param = str(first["loc"][0]) if first["loc"] else None
         unknown = first["type"] == "extra_forbidden"
-        message = (
-            f"unknown parameter {param!r}" if unknown else f"{'.'.join(names) or 'body'}: {first['msg']}"
-        )
+        message = f"unknown parameter {param!r}" if unknown else f"{param or 'body'}: {first['msg']}"
         given = "" if unknown or len(shown := repr(first["input"])) > 80 else f", got {shown}"
         raise ApiError(400, message + given, param=param) from error
 
@@ -273,14 +285,9 @@ class Head:
         return cls(id=f"{kind}-{uuid.uuid4().hex}", object=object, created=int(time.time()), model=model)
 
 
-def usage(*, prompt: int, completion: int, shared: int) -> dict[str, Any]:
-    """Numbers of tokens."""
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": shared},
-    }
+def usage(*, prompt: int, completion: int) -> dict[str, Any]:
+    """Numbers of tokens; how many were known from earlier prompts would tell what others wrote."""
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def finish_reason(completion: Completion) -> str:
@@ -317,9 +324,9 @@ def _top(token: TokenText) -> dict[str, float] | None:
     if token.details is None:
         return None
     best: dict[str, float] = {}
-    for text, log_probability in (*token.alternatives, (token.text, token.details.log_probability)):
+    for text, log_probability in token.alternatives:  # parts of characters may have the same text
         best.setdefault(text, log_probability)
-    return best
+    return best | {token.text: token.details.log_probability}
 
 
 def chat_logprobs(tokens: Sequence[TokenText]) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gptpl.errors import InputError
 from gptpl.filters import Filter
 from gptpl.generation import Completion, SamplingRules, TokenDetails
 from gptpl.generation.continuous import ContinuousBatch, Request
-from gptpl.generation.text import Continuation, TextStream, check_stop, text_rules
+from gptpl.generation.text import Continuation, TextStream, text_rules
 from gptpl.model.protocol import vocab_size
 from gptpl.runs.models import LanguageModel
 from gptpl.tokenizers import Tokenizer
@@ -82,7 +81,7 @@ class Generation(Request):
         filter: judges each sample.
         seconds: until it is ended as too slow.
 
-    The other arguments are those of `Request`. Raises InputError as `check_stop`.
+    The other arguments are those of `Request`. Raises InputError for an id that is no text.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Generation(Request):
         seconds: float = 600.0,
     ) -> None:
         tokenizer = model.tokenizer
-        check_stop(stop, tokenizer)
+        tokenizer.known_ids(prompt)
         super().__init__(
             prompt,
             rules=text_rules(rules, tokenizer, vocab_size(model.net)),
@@ -148,9 +147,10 @@ class Generation(Request):
             if piece.completion is None and len(continuation.tokens) == self.max_new_tokens:
                 last = continuation.close("length")
                 piece = replace(last, text=piece.text + last.text)
-        except InputError as error:  # a filter that cannot judge the text
+        except Exception as error:  # a filter of the user may raise any
+            log.exception("a text could not be judged")
             self.cancelled = True
-            self.on_error(str(error))
+            self.on_error(f"the text could not be judged: {error}")
             return False
         if piece.text or piece.completion is not None:
             tokens = None
@@ -209,25 +209,13 @@ class _TokenTexts:
 
 
 class Engine:
-    """Continues the requests of a model together, see `ContinuousBatch`, from `start` to `stop`.
+    """Continues the requests of a model together, see `ContinuousBatch`, from `start` to `stop`."""
 
-    `on_step`, called in the engine's thread after each step, is told how long it took, in seconds.
-    """
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        *,
-        max_rows: int,
-        piece: int,
-        kept_bytes: int,
-        on_step: Callable[[float], None] = lambda seconds: None,
-    ) -> None:
+    def __init__(self, model: LanguageModel, *, max_rows: int, piece: int, kept_bytes: int) -> None:
         self.model = model
         self.batch = ContinuousBatch(model.net, max_rows=max_rows, piece=piece, kept_bytes=kept_bytes)
         self.alive = False
         """Whether requests are continued."""
-        self._on_step = on_step
         self._new: deque[Generation] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -269,15 +257,13 @@ class Engine:
     def _work(self) -> None:
         try:
             while self._has_work():
-                started = time.monotonic()
-                self._end_late(started)
+                self._end_late(time.monotonic())
                 try:
                     self.batch.step()
-                except (RuntimeError, MemoryError) as error:  # such as no memory for another row
+                except Exception as error:  # such as no memory for another row
                     log.exception("a step failed; its requests are ended")
                     self._fail(f"the model failed: {error}", "server_error")
                     self.batch.clear()
-                self._on_step(time.monotonic() - started)
         finally:
             self.alive = False
             with self._wake:

@@ -51,13 +51,19 @@ class _Interval:
 class Monitor:
     """Counts what happens, in the thread of the event loop; `loads` tells how busy each model is.
 
+    `learned` is called when a `Drift` has its reference.
+
     `metrics` is Prometheus' text, `data` the series of the last hour.
     """
 
     def __init__(
-        self, loads: Mapping[str, Callable[[], Load]], *, drift: "Mapping[str, Drift] | None" = None
+        self,
+        loads: Mapping[str, Callable[[], Load]],
+        *,
+        drift: "Mapping[str, Drift] | None" = None,
+        learned: Callable[[], None] = lambda: None,
     ) -> None:
-        self._loads, self.drift = loads, dict(drift or {})
+        self._loads, self.drift, self._learned = loads, dict(drift or {}), learned
         self.started = time.time()
         self._interval = _Interval()
         self._points: deque[dict[str, Any]] = deque(maxlen=POINTS)
@@ -144,6 +150,8 @@ class Monitor:
         if (drift := self.drift.get(model)) is not None:
             before = drift.state
             drift.add(log_probability=mean, repetition=repetition)
+            if drift.outputs == drift.reference:
+                self._learned()
             if drift.state == "alarm" != before:
                 log.warning("the outputs of %s have changed: %s", model, drift.measured())
 
@@ -252,6 +260,20 @@ class Drift:
         self._recent: dict[str, deque[float]] = {name: deque(maxlen=window) for name in self.MEASURES}
         self.outputs = 0
 
+    @property
+    def first(self) -> dict[str, list[float]]:
+        """The first outputs by measure, for another `Drift` to be compared with."""
+        return {name: list(values) for name, values in self._first.items()}
+
+    def restore(self, first: Mapping[str, Sequence[float]]) -> None:
+        """Compare with the first outputs of another. Raises InputError for other than those of `first`."""
+        numbers = [first[name] for name in self.MEASURES] if first.keys() == set(self.MEASURES) else []
+        flat = [value for each in numbers for value in each]
+        if [len(each) for each in numbers] != [self.reference] * 2 or not all(map(math.isfinite, flat)):
+            raise InputError(f"the first outputs must be {self.reference} numbers of {self.MEASURES}")
+        self._first = {name: list(first[name]) for name in self.MEASURES}
+        self.outputs = max(self.outputs, self.reference)
+
     def add(self, *, log_probability: float, repetition: float) -> None:
         """An output's mean log-probability per token, in nats, and its share of repeated 4-grams."""
         self.outputs += 1
@@ -287,8 +309,10 @@ class Drift:
         for name in self.MEASURES:
             first, recent = self._first[name], self._recent[name]
             reference, now = statistics.fmean(first), statistics.fmean(recent)
-            # Outputs that are all equal have no spread: any change is then infinitely many standard errors.
-            spread = statistics.stdev(first) * math.sqrt(1 / len(first) + 1 / len(recent))
+            # Welch's: each has a variance of its own. Where all outputs are equal any change is infinite.
+            spread = math.sqrt(
+                statistics.variance(first) / len(first) + statistics.variance(recent) / len(recent)
+            )
             apart = now - reference
             deviation = apart / spread if spread else (math.copysign(math.inf, apart) if apart else 0.0)
             found[name] = Measured(

@@ -10,21 +10,24 @@ import secrets
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import jinja2
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gptpl.config.groups import choices, said_by
 from gptpl.errors import InputError
-from gptpl.filters import Filter, Verdict
+from gptpl.files.durable import append_durably, write_atomically
+from gptpl.filters import Filter
 from gptpl.generation import SamplingRules
-from gptpl.generation.text import prompt_ids
+from gptpl.generation.text import check_stop, prompt_ids
 from gptpl.model.parameters import parameters_of
 from gptpl.model.protocol import context_length, vocab_size
 from gptpl.runs.export import CARD
@@ -41,13 +44,11 @@ from gptpl.serving.api import (
     TextsBody,
     chat_logprobs,
     completion_logprobs,
-    filtered,
-    finish_reason,
     parsed,
-    usage,
 )
-from gptpl.serving.engine import Delta, Engine, Event, Failure, Generation, PromptRead
+from gptpl.serving.engine import Engine, PromptRead
 from gptpl.serving.monitoring import Drift, Load, Monitor
+from gptpl.serving.texts import Prompt, Texts, by_index, check_place, ending, merged
 
 if TYPE_CHECKING:
     from gptpl.serving.server import ServerSettings
@@ -55,9 +56,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_SERVED = web.RequestKey("served", str)
+_SERVED, _FAILED = web.RequestKey("served", str), web.RequestKey("failed", int)
+_CLIENT_LEFT = 499  # as nginx records it
 _BODY_SECONDS = 30.0  # to send a body in, or to read what is written
-_STATUS_OF = {"timeout": 504, "unavailable": 503, "server_error": 500}
 _OPEN = ("/", "/monitor", "/health", "/ready")
 """Paths that need no key: the pages ask for it."""
 _HEADERS = {
@@ -77,8 +78,12 @@ class Served:
     model: LanguageModel | Classifier
     engine: Engine | None
     chat: ChatPrompt | None
-    classifying: asyncio.Lock = field(default_factory=asyncio.Lock)
-    waiting: int = 0  # calls of the classifier
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    calls: int = 0  # of the classifier, those that wait included
+
+    def called(self) -> None:
+        """A call of the classifier has ended."""
+        self.calls -= 1
 
     @property
     def kind(self) -> str:
@@ -97,13 +102,19 @@ class Served:
     def load(self) -> Load:
         """How busy it is."""
         if self.engine is None:
-            return Load(queued=self.waiting, running=int(self.classifying.locked()), cache_use=0.0)
+            return Load(queued=max(0, self.calls - 1), running=min(1, self.calls), cache_use=0.0)
         batch = self.engine.batch
+        running, tokens = batch.load
         return Load(
             queued=self.engine.queued,
-            running=batch.rows,
-            cache_use=batch.tokens / (batch.max_rows * batch.context_length),
+            running=running,
+            cache_use=tokens / (batch.max_rows * batch.context_length),
         )
+
+    @cached_property
+    def parameters(self) -> int:
+        """The number of the model's parameters."""
+        return parameters_of(self.model.net)
 
     def info(self) -> dict[str, Any]:
         """Plain data for the page."""
@@ -115,7 +126,7 @@ class Served:
             "context_length": model.max_length
             if isinstance(model, Classifier)
             else context_length(model.net),
-            "parameters": parameters_of(model.net),
+            "parameters": self.parameters,
             "step": model.step,
             "labels": list(model.labels) if isinstance(model, Classifier) else None,
             "card": None if self.card is None else f"/card/{self.number}",
@@ -138,11 +149,32 @@ class Routes:
             for each in served
             if each.engine is not None
         }
-        self.monitor = Monitor({each.id: each.load for each in served}, drift=drift)
+        if settings.drift_file is not None:
+            for name, first in _first_outputs(Path(settings.drift_file)).items():
+                if name in drift:
+                    drift[name].restore(first)
+        self.monitor = Monitor(
+            {each.id: each.load for each in served}, drift=drift, learned=self._keep_first_outputs
+        )
         self._clients = _Clients(settings.max_per_client, settings.requests_per_minute)
+        presets = {name: SamplingRules(**said_by("sampling", name)) for name in choices("sampling")}
+        self._presets = {
+            name: {"temperature": rules.temperature} | rules.changes for name, rules in presets.items()
+        }
         self._pages = jinja2.Environment(
             loader=jinja2.PackageLoader("gptpl", "."), autoescape=True, undefined=jinja2.StrictUndefined
         )
+
+    def _keep_first_outputs(self) -> None:
+        if self._settings.drift_file is None:
+            return
+        learned = {
+            name: each.first for name, each in self.monitor.drift.items() if each.outputs >= each.reference
+        }
+        try:
+            write_atomically(Path(self._settings.drift_file).expanduser(), json.dumps(learned))
+        except OSError as error:
+            log.error("drift_file=%s cannot be written: %s", self._settings.drift_file, error)
 
     def app(self) -> web.Application:
         """The routes as an application."""
@@ -178,12 +210,19 @@ class Routes:
         self.active += 1
         try:
             response = await self._error_bodies(request, handler)
+        except (asyncio.CancelledError, ConnectionError):
+            self._record(request, _CLIENT_LEFT, started)
+            raise
         finally:
             self.active -= 1
-        seconds = time.monotonic() - started
         if not response.prepared:
             response.headers.update(self._headers(request))
-        status = response.status
+        self._record(request, request.get(_FAILED, response.status), started)
+        return response
+
+    def _record(self, request: web.Request, status: int, started: float) -> None:
+        """Count and log a request that has ended."""
+        seconds = time.monotonic() - started
         if request.method == "POST":
             resource = request.match_info.route.resource
             endpoint = "other" if resource is None else resource.canonical
@@ -197,7 +236,6 @@ class Routes:
         }
         level = logging.INFO if request.method == "POST" or status >= 400 else logging.DEBUG
         log.log(level, "%s", json.dumps(record))
-        return response
 
     async def _error_bodies(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -210,6 +248,11 @@ class Routes:
             found = ApiError(error.status, f"{request.method} {request.path[:200]}: {error.reason}")
         except InputError as error:
             found = ApiError(400, str(error))
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception:
+            log.exception("a request failed")
+            found = ApiError(500, "the server failed: its log says why")
         if found.status in (401, 403, 413, 429):
             self.monitor.rejected(str(found.status))
         headers = {} if found.retry_after is None else {"Retry-After": str(found.retry_after)}
@@ -221,16 +264,18 @@ class Routes:
         settings = self._settings
         origin = request.headers.get("Origin")
         own = f"{request.scheme}://{request.host}"
-        if settings.is_local and not _is_local_name(request.host):
+        if settings.is_local and not _is_local_name(request.headers.get("Host", "")):
             # A page elsewhere whose name was made to mean this machine (DNS rebinding).
-            raise ApiError(403, f"the server is for this machine, not for the name {request.host[:100]!r}")
+            raise ApiError(403, "the server is for this machine, not for the name that was asked for")
         if origin is not None and origin not in (own, *settings.cors):
             raise ApiError(403, f"pages of {origin[:100]} may not use this server (its setting cors)")
         if request.method == "OPTIONS" and origin is not None:
             return web.Response(status=204)
         if settings.api_key is not None and request.path not in _OPEN:
-            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode("utf-8", "replace"), settings.api_key.encode()):
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), settings.api_key.encode())
+            if scheme.lower() != "bearer" or not right:
+                self._clients.wrong_key(request.remote or "")
                 raise ApiError(
                     401, "the API key is missing or wrong: send it as a bearer token", code="invalid_api_key"
                 )
@@ -251,8 +296,12 @@ class Routes:
         return _HEADERS | {
             "Cross-Origin-Resource-Policy": "cross-origin",
             "Access-Control-Allow-Origin": origin,
-            "Access-Control-Allow-Headers": "Authorization, Content-Type",
+            "Access-Control-Allow-Headers": request.headers.get(
+                "Access-Control-Request-Headers", "Authorization, Content-Type"
+            ),
             "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Expose-Headers": "Retry-After",
+            "Access-Control-Max-Age": "600",
             "Vary": "Origin",
         }
 
@@ -264,6 +313,8 @@ class Routes:
                 data = await request.read()
         except TimeoutError as error:
             raise ApiError(408, f"the body has not come within {_BODY_SECONDS:g} seconds") from error
+        except web.RequestPayloadError as error:
+            raise ApiError(400, f"the body cannot be read: {error}") from error
         return parsed(body, data)
 
     def _of(self, request: web.Request, name: str | None) -> Served:
@@ -286,17 +337,10 @@ class Routes:
             raise ApiError(
                 400, f"{served.id} is a classifier: it does not write, use /classify", param="model"
             )
-        if body.n > self._settings.max_rows:
-            raise ApiError(400, f"n must be from 1 to {self._settings.max_rows}, got {body.n}", param="n")
-        self._check_place(served.engine.queued, prompts)
+        if body.samples > (most := self._settings.max_rows):
+            raise ApiError(400, f"n must be from 1 to {most}, got {body.n}", param="n")
+        check_place(served.engine.queued, prompts, most=self._settings.max_queue)
         return served, served.model, served.engine
-
-    def _check_place(self, queued: int, new: int) -> None:
-        most = self._settings.max_queue
-        if new > most:
-            raise ApiError(400, f"a request may have up to {most} prompts, got {new}", param="prompt")
-        if queued + new > most:
-            raise ApiError(429, f"{queued} requests wait already: try again later", retry_after=5)
 
     def _check_running(self) -> None:
         if self.stopping:
@@ -309,12 +353,13 @@ class Routes:
         body = await self._body(request, CompletionBody)
         served, model, engine = self._writer(request, body, len(body.prompts))
         alternatives = self._alternatives(body.logprobs)
-        if body.best_of not in (None, body.n):
+        if body.best_of not in (None, body.samples):
             raise ApiError(400, f"best_of must equal n, got {body.best_of}", param="best_of")
         prompts = [await self._judged(served, prompt) for prompt in body.prompts]
         most = 16 if body.max_tokens is None else body.max_tokens
         notes = [{"index": i, **prompt.note} for i, prompt in enumerate(prompts) if prompt.note]
-        with _Texts(self.monitor, served.id, engine) as texts:
+        common = self._common(body, model)
+        with self._texts(served, engine) as texts:
             for prompt in prompts:
                 texts.add(
                     model,
@@ -322,23 +367,21 @@ class Routes:
                     max_new_tokens=most,
                     logprobs=alternatives,
                     echo=bool(body.echo),
-                    **self._common(body, model),
+                    **common,
                 )
 
             async def choices() -> AsyncIterator[dict[str, Any]]:
                 ends: dict[int, int] = defaultdict(int)  # of each text, in characters
                 async for number, event in texts.events():
-                    first = number * body.n
+                    first = number * body.samples
                     if isinstance(event, PromptRead):
                         if not body.echo and most:
                             continue
+                        # An empty prompt is read as an end of text.
+                        own = prompts[number].text(model) or model.tokenizer.decode([model.tokenizer.eot_id])
                         parts = [
-                            (
-                                first + sample,
-                                prompts[number].text(model) if body.echo else "",
-                                event.tokens or (),
-                            )
-                            for sample in range(body.n)
+                            (first + sample, own if body.echo else "", event.tokens or ())
+                            for sample in range(body.samples)
                         ]
                     else:
                         parts = [(first + event.sample, event.text, event.tokens or ())]
@@ -348,7 +391,7 @@ class Routes:
                             offset = ends[index]
                             logprobs = completion_logprobs(tokens, alternatives=alternatives, offset=offset)
                             ends[index] += sum(len(token.text) for token in tokens)
-                        yield {"index": index, "text": text, "logprobs": logprobs, **_ending(event, most)}
+                        yield {"index": index, "text": text, "logprobs": logprobs, **ending(event, most)}
 
             head = Head.new("cmpl", "text_completion", served.id)
             return await self._answer(request, body, texts, choices(), head, notes)
@@ -375,7 +418,7 @@ class Routes:
         ]
         ids = await asyncio.to_thread(prompt_ids, served.chat(messages), model.tokenizer)
         most = body.most_tokens
-        with _Texts(self.monitor, served.id, engine) as texts:
+        with self._texts(served, engine) as texts:
             texts.add(
                 model,
                 ids,
@@ -385,22 +428,25 @@ class Routes:
             )
 
             async def choices() -> AsyncIterator[dict[str, Any]]:
-                begun = [False] * body.n
+                begun = [False] * body.samples
                 async for _, event in texts.events():
                     if isinstance(event, PromptRead):
-                        for index in range(body.n):
+                        for index in range(body.samples):
                             delta = {"role": "assistant", "content": ""}
-                            yield {"index": index, "delta": delta, "logprobs": None, **_ending(event, 1)}
+                            yield {"index": index, "delta": delta, "logprobs": None, **ending(event, 1)}
                         continue
                     text = event.text if begun[event.sample] else event.text.lstrip()
                     begun[event.sample] |= bool(text)
                     logprobs = None if event.tokens is None else chat_logprobs(event.tokens)
                     delta = {"content": text} if text else {}
-                    yield {"index": event.sample, "delta": delta, "logprobs": logprobs, **_ending(event, 1)}
+                    yield {"index": event.sample, "delta": delta, "logprobs": logprobs, **ending(event, 1)}
 
             kind = "chat.completion.chunk" if body.stream else "chat.completion"
             head = Head.new("chatcmpl", kind, served.id)
             return await self._answer(request, body, texts, choices(), head, notes)
+
+    def _texts(self, served: Served, engine: Engine) -> Texts:
+        return Texts(self.monitor, served.id, engine, most_queued=self._settings.max_queue)
 
     def _alternatives(self, asked: int | None) -> int | None:
         """Raises ApiError where tokens would tell what a filter hides."""
@@ -415,35 +461,36 @@ class Routes:
 
     def _common(self, body: TextsBody, model: LanguageModel) -> dict[str, Any]:
         """The settings of texts that completions and chats have in common."""
+        check_stop(body.stops, model.tokenizer)
         return {
             "rules": body.rules(vocab_size(model.net)),
-            "num_samples": body.n,
-            "seed": body.seed,
+            "num_samples": body.samples,
+            "seed": body.seed32,
             "logit_bias": body.biases(),
             "stop": body.stops,
             "filter": self._settings.filter,
             "seconds": self._settings.timeout_s,
         }
 
-    async def _judged(self, served: Served, prompt: str | list[int]) -> "_Prompt":
+    async def _judged(self, served: Served, prompt: str | list[int]) -> Prompt:
         """A prompt as the filter lets it pass. Raises ApiError for one that it withholds."""
         filter = self._settings.filter
         if filter is None or not self._settings.filter_prompts:
-            return _Prompt(given=prompt)
-        given = _Prompt(given=prompt)
+            return Prompt(given=prompt)
+        given = Prompt(given=prompt)
         model = served.model
         verdict = await asyncio.to_thread(filter.verdict, given.text(model))  # a classifier takes its time
         self.monitor.verdict(served.id, verdict, where="prompt")
         if verdict.action == "withhold":
             rules = ", ".join(verdict.counts)
             raise ApiError(400, f"the server's filter refuses the prompt: {rules}", code="content_filter")
-        return _Prompt(given=verdict.text if verdict.changed else prompt, verdict=verdict)
+        return Prompt(given=verdict.text if verdict.changed else prompt, verdict=verdict)
 
     async def _answer(
         self,
         request: web.Request,
         body: TextsBody,
-        texts: "_Texts",
+        texts: Texts,
         choices: AsyncIterator[dict[str, Any]],
         head: Head,
         notes: list[dict[str, Any]],
@@ -451,9 +498,9 @@ class Routes:
         """The choices as they come, or together."""
         about: dict[str, Any] = vars(head) | ({"prompt_filter": notes} if notes else {})
         if not body.stream:
-            merged = [_merged(parts) for parts in await _by_index(choices)]
-            answer = about | {"choices": merged, "usage": texts.usage()}
-            self._log_texts(request, body, merged)
+            whole = [merged(parts) for parts in await by_index(choices)]
+            answer = about | {"choices": whole, "usage": texts.usage()}
+            self._log_texts(request, body, whole)
             return web.json_response(answer)
         response = web.StreamResponse(
             headers={
@@ -462,6 +509,8 @@ class Routes:
                 **self._headers(request),
             }
         )
+        if request.version < HttpVersion11:
+            response.force_close()  # nothing else tells such a client where the stream ends
         sent = []
         try:
             async for (
@@ -475,6 +524,7 @@ class Routes:
         except ApiError as error:
             if not response.prepared:
                 raise
+            request[_FAILED] = error.status
             await self._send(request, response, error.body)
             return response
         if body.stream_options is not None and body.stream_options.include_usage:
@@ -508,13 +558,13 @@ class Routes:
         served = self._of(request, body.model)
         if not isinstance(served.model, Classifier):
             raise ApiError(400, f"{served.id} writes texts: it is no classifier", param="model")
-        self._check_place(served.waiting, 1)
-        served.waiting += 1
-        try:
-            async with served.classifying:
-                found = await asyncio.to_thread(served.model.classify, body.texts)
-        finally:
-            served.waiting -= 1
+        check_place(served.calls, 1, most=self._settings.max_queue)
+        served.calls += 1
+        # One call at a time; it has its place until it has ended, also when the client leaves.
+        call = served.pool.submit(served.model.classify, body.texts)
+        loop = asyncio.get_running_loop()
+        call.add_done_callback(lambda _: loop.call_soon_threadsafe(served.called))
+        found = await asyncio.wrap_future(call)
         data = [
             {
                 "index": index,
@@ -536,7 +586,7 @@ class Routes:
         line = json.dumps(record, ensure_ascii=False) + "\n"
         path = Path(self._settings.feedback).expanduser()
         try:
-            await asyncio.to_thread(_append, path, line)
+            await asyncio.to_thread(append_durably, path, line)
         except OSError as error:
             log.error("feedback=%s cannot be written: %s", path, error)
             raise ApiError(500, "the feedback could not be written") from error
@@ -565,17 +615,13 @@ class Routes:
                 "changes": _hides(filter),
                 "withholds": any(rule.action == "withhold" for rule in filter.rules),
             }
-        presets = {name: SamplingRules(**said_by("sampling", name)) for name in choices("sampling")}
         return web.json_response(
             {
                 "models": [each.info() for each in self._served],
                 "filter": judging,
                 "feedback": self._settings.feedback is not None,
                 "max_tokens": max(each.info()["context_length"] for each in self._served),
-                "presets": {
-                    name: {"temperature": rules.temperature} | rules.changes
-                    for name, rules in presets.items()
-                },
+                "presets": self._presets,
             }
         )
 
@@ -624,15 +670,22 @@ class Routes:
 _FEEDBACK = {"rating", "prompt", "text", "comment"}
 
 
-def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line)
+def _first_outputs(path: Path) -> dict[str, dict[str, list[float]]]:
+    """The first outputs of each model in a file of an earlier server. Raises InputError for another file."""
+    path = path.expanduser()
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        return {str(name): {key: list(map(float, its[key])) for key in its} for name, its in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"drift_file={path} is no file of first outputs: {error}") from error
 
 
 def _is_local_name(host: str) -> bool:
     """Whether the Host header names this machine itself."""
-    name = urlsplit(f"//{host}").hostname or ""
     try:
+        name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
@@ -642,141 +695,10 @@ def _hides(filter: Filter) -> bool:
     return any(rule.action != "report" for rule in filter.rules)
 
 
-# --- the texts of a request -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Prompt:
-    """A prompt as the model reads it, and what the filter found in the one that was sent."""
-
-    given: str | list[int]
-    verdict: Verdict | None = None
-
-    def ids(self, model: LanguageModel) -> list[int]:
-        return prompt_ids(self.given, model.tokenizer)
-
-    def text(self, model: LanguageModel | Classifier) -> str:
-        return self.given if isinstance(self.given, str) else model.tokenizer.decode(self.given)
-
-    @property
-    def note(self) -> dict[str, Any]:
-        """What the answer says of it."""
-        if self.verdict is None or not self.verdict.findings:
-            return {}
-        return {**filtered(self.verdict)["filter"], "text": self.verdict.text}
-
-
-class _Texts:
-    """The generations of a request and their events; those that have not ended are cancelled at the end."""
-
-    def __init__(self, monitor: Monitor, model: str, engine: Engine) -> None:
-        self._monitor, self._model, self._engine = monitor, model, engine
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._generations: list[Generation] = []
-        self._shared = self._written = 0
-        self._started = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for each in self._generations:
-            each.cancelled = True
-
-    def add(self, model: LanguageModel, prompt: Sequence[int], **settings: Any) -> None:
-        """A prompt more. Raises ApiError for what the context cannot hold, InputError as `Generation`."""
-        number = len(self._generations)
-
-        def deliver(event: Event) -> None:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
-
-        generation = Generation(model, prompt, deliver=deliver, **settings)
-        context = context_length(model.net)
-        if (needed := len(prompt) + generation.max_new_tokens) > context:
-            raise ApiError(
-                400,
-                f"this model's maximum context length is {context} tokens, the request needs {needed}:"
-                f" {len(prompt)} of the prompt and {generation.max_new_tokens} to be written; shorten one",
-                code="context_length_exceeded",
-                room=max(0, context - len(prompt)),
-            )
-        self._engine.batch.check(generation)
-        self._generations.append(generation)
-
-    async def events(self) -> AsyncIterator[tuple[int, PromptRead | Delta]]:
-        """The events, each with the number of its prompt. Raises ApiError where one fails."""
-        for each in self._generations:
-            self._engine.submit(each)
-        left = sum(each.num_samples if each.max_new_tokens else 1 for each in self._generations)
-        written: dict[tuple[int, int], tuple[int, float]] = {}  # tokens of each text, and when they came
-        while left:
-            number, event = await self._events.get()
-            if isinstance(event, Failure):
-                raise ApiError(_STATUS_OF[event.kind], event.message, code=event.kind)
-            generation = self._generations[number]
-            if isinstance(event, PromptRead):
-                self._shared += event.shared
-                self._monitor.prompt(self._model, len(generation.prompt), event.shared)
-                left -= not generation.max_new_tokens
-            else:
-                now = time.monotonic()
-                key = (number, event.sample)
-                before, then = written.get(key, (0, self._started))
-                new = event.written - before
-                seconds = now - then if not before else (now - then) / max(1, new)
-                self._monitor.tokens(self._model, new, seconds, first=not before)
-                written[key] = event.written, now
-                self._written += new
-                if event.completion is not None:
-                    left -= 1
-                    self._monitor.output(self._model, event.ids, event.log_probabilities)
-                    if event.completion.verdict is not None:
-                        self._monitor.verdict(self._model, event.completion.verdict, where="text")
-            yield number, event
-
-    def usage(self) -> dict[str, Any]:
-        """Numbers of tokens."""
-        prompt = sum(len(each.prompt) for each in self._generations)
-        return usage(prompt=prompt, completion=self._written, shared=self._shared)
-
-
-def _ending(event: PromptRead | Delta, most: int) -> dict[str, Any]:
-    """Whether a choice has ended with this event, and what a filter found in it."""
-    if isinstance(event, PromptRead):
-        return {"finish_reason": None if most else "length"}
-    if event.completion is None:
-        return {"finish_reason": None}
-    return {"finish_reason": finish_reason(event.completion), **filtered(event.completion.verdict)}
-
-
-async def _by_index(choices: AsyncIterator[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The parts of each choice, in the order of choices."""
-    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    async for choice in choices:
-        found[choice["index"]].append(choice)
-    return [found[index] for index in sorted(found)]
-
-
-def _merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A choice of its parts, as an answer that is no stream has it."""
-    merged = {name: value for name, value in parts[-1].items() if name not in ("text", "delta", "logprobs")}
-    if "delta" in parts[0]:
-        content = "".join(part["delta"].get("content", "") for part in parts).strip()
-        merged["message"] = {"role": "assistant", "content": content, "refusal": None}
-    else:
-        merged["text"] = "".join(part["text"] for part in parts)
-    found = [part["logprobs"] for part in parts if part["logprobs"] is not None]
-    merged["logprobs"] = None
-    if found:
-        merged["logprobs"] = {
-            name: [value for each in found for value in each[name]] if first is not None else None
-            for name, first in found[0].items()
-        }
-    return merged
-
-
 # --- clients --------------------------------------------------------------------------------------------
+
+
+MOST_WRONG_KEYS = 20  # of an address in a minute
 
 
 class _Clients:
@@ -786,26 +708,37 @@ class _Clients:
         self._most, self._per_minute = most, per_minute
         self._active: dict[str, int] = defaultdict(int)
         self._times: dict[str, deque[float]] = defaultdict(deque)
+        self._wrong: dict[str, deque[float]] = defaultdict(deque)
 
     def begin(self, client: str) -> None:
         """Count a request. Raises ApiError for one too many."""
-        now = time.monotonic()
-        if self._active[client] >= self._most:
+        if self._active.get(client, 0) >= self._most:
             raise ApiError(429, f"{self._most} requests of yours are being answered already", retry_after=1)
         if self._per_minute is not None:
-            for each in [each for each, times in self._times.items() if times[-1] < now - 60]:
-                del self._times[each]
-            times = self._times[client]
-            while times and times[0] < now - 60:
-                times.popleft()
-            if len(times) >= self._per_minute:
-                wait = max(1, math.ceil(times[0] + 60 - now))
-                raise ApiError(429, f"more than {self._per_minute} requests in a minute", retry_after=wait)
-            times.append(now)
+            _count(self._times, client, self._per_minute, "requests")
         self._active[client] += 1
+
+    def wrong_key(self, client: str) -> None:
+        """Count a wrong key. Raises ApiError for one too many in a minute."""
+        _count(self._wrong, client, MOST_WRONG_KEYS, "wrong keys")
 
     def end(self, client: str) -> None:
         """A request that began has ended."""
         self._active[client] -= 1
         if not self._active[client]:
             del self._active[client]
+
+
+def _count(times: dict[str, deque[float]], client: str, most: int, of: str) -> None:
+    """Count one more of this minute. Raises ApiError for one too many."""
+    now = time.monotonic()
+    for each in [each for each, its in times.items() if its[-1] < now - 60]:
+        del times[each]
+    own = times[client]
+    while own and own[0] < now - 60:
+        own.popleft()
+    if len(own) >= most:
+        raise ApiError(
+            429, f"more than {most} {of} in a minute", retry_after=math.ceil(own[0] + 60 - now) or 1
+        )
+    own.append(now)

@@ -50,6 +50,8 @@ class ServerSettings:
         feedback: a JSON Lines file for what people report; None: they cannot.
         log_texts: whether the log has prompts and texts.
         drift_reference, drift_window, drift_threshold: as for `Drift`.
+        drift_file: keeps the first outputs, so that a server that is started again compares with them; None:
+            each compares with its own.
 
     Raises InputError for a number out of range, and for what is not safe.
     """
@@ -76,6 +78,7 @@ class ServerSettings:
     drift_reference: int = 200
     drift_window: int = 50
     drift_threshold: float = 4.0
+    drift_file: str | Path | None = None
 
     def __post_init__(self) -> None:
         least = {"max_rows": 1, "prompt_piece": 1, "kept_mb": 0, "max_queue": 1, "max_per_client": 1}
@@ -162,7 +165,7 @@ class Server:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._started = threading.Event()
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
 
     def _engine(self, model: LanguageModel | Classifier) -> Engine | None:
@@ -200,11 +203,15 @@ class Server:
         """Start, and return when requests are answered."""
         self._thread.start()
         self._started.wait()
-        if self._error is not None:
+        error = self._error
+        if isinstance(error, OSError | UnicodeError):  # names of hosts are encoded
+            reason = os_error_text(error) if isinstance(error, OSError) else str(error)
             raise InputError(
-                f"host={self.settings.host} port={self.settings.port} cannot be used"
-                f" ({os_error_text(self._error)}): give another port, or 0 for a free one"
-            ) from self._error
+                f"host={self.settings.host} port={self.settings.port} cannot be used ({reason}): give another"
+                " port, or 0 for a free one"
+            ) from error
+        if error is not None:
+            raise error
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the server has stopped; returns whether it has."""
@@ -231,6 +238,10 @@ class Server:
     def _run(self) -> None:
         try:
             asyncio.run(self._main())
+        except BaseException as error:
+            if self._started.is_set():
+                raise
+            self._error = error
         finally:
             self._started.set()
 
@@ -238,18 +249,18 @@ class Server:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         # Handlers are cancelled when their client leaves: what they wait for ends then.
         runner = web.AppRunner(
-            self._routes.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
+            self._routes.app(),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=1.0,
+            keepalive_timeout=75,
         )
         await runner.setup()
         ticking = asyncio.create_task(self._tick())
         engines = [served.engine for served in self._served if served.engine is not None]
         try:
             site = web.TCPSite(runner, self.settings.host, self.settings.port)
-            try:
-                await site.start()
-            except OSError as error:
-                self._error = error
-                return
+            await site.start()
             self.port = runner.addresses[0][1]
             for engine in engines:
                 engine.start()
@@ -264,6 +275,8 @@ class Server:
             ticking.cancel()
             for engine in engines:
                 await asyncio.to_thread(engine.stop)
+            for served in self._served:
+                served.pool.shutdown(wait=False, cancel_futures=True)
             await runner.cleanup()
 
     async def _tick(self) -> None:

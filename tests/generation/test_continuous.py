@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from gptpl.errors import InputError
 from gptpl.generation import Decoding, SamplingRules, TokenDetails
-from gptpl.generation.continuous import MIN_SHARED, ContinuousBatch, Request
+from gptpl.generation.continuous import MIN_SHARED, MOST_KEPT, ContinuousBatch, Request
 from gptpl.generation.sampling import seeded_generator
-from gptpl.model import GPTConfig, GPTModel
+from gptpl.model import CachedGPT, GPTConfig, GPTModel
 
 V, C, END = 37, 48, 0
 MODERN = {"position": "rope", "norm": "rmsnorm", "feed_forward": "swiglu", "linear_bias": False}
@@ -259,6 +259,39 @@ def test_logits_that_are_not_finite_end_their_own_request_only():
     assert [each.texts for each in later] == [expected, expected]
 
 
+def test_what_is_not_finite_is_not_kept_for_prompts_that_begin_alike(monkeypatch):
+    model, prompt = build(), list(range(1, 30))
+    batch = ContinuousBatch(model, max_rows=2, kept_bytes=10**7)
+    original = CachedGPT.read
+
+    def damaged(self: CachedGPT, *given: Any, **settings: Any) -> Tensor:
+        return original(self, *given, **settings) * torch.nan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CachedGPT, "read", damaged)
+        first = request(prompt)
+        run(batch, first)
+    assert first.errors
+    again = request(prompt)
+    run(batch, again)
+    assert (again.errors, again.shared, again.texts) == ([], 0, alone(model, again))
+
+
+def test_a_prompt_is_found_among_many_beginnings():
+    model = build()
+    batch = ContinuousBatch(model, max_rows=1, kept_bytes=10**9)
+    numbers = random.Random(2)
+    prompts = [[numbers.randrange(1, V) for _ in range(20)] for _ in range(MOST_KEPT + 10)]
+    for prompt in prompts:
+        run(batch, request(prompt, new=1))
+    shared = []
+    for prompt in (prompts[0], prompts[-1], prompts[50]):
+        again = request([*prompt, 3], new=1)
+        run(batch, again)
+        shared.append(again.shared)
+    assert shared == [0, 20, 20]
+
+
 def test_rules_by_which_nothing_can_be_drawn_end_their_own_request_only():
     model = build()
     extreme = request([1, 2], rules=SamplingRules(temperature=1.0, repetition_penalty=1e-320))
@@ -316,6 +349,7 @@ def test_a_bias_moves_logits_of_its_own_request_only():
         ({"logit_bias": {V: 1.0}}, "logit_bias must hold token ids"),
         ({"alternatives": -1}, "alternatives must be from 0"),
         ({"new": -1}, "max_new_tokens must be at least 0"),
+        ({"seed": 2**64}, "seed must be"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_it_waits(settings, message):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gptpl.data.instructions.template import PromptTemplate
+from gptpl.generation.continuous import ContinuousBatch
 from gptpl.model import ClassifierConfig, GPTClassifier, GPTConfig, GPTModel
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
 from gptpl.serving import Server, serve
@@ -77,6 +78,17 @@ def until(done: Callable[[], object], seconds: float = 20.0) -> None:
     while not done():
         assert time.monotonic() < end, "it has not come true in time"
         time.sleep(0.01)
+
+
+def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Steps that take so much longer."""
+    original = ContinuousBatch.step
+
+    def step(self: ContinuousBatch) -> None:
+        time.sleep(seconds)
+        original(self)
+
+    monkeypatch.setattr(ContinuousBatch, "step", step)
 
 
 class Client:

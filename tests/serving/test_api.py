@@ -51,6 +51,15 @@ def test_a_seed_gives_the_samples_that_it_gives_in_python(client, base):
     assert len({each.text for each in expected}) > 1
 
 
+@pytest.mark.parametrize("seed", [2**32, 2**63 - 1, -1, -(2**63)])
+def test_any_seed_of_64_bits_makes_a_text_reproducible(client, seed):
+    texts = [
+        client.complete(seed=each, max_tokens=12, temperature=1.2)["choices"][0]["text"]
+        for each in (seed, seed, seed // 2 + 7)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
 def test_temperature_is_one_where_nothing_is_said(client, base):
     status, answer = client.post("/v1/completions", {"prompt": PROMPT, "seed": 3, "max_tokens": 16})
     assert status == 200
@@ -104,9 +113,12 @@ def test_several_prompts_as_texts_and_as_tokens(client, base):
 
 
 def test_an_empty_prompt_begins_a_text(client, base):
-    assert client.complete("", max_tokens=5)["choices"][0]["text"] == base.generate(
-        "", max_new_tokens=5, temperature=0
-    )
+    expected = base.generate("", max_new_tokens=5, temperature=0)
+    assert client.complete("", max_tokens=5)["choices"][0]["text"] == expected
+    assert client.complete(None, max_tokens=5)["choices"][0]["text"] == expected
+    [echoed] = client.complete("", max_tokens=5, echo=True, logprobs=0)["choices"]
+    assert echoed["text"] == f"<|endoftext|>{expected}"
+    assert "".join(echoed["logprobs"]["tokens"]) == echoed["text"]
 
 
 def test_logprobs_and_echo_are_what_the_model_finds_in_the_text(client, base):
@@ -130,7 +142,9 @@ def test_logprobs_and_echo_are_what_the_model_finds_in_the_text(client, base):
     assert found["token_logprobs"][len(PROMPT) :] == pytest.approx(
         [each.log_probability for each in completion.details], abs=1e-4
     )
-    for best, own in zip(found["top_logprobs"][1:], found["token_logprobs"][1:], strict=True):
+    named = zip(found["tokens"][1:], found["top_logprobs"][1:], found["token_logprobs"][1:], strict=True)
+    for token, best, own in named:
+        assert best[token] == own
         assert max(best.values()) >= own - 1e-6
         assert 2 <= len(best) <= 4
 
@@ -158,7 +172,15 @@ def test_a_bias_decides(client):
 
 def test_what_changes_no_text_is_accepted(client):
     same = client.complete(max_tokens=3)["choices"]
-    given = {"user": "me", "metadata": {"a": "b"}, "store": False, "best_of": 1, "suffix": None, "top_k": -1}
+    given = {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": False,
+        "best_of": 1,
+        "suffix": None,
+        "top_k": -1,
+        "n": None,
+    }
     assert client.complete(max_tokens=3, model="tale", **given)["choices"] == same
 
 
@@ -176,10 +198,11 @@ def test_what_changes_no_text_is_accepted(client):
         ({"prompt": [-1]}, None, "-1"),
         ({"prompt": [[]] * 2, "max_tokens": 999}, None, "maximum context"),
         ({"prompt": ["x"] * 65}, "prompt", "up to 64 prompts, got 65"),
-        ({"prompt": None}, "prompt", "prompt"),
         ({"temperature": "hot"}, "temperature", "valid number, got 'hot'"),
         ({"temperature": -0.1}, "temperature", "greater than or equal to 0"),
         ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"prompt": [300, *[65] * 12], "echo": True, "logprobs": 1}, None, "300"),
+        ({"stop": "x" * 501}, "stop", "at most 500"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"n": 9}, "n", "n must be from 1 to 4, got 9"),
         ({"n": 2**40}, "n", "n must be from 1 to 4"),
@@ -193,7 +216,7 @@ def test_what_changes_no_text_is_accepted(client):
         ({"best_of": 2}, "best_of", "best_of must equal n, got 2"),
         ({"suffix": "x"}, "suffix", "suffix"),
         ({"tempperature": 1}, "tempperature", "unknown parameter 'tempperature'"),
-        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": 2**63}, "seed", "less than"),
     ],
 )
 def test_a_wrong_parameter_is_named(client, body, param, words):

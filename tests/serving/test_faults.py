@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.errors import InputError
 from gptpl.filters import Finding, Rule
 from gptpl.generation.continuous import ContinuousBatch
-from gptpl.model import GPTModel
+from gptpl.model import CachedGPT, GPTModel
 from gptpl.runs.models import LanguageModel
 from gptpl.serving import serve
-from tests.serving.conftest import PROMPT, until
+from gptpl.serving.engine import Engine
+from tests.serving.conftest import PROMPT, slow_down, until
 
+PATH = "/v1/completions"
 LONG = json.dumps(
     {"prompt": "x", "max_tokens": 150, "temperature": 1, "stream": True, "logit_bias": {"256": -100}}
 ).encode()
@@ -44,7 +45,7 @@ def test_a_client_that_leaves_frees_its_place_at_once(served):
         with client.begun("/v1/completions", LONG) as first, client.begun("/v1/completions", LONG) as second:
             assert first.recv(100).startswith(b"HTTP/1.1 200")
             assert second.recv(100).startswith(b"HTTP/1.1 200")
-            assert server.monitor.loads()["tale"].running == 2
+            until(lambda: server.monitor.loads()["tale"].running == 2)
         until(lambda: server.monitor.loads()["tale"].running == 0, seconds=2)
     well()
 
@@ -109,6 +110,43 @@ def test_a_client_that_does_not_read_is_dropped(start, base, monkeypatch):
         until(lambda: server.monitor.loads()["tale"].running == 2)
         until(lambda: server.monitor.loads()["tale"].running == 0)
     assert client.complete(max_tokens=3)
+
+
+def test_a_large_wrong_body_costs_little(served):
+    _, client, well = served
+    for body in (
+        b'{"prompt": [' + b"{}," * 300_000 + b"{}]}",
+        b'{"messages": [' + b"{}," * 300_000 + b"{}]}",
+        b'{"prompt": [' + b"[{}]," * 150_000 + b"{}]}",
+        b"{" + b",".join(b'"%d": 1' % number for number in range(80_000)) + b"}",
+        b'{"prompt": "x", "stop": "' + b"-" * 1_000_000 + b'"}',
+        b'{"prompt": "x", "stop": [' + b'"x",' * 200_000 + b'"x"]}',
+    ):
+        started = time.process_time()  # of this process, the server included
+        assert client.refused(PATH, body)[0] == 400
+        assert time.process_time() - started < 1.0
+    well()
+
+
+@pytest.mark.parametrize("length", ["content-encoding: gzip", "host: [::1"])
+def test_heads_that_are_wrong_get_an_error_body(client, length):
+    name, _, value = length.partition(": ")
+    status, error = client.refused(PATH, {"prompt": "x"}, **{name: value})
+    assert status in (400, 403)
+    assert error["message"]
+
+
+def test_a_client_of_http_1_0_sees_the_end_of_a_stream(client):
+    body = json.dumps({"prompt": "x", "max_tokens": 3, "stream": True}).encode()
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n"
+            b"Content-Type: application/json\r\n" + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+        )
+        received = b""
+        while data := connection.recv(4096):
+            received += data
+    assert received.endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize(
@@ -203,17 +241,6 @@ def test_a_thousand_random_bodies_kill_nothing(served):
     well()
 
 
-def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Steps that take so much longer."""
-    original = ContinuousBatch.step
-
-    def step(self: ContinuousBatch) -> None:
-        time.sleep(seconds)
-        original(self)
-
-    monkeypatch.setattr(ContinuousBatch, "step", step)
-
-
 # --- the model ------------------------------------------------------------------------------------------
 
 
@@ -257,6 +284,31 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(served, monkeypatch):
     well()
 
 
+@pytest.mark.parametrize("where", ["new_cache", "read", "step"])
+def test_what_fails_within_a_step_leaves_nobody_waiting(served, monkeypatch, where):
+    _, client, well = served
+    original = getattr(CachedGPT, where)
+    failing = [True]
+
+    def once(self: CachedGPT, *given: Any, **settings: Any) -> Any:
+        if failing:
+            failing.clear()
+            raise KeyError("a defect")
+        return original(self, *given, **settings)
+
+    monkeypatch.setattr(CachedGPT, where, once)
+    status, error = client.refused("/v1/completions", {"prompt": PROMPT, "max_tokens": 5})
+    assert (status, error["message"]) == (500, "the model failed: 'a defect'")
+    well()
+
+
+def test_an_engine_that_says_nothing_is_given_up(start, base, monkeypatch):
+    monkeypatch.setattr("gptpl.serving.texts._LATE", 0.2)
+    monkeypatch.setattr(Engine, "submit", lambda self, generation: None)
+    _, client = start(base, timeout_s=0.1)
+    assert client.refused("/v1/completions", {"prompt": PROMPT})[0] == 504
+
+
 def test_a_dead_engine_shows_in_the_health(start, base, monkeypatch):
     server, client = start(base)
 
@@ -264,9 +316,10 @@ def test_a_dead_engine_shows_in_the_health(start, base, monkeypatch):
         raise KeyError("a defect")
 
     monkeypatch.setattr(ContinuousBatch, "step", step)
+    monkeypatch.setattr(ContinuousBatch, "clear", step)
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
-    assert client.refused("/v1/completions", {"prompt": PROMPT})[0] == 503
-    assert client.get("/health") == (503, {"status": "failed"})
+    assert client.refused("/v1/completions", {"prompt": PROMPT})[0] == 500
+    until(lambda: client.get("/health") == (503, {"status": "failed"}))
     assert client.get("/ready")[0] == 503
     assert client.refused("/v1/completions", {"prompt": PROMPT})[0] == 503
     assert client.get("/v1/models")[0] == 200
@@ -276,12 +329,18 @@ def test_a_dead_engine_shows_in_the_health(start, base, monkeypatch):
 def test_a_filter_that_fails_ends_its_request_only(start, base):
     class Broken(Rule):
         def find(self, part: str) -> list[Finding]:
-            raise InputError("the list of words has gone")
+            raise KeyError("the list of words has gone")
 
     _, client = start(base, filter=Broken(), filter_prompts=False)
-    status, error = client.refused("/v1/completions", {"prompt": PROMPT, "max_tokens": 3})
-    assert (status, error["message"]) == (500, "the list of words has gone")
-    assert client.get("/health")[0] == 200
+    for _ in range(2):
+        status, error = client.refused("/v1/completions", {"prompt": PROMPT, "max_tokens": 3})
+        assert (status, error["message"]) == (
+            500, "the text could not be judged: 'the list of words has gone'"
+        )  # fmt: skip
+        assert client.get("/health")[0] == 200
+    _, client = start(base, filter=Broken())
+    status, error = client.refused("/v1/completions", {"prompt": PROMPT})
+    assert (status, error["message"]) == (500, "the server failed: its log says why")
 
 
 def test_a_text_that_takes_too_long_is_ended(start, base, monkeypatch):

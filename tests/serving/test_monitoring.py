@@ -1,5 +1,6 @@
 """Metrics, the series of the monitor's page, and the alarm for outputs that have changed."""
 
+import json
 import random
 
 import pytest
@@ -8,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gptpl.errors import InputError
 from gptpl.filters import PersonalData
 from gptpl.serving import Drift
-from tests.serving.conftest import PROMPT
+from tests.serving.conftest import PROMPT, slow_down, until
 
 
 def metrics(client):
@@ -54,6 +55,19 @@ def test_requests_tokens_and_findings_are_counted(start, base):
     server.monitor.tick()
     quiet = client.get("/monitor/data")[1]["points"][1]
     assert (quiet["requests"], quiet["first_token_ms"], quiet["log_probability"]) == (0, None, None)
+
+
+def test_streams_that_fail_and_clients_that_leave_are_counted(start, base, monkeypatch):
+    server, client = start(base, timeout_s=0.2)
+    slow_down(monkeypatch, 0.02)
+    body = {"prompt": "x", "max_tokens": 150, "stream": True, "logit_bias": {"256": -100}}
+    client.stream("/v1/completions", body)
+    with client.begun("/v1/completions", json.dumps(body).encode()) as connection:
+        connection.recv(100)
+    labels = [("endpoint", "/v1/completions"), ("model", "tale")]
+    until(lambda: metrics(client).get(("gptpl_requests_total", *labels, ("status", "499"))) == 1)
+    assert metrics(client)["gptpl_requests_total", *labels, ("status", "504")] == 1
+    assert server.monitor.data()["totals"]["errors"] == 1
 
 
 def test_what_is_refused_is_counted_by_its_status(start, base):
@@ -116,11 +130,37 @@ def test_deviations_are_counted_in_standard_errors():
     for value in (-1.0, -3.0, -1.0, -3.0, -4.0, -4.0):  # standard deviation 1.1547
         drift.add(log_probability=value, repetition=0.5)
     found = drift.measured()
-    assert found["log_probability"].deviation == pytest.approx(-2 / (1.1547005 * (1 / 4 + 1 / 2) ** 0.5))
+    assert found["log_probability"].deviation == pytest.approx(-2 / (4 / 3 / 4) ** 0.5)
     assert found["repetition"].deviation == 0
     assert drift.state == "alarm"
-    drift.add(log_probability=-2.0, repetition=0.6)  # all were equal before
+    for _ in range(2):
+        drift.add(log_probability=-2.0, repetition=0.6)  # all were equal before
     assert drift.record()["measures"]["repetition"]["deviation"] is None
+
+
+def test_one_output_that_repeats_itself_is_no_alarm_where_none_did():
+    drift = Drift(reference=100, window=40)
+    for number in range(180):
+        drift.add(log_probability=-2.0 + number % 7 / 10, repetition=0.3 if number == 150 else 0.0)
+        assert drift.state != "alarm"
+
+
+def test_a_server_that_is_started_again_compares_with_the_first_outputs(start, base, tmp_path):
+    file = tmp_path / "first.json"
+    settings = {"drift_reference": 5, "drift_window": 3, "drift_file": file}
+    server, _ = start(base, **settings)
+    for number in range(5):
+        assert not file.exists()
+        server.monitor.output("tale", [1, 2, 3] * 4, [-1.0 - number / 10] * 12)
+    again, _ = start(base, **settings)
+    for number in range(3):
+        again.monitor.output("tale", [1, 2, 3] * 4, [-3.0 - number / 10] * 12)
+    drift = again.monitor.drift["tale"]
+    assert (drift.state, drift.measured()["log_probability"].reference) == ("alarm", pytest.approx(-1.2))
+    for content in ("[]", "{", '{"tale": {"repetition": [1]}}', '{"tale": {"log_probability": ["x"]}}'):
+        file.write_text(content)
+        with pytest.raises(InputError, match=r"first outputs"):
+            start(base, **settings)
 
 
 def test_an_alarm_is_logged_once(start, base, caplog):

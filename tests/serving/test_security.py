@@ -1,6 +1,8 @@
 """Who may use a server, and what requests can reach: nothing but the models."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -9,7 +11,7 @@ from gptpl.errors import InputError
 from gptpl.filters import PersonalData, WordList
 from gptpl.serving import ServerSettings, serve
 from gptpl.serving.server import Server
-from tests.serving.conftest import PROMPT, until
+from tests.serving.conftest import PROMPT, slow_down, until
 
 KEY = "a long secret"
 BODY = {"prompt": PROMPT, "max_tokens": 2}
@@ -68,6 +70,8 @@ def test_a_port_in_use_is_named(start, base):
     server, _ = start(base)
     with pytest.raises(InputError, match=rf"port={server.port} cannot be used .*give another port"):
         serve(base, port=server.port)
+    with pytest.raises(InputError, match="cannot be used"):
+        serve(base, host="x" * 70, port=0, insecure=True)
 
 
 # --- keys and origins -----------------------------------------------------------------------------------
@@ -90,6 +94,19 @@ def test_without_the_key_only_pages_and_health_are_open(start, base):
         assert KEY not in error["message"]
     assert client.post("/v1/completions", BODY, Authorization=f"Bearer {KEY}")[0] == 200
     assert client.get("/info", Authorization=f"Bearer {KEY}")[0] == 200
+
+
+def test_a_key_cannot_be_guessed_at_any_rate(start, base):
+    _, client = start(base, api_key=KEY)
+    found = [client.refused("/v1/completions", BODY, Authorization=f"Bearer {i}")[0] for i in range(25)]
+    assert found == [401] * 20 + [429] * 5
+    assert client.post("/v1/completions", BODY, Authorization=f"bearer  {KEY}")[0] == 200
+
+
+def test_usage_does_not_tell_what_others_wrote(client):
+    client.complete("The password of the safe is tulip 42", max_tokens=1)
+    usage = client.complete("The password of the safe is tulip 4", max_tokens=1)["usage"]
+    assert set(usage) == {"prompt_tokens", "completion_tokens", "total_tokens"}
 
 
 def test_a_name_made_to_mean_this_machine_is_refused(client):
@@ -119,6 +136,9 @@ def test_a_named_origin_may_use_it(start, base):
         assert response.status == 204
         assert response.headers["Access-Control-Allow-Origin"] == "https://lab.example"
         assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
+    asked = {"Access_Control_Request_Headers": "authorization, x-stainless-os"}
+    with client.sent("OPTIONS", "/v1/completions", **given, **asked) as response:
+        assert response.headers["Access-Control-Allow-Headers"] == "authorization, x-stainless-os"
     data = json.dumps(BODY | {"stream": True}).encode()
     with client.sent("POST", "/v1/completions", data, Content_Type="application/json", **given) as response:
         assert response.headers["Access-Control-Allow-Origin"] == "https://lab.example"
@@ -182,7 +202,8 @@ def test_a_body_that_is_too_large_is_refused(start, base):
     assert client.complete(max_tokens=1)
 
 
-def test_more_requests_than_may_wait_are_refused_with_the_time_to_retry(start, base):
+def test_more_requests_than_may_wait_are_refused_with_the_time_to_retry(start, base, monkeypatch):
+    slow_down(monkeypatch, 0.02)
     server, client = start(base, max_rows=1, max_queue=2)
     body = json.dumps(
         {"prompt": "x", "max_tokens": 150, "stream": True, "temperature": 0, "logit_bias": {"0": -100}}
@@ -200,7 +221,47 @@ def test_more_requests_than_may_wait_are_refused_with_the_time_to_retry(start, b
     assert client.complete(max_tokens=2)
 
 
-def test_an_address_may_have_so_many_requests_at_a_time(start, base):
+def test_requests_sent_together_have_no_more_places(start, base):
+    server, client = start(base, max_rows=1, max_queue=4)
+    body = {"prompt": ["x"] * 4, "max_tokens": 100, "logit_bias": {"256": -100}}
+    most = [0]
+
+    def ask(_: int) -> int:
+        status, _ = client.post("/v1/completions", body)
+        most[0] = max(most[0], server.monitor.loads()["tale"].queued)
+        return status
+
+    with ThreadPoolExecutor(20) as pool:
+        assert set(pool.map(ask, range(20))) == {200, 429}
+    assert most[0] <= 4
+
+
+def test_a_classifier_is_called_once_at_a_time(start, base, spam, monkeypatch):
+    server, client = start(spam, base)
+    running, most = [0], [0]
+    original = type(spam).classify
+
+    def classify(self, texts):
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.1)
+        found = original(self, texts)
+        running[0] -= 1
+        return found
+
+    monkeypatch.setattr(type(spam), "classify", classify)
+    body = json.dumps({"model": "spam", "texts": ["x"]}).encode()
+    with ExitStack() as open_requests:
+        for _ in range(12):
+            open_requests.enter_context(client.begun("/classify", body))
+        until(lambda: server.monitor.loads()["spam"].queued == 11)
+    assert client.complete(model="tale", max_tokens=2)  # the other model has its own thread
+    until(lambda: server.monitor.loads()["spam"].running == 0)
+    assert most[0] == 1
+
+
+def test_an_address_may_have_so_many_requests_at_a_time(start, base, monkeypatch):
+    slow_down(monkeypatch, 0.02)
     _, client = start(base, max_per_client=1)
     body = json.dumps({"prompt": "x", "max_tokens": 150, "stream": True, "temperature": 0}).encode()
     with client.begun("/v1/completions", body):

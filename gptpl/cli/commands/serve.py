@@ -38,7 +38,7 @@ def serve(given: Arguments) -> None:
         from gptpl.serving.server import API_KEY, Server, ServerSettings
 
     cfg = settings_of(given)
-    made = {"filter": given_filter(cfg), "api_key": cfg["api_key"] or os.environ.get(API_KEY)}
+    made = {"filter": given_filter(cfg), "api_key": cfg["api_key"] or os.environ.get(API_KEY) or None}
     settings = ServerSettings(**{field.name: cfg[field.name] for field in fields(ServerSettings)} | made)
     first = given_model(cfg)
     more = [
