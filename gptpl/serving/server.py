@@ -1,16 +1,18 @@
 """A server with OpenAI's API, and pages for people: `gptpl.serve`."""
 
 import asyncio
+import html
 import ipaddress
 import math
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 from aiohttp import web
 
 from gptpl.errors import InputError, os_error_text
@@ -130,6 +132,23 @@ def serve(*models: Any, names: Sequence[str] | None = None, **settings: Any) -> 
     return server
 
 
+@asynccontextmanager
+async def client(*models: Any, **settings: Any) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of a server of its own, for asynchronous tests of yours and notebooks.
+
+        async with gptpl.serving.client(model) as session:
+            answer = await session.post("/v1/completions", json={"prompt": "Every effort moves"})
+
+    Arguments as for `serve`; the server has a free port, and stops at the end.
+    """
+    server = await asyncio.to_thread(serve, *models, **({"port": 0} | settings))
+    try:
+        async with aiohttp.ClientSession(server.url) as session:
+            yield session
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
 class Server:
     """A server of these models, from `start` to `stop`. See `serve`."""
 
@@ -194,11 +213,6 @@ class Server:
         """What the server has done."""
         return self._routes.monitor
 
-    @property
-    def app(self) -> web.Application:
-        """The routes as an aiohttp application, for tests of yours; `start` starts what answers."""
-        return self._routes.app()
-
     def start(self) -> None:
         """Start, and return when requests are answered."""
         self._thread.start()
@@ -228,6 +242,12 @@ class Server:
         """`request_stop`, and wait."""
         self.request_stop()
         self.wait()
+
+    def _repr_html_(self) -> str:
+        """A link to the page, for notebooks."""
+        return (
+            f'<a href="{self.url}" target="_blank">{", ".join(map(html.escape, self.names))}: {self.url}</a>'
+        )
 
     def __enter__(self) -> "Server":
         return self

@@ -1,5 +1,6 @@
 """OpenAI's API: the texts are those of `LanguageModel.complete`, the shapes what openai's client reads."""
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import openai
 import pytest
 import torch
 
+import gptpl.serving
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.runs.models import LanguageModel
 from tests.serving.conftest import PROMPT, Client
@@ -431,6 +433,22 @@ def test_curl_works(client, base):
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     assert '"object": "text_completion"' in done.stdout
+
+
+def test_an_asynchronous_client_in_a_few_lines(base):
+    async def ask() -> Any:
+        async with gptpl.serving.client(base) as session:
+            answer = await session.post("/v1/completions", json={"prompt": "Ja", "temperature": 0})
+            return await answer.json()
+
+    assert asyncio.run(ask())["choices"][0]["text"] == base.generate("Ja", max_new_tokens=16, temperature=0)
+
+
+def test_a_notebook_shows_where_the_server_is(start, base):
+    server, _ = start(base, names=["<tale>"])
+    assert server._repr_html_() == (
+        f'<a href="http://127.0.0.1:{server.port}" target="_blank">&lt;tale&gt;: http://127.0.0.1:{server.port}</a>'
+    )
 
 
 def test_characters_of_several_tokens_come_whole(start, base):
