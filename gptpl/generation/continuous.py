@@ -263,7 +263,7 @@ class ContinuousBatch:
     def _take(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Choose the next token of each of these rows, by its logits (B, V), and hand it over."""
         groups: dict[object, list[int]] = defaultdict(list)
-        finite = logits.isfinite().all(dim=-1).tolist()
+        finite = logits.float().sum(dim=-1).isfinite().tolist()  # the sum is, if all are
         for place, row in enumerate(rows):
             request = row.request
             if finite[place]:

@@ -1,6 +1,7 @@
 """A model that writes texts for many requests at a time, in a thread of its own."""
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -8,15 +9,21 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from gptpl.filters import Filter
 from gptpl.generation import Completion, SamplingRules, TokenDetails
 from gptpl.generation.continuous import ContinuousBatch, Request
 from gptpl.generation.text import Continuation, TextStream, text_rules
-from gptpl.model.protocol import vocab_size
+from gptpl.model.protocol import device_of, vocab_size
 from gptpl.runs.models import LanguageModel
 from gptpl.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
+
+_TRIALS = 6  # steps with each number of threads
+_LONG_STEP = 0.02  # seconds, most of them in products, which use all threads
+_FASTER = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,11 +215,26 @@ class _TokenTexts:
         return self._stream.with_token(token)
 
 
-class Engine:
-    """Continues the requests of a model together, see `ContinuousBatch`, from `start` to `stop`."""
+class _Trial(Request):
+    """Texts that nobody reads."""
 
-    def __init__(self, model: LanguageModel, *, max_rows: int, piece: int, kept_bytes: int) -> None:
-        self.model = model
+    def on_token(self, sample: int, token: int, details: TokenDetails | None) -> bool:
+        return True
+
+    def on_error(self, message: str) -> None:
+        log.warning("the model cannot write: %s", message)
+
+
+class Engine:
+    """Continues the requests of a model together, see `ContinuousBatch`, from `start` to `stop`.
+
+    One that is `alone` in its process uses one thread of a CPU if steps are faster so.
+    """
+
+    def __init__(
+        self, model: LanguageModel, *, max_rows: int, piece: int, kept_bytes: int, alone: bool = False
+    ) -> None:
+        self.model, self._alone = model, alone
         self.batch = ContinuousBatch(model.net, max_rows=max_rows, piece=piece, kept_bytes=kept_bytes)
         self.alive = False
         """Whether requests are continued."""
@@ -255,7 +277,10 @@ class Engine:
             self._thread.join()
 
     def _work(self) -> None:
+        threads = torch.get_num_threads()
         try:
+            if self._alone and threads > 1 and device_of(self.model.net).type == "cpu":
+                self._choose_threads(threads)
             while self._has_work():
                 self._end_late(time.monotonic())
                 try:
@@ -265,10 +290,28 @@ class Engine:
                     self._fail(f"the model failed: {error}", "server_error")
                     self.batch.clear()
         finally:
+            torch.set_num_threads(threads)
             self.alive = False
             with self._wake:
                 self._take_new()
             self._fail("the server is stopping", "unavailable")
+
+    def _choose_threads(self, most: int) -> None:
+        """Use one thread where steps are faster so: the threads of a small model only wait for each other."""
+        seconds = {most: math.inf, 1: math.inf}
+        room = self.batch.context_length - 1
+        trial = _Trial([0], rules=SamplingRules(), max_new_tokens=room, num_samples=self.batch.max_rows)
+        self.batch.add(trial)
+        self.batch.step()
+        for threads in [most, 1] * _TRIALS:
+            if not self.batch.busy or _LONG_STEP < seconds[most] < math.inf:
+                break
+            torch.set_num_threads(threads)
+            started = time.perf_counter()
+            self.batch.step()
+            seconds[threads] = min(seconds[threads], time.perf_counter() - started)
+        self.batch.clear()
+        torch.set_num_threads(1 if seconds[1] < _FASTER * seconds[most] else most)
 
     def _has_work(self) -> bool:
         """Wait for requests; False when the engine stops."""

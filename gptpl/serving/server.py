@@ -175,7 +175,7 @@ class Server:
                 id=name,
                 number=number,
                 model=model,
-                engine=self._engine(model),
+                engine=self._engine(model, alone=len(models) == 1),
                 chat=_chat_prompt(model, chat),
             )
             for number, (name, model) in enumerate(zip(ids, models, strict=True))
@@ -187,7 +187,7 @@ class Server:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
 
-    def _engine(self, model: LanguageModel | Classifier) -> Engine | None:
+    def _engine(self, model: LanguageModel | Classifier, *, alone: bool) -> Engine | None:
         if isinstance(model, Classifier):
             return None
         return Engine(
@@ -195,6 +195,7 @@ class Server:
             max_rows=self.settings.max_rows,
             piece=self.settings.prompt_piece,
             kept_bytes=self.settings.kept_mb * 2**20,
+            alone=alone,
         )
 
     @property
