@@ -7,11 +7,11 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from gptpl.data.instructions.template import PromptTemplate
@@ -26,6 +26,7 @@ MOST_LOGPROBS = 20
 _MOST_PROMPTS = 128
 _MOST_TEXTS = 256
 _MOST_PARAMETERS = 64
+_NOTHING: tuple[Any, ...] = (None, False, [], {})
 
 
 class ApiError(Exception):
@@ -77,6 +78,8 @@ class _Body(BaseModel):
     model: str | None = None
     # They are for OpenAI's own service, and change no text.
     user: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
@@ -95,7 +98,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-_Finite = Annotated[float, Field(ge=-2, le=2)]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Stop = Annotated[str, Field(max_length=500)]
 _Item = TypeVar("_Item")
 # Of a wrong list the first error is enough: all of them could be a million.
@@ -116,8 +119,8 @@ class TextsBody(_Body):
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
     typical_p: Annotated[float | None, Field(gt=0, le=1)] = None
     repetition_penalty: Annotated[float | None, Field(ge=0.01, le=100)] = None
-    frequency_penalty: _Finite | None = None
-    presence_penalty: _Finite | None = None
+    frequency_penalty: _Penalty | None = None
+    presence_penalty: _Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
 
     @property
@@ -132,7 +135,7 @@ class TextsBody(_Body):
 
     @property
     def seed32(self) -> int | None:
-        """The seed, of which torch's generators take 32 bits."""
+        """The seed as a number of 32 bits, which every generator of random numbers takes."""
         return None if self.seed is None else (self.seed ^ (self.seed >> 32)) % 2**32
 
     def rules(self, vocab_size: int) -> SamplingRules:
@@ -173,21 +176,16 @@ class CompletionBody(TextsBody):
     @property
     def prompts(self) -> list[str] | list[list[int]]:
         """A text or token ids each."""
-        if self.prompt is None or isinstance(self.prompt, str):
-            return [self.prompt or ""]
-        if not self.prompt or len(self.prompt) > (
-            _MOST_PROMPTS if not _ids(self.prompt) else len(self.prompt)
-        ):
+        prompt: Any = "" if self.prompt is None else self.prompt
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+            return [prompt]
+        if not 1 <= len(prompt) <= _MOST_PROMPTS:
             raise ApiError(
                 400,
                 f"prompt must be one text or 1 to {_MOST_PROMPTS} of them, or their token ids",
                 param="prompt",
             )
-        return [self.prompt] if _ids(self.prompt) else self.prompt  # type: ignore[return-value]
-
-
-def _ids(prompt: Sequence[Any]) -> bool:
-    return bool(prompt) and isinstance(prompt[0], int)
+        return prompt
 
 
 class Part(BaseModel):
@@ -205,7 +203,13 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=100, fail_fast=True)] | None
+    content: str | Annotated[list[Part], Field(max_length=100, fail_fast=True)] | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of {self.role} has no content")
+        return self
 
     @property
     def text(self) -> str:
@@ -224,6 +228,8 @@ class ChatBody(TextsBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MOST_LOGPROBS)] = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
+    tool_choice: Literal["none"] | None = None
+    modalities: list[Literal["text"]] | None = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -254,6 +260,9 @@ def parsed(body: type[Body], data: bytes) -> Body:
         raise ApiError(400, f"the body is not JSON in UTF-8: {error}") from error
     if isinstance(content, dict) and len(content) > _MOST_PARAMETERS:
         raise ApiError(400, f"the body has {len(content)} parameters, at most {_MOST_PARAMETERS} are known")
+    if isinstance(content, dict):  # what asks for nothing, such as `tools: []`, changes nothing
+        known = body.model_fields
+        content = {name: value for name, value in content.items() if name in known or value not in _NOTHING}
     try:
         return body.model_validate(content)
     except ValidationError as error:
@@ -361,7 +370,9 @@ def turns(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]], str]
         or len(roles) % 2 == 0
     ):
         raise ApiError(
-            400, "messages must be of user and assistant in turn, the user's first and last", param="messages"
+            400,
+            "messages must alternate between user and assistant, starting and ending with user",
+            param="messages",
         )
     pairs = zip(rest[:-1:2], rest[1::2], strict=True)
     return system, [(question.text, answer.text) for question, answer in pairs], rest[-1].text

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -78,7 +78,7 @@ class Monitor:
         self._rejected = counter("rejected_requests", "Requests that were refused", ["reason"])
         self._first_token = self._histogram("time_to_first_token_seconds", "From request to first token")
         self._between_tokens = self._histogram("time_between_tokens_seconds", "Between tokens of a text")
-        self._seconds = self._histogram("request_seconds", "From request to the end of its texts")
+        self._seconds = self._histogram("request_seconds", "From a POST request to the end of its answer")
         of_engine = {
             "queued": self._gauge("queued_requests", "Requests that wait for a place", of_model),
             "running": self._gauge("running_rows", "Texts that are written", of_model),
@@ -188,7 +188,7 @@ class Monitor:
 
     def data(self) -> dict[str, Any]:
         """The series of the last hour, totals and drift, as plain data for JSON."""
-        drifts = [each.record() for each in self.drift.values()]
+        drifts = [{"model": model, **each.record()} for model, each in self.drift.items()]
         return {
             "interval_s": INTERVAL,
             "started": self.started,
@@ -221,7 +221,7 @@ def _mean(values: Sequence[float]) -> float | None:
 # --- drift ----------------------------------------------------------------------------------------------
 
 State = Literal["learning", "steady", "alarm"]
-_STATES = ("learning", "steady", "alarm")
+_STATES = get_args(State)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +270,7 @@ class Drift:
         numbers = [first[name] for name in self.MEASURES] if first.keys() == set(self.MEASURES) else []
         flat = [value for each in numbers for value in each]
         if [len(each) for each in numbers] != [self.reference] * 2 or not all(map(math.isfinite, flat)):
-            raise InputError(f"the first outputs must be {self.reference} numbers of {self.MEASURES}")
+            raise InputError(f"{self.reference} outputs are wanted, of which it has other numbers")
         self._first = {name: list(first[name]) for name in self.MEASURES}
         self.outputs = max(self.outputs, self.reference)
 
@@ -325,4 +325,5 @@ class Drift:
         measures = {name: asdict(each) for name, each in self.measured().items()}
         for each in measures.values():
             each["deviation"] = each["deviation"] if math.isfinite(each["deviation"]) else None
-        return {"state": self.state, "outputs": self.outputs, "needed": self.needed, "measures": measures}
+        counts = {"outputs": self.outputs, "needed": self.needed, "reference": self.reference}
+        return {"state": self.state, **counts, "measures": measures}

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -24,7 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from gptpl.config.groups import choices, said_by
 from gptpl.errors import InputError
-from gptpl.files.durable import append_durably, write_atomically
+from gptpl.files.durable import append_durably, json_lines, write_atomically
 from gptpl.filters import Filter
 from gptpl.generation import SamplingRules
 from gptpl.generation.text import check_stop, prompt_ids
@@ -152,7 +153,13 @@ class Routes:
         if settings.drift_file is not None:
             for name, first in _first_outputs(Path(settings.drift_file)).items():
                 if name in drift:
-                    drift[name].restore(first)
+                    try:
+                        drift[name].restore(first)
+                    except InputError as error:
+                        raise InputError(
+                            f"drift_file={settings.drift_file} does not fit {name}: {error}; remove the file,"
+                            " or give the drift_reference that it was made with"
+                        ) from error
         self.monitor = Monitor(
             {each.id: each.load for each in served}, drift=drift, learned=self._keep_first_outputs
         )
@@ -161,6 +168,8 @@ class Routes:
         self._presets = {
             name: {"temperature": rules.temperature} | rules.changes for name, rules in presets.items()
         }
+        contexts = [context_length(each.model.net) for each in served if each.engine is not None]
+        self._max_tokens = max(contexts, default=0)
         self._pages = jinja2.Environment(
             loader=jinja2.PackageLoader("gptpl", "."), autoescape=True, undefined=jinja2.StrictUndefined
         )
@@ -168,12 +177,13 @@ class Routes:
     def _keep_first_outputs(self) -> None:
         if self._settings.drift_file is None:
             return
+        path = Path(self._settings.drift_file).expanduser()
         learned = {
             name: each.first for name, each in self.monitor.drift.items() if each.outputs >= each.reference
         }
         try:
-            write_atomically(Path(self._settings.drift_file).expanduser(), json.dumps(learned))
-        except OSError as error:
+            write_atomically(path, json.dumps(_first_outputs(path) | learned))  # those of other models stay
+        except (InputError, OSError) as error:
             log.error("drift_file=%s cannot be written: %s", self._settings.drift_file, error)
 
     def app(self) -> web.Application:
@@ -263,15 +273,16 @@ class Routes:
         """Refuse other sites' pages and names, clients without the key, and too many requests."""
         settings = self._settings
         origin = request.headers.get("Origin")
-        own = f"{request.scheme}://{request.host}"
         if settings.is_local and not _is_local_name(request.headers.get("Host", "")):
             # A page elsewhere whose name was made to mean this machine (DNS rebinding).
             raise ApiError(403, "the server is for this machine, not for the name that was asked for")
-        if origin is not None and origin not in (own, *settings.cors):
+        # The scheme is not compared: a proxy may speak TLS for this server.
+        if origin is not None and origin not in settings.cors and urlsplit(origin).netloc != request.host:
             raise ApiError(403, f"pages of {origin[:100]} may not use this server (its setting cors)")
         if request.method == "OPTIONS" and origin is not None:
             return web.Response(status=204)
         if settings.api_key is not None and request.path not in _OPEN:
+            self._clients.check_keys(request.remote or "")
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
             right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), settings.api_key.encode())
             if scheme.lower() != "bearer" or not right:
@@ -307,7 +318,9 @@ class Routes:
 
     async def _body(self, request: web.Request, body: type[Body]) -> Body:
         if request.content_type != "application/json":  # another site's form could send other types
-            raise ApiError(415, f"Content-Type must be application/json, got {request.content_type}")
+            raise ApiError(
+                415, f"send the header Content-Type: application/json, it is {request.content_type}"
+            )
         try:
             async with asyncio.timeout(_BODY_SECONDS):
                 data = await request.read()
@@ -338,7 +351,9 @@ class Routes:
                 400, f"{served.id} is a classifier: it does not write, use /classify", param="model"
             )
         if body.samples > (most := self._settings.max_rows):
-            raise ApiError(400, f"n must be from 1 to {most}, got {body.n}", param="n")
+            raise ApiError(
+                400, f"n must be from 1 to {most} (the server's max_rows), got {body.n}", param="n"
+            )
         check_place(served.engine.queued, prompts, most=self._settings.max_queue)
         return served, served.model, served.engine
 
@@ -407,7 +422,7 @@ class Routes:
                 " server with chat_template=",
                 param="model",
             )
-        if body.top_logprobs is not None and not body.logprobs:
+        if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         alternatives = self._alternatives((body.top_logprobs or 0) if body.logprobs else None)
         judged = [await self._judged(served, message.text) for message in body.messages]
@@ -563,7 +578,12 @@ class Routes:
         # One call at a time; it has its place until it has ended, also when the client leaves.
         call = served.pool.submit(served.model.classify, body.texts)
         loop = asyncio.get_running_loop()
-        call.add_done_callback(lambda _: loop.call_soon_threadsafe(served.called))
+
+        def ended(_: object) -> None:
+            with suppress(RuntimeError):  # the server has stopped in the meantime
+                loop.call_soon_threadsafe(served.called)
+
+        call.add_done_callback(ended)
         found = await asyncio.wrap_future(call)
         data = [
             {
@@ -583,7 +603,7 @@ class Routes:
         body = await self._body(request, FeedbackBody)
         served = self._of(request, body.model)
         record = {"time": round(time.time(), 3), **body.model_dump(include=_FEEDBACK), "model": served.id}
-        line = json.dumps(record, ensure_ascii=False) + "\n"
+        line = json_lines([record])
         path = Path(self._settings.feedback).expanduser()
         try:
             await asyncio.to_thread(append_durably, path, line)
@@ -608,7 +628,7 @@ class Routes:
         """GET /info: what the page shows."""
         filter = self._settings.filter
         judging = None
-        if filter is not None:
+        if filter is not None and filter.rules:
             judging = {
                 "rules": [getattr(rule, "name", type(rule).__name__) for rule in filter.rules],
                 "prompts": self._settings.filter_prompts,
@@ -620,7 +640,7 @@ class Routes:
                 "models": [each.info() for each in self._served],
                 "filter": judging,
                 "feedback": self._settings.feedback is not None,
-                "max_tokens": max(each.info()["context_length"] for each in self._served),
+                "max_tokens": self._max_tokens,
                 "presets": self._presets,
             }
         )
@@ -677,9 +697,12 @@ def _first_outputs(path: Path) -> dict[str, dict[str, list[float]]]:
         return {}
     try:
         content = json.loads(path.read_bytes())
-        return {str(name): {key: list(map(float, its[key])) for key in its} for name, its in content.items()}
+        return {
+            str(name): {key: list(map(float, numbers)) for key, numbers in its.items()}
+            for name, its in content.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"drift_file={path} is no file of first outputs: {error}") from error
+        raise InputError(f"drift_file={path} is not a file of first outputs: {error}") from error
 
 
 def _is_local_name(host: str) -> bool:
@@ -715,12 +738,17 @@ class _Clients:
         if self._active.get(client, 0) >= self._most:
             raise ApiError(429, f"{self._most} requests of yours are being answered already", retry_after=1)
         if self._per_minute is not None:
-            _count(self._times, client, self._per_minute, "requests")
+            _check(self._times, client, self._per_minute, "requests")
+            self._times[client].append(time.monotonic())
         self._active[client] += 1
 
+    def check_keys(self, client: str) -> None:
+        """Raise ApiError for an address with too many wrong keys in a minute; a right one does not help."""
+        _check(self._wrong, client, MOST_WRONG_KEYS, "wrong keys")
+
     def wrong_key(self, client: str) -> None:
-        """Count a wrong key. Raises ApiError for one too many in a minute."""
-        _count(self._wrong, client, MOST_WRONG_KEYS, "wrong keys")
+        """Count a wrong key."""
+        self._wrong[client].append(time.monotonic())
 
     def end(self, client: str) -> None:
         """A request that began has ended."""
@@ -729,16 +757,14 @@ class _Clients:
             del self._active[client]
 
 
-def _count(times: dict[str, deque[float]], client: str, most: int, of: str) -> None:
-    """Count one more of this minute. Raises ApiError for one too many."""
-    now = time.monotonic()
-    for each in [each for each, its in times.items() if its[-1] < now - 60]:
+def _check(times: dict[str, deque[float]], client: str, most: int, of: str) -> None:
+    """Raise ApiError for an address that has `most` times in the last minute; older ones are forgotten."""
+    since = time.monotonic() - 60
+    for each in [each for each, its in times.items() if its[-1] < since]:
         del times[each]
-    own = times[client]
-    while own and own[0] < now - 60:
+    own = times.get(client, deque())
+    while own and own[0] < since:
         own.popleft()
     if len(own) >= most:
-        raise ApiError(
-            429, f"more than {most} {of} in a minute", retry_after=math.ceil(own[0] + 60 - now) or 1
-        )
-    own.append(now)
+        wait = math.ceil(own[0] - since) or 1
+        raise ApiError(429, f"more than {most} {of} in a minute", retry_after=wait)

@@ -29,12 +29,12 @@ API_KEY = "GPTPL_API_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """How a server is reached, and what it bears.
+    """How a server is reached, and its limits.
 
     Attributes:
         host, port: where it listens; port 0: a free one.
         api_key: clients must send it as a bearer token; None: nobody needs one.
-        insecure: whether another host than this machine may do without `api_key`.
+        insecure: whether other machines may be served without `api_key`.
         cors: origins, such as "https://example.org", whose pages may use the server.
         chat_template: a Jinja text, or a file of one, in which models that were not tuned to follow
             instructions are asked.
@@ -43,7 +43,7 @@ class ServerSettings:
         max_rows: texts of a model that are written at a time.
         prompt_piece: tokens of a prompt that are read between two tokens of the texts beside it.
         kept_mb: memory for what prompts and texts had in common, for each model; 0: nothing is kept.
-        max_queue: requests of a model that wait; more are refused with status 429.
+        max_queue: prompts of a model that wait; more are refused with status 429.
         max_per_client: requests of an address at the same time.
         requests_per_minute: of an address; None: any number.
         max_body_kb: size of a request.
@@ -205,8 +205,9 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Of the page; the API's is this and `/v1`."""
-        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        """Of the page, from this machine; the API's is this and `/v1`."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}"
 
     @property
@@ -230,7 +231,8 @@ class Server:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the server has stopped; returns whether it has."""
-        self._thread.join(seconds)
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def request_stop(self) -> None:
@@ -251,6 +253,8 @@ class Server:
         )
 
     def __enter__(self) -> "Server":
+        if self._thread.ident is None:
+            self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -313,7 +317,7 @@ def _names(models: Sequence[LanguageModel | Classifier]) -> list[str]:
         run_dir = model.run_dir
         parts = (model.path.name,) if run_dir is None else run_dir.absolute().parts[-2:]
         name = "/".join(parts)
-        names.append(name if name not in names else f"{name}#{len(names) + 1}")
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
     return names
 
 

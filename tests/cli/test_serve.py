@@ -9,11 +9,13 @@ import sys
 import urllib.request
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from gptpl.config.groups import config_folder
+from gptpl.filters import PersonalData
 from gptpl.serving import ServerSettings
 
 
@@ -71,3 +73,27 @@ def test_the_defaults_are_those_of_the_class():
 @pytest.mark.parametrize("override", ["port=web", "max_rows=many", "cors=5", "feedback=[a]"])
 def test_a_setting_of_another_type_is_refused(refused, override):
     assert override.partition("=")[0] in refused("serve", "checkpoint=x", override)
+
+
+def test_several_models_and_a_filter_are_served(gptpl, quick, monkeypatch):
+    given: dict[str, Any] = {}
+
+    class Served:
+        names, url = ["a", "b"], "http://nowhere"
+
+        def __init__(self, models, settings, *, names):
+            given.update(models=models, settings=settings, names=names)
+
+        def start(self):
+            pass
+
+        def wait(self, seconds=None):
+            return True
+
+    monkeypatch.setattr("gptpl.serving.server.Server", Served)
+    run = quick.run.path
+    outcome = gptpl("serve", f"checkpoint={run}", f"also=[{run}]", "names=[a,b]", "filter=personal_data")
+    assert (outcome.status, outcome.out) == (0, "http://nowhere\n"), outcome.err
+    assert len(given["models"]) == 2
+    assert given["names"] == ["a", "b"]
+    assert isinstance(given["settings"].filter, PersonalData)

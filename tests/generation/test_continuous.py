@@ -384,3 +384,39 @@ def test_a_cleared_batch_starts_afresh():
     run(batch, again)
     assert again.shared == 0
     assert again.texts == alone(model, again)
+
+
+def test_what_is_not_finite_does_not_stay_in_a_slot():
+    model, well = build(tie_weights=False), SamplingRules(banned_tokens=(30,))
+    with torch.no_grad():
+        model.tok_emb.weight[30] = torch.nan
+    batch = ContinuousBatch(model, max_rows=2)
+    run(batch, request([30] * 9))  # longer than what has its slot next
+    later = [request([1, 2], rules=well), request(list(range(1, 16)), rules=well)]
+    run(batch, *later)
+    assert [each.errors for each in later] == [[], []]
+    assert [each.texts for each in later] == [alone(model, each) for each in later]
+
+
+def test_nor_behind_a_shorter_row_that_takes_its_slot():
+    model, well = build(tie_weights=False), SamplingRules(banned_tokens=(30,))
+    with torch.no_grad():
+        model.tok_emb.weight[30] = torch.nan
+    damaged = request([1] * 9, rules=SamplingRules(forced_tokens=(5, 5, 5, 5, 30)), new=20)
+    long, short = request(list(range(1, 16)), rules=well, new=20), request([1, 2], rules=well, new=20)
+    run(ContinuousBatch(model, max_rows=3), damaged, long, short)
+    assert damaged.errors
+    assert (long.errors, short.errors) == ([], [])
+    assert [long.texts, short.texts] == [alone(model, long), alone(model, short)]
+
+
+def test_a_prompt_that_is_being_read_can_be_cancelled():
+    batch = ContinuousBatch(build(), max_rows=1, piece=4)
+    reading, waits = request([4] * 40), request([5], new=1)
+    batch.add(reading)
+    batch.add(waits)
+    batch.step()
+    reading.cancelled = True
+    batch.step()
+    assert waits.written
+    assert not reading.written

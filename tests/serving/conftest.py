@@ -40,8 +40,28 @@ def with_opinions(net: torch.nn.Module) -> Any:
     return net.eval()
 
 
+def repeating(base: LanguageModel, cycle: bytes) -> LanguageModel:
+    """A model that repeats these bytes, all different."""
+    V = base.tokenizer.vocab_size
+    net = GPTModel(
+        GPTConfig(
+            vocab_size=V, context_length=64, emb_dim=V, n_heads=1, n_layers=1, drop_rate=0.0, qkv_bias=False,
+            tie_weights=False,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        net.tok_emb.weight.copy_(torch.eye(V))
+        net.final_norm.weight.fill_(50.0)
+        for byte, following in zip(cycle, [*cycle[1:], cycle[0]], strict=True):
+            net.out_head.weight[following, byte] = 1.0
+    return LanguageModel(**(vars(base) | {"net": net.eval()}))
+
+
 @pytest.fixture(scope="session")
 def base() -> LanguageModel:
+    torch.manual_seed(8)
     tokenizer = BytesTokenizer()
     net = GPTModel(GPTConfig(vocab_size=tokenizer.vocab_size, **SIZES))
     return LanguageModel(
@@ -62,6 +82,7 @@ def instruct(base: LanguageModel) -> InstructionModel:
 
 @pytest.fixture(scope="session")
 def spam(base: LanguageModel) -> Classifier:
+    torch.manual_seed(8)
     net = GPTClassifier(
         GPTConfig(vocab_size=base.tokenizer.vocab_size, **SIZES),
         ClassifierConfig(n_classes=2),

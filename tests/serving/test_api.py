@@ -9,12 +9,9 @@ from typing import Any
 
 import openai
 import pytest
-import torch
 
 import gptpl.serving
-from gptpl.model import GPTConfig, GPTModel
-from gptpl.runs.models import LanguageModel
-from tests.serving.conftest import PROMPT, Client
+from tests.serving.conftest import PROMPT, Client, repeating
 
 MODELS = ["tale", "tuned", "spam"]
 
@@ -172,6 +169,20 @@ def test_a_bias_decides(client):
     assert choice["text"] == "qqqq"
 
 
+def test_what_asks_for_nothing_is_accepted(client):
+    body = {"model": "tuned", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    nothing: dict[str, Any] = {
+        "tools": [],
+        "functions": None,
+        "tool_choice": "none",
+        "parallel_tool_calls": False,
+    }
+    more = {"reasoning_effort": "low", "modalities": ["text"], "top_logprobs": 0, "logprobs": False}
+    assert client.post("/v1/chat/completions", body | nothing | more)[0] == 200
+    for asked in ({"tools": [{"type": "function"}]}, {"tool_choice": "auto"}, {"modalities": ["audio"]}):
+        assert client.refused("/v1/chat/completions", body | asked)[0] == 400
+
+
 def test_what_changes_no_text_is_accepted(client):
     same = client.complete(max_tokens=3)["choices"]
     given = {
@@ -206,7 +217,7 @@ def test_what_changes_no_text_is_accepted(client):
         ({"prompt": [300, *[65] * 12], "echo": True, "logprobs": 1}, None, "300"),
         ({"stop": "x" * 501}, "stop", "at most 500"),
         ({"n": 0}, "n", "greater than or equal to 1"),
-        ({"n": 9}, "n", "n must be from 1 to 4, got 9"),
+        ({"n": 9}, "n", "n must be from 1 to 4 (the server's max_rows), got 9"),
         ({"n": 2**40}, "n", "n must be from 1 to 4"),
         ({"logprobs": 99}, "logprobs", "less than or equal to 20"),
         ({"stop": ""}, None, "stop must be a list of texts of at least one character"),
@@ -452,24 +463,7 @@ def test_a_notebook_shows_where_the_server_is(start, base):
 
 
 def test_characters_of_several_tokens_come_whole(start, base):
-    # A model that repeats the nine bytes of three characters, each of which is a token.
-    cycle = "é€𝄞".encode()
-    V = base.tokenizer.vocab_size
-    net = GPTModel(
-        GPTConfig(
-            vocab_size=V, context_length=64, emb_dim=V, n_heads=1, n_layers=1, drop_rate=0.0, qkv_bias=False,
-            tie_weights=False,
-        )
-    )  # fmt: skip
-
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.zero_()
-        net.tok_emb.weight.copy_(torch.eye(V))
-        net.final_norm.weight.fill_(50.0)
-        for byte, following in zip(cycle, [*cycle[1:], cycle[0]], strict=True):
-            net.out_head.weight[following, byte] = 1.0
-    model = LanguageModel(**(vars(base) | {"net": net.eval()}))
+    model = repeating(base, "é€𝄞".encode())  # each of the nine bytes is a token
     _, client = start(model)
     events, _ = client.stream(
         "/v1/completions", {"prompt": "é€𝄞", "max_tokens": 18, "temperature": 0, "logprobs": 1}

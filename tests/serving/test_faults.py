@@ -333,7 +333,7 @@ def test_a_filter_that_fails_ends_its_request_only(start, base):
 
     _, client = start(base, filter=Broken(), filter_prompts=False)
     for _ in range(2):
-        status, error = client.refused("/v1/completions", {"prompt": PROMPT, "max_tokens": 3})
+        status, error = client.refused(PATH, {"prompt": PROMPT, "max_tokens": 3, "logit_bias": {"256": -100}})
         assert (status, error["message"]) == (
             500, "the text could not be judged: 'the list of words has gone'"
         )  # fmt: skip

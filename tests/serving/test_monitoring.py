@@ -159,7 +159,7 @@ def test_a_server_that_is_started_again_compares_with_the_first_outputs(start, b
     assert (drift.state, drift.measured()["log_probability"].reference) == ("alarm", pytest.approx(-1.2))
     for content in ("[]", "{", '{"tale": {"repetition": [1]}}', '{"tale": {"log_probability": ["x"]}}'):
         file.write_text(content)
-        with pytest.raises(InputError, match=r"first outputs"):
+        with pytest.raises(InputError, match=r"drift_file=.*(first outputs|does not fit tale)"):
             start(base, **settings)
 
 

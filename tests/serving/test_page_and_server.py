@@ -97,6 +97,16 @@ def test_the_monitor_shows_what_the_server_has_done(browser, server):
     page.close()
 
 
+def test_the_monitor_of_a_classifier_has_no_drift(browser, spam):
+    with serve(spam, port=0) as server:
+        server.monitor.tick()
+        page = browser.page(f"{server.url}/monitor")
+        page.wait("document.querySelectorAll('svg').length > 5")
+        assert page.run("document.querySelector('#drift').hidden")
+        assert page.console == []
+        page.close()
+
+
 def test_what_the_filter_did_is_shown(browser, base):
     with serve(base, port=0, filter=PersonalData()) as server:
         page = browser.page(server.url)

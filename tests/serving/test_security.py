@@ -59,7 +59,7 @@ def test_models_and_their_names_are_checked(base):
         serve()
     with pytest.raises(InputError, match="names must be 2 different texts"):
         serve(base, base, names=["a", "a"])
-    assert Server([base, base], ServerSettings()).names == ["tale", "tale#2"]
+    assert Server([base, base], ServerSettings()).names == ["tale", "tale-2"]
     with pytest.raises(InputError, match=r"chat_template is not a Jinja template"):
         serve(base, chat_template="{% for %}")
     with pytest.raises(InputError, match="neither a Jinja text nor a file"):
@@ -100,6 +100,8 @@ def test_a_key_cannot_be_guessed_at_any_rate(start, base):
     _, client = start(base, api_key=KEY)
     found = [client.refused("/v1/completions", BODY, Authorization=f"Bearer {i}")[0] for i in range(25)]
     assert found == [401] * 20 + [429] * 5
+    assert client.refused("/v1/completions", BODY, Authorization=f"Bearer {KEY}")[0] == 429
+    _, client = start(base, api_key=KEY)
     assert client.post("/v1/completions", BODY, Authorization=f"bearer  {KEY}")[0] == 200
 
 
@@ -127,6 +129,11 @@ def test_pages_of_other_sites_may_not_use_it(client):
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 def test_what_a_form_can_send_is_refused(client, kind):
     assert client.refused("/v1/completions", BODY, Content_Type=kind)[0] == 415
+
+
+def test_a_proxy_may_speak_tls_for_it(client):
+    own = f"https://127.0.0.1:{client.port}"
+    assert client.post("/v1/completions", BODY, Origin=own)[0] == 200
 
 
 def test_a_named_origin_may_use_it(start, base):

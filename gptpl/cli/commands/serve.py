@@ -30,7 +30,7 @@ def serve(given: Arguments) -> None:
 
     The API is at http://127.0.0.1:8000/v1 (completions, chat/completions, models), for the openai client and those
     that speak its language. Beside it: /classify, /health, /ready, /metrics for Prometheus, and /monitor, a page.
-    Texts are neither stored nor logged. Ctrl-C or SIGTERM: what has begun is finished first; a second one: at once.
+    Texts are neither stored nor logged without feedback= or log_texts=true. Ctrl-C or SIGTERM: what has begun is finished first; a second one: at once.
     """
     with collector_paused():
         from gptpl.runs.listing import find_run
