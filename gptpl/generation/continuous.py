@@ -101,8 +101,8 @@ class _Reading:
 class ContinuousBatch:
     """Continues prompts that come and go; each call of `step` gives every row that is written one more token.
 
-    A step reads at most one piece of one prompt, the next one's in turn, so that a long prompt delays
-    neither the rows that are written nor the short prompts beside it for long. A request starts when it has
+    A step reads at most `piece` tokens of prompts, of several in turn, so that a long prompt delays
+    neither the rows that are written nor short prompts for long. A request starts when it has
     place for all of its samples, in the order of arrival. Its texts are those that it would get alone, up to
     rounding, whatever is decoded beside it.
 
@@ -113,7 +113,7 @@ class ContinuousBatch:
             its tokens costs a forward pass over the whole row.
         max_rows: most continuations at a time. Their cache is allocated at once, for whole contexts; on a
             CPU memory is used as rows grow.
-        piece: most tokens of a prompt that a step reads.
+        piece: most tokens of prompts that a step reads.
         kept_bytes: of keys and values of earlier prompts and texts, so that one that begins like them, such
             as the next turn of a conversation, need not be read from its start. 0: none.
     """
@@ -205,11 +205,15 @@ class ContinuousBatch:
             while self.waiting and self.rows + self.waiting[0].num_samples <= self.max_rows:
                 self._start(self.waiting[0])
                 self.waiting.popleft()
-            if self._reading:
-                ended = self._read_piece(self._reading[0])
-                reading = self._reading.popleft()
+            left = self._piece
+            while self._reading and left > 0:
+                reading = self._reading[0]
+                before = reading.read
+                ended = self._read_piece(reading, left)
+                self._reading.popleft()
                 if not ended:
                     self._reading.append(reading)
+                left -= reading.read - before
             if self._rows:
                 self._take(self._rows, self._slots.step([row.written[-1] for row in self._rows]))
         self.load = (self.rows, self.tokens)
@@ -224,12 +228,12 @@ class ContinuousBatch:
         cache, shared = self._slots.begin(request.prompt, shared=not request.prompt_details)
         self._reading.append(_Reading(request=request, cache=cache, read=shared, shared=shared))
 
-    def _read_piece(self, reading: _Reading) -> bool:
-        """Read the next piece; returns whether it was the last, whose continuations have then begun."""
+    def _read_piece(self, reading: _Reading, most: int) -> bool:
+        """Read up to `most` tokens; returns whether they are the last: the continuations have begun then."""
         request = reading.request
         end = len(request.prompt)
         if reading.cache is not None:
-            end = min(reading.read + self._piece, end)
+            end = min(reading.read + most, end)
         piece = request.prompt[reading.read : end]
         logits = self._slots.read(piece, reading.cache, logits=len(piece) if request.prompt_details else 1)
         following = request.prompt[reading.read + 1 : end + 1]
