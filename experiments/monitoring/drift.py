@@ -33,9 +33,9 @@ from gptpl.serving.monitoring import Drift
 HERE = Path(__file__).parent
 CHARACTERS = 1_500_000  # of the training text
 STEPS, CHECKPOINTS = 1000, 10
-REFERENCE, WINDOW, THRESHOLD = 200, 50, 4.0  # as in conf/serve.yaml
+REFERENCE, WINDOW, THRESHOLD = 200, 50, 6.0  # as in conf/serve.yaml
 PROMPT, NEW_TOKENS, TEMPERATURE = 24, 64, 0.8
-THRESHOLDS = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
+THRESHOLDS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 CODE = "for i in range({0}):\n    x[{0}] = {1} * y[i] + {2}\n"
 Outputs = NDArray[np.float64]
 """Of each output its mean log-probability and its repetition (n, 2)."""
@@ -275,11 +275,11 @@ def served(run: Path, change: Change, drift: Recorder, text: str, *, number: int
 
 def deviations_of(first: Outputs, later: Outputs) -> Outputs:
     """What `Drift` computes at each output from the WINDOW-th of the later ones on: (n, 2), absolute."""
-    sums = np.concatenate([np.zeros((1, 2)), later.cumsum(0)])
-    recent = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
-    spread = first.std(0, ddof=1) * np.sqrt(1 / len(first) + 1 / WINDOW)
+    apart = later - first.mean(0)
+    windows = np.lib.stride_tricks.sliding_window_view(apart, WINDOW, axis=0)  # (n, 2, WINDOW)
+    spread = np.sqrt(first.var(0, ddof=1) / len(first) + windows.var(axis=2, ddof=1) / WINDOW)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(np.abs(recent - first.mean(0)) / spread, nan=0.0, posinf=np.inf)
+        return np.nan_to_num(np.abs(windows.mean(axis=2)) / spread, nan=0.0, posinf=np.inf)
 
 
 def history(draw: np.random.Generator, pool: Outputs, outputs: Outputs, number: int) -> Outputs:

@@ -79,7 +79,7 @@ class ServerSettings:
     log_texts: bool = False
     drift_reference: int = 200
     drift_window: int = 50
-    drift_threshold: float = 4.0
+    drift_threshold: float = 6.0
     drift_file: str | Path | None = None
 
     def __post_init__(self) -> None:
