@@ -277,7 +277,8 @@ class Routes:
             # A page elsewhere whose name was made to mean this machine (DNS rebinding).
             raise ApiError(403, "the server is for this machine, not for the name that was asked for")
         # The scheme is not compared: a proxy may speak TLS for this server.
-        if origin is not None and origin not in settings.cors and urlsplit(origin).netloc != request.host:
+        own = (f"http://{request.host}", f"https://{request.host}")
+        if origin is not None and origin not in (*own, *settings.cors):
             raise ApiError(403, f"pages of {origin[:100]} may not use this server (its setting cors)")
         if request.method == "OPTIONS" and origin is not None:
             return web.Response(status=204)

@@ -119,7 +119,7 @@ def test_a_name_made_to_mean_this_machine_is_refused(client):
 
 
 def test_pages_of_other_sites_may_not_use_it(client):
-    for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "file://"):
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "file://", "http://[::1"):
         assert client.refused("/v1/completions", BODY, Origin=origin)[0] == 403, origin
         assert client.get("/v1/models", Origin=origin)[0] == 403
         assert client.ask("OPTIONS", "/v1/completions", Origin=origin)[0] == 403
