@@ -5,7 +5,7 @@ ARGS ?=
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
 .PHONY: help train test lint clean
@@ -41,6 +41,8 @@ $(VENV)/.installed-dev: EXTRAS := [test,dev]
 $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo 'Installing gptpl$(EXTRAS) into $(VENV) (the first time PyTorch alone takes minutes) ...'
 	@$(INSTALL) '.$(EXTRAS)'
+# pip would compile with one process; what no Python can compile (templates, old examples) stays as it is.
+	@$(BIN)/python -m compileall -qq -j $(WORKERS) $(VENV)/lib || true
 	@touch $@
 
 $(BIN)/pip:

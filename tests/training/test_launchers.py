@@ -336,6 +336,7 @@ def in_a_task(overrides: tuple[str, ...]) -> tuple[str, float]:
     return str(run.run_dir), run.fit()["val/loss"]
 
 
+@pytest.mark.hosts
 @pytest.mark.slow
 def test_tasks_of_submitit_train_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: dict[str, torch.Tensor]
