@@ -4,7 +4,6 @@ import json
 import random
 import socket
 import threading
-import time
 from contextlib import suppress
 from typing import Any
 
