@@ -76,6 +76,11 @@ class Filter(ABC):
         """A text that is another one for a filter that may judge otherwise."""
         return "; ".join(rule.identity for rule in self.rules)
 
+    @property
+    def changes_texts(self) -> bool:
+        """Whether a text that may be shown can be another one; else findings are only reported."""
+        return any(rule.action != "report" for rule in self.rules)
+
     def verdict(self, text: str) -> Verdict:
         """The verdict for a whole text."""
         stream = self.stream()

@@ -25,7 +25,7 @@ from gptpl.generation.sampling import (
     row_generators,
     seeded_generator,
 )
-from gptpl.model.inference import CachedGPT, KVCache
+from gptpl.model.inference import CachedGPT, KVCache, SlotCache
 from gptpl.model.protocol import Cached, cached_form, context_length, device_of, module_of, vocab_size
 
 MIN_SHARED = 16  # tokens of a prompt: reading fewer again costs less than copying them
@@ -197,7 +197,7 @@ class ContinuousBatch:
         self._slots.clear()
 
     def step(self) -> None:
-        """Read a piece of a prompt and write a token of each row, as far as there are any."""
+        """Read a piece of the prompts and write a token of each row, as far as there are any."""
         self._drop_cancelled()
         # Autocast would mix its data type with that of the packed weights.
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
@@ -365,12 +365,16 @@ class _CachedSlots:
 
     def __init__(self, cached: CachedGPT, *, rows: int, kept_bytes: int) -> None:
         self._cached, self._rows, self._kept_bytes = cached, rows, kept_bytes
-        self.clear()
+        self._kept: list[tuple[NDArray[np.int64], KVCache]] = []  # the last one was used last
+        self._all = self._new_slots()
 
     def clear(self) -> None:
-        self._kept: list[tuple[NDArray[np.int64], KVCache]] = []  # the last one was used last
-        vars(self).pop("_all", None)  # before another one takes memory
-        self._all = self._cached.slots(rows=self._rows, capacity=self._cached.config.context_length)
+        self._kept = []
+        del self._all  # before another one takes memory
+        self._all = self._new_slots()
+
+    def _new_slots(self) -> SlotCache:
+        return self._cached.slots(rows=self._rows, capacity=self._cached.config.context_length)
 
     def begin(self, prompt: Sequence[int], *, shared: bool) -> tuple[KVCache, int]:
         common = [_common(tokens, np.array(prompt)) for tokens, _ in self._kept] if shared else []

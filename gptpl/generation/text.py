@@ -181,7 +181,7 @@ def prompt_ids(prompt: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
 
 
 def text_rules(rules: SamplingRules, tokenizer: Tokenizer, vocab_size: int) -> SamplingRules:
-    """The rules, with a ban of what is no text: a model's vocabulary may be larger than the tokenizer's."""
+    """The rules, with a ban on ids beyond the tokenizer's vocabulary, which the model's may exceed."""
     unknown = range(tokenizer.vocab_size, vocab_size)
     if not unknown:
         return rules
@@ -218,7 +218,7 @@ class Continuation:
         self.eot_id = tokenizer.eot_id
         self.stream, self.stops = TextStream(tokenizer, ids), StopStrings(stop)
         self.filtered = None if filter is None else filter.stream()
-        self.hides = filter is not None and any(rule.action != "report" for rule in filter.rules)
+        self.hides = filter is not None and filter.changes_texts
         self.tokens: list[int] = []
         self.text = ""
         self.details: list[TokenDetails] | None = [] if detailed else None

@@ -322,7 +322,7 @@ class GPTBackbone(nn.Module):
         if segments is not None:
             positions, mask = segment_positions(segments), segment_mask(segments)  # (B, T), (B, 1, T, T)
         elif cache is not None:
-            positions, mask = cache.positions(T), cache.mask(T)  # (B, T), (B, 1, 1, S) or None
+            positions, mask = cache.positions(T), cache.mask(T)  # (B, T), (B or 1, 1, T, S) or None
         else:
             positions = torch.arange(T, device=tokens.device)  # (T,)
         x, rope = self.tok_emb(tokens), None  # (B, T, D)

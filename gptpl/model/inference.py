@@ -58,8 +58,8 @@ class KVCache:
     def __init__(
         self, config: GPTConfig, *, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        # Zeros, not uninitialised memory: a masked weight of 0 times NaN would be NaN.
         self._config = config
+        # Zeros, not uninitialised memory: a masked weight of 0 times NaN would be NaN.
         shape = (rows, config.n_heads, capacity, config.emb_dim // config.n_heads)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
@@ -94,7 +94,7 @@ class KVCache:
         self.keys[layer][rows, :, places] = keys[:, :, 0].to(self.keys[layer].dtype)
         self.values[layer][rows, :, places] = values[:, :, 0].to(self.values[layer].dtype)
 
-    def mask(self, T: int = 1) -> Tensor | None:
+    def mask(self, T: int) -> Tensor | None:
         """Which keys that `extend` will return each of the next T tokens attends to: (B or 1, 1, T, S).
 
         None: all, or, in an empty cache, those up to itself.

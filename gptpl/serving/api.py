@@ -19,8 +19,8 @@ from gptpl.errors import InputError
 from gptpl.filters import Verdict
 from gptpl.generation import Completion, SamplingRules
 from gptpl.serving.engine import TokenText
+from gptpl.tokenizers.base import END_OF_TEXT
 
-EOT = "<|endoftext|>"
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
 _MOST_PROMPTS = 128
@@ -139,7 +139,7 @@ class TextsBody(_Body):
         return None if self.seed is None else (self.seed ^ (self.seed >> 32)) % 2**32
 
     def rules(self, vocab_size: int) -> SamplingRules:
-        """How tokens are chosen; temperature 1 where nothing is said."""
+        """The sampling rules; the default temperature is 1."""
         top_k = None if self.top_k in (None, -1, 0) else min(self.top_k or 0, vocab_size)
         given: dict[str, Any] = {
             "temperature": 1.0 if self.temperature is None else self.temperature,
@@ -423,7 +423,7 @@ def jinja_prompt(source: str, *, name: str) -> ChatPrompt:
                 add_generation_prompt=True,
                 raise_exception=refuse,
                 bos_token="",
-                eos_token=EOT,
+                eos_token=END_OF_TEXT,
             )
         except jinja2.TemplateError as error:
             raise ApiError(

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -88,7 +89,7 @@ class Generation(Request):
         filter: judges each sample.
         seconds: until it is ended as too slow.
 
-    The other arguments are those of `Request`. Raises InputError for an id that is no text.
+    The other arguments are those of `Request`. Raises InputError for a token id unknown to the tokenizer.
     """
 
     def __init__(
@@ -156,8 +157,7 @@ class Generation(Request):
                 piece = replace(last, text=piece.text + last.text)
         except Exception as error:  # a filter of the user may raise any
             log.exception("a text could not be judged")
-            self.cancelled = True
-            self.on_error(f"the text could not be judged: {error}")
+            self.fail(f"the text could not be judged: {error}", "server_error")
             return False
         if piece.text or piece.completion is not None:
             tokens = None
@@ -174,9 +174,15 @@ class Generation(Request):
             self.deliver(delta)
         return piece.completion is None
 
-    def on_error(self, message: str, kind: str = "server_error") -> None:
-        """End all samples."""
-        self.deliver(Failure(kind=kind, message=message))
+    def on_error(self, message: str) -> None:
+        """Tell of the model's failure, which ends all samples."""
+        self.deliver(Failure(kind="server_error", message=message))
+
+    def fail(self, message: str, kind: str) -> None:
+        """End all samples, unless they have ended."""
+        if not self.cancelled:
+            self.cancelled = True
+            self.deliver(Failure(kind=kind, message=message))
 
 
 class _TokenTexts:
@@ -248,11 +254,6 @@ class Engine:
         """Requests without a place."""
         return len(self._new) + len(self.batch.waiting)
 
-    @property
-    def idle(self) -> bool:
-        """Whether every request has ended."""
-        return not self._new and not self.batch.busy
-
     def start(self) -> None:
         """Start the thread."""
         self.alive = True
@@ -263,7 +264,7 @@ class Engine:
         self.batch.check(generation)
         with self._wake:
             if not self.alive or self._stopping:
-                generation.on_error("the server is stopping", "unavailable")
+                generation.fail("the server is stopping", "unavailable")
                 return
             self._new.append(generation)
             self._wake.notify()
@@ -280,21 +281,27 @@ class Engine:
         threads = torch.get_num_threads()
         try:
             if self._alone and threads > 1 and device_of(self.model.net).type == "cpu":
-                self._choose_threads(threads)
+                self._guarded(partial(self._choose_threads, threads))
             while self._has_work():
-                self._end_late(time.monotonic())
-                try:
-                    self.batch.step()
-                except Exception as error:  # such as no memory for another row
-                    log.exception("a step failed; its requests are ended")
-                    self._fail(f"the model failed: {error}", "server_error")
-                    self.batch.clear()
+                for generation in self._generations():
+                    if time.monotonic() > generation.deadline:
+                        generation.fail(f"not finished within {generation.seconds:g} seconds", "timeout")
+                self._guarded(self.batch.step)
         finally:
             torch.set_num_threads(threads)
             self.alive = False
             with self._wake:
                 self._take_new()
-            self._fail("the server is stopping", "unavailable")
+            self._fail_all("the server is stopping", "unavailable")
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do something with the batch; if it fails, end what is in it."""
+        try:
+            work()
+        except Exception as error:  # such as no memory for another row
+            log.exception("a step failed; its requests are ended")
+            self._fail_all(f"the model failed: {error}", "server_error")
+            self.batch.clear()
 
     def _choose_threads(self, most: int) -> None:
         """Use one thread where steps are faster so: the threads of a small model only wait for each other."""
@@ -324,14 +331,9 @@ class Engine:
         while self._new:
             self.batch.add(self._new.popleft())
 
-    def _end_late(self, now: float) -> None:
-        for request in self.batch.requests():
-            if isinstance(request, Generation) and now > request.deadline and not request.cancelled:
-                request.cancelled = True
-                request.on_error(f"not finished within {request.seconds:g} seconds", "timeout")
+    def _generations(self) -> list[Generation]:
+        return [each for each in self.batch.requests() if isinstance(each, Generation)]
 
-    def _fail(self, message: str, kind: str) -> None:
-        for request in self.batch.requests():
-            if isinstance(request, Generation) and not request.cancelled:
-                request.cancelled = True
-                request.on_error(message, kind)
+    def _fail_all(self, message: str, kind: str) -> None:
+        for generation in self._generations():
+            generation.fail(message, kind)

@@ -259,6 +259,7 @@ class Drift:
         self.reference, self.window, self.threshold = reference, window, threshold
         self._first: dict[str, list[float]] = {name: [] for name in self.MEASURES}
         self._recent: dict[str, deque[float]] = {name: deque(maxlen=window) for name in self.MEASURES}
+        self._measured: dict[str, Measured] = {}
         self.outputs = 0
 
     @property
@@ -283,6 +284,8 @@ class Drift:
                 self._first[name].append(value)
             else:
                 self._recent[name].append(value)
+        if self.outputs >= self.needed:
+            self._measured = {name: self._compared(name) for name in self.MEASURES}
 
     @property
     def needed(self) -> int:
@@ -292,10 +295,10 @@ class Drift:
     @property
     def state(self) -> State:
         """Whether it is still learning, or what the comparison says."""
-        if self.outputs < self.needed:
+        if not self._measured:
             return "learning"
-        measured = self.measured().values()
-        return "alarm" if any(abs(each.deviation) > each.threshold for each in measured) else "steady"
+        apart = (abs(each.deviation) > each.threshold for each in self._measured.values())
+        return "alarm" if any(apart) else "steady"
 
     def recent(self, name: str) -> float:
         """The mean of the recent outputs; while it learns of all, NaN without any."""
@@ -303,23 +306,19 @@ class Drift:
         return statistics.fmean(values) if values else math.nan
 
     def measured(self) -> dict[str, Measured]:
-        """The comparison of each measure, once there is enough."""
-        if self.outputs < self.needed:
-            return {}
-        found = {}
-        for name in self.MEASURES:
-            first, recent = self._first[name], self._recent[name]
-            reference, now = statistics.fmean(first), statistics.fmean(recent)
-            # Welch's: each has a variance of its own. Where all outputs are equal any change is infinite.
-            spread = math.sqrt(
-                statistics.variance(first) / len(first) + statistics.variance(recent) / len(recent)
-            )
-            apart = now - reference
-            deviation = apart / spread if spread else (math.copysign(math.inf, apart) if apart else 0.0)
-            found[name] = Measured(
-                reference=reference, recent=now, deviation=deviation, threshold=self.threshold
-            )
-        return found
+        """The comparison of each measure at the last output, once there are enough."""
+        return dict(self._measured)
+
+    def _compared(self, name: str) -> Measured:
+        first, recent = self._first[name], self._recent[name]
+        reference, now = statistics.fmean(first), statistics.fmean(recent)
+        # Welch's: each has a variance of its own. Where all outputs are equal any change is infinite.
+        spread = math.sqrt(
+            statistics.variance(first) / len(first) + statistics.variance(recent) / len(recent)
+        )
+        apart = now - reference
+        deviation = apart / spread if spread else (math.copysign(math.inf, apart) if apart else 0.0)
+        return Measured(reference=reference, recent=now, deviation=deviation, threshold=self.threshold)
 
     def record(self) -> dict[str, Any]:
         """Plain data for JSON; an infinite deviation is None."""

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,7 +25,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from gptpl.config.groups import choices, said_by
 from gptpl.errors import InputError
 from gptpl.files.durable import append_durably, json_lines, write_atomically
-from gptpl.filters import Filter
 from gptpl.generation import SamplingRules
 from gptpl.generation.text import check_stop, prompt_ids
 from gptpl.model.parameters import parameters_of
@@ -170,9 +168,6 @@ class Routes:
         }
         contexts = [context_length(each.model.net) for each in served if each.engine is not None]
         self._max_tokens = max(contexts, default=0)
-        self._pages = jinja2.Environment(
-            loader=jinja2.PackageLoader("gptpl", "."), autoescape=True, undefined=jinja2.StrictUndefined
-        )
 
     def _keep_first_outputs(self) -> None:
         if self._settings.drift_file is None:
@@ -466,8 +461,8 @@ class Routes:
 
     def _alternatives(self, asked: int | None) -> int | None:
         """Raises ApiError where tokens would tell what a filter hides."""
-        hiding = self._settings.filter is not None and _hides(self._settings.filter)
-        if asked is not None and hiding:
+        filter = self._settings.filter
+        if asked is not None and filter is not None and filter.changes_texts:
             raise ApiError(
                 400,
                 "logprobs show tokens that the server's filter has not judged: leave them out",
@@ -529,14 +524,13 @@ class Routes:
             response.force_close()  # nothing else tells such a client where the stream ends
         sent = []
         try:
-            async for (
-                choice
-            ) in choices:  # the first one comes late or is an error, which has a status of its own
-                if not response.prepared:
+            async for choice in choices:
+                if not response.prepared:  # not before: an error in place of the first has its own status
                     await response.prepare(request)
                 await self._send(request, response, about | {"choices": [choice]})
                 about.pop("prompt_filter", None)
-                sent.append(choice)
+                if self._settings.log_texts:
+                    sent.append(choice)
         except ApiError as error:
             if not response.prepared:
                 raise
@@ -546,8 +540,7 @@ class Routes:
         if body.stream_options is not None and body.stream_options.include_usage:
             await self._send(request, response, about | {"choices": [], "usage": texts.usage()})
         await self._send(request, response, None)
-        if self._settings.log_texts:
-            self._log_texts(request, body, sent)
+        self._log_texts(request, body, sent)
         return response
 
     async def _send(self, request: web.Request, response: web.StreamResponse, data: Any) -> None:
@@ -633,7 +626,7 @@ class Routes:
             judging = {
                 "rules": [getattr(rule, "name", type(rule).__name__) for rule in filter.rules],
                 "prompts": self._settings.filter_prompts,
-                "changes": _hides(filter),
+                "changes": filter.changes_texts,
                 "withholds": any(rule.action == "withhold" for rule in filter.rules),
             }
         return web.json_response(
@@ -656,17 +649,7 @@ class Routes:
 
     async def page(self, request: web.Request) -> web.StreamResponse:
         """GET / and /monitor: pages of one file each, which load nothing from elsewhere."""
-        nonce = secrets.token_urlsafe(16)
-        name = "monitor.html" if request.path == "/monitor" else "page.html"
-        text = self._pages.get_template(f"serving/{name}").render(
-            nonce=nonce, style=(files("gptpl.files") / "page.css").read_text(encoding="utf-8")
-        )
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self';"
-            " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
-        return web.Response(text=text, content_type="text/html", headers=headers)
+        return page_response("monitor.html" if request.path == "/monitor" else "page.html")
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """GET /health: 503 when a model has stopped answering for good."""
@@ -689,6 +672,23 @@ class Routes:
 
 
 _FEEDBACK = {"rating", "prompt", "text", "comment"}
+_PAGES = jinja2.Environment(
+    loader=jinja2.PackageLoader("gptpl", "."), autoescape=True, undefined=jinja2.StrictUndefined
+)
+
+
+def page_response(name: str) -> web.Response:
+    """A page of this folder, whose own scripts and styles are the only ones that it may use."""
+    nonce = secrets.token_urlsafe(16)
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self';"
+        " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return web.Response(
+        text=_PAGES.get_template(f"serving/{name}").render(nonce=nonce),
+        content_type="text/html",
+        headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"},
+    )
 
 
 def _first_outputs(path: Path) -> dict[str, dict[str, list[float]]]:
@@ -713,10 +713,6 @@ def _is_local_name(host: str) -> bool:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def _hides(filter: Filter) -> bool:
-    return any(rule.action != "report" for rule in filter.rules)
 
 
 # --- clients --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 
+from gptpl.data.sources.base import read_utf8
 from gptpl.errors import InputError, os_error_text
 from gptpl.filters import Filter
 from gptpl.runs.loaded import load
@@ -330,9 +331,7 @@ def _chat_prompt(model: LanguageModel | Classifier, chat: ChatPrompt | None) -> 
 def _template_text(source: str) -> str:
     if "{{" in source or "{%" in source:
         return source
-    try:
-        return Path(source).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"chat_template={source} is neither a Jinja text nor a file that can be read: {error}"
-        ) from error
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise InputError(f"chat_template={source} is neither a Jinja text nor a file")
+    return read_utf8(path)

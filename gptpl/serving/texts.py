@@ -150,17 +150,17 @@ async def by_index(choices: AsyncIterator[dict[str, Any]]) -> list[list[dict[str
 
 def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A choice of its parts, as an answer that is no stream has it."""
-    merged = {name: value for name, value in parts[-1].items() if name not in ("text", "delta", "logprobs")}
+    whole = {name: value for name, value in parts[-1].items() if name not in ("text", "delta", "logprobs")}
     if "delta" in parts[0]:
         content = "".join(part["delta"].get("content", "") for part in parts).strip()
-        merged["message"] = {"role": "assistant", "content": content, "refusal": None}
+        whole["message"] = {"role": "assistant", "content": content, "refusal": None}
     else:
-        merged["text"] = "".join(part["text"] for part in parts)
+        whole["text"] = "".join(part["text"] for part in parts)
     found = [part["logprobs"] for part in parts if part["logprobs"] is not None]
-    merged["logprobs"] = None
+    whole["logprobs"] = None
     if found:
-        merged["logprobs"] = {
+        whole["logprobs"] = {
             name: [value for each in found for value in each[name]] if first is not None else None
             for name, first in found[0].items()
         }
-    return merged
+    return whole

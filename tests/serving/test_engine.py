@@ -67,3 +67,21 @@ def test_long_steps_and_several_models_use_all_threads(base, monkeypatch, thread
         text(engine)
         assert 1 not in threads
         engine.stop()
+
+
+def test_an_engine_whose_trial_fails_serves_with_all_threads(base, monkeypatch, threads):
+    original = ContinuousBatch.step
+    failing = [True]
+
+    def step(self: ContinuousBatch) -> None:
+        if failing:
+            failing.clear()
+            raise RuntimeError("no memory")
+        original(self)
+
+    monkeypatch.setattr(ContinuousBatch, "step", step)
+    engine = Engine(base, max_rows=2, piece=8, kept_bytes=0, alone=True)
+    engine.start()
+    assert text(engine) == base.generate(PROMPT, max_new_tokens=8, temperature=0)
+    assert 1 not in threads
+    engine.stop()

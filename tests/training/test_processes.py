@@ -363,7 +363,7 @@ def test_each_node_has_its_own_checkpoints(together, saved, tmp_path):
 
 
 def test_a_process_whose_node_has_not_looked_looks_itself(together, saved, read):
-    """The first has not seen the folder, and begins a new run: what differs is said later."""
+    """The first does not see the folder and begins a new run; the difference is reported later."""
 
     def say(one: Processes) -> Any:
         one = placed(one)
