@@ -227,7 +227,7 @@ def _scored(model: nn.Module, rows: list[_Row]) -> Iterator[tuple[int, Continuat
 
 
 class _Branches:
-    """Stands in place of a `KVCache`: positions and mask of rows with branches, and nothing kept."""
+    """A cache that keeps nothing, for the positions and the mask of rows with branches."""
 
     def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
         self._positions = padded_rows([row.positions for row in rows], 0, device)  # (B, T)

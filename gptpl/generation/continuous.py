@@ -29,6 +29,7 @@ from gptpl.model.inference import CachedGPT, KVCache, SlotCache
 from gptpl.model.protocol import Cached, cached_form, context_length, device_of, module_of, vocab_size
 
 MIN_SHARED = 16  # tokens of a prompt: reading fewer again costs less than copying them
+MOST_PADDING = 32  # tokens of a prompt beside a longer one: reading it by itself costs more than so many
 MOST_KEPT = 128  # beginnings: every prompt is compared with each
 
 
@@ -87,7 +88,7 @@ class _Row:
     written: list[int] = field(default_factory=list)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Reading:
     """A prompt that is being read, piece by piece."""
 
@@ -205,15 +206,8 @@ class ContinuousBatch:
             while self.waiting and self.rows + self.waiting[0].num_samples <= self.max_rows:
                 self._start(self.waiting[0])
                 self.waiting.popleft()
-            left = self._piece
-            while self._reading and left > 0:
-                reading = self._reading[0]
-                before = reading.read
-                ended = self._read_piece(reading, left)
-                self._reading.popleft()
-                if not ended:
-                    self._reading.append(reading)
-                left -= reading.read - before
+            for group in self._next_pieces():
+                self._read(group)
             if self._rows:
                 self._take(self._rows, self._slots.step([row.written[-1] for row in self._rows]))
         self.load = (self.rows, self.tokens)
@@ -228,28 +222,53 @@ class ContinuousBatch:
         cache, shared = self._slots.begin(request.prompt, shared=not request.prompt_details)
         self._reading.append(_Reading(request=request, cache=cache, read=shared, shared=shared))
 
-    def _read_piece(self, reading: _Reading, most: int) -> bool:
-        """Read up to `most` tokens; returns whether they are the last: the continuations have begun then."""
+    def _next_pieces(self) -> list[list[tuple[_Reading, list[int]]]]:
+        """The tokens that this step reads, in groups to be read side by side: of similar lengths."""
+        left = self._piece
+        chosen: list[tuple[_Reading, list[int]]] = []
+        for reading in self._reading:
+            if left <= 0:
+                break
+            rest = reading.request.prompt[reading.read :]
+            piece = rest if reading.cache is None else rest[:left]
+            chosen.append((reading, piece))
+            left -= len(piece)
+        groups: list[list[tuple[_Reading, list[int]]]] = []
+        for reading, piece in sorted(chosen, key=lambda each: -len(each[1])):
+            if groups and len(groups[-1][0][1]) - len(piece) <= MOST_PADDING:
+                groups[-1].append((reading, piece))
+            else:
+                groups.append([(reading, piece)])
+        return groups
+
+    def _read(self, group: Sequence[tuple[_Reading, list[int]]]) -> None:
+        """Read these pieces; where one is the last of its prompt the continuations begin."""
+        wanted = [len(piece) if reading.request.prompt_details else 1 for reading, piece in group]
+        found = self._slots.read(
+            [piece for _, piece in group], [reading.cache for reading, _ in group], logits=wanted
+        )
+        for (reading, piece), logits in zip(group, found, strict=True):
+            request = reading.request
+            following = request.prompt[reading.read + 1 : reading.read + len(piece) + 1]
+            reading.read += len(piece)
+            if request.prompt_details and following:
+                log_p = logits[: len(following)].float().log_softmax(dim=-1)
+                targets = torch.tensor(following, device=self._device)
+                reading.details += token_details(log_p, targets, request.alternatives or 0)
+            if ended := reading.read == len(request.prompt):
+                self._finish(reading, logits[-1:])
+            self._reading.remove(reading)
+            if not ended:
+                self._reading.append(reading)
+
+    def _finish(self, reading: _Reading, logits: Tensor) -> None:
+        """The prompt has been read: logits (1, V) of its last token."""
         request = reading.request
-        end = len(request.prompt)
-        if reading.cache is not None:
-            end = min(reading.read + most, end)
-        piece = request.prompt[reading.read : end]
-        logits = self._slots.read(piece, reading.cache, logits=len(piece) if request.prompt_details else 1)
-        following = request.prompt[reading.read + 1 : end + 1]
-        reading.read = end
-        if request.prompt_details and following:
-            log_p = logits[: len(following)].float().log_softmax(dim=-1)
-            targets = torch.tensor(following, device=self._device)
-            reading.details += token_details(log_p, targets, request.alternatives or 0)
-        if end < len(request.prompt):
-            return False
-        if bool(logits[-1].isfinite().all()):
+        if bool(logits.isfinite().all()):
             self._slots.keep(request.prompt, reading.cache)
         request.on_prompt(shared=reading.shared, details=reading.details if request.prompt_details else None)
         if request.max_new_tokens:
-            self._begin(reading, logits[-1:])
-        return True
+            self._begin(reading, logits)
 
     def _begin(self, reading: _Reading, logits: Tensor) -> None:
         """Choose the first token of each continuation: logits (1, V)."""
@@ -344,8 +363,10 @@ class _Slots(Protocol):
     def begin(self, prompt: Sequence[int], *, shared: bool) -> tuple[Any, int]:
         """A cache to read the prompt into, and how many of its tokens it has; None: read it whole."""
 
-    def read(self, piece: Sequence[int], cache: Any, *, logits: int) -> Tensor:
-        """Read the next tokens; returns the logits (n, V) after the last n = `logits`."""
+    def read(
+        self, pieces: Sequence[Sequence[int]], caches: Sequence[Any], *, logits: Sequence[int]
+    ) -> list[Tensor]:
+        """Read the next tokens of prompts; returns for each the logits (n, V) after its last n = `logits`."""
 
     def keep(self, tokens: Sequence[int], cache: Any) -> None:
         """Remember what has been read, for prompts that begin with it."""
@@ -386,8 +407,10 @@ class _CachedSlots:
         self._kept.append(kept)
         return kept[1].branch(0, length=most, capacity=len(prompt)), most
 
-    def read(self, piece: Sequence[int], cache: KVCache, *, logits: int) -> Tensor:
-        return self._cached.read(piece, cache, logits=logits)
+    def read(
+        self, pieces: Sequence[Sequence[int]], caches: Sequence[KVCache], *, logits: Sequence[int]
+    ) -> list[Tensor]:
+        return self._cached.read(pieces, caches, logits=logits)
 
     def keep(self, tokens: Sequence[int], cache: KVCache) -> None:
         if not len(tokens) >= MIN_SHARED or cache.nbytes > self._kept_bytes:
@@ -432,8 +455,11 @@ class _WholeSlots:
     def begin(self, prompt: Sequence[int], *, shared: bool) -> tuple[None, int]:
         return None, 0
 
-    def read(self, piece: Sequence[int], cache: None, *, logits: int) -> Tensor:
-        return read_whole(self._model, [list(piece)], logits=logits)[0]
+    def read(
+        self, pieces: Sequence[Sequence[int]], caches: Sequence[None], *, logits: Sequence[int]
+    ) -> list[Tensor]:
+        wanted = zip(pieces, logits, strict=True)
+        return [read_whole(self._model, [list(piece)], logits=n)[0] for piece, n in wanted]
 
     def keep(self, tokens: Sequence[int], cache: None) -> None:
         pass

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from gptpl.model.attention_kernels import Kernel, blocked_attention, chosen_kern
 from gptpl.settings import ABOVE_1, DROPOUT, NEXT_STEP, SIZE, check_limits
 
 if TYPE_CHECKING:
-    from gptpl.model.inference import CachedGPT, KVCache
+    from gptpl.model.inference import CachedGPT
 
 EXPANSION = 4  # inner width of GPT-2's feed-forward network, in model widths
 NORM_EPS = 1e-5
@@ -219,6 +219,19 @@ class MultiHeadAttention(nn.Module):
         return self.out_proj(mixed)
 
 
+class Cache(Protocol):
+    """Keys and values of earlier tokens in every layer, such as a `KVCache`."""
+
+    def positions(self, T: int) -> Tensor:
+        """Positions of each row's next T tokens: (B, T) int64."""
+
+    def mask(self, T: int) -> Tensor | None:
+        """Which keys that `extend` will return each of them attends to: (B or 1, 1, T, S); None: as usual."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take keys and values, each (B, H, T, K); returns those they attend to, each (B, H, S, K)."""
+
+
 # ----------------------------------------------------------------------------------------------------- block
 
 
@@ -304,9 +317,7 @@ class GPTBackbone(nn.Module):
         """The device of the weights."""
         return self.tok_emb.weight.device
 
-    def hidden(
-        self, tokens: Tensor, segments: Tensor | None = None, cache: "KVCache | None" = None
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, segments: Tensor | None = None, cache: "Cache | None" = None) -> Tensor:
         """Everything but the head: tokens (B, T) int64 -> normalised hidden states (B, T, D).
 
         `segments` (B, T) int64 gives the number of the text that a token belongs to, where several are packed

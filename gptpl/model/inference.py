@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.model.gpt import GPTConfig, GPTModel
+from gptpl.model.gpt import Cache, GPTConfig, GPTModel
 from gptpl.model.lora import LowRankLinear
 
 Linear = Callable[[Tensor], Tensor]
@@ -183,6 +183,44 @@ class SlotCache(KVCache):
         self.graph, self.steps = None, 0
 
 
+class _SideBySide:
+    """Caches of one row, side by side: each is continued by a piece of so many tokens."""
+
+    def __init__(self, caches: Sequence[KVCache], pieces: Sequence[int]) -> None:
+        self._caches, self._pieces = caches, pieces
+        self._starts = [cache.lengths[0] for cache in caches]
+        self._ends = [start + piece for start, piece in zip(self._starts, pieces, strict=True)]
+
+    def positions(self, T: int) -> Tensor:
+        """Those of padding, which no token attends to, repeat the last one: the context has no more."""
+        device = self._caches[0].keys[0].device
+        starts = torch.tensor(self._starts, device=device)[:, None]
+        ends = torch.tensor(self._ends, device=device)[:, None]
+        return torch.minimum(starts + torch.arange(T, device=device), ends - 1)
+
+    def mask(self, T: int) -> Tensor | None:
+        if not any(self._starts):
+            return None  # each attends to those up to itself
+        starts = torch.tensor(self._starts, device=self._caches[0].keys[0].device)[:, None]
+        queries = starts + torch.arange(T, device=starts.device)  # (B, T)
+        keys = torch.arange(max(self._ends), device=starts.device)  # (S,)
+        return (keys <= queries[:, :, None])[:, None]  # (B, 1, T, S)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        mine = [cache.keys[layer] for cache in self._caches], [cache.values[layer] for cache in self._caches]
+        return self._append(mine[0], keys), self._append(mine[1], values)
+
+    def _append(self, mine: Sequence[Tensor], new: Tensor) -> Tensor:
+        """Write (B, H, T, K) behind what each cache has, (1, H, C, K); returns all of it, (B, H, S, K)."""
+        B, H, _, K = new.shape
+        every = mine[0].new_zeros(B, H, max(self._ends), K) if any(self._starts) else new
+        for row, (its, start, end) in enumerate(zip(mine, self._starts, self._ends, strict=True)):
+            its[0, :, start:end] = new[row, :, : end - start]
+            if every is not new:
+                every[row, :, :end] = its[0, :, :end]
+        return every
+
+
 class CachedGPT:
     """Next-token logits of `model` with a `KVCache`, equal to `GPTModel.forward` up to rounding.
 
@@ -213,16 +251,26 @@ class CachedGPT:
             capacity = -(-capacity // _ALIGNED) * _ALIGNED
         return {"capacity": capacity, "device": device, "dtype": dtype}
 
-    def read(self, tokens: Sequence[int], cache: KVCache, *, logits: int = 1) -> Tensor:
-        """Append tokens to the only row of the cache, which need not be empty: a piece of a long prompt.
+    def read(
+        self, pieces: Sequence[Sequence[int]], caches: Sequence[KVCache], *, logits: Sequence[int]
+    ) -> list[Tensor]:
+        """Append a piece of a prompt to the only row of each cache, which need not be empty.
 
-        Returns the logits (n, V) after the last n = `logits` of them. There must be room in the context and
-        in the cache.
+        Returns for each piece the logits (n, V) after its last n tokens, n as given. There must be room in
+        the context and in the caches. Shorter pieces are padded to the longest.
         """
-        given = torch.tensor([tokens], dtype=torch.int64, device=self.model.device)
-        hidden = self._packed.hidden(given, cache=cache)  # (1, T, D)
-        cache.lengths = [cache.lengths[0] + len(tokens)]
-        return self._packed.out_head(hidden[0, len(tokens) - logits :])
+        T, device = max(map(len, pieces)), self.model.device
+        cache: Cache = (
+            caches[0] if len(caches) == 1 else _SideBySide(caches, [len(piece) for piece in pieces])
+        )
+        padded = [[*piece, *[0] * (T - len(piece))] for piece in pieces]
+        given = torch.tensor(padded, dtype=torch.int64, device=device)
+        hidden = self._packed.hidden(given, cache=cache)  # (B, T, D)
+        last = []
+        for row, piece, each, n in zip(hidden, pieces, caches, logits, strict=True):
+            each.lengths = [each.lengths[0] + len(piece)]
+            last.append(row[len(piece) - n : len(piece)])
+        return list(self._packed.out_head(torch.cat(last)).split(list(logits)))
 
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
         """Read B prompts into the empty cache; returns the logits (B, V) of the token after each.

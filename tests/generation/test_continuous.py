@@ -264,8 +264,8 @@ def test_what_is_not_finite_is_not_kept_for_prompts_that_begin_alike(monkeypatch
     batch = ContinuousBatch(model, max_rows=2, kept_bytes=10**7)
     original = CachedGPT.read
 
-    def damaged(self: CachedGPT, *given: Any, **settings: Any) -> Tensor:
-        return original(self, *given, **settings) * torch.nan
+    def damaged(self: CachedGPT, *given: Any, **settings: Any) -> list[Tensor]:
+        return [logits * torch.nan for logits in original(self, *given, **settings)]
 
     with monkeypatch.context() as patch:
         patch.setattr(CachedGPT, "read", damaged)

@@ -268,11 +268,37 @@ def test_a_prompt_read_in_pieces_gives_the_logits_of_the_whole_one(changes):
     cache = cached.new_cache(rows=1, capacity=C)
     with torch.no_grad():
         found = [
-            cached.read(tokens[a:b], cache, logits=b - a) for a, b in ((0, 3), (3, 4), (4, 11), (11, 13))
+            cached.read([tokens[a:b]], [cache], logits=[b - a])[0]
+            for a, b in ((0, 3), (3, 4), (4, 11), (11, 13))
         ]
         expected = model.eval()(torch.tensor([tokens]))[0]
     torch.testing.assert_close(torch.cat(found), expected, rtol=0, atol=2e-4)
     assert cache.lengths == [13]
+
+
+@pytest.mark.parametrize("changes", [{}, MODERN], ids=["gpt2", "modern"])
+@pytest.mark.parametrize("known", [(0, 0, 0, 0), (0, 5, 1, 9), (4, 4, 4, 4)])
+@torch.no_grad()
+def test_pieces_of_prompts_side_by_side_have_the_logits_of_each_prompt_alone(changes, known):
+    model = build(**changes).eval()
+    cached = CachedGPT(model, rows=2)
+    lengths, wanted = [12, 7, 2, C], [1, 2, 1, 4]
+    prompts = [[(7 * row + t) % V for t in range(length)] for row, length in enumerate(lengths)]
+    caches = [cached.new_cache(rows=1, capacity=length) for length in lengths]
+    known = [min(n, length - 1) for n, length in zip(known, lengths, strict=True)]
+    for prompt, cache, n in zip(prompts, caches, known, strict=True):
+        if n:
+            cached.read([prompt[:n]], [cache], logits=[1])
+    pieces = [prompt[n:] for prompt, n in zip(prompts, known, strict=True)]
+    wanted = [min(n, len(piece)) for n, piece in zip(wanted, pieces, strict=True)]
+    found = cached.read(pieces, caches, logits=wanted)
+    for prompt, cache, logits, n in zip(prompts, caches, found, wanted, strict=True):
+        torch.testing.assert_close(logits, model(torch.tensor([prompt]))[0, -n:], rtol=0, atol=2e-4)
+        alone = cached.new_cache(rows=1, capacity=len(prompt))
+        cached.read([prompt], [alone], logits=[1])
+        torch.testing.assert_close(cache.keys, alone.keys, rtol=0, atol=2e-4)
+        torch.testing.assert_close(cache.values, alone.values, rtol=0, atol=2e-4)
+        assert cache.lengths == [len(prompt)]
 
 
 @torch.no_grad()
@@ -283,7 +309,7 @@ def test_rows_of_a_slot_cache_come_and_go_without_touching_one_another():
 
     def add(prompt: Sequence[int]) -> None:
         cache = cached.new_cache(rows=1, capacity=len(prompt))
-        cached.read(prompt, cache)
+        cached.read([prompt], [cache], logits=[1])
         slots.add(cache)
 
     rows = [list(prompt) for prompt in PROMPTS[:3]]
@@ -314,14 +340,14 @@ def test_what_a_removed_row_left_behind_cannot_spoil_the_next_one():
     slots = cached.slots(rows=2, capacity=C)
     for prompt in ([1, 2], [3, 4, 5, 6, 7]):
         cache = cached.new_cache(rows=1, capacity=8)
-        cached.read(prompt, cache)
+        cached.read([prompt], [cache], logits=[1])
         if prompt[0] == 3:
             for tensor in [*cache.keys, *cache.values]:
                 tensor.fill_(torch.nan)
         slots.add(cache)
     slots.remove(1)
     cache = cached.new_cache(rows=1, capacity=1)
-    cached.read([9], cache)
+    cached.read([[9]], [cache], logits=[1])
     slots.add(cache)
     found = cached.step(torch.tensor([10, 11]), slots)
     torch.testing.assert_close(found, whole(model, [[1, 2, 10], [9, 11]]), rtol=0, atol=2e-4)
@@ -335,6 +361,5 @@ def test_a_branch_is_a_copy_of_a_row_s_beginning():
     cached.prefill([[1, 2, 3, 4], [5, 6]], cache)
     branch = cache.branch(0, length=3, capacity=5)
     cached.step(torch.tensor([7, 7]), cache)  # does not change the branch
-    torch.testing.assert_close(
-        cached.read([8, 9], branch), whole(model, [[1, 2, 3, 8, 9]]), rtol=0, atol=2e-4
-    )
+    [found] = cached.read([[8, 9]], [branch], logits=[1])
+    torch.testing.assert_close(found, whole(model, [[1, 2, 3, 8, 9]]), rtol=0, atol=2e-4)
