@@ -45,7 +45,7 @@ from gptpl.tokenizers.hugging_face import write_tokenizer
 from gptpl.weights.hugging_face import write_files
 
 HERE = Path(__file__).parent
-COMMON = {"vocab_size": 50257, "drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
+COMMON = {"vocab_size": 50257, "drop_rate": 0.0, "qkv_bias": True, "tie_weights": True, "init": "gpt2"}
 SHAPES = {
     "gpt2_small": GPTConfig(**COMMON, context_length=1024, emb_dim=768, n_heads=12, n_layers=12),
     "tiny": GPTConfig(**COMMON, context_length=64, emb_dim=64, n_heads=4, n_layers=2),
