@@ -104,7 +104,7 @@ def test_a_master_that_nobody_answers_for(gptpl, monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     began = time.monotonic()
     outcome = gptpl("doctor", "doctor.seconds=1")
-    assert 1 <= time.monotonic() - began < 4
+    assert 1 <= time.monotonic() - began < 30
     assert (outcome.status, outcome.out) == (1, "")
     [line] = outcome.err.splitlines()
     expected = rf"127\.0\.0\.1:{port} \(Connection refused\), 1 s waited: .*GLOO_SOCKET_IFNAME"
@@ -113,7 +113,7 @@ def test_a_master_that_nobody_answers_for(gptpl, monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "0")
     began = time.monotonic()
     outcome = gptpl("doctor", "doctor.seconds=1")
-    assert 1 <= time.monotonic() - began < 4
+    assert 1 <= time.monotonic() - began < 30
     assert outcome.status == 1
     assert "rank 0 has waited 1 s (doctor.seconds) for rank 1 of 2" in outcome.err
     assert "rank 0 has waited 1 s (doctor.seconds) for rank 1 of 2" in outcome.out

@@ -94,7 +94,7 @@ def test_what_would_take_gigabytes_or_for_ever_or_lead_out(source: str) -> None:
         tracemalloc.stop()
     assert len(str(refused.value)) < 600
     assert most < 2e8
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 def test_a_long_text_is_no_reason_to_refuse() -> None:

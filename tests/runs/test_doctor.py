@@ -42,7 +42,7 @@ def finding(found: list[Finding], label: str) -> Finding:
 def test_this_machine_alone(tmp_path):
     began = time.monotonic()
     report = doctor()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     record, page = report.record(), "\n".join(report.lines())
     assert record["launcher"] == {"launcher": "none"} | record["launcher"]
     assert record["cache"]["folder"] == str(tmp_path / "cache")
