@@ -25,7 +25,7 @@ class TrainerSettings:
     stop_at_step: Annotated[int | None, COUNT_OR_NULL]
     timeout: str
     compile: Literal["auto", "on", "off"]
-    attention: Literal["auto", "blocked", "sdpa"]
+    attention: Literal["auto", "blocked", "sdpa", "explicit"]
     head: Literal["auto", "fused", "plain"]
     recompute_activations: bool
     keep_freed_memory: bool | None

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Kernel = Literal["auto", "blocked", "sdpa"]
+Kernel = Literal["auto", "blocked", "sdpa", "explicit"]
+FAST_KERNELS: tuple[Kernel, ...] = ("blocked", "sdpa")
 
 BLOCK_QUERIES = 256
 BLOCK_SCORES = 2**21  # computed at a time, about: 4 MB in bf16

@@ -33,6 +33,8 @@ _MOST_BYTES = 2**50  # of float32 weights: more than any memory, few enough for 
 
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Stores new keys and values, each (B, H, T, K), and returns all so far, (B, H, S, K): see `KVCache`."""
+Observe = Callable[[Tensor], object]
+"""Is given the attention weights (B, H, T, S) of "explicit", as they are before dropout."""
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines of rotary positions, each (B or 1, T, 1, 1, K / 2) in float32: see `rope_angles`."""
 
@@ -139,19 +141,21 @@ def causal_attention(
     kernel: Kernel = "auto",
     mask: Tensor | None = None,
     extend: Extend | None = None,
+    observe: Observe | None = None,
 ) -> Tensor:
     """(B, T, 3 D), queries, keys and values side by side -> (B, T, D); position t attends to 0..t.
 
-    `kernel` "blocked" is `blocked_attention`, "sdpa" torch's own, which uses flash attention where it can,
-    "auto" what `chosen_kernel` says. A bool `mask` (B, 1, T or 1, S), query by key, says where a position
-    attends, never beyond itself. `extend` puts the cached keys and values of earlier tokens before the new
-    ones; T is then 1, or S for an empty cache. Both need torch's kernel.
+    `kernel` "explicit" is `explicit_attention`, "blocked" `blocked_attention`, "sdpa" torch's own, which uses
+    flash attention where it can, "auto" what `chosen_kernel` says. A bool `mask` (B, 1, T or 1, S), query by
+    key, says where a position attends, never beyond itself. `extend` puts the cached keys and values of
+    earlier tokens before the new ones; without a mask, T is then 1, or S for an empty cache. With either,
+    "blocked" is torch's.
     """
     B, T, width = qkv.shape
-    if mask is not None or extend is not None:
-        kernel = "sdpa"
-    elif kernel == "auto":
+    if kernel == "auto":
         kernel = chosen_kernel(qkv.device.type, qkv.dtype, dropout_p)
+    if kernel == "blocked" and (mask is not None or extend is not None):
+        kernel = "sdpa"
     if kernel == "blocked":
         seed = torch.randint(2**62, ()) if dropout_p else None  # the backward pass draws the mask again
         return blocked_attention(qkv, n_heads, dropout_p, seed)
@@ -160,11 +164,41 @@ def causal_attention(
     if extend is not None:
         k, v = extend(k, v)  # each (B, H, S, K)
         q = q.to(k.dtype)  # that of the cache
-    is_causal = mask is None and k.shape[2] == T
-    mixed = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=is_causal
-    )  # (B, H, T, K)
+    if kernel == "explicit":
+        mixed = explicit_attention(q, k, v, dropout_p=dropout_p, mask=mask, observe=observe)  # (B, H, T, K)
+    else:
+        is_causal = mask is None and k.shape[2] == T
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=is_causal
+        )  # (B, H, T, K)
     return mixed.transpose(1, 2).reshape(B, T, width // 3).to(qkv.dtype)  # (B, T, D)
+
+
+def explicit_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    dropout_p: float = 0.0,
+    mask: Tensor | None = None,
+    observe: Observe | None = None,
+) -> Tensor:
+    """Attention written out: queries (B, H, T, K), keys and values (B, H, S, K) -> (B, H, T, K).
+
+    Every step is there to be looked at, and takes the memory of all weights; `observe` is given them. The
+    other kernels compute the same. Without a `mask` the last query attends to all keys, the one before it to
+    all but the last, and so on.
+    """
+    scores = q @ k.transpose(2, 3)  # (B, H, T, S)
+    if mask is None:
+        T, S = scores.shape[2:]
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    scores = scores.masked_fill(~mask, -math.inf)
+    weights = torch.softmax(scores / k.shape[-1] ** 0.5, dim=-1)  # (B, H, T, S), each row sums to 1
+    if observe is not None:
+        observe(weights)
+    weights = F.dropout(weights, dropout_p)
+    return weights.to(v.dtype) @ v
 
 
 def rope_angles(positions: Tensor, head_width: int, base: float) -> Rope:
@@ -194,7 +228,8 @@ class MultiHeadAttention(nn.Module):
     The rows of `qkv.weight` are query, key, value, each (D, D). Without a bias, torch's own initialisation
     draws exactly the numbers for it that three separate layers would get, which are the book's.
 
-    Attention weights are dropped in training only. `kernel` may be set, see `causal_attention`.
+    Attention weights are dropped in training only. `kernel` may be set, see `causal_attention`, and with
+    "explicit" `observe`.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -204,6 +239,7 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
         self.out_proj = nn.Linear(config.emb_dim, config.emb_dim, bias=config.linear_bias)
         self.kernel: Kernel = "auto"
+        self.observe: Observe | None = None
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, extend: Extend | None = None, rope: Rope | None = None
@@ -214,7 +250,13 @@ class MultiHeadAttention(nn.Module):
             qkv = rotate(qkv, rope, self.n_heads)
         dropout_p = self.drop_rate if self.training else 0.0
         mixed = causal_attention(
-            qkv, self.n_heads, dropout_p=dropout_p, kernel=self.kernel, mask=mask, extend=extend
+            qkv,
+            self.n_heads,
+            dropout_p=dropout_p,
+            kernel=self.kernel,
+            mask=mask,
+            extend=extend,
+            observe=self.observe,
         )
         return self.out_proj(mixed)
 

@@ -25,7 +25,7 @@ from gptpl.config.slots import TrainerSettings
 from gptpl.errors import InputError
 from gptpl.files.run_record import RUN_FILE
 from gptpl.model import GPTConfig
-from gptpl.model.attention_kernels import Kernel
+from gptpl.model.attention_kernels import FAST_KERNELS
 from gptpl.model.loss import Head
 from gptpl.model.tuning import TuneHead
 from gptpl.runs.claims import is_worker_process
@@ -244,7 +244,7 @@ def kept_choices(cfg: Config, resume: Resumption | None) -> dict[str, str | None
         return to_be_made()
     known = {
         "precision": LIGHTNINGS_PRECISIONS,
-        "attention": get_args(Kernel)[1:],
+        "attention": (*FAST_KERNELS, "explicit"),
         "head": get_args(Head),
         "compile": ("on", "off"),
     }
@@ -272,7 +272,7 @@ def timings_of(cfg: Config, *, again: bool = False) -> Timings | None:
     GPT-2 small's is timed, for the precision.
     """
     conf, kind = cfg.trainer, device_type(cfg.trainer.accelerator)
-    allowed = {"precision": PRECISIONS, "attention": get_args(Kernel)[1:], "head": get_args(Head)}
+    allowed = {"precision": PRECISIONS, "attention": FAST_KERNELS, "head": get_args(Head)}
     if kind == "cuda":
         allowed["attention"] = ("sdpa",)
     given = {name: (Timings.timed_as(conf[name]),) for name in allowed if conf[name] != AUTO}

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from gptpl.files.download import cache_dir
 from gptpl.files.durable import write_atomically
-from gptpl.model.attention_kernels import Kernel, chosen_kernel
+from gptpl.model.attention_kernels import FAST_KERNELS, Kernel, chosen_kernel
 from gptpl.model.gpt import GPTConfig, TransformerBlock, rope_angles
 from gptpl.model.loss import Head, head_loss, next_token_loss
 
@@ -136,7 +136,7 @@ class Timings:
 
     work: Workload
     seconds: Mapping[str, float]
-    kernels: Sequence[str] = get_args(Kernel)[1:]
+    kernels: Sequence[str] = FAST_KERNELS
     heads: Sequence[str] = get_args(Head)
 
     @property

@@ -1,16 +1,19 @@
 """The attention kernels against attention in float64, position by position."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from gptpl.generation import Decoding, SamplingRules
+from gptpl.model import GPTConfig, GPTModel
 from gptpl.model import attention_kernels as module
 from gptpl.model.attention_kernels import Kernel, blocked_attention, chosen_kernel
-from gptpl.model.gpt import causal_attention
+from gptpl.model.gpt import MultiHeadAttention, causal_attention, explicit_attention
 
-KERNELS: tuple[Kernel, ...] = ("blocked", "sdpa")
+KERNELS: tuple[Kernel, ...] = ("blocked", "sdpa", "explicit")
 
 
 def exact(qkv: Tensor, n_heads: int) -> Tensor:
@@ -130,3 +133,39 @@ def test_torch_can_trace_and_differentiate_it(p) -> None:
 )
 def test_what_auto_means(device_type, dtype, dropout_p, kernel) -> None:
     assert chosen_kernel(device_type, dtype, dropout_p) == kernel
+
+
+def test_weights_written_out_are_handed_over_and_dropped_as_dropout_does() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 7, 4).unbind()  # each (B, H, T, K)
+    seen: list[Tensor] = []
+    torch.manual_seed(1)
+    mixed = explicit_attention(q, k, v, dropout_p=0.5, observe=seen.append)
+    [weights] = seen
+    assert weights.triu(1).count_nonzero() == 0
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 7))
+    torch.manual_seed(1)
+    torch.testing.assert_close(mixed, torch.nn.Dropout(0.5)(weights) @ v)
+
+
+@pytest.mark.parametrize("changes", [{}, {"position": "rope", "norm": "rmsnorm", "feed_forward": "swiglu"}])
+def test_a_model_with_attention_written_out_is_the_same_also_with_a_cache(changes) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "context_length": 24, "emb_dim": 24, "n_heads": 3, "n_layers": 2}
+    settings: dict[str, Any] = {**shape, "drop_rate": 0.1, "qkv_bias": True, **changes}
+    net = GPTModel(GPTConfig(**settings)).eval()
+
+    def written() -> list[list[int]]:
+        rules = SamplingRules(temperature=0.0)
+        decoding = Decoding(net, [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]], rules=rules, max_new_tokens=9)
+        while decoding.step():
+            pass
+        return decoding.written
+
+    with torch.no_grad():
+        expected, texts = net(torch.tensor([range(24)])), written()
+        for module in net.modules():
+            if isinstance(module, MultiHeadAttention):
+                module.kernel = "explicit"
+        torch.testing.assert_close(net(torch.tensor([range(24)])), expected, rtol=0, atol=1e-5)
+        assert written() == texts

@@ -50,6 +50,7 @@ def losses(pretraining, monkeypatch):
 
 FAST: dict[str, dict[str, Any]] = {
     "attention": {"attention": "blocked"},
+    "attention written out": {"attention": "explicit"},
     "head": {"head": "fused"},
     "recompute": {"recompute": True},
     "all": {"attention": "blocked", "head": "fused", "recompute": True},
@@ -167,7 +168,10 @@ def test_memory_is_kept_on_a_cpu_where_malloc_can(monkeypatch):
     ("settings", "words"),
     [
         ({"compile": "perhaps"}, r"trainer.compile must be one of auto, on, off, got perhaps"),
-        ({"attention": "flash"}, r"trainer.attention must be one of auto, blocked, sdpa, got flash"),
+        (
+            {"attention": "flash"},
+            r"trainer.attention must be one of auto, blocked, sdpa, explicit, got flash",
+        ),
         ({"head": "liger"}, r"trainer.head must be one of auto, fused, plain, got liger"),
         ({"attention": "blocked", "device_type": "cuda"}, r"trainer.attention=blocked .*cuda.*sdpa"),
         ({"head": "fused", "precision": "16-mixed"}, r"trainer.head=fused .*16-mixed.*head=plain"),
