@@ -130,7 +130,11 @@ class _Inspect(_Model):
     text: str | None
     text_file: str | None
     output: str
+    tabs: Sequence[str] | None
+    beside: str | None
     alternatives: int
+    max_tokens: int
+    ablation_tokens: int
 
 
 @dataclass(kw_only=True)

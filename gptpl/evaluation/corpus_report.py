@@ -24,9 +24,8 @@ from gptpl.data.sources import Corpus
 from gptpl.data.sources.base import SECTION, Piece, Section
 from gptpl.data.sources.formats import kind_of
 from gptpl.errors import InputError
-from gptpl.evaluation.surprisal import visible
 from gptpl.files.durable import write_atomically
-from gptpl.text import bytes_text, count_text, near, printable, shortened, table
+from gptpl.text import bytes_text, count_text, near, printable, shortened, table, visible
 from gptpl.tokenizers import GPT2Tokenizer, Tokenizer
 
 SAMPLE_BYTES = 200_000_000

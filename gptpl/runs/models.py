@@ -17,11 +17,12 @@ from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answer, Answerer, answer_all, answer_generator
 from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation, training_corpus
 from gptpl.evaluation.statistics import TextStatistics, text_statistics
-from gptpl.evaluation.surprisal import Evaluation, InspectedText, evaluate, surprisals
+from gptpl.evaluation.surprisal import Evaluation, evaluate, surprisals
 from gptpl.files.run_record import CHECKPOINT_FOLDER, is_run
 from gptpl.filters import Filter
 from gptpl.generation import Completion, Piece, SamplingRules, search_text, stream_text
 from gptpl.generation.sampling import seeded_generator
+from gptpl.inspection.page import Inspection
 from gptpl.model.protocol import device_of, vocab_size
 from gptpl.weights.adapter import FORMAT as ADAPTER
 
@@ -190,13 +191,18 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
             raise InputError(f"{', '.join(settings)}: give settings with a suite's name, not with an object")
         return run_suite([self], suite, name=name, output=output, progress=progress)[0]
 
-    def inspect(self, text: str, *, alternatives: int = 5, progress: Progress = iter) -> InspectedText:
-        """The surprisal of each token, given all the text before it that the model can read."""
+    def inspect(
+        self, text: str, *, alternatives: int = 5, progress: Progress = iter, **settings: int
+    ) -> Inspection:
+        """A look at the text through the model: the surprisal of each token, and everything inside.
+
+        `settings` are those of `Inspection`.
+        """
         ids = [int(token) for token in self.tokenizer.encode(text)]
         if not ids:
             raise InputError(f"text={text!r} has no tokens: give at least one word")
         found = surprisals(self.net, ids, eot_id=self.tokenizer.eot_id, alternatives=alternatives)
-        return InspectedText(tokens=list(progress(found)), tokenizer=self.tokenizer)
+        return Inspection(self.net, self.tokenizer, list(progress(found)), **settings)
 
     def statistics(self, completions: Sequence[Completion]) -> TextStatistics:
         """How varied, repetitive and likely texts are; `complete` them with `alternatives=0` or more."""

@@ -3,6 +3,7 @@
 import json
 import re
 from html import unescape
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,18 @@ from torch.nn import functional as F
 from gptpl.checkpoints.loading import load_model
 
 
-def data_of(page: str) -> list[list[object]]:
+def models_of(page: str) -> list[Any]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.DOTALL)
     assert found is not None
     return list(json.loads(found[1]))
 
 
+def data_of(page: str) -> list[list[Any]]:
+    return list(models_of(page)[0]["surprisal"])
+
+
 def text_of(page: str) -> str:
-    inside = page.partition('id="text">')[2].partition("</div>")[0]
+    inside = page.partition('class="text surprisals">')[2].partition("</div>")[0]
     return unescape(re.sub(r"<[^>]+>", "", re.sub(r"<i>.*?</i>", "", inside)))
 
 
@@ -26,7 +31,7 @@ def text_of(page: str) -> str:
 def test_the_page_holds_the_text_and_the_losses_of_the_model(text, gptpl, quick, tmp_path):
     outcome = gptpl("inspect", f"checkpoint={quick.run.path}", f"text={text}")
     assert outcome.status == 0, outcome.err
-    page = (tmp_path / "surprisal.html").read_text(encoding="utf-8")
+    page = (tmp_path / "inspect.html").read_text(encoding="utf-8")
     assert text_of(page) == text
     ids = list(text.encode())
     net = load_model(quick.run.path / "checkpoints/last.ckpt").net
@@ -36,14 +41,14 @@ def test_the_page_holds_the_text_and_the_losses_of_the_model(text, gptpl, quick,
     rows = data_of(page)
     assert [row[1] for row in rows] == ids
     assert [row[2] for row in rows] == pytest.approx(losses.tolist(), abs=1e-3)
-    assert all(len(row[5]) == 5 for row in rows)  # type: ignore[arg-type]
+    assert all(len(row[5]) == 5 for row in rows)
     assert outcome.out.splitlines() == [
         f"tokens      {len(ids)}",
         "scored      every token once, from all tokens before it, in a long text from the last 32 to 64"
         " (more context than gptpl evaluate gives)",
         f"loss        {losses.mean():.4f} nats per token",
         f"perplexity  {losses.mean().exp():.2f}",
-        "page        surprisal.html",
+        "page        inspect.html",
     ]
 
 
@@ -58,15 +63,27 @@ def test_a_long_file_and_another_place(gptpl, quick, tmp_path):
     assert outcome.status == 0, outcome.err
     page = (tmp_path / "pages/x (1).html").read_text(encoding="utf-8")
     assert text_of(page) == text
-    assert {len(row[5]) for row in data_of(page)} == {2}  # type: ignore[arg-type]
+    assert {len(row[5]) for row in data_of(page)} == {2}
     assert sorted(path.name for path in tmp_path.rglob("*.html")) == ["x (1).html"]
+
+
+def test_chosen_tabs_of_two_models(gptpl, quick, tmp_path):
+    first, last = (quick.run.path / f"checkpoints/{name}.ckpt" for name in ("best", "last"))
+    given = ("tabs=[lens,steps]", "max_tokens=5")
+    outcome = gptpl("inspect", f"checkpoint={first}", f"beside={last}", "text=over the sea", *given)
+    assert outcome.status == 0, outcome.err
+    page = (tmp_path / "inspect.html").read_text(encoding="utf-8")
+    assert page.count("<dt>checkpoint</dt>") == 2
+    for model in models_of(page):
+        assert list(model) == ["lens", "steps", "read"]
+        assert model["read"] == ["<|endoftext|>", *"over"]
 
 
 def test_bytes_of_a_character_can_be_told_apart(gptpl, quick, tmp_path):
     assert gptpl("inspect", f"checkpoint={quick.run.path}", "text=a🙂", "alternatives=257").status == 0
-    rows = data_of((tmp_path / "surprisal.html").read_text(encoding="utf-8"))
+    rows = data_of((tmp_path / "inspect.html").read_text(encoding="utf-8"))
     assert [row[0] for row in rows] == ["a", r"\xf0", r"\x9f", r"\x99", "🙂"]
-    assert len({shown for shown, _, _ in rows[0][5]}) > 250  # type: ignore[attr-defined]
+    assert len({shown for shown, _, _ in rows[0][5]}) > 250
 
 
 def test_an_empty_file_is_named(refused, quick, tmp_path):
@@ -92,6 +109,10 @@ def test_a_file_that_is_not_utf8_is_named(refused, quick, tmp_path):
         (("text=a", "output=."), ["output=."]),
         (("text=a", "alternatives=-1"), ["alternatives must be 0 to 257, got -1"]),
         (("text=a", "alternatives=999"), ["alternatives must be 0 to 257, got 999"]),
+        (("text=a", "tabs=[attenton]"), ["tabs has no attenton: choose of surprisal, attention"]),
+        (("text=a", "tabs=[]"), ["tabs is empty"]),
+        (("text=a", "max_tokens=1"), ["max_tokens must be at least 2, got 1"]),
+        (("text=a", "beside=nowhere"), ["beside=nowhere"]),
         (("text=a", "device=tpu"), ["device must be one of", "got tpu"]),
         (("txt=a",), ["did you mean text?"]),
     ],

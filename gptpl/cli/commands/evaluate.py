@@ -187,17 +187,21 @@ def _report(found: "ClassifierEvaluation", labels: Sequence[str]) -> Iterator[st
 
 @configured("inspect")
 def inspect(given: Arguments) -> None:
-    """Show the loss of a trained model on each token of a text, as a web page.
+    """Show what a trained model makes of a text, part by part, as a web page.
 
     examples:
-      gptpl inspect checkpoint=RUN text='Every effort moves you'          # writes surprisal.html
+      gptpl inspect checkpoint=RUN text='Every effort moves you'          # writes inspect.html
       gptpl inspect checkpoint=RUN text_file=my.txt output=my.html        # a whole file
-      echo 'Every effort' | gptpl inspect checkpoint=RUN alternatives=10  # a piped text
+      gptpl inspect checkpoint=RUN text='Every effort' tabs=[attention]   # one part only
+      gptpl inspect checkpoint=RUN beside=RUN2 text='Every effort'        # two models side by side
+      gptpl inspect init=gpt2_hf text='Every effort moves you'            # GPT-2 itself
 
-    Prints loss and perplexity. The page colours each token by its loss and lists the most likely alternatives;
-    it needs no network.
+    Prints loss and perplexity. The page has tabs: the surprisal of each token, where each head attends, what the
+    model would say after each block, how the text was cut into tokens, embeddings and what is near them, sizes
+    of activations, the loss without each part, and one prediction step by step. It needs no network.
     """
     from gptpl.model.protocol import context_length
+    from gptpl.runs.listing import find_run
     from gptpl.runs.loaded import load_language_model
 
     cfg = settings_of(given)
@@ -209,11 +213,26 @@ def inspect(given: Arguments) -> None:
         origin = "" if cfg["text_file"] is None else f" of text_file={cfg['text_file']}"
         wrong = "text is not set" if text is None else f"the text{origin} is empty"
         raise InputError(f"{wrong}: give text='...', text_file=FILE, or pipe one in")
-    model = load_language_model(**given_model(cfg))
-    total = len(model.tokenizer.encode(text))
-    progress = partial(tqdm, total=total, unit="token", desc="reading", disable=None)
-    inspected = model.inspect(text, alternatives=cfg["alternatives"], progress=progress)
-    write_atomically(output, inspected.page(facts={"checkpoint": str(model.path), "step": f"{model.step:,}"}))
+    given_models = [load_language_model(**given_model(cfg))]
+    if cfg["beside"] is not None:
+        other = {"device": cfg["device"], "trust": cfg["trust"]}
+        given_models.append(load_language_model(find_run(cfg["beside"], key="beside"), **other))
+    settings = {name: cfg[name] for name in ("alternatives", "max_tokens", "ablation_tokens")}
+    looks = []
+    for model in given_models:
+        total = len(model.tokenizer.encode(text))
+        progress = partial(tqdm, total=total, unit="token", desc="reading", disable=None)
+        inspected = model.inspect(text, progress=progress, **settings)
+        inspected.tabs(cfg["tabs"])  # refuses unknown ones before any is made
+        looks.append((inspected, {"checkpoint": str(model.path), "step": f"{model.step:,}"}))
+    model, (inspected, facts) = given_models[0], looks[0]
+    page = inspected.page(
+        facts=facts,
+        tabs=cfg["tabs"],
+        beside=looks[1] if len(looks) > 1 else None,
+        progress=partial(tqdm, unit="tab", desc="looking", disable=None),
+    )
+    write_atomically(output, page)
     T = context_length(model.net)
     print(f"tokens      {len(inspected.tokens):,}")
     print(

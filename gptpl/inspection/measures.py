@@ -1,0 +1,306 @@
+"""Functions of what a model computed: kinds of attention heads, the logit lens, ablation, embeddings."""
+
+# B rows, T time, D model, H heads, K head width, L blocks, V vocabulary, N tokens of a list
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptpl.errors import InputError
+from gptpl.generation.decoding import check_prompts
+from gptpl.inspection.recording import Recording, record
+from gptpl.model.gpt import GPTModel, rope_angles
+from gptpl.model.protocol import eval_mode
+
+LENS_POSITIONS = 128  # whose logits exist at the same time: 26 MB of GPT-2's
+DEAD = 1e-3  # the largest magnitude of a unit that never answers
+
+# --- attention ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadScores:
+    """How much attention goes where, each (L, H), from 0 to 1, a mean over positions.
+
+    The first position, which can only attend to itself, does not count.
+    """
+
+    previous: Tensor
+    """To the token before."""
+    first: Tensor
+    """To the first token, which heads attend to when they have nothing to add."""
+    itself: Tensor
+    """To the token itself."""
+    entropy: Tensor
+    """The entropy of the weights over that of equal weights: 0, one token; 1, all alike."""
+
+
+def head_scores(weights: Sequence[Tensor]) -> HeadScores:
+    """Scores of the attention weights (H, T, T) of each block. Raises InputError for a single token."""
+    all_weights = torch.stack(list(weights))  # (L, H, T, T)
+    T = all_weights.shape[-1]
+    if T < 2:
+        raise InputError("the kind of a head shows from two tokens on: give a longer text")
+    later = all_weights[:, :, 1:]
+    entropies = -torch.special.xlogy(later, later).sum(dim=-1)  # (L, H, T - 1)
+    most = torch.arange(2, T + 1, device=later.device).log()
+    return HeadScores(
+        previous=all_weights.diagonal(-1, -2, -1).mean(dim=-1),
+        first=later[..., 0].mean(dim=-1),
+        itself=all_weights.diagonal(0, -2, -1)[..., 1:].mean(dim=-1),
+        entropy=(entropies / most).mean(dim=-1),
+    )
+
+
+def induction_scores(model: GPTModel, *, length: int = 50, rows: int = 4, seed: int = 0) -> Tensor:
+    """How much each head looks for what followed the same token before, (L, H), from 0 to 1.
+
+    The model reads `rows` texts of `length` random tokens, each written twice: a text that repeats and has no
+    other meaning. At a token of the second half, an induction head attends to the token after its first
+    occurrence, which is what comes next. Shorter texts are used if the context holds no 2 * length.
+
+    Source: Olsson et al. 2022, "In-context Learning and Induction Heads".
+    """
+    length = min(length, model.config.context_length // 2)
+    if length < 2:
+        raise InputError("induction shows in a text that repeats: the context must hold 4 tokens or more")
+    generator = torch.Generator().manual_seed(seed)
+    total: Tensor | None = None
+    for _ in range(rows):
+        once = torch.randperm(model.config.vocab_size, generator=generator)[:length].tolist()
+        once = (once * length)[:length]  # a vocabulary may be smaller
+        weights = torch.stack([block.weights for block in record(model, [*once, *once]).blocks])
+        found = weights.diagonal(1 - len(once), -2, -1)[..., 1:].mean(dim=-1)  # the second half's, (L, H)
+        total = found if total is None else total + found
+    assert total is not None
+    return total / rows
+
+
+# --- the logit lens -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitLens:
+    """What the model would say at each depth, each (L + 1, T): before the first block, after each."""
+
+    best: Tensor
+    """The likeliest next token."""
+    probability: Tensor
+    """Its probability."""
+    rank: Tensor
+    """Tokens likelier than the true next one; -1 at the last position, whose next token is not known."""
+    surprisal: Tensor
+    """-log of the true next token's probability, in nats; NaN at the last position."""
+
+
+@torch.no_grad()
+def logit_lens(model: GPTModel, recording: Recording) -> LogitLens:
+    """Final norm and head applied to the hidden states of every depth.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    following = recording.tokens[1:]  # (T - 1,)
+    rows: list[list[Tensor]] = []
+    with eval_mode(model):
+        for states in recording.hidden:
+            parts = [
+                _lens(model, part, following[start : start + len(part)])
+                for start, part in zip(
+                    range(0, len(states), LENS_POSITIONS), torch.split(states, LENS_POSITIONS), strict=True
+                )
+            ]
+            rows.append([torch.cat(each) for each in zip(*parts, strict=True)])
+    best, probability, rank, surprisal = (torch.stack(each) for each in zip(*rows, strict=True))
+    return LogitLens(best=best, probability=probability, rank=rank, surprisal=surprisal)
+
+
+def lens_logits(model: GPTModel, states: Tensor) -> Tensor:
+    """The logits that final norm and head make of hidden states of any depth: (..., D) -> (..., V)."""
+    return model.out_head(model.final_norm(states.to(model.tok_emb.weight.dtype))).float()
+
+
+def _lens(model: GPTModel, states: Tensor, following: Tensor) -> tuple[Tensor, ...]:
+    log_p = lens_logits(model, states).log_softmax(dim=-1)  # (T, V)
+    probability, best = log_p.max(dim=-1)
+    unknown = len(states) - len(following)  # 1 behind the last token
+    own = log_p[: len(following)].gather(-1, following[:, None])  # (T or T - 1, 1)
+    rank = (log_p[: len(following)] > own).sum(dim=-1)
+    return (
+        best,
+        probability.exp(),
+        F.pad(rank, (0, unknown), value=-1),
+        F.pad(-own[:, 0], (0, unknown), value=math.nan),
+    )
+
+
+# --- ablation -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Factors:
+    """What the outputs of a block's parts are multiplied with, in each of B rows."""
+
+    heads: Tensor
+    """(B, H)"""
+    attention: Tensor
+    """(B,)"""
+    feed_forward: Tensor
+    """(B,)"""
+
+
+@contextmanager
+def ablate(
+    model: GPTModel,
+    *,
+    heads: Collection[tuple[int, int]] = (),
+    attention: Collection[int] = (),
+    feed_forward: Collection[int] = (),
+) -> Iterator[None]:
+    """Have parts of the model add nothing as long as this lasts: heads (block, head), parts of blocks.
+
+    What a part would add to the hidden states is replaced by zero; that of a head is its values, and the
+    output projection's bias stays. Raises InputError for blocks and heads that the model does not have.
+    """
+    L, H = model.config.n_layers, model.config.n_heads
+    for block, head in [*heads, *((block, 0) for block in [*attention, *feed_forward])]:
+        if not (0 <= block < L and 0 <= head < H):
+            raise InputError(f"block {block}, head {head}: the model has {L} blocks of {H} heads, from 0")
+    with ExitStack() as stack:
+        for block in range(L):
+            kept = [[0.0 if (block, head) in heads else 1.0 for head in range(H)]]
+            factors = _Factors(
+                heads=torch.tensor(kept, device=model.device),
+                attention=torch.tensor([float(block not in attention)], device=model.device),
+                feed_forward=torch.tensor([float(block not in feed_forward)], device=model.device),
+            )
+            stack.enter_context(_multiplied(model.blocks[block], factors))
+        yield
+
+
+@contextmanager
+def _multiplied(block: nn.Module, factors: _Factors) -> Iterator[None]:
+    def of_heads(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        B, T, D = inputs[0].shape
+        H = factors.heads.shape[1]
+        return (inputs[0].view(B, T, H, D // H) * factors.heads[:, None, :, None]).view(B, T, D)
+
+    def of_part(factor: Tensor, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output * factor[:, None, None]
+
+    attn, ff = block.get_submodule("attn"), block.get_submodule("ff")
+    with ExitStack() as stack:
+        for handle in (
+            attn.get_submodule("out_proj").register_forward_pre_hook(of_heads),
+            attn.register_forward_hook(partial(of_part, factors.attention)),
+            ff.register_forward_hook(partial(of_part, factors.feed_forward)),
+        ):
+            stack.callback(handle.remove)
+        yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """Mean loss in nats per token: of the whole model, and without each of its parts."""
+
+    loss: float
+    heads: Tensor
+    """(L, H), without that head."""
+    attention: Tensor
+    """(L,), without the attention of that block."""
+    feed_forward: Tensor
+    """(L,), without its feed-forward network."""
+    blocks: Tensor
+    """(L,), without the whole block."""
+
+
+@torch.no_grad()
+def ablation(model: GPTModel, tokens: Sequence[int], *, progress: Any = iter) -> Ablation:
+    """The loss on tokens, two or more, without each head, each part and each block in turn, as `ablate`.
+
+    Takes about L / 2 * (H + 3) forward passes: all versions of a block are computed side by side, and what
+    comes before it once. Raises InputError for fewer than two tokens and as `record`.
+    """
+    check_prompts([tokens], vocab_size=model.config.vocab_size)
+    if len(tokens) < 2:
+        raise InputError("a loss needs two tokens or more: give a longer text")
+    recording = record(model, tokens)
+    targets = recording.tokens[1:]
+    H = model.config.n_heads
+    factors = _Factors(
+        heads=1 - torch.eye(H + 3, H, device=model.device),  # row i without head i, the last three with all
+        attention=torch.tensor([*[1.0] * H, 0.0, 1.0, 0.0], device=model.device),
+        feed_forward=torch.tensor([*[1.0] * (H + 1), 0.0, 0.0], device=model.device),
+    )
+    losses = []
+    rope = None
+    if model.config.position == "rope":
+        places = torch.arange(len(tokens), device=model.device)
+        rope = rope_angles(places, model.config.emb_dim // H, model.config.rope_base)
+    with eval_mode(model):
+        for i in progress(range(len(model.blocks))):
+            x = recording.blocks[i].input.to(model.tok_emb.weight.dtype)
+            x = x.expand(H + 3, *x.shape)  # (B, T, D)
+            with _multiplied(model.blocks[i], factors):
+                x = model.blocks[i](x, rope=rope)
+            for block in list(model.blocks)[i + 1 :]:
+                x = block(x, rope=rope)
+            losses.append(torch.stack([_mean_loss(model, row, targets) for row in x]))  # (B,)
+        loss = _mean_loss(model, recording.blocks[-1].output, targets)
+    table = torch.stack(losses)  # (L, H + 3)
+    return Ablation(
+        loss=float(loss),
+        heads=table[:, :H],
+        attention=table[:, H],
+        feed_forward=table[:, H + 1],
+        blocks=table[:, H + 2],
+    )
+
+
+def _mean_loss(model: GPTModel, states: Tensor, targets: Tensor) -> Tensor:
+    """Of the last block's output (T, D)."""
+    return F.cross_entropy(lens_logits(model, states[:-1]), targets)
+
+
+# --- embeddings and units -------------------------------------------------------------------------------
+
+
+def neighbours(table: Tensor, tokens: Sequence[int], *, number: int) -> list[list[tuple[int, float]]]:
+    """For each token the most similar others of the embeddings (V, D), with their cosine similarity."""
+    unit = F.normalize(table.float(), dim=-1)
+    similar = unit[list(tokens)] @ unit.T  # (N, V)
+    similar[torch.arange(len(tokens)), list(tokens)] = -math.inf
+    values, ids = similar.topk(min(number, len(table) - 1), dim=-1)
+    return [list(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
+
+
+def principal_components(rows: Tensor) -> tuple[Tensor, list[float]]:
+    """Rows (N, D) in the two directions in which they vary most, (N, 2), and their shares of the variance."""
+    centred = rows.float() - rows.float().mean(dim=0)
+    _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
+    shares = (sizes**2 / (sizes**2).sum().clamp(min=1e-30))[:2].tolist()
+    places = centred @ directions[:2].T
+    missing = 2 - places.shape[1]
+    return F.pad(places, (0, missing)), [*shares, *[0.0] * missing]
+
+
+def similarities(rows: Tensor) -> Tensor:
+    """Cosine similarity of rows (N, D) with each other, (N, N)."""
+    unit = F.normalize(rows.float(), dim=-1)
+    return unit @ unit.T
+
+
+def rms(states: Tensor) -> Tensor:
+    """Root mean square of the numbers of each vector: (..., D) -> (...)."""
+    return states.square().mean(dim=-1).sqrt()
+
+
+def dead_units(units: Tensor) -> Tensor:
+    """Which units (T, W) never answer to any of the tokens, (W,): GELU leaves next to nothing of them."""
+    return units.abs().amax(dim=0) < DEAD
