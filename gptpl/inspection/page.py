@@ -343,7 +343,14 @@ def _tokens(inspection: Inspection) -> Any:
     for each, text in zip(inspection.tokens, _shown(inspection), strict=True):
         piece = vocabulary[each.token] if each.token < len(vocabulary) else b""
         merged = [] if ranks is None or len(piece) > 30 else merges(piece, ranks)
-        rows.append([text, each.token, piece.hex(" "), [" ".join(map(_bytes_text, step)) for step in merged]])
+        rows.append(
+            [
+                text,
+                each.token,
+                piece.hex(" "),
+                [" ".join(visible(_bytes_text(part)) for part in step) for step in merged],
+            ]
+        )
     size = len("".join(inspection.texts).encode())
     return {
         "rows": rows,

@@ -3,9 +3,12 @@
 import base64
 import json
 import re
+import shutil
+import subprocess
 import zlib
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -319,3 +322,31 @@ def test_a_token_is_put_together_as_the_tokenizer_does() -> None:
         *_, last = merges(piece, ranks)
         assert b"".join(last) == piece
         assert len(last) == 1 or token == tokenizer.eot_id
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_every_tab_is_drawn_in_a_browser(tmp_path: Path) -> None:
+    looks = [inspected(model(257, context_length=32)), inspected(model(257, n_heads=4))]
+    source = looks[0].page(beside=(looks[1], {}))
+    open_all = "<script>tabs.forEach(tab => tab.click())</script></body>"
+    (tmp_path / "page.html").write_text(source.replace("</body>", open_all), encoding="utf-8")
+    given = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}")
+    more = ("--virtual-time-budget=5000", "--dump-dom", (tmp_path / "page.html").as_uri())
+    drawn = subprocess.run((str(CHROMIUM), *given, *more), check=True, capture_output=True, timeout=120)
+    panels = re.split(r'<section role="tabpanel" id="panel-', drawn.stdout.decode())[1:]
+    assert [panel.partition('"')[0] for panel in panels] == list(TABS)
+    for panel in panels:  # both models
+        assert all(part.strip() for part in panel.split('<div class="model">')[1:])
+        assert len(panel.split('<div class="model">')) == 3
+    cells = [panel.count("<td") for panel in panels]
+    T = [len(each.recording.tokens) for each in looks]
+    assert T == [1 + len(TEXT.encode()), 16]
+    assert cells[1] == 3 * 2 + 3 * 4  # a score for each head
+    assert cells[2] == 4 * sum(T)  # a word at each depth after each token
+    assert cells[6] == 3 * (2 + 4) + 3 * 3 * 2  # heads; attention, feed-forward network and both
+    readouts = re.findall(r'<div class="readout">([^<]*)</div>', panels[1])
+    assert [text.partition(" looks at ")[0] for text in readouts] == ["Token 28 🙂", "Token 15 e"]
+    assert panels[7].count("<b>attention</b>") == 6
