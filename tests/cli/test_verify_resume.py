@@ -372,7 +372,7 @@ def test_callbacks_of_ones_own_may_keep_the_checkpoints():
 LAUNCHED = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_under_torchrun_one_of_two_processes_is_killed(tmp_path):
     """Real processes: torchrun starts two that verify, each of which starts those of the runs, in turn."""
     environment = os.environ | {

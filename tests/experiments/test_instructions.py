@@ -10,6 +10,8 @@ import pytest
 
 RECORDED = Path(__file__).parents[2] / "experiments/instructions/result.json"
 
+pytestmark = pytest.mark.studies
+
 
 @pytest.fixture(scope="module")
 def instructions(study: Callable[[str], Any]) -> Any:

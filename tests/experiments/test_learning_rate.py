@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.studies
+
 
 @pytest.fixture(scope="module")
 def rates(study: Callable[[str], Any]) -> Any:
@@ -24,7 +26,6 @@ def trials(folder: Path, group: str, key: str) -> dict[float, float]:
     return found
 
 
-@pytest.mark.slow
 def test_the_best_rate_is_that_of_the_lowest_loss_for_each_optimizer(rates: Any) -> None:
     rows = {row["optimizer"]: row for row in rates.result["rates"]}
     for name, key in (("AdamW", "lr"), ("Muon", "muon_lr")):
@@ -36,7 +37,6 @@ def test_the_best_rate_is_that_of_the_lowest_loss_for_each_optimizer(rates: Any)
         assert recorded == [[rate, pytest.approx(found[rate], abs=1e-4)] for rate in sorted(found)]
 
 
-@pytest.mark.slow
 def test_muon_leaves_the_rest_of_the_model_to_adamw_at_its_best_rate(rates: Any) -> None:
     rows = {row["optimizer"]: row for row in rates.result["rates"]}
     config = yaml.safe_load((rates.folder / "sweeps/muon_0.12m/0/config.yaml").read_text(encoding="utf-8"))
@@ -44,7 +44,6 @@ def test_muon_leaves_the_rest_of_the_model_to_adamw_at_its_best_rate(rates: Any)
     assert config["optimizer"]["lr"] == rows["AdamW"]["best learning rate"]
 
 
-@pytest.mark.slow
 def test_both_optimizers_see_as_many_tokens_and_the_report_has_all_trials(rates: Any) -> None:
     assert len({row["tokens"] for row in rates.result["rates"]}) == 1
     report = (rates.folder / "report/report.md").read_text(encoding="utf-8").replace("\\_", "_")

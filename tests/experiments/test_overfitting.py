@@ -9,6 +9,8 @@ import pytest
 
 RECORDED = Path(__file__).parents[2] / "experiments/overfitting/result.json"
 
+pytestmark = pytest.mark.studies
+
 
 @pytest.fixture(scope="module")
 def overfitting(study: Callable[[str], Any]) -> Any:

@@ -10,6 +10,8 @@ import pytest
 
 RECORDED = Path(__file__).parents[2] / "experiments/scaling/result.json"
 
+pytestmark = pytest.mark.studies
+
 
 @pytest.fixture(scope="module")
 def scaling(study: Callable[[str], Any]) -> Any:

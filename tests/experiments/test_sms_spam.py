@@ -15,6 +15,8 @@ from gptpl.evaluation.classifier import predictions
 RECORDED = Path(__file__).parents[2] / "experiments/sms_spam/result.json"
 BASELINE = "TF-IDF"
 
+pytestmark = pytest.mark.studies
+
 
 @pytest.fixture(scope="module")
 def sms_spam(study: Callable[[str], Any]) -> Any:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.studies
+
 
 @pytest.fixture(scope="module")
 def tricks(study: Callable[[str], Any]) -> Any:

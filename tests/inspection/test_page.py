@@ -343,7 +343,7 @@ def test_every_tab_is_drawn_in_a_browser(tmp_path: Path) -> None:
         assert len(panel.split('<div class="model">')) == 3
     cells = [panel.count("<td") for panel in panels]
     T = [len(each.recording.tokens) for each in looks]
-    assert T == [1 + len(TEXT.encode()), 16]
+    assert [1 + len(TEXT.encode()), 16] == T
     assert cells[1] == 3 * 2 + 3 * 4  # a score for each head
     assert cells[2] == 4 * sum(T)  # a word at each depth after each token
     assert cells[6] == 3 * (2 + 4) + 3 * 3 * 2  # heads; attention, feed-forward network and both

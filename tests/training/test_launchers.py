@@ -165,7 +165,7 @@ def unbroken(
     return weights(folder / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_a_killed_process_costs_a_restart_and_no_bit(
     machines: Machines, unbroken: dict[str, torch.Tensor]
 ) -> None:
