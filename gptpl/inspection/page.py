@@ -23,7 +23,7 @@ from gptpl.inspection import measures
 from gptpl.inspection.recording import Recording, record
 from gptpl.model.gpt import GPTModel
 from gptpl.model.loss import perplexity
-from gptpl.model.protocol import class_path
+from gptpl.model.protocol import gpt_model
 from gptpl.text import readable, visible
 from gptpl.tokenizers import GPT2Tokenizer, Tokenizer
 
@@ -57,8 +57,7 @@ class Inspection:
     """A text of one token or more, and what a model computes for it, each number when it is asked for.
 
     The first token is predicted from end-of-text, which the model is given before the text. What is recorded
-    of its inside are the first `max_tokens` tokens of both, or as many as the context holds; `surprisals`
-    are those of all tokens.
+    of its inside are the first `max_tokens` tokens of both, or as many as the context holds.
 
     Args:
         net: the model; one that is no `GPTModel` has surprisals and tokens only.
@@ -104,12 +103,7 @@ class Inspection:
     @property
     def gpt(self) -> GPTModel:
         """The model as one that can be looked into. Raises InputError for a model of another class."""
-        if isinstance(self.net, GPTModel):
-            return self.net
-        raise InputError(
-            f"only a GPTModel can be looked into, this one is a {class_path(self.net)}: ask for"
-            f" {' and '.join(_ANY_MODEL)}"
-        )
+        return gpt_model(self.net, f"only a GPTModel has more than {' and '.join(_ANY_MODEL)}")
 
     @cached_property
     def recording(self) -> Recording:
@@ -159,7 +153,7 @@ class Inspection:
         Raises InputError for unknown ones, none, and those that a model of another class cannot have.
         """
         if wanted is None:
-            return list(TABS if isinstance(self.net, GPTModel) else _ANY_MODEL)
+            return list(TABS if type(self.net) is GPTModel else _ANY_MODEL)
         chosen = list(wanted)
         if unknown := [each for each in chosen if each not in TABS]:
             raise InputError(f"tabs has no {unknown[0]}: choose of {', '.join(TABS)}")

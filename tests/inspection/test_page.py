@@ -20,7 +20,8 @@ from gptpl.errors import InputError
 from gptpl.evaluation.surprisal import TokenSurprisal, surprisals
 from gptpl.inspection import Inspection
 from gptpl.inspection.page import TABS, merges, pack_weights
-from gptpl.model import GPTConfig, GPTModel
+from gptpl.model import GPTConfig, GPTModel, Int8GPT
+from gptpl.model.inference import can_multiply_int8
 from gptpl.text import visible
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer
 
@@ -284,11 +285,20 @@ def test_a_model_of_another_class_has_the_tabs_that_apply() -> None:
     read = Reader(look.page())
     assert list(read.first) == ["surprisal", "tokens"]
     with pytest.raises(
-        InputError, match=r"only a GPTModel can be looked into.*Other: ask for surprisal and tokens"
+        InputError, match=r"only a GPTModel has more than surprisal and tokens, this model is a .*Other"
     ):
         look.page(tabs=["attention"])
     beside = inspected(model(257)).page(beside=(look, {}))
     assert [list(each) for each in Reader(beside).models] == [["surprisal", "tokens"]] * 2
+
+
+def test_an_int8_model_has_the_tabs_that_apply() -> None:
+    if not can_multiply_int8():
+        pytest.skip("needs an x86 processor with AVX2")
+    look = inspected(Int8GPT(model(257)))
+    assert list(Reader(look.page()).first) == ["surprisal", "tokens"]
+    with pytest.raises(InputError, match="Int8GPT"):
+        _ = look.lens
 
 
 def test_one_token_is_enough() -> None:
