@@ -164,6 +164,28 @@ def test_the_tokens_of_a_common_beginning_are_read_once(monkeypatch):
     assert turn.texts == alone(model, turn)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "read"),
+    [((20, 20, 20), [60]), ((30, 25, 5), [90]), ((40, 7, 7), [40, 14]), ((50, 8, 8), [50, 16, 6])],
+)
+def test_prompts_of_similar_lengths_are_read_side_by_side(lengths, read, monkeypatch):
+    found: list[int] = []
+    original = GPTModel.hidden
+
+    def counted(self: GPTModel, tokens: Tensor, *others: Any, **settings: Any) -> Tensor:
+        found.append(tokens.numel())
+        return original(self, tokens, *others, **settings)
+
+    model = build(context_length=64)
+    monkeypatch.setattr(GPTModel, "hidden", counted)
+    batch = ContinuousBatch(model, max_rows=3, piece=60)
+    for number, length in enumerate(lengths):
+        batch.add(request([number + 1] * length, new=1))
+    while batch.busy:
+        batch.step()
+    assert found == read
+
+
 def test_kept_beginnings_stay_within_their_memory_and_the_least_used_goes_first():
     model = build()
     prompts = [[number] * 20 for number in (1, 2, 3)]
