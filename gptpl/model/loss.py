@@ -184,6 +184,8 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, compiled: bool
     dtype = _product_dtype(hidden)
     if dtype == torch.float16:
         raise TypeError("head_loss in fp16 would lose small gradients: use next_token_loss")
+    if not torch.is_grad_enabled():
+        weight = weight.detach()  # else its gradient would be computed all the same
     loss: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
         hidden.flatten(0, -2), weight, targets.flatten(), dtype, compiled and hidden.device.type != "cpu"
     )

@@ -148,13 +148,13 @@ class TrainingModule(Task, L.LightningModule):
         self.updating = False  # the weights may be half updated: an error now must not save them
         self.tokens_seen = 0
         self.tokens_per_second: float | None = None  # set by the callback `Throughput`
+        self.grad_norm: Tensor | None = None  # before clipping, until the step is logged
         self.evaluation_seconds = 0.0
         self._as_configured: dict[str, Any] = {}
         self._resumed_configuration: dict[str, Any] | None = None
         self._scheduler_before_evaluation: dict[str, Any] | None = None
         self._micro_batches: list[_MicroBatch] = []
         self._step_loss: Tensor | None = None
-        self._grad_norm: Tensor | None = None
         self._sums: dict[str, Sums] = {}
         self._evaluation_started = 0.0
 
@@ -287,7 +287,7 @@ class TrainingModule(Task, L.LightningModule):
             scaler.unscale_(optimizer)
         parameters = [p for p in self.net.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        self._grad_norm = norm
+        self.grad_norm = norm
         if self.trainer.global_step + 1 in self.skip_steps:
             for parameter in parameters:
                 parameter.grad = None  # every optimizer passes over such parameters
@@ -326,7 +326,7 @@ class TrainingModule(Task, L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the optimizer step that this batch completed, if any; end the run after the last."""
-        if self._step_loss is None or self._grad_norm is None:  # a micro-batch before the step's last
+        if self._step_loss is None or self.grad_norm is None:  # a micro-batch before the step's last
             self._schedule_evaluation(due=False)
             return
         self.updating = False
@@ -338,14 +338,14 @@ class TrainingModule(Task, L.LightningModule):
             batch=(batch_idx + 1) // self.micro_batches,
             tokens_seen=self.tokens_seen,
         )
-        loss, grad_norm = self._step_loss, self._grad_norm
+        loss, grad_norm = self._step_loss, self.grad_norm
         if step in self.skip_steps:  # without numbers, Lightning would log those of the step before
             loss, grad_norm = torch.full_like(loss, math.nan), torch.full_like(grad_norm, math.nan)
         self.log("step", float(step))  # Lightning would count from 0
         self.log_dict({"train/loss": loss, **self.step_metrics(loss)})
         self.log_dict({"train/tokens_seen": float(self.tokens_seen), "train/grad_norm": grad_norm})
         self._micro_batches.clear()
-        self._step_loss = self._grad_norm = None
+        self._step_loss = self.grad_norm = None
         # Lightning would keep the gradients through the next forward pass, where memory is short.
         self.zero_grad()
         self._schedule_evaluation(due=self.evaluates_after(step))

@@ -285,8 +285,12 @@ OF_TASKS = {"instruct", "sample_responses", "classify", "classification_report",
 """Callbacks, and lists of them, that belong to certain tasks."""
 
 
-def test_the_default_callbacks_are_all_but_those_of_tasks_and_two(compose):
-    alone = set(choices("callbacks")) - {"default", "none", "early_stopping", "benchmarks"} - OF_TASKS
+TO_ADD = {"early_stopping", "benchmarks", "diagnostics"}
+"""Callbacks that a user adds."""
+
+
+def test_the_default_callbacks_are_all_but_those_of_tasks_and_those_to_add(compose):
+    alone = set(choices("callbacks")) - {"default", "none"} - TO_ADD - OF_TASKS
     assert set(compose("train", *CHEAP).callbacks) == alone
     both = compose("train", *CHEAP, "callbacks=[default,early_stopping]").callbacks
     assert set(both) == alone | {"early_stopping"}

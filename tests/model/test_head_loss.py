@@ -105,6 +105,14 @@ def test_frozen_parts_get_none():
     assert weight.grad is None
 
 
+def test_without_gradients_no_product_is_made_for_them(monkeypatch):
+    hidden, weight, targets = inputs()
+    expected = head_loss(hidden, weight, targets).detach()
+    monkeypatch.setattr(module, "_accumulated", None)
+    with torch.no_grad():
+        assert head_loss(hidden.detach(), weight, targets).equal(expected)
+
+
 def test_no_target_is_nan_as_in_torch():
     hidden, weight, targets = inputs()
     assert math.isnan(head_loss(hidden, weight, torch.full_like(targets, -100)).item())

@@ -17,6 +17,8 @@ RUN_FILES = {
     "checkpoints/step-00000006.ckpt",
     "checkpoints/step-00000006.ckpt.sha256",
     "config.yaml",
+    "diagnostics.jsonl",
+    "diagnostics.png",
     "evaluations.jsonl",
     "loss.png",
     "metrics.csv",
@@ -32,9 +34,11 @@ def runs(tmp_path_factory, train, launched):
     folder = tmp_path_factory.mktemp("ddp")
     (folder / "one").mkdir()
     (folder / "two").mkdir()
-    one = train(folder / "one", "trainer=cpu", "data.batch_size=8")
+    looks = ("callbacks=[default,diagnostics]", "callbacks.diagnostics.every_n_steps=1")
+    one = train(folder / "one", *looks, "trainer=cpu", "data.batch_size=8")
     two = launched(
         folder / "two",
+        *looks,
         "trainer=ddp",
         "trainer.accelerator=cpu",
         "trainer.devices=2",
@@ -55,6 +59,18 @@ def test_the_losses_are_the_same_at_every_step(runs, logged):
         expected = [one[step][name] for step in steps]
         assert [two[step][name] for step in steps] == pytest.approx(expected, abs=1e-5), name
     assert one[1]["train/loss"] - one[STEPS]["train/loss"] > 0.1
+
+
+@pytest.mark.slow
+def test_gradients_and_updates_of_each_layer_are_the_same(runs, logged):
+    """The first process has them after they are averaged."""
+    one, two = (logged(run_dir) for run_dir in runs)
+    for kind, count in (("gradient_norm", 6), ("update_ratio", 5)):
+        names = [name for name in one[1] if name.startswith(f"diagnostics/{kind}/")]
+        assert len(names) == count
+        for step in range(1, STEPS + 1):
+            expected = {name: one[step][name] for name in names}
+            assert {name: two[step][name] for name in names} == pytest.approx(expected, rel=1e-2), step
 
 
 @pytest.mark.slow
