@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help train test lint clean
+.PHONY: help train test lint docs clean
 
 help:
 	@echo 'make train [ARGS="experiment=quick"]   train; ARGS are Hydra overrides'
 	@echo 'make test  [ARGS="-k tokenizer"]       run the tests; ARGS go to pytest, WORKERS=2 processes'
 	@echo 'make lint                              check style, types and import rules'
+	@echo 'make docs                              build the documentation: build/docs/index.html'
 	@echo 'make clean                             remove .venv and tool caches; runs/ stays'
 	@echo 'PYTHON=python3.12 chooses the interpreter (3.11 or newer) that makes .venv.'
 
@@ -30,15 +31,20 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy --num-workers=2
 	$(BIN)/lint-imports --no-logo
 
+# -W: a warning, such as of a link that leads nowhere, is an error.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet --jobs=auto docs build/docs
+
 clean:
-	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build/docs docs/generated .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # One stamp for each set of packages; all sets share .venv.
 $(VENV)/.installed: EXTRAS :=
 $(VENV)/.installed-test: EXTRAS := [test]
 $(VENV)/.installed-dev: EXTRAS := [test,dev]
+$(VENV)/.installed-docs: EXTRAS := [docs]
 
-$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo 'Installing gptpl$(EXTRAS) into $(VENV) (the first time PyTorch alone takes minutes) ...'
 	@$(INSTALL) '.$(EXTRAS)'
 # pip would compile with one process; what no Python can compile (templates, old examples) stays as it is.

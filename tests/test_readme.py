@@ -1,4 +1,4 @@
-"""What README.md shows: its Python and a stranger's classes run, and its commands' settings exist."""
+"""What README.md and the guides show: their Python and a stranger's classes run, their settings exist."""
 
 import contextlib
 import io
@@ -14,8 +14,15 @@ import pytest
 import gptpl
 from gptpl.cli.help import commands
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/guides/*.md"))]
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(
+        r"^```([^\s`]*)[^\n]*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+]
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 FILES = {
     match[1]: text
@@ -48,7 +55,7 @@ def run_python(code: str) -> str:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(out):
             warnings.simplefilter("ignore")
-            exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+            exec(compile(code, "a page", "exec"), {"__name__": "__main__"})
     finally:
         os.environ.clear()
         os.environ.update(before)
