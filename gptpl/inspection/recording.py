@@ -2,7 +2,7 @@
 
 # T time, D model, H heads, L blocks, V vocabulary, W inner width of the feed-forward network
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +61,7 @@ class Recording:
         return [self.blocks[0].input, *(block.output for block in self.blocks)]
 
 
-def record(model: GPTModel, tokens: Sequence[int]) -> Recording:
+def record(model: GPTModel, tokens: Iterable[int]) -> Recording:
     """Read tokens, as many as the context holds or fewer, and keep what every part computed.
 
     Attention is written out for it, see `explicit_attention`; the model is as before when it ends. Takes the
@@ -69,6 +69,7 @@ def record(model: GPTModel, tokens: Sequence[int]) -> Recording:
 
     Raises InputError for no tokens, unknown ids and more than the context holds.
     """
+    tokens = [int(token) for token in tokens]  # a tokenizer's are an array
     check_prompts([tokens], vocab_size=model.config.vocab_size)
     kept: dict[nn.Module, dict[str, Tensor]] = {module: {} for module in model.modules()}
 
@@ -79,7 +80,7 @@ def record(model: GPTModel, tokens: Sequence[int]) -> Recording:
         keep(module, "input", inputs[0])
         keep(module, "output", output)
 
-    given = torch.tensor([list(tokens)], device=model.device)
+    given = torch.tensor([tokens], device=model.device)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(eval_mode(model))

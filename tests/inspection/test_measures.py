@@ -42,7 +42,7 @@ def test_attention_weights_and_hidden_states_are_those_of_transformers(to_ours: 
     tokens = list(range(5, 5 + C))
     with torch.no_grad():
         expected = theirs(torch.tensor([tokens]), output_attentions=True, output_hidden_states=True)
-    found = record(net, tokens)
+    found = record(net, np.array(tokens, dtype=np.uint32))
     assert len(found.blocks) == L
     for block, weights in zip(found.blocks, expected.attentions, strict=True):
         torch.testing.assert_close(block.weights, weights[0], rtol=0, atol=1e-5)
