@@ -31,8 +31,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy --num-workers=2
 	$(BIN)/lint-imports --no-logo
 
-# -W: a warning, such as of a link that leads nowhere, is an error.
+# From nothing, as pages of source code are not renewed by themselves. -W: a warning is an error.
 docs: $(VENV)/.installed-docs
+	rm -rf build/docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet --jobs=auto docs build/docs
 
 clean:
