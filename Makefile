@@ -6,6 +6,10 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable
+# The set for `make lint` has all others: where it is installed, no other one is.
+ALL_PACKAGES := $(wildcard $(VENV)/.installed-dev)
+TEST_PACKAGES := $(or $(ALL_PACKAGES),$(VENV)/.installed-test)
+DOCS_PACKAGES := $(or $(ALL_PACKAGES),$(VENV)/.installed-docs)
 
 .DELETE_ON_ERROR:
 .PHONY: help train test lint docs clean
@@ -22,7 +26,7 @@ train: $(VENV)/.installed
 	$(BIN)/gptpl train $(ARGS)
 
 # One thread a process: the tests' models are tiny, and their threads would only wait for each other.
-test: $(VENV)/.installed-test
+test: $(TEST_PACKAGES)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-dev
@@ -32,7 +36,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-logo
 
 # From nothing, as pages of source code are not renewed by themselves. -W: a warning is an error.
-docs: $(VENV)/.installed-docs
+docs: $(DOCS_PACKAGES)
 	rm -rf build/docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet --jobs=auto docs build/docs
 
@@ -42,7 +46,7 @@ clean:
 # One stamp for each set of packages; all sets share .venv.
 $(VENV)/.installed: EXTRAS :=
 $(VENV)/.installed-test: EXTRAS := [test]
-$(VENV)/.installed-dev: EXTRAS := [test,dev]
+$(VENV)/.installed-dev: EXTRAS := [test,docs,dev]
 $(VENV)/.installed-docs: EXTRAS := [docs]
 
 $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/pip

@@ -79,6 +79,7 @@ def test_embeddings_from_counts(gptpl, stories):
     assert "from counts of" in outcome.err
 
 
+@pytest.mark.hosts
 def test_two_processes_continue_what_one_began(gptpl, stories, run_folder):
     # The global batches are the same; what is dropped differs from process to process.
     steps = (*TRAIN, "trainer.max_steps=6", "model.drop_rate=0", "callbacks=checkpoint_last")

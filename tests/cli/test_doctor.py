@@ -49,7 +49,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_torchrun_starts_two_ranks_that_print_one_page(tmp_path):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     process = started([*launch, "-m", "gptpl", "doctor", "doctor.megabytes=8"], tmp_path / "a")

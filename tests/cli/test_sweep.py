@@ -324,7 +324,7 @@ def test_trials_of_other_data_or_code_are_not_mixed_unless_asked_to(
 # --- the real thing -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_a_trial_of_two_processes_is_the_run_that_it_would_be_alone(gptpl, tmp_path, run_folder, monkeypatch):
     """Other parameters on the second rank would give another loss than both batches in one process do."""
     monkeypatch.setattr("gptpl.sweeps.worker.PROGRAM", (sys.executable, "-m", "gptpl", "train"))

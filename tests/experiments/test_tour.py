@@ -22,7 +22,7 @@ def code_cells() -> list[Any]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-@pytest.mark.slow
+@pytest.mark.studies
 def test_the_notebook_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -258,7 +258,7 @@ def test_time_limits_are_read_as_sbatch_reads_them(text, seconds):
 # --- a run ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_a_job_is_stopped_put_back_and_finishes(cluster, tmp_path):
     """Two tasks on two nodes; SLURM's signal comes to both of them in the middle."""
     folder = cluster(sbatch=SBATCH, srun=SRUN_STARTS_TWO_TASKS, scontrol=SCONTROL)
@@ -306,7 +306,7 @@ def test_a_job_is_stopped_put_back_and_finishes(cluster, tmp_path):
     assert record["resumed"][0]["step"] >= 3
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_a_job_that_fails_is_not_put_back(cluster, tmp_path):
     folder = cluster(sbatch=SBATCH, srun=SRUN_STARTS_TWO_TASKS, scontrol=SCONTROL)
     data = ("data=text_file", f"data.path={tmp_path / 'none'}")

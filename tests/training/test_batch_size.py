@@ -41,7 +41,7 @@ def live_peak(net: GPTModel, batch_size: int, trace: Path) -> int:
     return max(accumulate(event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])))
 
 
-@pytest.mark.slow
+@pytest.mark.studies
 def test_the_estimate_is_what_a_larger_batch_takes(tmp_path):
     """Of 9 more sequences, with the room for their logits."""
     took, estimated = {}, {}

@@ -183,7 +183,7 @@ def test_a_killed_process_costs_a_restart_and_no_bit(
     assert "step 0:" not in machines.said(1)  # one of them logs
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_processes_with_other_settings_end_all_of_them(machines: Machines) -> None:
     machines.start("seed=7", second=("seed=1",))
     assert machines.statuses() == [1, 1]
@@ -192,7 +192,7 @@ def test_processes_with_other_settings_end_all_of_them(machines: Machines) -> No
     assert not (machines.run_dir / "run.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_a_folder_that_is_taken_ends_all_of_them(machines: Machines) -> None:
     (machines.run_dir / "checkpoints").mkdir(parents=True)
     (machines.run_dir / "config.yaml").write_text("{}")
@@ -288,7 +288,7 @@ def test_a_signal_to_one_ends_all_with_its_status(started: Callable[..., Any], t
     assert "gptpl train resume=" in said[0]
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_ranks_alone_are_enough_where_each_has_a_machine(
     started: Callable[..., Any], tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
@@ -310,7 +310,7 @@ def test_ranks_alone_are_enough_where_each_has_a_machine(
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.hosts
 def test_a_process_group_that_is_there_is_used(
     started: Callable[..., Any], tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:

@@ -105,6 +105,7 @@ def test_one_process_continues_it_and_two_continue_with_parts(run, whole, train)
             torch.testing.assert_close(found, value, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.hosts
 def test_four_processes_on_two_nodes_then_two_then_one(tmp_path, train, gptpl_train, whole):
     """Sharded within each node, with a copy on each (HSDP); the learnt weights are those of two processes."""
     with socket.socket() as free:
