@@ -42,7 +42,7 @@ _ANY_MODEL = ("surprisal", "tokens")
 """Those that need no look inside: for models of any class."""
 
 MOST_TOKENS = 256
-ABLATION_TOKENS = 48
+ABLATION_TOKENS = 32
 KIND = 0.4
 """The least score that gives a head the name of a kind."""
 _ATTENTION_BYTES = 2_400_000  # of packed weights in a page, before they are compressed
