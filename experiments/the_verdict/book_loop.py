@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from gptpl.inspection.recording import attention_layers
 from gptpl.model import GPTConfig, GPTModel
-from gptpl.model.gpt import MultiHeadAttention
 from gptpl.tokenizers import GPT2Tokenizer
 
 CONFIG = GPTConfig(
@@ -66,9 +66,8 @@ def main() -> None:
 
     torch.manual_seed(123)
     model = GPTModel(CONFIG)
-    for module in model.modules():
-        if isinstance(module, MultiHeadAttention):
-            module.kernel = options.kernel
+    for layer in attention_layers(model):
+        layer.kernel = options.kernel
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
     published = iter(PUBLISHED)
     step, different = 0, 0

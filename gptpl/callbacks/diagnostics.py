@@ -26,7 +26,7 @@ from gptpl.model.gpt import (
     MultiHeadAttention,
     Rope,
     TransformerBlock,
-    rope_angles,
+    attention_weights,
     rotate,
     segment_mask,
     segment_positions,
@@ -281,9 +281,7 @@ def forward_statistics(
     positions, mask = torch.arange(P, device=tokens.device), None
     if segments is not None:
         positions, mask = segment_positions(segments[:1, :P]), segment_mask(segments[:1, :P])
-    rope = None
-    if net.config.position == "rope":
-        rope = rope_angles(positions, net.config.emb_dim // net.config.n_heads, net.config.rope_base)
+    rope = net.rope(positions)
     found: dict[str, Tensor] = {}
 
     def note_output(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
@@ -329,8 +327,7 @@ def attention_entropy(
     q, k, _ = qkv.view(B, P, 3, n_heads, width // 3 // n_heads).permute(2, 0, 3, 1, 4)  # each (B, H, P, K)
     if mask is None:
         mask = torch.ones(1, 1, P, P, dtype=torch.bool, device=qkv.device).tril()
-    scores = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf)
-    entropy = torch.special.entr(scores.softmax(-1)).sum(-1).mean(1)  # (B, P)
+    entropy = torch.special.entr(attention_weights(q, k, mask)).sum(-1).mean(1)  # (B, P)
     even = mask.sum(-1).squeeze(1).float().log().expand(B, P)
     return entropy.mean(), (entropy[even > 0] / even[even > 0]).mean()
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.generation.decoding import check_prompts, padded_rows
+from gptpl.generation.decoding import check_prompts
 from gptpl.model import eval_mode
+from gptpl.model.inference import padded_rows
 from gptpl.model.protocol import body_and_head, context_length, device_of, reads_branches, vocab_size
 from gptpl.tokenizers import Tokenizer
 

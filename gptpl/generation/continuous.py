@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.generation.decoding import TokenDetails, check_prompts, padded_rows, read_whole, token_details
+from gptpl.generation.decoding import TokenDetails, check_prompts, read_whole, token_details
 from gptpl.generation.sampling import (
     NO_TOKEN,
     SamplingRules,
@@ -25,7 +25,7 @@ from gptpl.generation.sampling import (
     row_generators,
     seeded_generator,
 )
-from gptpl.model.inference import CachedGPT, KVCache, SlotCache
+from gptpl.model.inference import CachedGPT, KVCache, SlotCache, padded_rows
 from gptpl.model.protocol import Cached, cached_form, context_length, device_of, module_of, vocab_size
 
 MIN_SHARED = 16  # tokens of a prompt: reading fewer again costs less than copying them

@@ -20,6 +20,7 @@ from gptpl.generation.sampling import (
     row_generators,
 )
 from gptpl.model import eval_mode
+from gptpl.model.inference import padded_rows
 from gptpl.model.protocol import (
     Cached,
     body_and_head,
@@ -272,13 +273,6 @@ def check_prompts(prompts: Sequence[Sequence[int]], *, vocab_size: int, max_new_
         raise InputError("a prompt must have at least one token, such as end-of-text, and there must be one")
     for prompt in prompts:
         check_token_ids("prompt", [min(prompt), max(prompt)], vocab_size=vocab_size)
-
-
-def padded_rows(rows: Sequence[list[int]], token: int, device: torch.device) -> Tensor:
-    """The rows as one (B, T) int64 tensor, the shorter ones padded with the token."""
-    T = max(map(len, rows))
-    padded = [row + [token] * (T - len(row)) for row in rows]
-    return torch.tensor(padded, dtype=torch.int64, device=device).view(len(rows), T)
 
 
 def token_details(log_p: Tensor, chosen: Tensor, alternatives: int) -> list[TokenDetails]:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptpl.errors import InputError
-from gptpl.generation.decoding import check_prompts
 from gptpl.inspection.recording import Recording, record
-from gptpl.model.gpt import GPTModel, rope_angles
+from gptpl.model.gpt import GPTModel
 from gptpl.model.protocol import eval_mode
 
 LENS_POSITIONS = 128  # whose logits exist at the same time: 26 MB of GPT-2's
@@ -49,7 +48,7 @@ def head_scores(weights: Sequence[Tensor]) -> HeadScores:
     if T < 2:
         raise InputError("the kind of a head shows from two tokens on: give a longer text")
     later = all_weights[:, :, 1:]
-    entropies = -torch.special.xlogy(later, later).sum(dim=-1)  # (L, H, T - 1)
+    entropies = torch.special.entr(later).sum(dim=-1)  # (L, H, T - 1)
     most = torch.arange(2, T + 1, device=later.device).log()
     return HeadScores(
         previous=all_weights.diagonal(-1, -2, -1).mean(dim=-1),
@@ -72,15 +71,16 @@ def induction_scores(model: GPTModel, *, length: int = 50, rows: int = 4, seed: 
     if length < 2:
         raise InputError("induction shows in a text that repeats: the context must hold 4 tokens or more")
     generator = torch.Generator().manual_seed(seed)
-    total: Tensor | None = None
+    scores = []
     for _ in range(rows):
         once = torch.randperm(model.config.vocab_size, generator=generator)[:length].tolist()
         once = (once * length)[:length]  # a vocabulary may be smaller
         weights = torch.stack([block.weights for block in record(model, [*once, *once]).blocks])
-        found = weights.diagonal(1 - len(once), -2, -1)[..., 1:].mean(dim=-1)  # the second half's, (L, H)
-        total = found if total is None else total + found
-    assert total is not None
-    return total / rows
+        copied = weights.diagonal(1 - len(once), -2, -1)[
+            ..., 1:
+        ]  # of the second half's tokens, (L, H, T / 2)
+        scores.append(copied.mean(dim=-1))
+    return torch.stack(scores).mean(dim=0)
 
 
 # --- the logit lens -------------------------------------------------------------------------------------
@@ -221,13 +221,12 @@ class Ablation:
 
 
 @torch.no_grad()
-def ablation(model: GPTModel, tokens: Sequence[int], *, progress: Any = iter) -> Ablation:
+def ablation(model: GPTModel, tokens: Sequence[int]) -> Ablation:
     """The loss on tokens, two or more, without each head, each part and each block in turn, as `ablate`.
 
     Takes about L / 2 * (H + 3) forward passes: all versions of a block are computed side by side, and what
     comes before it once. Raises InputError for fewer than two tokens and as `record`.
     """
-    check_prompts([tokens], vocab_size=model.config.vocab_size)
     if len(tokens) < 2:
         raise InputError("a loss needs two tokens or more: give a longer text")
     recording = record(model, tokens)
@@ -239,12 +238,9 @@ def ablation(model: GPTModel, tokens: Sequence[int], *, progress: Any = iter) ->
         feed_forward=torch.tensor([*[1.0] * (H + 1), 0.0, 0.0], device=model.device),
     )
     losses = []
-    rope = None
-    if model.config.position == "rope":
-        places = torch.arange(len(tokens), device=model.device)
-        rope = rope_angles(places, model.config.emb_dim // H, model.config.rope_base)
+    rope = model.rope(torch.arange(len(tokens), device=model.device))
     with eval_mode(model):
-        for i in progress(range(len(model.blocks))):
+        for i in range(len(model.blocks)):
             x = recording.blocks[i].input.to(model.tok_emb.weight.dtype)
             x = x.expand(H + 3, *x.shape)  # (B, T, D)
             with _multiplied(model.blocks[i], factors):

@@ -8,7 +8,7 @@ import math
 import statistics
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jinja2
@@ -62,7 +62,7 @@ class Inspection:
     Args:
         net: the model; one that is no `GPTModel` has surprisals and tokens only.
         tokenizer: the model's.
-        tokens: the surprisal of each token of the text.
+        tokens: the surprisal of each token of the text; read when all else has been checked.
         max_tokens: most tokens that are recorded, end-of-text included.
         ablation_tokens: most tokens that parts are left out for.
     """
@@ -71,7 +71,7 @@ class Inspection:
         self,
         net: nn.Module,
         tokenizer: Tokenizer,
-        tokens: Sequence[TokenSurprisal],
+        tokens: Iterable[TokenSurprisal],
         *,
         max_tokens: int = MOST_TOKENS,
         ablation_tokens: int = ABLATION_TOKENS,
@@ -99,6 +99,22 @@ class Inspection:
         texts = [stream.push(each.token) for each in self.tokens]
         texts[-1] += stream.rest()
         return texts
+
+    @cached_property
+    def vocabulary(self) -> list[bytes]:
+        """The tokenizer's tokens."""
+        return list(self.tokenizer.vocabulary_bytes())
+
+    def text_of(self, token: int) -> str:
+        """Any token in one line; bytes that are not text on their own are shown as hexadecimal numbers."""
+        # A model may have more rows than its tokenizer has tokens.
+        return _bytes_text(self.vocabulary[token]) if token < len(self.vocabulary) else ""
+
+    @cached_property
+    def shown(self) -> list[str]:
+        """Each token of the text in one line; one that only begins a character by its bytes."""
+        found = zip(self.tokens, self.texts, strict=True)
+        return [visible(text) if text else self.text_of(each.token) for each, text in found]
 
     @property
     def gpt(self) -> GPTModel:
@@ -155,10 +171,7 @@ class Inspection:
         if wanted is None:
             return list(TABS if type(self.net) is GPTModel else _ANY_MODEL)
         chosen = list(wanted)
-        if unknown := [each for each in chosen if each not in TABS]:
-            raise InputError(f"tabs has no {unknown[0]}: choose of {', '.join(TABS)}")
-        if not chosen:
-            raise InputError(f"tabs is empty: choose one or more of {', '.join(TABS)}")
+        check_tabs(chosen)
         if set(chosen) - set(_ANY_MODEL):
             _ = self.gpt
         return [each for each in TABS if each in chosen]
@@ -184,6 +197,14 @@ class Inspection:
         return inspection_page(models, names, title=title, progress=progress)
 
 
+def check_tabs(wanted: Sequence[str]) -> None:
+    """Raise InputError for tabs that there are not, and for none."""
+    if unknown := [each for each in wanted if each not in TABS]:
+        raise InputError(f"tabs has no {unknown[0]}: choose of {', '.join(TABS)}")
+    if not wanted:
+        raise InputError(f"tabs is empty: choose one or more of {', '.join(TABS)}")
+
+
 def inspection_page(
     models: Sequence[tuple[Inspection, Mapping[str, str]]],
     tabs: Sequence[str],
@@ -200,14 +221,15 @@ def inspection_page(
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    room = _ATTENTION_BYTES // len(models)
-    content = [{} for _ in models]  # type: list[dict[str, Any]]
+    parts = _PARTS | {"attention": partial(_attention, room=_ATTENTION_BYTES // len(models))}
+    content: list[dict[str, Any]] = [{} for _ in models]
     for tab in progress(tabs):
         for (inspection, _), made in zip(models, content, strict=True):
-            made[tab] = _PARTS[tab](inspection, room) if tab == "attention" else _PARTS[tab](inspection)
-    for (inspection, _), made in zip(models, content, strict=True):
-        if set(tabs) - set(_ANY_MODEL):
-            made["read"] = _token_texts(inspection, inspection.recording.tokens.tolist())
+            made[tab] = parts[tab](inspection)
+    if set(tabs) - set(_ANY_MODEL):
+        for (inspection, _), made in zip(models, content, strict=True):
+            first, *others = inspection.recording.tokens.tolist()
+            made["read"] = [inspection.text_of(first), *inspection.shown[: len(others)]]
     return environment.get_template("page.html").render(
         title=title,
         tabs={name: TABS[name] for name in tabs},
@@ -244,7 +266,6 @@ def _summary(inspection: Inspection) -> dict[str, str]:
 def _surprisal_rows(inspection: Inspection) -> dict[str, Any]:
     """What the page has of the surprisal tab before any script runs."""
     values = [each.surprisal for each in inspection.tokens]
-    shown = _shown(inspection)
     bars = min(len(values), CHART_BARS)
     edges = [len(values) * i // bars for i in range(bars + 1)]
     return {
@@ -254,27 +275,19 @@ def _surprisal_rows(inspection: Inspection) -> dict[str, Any]:
             for value, text in zip(values, inspection.texts, strict=True)
         ],
         "most_surprising": [
-            (shown[i], i + 1, values[i], math.exp(-values[i]), inspection.tokens[i].rank + 1)
+            (inspection.shown[i], i + 1, values[i], math.exp(-values[i]), inspection.tokens[i].rank + 1)
             for i in sorted(range(len(values)), key=lambda i: -values[i])[:MOST_SURPRISING]
         ],
     }
 
 
-def _shown(inspection: Inspection) -> list[str]:
-    """Each token of the text in one line."""
-    text_of = _text_of(inspection.tokenizer)
-    found = zip(inspection.tokens, inspection.texts, strict=True)
-    return [visible(text or text_of(each.token)) for each, text in found]
-
-
 def _surprisal(inspection: Inspection) -> Any:
-    text_of = _text_of(inspection.tokenizer)
     return [
         [
             *(text, each.token, round(each.surprisal, 4), round(each.entropy, 4), each.rank),
-            [[visible(text_of(other)), other, float(f"{p:.3g}")] for other, p in each.alternatives],
+            [[inspection.text_of(other), other, float(f"{p:.3g}")] for other, p in each.alternatives],
         ]
-        for each, text in zip(inspection.tokens, _shown(inspection), strict=True)
+        for each, text in zip(inspection.tokens, inspection.shown, strict=True)
     ]
 
 
@@ -318,10 +331,9 @@ def pack_weights(weights: Any) -> str:
 
 def _lens(inspection: Inspection) -> Any:
     lens = inspection.lens
-    text_of = _text_of(inspection.tokenizer)
     return {
         "best": lens.best.tolist(),
-        "texts": {token: visible(text_of(token)) for token in set(lens.best.flatten().tolist())},
+        "texts": {token: inspection.text_of(token) for token in set(lens.best.flatten().tolist())},
         "probability": _rounded(lens.probability, 3),
         "rank": lens.rank.tolist(),
         "surprisal": _rounded(lens.surprisal[:, :-1], 2),
@@ -329,12 +341,11 @@ def _lens(inspection: Inspection) -> Any:
 
 
 def _tokens(inspection: Inspection) -> Any:
-    vocabulary = list(inspection.tokenizer.vocabulary_bytes())
-    ranks = None
+    vocabulary, ranks = inspection.vocabulary, None
     if isinstance(inspection.tokenizer, GPT2Tokenizer):
         ranks = {piece: number for number, piece in enumerate(vocabulary)}
     rows = []
-    for each, text in zip(inspection.tokens, _shown(inspection), strict=True):
+    for each, text in zip(inspection.tokens, inspection.shown, strict=True):
         piece = vocabulary[each.token] if each.token < len(vocabulary) else b""
         merged = [] if ranks is None or len(piece) > 30 else merges(piece, ranks)
         rows.append(
@@ -342,7 +353,7 @@ def _tokens(inspection: Inspection) -> Any:
                 text,
                 each.token,
                 piece.hex(" "),
-                [" ".join(visible(_bytes_text(part)) for part in step) for step in merged],
+                [" ".join(_bytes_text(part) for part in step) for step in merged],
             ]
         )
     size = len("".join(inspection.texts).encode())
@@ -371,7 +382,6 @@ def merges(piece: bytes, ranks: Mapping[bytes, int]) -> list[list[bytes]]:
 
 def _embeddings(inspection: Inspection) -> Any:
     table = inspection.gpt.tok_emb.weight.detach()
-    text_of = _text_of(inspection.tokenizer)
     tokens = list(dict.fromkeys(inspection.recording.tokens.tolist()))[:_LISTED]
     near = measures.neighbours(table, tokens, number=_NEIGHBOURS)
     others = list(dict.fromkeys(other for each in near for other, _ in each[:2] if other not in tokens))
@@ -386,16 +396,15 @@ def _embeddings(inspection: Inspection) -> Any:
         }
     return {
         "tokens": [
-            [visible(text_of(token)), token, [[visible(text_of(o)), o, round(s, 3)] for o, s in each]]
+            [inspection.text_of(token), token, [[inspection.text_of(o), o, round(s, 3)] for o, s in each]]
             for token, each in zip(tokens, near, strict=True)
         ],
         "map": [
-            [visible(text_of(token)), token, *place, token in tokens]
+            [inspection.text_of(token), token, *place, token in tokens]
             for token, place in zip([*tokens, *others], _rounded(places, 3), strict=True)
         ],
         "shares": [round(share, 3) for share in shares],
         "positions": similar,
-        "length": _rounded(measures.rms(table[tokens]), 3),
     }
 
 
@@ -417,7 +426,6 @@ def _activations(inspection: Inspection) -> Any:
             for block in blocks
         ],
         "units": blocks[0].units.shape[1],
-        "final": _mean(measures.rms(inspection.recording.final)),
         "norm": inspection.gpt.config.norm,
     }
 
@@ -439,7 +447,6 @@ def _steps(inspection: Inspection) -> Any:
     """The way of the last recorded token, from its id to the probabilities of the next."""
     recording, net = inspection.recording, inspection.gpt
     config, T = net.config, len(recording.tokens)
-    text_of = _text_of(inspection.tokenizer)
     D, H = config.emb_dim, config.n_heads
     last = int(recording.tokens[-1])
     logits = measures.lens_logits(net, recording.hidden[-1][-1:])[0]  # (V,)
@@ -460,7 +467,7 @@ def _steps(inspection: Inspection) -> Any:
         {
             "name": "token ids",
             "why": f"The text is cut into {T} tokens, end-of-text before it. We follow the last, "
-            f"{visible(text_of(last))}, id {last}, which predicts what comes next.",
+            f"{inspection.text_of(last)}, id {last}, which predicts what comes next.",
             "shape": f"({T},)",
             "values": recording.tokens[-_SHOWN:].tolist(),
         },
@@ -485,7 +492,7 @@ def _steps(inspection: Inspection) -> Any:
         strongest = block.weights[:, -1].max(dim=-1)
         head = int(strongest.values.argmax())
         target = int(strongest.indices[head])
-        to = visible(text_of(int(recording.tokens[target])))
+        to = inspection.text_of(int(recording.tokens[target]))
         steps += [
             {"block": i},
             vector(
@@ -523,7 +530,7 @@ def _steps(inspection: Inspection) -> Any:
             "why": "exp(logit), divided by the sum over all tokens.",
             "shape": f"({config.vocab_size},)",
             "next": [
-                [visible(text_of(token)), token, round(logit, 2), float(f"{float(p[token]):.3g}")]
+                [inspection.text_of(token), token, round(logit, 2), float(f"{float(p[token]):.3g}")]
                 for token, logit in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             ],
         },
@@ -533,7 +540,6 @@ def _steps(inspection: Inspection) -> Any:
 
 _PARTS: dict[str, Callable[..., Any]] = {
     "surprisal": _surprisal,
-    "attention": _attention,
     "lens": _lens,
     "tokens": _tokens,
     "embeddings": _embeddings,
@@ -546,24 +552,8 @@ _PARTS: dict[str, Callable[..., Any]] = {
 # --- texts and numbers ----------------------------------------------------------------------------------
 
 
-def _text_of(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """The text of any token id; bytes that are not text on their own are shown as hexadecimal numbers."""
-    vocabulary = list(tokenizer.vocabulary_bytes())
-
-    def text_of(token: int) -> str:
-        # A model may have more rows than its tokenizer has tokens.
-        return _bytes_text(vocabulary[token]) if token < len(vocabulary) else ""
-
-    return text_of
-
-
 def _bytes_text(piece: bytes) -> str:
-    return piece.decode("utf-8", "backslashreplace")
-
-
-def _token_texts(inspection: Inspection, tokens: Sequence[int]) -> list[str]:
-    """The recorded tokens, end-of-text first, each in one line."""
-    return [visible(_text_of(inspection.tokenizer)(tokens[0])), *_shown(inspection)[: len(tokens) - 1]]
+    return visible(piece.decode("utf-8", "backslashreplace"))
 
 
 def _mean(values: Tensor) -> float:

@@ -189,16 +189,21 @@ def explicit_attention(
     other kernels compute the same. Without a `mask` the last query attends to all keys, the one before it to
     all but the last, and so on.
     """
+    weights = attention_weights(q, k, mask)
+    if observe is not None:
+        observe(weights)
+    weights = F.dropout(weights, dropout_p)
+    return weights.to(v.dtype) @ v
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How much each query takes of each value, as for `explicit_attention`: (B, H, T, S), rows sum to 1."""
     scores = q @ k.transpose(2, 3)  # (B, H, T, S)
     if mask is None:
         T, S = scores.shape[2:]
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     scores = scores.masked_fill(~mask, -math.inf)
-    weights = torch.softmax(scores / k.shape[-1] ** 0.5, dim=-1)  # (B, H, T, S), each row sums to 1
-    if observe is not None:
-        observe(weights)
-    weights = F.dropout(weights, dropout_p)
-    return weights.to(v.dtype) @ v
+    return torch.softmax(scores / k.shape[-1] ** 0.5, dim=-1)
 
 
 def rope_angles(positions: Tensor, head_width: int, base: float) -> Rope:
@@ -359,7 +364,13 @@ class GPTBackbone(nn.Module):
         """The device of the weights."""
         return self.tok_emb.weight.device
 
-    def hidden(self, tokens: Tensor, segments: Tensor | None = None, cache: "Cache | None" = None) -> Tensor:
+    def rope(self, positions: Tensor) -> Rope | None:
+        """What turns queries and keys at these positions, (B, T) or (T,); None with learned positions."""
+        if self.config.position == "learned":
+            return None
+        return rope_angles(positions, self.config.emb_dim // self.config.n_heads, self.config.rope_base)
+
+    def hidden(self, tokens: Tensor, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Everything but the head: tokens (B, T) int64 -> normalised hidden states (B, T, D).
 
         `segments` (B, T) int64 gives the number of the text that a token belongs to, where several are packed
@@ -378,11 +389,9 @@ class GPTBackbone(nn.Module):
             positions, mask = cache.positions(T), cache.mask(T)  # (B, T), (B or 1, 1, T, S) or None
         else:
             positions = torch.arange(T, device=tokens.device)  # (T,)
-        x, rope = self.tok_emb(tokens), None  # (B, T, D)
-        if self.config.position == "learned":
+        x, rope = self.tok_emb(tokens), self.rope(positions)  # (B, T, D)
+        if rope is None:
             x = x + self.pos_emb(positions)
-        else:
-            rope = rope_angles(positions, self.config.emb_dim // self.config.n_heads, self.config.rope_base)
         x = self.drop_emb(x)
         for layer, block in enumerate(self.blocks):
             extend = None if cache is None else partial(cache.extend, layer)

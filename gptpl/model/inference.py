@@ -187,7 +187,7 @@ class _SideBySide:
     """Caches of one row, side by side: each is continued by a piece of so many tokens."""
 
     def __init__(self, caches: Sequence[KVCache], pieces: Sequence[int]) -> None:
-        self._caches, self._pieces = caches, pieces
+        self._caches = caches
         self._starts = [cache.lengths[0] for cache in caches]
         self._ends = [start + piece for start, piece in zip(self._starts, pieces, strict=True)]
 
@@ -259,13 +259,10 @@ class CachedGPT:
         Returns for each piece the logits (n, V) after its last n tokens, n as given. There must be room in
         the context and in the caches. Shorter pieces are padded to the longest.
         """
-        T, device = max(map(len, pieces)), self.model.device
         cache: Cache = (
             caches[0] if len(caches) == 1 else _SideBySide(caches, [len(piece) for piece in pieces])
         )
-        padded = [[*piece, *[0] * (T - len(piece))] for piece in pieces]
-        given = torch.tensor(padded, dtype=torch.int64, device=device)
-        hidden = self._packed.hidden(given, cache=cache)  # (B, T, D)
+        hidden = self._packed.hidden(padded_rows(pieces, 0, self.model.device), cache=cache)  # (B, T, D)
         last = []
         for row, piece, each, n in zip(hidden, pieces, caches, logits, strict=True):
             each.lengths = [each.lengths[0] + len(piece)]
@@ -278,12 +275,10 @@ class CachedGPT:
         Raises InputError for an empty prompt and for one longer than the context.
         """
         lengths, most = [len(prompt) for prompt in prompts], self.config.context_length
-        T = max(lengths)
-        if not 1 <= min(lengths) <= T <= most:
-            raise InputError(f"prompts must have 1 to {most} tokens, got {min(lengths)} to {T}")
+        if not 1 <= min(lengths) <= max(lengths) <= most:
+            raise InputError(f"prompts must have 1 to {most} tokens, got {min(lengths)} to {max(lengths)}")
         # A shorter row is padded behind its end, where causal attention never looks.
-        padded = [[*prompt, *[0] * (T - len(prompt))] for prompt in prompts]
-        hidden = self._packed.hidden(torch.tensor(padded, device=self.model.device), cache=cache)  # (B, T, D)
+        hidden = self._packed.hidden(padded_rows(prompts, 0, self.model.device), cache=cache)  # (B, T, D)
         cache.lengths = lengths
         last = torch.tensor(lengths, device=self.model.device) - 1
         return self._packed.out_head(hidden[torch.arange(len(lengths), device=self.model.device), last])
@@ -309,6 +304,13 @@ class CachedGPT:
     def _next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
         hidden = self._packed.hidden(tokens[:, None], cache=cache)  # (B, 1, D)
         return self._packed.out_head(hidden[:, 0])
+
+
+def padded_rows(rows: Sequence[Sequence[int]], token: int, device: torch.device) -> Tensor:
+    """The rows as one (B, T) int64 tensor, the shorter ones padded with the token."""
+    T = max(map(len, rows))
+    padded = [[*row, *[token] * (T - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int64, device=device).view(len(rows), T)
 
 
 class _StepGraph:

@@ -202,7 +202,7 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
         if not ids:
             raise InputError(f"text={text!r} has no tokens: give at least one word")
         found = surprisals(self.net, ids, eot_id=self.tokenizer.eot_id, alternatives=alternatives)
-        return Inspection(self.net, self.tokenizer, list(progress(found)), **settings)
+        return Inspection(self.net, self.tokenizer, progress(found), **settings)
 
     def statistics(self, completions: Sequence[Completion]) -> TextStatistics:
         """How varied, repetitive and likely texts are; `complete` them with `alternatives=0` or more."""

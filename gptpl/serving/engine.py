@@ -285,8 +285,8 @@ class Engine:
         try:
             if self._alone:
                 sys.setswitchinterval(_SWITCH)
-            if self._alone and threads > 1 and device_of(self.model.net).type == "cpu":
-                self._guarded(partial(self._choose_threads, threads))
+                if threads > 1 and device_of(self.model.net).type == "cpu":
+                    self._guarded(partial(self._choose_threads, threads))
             while self._has_work():
                 for generation in self._generations():
                     if time.monotonic() > generation.deadline:

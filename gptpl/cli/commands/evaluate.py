@@ -200,6 +200,7 @@ def inspect(given: Arguments) -> None:
     model would say after each block, how the text was cut into tokens, embeddings and what is near them, sizes
     of activations, the loss without each part, and one prediction step by step. It needs no network.
     """
+    from gptpl.inspection.page import check_tabs
     from gptpl.model.protocol import context_length
     from gptpl.runs.listing import find_run
     from gptpl.runs.loaded import load_language_model
@@ -213,6 +214,8 @@ def inspect(given: Arguments) -> None:
         origin = "" if cfg["text_file"] is None else f" of text_file={cfg['text_file']}"
         wrong = "text is not set" if text is None else f"the text{origin} is empty"
         raise InputError(f"{wrong}: give text='...', text_file=FILE, or pipe one in")
+    if cfg["tabs"] is not None:
+        check_tabs(cfg["tabs"])
     given_models = [load_language_model(**given_model(cfg))]
     if cfg["beside"] is not None:
         other = {"device": cfg["device"], "trust": cfg["trust"]}
@@ -223,7 +226,6 @@ def inspect(given: Arguments) -> None:
         total = len(model.tokenizer.encode(text))
         progress = partial(tqdm, total=total, unit="token", desc="reading", disable=None)
         inspected = model.inspect(text, progress=progress, **settings)
-        inspected.tabs(cfg["tabs"])  # refuses unknown ones before any is made
         looks.append((inspected, {"checkpoint": str(model.path), "step": f"{model.step:,}"}))
     model, (inspected, facts) = given_models[0], looks[0]
     page = inspected.page(
