@@ -353,7 +353,8 @@ def layouts(cluster: Cluster, config: GPTConfig) -> list[Layout]:
         Layout(name="FSDP", trainer="trainer=fsdp", devices=N, shards=N),
     ]
     if cluster.nodes > 1 and per_node > 1:
-        found.append(Layout(name=f"HSDP, {per_node} shards", trainer=None, devices=N, shards=per_node))
+        name, trainer = f"HSDP, {per_node} shards", "trainer=fsdp trainer.strategy=hsdp"
+        found.append(Layout(name=name, trainer=trainer, devices=N, shards=per_node))
     for ways in range(2, per_node + 1):
         if per_node % ways == config.n_heads % ways == 0:
             name = f"TP {ways} x FSDP {N // ways}" if ways < N else f"TP {ways}"

@@ -460,8 +460,9 @@ def planned_steps(trainer: L.Trainer, batches: float) -> int:
 
 
 def _norm(tensor: Tensor) -> float:
-    """In fp32: the norm of a large tensor can exceed half precision."""
-    return float(whole(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32)))
+    """At least in fp32: the norm of a large tensor can exceed half precision."""
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return float(whole(torch.linalg.vector_norm(tensor.detach(), dtype=dtype)))
 
 
 def _always_the_peak(step: int) -> float:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gptpl.config.compose import compose
 from gptpl.errors import InputError
 from gptpl.model import GPTBackbone, GPTConfig, GPTModel
 from gptpl.model.tuning import TuneLastBlock
@@ -53,6 +54,12 @@ def sent(name: str, **changes) -> dict[tuple[str, str], list[float]]:
 def ring(size: float) -> list[float]:
     """Of a ring of 8, in which a fourth of the edges is between nodes."""
     return [7 / 8 * size * 3 / 4, 7 / 8 * size / 4]
+
+
+def test_what_a_plan_says_to_type_chooses_that_strategy():
+    typed = {each.name: each.trainer for each in layouts(EIGHT, CONFIG) if each.tensor == 1}
+    chosen = {name: compose(*str(words).split()).trainer.strategy for name, words in typed.items()}
+    assert chosen == {"DDP": "ddp", "FSDP": "fsdp", "HSDP, 4 shards": "hsdp"}
 
 
 def test_ddp_sums_all_gradients_once_a_step():

@@ -58,10 +58,11 @@ def test_the_run_stops_with_the_step_before_saved(pretraining, folder, what):
     assert list(pretraining.column("train/loss")) == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_report_shows_the_texts_of_the_step_and_where_the_gradient_broke(pretraining, folder):
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_the_report_shows_the_texts_of_the_step_and_where_the_gradient_broke(pretraining, precision):
     data = pretraining.data()
     with pytest.raises(NonFiniteError) as found:
-        pretraining.fit(Poison(3, "gradient"), data=data, accumulate_grad_batches=2)
+        pretraining.fit(Poison(3, "gradient"), data=data, accumulate_grad_batches=2, precision=precision)
     report = "\n".join(found.value.report)
     first, second = list(data.train_dataloader())[4:6]  # the third step's two batches
     for row in torch.cat([first[0], second[0]]).tolist():
