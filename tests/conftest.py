@@ -3,6 +3,7 @@
 # B windows in a batch, T tokens in a window
 
 import csv
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -46,6 +47,9 @@ from gptpl.training.optimizers import adamw
 from gptpl.training.schedules import CosineSchedule
 
 os.environ.pop("GPTPL_RUNS", None)  # of whoever runs the tests
+# What has been imported is a million objects that stay: looking through them again and again takes time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other, and some tests fork
 
 SETTINGS = {"model": {"n_layers": 1}, "seed": 1, "name": None}
