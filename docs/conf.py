@@ -147,6 +147,25 @@ def use_repository_links(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = pages.with_site_links(source[0], page, page)
 
 
+_navigation: dict[int, str] = {}
+
+
+def share_navigation(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Make one navigation for all pages of source code of a folder's depth: none of them stands in it."""
+    if not pagename.startswith("_modules/"):
+        return
+    depth, made = pagename.count("/"), context["toctree"]
+
+    def toctree(**options: Any) -> str:
+        if depth not in _navigation:
+            _navigation[depth] = made(**options)
+        return _navigation[depth]
+
+    context["toctree"] = toctree
+
+
 def check_site(app: Sphinx, error: Exception | None) -> None:
     """Fail for a link into the site that leads nowhere, and for a page that loads anything from elsewhere."""
     if error is None and app.builder.name == "html" and (wrong := pages.broken_links(Path(app.outdir))):
@@ -163,4 +182,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", put_colons_back, priority=600)  # after it
     app.connect("autodoc-process-signature", without_limits)
     app.connect("source-read", use_repository_links)
+    app.connect("html-page-context", share_navigation, priority=400)  # before the theme's
     app.connect("build-finished", check_site)

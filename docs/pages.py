@@ -292,18 +292,20 @@ def _site_link(link: str, source: Path, page: Path) -> str:
 
 def broken_links(site: Path) -> list[str]:
     """The links of a built site that lead nowhere, and the files that it loads from elsewhere."""
-    texts = {file: file.read_text(encoding="utf-8") for file in site.resolve().rglob("*.html")}
-    anchors = {file: set(re.findall(r'<[^>]*? id="([^"]+)"', text)) for file, text in texts.items()}
+    files = {str(file): file for file in [site.resolve(), *site.resolve().rglob("*")]}
+    texts = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.suffix == ".html"}
+    anchors = {name: set(re.findall(r'<[^>]*? id="([^"]+)"', text)) for name, text in texts.items()}
     found = []
-    for file, text in texts.items():
+    for name, text in texts.items():
         for tag, link in sorted(set(re.findall(r'<(\w+)\b[^>]*? (?:href|src)="([^"]*)"', text))):
             parts = urlsplit(html.unescape(link))
             if parts.scheme or parts.netloc:
                 lost = tag != "a" and parts.scheme != "data"
             else:
-                target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
+                place = os.path.join(os.path.dirname(name), unquote(parts.path))  # noqa: PTH118, PTH120
+                target = os.path.normpath(place) if parts.path else name
                 known = anchors.get(target, {parts.fragment})
-                lost = not target.exists() or (bool(parts.fragment) and unquote(parts.fragment) not in known)
+                lost = target not in files or (bool(parts.fragment) and unquote(parts.fragment) not in known)
             if lost:
-                found.append(f"{file.relative_to(site.resolve())}: {link}")
+                found.append(f"{files[name].relative_to(site.resolve())}: {link}")
     return found
