@@ -28,7 +28,7 @@ QUICK = {
 WRONG = {
     "2.1": "answer_2_1 = [5, 0, 4]",
     "2.2": "answer_2_2 = 10",
-    "2.3": "windows = lambda t, n, s: [(t[i : i + n], t[i + 1 : i + n + 1]) for i in range(0, len(t), s)]",
+    "2.3": "windows = lambda t, n, s: [(t[i:][:n], t[i + 1 :][:n]) for i in range(0, len(t) - n + 1, s)]",
     "3.1": "answer_3_1 = torch.softmax(queries @ keys.T, dim=-1)",
     "3.2": "answer_3_2 = torch.softmax(queries @ keys.T / 2**0.5, dim=-1).tril()",
     "3.3": "answer_3_3 = [768, 3 * 768]",
@@ -38,7 +38,7 @@ WRONG = {
     "5.1": "answer_5_1 = math.log2(257)",
     "5.2": "answer_5_2 = sum(1 / p for p in of_targets) / 4",
     "5.3": "next_probabilities = lambda logits, temperature, k: torch.softmax(logits / temperature, dim=-1)",
-    "5.4": "answer_5_4 = [0.5e-3, 1e-3]",
+    "5.4": "answer_5_4 = [0.5e-3, 0.75e-3]",
     "6.1": "answer_6_1 = [0.2, 0.8]",
     "6.2": "answer_6_2 = [3, 5]",
     "6.3": "answer_6_3 = [0.85, 35 / 45]",
