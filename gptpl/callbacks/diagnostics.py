@@ -21,6 +21,7 @@ from gptpl.callbacks.record_file import RecordFile
 from gptpl.checkpoints.resume_state import random_state, set_random_state
 from gptpl.errors import InputError
 from gptpl.files.figures import GREY, new_figure
+from gptpl.inspection.measures import NEAR_ZERO, dead_units
 from gptpl.model.gpt import (
     GPTBackbone,
     MultiHeadAttention,
@@ -43,8 +44,6 @@ SEQUENCES = 4
 """Of a batch, whose activations are looked at."""
 POSITIONS = 128
 """Of the first sequence, whose attention is looked at: the scores of a layer are H x 128 x 128 numbers."""
-NEAR_ZERO = 0.01
-"""Absolute activation below which a unit of the feed-forward network passes on next to nothing."""
 PLACES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Where along a step the loss is measured, in steps from the weights after it: -1 is before the step."""
 MOST_LABELS = 40
@@ -288,9 +287,9 @@ def forward_statistics(
         found[f"activation_rms/{name}"] = output.float().square().mean().sqrt()
 
     def note_units(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        small = args[0].abs() < NEAR_ZERO  # (B, T, W)
-        found[f"near_zero/{name}"] = small.float().mean()
-        found[f"dead_units/{name}"] = small.flatten(0, -2).all(0).float().mean()
+        [units] = args  # (B, T, W)
+        found[f"near_zero/{name}"] = (units.abs() < NEAR_ZERO).float().mean()
+        found[f"dead_units/{name}"] = dead_units(units).float().mean()
 
     def note_attention(name: str, n_heads: int, module: nn.Module, args: Any, output: Tensor) -> None:
         entropy, evenness = attention_entropy(output[:1, :P], n_heads, rope=rope, mask=mask)

@@ -19,7 +19,8 @@ from gptpl.model.gpt import GPTModel
 from gptpl.model.protocol import eval_mode
 
 LENS_POSITIONS = 128  # whose logits exist at the same time: 26 MB of GPT-2's
-DEAD = 1e-3  # the largest magnitude of a unit that never answers
+NEAR_ZERO = 0.01
+"""Absolute activation below which a unit of the feed-forward network passes on next to nothing."""
 
 # --- attention ------------------------------------------------------------------------------------------
 
@@ -298,5 +299,5 @@ def rms(states: Tensor) -> Tensor:
 
 
 def dead_units(units: Tensor) -> Tensor:
-    """Which units (T, W) never answer to any of the tokens, (W,): GELU leaves next to nothing of them."""
-    return units.abs().amax(dim=0) < DEAD
+    """Which of the W units (..., W) are near zero at every position, (W,)."""
+    return (units.abs() < NEAR_ZERO).flatten(0, -2).all(dim=0)

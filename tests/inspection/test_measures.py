@@ -278,5 +278,5 @@ def test_principal_components_are_the_directions_of_the_most_variance() -> None:
 
 
 def test_dead_units_are_those_that_never_answer() -> None:
-    units = torch.tensor([[0.0, 0.5, -1e-5, -0.2], [1e-4, 0.0, 0.0, 0.0]])
+    units = torch.tensor([[0.0, 0.5, -1e-5, -0.2], [9e-3, 0.0, 0.0, 0.011]])
     assert dead_units(units).tolist() == [True, False, True, False]
