@@ -235,12 +235,15 @@ def _notebooks(files: dict[Path, str]) -> str:
 
 
 def notebook(file: Path) -> tuple[str, list[bytes]]:
-    """A notebook as Markdown, with its outputs, and its pictures, which stand in it as `picture:0`, ...."""
+    """A notebook as Markdown, with its outputs, and its pictures, which stand in it as `picture:0`, ....
+
+    Cells whose source Jupyter hides, such as the checks of exercises, are left out.
+    """
     parts: list[str] = []
     pictures: list[bytes] = []
     for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).strip()
-        if not source:
+        if not source or cell["metadata"].get("jupyter", {}).get("source_hidden"):
             continue
         parts.append(source if cell["cell_type"] == "markdown" else f"````python\n{source}\n````")
         for output in cell.get("outputs", []):
