@@ -2,7 +2,8 @@
 
 A CPU's flags do not tell: of two CPUs with AVX512-BF16 one multiplies bf16 twice as fast as fp32, the other
 half as fast. So one block and the head are timed, forward and backward, in every way that is allowed: all in
-turn, as a machine's speed drifts, and the least of several times counts. The times are kept in the cache.
+turn, as a machine's speed drifts, and the least of several times counts. The times are kept in the cache;
+what was measured while other programs took the processors is measured again by the next runs.
 """
 
 # B sequences, T time, D model, R positions of the head
@@ -16,12 +17,13 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, cast, get_args
 
+import psutil
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
@@ -59,6 +61,10 @@ _INSTRUCTION_SETS = (
 COMPILED, COMPILING = "compiled", "compiling"
 """Parts: the block when it is compiled, and the seconds that compiling took."""
 LOCKED_SECONDS = 120
+QUIET_PREEMPTIONS = 60
+"""In a second of work: where others took the processor more often, a measurement counts as disturbed."""
+MOST_DISTURBED = 3
+"""Disturbed measurements in a row, after which the least of their times is kept for good."""
 _FORMAT = 1
 
 
@@ -237,7 +243,8 @@ def timings(
     """The times of all allowed ways, from the cache or, if some are missing or `again`, measured now.
 
     Of several processes that ask at once one measures, the others wait for it. A cache entry that is torn, or
-    of another machine, is replaced; where the cache cannot be written, each run measures anew.
+    of another machine, is replaced, and so is one that other programs disturbed; where the cache cannot be
+    written, each run measures anew.
     """
     if 4 * work.positions * work.config.vocab_size > SMALL_LOGITS and "fused" in heads:
         heads = ("fused",)
@@ -265,8 +272,9 @@ def _cached(work: Workload, wanted: Sequence[Candidate], *, again: bool = False)
     """All seconds in the cache entry, with those wanted."""
 
     def known() -> dict[str, float] | None:
-        found = {} if again else read_entry(file, work)
-        return found if not _unknown(work, wanted, found) else None
+        entry = Entry() if again else read_entry(file, work)
+        is_settled = entry.disturbed in (0, MOST_DISTURBED)
+        return entry.seconds if is_settled and not _unknown(work, wanted, entry.seconds) else None
 
     file = _entry(work)
     if (found := known()) is not None:
@@ -281,11 +289,18 @@ def _cached(work: Workload, wanted: Sequence[Candidate], *, again: bool = False)
             problem = error
         if problem is None and (found := known()) is not None:
             return found
-        found = read_entry(file, work) | _measure(work, wanted)
+        preemptions, worked = _preemptions()
+        measured = _measure(work, wanted)
+        more, until = _preemptions()
+        is_disturbed = more - preemptions > QUIET_PREEMPTIONS * max(until - worked, 0.2)
+        entry = read_entry(file, work).with_times(measured, is_disturbed=is_disturbed)
+        found = entry.seconds
+        if is_disturbed:
+            log.info("other programs took the processor meanwhile: a later run measures again")
         try:
             if problem is None:
-                entry = {"identity": work.identity(), "seconds": found}
-                write_atomically(file, json.dumps(entry, indent=1))
+                content = {"identity": work.identity(), **asdict(entry)}
+                write_atomically(file, json.dumps(content, indent=1))
         except OSError as error:
             problem = error
     if problem is not None:
@@ -293,15 +308,38 @@ def _cached(work: Workload, wanted: Sequence[Candidate], *, again: bool = False)
     return found
 
 
-def read_entry(file: Path, work: Workload) -> dict[str, float]:
-    """The seconds in a cache entry; nothing where it is missing, torn or of another machine or workload."""
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A cache entry: seconds by candidate; `disturbed` measurements in a row have led to them."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    disturbed: int = 0
+
+    def with_times(self, measured: Mapping[str, float], *, is_disturbed: bool) -> "Entry":
+        """The entry after a measurement: an undisturbed one replaces, of disturbed ones the least counts."""
+        if not is_disturbed:
+            return Entry(seconds=({} if self.disturbed else self.seconds) | dict(measured))
+        before = self.seconds if self.disturbed else {}
+        least = {name: min(value, before.get(name, value)) for name, value in measured.items()}
+        return Entry(seconds=self.seconds | least, disturbed=min(self.disturbed + 1, MOST_DISTURBED))
+
+
+def read_entry(file: Path, work: Workload) -> Entry:
+    """A cache entry; an empty one where it is missing, torn or of another machine or workload."""
     try:
-        entry = json.loads(file.read_text(encoding="utf-8"))
-        seconds = {str(name): float(value) for name, value in entry["seconds"].items()}
-        same = entry["identity"] == json.loads(json.dumps(work.identity()))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        seconds = {str(name): float(value) for name, value in content["seconds"].items()}
+        disturbed = int(content.get("disturbed", 0))
+        same = content["identity"] == json.loads(json.dumps(work.identity()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return seconds if same and all(value > 0 for value in seconds.values()) else {}
+        return Entry()
+    usable = same and all(value > 0 for value in seconds.values()) and 0 <= disturbed <= MOST_DISTURBED
+    return Entry(seconds=seconds, disturbed=disturbed) if usable else Entry()
+
+
+def _preemptions() -> tuple[int, float]:
+    """How often other programs have taken the processor from this thread, and its seconds of work."""
+    return psutil.Process().num_ctx_switches().involuntary, thread_time()
 
 
 def _entry(work: Workload) -> Path:
