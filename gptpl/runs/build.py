@@ -398,7 +398,7 @@ def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bo
     fast_path = fast_path_of(cfg, kept=kept)  # refuses an impossible choice
     if fast_path.keep_freed_memory:
         keep_freed_memory()
-    weights: StartingWeights = instantiate(cfg.init) if resume is None else RandomWeights()
+    weights = parts.starting_weights(cfg) if resume is None else RandomWeights()
     if resume is None:  # else the weights are in the checkpoint
         parts.check_weights(cfg, weights)
         if weights.reads_text and cfg.trainer.strategy in SHARDED:

@@ -25,8 +25,11 @@ from gptpl.data.pretraining.encoding import vocabulary_sha256
 from gptpl.data.stock_data import StockData
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
+from gptpl.files.run_record import is_run, read_config
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.tuning import Tuning
+from gptpl.runs.claims import process_run_dir
+from gptpl.runs.listing import find_run
 from gptpl.runs.resume import Resumption, settle_lengths
 from gptpl.tokenizers import FileTokenizer, TiktokenTokenizer, Tokenizer, tokenizer_from_state
 from gptpl.training.memory import (
@@ -38,6 +41,7 @@ from gptpl.training.memory import (
 )
 from gptpl.training.optimizers import optimizer_of, peak_lr
 from gptpl.training.performance import AUTO, FastPath, device_type, product_dtype
+from gptpl.training.processes import processes
 from gptpl.training.schedules import takes_optimizer
 from gptpl.weights.starting import FileWeights, PublishedWeights, StartingWeights
 
@@ -185,14 +189,34 @@ def new_datamodule(cfg: Config, tokenizer: Tokenizer) -> TrainingData:
     return StockData(datamodule, tokenizer=tokenizer, **of_run)
 
 
+def starting_weights(cfg: Config) -> StartingWeights:
+    """What `cfg.init` makes; a run that `init=run` names as `find_run` allows becomes its folder in `cfg`.
+
+    The first process decides, as `latest` may be another run for those that start later. Raises InputError
+    where no run fits, or several do.
+    """
+    kind, given = locate(str(cfg.init._target_), "init._target_"), cfg.init.get("checkpoint")
+    path = None if given is None else Path(given).expanduser()
+    if kind is RunWeights and path is not None and not (path.is_file() or is_run(path)):
+
+        def found() -> str:
+            return str(find_run(given, key="init.checkpoint"))
+
+        if (run_dir := process_run_dir()) is not None:
+            cfg.init.checkpoint = read_config(run_dir, needs=("init",))["init"]["checkpoint"]
+        else:
+            cfg.init.checkpoint = found() if (together := processes()) is None else together.from_first(found)
+    weights: StartingWeights = instantiate(cfg.init)
+    return weights
+
+
 def encode(*config: Config | str, config_dir: Folder | None = None) -> TrainingData:
     """The data of a config, or of overrides, encoded or opened from the cache as before a training run.
 
     Raises InputError as `build_datamodule`.
     """
     cfg = config_of_data(config, config_dir)
-    weights = instantiate(cfg.init)
-    datamodule = build_datamodule(cfg, weights=weights)
+    datamodule = build_datamodule(cfg, weights=starting_weights(cfg))
     settle_vocabulary(cfg, datamodule)
     return datamodule
 

@@ -191,13 +191,14 @@ def test_no_network_and_nothing_cached(gptpl, mirror):
 
 def test_a_run_starts_from_another_and_remembers_it(gptpl, quick, run_folder):
     data = ("experiment=quick", "trainer.max_steps=2", "eval_every_n_steps=1", *SHORT[:3])
-    first = gptpl("train", "init=run", f"init.checkpoint={quick.run.path}", *data, "run_dir=a", "seed=1")
+    first = gptpl("train", "init=run", f"init.checkpoint={quick.run.path}", *data, "run_dir=runs/a", "seed=1")
     assert first.status == 0, first.err
     last = quick.run.record["metrics"]["val/loss"]
-    assert float(run_folder(first.folder / "a").rows[0]["val/loss"]) == pytest.approx(last, abs=1e-6)
-    second = gptpl("train", "init=run", "init.checkpoint=a", *data, "run_dir=b", "seed=2")
+    assert float(run_folder(first.folder / "runs/a").rows[0]["val/loss"]) == pytest.approx(last, abs=1e-6)
+    second = gptpl("train", "init=run", "init.checkpoint=a/latest", *data, "run_dir=b", "seed=2")
     assert second.status == 0, second.err
     record = json.loads((second.folder / "b/run.json").read_text())
+    assert record["start"]["checkpoint"].startswith(str(first.folder / "runs/a/checkpoints"))
     parent = record["start"]["parent"]
     assert (parent["step"], parent["data"]["corpus"]) == (2, "Tale")
     grandparent = parent["start"]["parent"]
