@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import sys
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +58,16 @@ SETTINGS = {"model": {"n_layers": 1}, "seed": 1, "name": None}
 """Stands for a run's resolved configuration."""
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_faster() -> Iterator[None]:
     """Every way to compute takes as long, so that the safe ones are chosen, and no test has to measure."""
 
     def equal(work: autotune.Workload, candidates: Sequence[autotune.Candidate]) -> dict[str, float]:
         return {each.name: each.positions / 1e6 for each in candidates}  # too short to try compiling
 
-    monkeypatch.setattr(autotune, "_measure", equal)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autotune, "_measure", equal)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -285,17 +289,104 @@ class ForkedJob:
 
 
 def _trial(command: Command, environment: Mapping[str, str]) -> None:
-    output = os.open(command.output, os.O_WRONLY | os.O_APPEND)
-    sys.stdout.flush()
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
-    os.chdir(command.cwd)
     os.environ.clear()
-    os.environ.update(environment)
     python, *words = command.arguments
     assert (python, *words[:3]) == (sys.executable, "-m", "gptpl", "train")
+    _move(Path(command.cwd), Path(command.output), environment)
     sys.exit(main(words[2:]))
+
+
+def _move(cwd: Path, output: Path, environment: Mapping[str, object]) -> None:
+    """Give this process, which is a copy, a folder, an output and variables of its own."""
+    sys.stdout.flush()
+    file = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
+    os.chdir(cwd)
+    # Lightning would take a thread for each core.
+    os.environ.update({"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()})
+
+
+class Copy:
+    """A copy of this process that runs `gptpl`: a new one imports torch and Lightning for seconds.
+
+    In a folder, with more variables of the environment. `before` is called first.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path,
+        output: Path,
+        before: Callable[[], object] = list,
+        **variables: object,
+    ) -> None:
+        self.output = output
+        output.touch()
+        work = partial(_run, arguments, before, cwd, output, variables)
+        self._child = multiprocessing.get_context("fork").Process(target=work)
+        self._child.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._child.pid is not None
+        return self._child.pid
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def status(self) -> int | None:
+        return self._child.exitcode
+
+    def wait(self, seconds: float) -> int | None:
+        """Return the exit status, or None if it has not ended by then."""
+        self._child.join(seconds)
+        return self._child.exitcode
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> None:
+        self._child.kill()
+        self._child.join()
+
+
+def _run(
+    arguments: Sequence[str],
+    before: Callable[[], object],
+    cwd: Path,
+    output: Path,
+    variables: Mapping[str, object],
+) -> None:
+    _move(cwd, output, variables)
+    # What Lightning starts for further processes, which run these words of the command line.
+    sys.modules["__main__"].__spec__ = find_spec("gptpl.__main__")
+    sys.argv = ["gptpl", *arguments]
+    before()
+    sys.exit(main())
+
+
+@pytest.fixture(scope="session")
+def copy() -> type[Copy]:
+    """For fixtures of modules, which end it themselves."""
+    return Copy
+
+
+@pytest.fixture
+def copies() -> Iterator[Callable[..., Copy]]:
+    """`copies(*arguments, cwd=, output=, before=..., NAME=value)`: see `Copy`; they end with the test."""
+    every: list[Copy] = []
+
+    def start(*arguments: str, **settings: Any) -> Copy:
+        every.append(Copy(*arguments, **settings))
+        return every[-1]
+
+    yield start
+    for copy in every:
+        copy.end()
 
 
 @pytest.fixture(scope="session")

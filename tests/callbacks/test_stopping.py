@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -190,25 +188,20 @@ def test_a_process_that_loads_data_does_not_take_part(pretraining):
 
 
 @pytest.mark.slow
-def test_a_signal_to_all_processes_saves_the_step(tmp_path):
+def test_a_signal_to_all_processes_saves_the_step(tmp_path, copies):
     """As torchrun sends it, with workers that load the data."""
-    command = [
-        *(sys.executable, "-m", "gptpl", "train", "experiment=quick", "trainer=cpu", "run_dir=run"),
-        *("trainer.max_epochs=1000", "data.num_workers=2", "callbacks.checkpoint_last.every_n_steps=50"),
-    ]
-    environment = os.environ | {"GPTPL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    run = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
-    )
+    run = copies(
+        *("train", "experiment=quick", "trainer=cpu", "run_dir=run", "trainer.max_epochs=1000"),
+        *("data.num_workers=2", "callbacks.checkpoint_last.every_n_steps=50"),
+        cwd=tmp_path, output=tmp_path / "said", GPTPL_CACHE=tmp_path / "cache", before=os.setsid,
+    )  # fmt: skip
     deadline = time.monotonic() + 100
     while not (tmp_path / "run/checkpoints/step-00000050.ckpt").exists():
-        assert run.poll() is None
+        assert run.status is None, run.said
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGTERM)
-    _, said = run.communicate(timeout=60)
-    assert run.returncode == 128 + signal.SIGTERM, said
+    assert run.wait(60) == 128 + signal.SIGTERM, run.said
     stopped = json.loads((tmp_path / "run/run.json").read_text())["stopped"]
     assert stopped["reason"] == "SIGTERM"
     assert (tmp_path / "run/checkpoints" / f"step-{stopped['step']:08d}.ckpt").exists()

@@ -99,9 +99,10 @@ def test_a_collective_takes_as_long_as_its_slower_link_and_its_hops():
 
 
 SMALL = GPTConfig(
-    vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=12, drop_rate=0.1, qkv_bias=True,
+    vocab_size=50257, context_length=1024, emb_dim=768, n_heads=12, n_layers=2, drop_rate=0.1, qkv_bias=True,
     tie_weights=True, init="gpt2",
 )  # fmt: skip
+"""As wide as GPT-2 small."""
 
 
 @pytest.mark.parametrize(
@@ -110,9 +111,9 @@ SMALL = GPTConfig(
         (CONFIG, "32-true", Cluster(devices_per_node=2, tflops=1)),
         (CONFIG, "bf16-mixed", Cluster(devices_per_node=8)),
         (CONFIG, "bf16-mixed", Cluster(nodes=8)),
-        pytest.param(SMALL, "bf16-mixed", Cluster(nodes=8), marks=pytest.mark.slow),
+        (SMALL, "bf16-mixed", Cluster(nodes=8)),
     ],
-    ids=["tiny, 2", "tiny, 8", "tiny, 64", "GPT-2 small, 64"],
+    ids=["tiny, 2", "tiny, 8", "tiny, 64", "768 wide, 64"],
 )
 def test_torch_calls_what_was_computed(config, precision, cluster):
     """Of 64 ranks each has less than one row of some tensors: these are padded."""

@@ -3,18 +3,20 @@
 import contextlib
 import csv
 import io
-import json
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gptpl.cli.main import main
+from gptpl.runs.claims import PROCESS_RUN_DIR
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,40 +25,48 @@ ROOT = Path(__file__).parents[2]
 
 
 class Pair:
-    """Two processes that train on a device each, one run after the other; see rank.py."""
+    """Two copies of this process that train on a device each, one run after the other."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        environment = os.environ | {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-            "WORLD_SIZE": "2",
-        }
+        variables = {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
         self.errors = [folder / f"rank_{rank}.err" for rank in range(2)]
-        self.processes: list[subprocess.Popen[str]] = []
+        self.connections: list[Connection] = []
+        self.processes = []
+        context = multiprocessing.get_context("fork")
         for rank, path in enumerate(self.errors):
-            with path.open("w") as errors:
-                process = subprocess.Popen(
-                    [sys.executable, str(Path(__file__).with_name("rank.py"))],
-                    env=environment | {"LOCAL_RANK": str(rank), "NODE_RANK": "0"},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                )
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(theirs, path, variables | {"LOCAL_RANK": str(rank)}), daemon=True
+            )
+            process.start()
+            self.connections.append(ours)
             self.processes.append(process)
 
-    def run(self, **job: object) -> None:
-        for process in self.processes:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-        answers = [process.stdout.readline() for process in self.processes if process.stdout is not None]
-        assert answers == ["0\n", "0\n"], "".join(path.read_text()[-3000:] for path in self.errors)
+    def run(self, **job: Any) -> None:
+        for connection in self.connections:
+            connection.send(job)
+        answers = [connection.poll(280) and connection.recv() for connection in self.connections]
+        assert answers == [0, 0], "".join(path.read_text()[-3000:] for path in self.errors)
+
+
+def _serve(jobs: Connection, errors: Path, variables: Mapping[str, str]) -> None:
+    """Run `gptpl` with the arguments of each job, in its folder; answer with the exit status."""
+    file = os.open(errors, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
+    os.environ.update(variables)
+    while True:
+        job = jobs.recv()
+        os.chdir(job["folder"])
+        os.environ |= {"GPTPL_CACHE": job["cache"], PROCESS_RUN_DIR: job["run_dir"]}
+        os.environ["WORLD_SIZE"] = "2"  # which Lightning removes after a run
+        jobs.send(main(job["arguments"]))
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +97,7 @@ def gptpl_train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     for pair in pairs:
         for process in pair.processes:
             process.kill()
-            process.communicate()
+            process.join()
 
 
 @pytest.fixture(scope="session")
@@ -110,33 +120,29 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="session")
-def launched() -> Callable[..., Path]:
+def launched(copy: type[Any]) -> Callable[..., Path]:
     """`launched(folder, *overrides)`: as `train`, by the command in a process that starts the others."""
-    return _launched
 
+    def run(folder: Path, *overrides: str) -> Path:
+        run_dir = folder / "run"
+        first = copy(
+            *("train", *SETTINGS, f"run_dir={run_dir}", *overrides),
+            cwd=folder,
+            output=folder.parent / "said",
+            GPTPL_CACHE=folder.parent / "cache",
+            PYTHONPATH=ROOT,
+        )
+        try:
+            assert first.wait(280) == 0, first.said
+        finally:
+            first.end()
+        deadline = time.monotonic() + 10
+        while _processes_of(str(run_dir)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert _processes_of(str(run_dir)) == []
+        return run_dir
 
-def _launched(folder: Path, *overrides: str) -> Path:
-    run_dir = folder / "run"
-    environment = os.environ | {
-        "GPTPL_CACHE": str(folder.parent / "cache"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "gptpl", "train", *SETTINGS, f"run_dir={run_dir}", *overrides],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    deadline = time.monotonic() + 10
-    while _processes_of(str(run_dir)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert _processes_of(str(run_dir)) == []
-    return run_dir
+    return run
 
 
 def _processes_of(mark: str) -> list[str]:

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,15 +18,6 @@ STEPS = 6
 TRACE = "gptpl.callbacks.step_trace.StepTrace"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-def command(*overrides: str) -> list[str]:
-    return [sys.executable, "-m", "gptpl", "train", *overrides]
-
-
-def environment(folder: Path) -> dict[str, str]:
-    own = {"GPTPL_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return os.environ | own
 
 
 def two_processes(name: str, *overrides: str) -> list[str]:
@@ -88,23 +76,19 @@ def test_stopped_twice_it_ends_with_the_same_bits(folder, gptpl_train):
     assert outcome(folder / "stopped") == outcome(folder / "whole")
 
 
-def test_a_signal_to_the_first_process_stops_both_after_the_same_step(folder):
-    with (folder / "err").open("w") as err:
-        process = subprocess.Popen(
-            command(*two_processes("signalled", "trainer.max_epochs=500")),
-            cwd=folder,
-            env=environment(folder),
-            stderr=err,
-            stdout=subprocess.DEVNULL,
-        )
+def test_a_signal_to_the_first_process_stops_both_after_the_same_step(folder, copies):
+    first = copies(
+        *("train", *two_processes("signalled", "trainer.max_epochs=500")),
+        cwd=folder, output=folder / "said", GPTPL_CACHE=folder / "cache", PYTHONPATH=ROOT,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
-    while "step 3: " not in (folder / "err").read_text():
-        assert process.poll() is None, (folder / "err").read_text()
+    while "step 3: " not in first.said:
+        assert first.status is None, first.said
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
-    said = (folder / "err").read_text()
+    first.send(signal.SIGTERM)
+    assert first.wait(60) == 143
+    said = first.said
     assert "stopped by SIGTERM after step" in said
     assert "to resume: gptpl train resume=" in said
     assert "Traceback" not in said

@@ -1,21 +1,26 @@
 """Two processes that share the model's parameters train as one process: through the command, for real."""
 
-import os
-import subprocess
-import sys
+import functools
+import multiprocessing
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
 from gptpl.checkpoints.files import write_checkpoint
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.loading import load_model
 from gptpl.checkpoints.resume_state import state_digest
+from gptpl.model import GPTConfig, GPTModel
+from gptpl.training.optimizers import muon
+from gptpl.training.sharding import shard
 
-ROOT = Path(__file__).parents[2]
 STEPS = 6  # as many as `train` makes
 ONE = ("trainer=cpu", "data.batch_size=8")
 TWO = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=4")
@@ -98,63 +103,69 @@ def test_lora_trains_the_same_resumes_and_leaves_the_same_adapter(tmp_path, one,
     assert all(tuned[name].equal(weight) for name, weight in base.items())
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, train):
+    """`stopped(*overrides)`: the folder of the run that stops after step 3."""
+    return functools.cache(
+        lambda *overrides: train(tmp_path_factory.mktemp("stopped"), *overrides, "trainer.stop_at_step=3")
+    )
+
+
 @pytest.mark.parametrize(("before", "after"), [(TWO, TWO), (TWO, ONE), (ONE, TWO)])
-def test_a_run_goes_on_with_as_many_processes_as_one_likes(tmp_path, one, train, logged, before, after):
-    run_dir = train(tmp_path, *before, "trainer.stop_at_step=3")
+def test_a_run_goes_on_with_as_many_processes_as_one_likes(
+    tmp_path, one, train, logged, stopped, before, after
+):
+    run_dir = shutil.copytree(stopped(*before), tmp_path / "run", symlinks=True)
     assert list(logged(run_dir)) == [0, 1, 2, 3]
     train(tmp_path, f"resume={run_dir}", "trainer.stop_at_step=null", *after)
     assert_same_state(run_dir, one)
 
 
-HALF = """
-import sys
-import torch
-from torch.distributed.device_mesh import init_device_mesh
-from gptpl.model import GPTConfig, GPTModel
-from gptpl.training.sharding import shard
-torch.distributed.init_process_group("gloo", init_method=sys.argv[2], rank=int(sys.argv[1]), world_size=2)
-config = dict(vocab_size=64, context_length=8, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.0)
-net = GPTModel(GPTConfig(**config, qkv_bias=True, tie_weights=True))
-names = [name for name, _ in net.named_parameters()]
-net.blocks[0].requires_grad_(False)
-for _ in range(2):  # sharding again changes nothing
-    shard(net, init_device_mesh("cpu", (2,)), torch.bfloat16)
-gathered = []
-layer = net.blocks[1].attn.qkv
-layer.register_forward_hook(lambda layer, inputs, output: gathered.append(layer.weight.dtype))
-net(torch.zeros(1, 4, dtype=torch.int64)).float().sum().backward()
-assert gathered == [torch.bfloat16]
-assert {p.dtype for p in net.parameters()} == {layer.weight.grad.dtype} == {torch.float32}
-assert all((p.grad is None) == name.startswith("blocks.0.") for name, p in net.named_parameters())
-assert names == [name for name, _ in net.named_parameters()]
-assert all(p.dim() == len(p.shape) and p.to_local().numel() * 2 == p.numel() for p in net.parameters())
-modern = GPTModel(GPTConfig(**config, qkv_bias=False, position="rope", norm="rmsnorm", feed_forward="swiglu"))
-shard(modern, init_device_mesh("cpu", (2,)), torch.bfloat16)
-angles = []
-modern.blocks[0].attn.register_forward_pre_hook(lambda layer, inputs: angles.append(inputs[3][0].dtype))
-modern(torch.zeros(1, 4, dtype=torch.int64))
-assert angles == [torch.float32]
-torch.distributed.destroy_process_group()
-"""
+def half(rank: int, meeting: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    config: dict[str, Any] = {
+        "vocab_size": 64, "context_length": 8, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0,
+    }  # fmt: skip
+    net: Any = GPTModel(GPTConfig(**config, qkv_bias=True, tie_weights=True))
+    names = [name for name, _ in net.named_parameters()]
+    net.blocks[0].requires_grad_(False)
+    for _ in range(2):  # sharding again changes nothing
+        shard(net, init_device_mesh("cpu", (2,)), torch.bfloat16)
+    gathered = []
+    layer = net.blocks[1].attn.qkv
+    layer.register_forward_hook(lambda layer, inputs, output: gathered.append(layer.weight.dtype))
+    net(torch.zeros(1, 4, dtype=torch.int64)).float().sum().backward()
+    assert gathered == [torch.bfloat16]
+    assert {p.dtype for p in net.parameters()} == {layer.weight.grad.dtype} == {torch.float32}
+    assert all((p.grad is None) == name.startswith("blocks.0.") for name, p in net.named_parameters())
+    assert names == [name for name, _ in net.named_parameters()]
+    assert all(p.dim() == len(p.shape) and p.to_local().numel() * 2 == p.numel() for p in net.parameters())
+    modern: Any = GPTModel(
+        GPTConfig(**config, qkv_bias=False, position="rope", norm="rmsnorm", feed_forward="swiglu")
+    )
+    shard(modern, init_device_mesh("cpu", (2,)), torch.bfloat16)
+    angles = []
+    modern.blocks[0].attn.register_forward_pre_hook(lambda layer, inputs: angles.append(inputs[3][0].dtype))
+    modern(torch.zeros(1, 4, dtype=torch.int64))
+    assert angles == [torch.float32]
+    torch.distributed.destroy_process_group()
 
 
-def on_two(script: str, tmp_path: Path) -> None:
-    """Run a script in two processes, with the arguments rank and meeting point."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def on_two(function: Callable[[int, str], None], tmp_path: Path) -> None:
+    """Call a function in two copies of this process, with the arguments rank and meeting point."""
     meeting = (tmp_path / "meeting").as_uri()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(rank), meeting], env=environment, stderr=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=function, args=(rank, meeting)) for rank in range(2)]
     for process in processes:
-        _, words = process.communicate(timeout=100)
-        assert process.returncode == 0, words.decode()
+        process.start()
+    for process in processes:
+        process.join(100)
+        assert process.exitcode == 0
+        process.close()
 
 
 def test_every_process_keeps_half_of_every_parameter_and_gathers_it_in_bf16(tmp_path):
-    on_two(HALF, tmp_path)
+    on_two(half, tmp_path)
 
 
 # --- Muon -----------------------------------------------------------------------------------------------
@@ -203,14 +214,16 @@ def test_muon_trains_like_one_process(muon_of_one, muon_of_two, logged):
 
 
 @pytest.mark.parametrize(("before", "after"), [(TWO, TWO), (PARTS, PARTS)])
-def test_muon_resumed_has_the_bits_of_a_run_without_a_stop(tmp_path, muon_of_two, train, before, after):
-    run_dir = train(tmp_path, *MUON, *before, "trainer.stop_at_step=3")
+def test_muon_resumed_has_the_bits_of_a_run_without_a_stop(
+    tmp_path, muon_of_two, train, stopped, before, after
+):
+    run_dir = shutil.copytree(stopped(*MUON, *before), tmp_path / "run", symlinks=True)
     train(tmp_path, f"resume={run_dir}", "trainer.stop_at_step=null", *after)
     assert state_digest(last(run_dir)) == state_digest(last(muon_of_two))
 
 
-def test_muon_is_resumed_by_one_process_from_parts(tmp_path, muon_of_one, train):
-    run_dir = train(tmp_path, *MUON, *PARTS, "trainer.stop_at_step=3")
+def test_muon_is_resumed_by_one_process_from_parts(tmp_path, muon_of_one, train, stopped):
+    run_dir = shutil.copytree(stopped(*MUON, *PARTS), tmp_path / "run", symlinks=True)
     resumed = ("trainer.sharded_checkpoints=false", "trainer.stop_at_step=null")
     train(tmp_path, f"resume={run_dir}", *resumed, *ONE)
     assert_like(run_dir, muon_of_one)
@@ -236,47 +249,40 @@ def test_muon_is_resumed_by_two_from_an_older_checkpoint_of_one(tmp_path, muon_o
     assert_like(run_dir, muon_of_one)
 
 
-STEPS_OF_MUON = """
-import sys
-import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import distribute_tensor
-from gptpl.model import GPTConfig, GPTModel
-from gptpl.training.optimizers import muon
-from gptpl.training.sharding import shard
-torch.distributed.init_process_group("gloo", init_method=sys.argv[2], rank=int(sys.argv[1]), world_size=2)
-config = GPTConfig(
-    vocab_size=13, context_length=8, emb_dim=15, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True
-)
-for shape in ((2,), (1, 2), (2, 1)):
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape):])
-    torch.manual_seed(0)
-    whole, ours = GPTModel(config), GPTModel(config)
-    ours.load_state_dict(whole.state_dict())
-    for net in (whole, ours):
-        net.blocks[0].attn.out_proj.requires_grad_(False)
-    shard(ours, mesh)
-    both = [muon(net, lr=1e-2, muon_lr=2e-2, weight_decay=0.1) for net in (whole, ours)]
-    for _ in range(3):
+def steps_of_muon(rank: int, meeting: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    config = GPTConfig(
+        vocab_size=13, context_length=8, emb_dim=15, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True
+    )
+    for shape in ((2,), (1, 2), (2, 1)):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+        torch.manual_seed(0)
+        whole: Any = GPTModel(config)
+        ours: Any = GPTModel(config)
+        ours.load_state_dict(whole.state_dict())
+        for net in (whole, ours):
+            net.blocks[0].attn.out_proj.requires_grad_(False)
+        shard(ours, mesh)
+        both = [muon(net, lr=1e-2, muon_lr=2e-2, weight_decay=0.1) for net in (whole, ours)]
+        for _ in range(3):
+            for theirs, mine in zip(whole.parameters(), ours.parameters(), strict=True):
+                if theirs.requires_grad:
+                    theirs.grad = torch.randn_like(theirs)
+                    mine.grad = distribute_tensor(theirs.grad, mesh, mine.placements)
+            for optimizer in both:
+                optimizer.step()
+        kept = 0
         for theirs, mine in zip(whole.parameters(), ours.parameters(), strict=True):
-            if theirs.requires_grad:
-                theirs.grad = torch.randn_like(theirs)
-                mine.grad = distribute_tensor(theirs.grad, mesh, mine.placements)
-        for optimizer in both:
-            optimizer.step()
-    kept = 0
-    for theirs, mine in zip(whole.parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(mine.full_tensor(), theirs, atol=1e-7, rtol=1e-6)
-        if "momentum_buffer" in both[1].state[mine]:
-            kept += 1
-            momentum = both[1].state[mine]["momentum_buffer"]
-            assert momentum.to_local().shape == mine.to_local().shape
-            assert momentum.full_tensor().equal(both[0].state[theirs]["momentum_buffer"])
-    assert kept == 7  # a last turn with fewer matrices than processes
-torch.distributed.destroy_process_group()
-"""
+            torch.testing.assert_close(mine.full_tensor(), theirs, atol=1e-7, rtol=1e-6)
+            if "momentum_buffer" in both[1].state[mine]:
+                kept += 1
+                momentum = both[1].state[mine]["momentum_buffer"]
+                assert momentum.to_local().shape == mine.to_local().shape
+                assert momentum.full_tensor().equal(both[0].state[theirs]["momentum_buffer"])
+        assert kept == 7  # a last turn with fewer matrices than processes
+    torch.distributed.destroy_process_group()
 
 
 def test_muons_step_on_rows_is_that_on_whole_matrices(tmp_path):
     """With unequal rows; sharded, with copies of one shard, and with one process to each copy."""
-    on_two(STEPS_OF_MUON, tmp_path)
+    on_two(steps_of_muon, tmp_path)

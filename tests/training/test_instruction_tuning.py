@@ -122,8 +122,7 @@ def plain_losses(tuning: Tuning, net: GPTModel, *, masked: bool) -> list[float]:
         epoch += 1
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("head", ["plain", "fused"])
+@pytest.mark.parametrize(("head", "masked"), [("plain", False), ("fused", True)])
 def test_twenty_steps_equal_a_plain_loop(tuning, head, masked):
     module = tuning.module(head=head)
     tuning.pretraining.fit(module=module, data=tuning.data(mask_instruction=masked), gradient_clip_val=None)
@@ -138,7 +137,7 @@ def test_twenty_steps_equal_a_plain_loop(tuning, head, masked):
 def test_a_step_is_the_same_however_it_is_divided(tuning, head):
     """Into micro-batches with different numbers of targets, in the 8 steps of the first epoch."""
     weights, losses = [], []
-    for size in (4, 2, 1):
+    for size in (4, 1):
         module = tuning.module(head=head, total_steps=8)
         tuning.pretraining.fit(
             module=module,
@@ -286,8 +285,7 @@ def test_the_checkpoint_keeps_the_template(tuning, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.parametrize("stop", [2, 4, 6])
-def test_a_resumed_run_ends_with_the_same_bits(tuning, tmp_path, stop):
+def test_a_resumed_run_ends_with_the_same_bits(tuning, tmp_path):
     """Packed and with dropout, 4 steps an epoch: stopped in the first epoch, between two, in the second."""
 
     def run(name: str, *, stop: int | None = None, resume: bool = False) -> dict[str, Any]:
@@ -319,9 +317,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tuning, tmp_path, stop):
     straight = run("straight")
     assert straight["samples"].count("\n") == 2 * 3  # after both epochs and at the end
     (tuning.pretraining.folder / "metrics.csv").unlink()
-    run("broken", stop=stop)
-    with (tmp_path / "broken/samples.jsonl").open(
-        "a"
-    ) as file:  # as of a run that went further and was killed
-        file.write(json.dumps({"step": 99, "prompt": "x"}) + "\n")
+    for stop in (2, 4, 6):
+        run("broken", stop=stop, resume=stop > 2)
+        with (tmp_path / "broken/samples.jsonl").open("a") as file:  # as of a run that went further
+            file.write(json.dumps({"step": 99, "prompt": "x"}) + "\n")
     assert run("broken", resume=True) == straight

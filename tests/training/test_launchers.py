@@ -21,6 +21,7 @@ import torch
 
 import gptpl
 from experiments.data_parallel.hosts import Hosts, ip
+from gptpl.checkpoints import files
 from gptpl.checkpoints.format import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -204,23 +205,17 @@ def test_a_folder_that_is_taken_ends_all_of_them(machines: Machines) -> None:
 
 # --- processes that others than torchrun start ----------------------------------------------------------
 
-HOST = """
-import os, socket, sys
-name = sys.argv.pop(1)
-socket.gethostname = lambda: name
-exec(os.environ.get("BEFORE", ""))
-from gptpl.cli.main import main
-sys.exit(main())
-"""
-"""A process on a host of that name, which runs BEFORE first."""
-
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
-    """`started(each, *overrides)`: two processes, with `each(number)` in the environment of one."""
-    every: list[subprocess.Popen[str]] = []
+def started(tmp_path: Path, copies: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """`started(each, *overrides)`: two processes, with `each(number)` in the environment of one.
 
-    def start(each: Callable[[int], dict[str, Any]], *overrides: str) -> list[subprocess.Popen[str]]:
+    HOST is the name of its host, and `before` what it calls first.
+    """
+
+    def start(
+        each: Callable[[int], dict[str, Any]], *overrides: str, before: Callable[[], object] = list
+    ) -> list[Any]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -228,23 +223,28 @@ def started(tmp_path: Path) -> Iterator[Callable[..., list[subprocess.Popen[str]
         has_folder = any(each.startswith("run_dir=") for each in overrides)
         settings = [each for each in SETTINGS if has_folder or each != "resume=auto"]
         for number in range(2):
-            variables = {
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT,
-                "GPTPL_CACHE": tmp_path / f"cache_{number}", "HOST": socket.gethostname(),
+            variables: dict[str, Any] = {
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GPTPL_CACHE": tmp_path / f"cache_{number}",
+                "HOST": socket.gethostname(),
             } | each(number)  # fmt: skip
-            task = subprocess.Popen(
-                [sys.executable, "-c", HOST, str(variables["HOST"]), "train", *settings, *overrides],
-                cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-                env=os.environ | {name: str(value) for name, value in variables.items()},
-            )  # fmt: skip
+
+            def first(name: str = variables["HOST"]) -> None:
+                socket.gethostname = lambda: name
+                before()
+
+            output = tmp_path / f"said_{len(list(tmp_path.glob('said_*')))}"
+            task = copies(
+                "train", *settings, *overrides, cwd=tmp_path, output=output, before=first, **variables
+            )
             pair.append(task)
-        every.extend(pair)
         return pair
 
-    yield start
-    for task in every:
-        task.kill()
-        task.communicate()
+    return start
+
+
+def ends(tasks: list[Any], seconds: float = 120) -> tuple[list[int], list[str]]:
+    """Exit statuses, and what each has said."""
+    return [task.wait(seconds) for task in tasks], [task.said for task in tasks]
 
 
 def slurm(number: int) -> dict[str, Any]:
@@ -262,8 +262,8 @@ def test_srun_needs_no_setting_and_no_folder(
 ) -> None:
     """The first names the folder after the time."""
     tasks = started(slurm)
-    said = [task.communicate(timeout=120)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], said
+    statuses, said = ends(tasks)
+    assert statuses == [0, 0], said
     assert "processes: 2 nodes x 1 process, by SLURM" in said[0]
     assert said[1] == ""
     [run_dir] = [path.parent for path in (tmp_path / "runs").rglob("config.yaml")]
@@ -279,9 +279,9 @@ def test_a_signal_to_one_ends_all_with_its_status(started: Callable[..., Any], t
     while not (tmp_path / "run/checkpoints/step-00000002.ckpt").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    tasks[1].terminate()
-    said = [task.communicate(timeout=60)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [143, 143], said
+    tasks[1].send(signal.SIGTERM)
+    statuses, said = ends(tasks)
+    assert statuses == [143, 143], said
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["stopped"]["reason"] == "SIGTERM"
     assert (tmp_path / f"run/checkpoints/step-{record['stopped']['step']:08d}.ckpt").exists()
@@ -299,13 +299,13 @@ def test_ranks_alone_are_enough_where_each_has_a_machine(
         return {"RANK": number, "WORLD_SIZE": 2}
 
     tasks = started(lambda number: rank(number) | {"HOST": f"pod-{number}"}, f"run_dir={run_dir}")
-    said = [task.communicate(timeout=120)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], said
+    statuses, said = ends(tasks)
+    assert statuses == [0, 0], said
     found = weights(run_dir)
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
     tasks = started(lambda number: rank(number) | {"HOST": "one"}, f"run_dir={tmp_path / 'other'}")
-    said = [task.communicate(timeout=120)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [2, 2], said
+    statuses, said = ends(tasks)
+    assert statuses == [2, 2], said
     assert "rank 0 on one and rank 1 on one share a machine" in said[0]
     assert not (tmp_path / "other").exists()
 
@@ -315,13 +315,14 @@ def test_a_process_group_that_is_there_is_used(
     started: Callable[..., Any], tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
     """As Ray Train makes it, with a store at MASTER_PORT."""
-    group = "from torch import distributed; distributed.init_process_group('gloo')"
-    places = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "BEFORE": group}
+    places = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     tasks = started(
-        lambda number: places | {"RANK": number, "LOCAL_RANK": number}, f"run_dir={tmp_path / 'run'}"
+        lambda number: places | {"RANK": number, "LOCAL_RANK": number},
+        f"run_dir={tmp_path / 'run'}",
+        before=lambda: torch.distributed.init_process_group("gloo"),
     )
-    said = [task.communicate(timeout=120)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], said
+    statuses, said = ends(tasks)
+    assert statuses == [0, 0], said
     assert "processes: 1 node x 2 processes" in said[0]
     found = weights(tmp_path / "run")
     assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.items())
@@ -365,17 +366,20 @@ def test_one_process_of_a_host_verifies_the_checkpoint_and_what_it_finds_is_said
     started: Callable[..., Any], tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
     """Each says which checkpoints it reads for that."""
-    verify = (
-        "import gptpl.checkpoints.files as files; verify = files.verify\n"
-        "files.verify = lambda path: (print('reads', path.name, file=sys.stderr), verify(path))[1]"
-    )
-    places = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "BEFORE": verify}
+    verify = files.verify
+
+    def told(path: Path) -> str | None:
+        print("reads", path.name)
+        return verify(path)
+
+    def tell() -> None:
+        files.verify = told
+
+    places = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
 
     def go(*overrides: str) -> tuple[list[int], list[str]]:
         folder = f"run_dir={tmp_path / 'run'}"
-        tasks = started(lambda n: places | {"RANK": n, "LOCAL_RANK": n}, folder, *overrides)
-        said = [task.communicate(timeout=120)[1] for task in tasks]
-        return [task.returncode for task in tasks], said
+        return ends(started(lambda n: places | {"RANK": n, "LOCAL_RANK": n}, folder, *overrides, before=tell))
 
     statuses, said = go("trainer.stop_at_step=6")
     assert statuses == [0, 0], said

@@ -4,9 +4,9 @@ import io
 import json
 import logging
 import math
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -293,29 +293,25 @@ def test_a_position_is_synced_to_disk(make, run, monkeypatch):
     assert {path.stat().st_ino, path.parent.stat().st_ino} <= synced
 
 
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_logger_positions import csv_logger, log_step, log_evaluation, saved, tensorboard_logger
-run = Path(sys.argv[2])
-loggers = [csv_logger(run), tensorboard_logger(run)]
-for step in range(1, 9):
-    for logger in loggers:
-        log_step(logger, step)
-    if step == 6:
-        (run / "positions").write_text(json.dumps([saved(logger) for logger in loggers]))
-    for logger in loggers:
-        log_evaluation(logger, step)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+def log_and_die(run: Path) -> None:
+    """Log 8 steps, with the positions after the sixth in a file; then be killed."""
+    loggers: list[Any] = [csv_logger(run), tensorboard_logger(run)]
+    for step in range(1, 9):
+        for logger in loggers:
+            log_step(logger, step)
+        if step == 6:
+            (run / "positions").write_text(json.dumps([saved(logger) for logger in loggers]))
+        for logger in loggers:
+            log_evaluation(logger, step)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_killed_process_has_left_everything_up_to_the_position(unbroken, run):
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(run)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = multiprocessing.get_context("fork").Process(target=log_and_die, args=(run,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     table, events = json.loads((run / "positions").read_text())
     resume(csv_logger(run), table, at=6)
     resume(tensorboard_logger(run), events, at=6)

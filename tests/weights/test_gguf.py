@@ -1,5 +1,6 @@
 """GGUF: read back number for number, and opened by llama.cpp where it is installed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,18 @@ def test_a_file_gives_back_the_rounded_model(
     assert ("output.weight" in kinds) == ("tie_weights" in changes)
 
 
-def test_the_vocabulary_is_gpt2s_padded_to_the_models(tmp_path: Path) -> None:
-    model = loaded(GPT2Tokenizer(), vocab_size=50304, emb_dim=32)
-    folder = export(model, "gguf", tmp_path / "out", verify=False)
-    reader = gguf.GGUFReader(folder / "model.gguf")
+def padded() -> LoadedCheckpoint:
+    """With more rows than GPT-2 has tokens."""
+    return loaded(GPT2Tokenizer(), vocab_size=50304, emb_dim=32, n_layers=1)
+
+
+@pytest.fixture(scope="module")
+def padded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(padded(), "gguf", tmp_path_factory.mktemp("padded") / "out", verify=False) / "model.gguf"
+
+
+def test_the_vocabulary_is_gpt2s_padded_to_the_models(padded_file: Path) -> None:
+    reader = gguf.GGUFReader(padded_file)
 
     def content(name: str) -> Any:
         return reader.get_field(f"tokenizer.ggml.{name}").contents()
@@ -144,7 +153,7 @@ def test_another_epsilon_would_give_other_numbers(tmp_path: Path, monkeypatch: p
 
 def test_a_file_alone_must_have_gpt2s_tokenizer(tmp_path: Path) -> None:
     folders = [
-        export(loaded(tokenizer, emb_dim=32), "gguf", tmp_path / tokenizer.name, verify=False)
+        export(loaded(tokenizer, emb_dim=32, n_layers=1), "gguf", tmp_path / tokenizer.name, verify=False)
         for tokenizer in (GPT2Tokenizer(), BytesTokenizer())
     ]
     for folder in folders:
@@ -154,13 +163,11 @@ def test_a_file_alone_must_have_gpt2s_tokenizer(tmp_path: Path) -> None:
         load_language_model(folders[1], device="cpu")
 
 
-def test_a_file_alone_may_have_more_rows_than_gpt2_has_tokens(tmp_path: Path) -> None:
-    model = loaded(GPT2Tokenizer(), vocab_size=50304, emb_dim=32)
-    folder = export(model, "gguf", tmp_path / "out", verify=False)
-    (folder / "gptpl.json").unlink()
-    again = load_language_model(folder / "model.gguf", device="cpu")
+def test_a_file_alone_may_have_more_rows_than_gpt2_has_tokens(padded_file: Path, tmp_path: Path) -> None:
+    shutil.copy(padded_file, tmp_path)
+    again = load_language_model(tmp_path / "model.gguf", device="cpu")
     assert isinstance(again.tokenizer, GPT2Tokenizer)
-    torch.testing.assert_close(logits(again.net), logits(model.net), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(again.net), logits(padded().net), rtol=1e-5, atol=1e-5)
     prompt = again.tokenizer.encode("a").tolist()
     likely = int(again.net(torch.tensor([prompt]))[0, -1].argmax())
     _, head = body_and_head(again.net)
@@ -169,14 +176,14 @@ def test_a_file_alone_may_have_more_rows_than_gpt2_has_tokens(tmp_path: Path) ->
     assert int(again.net(torch.tensor([prompt]))[0, -1].argmax()) >= 50257
     [written] = again.complete(["a"], max_new_tokens=1, temperature=0.0)
     assert written.tokens == (likely,)
-    content = (folder / "model.gguf").read_bytes()
+    content = padded_file.read_bytes()
     other = bytearray(content)
     at = content.index(b"[PAD50303]")  # then the kinds, of which the last one is that of this token
     kinds = content.index(b"tokenizer.ggml.token_type", at) + len(b"tokenizer.ggml.token_type") + 4 + 4 + 8
     other[kinds + 4 * 50303] = 1
-    (folder / "model.gguf").write_bytes(bytes(other))
+    (tmp_path / "model.gguf").write_bytes(bytes(other))
     with pytest.raises(InputError, match="has another tokenizer than GPT-2's"):
-        load_language_model(folder, device="cpu")
+        load_language_model(tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0"])

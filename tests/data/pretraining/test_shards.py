@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -30,6 +31,13 @@ from gptpl.files.durable import new_file
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer, Tokenizer, WordsTokenizer
 
 EOT = BytesTokenizer.eot_id
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that encode are copies of this one: new ones import torch for seconds."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
 
 
 @pytest.fixture(autouse=True)
@@ -224,6 +232,7 @@ def test_a_second_process_waits_and_takes_what_the_first_made(
     assert caplog.text.count("encoding text_file") == 1
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_process_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shards, "_start_worker", dies)
     with pytest.raises(InputError, match="a process that encodes has been killed"):
@@ -459,6 +468,7 @@ def test_too_few_documents(texts: list[str], tmp_path: Path):
         encode(write(tmp_path / "in", texts), tmp_path)
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_broken_line_is_named_and_nothing_is_lost(tmp_path: Path):
     corpus = write(tmp_path / "in", texts_of(200))
     path = tmp_path / "in/000.jsonl"
