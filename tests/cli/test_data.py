@@ -68,7 +68,7 @@ def test_what_is_done_with_a_run(gptpl, trained):
     assert bits == pytest.approx(loss / math.log(2), rel=0.02)  # but for the ends of documents
     outcome = gptpl("generate", "checkpoint=run", "prompt=Story", "max_new_tokens=20", "memorisation=true")
     assert outcome.status == 0, outcome.err
-    outcome = gptpl("plan", *OF, "trainer=cpu")
+    outcome = gptpl("plan", *OF, "trainer=cpu", "plan.timed_steps=1")
     assert outcome.status == 0, outcome.err
     assert "training tokens" in outcome.out
 

@@ -27,21 +27,14 @@ def planned(gptpl):
     return plan
 
 
-@pytest.mark.parametrize(
-    ("model", "parameters", "gigabytes"),
-    [
-        ("gpt2_small", 124_439_808, 0.5),
-        ("gpt2_xl", 1_557_611_200, 6.2),
-    ],
-)
-def test_published_sizes_need_no_memory(planned, monkeypatch, model, parameters, gigabytes):
+def test_a_published_size_needs_no_memory(planned, monkeypatch):
     """On a machine with 100 MB free, where weights would be refused if they were asked for."""
     monkeypatch.setattr(trial, "free_memory", lambda device: 10**8)
     monkeypatch.setattr(plan_module, "build_module", lambda *args: pytest.fail("weights were made"))
-    plan = planned(f"model={model}", "data.max_length=128", "plan.timed_steps=3")
-    assert plan["parameters"]["tied"] == plan["parameters"]["total"] == parameters
-    assert sum(plan["parameters"]["parts"].values()) == parameters
-    assert round(plan["memory_bytes"]["weights"] / 1e9, 1) == gigabytes
+    plan = planned("model=gpt2_xl", "data.max_length=128", "plan.timed_steps=3")
+    assert plan["parameters"]["tied"] == plan["parameters"]["total"] == 1_557_611_200
+    assert sum(plan["parameters"]["parts"].values()) == 1_557_611_200
+    assert round(plan["memory_bytes"]["weights"] / 1e9, 1) == 6.2
     assert (plan["fits"], plan["largest_batch"], plan["timing"]) == (False, 0, None)
     assert plan["not_timed"] == "a step does not fit into the memory that is free"
 

@@ -8,6 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gptpl.cli.main import main
 
 POSTPONED = ("torch._dynamo.eval_frame", "torchmetrics.functional", "transformers")
@@ -25,14 +27,19 @@ def run(program: str, folder: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_lightning_is_imported_without_them(tmp_path):
-    found = run(f"import lightning\nfound = [name for name in {POSTPONED} if name in sys.modules]", tmp_path)
-    assert found == []
+SETTINGS = ["experiment=quick", "trainer=cpu", "trainer.max_steps=4", "eval_every_n_steps=2"]
 
 
-def test_an_optimizer_and_the_compiler_work_after_one_another(tmp_path):
-    found = run(
-        """
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What one process sees after importing Lightning, after training in `folder`, and with the compiler."""
+    folder = tmp_path_factory.mktemp("late")
+    seen = run(
+        f"""
+        import lightning
+        loaded = lambda: [name for name in {POSTPONED} if name in sys.modules]
+        found = {{"imported": loaded()}}
+        found["trained"] = [main(["train", *{SETTINGS}, "run_dir=late"]), loaded()]
         import torch
         from torch import nn
         from lightning.fabric.wrappers import OptimizedModule
@@ -46,14 +53,23 @@ def test_an_optimizer_and_the_compiler_work_after_one_another(tmp_path):
         same = torch.equal(compiled(torch.ones(1, 2)), net(torch.ones(1, 2)))
         optimizer.zero_grad()
         optimizer.step()
-        found = [before, isinstance(net, OptimizedModule), isinstance(compiled, OptimizedModule), same]
+        kinds = [isinstance(each, OptimizedModule) for each in (net, compiled)]
+        found["compiled"] = [before, *kinds, same]
         """,
-        tmp_path,
+        folder,
     )
-    assert found == [False, False, True, True]
+    return seen | {"folder": folder}
 
 
-def test_a_submodule_is_imported_once_and_after_its_package(tmp_path):
+def test_lightning_is_imported_without_them(found):
+    assert found["imported"] == []
+
+
+def test_an_optimizer_and_the_compiler_work_after_one_another(found):
+    assert found["compiled"] == [False, False, True, True]
+
+
+def test_a_submodule_is_imported_once_after_its_package_and_the_metrics_when_asked_for(tmp_path):
     found = run(
         """
         import torch
@@ -62,17 +78,9 @@ def test_a_submodule_is_imported_once_and_after_its_package(tmp_path):
         import torch._dynamo.config as config
         utils = sys.modules["torch._dynamo.utils"]
         own = utils.__spec__.loader is utils.__loader__
-        found = [torch._dynamo.utils.counters is counters, config is torch._dynamo.config, own]
-        """,
-        tmp_path,
-    )
-    assert found == [True, True, True]
+        submodule = [torch._dynamo.utils.counters is counters, config is torch._dynamo.config, own]
 
-
-def test_the_metrics_are_there_when_asked_for(tmp_path):
-    found = run(
-        """
-        import torch, torchmetrics
+        import torchmetrics
         from torchmetrics import Metric, MetricCollection
         early = "torchmetrics.functional" in sys.modules
         accuracy = torchmetrics.Accuracy(task="binary")
@@ -80,25 +88,20 @@ def test_the_metrics_are_there_when_asked_for(tmp_path):
         from torchmetrics.utilities.plot import _AX_TYPE, plot_curve
         import matplotlib.axes
         same = [Metric is torchmetrics.metric.Metric, MetricCollection is torchmetrics.MetricCollection]
-        found = [early, isinstance(accuracy, Metric), value, _AX_TYPE is matplotlib.axes.Axes, *same]
+        metrics = [early, isinstance(accuracy, Metric), value, _AX_TYPE is matplotlib.axes.Axes, *same]
+        found = [submodule, metrics]
         """,
         tmp_path,
     )
-    assert found == [False, True, 0.5, True, True, True]
+    assert found == [[True, True, True], [False, True, 0.5, True, True, True]]
 
 
-def test_a_run_has_the_same_losses_either_way(tmp_path, monkeypatch):
+def test_a_run_has_the_same_losses_either_way(found, tmp_path, monkeypatch):
     """In this process the tests have imported everything at once."""
     monkeypatch.chdir(tmp_path)
-    settings = ["experiment=quick", "trainer=cpu", "trainer.max_steps=4", "eval_every_n_steps=2"]
-    late = run(
-        f"status = main(['train', *{settings}, 'run_dir=late'])\n"
-        f"found = [status, [name for name in {POSTPONED} if name in sys.modules]]",
-        tmp_path,
-    )
-    assert late == [0, []]
-    assert main(["train", *settings, "run_dir=once"]) == 0
-    runs = [tmp_path / name / "evaluations.jsonl" for name in ("late", "once")]
-    first, second = (file.read_text() for file in runs)
+    assert found["trained"] == [0, []]
+    assert main(["train", *SETTINGS, "run_dir=once"]) == 0
+    runs = [found["folder"] / "late", tmp_path / "once"]
+    first, second = ((each / "evaluations.jsonl").read_text() for each in runs)
     assert first == second
     assert len(first.splitlines()) == 3

@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,12 @@ def plain_loss(model: Any, tokens: list[int], T: int) -> float:
     return sum(losses) / len(losses)
 
 
-def tale(split: str) -> list[int]:
+def tale() -> list[int]:
+    """The tokens of its validation part."""
     corpus = Tale()
     text = corpus.read(corpus.files()[0])
     cut = int(len(text) * 0.9)
-    return [int(token) for token in GPT2Tokenizer().encode({"val": text[cut:], "all": text}[split])]
+    return [int(token) for token in GPT2Tokenizer().encode(text[cut:])]
 
 
 def number(out: str, name: str) -> float:
@@ -112,10 +113,10 @@ def test_fetch_list_then_no_network(gptpl, mirror, theirs, tmp_path):
 
 def test_evaluating_gpt2_gives_transformers_loss(gptpl, mirror, theirs):
     outcome = gptpl(
-        *("evaluate", "init=gpt2_hf", f"init.mirror={mirror}", "data=tale", "data.max_length=64", "split=all")
+        *("evaluate", "init=gpt2_hf", f"init.mirror={mirror}", "data=tale", "data.max_length=64", "split=val")
     )
     assert outcome.status == 0, outcome.err
-    assert number(outcome.out, "loss") == pytest.approx(plain_loss(theirs[0], tale("all"), 64), abs=1e-4)
+    assert number(outcome.out, "loss") == pytest.approx(plain_loss(theirs[0], tale(), 64), abs=1e-4)
 
 
 def test_training_goes_on_from_gpt2(gptpl, mirror, theirs):
@@ -123,7 +124,7 @@ def test_training_goes_on_from_gpt2(gptpl, mirror, theirs):
     outcome = gptpl("train", *arguments, "data.stride=64")
     assert outcome.status == 0, outcome.err
     before_the_first_step = float(outcome.run.rows[0]["val/loss"])
-    tokens = tale("val")
+    tokens = tale()
     whole_windows = (len(tokens) - 1) // 64 * 64 + 1  # a window that is not full is left out
     wanted = plain_loss(theirs[0], tokens[:whole_windows], 64)
     assert before_the_first_step == pytest.approx(wanted, abs=1e-4)
@@ -265,16 +266,34 @@ def greedy(gptpl: Callable[..., Any], checkpoint: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
+def exports(command, quick, tmp_path_factory) -> Callable[[str], Path]:
+    """The quick run in a format, converted at its first use. Copy the folder before changing anything."""
+    folder = tmp_path_factory.mktemp("exports")
+
+    @cache
+    def made(name: str) -> Path:
+        here = partial(command, cwd=folder)
+        convert(here, f"checkpoint={quick.run.path}", f"format={name}", f"output=my {name}")
+        return folder / f"my {name}"
+
+    return made
+
+
+@pytest.fixture
+def export(exports, tmp_path) -> Callable[[str, str], Path]:
+    """A copy of it in the test's folder: `export("book", "mine")`."""
+    return lambda name, output: Path(shutil.copytree(exports(name), tmp_path / output))
+
+
+@pytest.fixture(scope="module")
 def quick_text(command, quick) -> str:
     """The greedy text of the quick run."""
     return greedy(partial(command, cwd=quick.folder), quick.run.path)
 
 
-def test_a_trained_run_opens_in_transformers_and_writes_the_same_greedy_text(
-    gptpl, quick, quick_text, tmp_path
-):
+def test_a_trained_run_opens_in_transformers_and_writes_the_same_greedy_text(export, quick_text, tmp_path):
     transformers = pytest.importorskip("transformers")
-    convert(gptpl, f"checkpoint={quick.run.path}", "format=hf", "output=hf")
+    export("hf", "hf")
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     prompt = tokenizer("The sea", return_tensors="pt")
@@ -291,22 +310,21 @@ def test_a_trained_run_opens_in_transformers_and_writes_the_same_greedy_text(
 
 
 @pytest.mark.parametrize("name", ["hf", "book", "nanogpt", "openai-tf", "gguf", "gptpl"])
-def test_there_and_back_again(gptpl, quick, quick_text, name):
+def test_there_and_back_again(gptpl, quick_text, name, export):
     if name == "openai-tf":
         pytest.importorskip("tensorflow", reason="TensorFlow is installed on Linux x86-64 only")
-    convert(gptpl, f"checkpoint={quick.run.path}", f"format={name}", "output=there")
+    export(name, "there")
     assert greedy(gptpl, "there") == quick_text, "gptpl reads the folder as it is"
     convert(gptpl, "checkpoint=there", "format=gptpl", "output=back")
     assert greedy(gptpl, "back/model.ckpt") == quick_text
 
 
 @pytest.mark.parametrize("name", ["hf", "gptpl"])
-def test_the_model_card_says_where_the_weights_come_from(gptpl, quick, name, tmp_path):
-    convert(gptpl, f"checkpoint={quick.run.path}", f"format={name}", "output=my model")
-    card = (tmp_path / "my model/README.md").read_text()
+def test_the_model_card_says_where_the_weights_come_from(exports, quick, name):
+    card = (exports(name) / "README.md").read_text()
     record = quick.run.record
     assert card.startswith("---\n")
-    assert "# my model\n\nExported by gptpl" in card
+    assert f"# my {name}\n\nExported by gptpl" in card
     assert f"for 8 optimizer steps, {record['tokens_seen']:,} tokens, on `Tale`" in card
     assert record["data"]["sha256"] in card
     assert f"val/loss {record['metrics']['val/loss']:.4f}" in card
@@ -316,8 +334,8 @@ def test_the_model_card_says_where_the_weights_come_from(gptpl, quick, name, tmp
     assert ("GPT2LMHeadModel.from_pretrained" in card) == (name == "hf")
 
 
-def test_the_past_survives_a_way_through_another_format(gptpl, quick, tmp_path):
-    convert(gptpl, f"checkpoint={quick.run.path}", "format=nanogpt", "output=a")
+def test_the_past_survives_a_way_through_another_format(gptpl, tmp_path, export):
+    export("nanogpt", "a")
     convert(gptpl, "checkpoint=a", "format=gptpl", "output=b")
     convert(gptpl, "checkpoint=b", "format=book", "output=c")
     lineages = [json.loads((tmp_path / f"{name}/gptpl.json").read_text())["lineage"] for name in "ac"]
@@ -325,8 +343,8 @@ def test_the_past_survives_a_way_through_another_format(gptpl, quick, tmp_path):
     assert lineages[0]["step"] == 8
 
 
-def test_training_starts_from_an_export(gptpl, quick, run_folder):
-    convert(gptpl, f"checkpoint={quick.run.path}", "format=book", "output=export")
+def test_training_starts_from_an_export(gptpl, quick, run_folder, export):
+    export("book", "export")
     data = ("experiment=quick", "trainer.max_steps=2", *SHORT[:3], "callbacks=none")
     outcome = gptpl("train", "init=state_dict", "init.path=export", *data, "run_dir=a")
     assert outcome.status == 0, outcome.err
@@ -336,10 +354,10 @@ def test_training_starts_from_an_export(gptpl, quick, run_folder):
     assert (start["init"], start["format"], start["parent"]["step"]) == ("state_dict", "book", 8)
 
 
-def test_an_export_that_was_trained_on_elsewhere_is_read_as_it_is_now(gptpl, quick, tmp_path):
+def test_an_export_that_was_trained_on_elsewhere_is_read_as_it_is_now(gptpl, tmp_path, export):
     """transformers saves over it: a bias where there was none, and gptpl.json is out of date."""
     transformers = pytest.importorskip("transformers")
-    convert(gptpl, f"checkpoint={quick.run.path}", "format=hf", "output=hf")
+    export("hf", "hf")
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -354,11 +372,11 @@ def test_an_export_that_was_trained_on_elsewhere_is_read_as_it_is_now(gptpl, qui
     assert record["tokenizer"]["name"] == "bytes"
 
 
-def test_files_that_describe_themselves_take_no_model_or_tokenizer(gptpl, refused, quick):
+def test_files_that_describe_themselves_take_no_model_or_tokenizer(refused, quick, export):
     rest = ("format=book", "output=x")
     for given in ("model=gpt2_xl", "tokenizer=gpt2"):
         assert "= out" in refused("weights", "convert", f"checkpoint={quick.run.path}", given, *rest)
-    convert(gptpl, f"checkpoint={quick.run.path}", "format=hf", "output=hf")
+    export("hf", "hf")
     for given in ("model=gpt2_xl", "tokenizer=gpt2"):
         assert "= out" in refused("weights", "convert", "checkpoint=hf", given, *rest)
 
@@ -371,27 +389,27 @@ def test_the_card_of_files_at_a_path_names_the_path(gptpl, refused, theirs, mirr
     assert "init.path=mine: GPT-2 355M's weights do not fit the model: model.emb_dim=16" in said
 
 
-def test_gptpls_own_folders_are_for_init_run(gptpl, refused, quick):
-    convert(gptpl, f"checkpoint={quick.run.path}", "format=gptpl", "output=own")
+def test_gptpls_own_folders_are_for_init_run(refused, export):
+    export("gptpl", "own")
     said = refused("train", "experiment=quick", "init=state_dict", "init.path=own")
     assert said.endswith("use init=run init.checkpoint=own")
 
 
-def test_remedies_are_settings_that_are_there(gptpl, refused, quick, tmp_path):
-    convert(gptpl, f"checkpoint={quick.run.path}", "format=hf", "output=hf")
+def test_remedies_are_settings_that_are_there(gptpl, refused, tmp_path, export):
+    export("hf", "hf")
     (tmp_path / "hf/gptpl.json").unlink()
     config = json.loads((tmp_path / "hf/config.json").read_text())
     (tmp_path / "hf/config.json").write_text(json.dumps(config | {"n_positions": 32}))
     said = refused("generate", "checkpoint=hf")
     assert said.endswith("the model wants (32, 64): restore what describes it, or fetch it again")
-    convert(gptpl, f"checkpoint={quick.run.path}", "format=book", "output=book")
+    export("book", "book")
     (tmp_path / "book/model.pth").rename(tmp_path / "bare.pth")
     told = ("model=tiny", "tokenizer=bytes", "model.context_length=32", "format=gptpl", "output=x")
     assert refused("weights", "convert", "checkpoint=bare.pth", *told).endswith("set model.context_length=64")
 
 
-def test_a_bare_state_dict_needs_to_be_told_its_model(gptpl, refused, quick, quick_text, tmp_path):
-    convert(gptpl, f"checkpoint={quick.run.path}", "format=book", "output=export")
+def test_a_bare_state_dict_needs_to_be_told_its_model(gptpl, refused, quick_text, tmp_path, export):
+    export("book", "export")
     bare = tmp_path / "bare"
     bare.mkdir()
     (tmp_path / "export/model.pth").rename(bare / "model.pth")
@@ -460,8 +478,8 @@ def test_half_precision_exports(gptpl, quick, tmp_path):
     assert size < quick.run.record["parameters"] * 2 + 20_000
 
 
-def test_weights_too_large_for_half_precision(gptpl, refused, quick, tmp_path):
-    convert(gptpl, f"checkpoint={quick.run.path}", "format=book", "output=large")
+def test_weights_too_large_for_half_precision(refused, tmp_path, export):
+    export("book", "large")
     tensors = torch.load(tmp_path / "large/model.pth", weights_only=True)
     tensors["trf_blocks.0.ff.layers.0.weight"][0, 0] = 1e6
     torch.save(tensors, tmp_path / "large/model.pth")

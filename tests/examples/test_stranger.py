@@ -190,7 +190,7 @@ def test_a_filter_of_their_own(lab, notes):
 # --- resuming -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "step"), [("notes", 4), ("counting", 3), ("counting", 8), ("counting", 9)])
+@pytest.mark.parametrize(("name", "step"), [("notes", 4), ("counting", 8), ("counting", 9)])
 def test_a_resumed_run_repeats_the_bits(name, step, lab, request):
     """Within the first epoch, at its end, and within the second."""
     whole = request.getfixturevalue(name)
@@ -204,7 +204,6 @@ def test_a_resumed_run_repeats_the_bits(name, step, lab, request):
 @pytest.mark.parametrize(
     "changes",
     [
-        ("scheduler=step_lr",),
         ("scheduler=step_lr", "optimizer._target_=torch.optim.RMSprop", "optimizer.lr=1e-3"),
         ("optimizer=adamw", "model=tiny", "model.drop_rate=0.2", "task=pretrain", "data.noise=0.2"),
     ],
@@ -271,11 +270,7 @@ def test_help_and_cfg_show_their_choices(lab):
     ("file", "old", "new", "given", "meant"),
     [
         ("callbacks/weight_norm", "every_n_steps", "evry_n_steps", (), "callbacks.weight_norm.every_n_steps"),
-        ("logger/lines", "save_dir", "savedir", (), "logger.lines.save_dir"),
-        ("data/counting", "noise", "noize", (), "data.noise"),
         ("data/csv_column", "  column", "  colum", ("data=csv_column", "data.path=x"), "data.corpus.column"),
-        ("optimizer/sgd", "momentum", "momentun", (), "optimizer.momentum"),
-        ("scheduler/sawtooth", "period", "perod", (), "scheduler.period"),
         ("scheduler/step_lr", "gamma", "gama", ("scheduler=step_lr",), "scheduler.gamma"),
         ("model/tiny_gru", "width", "widht", (), "model.width"),
         ("task/hit_rate", "of_most_likely", "of_most_likly", (), "task.of_most_likely"),

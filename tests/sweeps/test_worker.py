@@ -32,22 +32,22 @@ def search(sampler, n_trials, pruner="none", **metric):
 # --- trials that end in different ways ------------------------------------------------------------------
 
 
-def test_of_twelve_trials_nine_finish_and_a_second_start_goes_on_with_the_killed_one(sweep):
-    twelve = sweep(seed=numbers(12), shared=("name=1:fail_4:kill_8:fail",))
-    results = twelve.work()
-    assert twelve.started == list(numbers(12))
-    assert [each.state for each in results.values()].count("finished") == 9
-    assert {folder for folder, state in states(results).items() if state == "failed"} == {"1", "8"}
-    assert results["1"].error == results["8"].error == "name=fail is refused"
-    assert results["4"].state == "interrupted"
-    assert results["4"].error == "killed by SIGKILL (the system does so when memory runs out)"
+def test_of_six_trials_three_finish_and_a_second_start_goes_on_with_the_killed_one(sweep):
+    six = sweep(seed=numbers(6), shared=("name=1:fail_3:kill_5:fail",))
+    results = six.work()
+    assert six.started == list(numbers(6))
+    assert [each.state for each in results.values()].count("finished") == 3
+    assert {folder for folder, state in states(results).items() if state == "failed"} == {"1", "5"}
+    assert results["1"].error == results["5"].error == "name=fail is refused"
+    assert results["3"].state == "interrupted"
+    assert results["3"].error == "killed by SIGKILL (the system does so when memory runs out)"
 
-    results = twelve.work()
-    [again] = twelve.starts
-    assert again["arguments"] == [f"resume={twelve.folder / '4'}"]
-    assert sorted(states(results).values()) == ["failed"] * 2 + ["finished"] * 10
-    assert twelve.work() == results
-    assert twelve.started == []
+    results = six.work()
+    [again] = six.starts
+    assert again["arguments"] == [f"resume={six.folder / '3'}"]
+    assert sorted(states(results).values()) == ["failed"] * 2 + ["finished"] * 4
+    assert six.work() == results
+    assert six.started == []
 
 
 def test_failed_trials_are_tried_again_when_that_is_asked_for(sweep):
