@@ -247,10 +247,10 @@ def task_of(header: Mapping[str, Any]) -> dict[str, Any]:
 def check_writes_text(header: Mapping[str, Any], path: Path, *, key: str = "checkpoint") -> None:
     """Raise InputError for the checkpoint of a classifier."""
     if task_of(header)["name"] == CLASSIFY:
-        raise InputError(
-            f"{key}={path} is a classifier, which writes no text: use gptpl classify, or give the run that it"
-            " began with"
-        )
+        start = header.get("start", {}).get("checkpoint")
+        began = f"the run that it began with{'' if start is None else f', {start}'}"
+        use = "give" if key != "checkpoint" else "use gptpl classify, or give"
+        raise InputError(f"{key}={path} is a classifier, which writes no text: {use} {began}")
 
 
 def other_class(header: Mapping[str, Any], path: Path) -> str | None:

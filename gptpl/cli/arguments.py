@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from gptpl.config.groups import root_of, root_of_command
+from gptpl.config.groups import known_keys, root_of, root_of_command
 from gptpl.errors import InputError, os_error_text
 from gptpl.text import nearest
 
@@ -61,7 +61,12 @@ class _Parser(argparse.ArgumentParser):
         name = flag.partition("=")[0]
         word = name.lstrip("-").replace("-", "_")
         is_key = re.fullmatch(r"[a-z_.]{2,}", word) and f"--{word}" not in self.flags
-        remedy = f": did you mean {word}=VALUE?" if is_key else f": its flags are {', '.join(self.flags)}"
+        remedy = f": its flags are {', '.join(self.flags)}"
+        if is_key:
+            from gptpl.config.overrides import nearest_key  # with Hydra
+
+            meant = nearest_key(word, known_keys(str(self.get_default("config_name"))))
+            remedy = f"; settings have no dashes{meant or f': {word}=VALUE'}"
         raise InputError(
             f"{self.prog} has no flag {name}{nearest(name, self.flags, likeness=0.75) or remedy}"
         )
@@ -121,6 +126,7 @@ def parse(
         raise InputError(f"-m sweeps over settings of gptpl train: run gptpl {command} once for each value")
     if given.config_dir is not None:
         given.config_dir = str(Path(given.config_dir).expanduser().absolute())
+    if given.config_dir is not None or any(each.lstrip("+").startswith("trust=") for each in given.overrides):
         here = str(Path.cwd())  # its modules can be imported, as with `python -m`
         if here not in sys.path and "" not in sys.path:
             sys.path.append(here)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gptpl.files.folder_lock import is_locked
 from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER, LAST, Evaluation, RunRecord
 from gptpl.runs.listing import DiskUse
 from gptpl.text import NONE, bytes_text, duration_text, loss_text, near, time_text
@@ -25,7 +26,7 @@ def facts(run: RunRecord) -> dict[str, str]:
     speed, peak = run.metric("train/tokens_per_second"), run.record.get("peak_memory_bytes")
     data, tokenizer = run.entry("data", "name"), run.entry("tokenizer", "name")
     seconds = run.record.get("seconds") if run.state == "finished" else None
-    since = " since it was resumed" if run.record.get("resumed") else ""
+    without = ", without parts that were killed" if run.record.get("resumed") else ""
     planned = "" if run.planned_steps is None else f" of {run.planned_steps:,}"
     return {
         "state": _state(run),
@@ -39,7 +40,7 @@ def facts(run: RunRecord) -> dict[str, str]:
         "started from": _start(run),
         "steps": f"{run.steps:,}{planned}",
         "tokens": f"{run.tokens_seen:,}",
-        "time": NONE if seconds is None else f"{duration_text(seconds)}{since}",
+        "time": NONE if seconds is None else f"{duration_text(seconds)}{without}",
         "tokens per second": NONE if math.isnan(speed) else f"{speed:,.0f}",
         "peak memory": NONE if peak is None else bytes_text(peak),
         "lowest val loss": _loss(run.best),
@@ -53,7 +54,7 @@ def entry(run: RunRecord, use: DiskUse) -> dict[str, Any]:
     """What `--json` prints of every run."""
     return {
         "run": near(run.path),
-        "state": run.state,
+        "state": state(run),
         "started": run.started.isoformat(timespec="seconds"),
         "steps": run.steps,
         "planned_steps": run.planned_steps,
@@ -65,13 +66,18 @@ def entry(run: RunRecord, use: DiskUse) -> dict[str, Any]:
     }
 
 
+def state(run: RunRecord) -> str:
+    """How the run ended, or that it is being trained."""
+    return "running" if run.state == "unfinished" and is_locked(run.path) else run.state
+
+
 def _state(run: RunRecord) -> str:
     step = run.entry(run.state, "step")
     if run.state == "stopped" and step is not None:
         return f"stopped at step {step} ({run.entry('stopped', 'reason')})"
     if run.state == "failed" and step is not None:
         return f"failed at step {step}: {run.entry('failed', 'error')}"
-    return "unfinished: still running, or killed" if run.state == "unfinished" else run.state
+    return "unfinished: it was killed" if (found := state(run)) == "unfinished" else found
 
 
 def _loss(evaluation: Evaluation | None) -> str:

@@ -268,6 +268,8 @@ def read_config(folder: Path, *, needs: Collection[str] = ()) -> dict[str, Any]:
     Raises RunError for a folder without a run, for damage, and where a section in `needs`, such as `trainer`,
     is missing: the end of the file may be lost.
     """
+    if folder.parent.name == CHECKPOINT_FOLDER and is_run(folder.parent.parent):
+        raise RunError(f"{folder} is a checkpoint, not a run folder: give {folder.parent.parent}")
     if not is_run(folder):
         raise RunError(f"{folder} is not a run folder (it has no {CONFIG_FILE}): give one of gptpl train")
     config: dict[str, Any] = with_current_names(read_mapping(folder / CONFIG_FILE, parse_yaml))

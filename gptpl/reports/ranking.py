@@ -305,9 +305,10 @@ def measures(run: RunRecord | None) -> list[str]:
     best = run.best_by(LOSS, "min")
     bits = math.nan if best is None else best.metrics.get(BITS_PER_BYTE, math.nan)
     seconds, memory = run.record.get("seconds", math.nan), run.record.get("peak_memory_bytes")
+    is_of_tokens = (run.record.get("use") or [""])[0] != "classify"
     return [
         loss_text(loss),
-        f"{math.exp(loss):,.2f}" if loss < 700 else NONE,
+        f"{math.exp(loss):,.2f}" if loss < 700 and is_of_tokens else NONE,
         f"{bits:.4f}" if math.isfinite(bits) else NONE,
         loss_text(None if run.last is None else run.last.val_loss),
         _whole(run.record.get("tokens_seen", seen)),

@@ -1,5 +1,6 @@
 """A report as one HTML document, as Markdown with its pictures, and as lines of a terminal."""
 
+import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from gptpl.files.run_record import RunError, RunRecord, parse_yaml, read_mapping
 from gptpl.reports.contents import Contents, contents
 from gptpl.reports.ranking import BY_LOSS, Criterion, Failure, find
 from gptpl.runs.listing import SWEEP_FILE, find_run
-from gptpl.text import one_line, printable, shortened, table
+from gptpl.text import nearest, one_line, printable, shortened, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,10 @@ def report(
     if tags and not records:
         raise InputError(f"no run has tag={','.join(tags)}: give others, see gptpl runs list")
     title = f"{alone.parent.name}/{alone.name}" if alone else f"{len(folders)} folders of runs compared"
+    if by is not None and not any(math.isfinite(by.best(record)) for record in records):
+        measured = {name for record in records for each in record.evaluations for name in each.metrics}
+        known = f"; they have {', '.join(sorted(measured))}" if measured else ""
+        raise InputError(f"by={by.metric}: no run has it{nearest(by.metric, measured)}{known}")
     by = by or _criterion(folders)
     return write_report(records, failures, folder, title, problems=problems, by=by)
 

@@ -165,6 +165,11 @@ def build(
     `again` moves what is left in `run_dir` of a run that saved nothing.
     """
     if len(config) == 1 and not isinstance(config[0], str):
+        if not isinstance(config[0], Mapping):
+            raise InputError(
+                f"build takes a composed config, or overrides one by one, got {type(config[0]).__name__}:"
+                " give build('experiment=quick', 'optimizer.lr=1e-3')"
+            )
         if config[0].get("resume"):
             raise InputError("resume=... in a composed config: use gptpl.resume(RUN, *overrides)")
         return _build(config[0].copy(), None, config_dir, log_file, trusted=trusted, again=again)

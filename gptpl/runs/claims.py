@@ -14,7 +14,14 @@ from gptpl.config.groups import default_choices
 from gptpl.config.overrides import key_of
 from gptpl.errors import InputError
 from gptpl.files.folder_lock import locked_folder
-from gptpl.files.run_record import CHECKPOINT_FOLDER, CONFIG_FILE, METRICS_FILE, RUN_FILE, read_run_json
+from gptpl.files.run_record import (
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    find_runs,
+    read_run_json,
+)
 from gptpl.runs.listing import runs_folder
 from gptpl.training.run_log import is_first_process
 
@@ -133,6 +140,9 @@ def run_to_continue(overrides: Sequence[str]) -> tuple[list[str], str | None]:
 _TARGET = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?(\w[\w.]*)")
 
 
+_ASIDE = "unfinished_"
+
+
 def _move_aside(run_dir: Path) -> None:
     """Move what a run of gptpl's that has saved nothing has left into a folder of its own."""
     if any((run_dir / CHECKPOINT_FOLDER).glob("*.ckpt")):
@@ -142,7 +152,7 @@ def _move_aside(run_dir: Path) -> None:
     record = read_run_json(run_dir)
     if not {"started", "versions", "overrides"} <= record.keys():
         return  # a folder that gptpl does not know, which `_check_free` looks at
-    aside = next(path for n in count(1) if not (path := run_dir / f"unfinished_{n}").exists())
+    aside = next(path for n in count(1) if not (path := run_dir / f"{_ASIDE}{n}").exists())
     aside.mkdir()
     for name in (*FILES_OF_A_RUN, *_MORE_OF_A_RUN):
         if (run_dir / name).exists():
@@ -156,12 +166,20 @@ def _moment() -> str:
 
 def _check_free(run_dir: Path) -> None:
     held = [name for name in FILES_OF_A_RUN if (run_dir / name).exists()]
-    if CONFIG_FILE in held:
+    if {CONFIG_FILE, RUN_FILE} <= set(held):
         raise InputError(
             f"run_dir={run_dir} holds a run already: continue it with resume={run_dir}, or choose another"
         )
     if held:
-        raise InputError(f"run_dir={run_dir} holds what is left of a run ({held[0]}): choose another")
+        raise InputError(
+            f"run_dir={run_dir} holds {held[0]}, of a run or of another program: choose another folder"
+        )
+    found = find_runs(run_dir, depth=2)
+    if runs := [run for run in found if not run.name.startswith(_ASIDE)]:
+        raise InputError(
+            f"run_dir={run_dir} holds runs ({runs[0].relative_to(run_dir)}): a run has its own folder, give"
+            f" run_dir={run_dir}/NAME"
+        )
     if not os.access(run_dir, os.W_OK | os.X_OK):
         raise InputError(f"run_dir={run_dir} cannot be written: choose a folder you may write to")
 

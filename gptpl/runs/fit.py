@@ -99,6 +99,8 @@ def _nothing_left(run: Run) -> bool:
     total = run.module.total_steps
     if run.start_step < total and any(change.kind == NEXT_STEP for change in run.resume.changes):
         return False
+    labels = {each.key for each in run.resume.changes} & {"tags", "notes"}
+    write_run_json(run.run_dir, **{name: run.config[name] for name in labels})
     log.info(
         "nothing left to do: %s finished at step %d of %d; give a larger trainer.max_epochs or"
         " trainer.max_steps to train longer", run.run_dir, run.start_step, total,

@@ -56,6 +56,11 @@ class _OfRun:
         return run_dir if own and is_run(run_dir) else None
 
 
+def _check_one(prompt: str) -> None:
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt must be one text, got {type(prompt).__name__}: several are for complete")
+
+
 # --- language models ------------------------------------------------------------------------------------
 
 
@@ -71,10 +76,12 @@ class LanguageModel(_OfRun, LoadedCheckpoint):
 
     def generate(self, prompt: str, **settings: Any) -> str:
         """The continuation of the prompt; settings as for `complete`, for one text."""
+        _check_one(prompt)
         return self.complete([prompt], **settings)[0].text
 
     def stream(self, prompt: str, **settings: Any) -> Iterator[str]:
         """The text of `generate` piece by piece, as it is made; settings as for `pieces`, for one text."""
+        _check_one(prompt)
         return (piece.text for piece in self.pieces([prompt], **settings))
 
     def complete(

@@ -16,7 +16,7 @@ import aiohttp
 from aiohttp import web
 
 from gptpl.data.sources.base import read_utf8
-from gptpl.errors import InputError, os_error_text
+from gptpl.errors import InputError
 from gptpl.filters import Filter
 from gptpl.runs.loaded import load
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
@@ -222,7 +222,7 @@ class Server:
         self._started.wait()
         error = self._error
         if isinstance(error, OSError | UnicodeError):  # names of hosts are encoded
-            reason = os_error_text(error) if isinstance(error, OSError) else str(error)
+            reason = error.strerror or error if isinstance(error, OSError) else error
             raise InputError(
                 f"host={self.settings.host} port={self.settings.port} cannot be used ({reason}): give another"
                 " port, or 0 for a free one"

@@ -322,7 +322,7 @@ def test_a_checkpoint_of_another_task_is_refused_both_ways(
     said = refused("classify", f"checkpoint={model}", "text=a")
     assert "is a language model, not a classifier: train one with gptpl train task=classify" in said
     said = refused("train", *TINY, "init=run", f"init.checkpoint={classifier}")
-    assert "is a classifier, which writes no text" in said
+    assert "is a classifier, which writes no text: give the run that it began with" in said
     said = refused("train", "experiment=quick", "task=classify", "data=tale")
     assert "task=classify cannot train on these data (TextDataModule): choose data=" in said
 

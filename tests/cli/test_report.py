@@ -43,10 +43,11 @@ def test_runs_can_be_ranked_by_another_metric(gptpl, runs):
     [
         (["by=val/loss", "mode=best"], "mode=best is unknown: choose one of min, max"),
         (["mode=max"], "mode=max has no metric: give by=METRIC, too"),
+        (["by=val/losss"], "by=val/losss: no run has it: did you mean val/loss?; they have "),
     ],
 )
 def test_a_wrong_ranking_is_refused(refused, runs, arguments, message):
-    assert refused("report", str(runs), *arguments) == message
+    assert refused("report", str(runs), *arguments).startswith(message)
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:

@@ -107,6 +107,15 @@ def test_a_finished_run_is_left_as_it_is(run_dir, gptpl):
     assert contents(run_dir) == before
 
 
+def test_a_finished_run_takes_tags_and_notes(run_dir, gptpl):
+    outcome = gptpl("train", "resume=moved", "tags=[good]", "notes=best so far")
+    assert outcome.status == 0
+    assert "nothing left to do" in outcome.err
+    record = json.loads((run_dir / "run.json").read_text())
+    assert (record["tags"], record["notes"]) == (["good"], "best so far")
+    assert record["metrics"]
+
+
 @pytest.mark.parametrize("override", ["model=gpt_124m", "run_dir=elsewhere"])  # all: test_resume_overrides.py
 def test_an_override_that_makes_another_run_is_refused(override, run_dir, refused):
     line = refused("train", "resume=moved", override)

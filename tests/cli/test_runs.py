@@ -162,7 +162,7 @@ def test_show_says_what_there_is(gptpl, copy, quick):
     [
         ({"failed": {"error": "OSError: full", "step": 3}}, "failed at step 3: OSError: full"),
         ({"stopped": {"reason": "SIGTERM", "step": 4}}, "stopped at step 4 (SIGTERM)"),
-        ({}, "unfinished: still running, or killed"),
+        ({}, "unfinished: it was killed"),
     ],
 )
 def test_show_says_how_it_ended_and_how_to_go_on(gptpl, copy, entries, words):
@@ -184,7 +184,7 @@ def test_show_names_resumptions_and_first_weights(gptpl, copy, tmp_path):
         r"^started from +run \(runs/b/checkpoints/best\.ckpt\) after 1,200 steps$", out, re.MULTILINE
     )
     assert re.search(r"^resumed +at step 4 with optimizer.lr=0.1\nresumed +at step 6$", out, re.MULTILINE)
-    assert " since it was resumed\n" in out
+    assert ", without parts that were killed\n" in out
 
 
 def test_show_of_a_run_that_has_just_begun(gptpl, copy):
@@ -192,8 +192,12 @@ def test_show_of_a_run_that_has_just_begun(gptpl, copy):
     for path in folder.iterdir():
         if path.name != "config.yaml":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with locked_folder(folder):
+        assert re.search(r"^state +running$", gptpl("runs", "show", "a").out, re.MULTILINE)
+        assert json.loads(gptpl("runs", "list", ".", "--json").out)["state"] == "running"
     outcome = gptpl("runs", "show", "a")
     assert outcome.status == 0
+    assert re.search(r"^state +unfinished: it was killed$", outcome.out, re.MULTILINE)
     assert outcome.out.endswith("no checkpoint: it can neither be resumed nor used\n")
 
 

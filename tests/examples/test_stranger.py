@@ -337,13 +337,17 @@ def test_toys_in_the_working_folder_need_no_installation(lab, tmp_path, monkeypa
     monkeypatch.setattr(sys, "path", list(sys.path))
     given = (
         *("train", "experiment=quick", "trainer=cpu", "trainer.max_steps=3", "run_dir=run", "logger=csv"),
-        *("callbacks=[count,learning_rate]", "scheduler=halves", "data=shouted"),
+        *("callbacks=[count,learning_rate,checkpoint_last]", "scheduler=halves", "data=shouted"),
     )
     said = there.refused("train", "experiment=quick", "+callbacks.count._target_=toys.Count")
     assert "install the package toys, or run gptpl in the folder that holds it" in said
     assert "counted 6" in there.done(*given, "--config-dir", "conf")
     rates = [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]]
     assert rates == pytest.approx([3e-3, 1.5e-3, 7.5e-4])
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "toys")
+    there.done("train", "resume=run", "trust=[toys]", "trainer.max_steps=4")
+    assert [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]][3:] == [pytest.approx(3.75e-4)]
 
 
 # --- using what was trained -----------------------------------------------------------------------------

@@ -51,6 +51,14 @@ def test_other_text_split_or_tokenizer_is_another_ranking(make_run):
     assert not any(group.settings for group in found)
 
 
+def test_the_loss_of_labels_is_no_perplexity(make_run):
+    runs = [
+        make_run("text", [2.0, 1.0]),
+        make_run("labels", [2.0, 1.0], record={"use": ["classify", "text=a"]}),
+    ]
+    assert [measures(run)[COLUMNS.index("perplexity")] for run in runs] == ["2.72", "-"]
+
+
 def test_bits_per_byte_rank_tokenizers_together(make_run):
     other_tokens = {"tokenizer": {"name": "gpt2", "vocab_size": 50257, "sha256": "d" * 64}}
     other_data = {"data": {"name": "mine", "sha256": "c" * 64}}

@@ -61,6 +61,11 @@ def test_a_config_is_composed_and_may_be_changed_before_it_is_built():
     assert not Path("runs").exists()  # nothing was trained, nothing is left
 
 
+def test_overrides_in_a_list_are_refused():
+    with pytest.raises(InputError, match="overrides one by one, got list: give build"):
+        gptpl.build(list(SMALL))  # type: ignore[arg-type]
+
+
 def test_several_runs_in_one_process_leave_nothing_behind():
     root = logging.getLogger()
     before = (list(root.handlers), root.level, list(sys.argv))

@@ -284,9 +284,18 @@ def test_checkpoints_are_never_moved_aside(tmp_path, saved):
 
 def test_a_folder_that_is_no_run_of_gptpl_is_left_alone(tmp_path):
     (tmp_path / "config.yaml").write_text("of something else: 1")
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match=r"holds config\.yaml, of a run or of another program: choose"):
         claim_new_run(tmp_path, name="x", again=True)
     assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["config.yaml"]
+
+
+def test_a_folder_of_runs_is_not_that_of_a_run(tmp_path):
+    """Which would hide the others: `find_runs` does not look into a run."""
+    (tmp_path / "quick/one").mkdir(parents=True)
+    (tmp_path / "quick/one/config.yaml").touch()
+    for folder, first in ((tmp_path, "quick/one"), (tmp_path / "quick", "one")):
+        with pytest.raises(InputError, match=rf"holds runs \({first}\): .*give run_dir={folder}/NAME"):
+            claim_new_run(folder, name="x")
 
 
 @pytest.mark.parametrize(

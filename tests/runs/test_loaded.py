@@ -216,6 +216,9 @@ def test_several_texts_beams_and_stops(pretrained: Path) -> None:
     for wrong in ({"num_beams": 1, "num_samples": 2}, {"num_beams": 2, "stop": ["a"]}, {"tempratur": 1}):
         with pytest.raises(InputError):
             model.complete(["a"], **wrong)
+    for method in (model.generate, model.stream):
+        with pytest.raises(InputError, match="prompt must be one text, got list: several are for complete"):
+            method(["a", "b"])  # type: ignore[arg-type]
 
 
 def test_surprisals_statistics_and_memorisation(pretrained: Path) -> None:

@@ -160,6 +160,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         read_run(tmp_path)
 
 
+def test_the_checkpoint_of_a_run_is_no_run_but_names_it(folder):
+    with pytest.raises(InputError, match=rf"last\.ckpt is a checkpoint, not a run folder: give {folder}$"):
+        read_run(folder / "checkpoints/last.ckpt")
+
+
 def test_runs_are_found_below_a_folder_but_not_in_a_run_or_behind_a_link(folder):
     second = folder.parent / "second"
     second.mkdir()

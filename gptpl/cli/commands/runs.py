@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpl.cli.arguments import parse_plain
-from gptpl.cli.run_facts import LAST_PATH, entry, facts, resume_command, use_command
+from gptpl.cli.run_facts import LAST_PATH, entry, facts, resume_command, state, use_command
 from gptpl.errors import InputError
 from gptpl.files.run_record import BEST, RunRecord, change_tags, read_run, write_run_json
 from gptpl.files.run_settings import Differences, Setting, differing_beside, differing_settings
@@ -48,7 +48,7 @@ def runs_list(arguments: list[str]) -> int:
       gptpl runs list tag=paper              # with a tag; several: tag=a tag=b
       gptpl runs list --json | jq .run       # a JSON object on each line
 
-    `state` is finished, stopped (from outside, or by the settings), failed, unfinished (running, or killed) or
+    `state` is running, finished, stopped (from outside, or by the settings), failed, unfinished (killed) or
     damaged; `steps` are completed/planned; `val loss` is the lowest, in nats per token; `size` is that of all
     files, `checkpoints` is included in it.
     """
@@ -83,7 +83,7 @@ def _lines(runs: list[Listed], *, grouped: bool) -> list[str]:
         plan = "" if run is None or run.planned_steps is None else f"/{run.planned_steps:,}"
         row = [
             f"  {each.path.name}" if sweep else near(each.path),
-            run.state if run else "damaged",
+            state(run) if run else "damaged",
             time_text(run.started) if run else "-",
             f"{run.steps:,}{plan}" if run else "-",
             loss_text(run.best.val_loss if run and run.best else None),
