@@ -7,6 +7,7 @@ A setting that the class does not take is an error, unless another setting refer
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -31,10 +32,11 @@ from gptpl.config.instantiate import check_kind
 from gptpl.config.overrides import nearest_key
 from gptpl.config.roots import ROOTS
 from gptpl.config.signatures import Signature, dataclass_in, locate, signature_of, typed
-from gptpl.config.slots import HYDRA_KEYS, SLOTS, Slot, settings_of, slot_of, with_extras
+from gptpl.config.slots import HYDRA_KEYS, SLOTS, Slot, resume_of, settings_of, slot_of, with_extras
 from gptpl.config.source import read_signature
 from gptpl.errors import InputError
-from gptpl.settings import check_limit
+from gptpl.files.run_record import read_config
+from gptpl.settings import NEVER, check_limit
 from gptpl.text import closest, nearest
 
 AUTO = "auto"
@@ -68,6 +70,7 @@ def check(
         used=frozenset(_references(OmegaConf.to_container(cfg if written is None else written))),
         only=only,
         choices=cfg.get("choices") or {},
+        checkpoint=None if OmegaConf.is_missing(cfg, "checkpoint") else cfg.get("checkpoint"),
         without_imports=without_imports,
     )
     own = signature_of(ROOTS[root])
@@ -99,6 +102,7 @@ class _Check:
     only: frozenset[str] | None = None
     choices: Mapping[str, Any] = field(default_factory=dict)
     without_imports: bool = False
+    checkpoint: str | None = None
 
     @property
     def command(self) -> str:
@@ -209,7 +213,11 @@ class _Check:
         if others and where:
             choice = " or ".join(others)
             return f"{where[4:]} sets {path}, a setting of {choice}: keep that choice, or remove the setting"
+        if others and self.only is not None and resume_of(f"{first}._target_", {}) == NEVER:
+            return f"{path} is a setting of {' or '.join(others)}, not of the run resumed: leave it out"
         if others:
+            if (own := self._own_choice(first)) in others:
+                others = [f"{own}, which the model's own run has"]
             return f"{path} is a setting of {' or '.join(others)}: add that, or leave {path} out"
         parent, _, key = path.rpartition(".")
         prefix = "" if "[" in parent else f"{parent}."
@@ -230,6 +238,14 @@ class _Check:
             if meant := "." in key and nearest(path, known, likeness=0.8):
                 return f"unknown setting {path}{self._origin(path)}{meant}"
         return f"{key} has no class: give {key}._target_=package.module.Class"
+
+    def _own_choice(self, group: str) -> str | None:
+        """The choice of a group that the run made whose folder `checkpoint` names, if it names one."""
+        try:
+            recorded = read_config(Path(self.checkpoint or "").expanduser(), needs=("choices",))["choices"]
+        except InputError:  # another kind of checkpoint, or a name, or a damaged folder, is for the command
+            return None
+        return f"{group}={recorded.get(group)}"
 
     def _choices_with(self, group: str, key: str) -> list[str]:
         """The choices of a group whose YAML sets a key."""

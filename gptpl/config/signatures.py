@@ -172,6 +172,8 @@ def _wanted(error: ValidationError) -> str:
             text = each["ctx"]["expected"]
         elif each["type"] == "is_instance_of" and "Sequence" in text:
             text = "a list, such as [1,2]"
+        elif each["type"] == "sequence_str":
+            text = f"a list, such as [{each['input']}]"
         elif each["type"] in ("is_instance_of", "none_required"):
             continue
         place = "".join(f"[{part}] " for part in each["loc"] if isinstance(part, int))

@@ -106,6 +106,10 @@ def answer_generator(seed: int | None, device: torch.device, *numbers: int) -> t
     return mixed_generator(device, seed, *numbers)
 
 
+_NO_INSTRUCTION = "set instruction_column to the key of the question"
+_NO_INPUT = "set input_column to another key, or to null where there is none"
+
+
 def answer_all(
     answerer: Answerer,
     records: Sequence[Record],
@@ -121,8 +125,8 @@ def answer_all(
     """Answers in a JSON file, each with its record: see `gptpl.runs.models.InstructionModel.respond_all`."""
     asked, prompts, kept = [], [], []
     for record in records:
-        text = "" if input_column is None else record.text(input_column, may_be_empty=True)
-        question = {"instruction": record.text(instruction_column), "input": text}
+        text = "" if input_column is None else record.text(input_column, _NO_INPUT, may_be_empty=True)
+        question = {"instruction": record.text(instruction_column, _NO_INSTRUCTION), "input": text}
         try:
             prompts.append(answerer.prompt(question["instruction"], text, place=record.place))
         except InputError as error:

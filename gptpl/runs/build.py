@@ -399,7 +399,9 @@ def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bo
     check_strategy(cfg)
     if parts.is_gpt(cfg):
         parts.model_config(cfg)  # refuses a wrong shape
-    kept = kept_choices(cfg, resume)
+    if resume is None:
+        parts.check_data(cfg)
+    kept = kept_choices(cfg, resume)  # of several processes, the first one measures
     fast_path = fast_path_of(cfg, kept=kept)  # refuses an impossible choice
     if fast_path.keep_freed_memory:
         keep_freed_memory()

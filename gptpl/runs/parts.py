@@ -250,6 +250,15 @@ def data_class(cfg: Config) -> type[TrainingData]:
     )
 
 
+def check_data(cfg: Config) -> None:
+    """Refuse data of another task, and a path that is not set or not there, before anything slow."""
+    data_class(cfg)
+    corpus = cfg.data.get("corpus")
+    target = corpus.get("_target_") if isinstance(corpus, Config) else None
+    if target and hasattr(locate(str(target), "data.corpus._target_"), "check_path"):
+        instantiate(corpus).check_path()
+
+
 def build_tokenizer(node: Config) -> Tokenizer:
     """The tokenizer; a `vocab_size` in its settings, which the model takes, must be the tokenizer's."""
     tokenizer: Tokenizer = instantiate({key: value for key, value in node.items() if key != "vocab_size"})

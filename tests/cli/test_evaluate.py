@@ -120,6 +120,14 @@ def test_wrong_settings_are_refused(given, words, refused, quick):
     assert all(word in line for word in words), line
 
 
+def test_a_setting_of_other_data_names_those_of_the_run_first(refused, words):
+    line = refused("evaluate", f"checkpoint={words.run.path}", "data.path=my.txt", "split=all")
+    assert line == (
+        "data.path is a setting of data=text_file, which the model's own run has: add that, or leave"
+        " data.path out"
+    )
+
+
 def test_a_text_of_one_token_has_nothing_to_score(refused, quick, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     line = refused(

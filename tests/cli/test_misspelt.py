@@ -95,6 +95,7 @@ def test_an_unknown_choice_in_a_list(refused):
         ("seed=1.5", ["seed=1.5"]),
         ("seed=1,2", ["seed=1,2", "-m"]),
         ("seed=[1", ["seed=[1"]),
+        ("tags=paper", ["tags=paper: must be a list, such as [paper]; see gptpl train --help"]),
         ("seed", ["'seed'", "KEY=VALUE"]),
         ("=1", ["=1"]),
         ("seed=${nowhere}", ["nowhere"]),

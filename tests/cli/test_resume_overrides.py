@@ -237,6 +237,12 @@ def test_settings_of_the_runs_own_kind_need_no_group(plan, folder):
     )
 
 
+def test_data_that_resume_refuses_are_not_advised(plan):
+    line = refusal(plan, "data.pattern=*.md")
+    assert "data.pattern is a setting of data=" in line
+    assert line.endswith(", not of the run resumed: leave it out")
+
+
 def test_a_path_changes_wherever_it_is_used(plan, folder):
     write_run(folder, *QUICK, "data=text_file", "data.path=old.txt")
     resumption = plan("data.path=new.txt")

@@ -229,6 +229,26 @@ def test_impossible_shapes_are_refused_before_they_are_timed(run, monkeypatch, o
         run(override)
 
 
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (("data=text_file", "data.path=nope.txt"), "nope.txt does not exist"),
+        (("data=text_file",), "data.path is not set"),
+        (("task=classify", "data=labelled"), "data.path is not set"),
+        (("task=classify", "data=labelled", "data.path=wrong.csv"), "line 2 has no 'text'"),
+        (("task=classify", "data.path=wrong.csv"), "choose data=labelled"),
+        (("task=classify", "data=tale"), "task=classify cannot train on these data"),
+        (("task=instruct", "data=instruction_file", "data.path=nope.json"), "nope.json does not exist"),
+    ],
+)
+def test_wrong_data_are_refused_before_anything_is_timed(clock, monkeypatch, tmp_path, overrides, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.csv").write_text("body,label\nhello,ham\n")
+    monkeypatch.setattr(autotune, "_measure", None)
+    with pytest.raises(InputError, match=words):
+        gptpl.build("model=tiny", "tokenizer=bytes", "trainer=cpu", "trainer.precision=auto", *overrides)
+
+
 def test_what_was_not_timed_is_not_in_the_record(run, clock):
     """run.json is JSON for any program: it has no infinities."""
     clock.update({"sdpa": 10_000.0, "blocked": 5_000.0})

@@ -40,6 +40,9 @@ class Instruction:
         return _normalised(self.instruction), _normalised(self.input)
 
 
+_NO_INPUT = "set data.input_column to another key, or to null where there is none"
+
+
 def _normalised(text: str) -> str:
     """The text with single spaces for all white space: questions count as equal by that."""
     return " ".join(text.split())
@@ -55,9 +58,9 @@ def read_instructions(
     """
     return [
         Instruction(
-            instruction=record.text(instruction),
-            input="" if input is None else record.text(input, may_be_empty=True),
-            output=record.text(output),
+            instruction=record.text(instruction, "set data.instruction_column to the key of the question"),
+            input="" if input is None else record.text(input, _NO_INPUT, may_be_empty=True),
+            output=record.text(output, "set data.output_column to the key of the answer"),
         )
         for record in read_records(path)
     ]

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -76,6 +77,15 @@ class LabelledFiles(LabelledCorpus):
 
     def examples(self) -> dict[str, list[Example]]:
         """The rows of the files. Raises InputError also where not those that belong together are set."""
+        return {split: list(table.rows(*self._names)) for split, table in self._tables().items()}
+
+    def check_path(self) -> None:
+        """Raise InputError as `examples` does, as far as the first row of each file tells."""
+        for table in self._tables().values():
+            with closing(table.rows(*self._names)) as rows:
+                next(rows)
+
+    def _tables(self) -> dict[str, TextTable]:
         if not self._paths:
             raise InputError("data.path is not set: give data.path=FILE, a labelled CSV, TSV or JSONL file")
         if WHOLE in self._paths and len(self._paths) > 1:
@@ -84,11 +94,10 @@ class LabelledFiles(LabelledCorpus):
         for split in () if WHOLE in self._paths else ("train", "val"):
             if split not in self._paths:
                 raise InputError(f"data.{split}_path is not set: give it, or one file as data.path")
-        tables = {
+        return {
             split: TextTable(path=Path(path).expanduser(), format=self._format, columns=self._columns)
             for split, path in self._paths.items()
         }
-        return {split: list(table.rows(*self._names)) for split, table in tables.items()}
 
 
 class SmsSpam(LabelledCorpus):
@@ -106,11 +115,22 @@ class SmsSpam(LabelledCorpus):
         self._path, self._url, self._member, self._sha256 = path, url, member, sha256
 
     def examples(self) -> dict[str, list[Example]]:
-        """All messages. Raises InputError where the published file cannot be downloaded."""
+        """All messages. Raises InputError for a wrong file, or where it cannot be downloaded."""
         path = Path(self._path).expanduser() if self._path else self._extracted()
         # Quotes are characters of the messages: read as CSV, two of the lines are lost.
         table = TextTable(path=path, format="tsv", columns=("label", "text"))
-        return {WHOLE: list(table.rows("text", "label"))}
+        try:
+            return {WHOLE: list(table.rows("text", "label"))}
+        except InputError as error:
+            if not self._path:
+                raise
+            remedy = f"; if it is not a copy of {self._member} but a file of your own, choose data=labelled"
+            raise InputError(f"{error}{remedy}") from error
+
+    def check_path(self) -> None:
+        """Raise InputError for a wrong file; nothing is downloaded."""
+        if self._path:
+            self.examples()
 
     def _extracted(self) -> Path:
         path = cache_dir() / file_name(PurePosixPath(self._member).name)

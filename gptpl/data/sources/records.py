@@ -1,7 +1,7 @@
 """Records of text: JSON, JSON Lines, CSV, TSV or plain lines, read strictly, one after the other."""
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,11 +56,29 @@ def read_records(path: Path) -> list[Record]:
         values = enumerate(parse_json(text, str(path)), 1)
         records = [_record(value, f"{path}, entry", number) for number, value in values]
     else:
+        _refuse_wrapped(text, path)
         # Not splitlines(): a text may hold characters, such as U+2028, that it takes for line ends.
         records = list(json_lines(text.split("\n"), path))
     if not records:
         raise InputError(f"{path} holds no records: give a list of objects, or one object a line")
     return records
+
+
+def _refuse_wrapped(text: str, path: Path) -> None:
+    """Raise InputError for one object around the list of records, such as `{"data": [...]}`.
+
+    An object on one line with a text in it may be a record that has a list, too.
+    """
+    try:
+        whole = parse_json(text, str(path))
+    except InputError:
+        return  # several lines, or an error that is said with its line
+    values = list(whole.values()) if isinstance(whole, dict) else []
+    is_record = "\n" not in text.strip() and any(isinstance(value, str) for value in values)
+    has_records = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in values)
+    if has_records and not is_record:
+        keys = ", ".join(map(repr, whole))
+        raise InputError(f"{path} is one object ({shortened(keys, 40)}): give the list of records alone")
 
 
 def json_lines(lines: Iterable[str], path: Path) -> Iterator[Record]:
@@ -110,7 +128,7 @@ class TextTable:
     columns: Sequence[str] | None = None
     keys: str = "data."
 
-    def rows(self, text_column: str, label_column: str | None = None) -> Iterator[Example]:
+    def rows(self, text_column: str, label_column: str | None = None) -> Generator[Example]:
         """Every row in order. The labels of a file are all texts or all whole numbers, which become texts.
 
         Raises InputError, which names the line, for a missing column, an empty text or label, a broken row,
@@ -125,7 +143,9 @@ class TextTable:
             raise InputError(f"{what}: set {self.keys}format to one of {KINDS}")
         if label_column is not None and kind == "lines":
             raise InputError(f"{self.path} is plain lines without labels: give a CSV, TSV or JSONL file")
-        remedy = f"set {self.keys}text_column and {self.keys}label_column"
+        remedy = f"set {self.keys}text_column"
+        if label_column is not None:
+            remedy += f" and {self.keys}label_column"
         if kind in ("csv", "tsv"):
             remedy += f", or {self.keys}columns=[...] if there is no header line"
         record, label, label_type = None, "", None

@@ -9,6 +9,7 @@ import re
 import sysconfig
 import tokenize
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,8 @@ from gptpl.files.download import download
 from gptpl.settings import FREE
 
 log = logging.getLogger(__name__)
+
+_TEXT = "a file, folder or glob, e.g. data.path=book.txt"
 
 
 class Tale(Corpus):
@@ -103,8 +106,15 @@ class TextFiles(Corpus):
         """See `Corpus`."""
         return listed(self._paths())
 
+    def check_path(self) -> None:
+        """Raise InputError where the path is not set or not there; no folder is searched."""
+        path = given_path(self._path, _TEXT)
+        with suppress(OSError):  # which `files` reports
+            if not path.exists():
+                _split_glob(path)
+
     def _paths(self) -> list[str]:
-        path = given_path(self._path, "a file, folder or glob, e.g. data.path=book.txt")
+        path = given_path(self._path, _TEXT)
         try:
             if path.is_file():
                 return [str(path)]
@@ -202,6 +212,10 @@ class InstructionFile(Corpus):
             what = "is a folder" if path.is_dir() else f"does not exist (relative to {Path.cwd()})"
             raise InputError(f"data.path={path} {what}: name a JSON or JSON Lines file")
         return [path]
+
+    def check_path(self) -> None:
+        """Raise InputError as `files`."""
+        self.files()
 
 
 def given_path(path: str | Path | None, what: str) -> Path:

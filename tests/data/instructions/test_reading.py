@@ -34,6 +34,11 @@ def test_a_list_and_lines_give_the_same(written, many):
     assert read_instructions(written(lines + "\n", "entries.jsonl")) == expected
 
 
+def test_the_only_record_may_have_a_list_of_objects(written):
+    path = written(json.dumps({**GOOD, "history": [GOOD]}))
+    assert read_instructions(path) == [Instruction(**GOOD)]
+
+
 def test_columns_of_other_names_and_no_input(written):
     path = written(json.dumps([{"question": "Why?", "answer": "So."}]))
     entries = read_instructions(path, instruction="question", input=None, output="answer")
@@ -59,6 +64,14 @@ def test_columns_of_other_names_and_no_input(written):
         (json.dumps(GOOD) + '\n{"score": -Infinity}', r", line 2 is not valid JSON \(-Infinity"),
         (json.dumps([GOOD, {**GOOD, "output": "\ud83d"}]), r" is not valid JSON \(.*surrogates"),
         ('{"score": ' + 5000 * "1" + "}", r", line 1 is not valid JSON \(.*digits"),
+        (
+            json.dumps([{"prompt": "a"}]),
+            r", entry 1 .*\(it has 'prompt'\): add it, or set data\.instruction_column to the key",
+        ),
+        (json.dumps([{"instruction": "a"}]), r", entry 1 has no 'input' .* set data\.input_column .* null"),
+        (json.dumps([{"instruction": "a", "input": ""}]), r", entry 1 .* set data\.output_column to the key"),
+        (json.dumps({"data": [GOOD]}), r"is one object \('data'\): give the list of records alone"),
+        (json.dumps({"v": "1", "data": [GOOD]}, indent=1), r"is one object \('v', 'data'\): give the list"),
         (100_000 * "[", r" is not valid JSON \(.*recursion"),
     ],
 )

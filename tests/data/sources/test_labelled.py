@@ -114,6 +114,13 @@ def test_a_copy_at_hand_needs_no_network(tmp_path: Path) -> None:
     assert spam("http://127.0.0.1:9/none.zip", path=str(path)).examples() == {"all": READ}
 
 
+def test_a_table_of_ones_own_is_another_choice(tmp_path: Path) -> None:
+    path = tmp_path / "ok.csv"
+    path.write_text("text,label\nhello,ham\n")
+    with pytest.raises(InputError, match=r"ok\.csv, line 1 has 1 fields, not 2: .*choose data=labelled$"):
+        spam("http://127.0.0.1:9/none.zip", path=str(path)).examples()
+
+
 def test_one_file_or_a_file_for_each_split(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("body,kind\nx,1\n")
     columns = {"text_column": "body", "label_column": "kind"}

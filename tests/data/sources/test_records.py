@@ -129,6 +129,17 @@ def test_columns_without_header_must_hold_the_wanted_ones(tmp_path: Path) -> Non
         read(table(tmp_path, "a.tsv", "x\ty\n", columns=["a", "b"]))
 
 
+@pytest.mark.parametrize("label, remedy", [(None, "text_column"), ("kind", "text_column and label_column")])
+def test_a_missing_column_names_the_settings_that_there_are(
+    tmp_path: Path, label: str | None, remedy: str
+) -> None:
+    wrong = table(tmp_path, "a.csv", "body\nhello\n", keys="")
+    with pytest.raises(InputError) as raised:
+        list(wrong.rows("text", label))
+    expected = f"(it has 'body'): add it, or set {remedy}, or columns=[...] if there is no header line"
+    assert str(raised.value).endswith(expected)
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read .*none\.csv \(No such file"):
         read(TextTable(path=tmp_path / "none.csv"))
