@@ -66,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
             from gptpl.config.overrides import nearest_key  # with Hydra
 
             meant = nearest_key(word, known_keys(str(self.get_default("config_name"))))
-            remedy = f"; settings have no dashes{meant or f': {word}=VALUE'}"
+            remedy = f"{meant.removesuffix('?') or f': did you mean {word}'}=VALUE?"
         raise InputError(
             f"{self.prog} has no flag {name}{nearest(name, self.flags, likeness=0.75) or remedy}"
         )

@@ -139,10 +139,7 @@ def test_show_sequences(gptpl, stories):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--sequences", "3"],
-            "gptpl data show has no flag --sequences; settings have no dashes: did you mean sequences?",
-        ),
+        (["--sequences", "3"], "gptpl data show has no flag --sequences: did you mean sequences=VALUE?"),
         (["sequences=-1"], "sequences must be 0 or more, got -1"),
         (["sample_bytes=0"], "sample_bytes must be a positive whole number, got 0"),
         (["output=page.pdf"], "output=page.pdf must be a file whose name ends in .html"),

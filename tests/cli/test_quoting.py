@@ -114,7 +114,8 @@ def test_flags_may_stand_anywhere():
         (["-x"], "gptpl train has no flag -x: its flags are"),
         (["--config-dir"], "--config-dir: expected one argument"),
         (["--config-dir", "missing"], None),
-        (["--checkpoint", "X"], "did you mean checkpoint=VALUE?"),
+        (["--checkpoint", "X"], "did you mean init.checkpoint=VALUE?"),
+        (["--lr", "3"], "gptpl train has no flag --lr: did you mean optimizer.lr=VALUE?"),
         (["--hydra-help"], "gptpl train has no flag --hydra-help"),
     ],
 )
