@@ -199,7 +199,7 @@ def test_a_folder_that_is_taken_ends_all_of_them(machines: Machines) -> None:
     (machines.run_dir / "config.yaml").write_text("{}")
     machines.start(without="resume=auto")
     assert machines.statuses() == [1, 1]
-    assert f"run_dir={machines.run_dir} holds a run already" in machines.said(0)
+    assert f"run_dir={machines.run_dir} holds config.yaml, of a run or of another program" in machines.said(0)
     assert "rank 0 on" in machines.said(1)
 
 
