@@ -58,12 +58,13 @@ MOST_IN_A_ROW = 3
 def train(run: Run) -> dict[str, float]:
     """Train a run to its end and return the final metrics; skip non-finite steps if `on_nonfinite=rollback`.
 
-    A finished run with no step left is not changed. Raises RunStopped for a stop from outside, and
-    NonFiniteError after writing a report.
+    Of a finished run with no step left, tags and notes alone can change. Raises RunStopped for a stop from
+    outside, and NonFiniteError after writing a report.
     """
     check_rollback(run.config, run.trainer.world_size)
     rolls_back = run.config["on_nonfinite"] == ROLLBACK
     if _nothing_left(run):
+        _keep_labels(run)
         return {}
     while True:
         try:
@@ -99,13 +100,19 @@ def _nothing_left(run: Run) -> bool:
     total = run.module.total_steps
     if run.start_step < total and any(change.kind == NEXT_STEP for change in run.resume.changes):
         return False
-    labels = {each.key for each in run.resume.changes} & {"tags", "notes"}
-    write_run_json(run.run_dir, **{name: run.config[name] for name in labels})
     log.info(
         "nothing left to do: %s finished at step %d of %d; give a larger trainer.max_epochs or"
         " trainer.max_steps to train longer", run.run_dir, run.start_step, total,
     )  # fmt: skip
     return True
+
+
+def _keep_labels(run: Run) -> None:
+    """Write the tags and notes that a finished run was given to its `run.json`."""
+    changed = {each.key for each in run.resume.changes} if run.resume is not None else set()
+    labels = {name: run.config[name] for name in ("tags", "notes") if name in changed}
+    if labels and not is_worker_process():
+        write_run_json(run.run_dir, **labels)
 
 
 # --- one session of training ----------------------------------------------------------------------------
