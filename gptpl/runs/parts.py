@@ -22,6 +22,7 @@ from gptpl.config.signatures import locate
 from gptpl.config.slots import settings_of
 from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.pretraining.encoding import vocabulary_sha256
+from gptpl.data.sources import Corpus, LabelledCorpus
 from gptpl.data.stock_data import StockData
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
@@ -255,7 +256,8 @@ def check_data(cfg: Config) -> None:
     data_class(cfg)
     corpus = cfg.data.get("corpus")
     target = corpus.get("_target_") if isinstance(corpus, Config) else None
-    if target and hasattr(locate(str(target), "data.corpus._target_"), "check_path"):
+    kind = None if target is None else locate(str(target), "data.corpus._target_")
+    if isinstance(kind, type) and issubclass(kind, Corpus | LabelledCorpus):
         instantiate(corpus).check_path()
 
 

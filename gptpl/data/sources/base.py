@@ -60,6 +60,9 @@ class Corpus(ABC):
     def files(self) -> list[Path]:
         """The files in their order, downloaded if need be. Raises InputError where there are none."""
 
+    def check_path(self) -> None:  # noqa: B027  # most need none
+        """Raise InputError for what is wrong with the given paths, as far as a moment's look tells."""
+
     def read(self, path: Path) -> str:
         """Text of one of the files. Raises InputError, which names the file, where it has none."""
         return read_utf8(path)

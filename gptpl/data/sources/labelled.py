@@ -34,6 +34,9 @@ class LabelledCorpus(ABC):
         Raises InputError where there are none, and as `TextTable.rows`.
         """
 
+    def check_path(self) -> None:  # noqa: B027  # most need none
+        """See `gptpl.data.sources.Corpus.check_path`."""
+
     def content_sha256(self) -> str:
         """Hash of the texts and labels. Raises InputError as `examples`."""
         digest = hashlib.sha256()

@@ -72,7 +72,7 @@ def _refuse_wrapped(text: str, path: Path) -> None:
     try:
         whole = parse_json(text, str(path))
     except InputError:
-        return  # several lines, or an error that is said with its line
+        return  # JSON Lines, or an error that `json_lines` reports with its line number
     values = list(whole.values()) if isinstance(whole, dict) else []
     is_record = "\n" not in text.strip() and any(isinstance(value, str) for value in values)
     has_records = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in values)
