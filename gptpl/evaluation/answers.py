@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gptpl.checkpoints.resume_state import digest
+from gptpl.data.instructions.splits import question_of
 from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.sources.records import Record
 from gptpl.errors import InputError
@@ -106,10 +107,6 @@ def answer_generator(seed: int | None, device: torch.device, *numbers: int) -> t
     return mixed_generator(device, seed, *numbers)
 
 
-_NO_INSTRUCTION = "set instruction_column to the key of the question"
-_NO_INPUT = "set input_column to another key, or to null where there is none"
-
-
 def answer_all(
     answerer: Answerer,
     records: Sequence[Record],
@@ -125,10 +122,9 @@ def answer_all(
     """Answers in a JSON file, each with its record: see `gptpl.runs.models.InstructionModel.respond_all`."""
     asked, prompts, kept = [], [], []
     for record in records:
-        text = "" if input_column is None else record.text(input_column, _NO_INPUT, may_be_empty=True)
-        question = {"instruction": record.text(instruction_column, _NO_INSTRUCTION), "input": text}
+        question = question_of(record, instruction=instruction_column, input=input_column)
         try:
-            prompts.append(answerer.prompt(question["instruction"], text, place=record.place))
+            prompts.append(answerer.prompt(**question, place=record.place))
         except InputError as error:
             if not skip_too_long:
                 raise InputError(f"{error}, or set too_long=skip") from error

@@ -77,9 +77,7 @@ def induction_scores(model: GPTModel, *, length: int = 50, rows: int = 4, seed: 
         once = torch.randperm(model.config.vocab_size, generator=generator)[:length].tolist()
         once = (once * length)[:length]  # a vocabulary may be smaller
         weights = torch.stack([block.weights for block in record(model, [*once, *once]).blocks])
-        copied = weights.diagonal(1 - len(once), -2, -1)[
-            ..., 1:
-        ]  # of the second half's tokens, (L, H, T / 2)
+        copied = weights.diagonal(1 - len(once), -2, -1)[..., 1:]  # the second half's, (L, H, T / 2)
         scores.append(copied.mean(dim=-1))
     return torch.stack(scores).mean(dim=0)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from gptpl.data.sources.records import read_records
+from gptpl.data.sources.records import Record, read_records
 from gptpl.data.splits import (
     SPLITS,
     Duplicates,
@@ -40,9 +40,6 @@ class Instruction:
         return _normalised(self.instruction), _normalised(self.input)
 
 
-_NO_INPUT = "set data.input_column to another key, or to null where there is none"
-
-
 def _normalised(text: str) -> str:
     """The text with single spaces for all white space: questions count as equal by that."""
     return " ".join(text.split())
@@ -58,12 +55,24 @@ def read_instructions(
     """
     return [
         Instruction(
-            instruction=record.text(instruction, "set data.instruction_column to the key of the question"),
-            input="" if input is None else record.text(input, _NO_INPUT, may_be_empty=True),
+            **question_of(record, instruction=instruction, input=input, keys="data."),
             output=record.text(output, "set data.output_column to the key of the answer"),
         )
         for record in read_records(path)
     ]
+
+
+def question_of(record: Record, *, instruction: str, input: str | None, keys: str = "") -> dict[str, str]:
+    """A record's `instruction` and `input` ("" where its key is None), as `read_instructions` reads them.
+
+    `keys` stands before the names of the settings in messages.
+    """
+    remedy = f"set {keys}instruction_column to the key of the question"
+    no_input = f"set {keys}input_column to another key, or to null where there is none"
+    return {
+        "instruction": record.text(instruction, remedy),
+        "input": "" if input is None else record.text(input, no_input, may_be_empty=True),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
