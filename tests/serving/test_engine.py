@@ -1,12 +1,15 @@
 """The engine's thread by itself: what it measures before it begins."""
 
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gptpl.generation import SamplingRules
 from gptpl.generation.continuous import ContinuousBatch
+from gptpl.serving import engine as engine_module
 from gptpl.serving.engine import Delta, Engine, Event, Generation
 from tests.serving.conftest import PROMPT, until
 
@@ -18,6 +21,24 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(torch, "get_num_threads", lambda: found[-1])
     monkeypatch.setattr(torch, "set_num_threads", found.append)
     return found
+
+
+@pytest.fixture
+def steps_take(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], float]], None]:
+    """Sets how long the engine finds that a step takes: its clock moves by that, and by nothing else."""
+    passed = [0.0]
+    original = ContinuousBatch.step
+
+    def set_seconds(seconds: Callable[[], float]) -> None:
+        def step(self: ContinuousBatch) -> None:
+            original(self)
+            passed[0] += seconds()
+
+        monkeypatch.setattr(ContinuousBatch, "step", step)
+
+    clock = SimpleNamespace(perf_counter=lambda: passed[0], monotonic=time.monotonic)
+    monkeypatch.setattr(engine_module, "time", clock)
+    return set_seconds
 
 
 def text(engine: Engine) -> str:
@@ -36,14 +57,8 @@ def text(engine: Engine) -> str:
 
 
 @pytest.mark.parametrize("slow, chosen", [(2, 1), (1, 2), (None, 2)])
-def test_the_faster_number_of_threads_is_chosen(base, monkeypatch, threads, slow, chosen):
-    original = ContinuousBatch.step
-
-    def step(self: ContinuousBatch) -> None:
-        original(self)
-        time.sleep(0.015 if threads[-1] == slow else 0.008)
-
-    monkeypatch.setattr(ContinuousBatch, "step", step)
+def test_the_faster_number_of_threads_is_chosen(base, steps_take, threads, slow, chosen):
+    steps_take(lambda: 0.015 if threads[-1] == slow else 0.008)
     engine = Engine(base, max_rows=2, piece=8, kept_bytes=10**6, alone=True)
     engine.start()
     assert text(engine) == base.generate(PROMPT, max_new_tokens=8, temperature=0)
@@ -53,20 +68,14 @@ def test_the_faster_number_of_threads_is_chosen(base, monkeypatch, threads, slow
     assert threads[-1] == 2
 
 
-def test_long_steps_and_several_models_use_all_threads(base, monkeypatch, threads):
-    original = ContinuousBatch.step
-
-    def step(self: ContinuousBatch) -> None:
-        original(self)
-        time.sleep(0.03)
-
-    monkeypatch.setattr(ContinuousBatch, "step", step)
-    for alone in (True, False):
-        engine = Engine(base, max_rows=2, piece=8, kept_bytes=0, alone=alone)
-        engine.start()
-        text(engine)
-        assert 1 not in threads
-        engine.stop()
+@pytest.mark.parametrize("seconds, alone", [(0.03, True), (0.008, False)])
+def test_long_steps_and_several_models_use_all_threads(base, steps_take, threads, seconds, alone):
+    steps_take(lambda: seconds)
+    engine = Engine(base, max_rows=2, piece=8, kept_bytes=0, alone=alone)
+    engine.start()
+    text(engine)
+    assert 1 not in threads
+    engine.stop()
 
 
 def test_an_engine_whose_trial_fails_serves_with_all_threads(base, monkeypatch, threads):
