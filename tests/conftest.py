@@ -35,8 +35,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gptpl.callbacks.checkpoints import DurableCheckpointIO
-from gptpl.callbacks.exact_resume import ExactResume, return_loggers
+from gptpl.callbacks.checkpoints import DurableCheckpointIO, ExactResume, return_loggers
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.resume_state import RESUME_KEY
 from gptpl.cli.main import main

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from measuring import config_of, noise, product_flops
 
-from gptpl.training.flops import training_flops_per_token
+from gptpl.training.costs import training_flops_per_token
 
 OWN = ("gptpl", "gptpl bare")
 TITLES = {

@@ -240,7 +240,7 @@ def overhead(rounds: int, steps: int) -> dict[str, Any]:
                         *("trainer.max_epochs=1000", "scheduler=constant"),
                         *(f"run_dir={run_dir}", f"trainer.max_steps={steps}", "trainer.precision=32-true"),
                         *("trainer.compile=off", "trainer.attention=sdpa", "trainer.head=fused"),
-                        *("+callbacks.throughput._target_=gptpl.callbacks.throughput.Throughput",),
+                        *("+callbacks.throughput._target_=gptpl.callbacks.metrics.Throughput",),
                     )
                     log = Path(folder, f"{count}.log")
                     with Hosts(2, delay_ms=50 if "50 ms" in way else 0) as hosts:

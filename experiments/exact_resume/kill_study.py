@@ -36,7 +36,7 @@ SETTINGS = [
     "callbacks.sample_text.every_n_steps=40",
     "callbacks.sample_text.max_new_tokens=10",
     "callbacks.checkpoint_last.every_n_steps=1",
-    "+callbacks.trace._target_=gptpl.callbacks.step_trace.StepTrace",
+    "+callbacks.trace._target_=gptpl.callbacks.records.StepTrace",
 ]
 
 

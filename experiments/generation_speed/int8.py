@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gptpl.checkpoints.loading import LoadedCheckpoint
-from gptpl.evaluation.surprisal import evaluate
+from gptpl.evaluation.likelihood import evaluate
 from gptpl.model import CachedGPT, GPTModel, Int8GPT
 from gptpl.runs.evaluation_data import language_data
 from gptpl.runs.export import export

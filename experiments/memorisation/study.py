@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from gptpl.checkpoints.loading import LoadedCheckpoint, load_model
+from gptpl.evaluation.likelihood import surprisals
 from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation, training_corpus
-from gptpl.evaluation.surprisal import surprisals
 from gptpl.generation import SamplingRules, complete
 
 HERE = Path(__file__).parent

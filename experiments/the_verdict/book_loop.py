@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from gptpl.inspection.recording import attention_layers
+from gptpl.inspection.measures import attention_layers
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.tokenizers import GPT2Tokenizer
 

@@ -1,9 +1,9 @@
-"""What happens besides training, one file a callback (`conf/callbacks` has the YAML of each).
+"""What happens besides training (`conf/callbacks` has the YAML of each callback).
 
-- kept: `checkpoints`, `exact_resume`, `record_file` (evaluations), `stopping` (signals and time limits).
-- shown: `progress`, `sample_text`, `sample_responses`, `loss_curve`, `classification_report`,
-  `hyperparameters`, `learning_rate`, `throughput`.
-- measured: `final_scores`, `step_trace`; `early_stopping` ends a training that no longer improves.
+- kept: `checkpoints` (also what an exact resume needs), `records` (evaluations, steps to the last bit).
+- shown: `progress`, `samples` (texts, answers), `metrics` (loss curve, learning rate, speed, settings with
+  the best values), `classification` (pictures, and scores at the end), `diagnostics`, `benchmarks`.
+- ended: `stopping` (signals, time limits, no more improvement).
 
 `after_step` is what they share. None of them changes a weight, the order of the data, or a random number that
 training draws.

@@ -7,7 +7,7 @@ import lightning as L
 import torch
 
 from gptpl.callbacks.after_step import AfterStep, language_module
-from gptpl.callbacks.record_file import RecordFile
+from gptpl.callbacks.records import RecordFile
 from gptpl.errors import InputError
 from gptpl.evaluation.suite import Suite
 from gptpl.evaluation.suite_report import shown

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptpl.callbacks.after_step import language_module, show_picture
-from gptpl.callbacks.record_file import RecordFile
+from gptpl.callbacks.records import RecordFile
 from gptpl.checkpoints.resume_state import random_state, set_random_state
 from gptpl.errors import InputError
 from gptpl.files.figures import GREY, new_figure

@@ -174,7 +174,7 @@ def seconds_left(first: tuple[int, float] | None, step: int, *, total: int, now:
     return max(total - step, 0) * (now - first[1]) / (step - first[0])
 
 
-# --- where it is shown --------------------------------------------------------------------------------
+# --- where it is shown ----------------------------------------------------------------------------------
 
 
 class Display:

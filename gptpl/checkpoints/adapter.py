@@ -18,14 +18,14 @@ from gptpl.checkpoints.format import (
     task_of,
     trained_weights,
 )
+from gptpl.checkpoints.loading import RunWeights
 from gptpl.checkpoints.resume_state import digest
-from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.errors import InputError
 from gptpl.files.durable import share
 from gptpl.files.run_settings import with_current_names
 from gptpl.model import GPTConfig
 from gptpl.model.lora import is_low_rank, merged_weights
-from gptpl.model.tuning import ALL, TuneLowRank, low_rank_scale
+from gptpl.model.parameters import ALL, TuneLowRank, low_rank_scale
 from gptpl.tokenizers import tokenizer_from_state
 from gptpl.weights.adapter import Adapter, read_adapter, write_adapter
 from gptpl.weights.model_files import DTYPES, RECORD_FILE, read_record, record_of, recorded_config, write_json

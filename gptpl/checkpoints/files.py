@@ -218,7 +218,7 @@ def _recorded(path: Path) -> list[str]:
     return re.findall(r"^[0-9a-f]{64}\b", text, re.MULTILINE)
 
 
-# --- the parts of a sharded checkpoint -------------------------------------------------------------------
+# --- the parts of a sharded checkpoint ------------------------------------------------------------------
 
 
 def part_file(path: Path, token: str, number: int, of: int) -> Path:

@@ -26,8 +26,8 @@ from gptpl.files.run_record import CHECKPOINT_FOLDER, RunError, is_modest, read_
 from gptpl.files.run_settings import with_current_names
 from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.lora import low_rank_layers, merged_weights
+from gptpl.model.parameters import ALL, TuneLowRank, low_rank_scale
 from gptpl.model.protocol import class_path
-from gptpl.model.tuning import ALL, TuneLowRank, low_rank_scale
 from gptpl.tokenizers import Tokenizer
 
 FORMAT_VERSION = 2

@@ -1,5 +1,6 @@
-"""Models rebuilt from gptpl's checkpoints and from other programs' files, with tokenizer and lineage."""
+"""Models rebuilt from gptpl's checkpoints and from other programs' files; an earlier run to start from."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,8 @@ from gptpl.checkpoints.format import (
     HEADER_KEY,
     NET_PREFIX,
     check_classifier_task,
+    check_same_model,
+    check_same_tokenizer,
     check_shapes,
     check_writes_text,
     checkpoint_header,
@@ -24,6 +27,7 @@ from gptpl.checkpoints.format import (
     net_weights,
     other_class,
     read_checkpoint,
+    read_header,
     task_of,
 )
 from gptpl.errors import InputError
@@ -32,10 +36,12 @@ from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig,
 from gptpl.model.protocol import check_language_model
 from gptpl.tokenizers import GPT2Tokenizer, Tokenizer, tokenizer_from_state
 from gptpl.tokenizers.hugging_face import is_gpt2_vocabulary
+from gptpl.weights.adapter import is_adapter
 from gptpl.weights.hugging_face import open_classifier
-from gptpl.weights.model_files import ModelFiles, weights_sha256
-from gptpl.weights.starting import PublishedWeights
-from gptpl.weights.transfer import check_memory, check_tensors, load_tensors
+from gptpl.weights.model_files import ModelFiles, state_dict_source, weights_sha256
+from gptpl.weights.starting import CroppedWeights, PublishedWeights
+from gptpl.weights.torch_files import OURS
+from gptpl.weights.transfer import check_fits, check_memory, check_tensors, load_tensors
 
 Build = Callable[[Mapping[str, Any]], nn.Module]
 """Builds a model from its description (see `describe`), if its package is trusted."""
@@ -343,3 +349,69 @@ def check_vocabulary(path: Path) -> None:
     folder = path if path.is_dir() else path.parent
     if is_gpt2_vocabulary(folder) is False:
         raise InputError(f"{folder} has another tokenizer than GPT-2's: gptpl cannot use its model")
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunWeights(CroppedWeights):
+    """The weights of a gptpl checkpoint; optimizer, schedule and position in the data start from scratch."""
+
+    checkpoint: str | None = None
+    """A run's folder (its last checkpoint) or a `.ckpt` file."""
+
+    @property
+    def file(self) -> Path:
+        """The checkpoint's file. Raises InputError if none is given, or an adapter without its base."""
+        if self.checkpoint is None:
+            raise InputError("init.checkpoint is not set: give init.checkpoint=RUN_FOLDER or FILE.ckpt")
+        if is_adapter(Path(self.checkpoint).expanduser()):
+            raise InputError(
+                f"init.checkpoint={self.checkpoint} is an adapter: add it to its base first, gptpl weights"
+                f" convert checkpoint={self.checkpoint} format=gptpl output=FOLDER, and give that FOLDER"
+            )
+        return checkpoint_file(self.checkpoint, key="init.checkpoint")
+
+    def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
+        """See `StartingWeights`."""
+        path = self.file
+        header = read_header(path)
+        check_writes_text(header, path, key="init.checkpoint")
+        check_same_tokenizer(header, tokenizer)
+        check_fits(
+            config,
+            model_config(header, path),
+            name=f"init.checkpoint={self.checkpoint}: the weights",
+            crop=self.crop,
+        )
+
+    def load_into(self, net: GPTModel) -> dict[str, Any]:
+        """See `StartingWeights`; the run's own lineage is the `parent`."""
+        path = self.file
+        checkpoint = read_checkpoint(path)
+        source = state_dict_source(net_weights(checkpoint), str(path))
+        load_tensors(net, source, OURS, crop=self.crop)
+        return self._origin(checkpoint, path)
+
+    def fill(
+        self, net: nn.Module, built_from: Mapping[str, Any], tokenizer: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """See `StartingWeights`; the run's model must have the same class and keywords."""
+        path = self.file
+        checkpoint = read_checkpoint(path)
+        check_same_model(checkpoint[HEADER_KEY], built_from, tokenizer)
+        weights = net_weights(checkpoint)
+        check_shapes(net, weights, path)
+        net.load_state_dict(weights)
+        return self._origin(checkpoint, path)
+
+    def _origin(self, checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+        log.info("weights: %s, step %d", path, int(checkpoint.get("global_step", 0)))
+        return {
+            "init": "run",
+            "checkpoint": str(path.resolve()),
+            "crop_context": self.crop_context,
+            "crop_vocabulary": self.crop_vocabulary,
+            "parent": lineage_of(checkpoint, path),
+        }

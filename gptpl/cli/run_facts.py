@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptpl.files.folder_lock import is_locked
+from gptpl.files.durable import is_locked
 from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER, LAST, Evaluation, RunRecord
 from gptpl.runs.listing import DiskUse
 from gptpl.text import NONE, bytes_text, duration_text, loss_text, near, time_text

@@ -31,9 +31,8 @@ from gptpl.config.groups import (
 from gptpl.config.instantiate import check_kind
 from gptpl.config.overrides import nearest_key
 from gptpl.config.roots import ROOTS
-from gptpl.config.signatures import Signature, dataclass_in, locate, signature_of, typed
+from gptpl.config.signatures import Signature, dataclass_in, locate, read_signature, signature_of, typed
 from gptpl.config.slots import HYDRA_KEYS, SLOTS, Slot, resume_of, settings_of, slot_of, with_extras
-from gptpl.config.source import read_signature
 from gptpl.errors import InputError
 from gptpl.files.run_record import read_config
 from gptpl.settings import NEVER, check_limit

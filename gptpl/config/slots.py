@@ -95,7 +95,7 @@ SLOTS: Mapping[str, Slot] = {
         of_strangers=("gptpl.training.module.TrainingModule",),
         lenient=True,
     ),
-    "tune": Slot(kinds=("gptpl.model.tuning.Tuning",)),
+    "tune": Slot(kinds=("gptpl.model.parameters.Tuning",)),
     "optimizer": Slot(
         kinds=("torch.optim.Optimizer",), at_runtime=("net", "params"), by_position=True, resume=NEXT_STEP
     ),

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from gptpl.checkpoints.resume_state import digest
-from gptpl.data.instructions.splits import question_of
-from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.instructions.records import PromptTemplate, question_of
 from gptpl.data.sources.records import Record
 from gptpl.errors import InputError
 from gptpl.files.durable import PartialResults

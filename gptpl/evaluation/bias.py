@@ -67,7 +67,7 @@ def _per_token(score: ContinuationScore) -> float:
     return score.log_probability / score.tokens
 
 
-# --- sentences that differ in a group --------------------------------------------------------------------
+# --- sentences that differ in a group -------------------------------------------------------------------
 
 _PIECE = re.compile(r"\s*(?:\w+(?:['’]\w+)*|[^\w\s]+)")  # noqa: RUF001
 _Answers = list[tuple[str, str]]

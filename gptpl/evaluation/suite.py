@@ -27,9 +27,8 @@ from gptpl.errors import InputError
 from gptpl.evaluation.benchmarks import Metric, Metrics, Task, TaskResult, mean_of_sums
 from gptpl.evaluation.likelihood import ContinuationScore, Pair, encode_pair, score_groups
 from gptpl.evaluation.questions import Question
-from gptpl.files.durable import PartialResults
-from gptpl.files.folder_lock import locked_folder
-from gptpl.judging.measures import sign_test
+from gptpl.files.durable import PartialResults, locked_folder
+from gptpl.judging.responses import sign_test
 from gptpl.model import GPTModel
 from gptpl.model.protocol import context_length
 from gptpl.text import nearest

@@ -8,14 +8,15 @@ from gptpl.inspection.measures import (
     Ablation,
     HeadScores,
     LogitLens,
+    Recording,
     ablate,
     ablation,
     head_scores,
     induction_scores,
     logit_lens,
+    record,
 )
 from gptpl.inspection.page import Inspection
-from gptpl.inspection.recording import Recording, record
 
 __all__ = [
     "Ablation",

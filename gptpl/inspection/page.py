@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.evaluation.surprisal import TokenSurprisal
+from gptpl.evaluation.likelihood import TokenSurprisal
 from gptpl.generation.text import TextStream
 from gptpl.inspection import measures
-from gptpl.inspection.recording import Recording, record
+from gptpl.inspection.measures import Recording, record
 from gptpl.model.gpt import GPTModel
 from gptpl.model.loss import perplexity
 from gptpl.model.protocol import gpt_model

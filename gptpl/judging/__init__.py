@@ -3,7 +3,7 @@
 `score("responses.json", judge=JudgeModel(model="llama3")).lines()` is the table of `gptpl judge`.
 """
 
-from gptpl.judging.measures import Mean
+from gptpl.judging.responses import Mean
 from gptpl.judging.results import Comparison, Scores, compare, score
 from gptpl.judging.settings import JudgeModel, NoJudge
 

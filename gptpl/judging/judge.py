@@ -15,9 +15,8 @@ from typing import Any, Generic, TypeVar
 
 from gptpl.files.durable import append_durably
 from gptpl.judging.client import JudgeClient, Message, UnreadableReplyError
-from gptpl.judging.prompts import FIRST, TIE, parse_score, parse_winner
 from gptpl.judging.responses import Answer
-from gptpl.judging.settings import JudgeModel, NoJudge
+from gptpl.judging.settings import FIRST, TIE, JudgeModel, NoJudge, parse_score, parse_winner
 from gptpl.text import count_text
 
 __all__ = ["JudgeModel", "NoJudge"]  # which YAML files written before name here

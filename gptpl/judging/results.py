@@ -14,15 +14,18 @@ from gptpl.errors import InputError
 from gptpl.files.durable import sha256_of, write_atomically
 from gptpl.files.figures import COLOURS, GREY, figure_pixels, new_figure, write_png
 from gptpl.judging.judge import DRAW, LOSS, POINTS, WIN, Judge, Preference, Verdict, compared, judged
-from gptpl.judging.measures import (
+from gptpl.judging.responses import (
     TITLES,
+    Answer,
     Mean,
+    Responses,
     bootstrap_mean,
     check_bootstrap,
+    paired,
+    read_responses,
     reference_scores,
     sign_test,
 )
-from gptpl.judging.responses import Answer, Responses, paired, read_responses
 from gptpl.judging.settings import JudgeModel, NoJudge
 from gptpl.text import NONE, shortened, table
 

@@ -14,7 +14,7 @@ What a model may have besides, and what it is used for:
     forward(tokens, segments)   several texts packed into a row, see `GPTBackbone.hidden`
     flops_per_token(T)          the arithmetic of training on one token of a row of T, for MFU
 
-`GPTModel` has them all (its arithmetic is in `gptpl.training.flops`). A feature whose part is missing is
+`GPTModel` has them all (its arithmetic is in `gptpl.training.costs`). A feature whose part is missing is
 skipped, or raises InputError with its name. A subclass of `GPTModel` inherits no `cached` and, with a
 `forward` but no `hidden` of its own, no `hidden` either.
 """

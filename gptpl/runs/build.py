@@ -22,8 +22,7 @@ from typing import Any, cast
 import lightning as L
 from torch import nn
 
-from gptpl.callbacks.sample_responses import SampleResponses
-from gptpl.callbacks.sample_text import SampleText
+from gptpl.callbacks.samples import SampleResponses, SampleText
 from gptpl.callbacks.stopping import CTRL_C, RunStopped, StopAtBoundary, duration
 from gptpl.checkpoints.files import CheckpointFolder, GoodCheckpoint
 from gptpl.checkpoints.format import RANDOM, check_same_model
@@ -40,8 +39,8 @@ from gptpl.errors import InputError
 from gptpl.files.run_record import RECORDED_PACKAGES, package_version
 from gptpl.generation.sampling import check_seed
 from gptpl.model import GPTConfig, GPTModel, parameters_of
+from gptpl.model.parameters import ALL, Tuning
 from gptpl.model.protocol import check_language_model
-from gptpl.model.tuning import ALL, Tuning
 from gptpl.runs import parts
 from gptpl.runs.claims import (
     AUTO,
@@ -66,8 +65,8 @@ from gptpl.runs.trainer import (
     timings_of,
 )
 from gptpl.training.autotune import Timings
+from gptpl.training.costs import whole_memory
 from gptpl.training.lightning_internals import let_module_end
-from gptpl.training.memory import whole_memory
 from gptpl.training.module import TrainingModule, planned_steps
 from gptpl.training.performance import FastPath, device_type, keep_freed_memory
 from gptpl.training.processes import Processes, find_launcher, meet, processes

@@ -13,7 +13,7 @@ from pathlib import Path
 from gptpl.config.groups import default_choices
 from gptpl.config.overrides import key_of
 from gptpl.errors import InputError
-from gptpl.files.folder_lock import locked_folder
+from gptpl.files.durable import locked_folder
 from gptpl.files.run_record import (
     CHECKPOINT_FOLDER,
     CONFIG_FILE,

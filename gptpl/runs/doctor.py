@@ -28,14 +28,14 @@ from torch import Tensor
 from gptpl import __version__
 from gptpl.errors import InputError, ProcessError
 from gptpl.files.download import cache_dir
-from gptpl.files.folder_lock import is_locked, locked_folder
+from gptpl.files.durable import is_locked, locked_folder
 from gptpl.files.run_record import package_version
 from gptpl.runs.fit import git_commit
 from gptpl.runs.listing import runs_folder
 from gptpl.settings import POSITIVE
 from gptpl.text import bytes_text, count_text, one_line, printable, table
 from gptpl.training.autotune import machine_name
-from gptpl.training.memory import control_group_limits, free_memory
+from gptpl.training.costs import control_group_limits, free_memory
 from gptpl.training.performance import choose_precision, device_type, missing_tool
 from gptpl.training.processes import Launcher, Processes, find_launcher, session
 

@@ -28,8 +28,7 @@ from gptpl.data.instructions.datamodule import (
     encode_instructions,
     length_lines,
 )
-from gptpl.data.instructions.splits import Instruction, read_instructions
-from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.instructions.records import Instruction, PromptTemplate, read_instructions
 from gptpl.data.pretraining.datamodule import SequenceData, TextDataModule
 from gptpl.data.sources import Corpus, LabelledCorpus, LabelledFiles, TextFiles
 from gptpl.data.splits import SPLITS, Split, split_file

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from gptpl.callbacks.step_trace import LossOfSteps, SeenEnough, StepTimer
+from gptpl.callbacks.records import LossOfSteps, SeenEnough, StepTimer
 from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.errors import InputError
@@ -32,7 +32,7 @@ from gptpl.runs.trainer import fast_path_of, timings_of
 from gptpl.runs.trial import check_fits, check_one_device, step_memory_of, train_a_little, usable_memory
 from gptpl.text import bytes_text, count_text, table
 from gptpl.training.autotune import PRECISIONS, machine_name
-from gptpl.training.memory import forget_peak, peak_memory_bytes
+from gptpl.training.costs import forget_peak, peak_memory_bytes
 from gptpl.training.module import NonFiniteError
 from gptpl.training.performance import AUTO, device_type, keep_freed_memory
 from gptpl.weights.starting import RandomWeights

@@ -17,7 +17,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 
-from gptpl.callbacks.exact_resume import return_loggers
+from gptpl.callbacks.checkpoints import return_loggers
 from gptpl.callbacks.stopping import RunStopped, interrupts
 from gptpl.checkpoints.adapter import export_adapter, has_base
 from gptpl.checkpoints.files import set_aside
@@ -37,12 +37,12 @@ from gptpl.files.run_record import (
     write_run_json,
 )
 from gptpl.model import GPTBackbone, parameters_of
-from gptpl.model.tuning import TuneLowRank
+from gptpl.model.parameters import TuneLowRank
 from gptpl.runs.build import Run, rolled_back
 from gptpl.runs.claims import PROCESS_CHECKPOINT, PROCESS_RUN_DIR, RunClaim, is_worker_process
 from gptpl.runs.trainer import PROCESS_FAST_PATH
 from gptpl.settings import NEXT_STEP
-from gptpl.training.memory import peak_memory_bytes
+from gptpl.training.costs import peak_memory_bytes
 from gptpl.training.module import NonFiniteError
 from gptpl.training.processes import processes
 from gptpl.weights.adapter import FORMAT as ADAPTER

@@ -14,6 +14,7 @@ from gptpl.checkpoints.adapter import adapter_checkpoint
 from gptpl.checkpoints.files import checkpoint_file
 from gptpl.checkpoints.format import CLASSIFY, read_header, task_of
 from gptpl.checkpoints.loading import (
+    RunWeights,
     classifier_of,
     load_foreign,
     load_foreign_classifier,
@@ -22,9 +23,8 @@ from gptpl.checkpoints.loading import (
     model_of,
 )
 from gptpl.checkpoints.loading import load_classifier as load_classifier_file
-from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.config.instantiate import check_trusted, instantiate
-from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.instructions.records import PromptTemplate
 from gptpl.errors import InputError
 from gptpl.files.run_record import BEST, CHECKPOINT_FOLDER
 from gptpl.model import GPTConfig, Int8GPT

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier
-from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.instructions.records import PromptTemplate
 from gptpl.data.sources.records import Record, TextTable, read_records
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answer, Answerer, answer_all, answer_generator
+from gptpl.evaluation.likelihood import Evaluation, evaluate, surprisals
 from gptpl.evaluation.memorisation import Memorisation, TrainingText, memorisation, training_corpus
 from gptpl.evaluation.statistics import TextStatistics, text_statistics
-from gptpl.evaluation.surprisal import Evaluation, evaluate, surprisals
 from gptpl.files.run_record import CHECKPOINT_FOLDER, is_run
 from gptpl.filters import Filter
 from gptpl.generation import Completion, Piece, SamplingRules, search_text, stream_text

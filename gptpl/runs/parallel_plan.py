@@ -1,6 +1,6 @@
 """Strategies for a run on many devices, on paper: memory, communication and time of an optimizer step.
 
-Collectives are those of torch's DDP and FSDP2, as `gptpl.runs.dry_run` counts them; of tensor parallelism
+Collectives are those of torch's DDP and FSDP2, as `gptpl.runs.trial` counts them; of tensor parallelism
 those of Shoeybi et al. 2019, "Megatron-LM", without sequence parallelism.
 """
 
@@ -21,7 +21,7 @@ from gptpl.config.signatures import locate
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.gpt import MultiHeadAttention
-from gptpl.model.tuning import TuneHead, Tuning
+from gptpl.model.parameters import TuneHead, Tuning
 from gptpl.runs.parts import (
     is_gpt,
     is_language_model,
@@ -33,12 +33,13 @@ from gptpl.runs.parts import (
 from gptpl.runs.trainer import UNKNOWN_VOCABULARY
 from gptpl.settings import NOT_NEGATIVE, POSITIVE, SIZE, check_limits
 from gptpl.text import bytes_text, table
-from gptpl.training.flops import PEAKS, counted_flops_per_token
-from gptpl.training.memory import (
+from gptpl.training.costs import (
+    PEAKS,
     RECOMPUTED_BLOCKS,
     USABLE,
     Prepare,
     StepMemory,
+    counted_flops_per_token,
     step_memory,
 )
 from gptpl.training.optimizers import hidden_matrices, muon

@@ -12,8 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gptpl.checkpoints.format import CLASSIFY, read_header
-from gptpl.checkpoints.loading import check_vocabulary
-from gptpl.checkpoints.starting_run import RunWeights
+from gptpl.checkpoints.loading import RunWeights, check_vocabulary
 from gptpl.config.compose import Config, as_config, plain
 from gptpl.config.groups import Folder, choices, said_by
 from gptpl.config.instantiate import instantiate, partial_of
@@ -28,12 +27,12 @@ from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.files.run_record import is_run, read_config
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
-from gptpl.model.tuning import Tuning
+from gptpl.model.parameters import Tuning
 from gptpl.runs.claims import process_run_dir
 from gptpl.runs.listing import find_run
 from gptpl.runs.resume import Resumption, settle_lengths
 from gptpl.tokenizers import FileTokenizer, TiktokenTokenizer, Tokenizer, tokenizer_from_state
-from gptpl.training.memory import (
+from gptpl.training.costs import (
     Prepare,
     accumulation,
     free_memory,
@@ -66,7 +65,7 @@ def recorded(cfg: Config) -> dict[str, Any]:
     return settings | {name: absolute(settings[name], name) for name in ("data", "init")}
 
 
-# --- model and task --------------------------------------------------------------------------
+# --- model and task -------------------------------------------------------------------------------------
 
 
 def is_gpt(cfg: Config) -> bool:
@@ -389,7 +388,7 @@ def _largest(cfg: Config, trainer: L.Trainer, datamodule: TrainingData, path: Fa
 
 
 def memory_settings(cfg: Config, datamodule: TrainingData, precision: str) -> dict[str, Any]:
-    """What `gptpl.training.memory.step_memory` needs to know of a run besides its batch size."""
+    """What `gptpl.training.costs.step_memory` needs to know of a run besides its batch size."""
     return step_settings(
         precision,
         optimizer_factory(cfg),

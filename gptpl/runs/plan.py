@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from gptpl.callbacks.step_trace import StepTimer
+from gptpl.callbacks.records import StepTimer
 from gptpl.config.compose import Config, as_config
 from gptpl.config.groups import Folder
 from gptpl.config.instantiate import instantiate, partial_of
@@ -22,7 +22,7 @@ from gptpl.data.pretraining.datamodule import TOKENS_PER_PARAMETER, SequenceData
 from gptpl.errors import InputError
 from gptpl.files.figures import figure_pixels, new_figure, write_png
 from gptpl.model import GPTModel, ParameterCount, count_parameters
-from gptpl.model.tuning import ALL
+from gptpl.model.parameters import ALL
 from gptpl.runs.build import Settled, build_module, settle
 from gptpl.runs.parallel_plan import REACHED_FRACTION, Cluster, ParallelPlan, parallel_plan, work_of_run
 from gptpl.runs.parts import (
@@ -35,9 +35,8 @@ from gptpl.runs.parts import (
 )
 from gptpl.runs.trial import largest_batch_of, step_memory_of, train_a_little, usable_memory
 from gptpl.text import bytes_text, duration_text, table
-from gptpl.training.flops import counted_flops_per_token, peak_flops
+from gptpl.training.costs import USABLE, counted_flops_per_token, peak_flops
 from gptpl.training.lightning_internals import ShapesAlone
-from gptpl.training.memory import USABLE
 from gptpl.training.module import NonFiniteError
 from gptpl.training.performance import device_type, product_dtype
 from gptpl.training.schedules import scheduler_of
@@ -46,7 +45,7 @@ from gptpl.weights.starting import RandomWeights
 if TYPE_CHECKING:  # matplotlib takes long to import, as torch's DDP does
     from matplotlib.figure import Figure
 
-    from gptpl.runs.dry_run import DryRun
+    from gptpl.runs.trial import DryRun
 
 DEFAULT_STEPS = 3
 CHEAP_SECONDS = 60
@@ -269,7 +268,7 @@ def _costs(settled: Settled, cluster: Cluster | None) -> Plan:
 
 
 def _dry_runs(settled: Settled, planned: ParallelPlan) -> "tuple[DryRun, ...]":
-    from gptpl.runs.dry_run import dry_run
+    from gptpl.runs.trial import dry_run
 
     return tuple(
         dry_run(
@@ -301,7 +300,7 @@ def _flops_per_token(settled: Settled) -> int:
 
 
 def peak_lrs(settled: Settled) -> dict[str, float]:
-    """The learning rate of each parameter group, under the names of `gptpl.callbacks.throughput`."""
+    """The learning rate of each parameter group, under the names of `gptpl.callbacks.metrics`."""
     cfg = settled.cfg
     with ShapesAlone():
         if is_gpt(cfg):  # the groups are those of any depth

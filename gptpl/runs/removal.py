@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptpl.errors import InputError
-from gptpl.files.folder_lock import is_locked
+from gptpl.files.durable import is_locked
 from gptpl.files.run_record import (
     BEST,
     CHECKPOINT_FOLDER,

@@ -18,7 +18,7 @@ from gptpl.config.overrides import key_of
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.files.run_record import CHECKPOINT_FOLDER, read_config, read_run_json, recorded_rows
-from gptpl.model.tuning import TuneAll
+from gptpl.model.parameters import TuneAll
 from gptpl.runs.resume_rules import (
     ABSENT,
     NO_LONGER_EXACT,

@@ -14,9 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import are_deterministic_algorithms_enabled
 
-from gptpl.callbacks.checkpoints import DurableCheckpointIO, LastCheckpoint
-from gptpl.callbacks.exact_resume import ExactResume
-from gptpl.callbacks.record_file import RecordEvaluations
+from gptpl.callbacks.checkpoints import DurableCheckpointIO, ExactResume, LastCheckpoint
+from gptpl.callbacks.records import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary, duration
 from gptpl.config.compose import Config
 from gptpl.config.instantiate import instantiate, partial_of
@@ -27,7 +26,7 @@ from gptpl.files.run_record import RUN_FILE
 from gptpl.model import GPTConfig
 from gptpl.model.attention_kernels import FAST_KERNELS
 from gptpl.model.loss import Head
-from gptpl.model.tuning import TuneHead
+from gptpl.model.parameters import TuneHead
 from gptpl.runs.claims import is_worker_process
 from gptpl.runs.parts import is_gpt, is_language_model, model_config, task_class
 from gptpl.runs.resume import Resumption, settle_lengths

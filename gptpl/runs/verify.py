@@ -40,7 +40,7 @@ NO_CHECKPOINT = (
     "the run keeps no checkpoint to resume from: add checkpoint_last to callbacks, or callbacks=default"
 )
 TRACE_FILE = "steps.jsonl"
-"""Written by `gptpl.callbacks.step_trace.StepTrace` in both runs."""
+"""Written by `gptpl.callbacks.records.StepTrace` in both runs."""
 LOG_LINES = 15
 """Last lines of a part's log, shown when it fails."""
 
@@ -164,7 +164,7 @@ def _train_all(parts: Sequence[tuple[str, int]], folder: Path, plan: Plan, *, fi
         if name != "resumed":  # a new run: it writes which batches every step saw, and no clock ends it
             settings = [
                 f"run_dir={run_dir}",
-                "+callbacks.step_trace._target_=gptpl.callbacks.step_trace.StepTrace",
+                "+callbacks.step_trace._target_=gptpl.callbacks.records.StepTrace",
                 f"+callbacks.step_trace.path={quoted(str(run_dir / TRACE_FILE))}",
                 *plan.overrides,
                 "trainer.max_time=null",

@@ -43,7 +43,7 @@ Pruner = Literal["none", "median", "hyperband"]
 State = Literal["finished", "pruned", "failed", "interrupted", "running", "waiting"]
 
 
-# --- the settings that vary ----------------------------------------------------------------------------
+# --- the settings that vary -----------------------------------------------------------------------------
 
 Dimension = CategoricalDistribution | FloatDistribution | IntDistribution
 """The values of a list as they are written in an override, or numbers from `low` to `high`, both included."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from gptpl.callbacks.stopping import SIGNALS
-from gptpl.files.folder_lock import is_locked
+from gptpl.files.durable import is_locked
 from gptpl.files.run_record import CHECKPOINT_FOLDER, EVALUATIONS_FILE, LAST, METRICS_FILE, RunError, read_run
 from gptpl.runs.listing import OUTPUT
 from gptpl.runs.removal import remove_folder

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from gptpl.data.instructions.datamodule import InstructionDataModule
-from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.instructions.records import PromptTemplate
 from gptpl.model.loss import IGNORED_TARGET, evaluation_scores, training_loss
 from gptpl.training.language_model import LanguageModelingModule
 from gptpl.training.task import Better, Sums, Task

@@ -23,7 +23,7 @@ from gptpl.model.loss import (
     training_loss,
 )
 from gptpl.model.protocol import vocab_size
-from gptpl.training.flops import training_flops_per_token
+from gptpl.training.costs import training_flops_per_token
 from gptpl.training.module import TrainingModule
 from gptpl.training.task import Better, Sums, Task
 

@@ -2,7 +2,7 @@
 
 Read in lightning 2.6.6 and torch 2.13. `tests/training/test_lightning_internals.py` has a test of each, which
 names what breaks when a library changes. Elsewhere are only: the writer of TensorBoard's event files, in
-`gptpl.training.event_file`, with Lightning's logger around it in `loggers`; and in lower rooms, the layout of
+`gptpl.training.loggers`, with Lightning's logger around it in `loggers`; and in lower rooms, the layout of
 Lightning's loop counters in `gptpl.checkpoints.resume_state`, torch's private operators for CPUs in
 `gptpl.model.inference` and `gptpl.model.attention_kernels`.
 """

@@ -33,7 +33,7 @@ from gptpl.checkpoints.format import HEADER_KEY, RANDOM, check_same_model, check
 from gptpl.checkpoints.resume_state import RESUME_KEY, Position
 from gptpl.errors import InputError
 from gptpl.model.loss import Head, wide_dtype
-from gptpl.model.tuning import ALL
+from gptpl.model.parameters import ALL
 from gptpl.tokenizers import Tokenizer
 from gptpl.training.lightning_internals import (
     count_logged_steps,
@@ -98,7 +98,7 @@ class TrainingModule(Task, L.LightningModule):
         global_batch: sequences of all ranks in one batch, or in `micro_batches` of them, which are counted as
             one batch in checkpoints.
         start: where the first weights came from; see `gptpl.checkpoints.format.lineage_of`.
-        tune: which weights are trained; see `gptpl.model.tuning`.
+        tune: which weights are trained; see `gptpl.model.parameters`.
         model_config: for a `net` other than a `GPTModel`: its class, as `_target_`, and its keywords, as
             plain data. None: the name of the class alone.
         head: see `gptpl.model.loss.training_loss`.

@@ -12,7 +12,7 @@ import torch
 
 from gptpl.callbacks import checkpoints
 from gptpl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
-from gptpl.callbacks.hyperparameters import Hyperparameters
+from gptpl.callbacks.metrics import Hyperparameters
 from gptpl.checkpoints.loading import load_model
 from gptpl.errors import InputError
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.image import imread
 
-from gptpl.callbacks.classification_report import ClassificationReport, confusion_figure, reliability_figure
+from gptpl.callbacks.classification import ClassificationReport, confusion_figure, reliability_figure
 from gptpl.errors import InputError
 from gptpl.training.classification import ClassificationModule
 

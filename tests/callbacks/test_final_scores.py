@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gptpl.callbacks.checkpoints import BestCheckpoint
-from gptpl.callbacks.final_scores import FinalScores
+from gptpl.callbacks.classification import FinalScores
 from gptpl.data.classification.datamodule import LabelledDataModule, LabelledTexts
 from gptpl.data.sources import LabelledFiles
 from gptpl.evaluation.classifier import evaluate_classifier
@@ -130,7 +130,7 @@ def test_blocks_compiled_for_training_are_not_compiled_for_scores(
         found.append(stances[-1:])
         return evaluate_classifier(*given, **named)
 
-    monkeypatch.setattr("gptpl.callbacks.final_scores.evaluate_classifier", evaluate)
+    monkeypatch.setattr("gptpl.callbacks.classification.evaluate_classifier", evaluate)
     plain = scored(pretraining, data, 0, 1)
     assert (found, stances) == ([[]] * 3, [])
     assert scored(pretraining, data, 0, 1, compiled=True) == plain

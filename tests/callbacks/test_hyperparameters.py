@@ -15,7 +15,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from gptpl.callbacks.hyperparameters import Hyperparameters
+from gptpl.callbacks.metrics import Hyperparameters
 from gptpl.training.loggers import MetricsCSVLogger, RunTensorBoardLogger
 
 

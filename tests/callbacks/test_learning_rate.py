@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gptpl.callbacks.throughput import LearningRate
+from gptpl.callbacks.metrics import LearningRate
 from gptpl.training.optimizers import muon
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gptpl.callbacks.loss_curve import LossCurve, loss_figure
+from gptpl.callbacks.metrics import LossCurve, loss_figure
 from gptpl.evaluation.loss_curves import LossPoint
 from gptpl.files.figures import figure_pixels, write_png
 

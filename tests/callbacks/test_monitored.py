@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from gptpl.callbacks.checkpoints import BestCheckpoint
-from gptpl.callbacks.early_stopping import EarlyStopping
+from gptpl.callbacks.stopping import EarlyStopping
 from gptpl.errors import InputError
 from gptpl.training.classification import ClassificationModule
 from gptpl.training.instruction_tuning import InstructionModule

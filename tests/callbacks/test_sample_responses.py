@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gptpl.callbacks.sample_responses import SampleResponses
+from gptpl.callbacks.samples import SampleResponses
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.sources import InstructionFile
 from gptpl.errors import InputError

@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gptpl.callbacks import sample_text
-from gptpl.callbacks.sample_text import SampleText
+from gptpl.callbacks import samples
+from gptpl.callbacks.samples import SampleText
 from gptpl.errors import InputError
 from gptpl.filters import Patterns
 from gptpl.generation import SamplingRules, generate
@@ -230,7 +230,7 @@ def test_failing_generation_is_not_swallowed(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no logits today")
 
-    monkeypatch.setattr("gptpl.callbacks.sample_text.complete", fail)
+    monkeypatch.setattr("gptpl.callbacks.samples.complete", fail)
     with pytest.raises(RuntimeError, match="no logits today"):
         training.fit(sampler(tmp_path / "s"))
 
@@ -271,7 +271,7 @@ def test_tensorboard_shows_generated_text_literally(
     def nasty(*args: Any, **kwargs: Any) -> list[Any]:
         return [SimpleNamespace(text=text, verdict=None)]
 
-    monkeypatch.setattr("gptpl.callbacks.sample_text.complete", nasty)
+    monkeypatch.setattr("gptpl.callbacks.samples.complete", nasty)
     board = TensorBoardLogger(tmp_path, name="", version="tb")
     training.fit(
         sampler(tmp_path / "s", prompts=["<i>hello</i>"]), logger=board, max_steps=1, val_check_interval=1
@@ -333,7 +333,7 @@ def test_a_new_run_replaces_the_lines_of_an_old_one(training: Any, tmp_path: Pat
 
 
 def test_text_survives_the_cut_back_at_a_resume(tmp_path: Path) -> None:
-    from gptpl.callbacks.record_file import RecordFile
+    from gptpl.callbacks.records import RecordFile
 
     path = tmp_path / "samples.jsonl"
     strange = {"step": 1, "prompt": "p", "strategy": {}, "continuation": "é\u2028\x85\r\n\0 \ufffd 日本"}
@@ -434,7 +434,7 @@ def test_sharded_models_are_skipped_with_one_warning(
 ) -> None:
     """The strategy stands for one that shards; tests/training/test_fsdp.py has one that does."""
     strategy = L.pytorch.strategies.SingleDeviceStrategy(device=torch.device("cpu"))
-    monkeypatch.setattr(sample_text, "FullyShardedStrategy", type(strategy))
+    monkeypatch.setattr(samples, "FullyShardedStrategy", type(strategy))
     training.fit(sampler(tmp_path / "s", every_n_steps=1), strategy=strategy)
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert [record.getMessage() for record in warnings] == [

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from gptpl.callbacks import after_step, throughput
+from gptpl.callbacks import after_step, metrics
 from gptpl.callbacks.after_step import AfterStep
-from gptpl.callbacks.throughput import Throughput
+from gptpl.callbacks.metrics import Throughput
 from gptpl.errors import InputError
 from gptpl.training import module as training_module
-from gptpl.training.flops import training_flops_per_token
+from gptpl.training.costs import training_flops_per_token
 
 
 class Clock:
@@ -29,7 +29,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(metrics, "time", clock)
     return clock
 
 
@@ -139,7 +139,7 @@ def test_a_real_run_logs_its_speed(pretraining, accumulate):
 
 def test_a_real_run_logs_its_utilisation(pretraining, monkeypatch):
     """A device of a million FLOP/s: MFU times that is the arithmetic of the tokens of a second."""
-    monkeypatch.setattr(throughput, "peak_flops", lambda device, dtype, config: 1e6)
+    monkeypatch.setattr(metrics, "peak_flops", lambda device, dtype, config: 1e6)
     module = pretraining.module(total_steps=4)
     pretraining.fit(Throughput(), module=module)
     speeds, mfu = (pretraining.column(f"train/{name}") for name in ("tokens_per_second", "mfu"))
@@ -150,7 +150,7 @@ def test_a_real_run_logs_its_utilisation(pretraining, monkeypatch):
 
 
 def test_an_unknown_device_has_no_utilisation(pretraining, monkeypatch):
-    monkeypatch.setattr(throughput, "peak_flops", lambda device, dtype, config: None)
+    monkeypatch.setattr(metrics, "peak_flops", lambda device, dtype, config: None)
     pretraining.fit(Throughput(), module=pretraining.module(total_steps=4))
     header = (pretraining.folder / "metrics.csv").read_text().splitlines()[0]
     assert "tokens_per_second" in header

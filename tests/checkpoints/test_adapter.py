@@ -12,12 +12,11 @@ from torch import Tensor
 from gptpl.checkpoints.adapter import adapter_checkpoint, export_adapter
 from gptpl.checkpoints.files import write_checkpoint
 from gptpl.checkpoints.format import HEADER_KEY, NET_PREFIX, checkpoint_header, net_weights, read_checkpoint
-from gptpl.checkpoints.loading import load_model, model_of
-from gptpl.checkpoints.starting_run import RunWeights
+from gptpl.checkpoints.loading import RunWeights, load_model, model_of
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTModel
+from gptpl.model.parameters import TuneLowRank
 from gptpl.model.protocol import gpt_model
-from gptpl.model.tuning import TuneLowRank
 from gptpl.tokenizers import BytesTokenizer
 from gptpl.weights.formats import FORMATS
 from gptpl.weights.starting import FileWeights

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gptpl.files.folder_lock import locked_folder
+from gptpl.files.durable import locked_folder
 
 
 def size_of(folder: Path) -> int:

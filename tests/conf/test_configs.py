@@ -13,14 +13,13 @@ from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 
 import gptpl
-from gptpl.callbacks.checkpoints import DurableCheckpointIO
-from gptpl.callbacks.exact_resume import ExactResume
-from gptpl.callbacks.record_file import RecordEvaluations
+from gptpl.callbacks.checkpoints import DurableCheckpointIO, ExactResume
+from gptpl.callbacks.records import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary
 from gptpl.config.compose import plain
 from gptpl.config.groups import choices, config_folder, default_choices, when_to_choose
 from gptpl.config.instantiate import instantiate, partial_of
-from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.instructions.records import PromptTemplate
 from gptpl.data.pretraining.mixture import sources_of
 from gptpl.data.sources import Corpus, LabelledCorpus
 from gptpl.errors import InputError

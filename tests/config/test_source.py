@@ -12,8 +12,7 @@ import pytest
 from gptpl.cli.main import main
 from gptpl.cli.model_input import SHORT_KEYS
 from gptpl.config.groups import config_folder
-from gptpl.config.signatures import locate, signature_of
-from gptpl.config.source import read_signature
+from gptpl.config.signatures import locate, read_signature, signature_of
 
 CONFIGS = "\n".join(file.read_text(encoding="utf-8") for file in config_folder().rglob("*.yaml"))
 TARGETS = sorted(

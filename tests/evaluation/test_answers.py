@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.instructions.records import PromptTemplate
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answerer
 from gptpl.generation import Completion, SamplingRules

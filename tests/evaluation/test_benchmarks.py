@@ -24,7 +24,7 @@ from gptpl.evaluation.questions import MmluQuestions, OlmoQuestions, QuestionFil
 from gptpl.evaluation.suite import ModelFacts, Suite, difference
 from gptpl.evaluation.suite_report import page, record, result_lines
 from gptpl.files.download import cache_dir
-from gptpl.files.folder_lock import locked_folder
+from gptpl.files.durable import locked_folder
 from gptpl.model import GPTConfig, GPTModel, Int8GPT
 from gptpl.model.inference import can_multiply_int8
 from gptpl.tokenizers import BytesTokenizer

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptpl.evaluation.surprisal import evaluate
+from gptpl.evaluation.likelihood import evaluate
 from gptpl.model import GPTModel
 
 Batch = tuple[Tensor, Tensor]

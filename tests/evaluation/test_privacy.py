@@ -13,7 +13,7 @@ import gptpl
 from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.data.sources import Canaries, Corpus, TextFiles
 from gptpl.errors import InputError
-from gptpl.evaluation.privacy import Exposure, Extraction
+from gptpl.evaluation.memorisation import Exposure, Extraction
 from gptpl.evaluation.suite import Suite
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.tokenizers import BytesTokenizer, WordsTokenizer

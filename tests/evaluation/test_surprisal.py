@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from gptpl.errors import InputError
-from gptpl.evaluation.surprisal import surprisals
+from gptpl.evaluation.likelihood import surprisals
 from gptpl.model import GPTModel
 from gptpl.model.gpt import GPTConfig
 

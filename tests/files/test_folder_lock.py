@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.files.folder_lock import is_locked, locked_folder
+from gptpl.files.durable import is_locked, locked_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked on Windows")
 fcntl = pytest.importorskip("fcntl")
@@ -18,7 +18,7 @@ fcntl = pytest.importorskip("fcntl")
 HOLD = """
 import sys, time
 from pathlib import Path
-from gptpl.files.folder_lock import locked_folder
+from gptpl.files.durable import locked_folder
 with locked_folder(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gptpl.errors import InputError
-from gptpl.evaluation.surprisal import TokenSurprisal, surprisals
+from gptpl.evaluation.likelihood import TokenSurprisal, surprisals
 from gptpl.inspection import Inspection
 from gptpl.inspection.page import TABS, merges, pack_weights
 from gptpl.model import GPTConfig, GPTModel, Int8GPT

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptpl.judging.prompts import parse_score, parse_winner
+from gptpl.judging.settings import parse_score, parse_winner
 
 SCORES = [
     ("Score: 85", 85),

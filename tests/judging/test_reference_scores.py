@@ -2,8 +2,7 @@
 
 import pytest
 
-from gptpl.judging.measures import reference_scores
-from gptpl.judging.responses import Answer
+from gptpl.judging.responses import Answer, reference_scores
 
 
 def scores(output: str, answer: str):

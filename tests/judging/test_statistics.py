@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.judging.measures import bootstrap_mean, check_bootstrap, sign_test
+from gptpl.judging.responses import bootstrap_mean, check_bootstrap, sign_test
 
 
 @pytest.mark.parametrize("values", [[0.0, 1.0], [0.0, 3.0, 9.0], [1.0, 2.0, 4.0, 8.0, 16.0]])

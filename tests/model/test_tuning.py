@@ -14,7 +14,7 @@ from torch import Tensor
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.lora import LowRankLinear, add_low_rank
-from gptpl.model.tuning import TuneAll, TuneHead, TuneLastBlock, TuneLowRank, Tuning, low_rank_scale
+from gptpl.model.parameters import TuneAll, TuneHead, TuneLastBlock, TuneLowRank, Tuning, low_rank_scale
 from gptpl.training.optimizers import adamw, muon
 
 V, D = 13, 8

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gptpl.files.run_record import RunRecord
-from gptpl.reports.settings import axes, importance
+from gptpl.reports.pictures import axes, importance
 
 
 @pytest.fixture

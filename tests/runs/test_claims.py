@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gptpl.errors import InputError
-from gptpl.files.folder_lock import is_locked
+from gptpl.files.durable import is_locked
 from gptpl.runs.claims import PROCESS_CHECKPOINT, RunClaim, claim_new_run, process_checkpoint, run_to_continue
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked on Windows")

@@ -14,7 +14,7 @@ from gptpl.checkpoints.format import HEADER_KEY, checkpoint_header
 from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier, load_foreign_classifier, load_model
 from gptpl.errors import InputError
 from gptpl.model import ClassifierConfig, GPTClassifier, GPTModel
-from gptpl.model.tuning import TuneLowRank
+from gptpl.model.parameters import TuneLowRank
 from gptpl.runs.export import export
 from gptpl.tokenizers import BytesTokenizer
 from gptpl.weights.hugging_face import open_files

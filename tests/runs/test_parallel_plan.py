@@ -8,10 +8,10 @@ import torch
 from gptpl.config.compose import compose
 from gptpl.errors import InputError
 from gptpl.model import GPTBackbone, GPTConfig, GPTModel
-from gptpl.model.tuning import TuneLastBlock
-from gptpl.runs.dry_run import dry_run
+from gptpl.model.parameters import TuneLastBlock
 from gptpl.runs.parallel_plan import Cluster, Layout, Work, collectives, layouts, parallel_plan, work_of
-from gptpl.training.memory import step_memory
+from gptpl.runs.trial import dry_run
+from gptpl.training.costs import step_memory
 from gptpl.training.optimizers import adamw, muon
 from gptpl.training.performance import FastPath, choose_fast_path
 

@@ -7,7 +7,7 @@ import pytest
 from gptpl.config.compose import compose
 from gptpl.runs import build
 from gptpl.runs.build import Settled, settle
-from gptpl.training.memory import whole_memory
+from gptpl.training.costs import whole_memory
 from gptpl.training.sharding import FullyShardedStrategy
 
 DEEP = ("experiment=quick", "model.n_layers=40", "data.batch_size=1", "trainer=cpu", "trainer.devices=2")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.instructions.records import PromptTemplate
 from gptpl.generation.continuous import ContinuousBatch
 from gptpl.model import ClassifierConfig, GPTClassifier, GPTConfig, GPTModel
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel

@@ -11,8 +11,8 @@ import pytest
 
 from gptpl.errors import InputError
 from gptpl.files import run_record
-from gptpl.files.folder_lock import locked_folder
-from gptpl.sweeps import executors, outcomes, worker
+from gptpl.files.durable import locked_folder
+from gptpl.sweeps import jobs, outcomes, worker
 from gptpl.sweeps.jobs import Command, Processes
 from gptpl.sweeps.study import Search, SweepStudy
 
@@ -369,17 +369,17 @@ def test_a_slurm_job_of_several_tasks_is_refused(name, tmp_path):
     """submitit runs the trial in each of them, and its result is then that of none."""
     words = rf"hydra\.launcher\.{name}=4 would start each trial 4 times in one folder.*trainer\.devices"
     with pytest.raises(InputError, match=words):
-        executors.slurm(folder=str(tmp_path), n_jobs=1, cluster="local", **{name: 4})
+        jobs.slurm(folder=str(tmp_path), n_jobs=1, cluster="local", **{name: 4})
 
 
 @pytest.fixture(params=["joblib", "slurm"])
 def pool(request, tmp_path):
     if request.param == "joblib":
         pytest.importorskip("joblib", reason="joblib is not installed")
-        launcher = executors.joblib(n_jobs=2)
+        launcher = jobs.joblib(n_jobs=2)
     else:
         pytest.importorskip("submitit", reason="submitit is not installed")
-        launcher = executors.slurm(folder=str(tmp_path / "slurm"), n_jobs=2, cluster="local", timeout_min=5)
+        launcher = jobs.slurm(folder=str(tmp_path / "slurm"), n_jobs=2, cluster="local", timeout_min=5)
     yield launcher
     launcher.close()
 

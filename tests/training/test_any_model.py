@@ -15,21 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
-from gptpl.callbacks.sample_text import SampleText
+from gptpl.callbacks.metrics import Throughput
+from gptpl.callbacks.samples import SampleText
 from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
-from gptpl.callbacks.throughput import Throughput
 from gptpl.checkpoints.format import HEADER_KEY, check_same_model, model_config, read_checkpoint
-from gptpl.checkpoints.loading import LoadedCheckpoint, load_model, write_model
+from gptpl.checkpoints.loading import LoadedCheckpoint, RunWeights, load_model, write_model
 from gptpl.checkpoints.resume_state import state_digest
-from gptpl.checkpoints.starting_run import RunWeights
 from gptpl.errors import InputError
-from gptpl.evaluation.likelihood import score_groups
-from gptpl.evaluation.surprisal import evaluate, surprisals
+from gptpl.evaluation.likelihood import evaluate, score_groups, surprisals
 from gptpl.generation import SamplingRules, complete, search_text
 from gptpl.model import CachedGPT, GPTConfig, GPTModel
 from gptpl.model.loss import training_loss
+from gptpl.model.parameters import TuneHead, TuneLastBlock, TuneLowRank
 from gptpl.model.protocol import cached_form, check_language_model, gpt_model, has_fused_head
-from gptpl.model.tuning import TuneHead, TuneLastBlock, TuneLowRank
 from gptpl.tokenizers import BytesTokenizer
 from gptpl.training.classification import ClassificationModule
 from gptpl.training.performance import choose_fast_path

@@ -11,8 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel
 from gptpl.model.loss import head_loss
-from gptpl.training import memory as module
-from gptpl.training.memory import StepMemory, accumulation, largest_batch_size, step_memory
+from gptpl.training import costs as module
+from gptpl.training.costs import StepMemory, accumulation, largest_batch_size, step_memory
 from gptpl.training.performance import FastPath, choose_fast_path
 
 CONFIG = GPTConfig(

@@ -19,7 +19,7 @@ from gptpl.data.sources import LabelledFiles
 from gptpl.errors import InputError
 from gptpl.evaluation.classifier import class_logits, evaluate_classifier, predictions
 from gptpl.model import GPTModel
-from gptpl.model.tuning import TuneLastBlock
+from gptpl.model.parameters import TuneLastBlock
 from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
 from gptpl.training.classification import ClassificationModule
 from gptpl.weights.hugging_face import write_classifier

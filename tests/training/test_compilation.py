@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from gptpl.callbacks.sample_text import SampleText
+from gptpl.callbacks.samples import SampleText
 from gptpl.errors import InputError
 from gptpl.model import GPTModel
 from gptpl.training import performance

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gptpl.training import memory
+from gptpl.training import costs
 
 MB = 2**20
 
@@ -28,38 +28,38 @@ def test_the_tightest_limit_on_the_way_up_holds(tmp_path, own):
     root = tmp_path / "groups"
     group(root / "a", limit=str(100 * MB), used=70 * MB)
     group(root / "a" / "b", limit=str(60 * MB), used=10 * MB)
-    assert memory.container_free_bytes(root, own) == 30 * MB
+    assert costs.container_free_bytes(root, own) == 30 * MB
 
 
 def test_files_that_can_be_dropped_are_free(tmp_path, own):
     root = tmp_path / "groups"
     group(root / "a" / "b", limit=str(100 * MB), used=70 * MB, droppable=50 * MB)
-    assert memory.container_free_bytes(root, own) == 80 * MB
+    assert costs.container_free_bytes(root, own) == 80 * MB
 
 
 def test_a_container_sees_its_own_group_as_the_root(tmp_path, own):
     own.write_text("0::/\n")
     group(tmp_path / "groups", limit=str(100 * MB), used=70 * MB)
-    assert memory.container_free_bytes(tmp_path / "groups", own) == 30 * MB
+    assert costs.container_free_bytes(tmp_path / "groups", own) == 30 * MB
 
 
 def test_nothing_is_free_above_the_limit(tmp_path, own):
     group(tmp_path / "groups" / "a" / "b", limit=str(10 * MB), used=20 * MB)
-    assert memory.container_free_bytes(tmp_path / "groups", own) == 0
+    assert costs.container_free_bytes(tmp_path / "groups", own) == 0
 
 
 def test_without_a_limit_there_is_none(tmp_path, own):
     root = tmp_path / "groups"
     group(root / "a" / "b", limit="max", used=MB)
-    assert memory.container_free_bytes(root, own) is None
-    assert memory.container_free_bytes(tmp_path / "none", own) is None
-    assert memory.container_free_bytes(root, tmp_path / "none") is None
+    assert costs.container_free_bytes(root, own) is None
+    assert costs.container_free_bytes(tmp_path / "none", own) is None
+    assert costs.container_free_bytes(root, tmp_path / "none") is None
     own.write_text("4:memory:/docker/abc\n")  # version 1
-    assert memory.container_free_bytes(root, own) is None
+    assert costs.container_free_bytes(root, own) is None
 
 
 def test_the_largest_batch_is_asked_for_what_the_container_may_have(monkeypatch):
-    monkeypatch.setattr(memory, "container_free_bytes", lambda: 3 * MB)
-    assert memory.free_memory("cpu") == 3 * MB
-    monkeypatch.setattr(memory, "container_free_bytes", lambda: 2**60)
-    assert MB < memory.free_memory("cpu") < 2**60
+    monkeypatch.setattr(costs, "container_free_bytes", lambda: 3 * MB)
+    assert costs.free_memory("cpu") == 3 * MB
+    monkeypatch.setattr(costs, "container_free_bytes", lambda: 2**60)
+    assert MB < costs.free_memory("cpu") < 2**60

@@ -15,7 +15,7 @@ from gptpl.checkpoints.resume_state import RESUME_KEY, state_digest
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
-TRACE = "gptpl.callbacks.step_trace.StepTrace"
+TRACE = "gptpl.callbacks.records.StepTrace"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -15,13 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gptpl.callbacks.after_step import AfterStep
 from gptpl.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
-from gptpl.callbacks.early_stopping import EarlyStopping
-from gptpl.callbacks.loss_curve import LossCurve
-from gptpl.callbacks.record_file import RecordEvaluations
-from gptpl.callbacks.sample_text import SampleText
-from gptpl.callbacks.step_trace import StepTrace
-from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
-from gptpl.callbacks.throughput import LearningRate
+from gptpl.callbacks.metrics import LearningRate, LossCurve
+from gptpl.callbacks.records import RecordEvaluations, StepTrace
+from gptpl.callbacks.samples import SampleText
+from gptpl.callbacks.stopping import EarlyStopping, RunStopped, StopAtBoundary
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.resume_state import state_digest
 from gptpl.data.pretraining.datamodule import TextDataModule
@@ -336,7 +333,7 @@ def test_an_error_in_the_update_saves_no_half_changed_weights(study):
 
 
 def dropped_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptpl.callbacks.exact_resume.set_random_state", lambda state: None)
+    monkeypatch.setattr("gptpl.callbacks.checkpoints.set_random_state", lambda state: None)
 
 
 def dropped_position(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +360,7 @@ def test_what_is_not_restored_is_found(study, unbroken, monkeypatch, control, fo
 @pytest.mark.parametrize("hook", ["on_validation_end", "on_train_batch_start"])
 def test_evaluations_counted_twice_would_be_found(study, unbroken, monkeypatch, hook):
     name = f"states of callbacks as they are at {hook}"
-    monkeypatch.setattr("gptpl.callbacks.exact_resume._callback_states", lambda trainer: None)
+    monkeypatch.setattr("gptpl.callbacks.checkpoints._callback_states", lambda trainer: None)
     study.run(name, crash=Crash(hook, 6))
     run = study.run(name, resume=True)
     assert "state: callbacks" in differences(unbroken, outcome(run))

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.loss import next_token_loss
-from gptpl.model.tuning import TuneAll, TuneHead, TuneLastBlock, TuneLowRank, Tuning
-from gptpl.training.flops import (
+from gptpl.model.parameters import TuneAll, TuneHead, TuneLastBlock, TuneLowRank, Tuning
+from gptpl.training.costs import (
     counted_flops_per_token,
     matrix_product_flops,
     peak_flops,
@@ -120,5 +120,5 @@ def test_a_cpu_is_measured():
 def test_the_rate_is_operations_over_seconds(monkeypatch):
     """A clock that moves one second a look."""
     ticks = iter(range(100))
-    monkeypatch.setattr("gptpl.training.flops.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("gptpl.training.costs.time.perf_counter", lambda: float(next(ticks)))
     assert matrix_product_flops(3, 5, 7, torch.float32) == 2 * 3 * 5 * 7

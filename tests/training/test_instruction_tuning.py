@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
-from gptpl.callbacks.sample_responses import SampleResponses
+from gptpl.callbacks.samples import SampleResponses
 from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.checkpoints.loading import load_model

@@ -14,10 +14,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gptpl.callbacks.hyperparameters import Hyperparameters
-from gptpl.callbacks.loss_curve import LossCurve
-from gptpl.callbacks.record_file import RecordEvaluations
-from gptpl.callbacks.sample_text import SampleText
+from gptpl.callbacks.metrics import Hyperparameters, LossCurve
+from gptpl.callbacks.records import RecordEvaluations
+from gptpl.callbacks.samples import SampleText
 from gptpl.errors import InputError
 from gptpl.training import loggers as sending
 from gptpl.training.loggers import MetricsCSVLogger, ResumableLogger

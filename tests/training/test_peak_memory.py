@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import torch
-from gptpl.training.memory import peak_memory_bytes
+from gptpl.training.costs import peak_memory_bytes
 cpu = torch.device("cpu")
 before = peak_memory_bytes(cpu)
 torch.ones(50_000_000)  # 200 MB, freed at once

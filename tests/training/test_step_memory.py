@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
-from gptpl.model.tuning import TuneHead, TuneLastBlock, TuneLowRank, Tuning
-from gptpl.training.memory import StepMemory, kept_bytes, optimizer_state_bytes, step_memory
+from gptpl.model.parameters import TuneHead, TuneLastBlock, TuneLowRank, Tuning
+from gptpl.training.costs import StepMemory, kept_bytes, optimizer_state_bytes, step_memory
 from gptpl.training.optimizers import adamw, muon
 from gptpl.training.performance import FastPath, choose_fast_path
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
-from gptpl.callbacks.loss_curve import LossCurve
+from gptpl.callbacks.metrics import LossCurve
 from gptpl.callbacks.progress import ProgressBar
 from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
 from gptpl.checkpoints.loading import load_model

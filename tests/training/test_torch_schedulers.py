@@ -10,8 +10,8 @@ import torch
 from torch.optim import lr_scheduler
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
+from gptpl.callbacks.metrics import LearningRate
 from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
-from gptpl.callbacks.throughput import LearningRate
 from gptpl.errors import InputError
 from gptpl.training.optimizers import optimizer_of
 from gptpl.training.schedules import CosineSchedule, scheduler_of, takes_optimizer

@@ -22,7 +22,7 @@ from gptpl.files.durable import write_atomically
 from gptpl.text import shortened, table
 
 if TYPE_CHECKING:
-    from gptpl.data.instructions.template import PromptTemplate
+    from gptpl.data.instructions.records import PromptTemplate
     from gptpl.evaluation.classifier import ClassifierEvaluation, Prediction
     from gptpl.judging import Comparison, Scores
     from gptpl.runs.models import Classifier, LanguageModel

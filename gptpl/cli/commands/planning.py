@@ -1,11 +1,18 @@
-"""The commands before a run: what it will cost, and which learning rate, batch size and kernels suit it."""
+"""The commands before a run: its cost, what suits it, its job, its text, and what this machine offers."""
 
+import io
 import json
 import logging
+import os
+import sys
+from functools import partial
 
 from gptpl.cli.arguments import Arguments, checked_output, configured
+from gptpl.config.compose import plain
 from gptpl.config.overrides import key_of
 from gptpl.errors import InputError
+
+EXIT_FAILED = EXIT_DIFFERENT = 1
 
 
 @configured("plan", flags=["--json"])
@@ -110,3 +117,164 @@ def autotune(given: Arguments) -> None:
     from gptpl.runs import finders
 
     print("\n".join(finders.autotune(given.config)))
+
+
+@configured("submit")
+def submit(given: Arguments) -> None:
+    """Write a SLURM script for a run, and submit it.
+
+    examples:
+      gptpl submit submit.nodes=2 submit.gpus_per_node=8 submit.time=24:00:00 run_dir=F  # 24 hours at a time
+      gptpl submit submit.dry_run=true run_dir=F experiment=quick                # print the script
+      gptpl submit submit.setup='source env/bin/activate' run_dir=F              # commands before gptpl
+
+    Takes the settings of gptpl train, and refuses now what can be told without data and devices. The script is
+    submit.sh in run_dir, which all nodes must see, as the working folder; the job's output goes to slurm-JOB.out
+    next to it. Before the time limit the run saves and stops, and the job is put back into the queue, where the
+    same command continues the run; so it is after the failure of a node, and after a preemption where the
+    partition requeues (the run then has the partition's GraceTime to save). After an error, without progress,
+    after its end, and after scancel it is not.
+    Exit status: 0 submitted, 2 bad input, no sbatch, or refused by it.
+    """
+    if given.config_name != "submit":
+        raise InputError(
+            f"--config-name {given.config_name}: gptpl submit starts gptpl train, which has no such root:"
+            " give an experiment of --config-dir instead"
+        )
+    from gptpl.runs.submission import submit
+
+    submission = submit(*given.overrides, config_dir=given.config_dir)
+    if submission.job is None:
+        print(submission.script, end="")
+    else:
+        print(f"script  {submission.path}")
+        print(f"job     {submission.job}")
+        print(f"log     {submission.log.replace('%j', submission.job)}")
+
+
+@configured("data encode")
+def data_encode(given: Arguments) -> None:
+    """Encode the text of a training run ahead of it, with all cores.
+
+    examples:
+      gptpl data encode data=corpus data.path=books              # a folder of text, JSON Lines or Parquet
+      gptpl data encode data=corpus data.path='web/*.jsonl.zst' data.field=content   # of many compressed files
+      gptpl data encode data=corpus data.path=books data.check_text=true   # has any text changed since?
+
+    Takes the settings of gptpl train, which does the same when it meets a text for the first time. The tokens go
+    to GPTPL_CACHE. Stopped at any moment, it continues with the shards that are missing.
+    """
+    from gptpl.runs.parts import encode, is_gpt, model_config
+
+    data = encode(given.config)
+    parameters = None
+    if is_gpt(given.config):
+        parameters = model_config(given.config, data.tokenizer.vocab_size).n_parameters
+    print("\n".join(data.report(parameters=parameters, world_size=1)))
+
+
+@configured("data show")
+def data_show(given: Arguments) -> None:
+    """Show what a text holds before training on it, in the terminal and as a web page.
+
+    examples:
+      gptpl data show data=text_file data.path=my.txt                # a book; writes data.html
+      gptpl data show data=corpus data.path=books sequences=3        # also the first sequences of training
+      gptpl data show data=corpus data.path=books sample_bytes=null  # all of it, however large
+
+    Takes the settings of gptpl train. Shows documents, tokens, lengths, scripts, the most frequent tokens,
+    duplicates, and odd documents: empty, enormous, binary, not UTF-8, damaged, not JSON. What cannot be read is
+    listed and left out. The page needs no network.
+    """
+    from gptpl.runs.texts import data_report
+
+    cfg = given.config
+    page = None if cfg.output is None else checked_output("output", cfg.output, suffix=".html")
+    report = data_report(cfg, sequences=cfg.sequences, sample_bytes=cfg.sample_bytes)
+    print("\n".join(report.lines()))
+    if page is not None:
+        report.write(page)
+        print(f"\npage  {page}")
+
+
+@configured("tokenizer train")
+def tokenizer_train(given: Arguments) -> None:
+    """Make a tokenizer from a text: byte-level byte-pair encoding, as GPT-2's.
+
+    examples:
+      gptpl tokenizer train data=corpus data.path=books                    # 8,192 tokens, into tokenizer.json
+      gptpl tokenizer train data=text_file data.path=poems.txt tokenizer.vocab_size=512  # a small one
+      gptpl tokenizer train data=python_stdlib tokenizer.output=code.json        # another name
+
+    Then: gptpl train tokenizer=file tokenizer.path=tokenizer.json data=corpus data.path=books
+
+    Prints how many bytes of text a token stands for, compared with GPT-2's. Every checkpoint and export carries
+    its tokenizer.
+    """
+    from gptpl.runs.texts import train_tokenizer
+
+    trained = train_tokenizer(given.config)
+    trained.tokenizer.save(given.config.tokenizer.output)
+    print("\n".join(trained.lines))
+    print(given.config.tokenizer.output)
+
+
+@configured("doctor", flags=["--json"])
+def doctor(given: Arguments) -> int:
+    """Show what this machine and its launcher offer, and what looks wrong.
+
+    examples:
+      gptpl doctor                                                # this machine: a page to paste into an issue
+      torchrun --nproc-per-node 4 -m gptpl doctor                 # also the connection between four processes
+      srun gptpl doctor doctor.seconds=60                         # the tasks of a SLURM job
+      torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m gptpl doctor  # on each machine
+
+    flags:
+      --json    print a JSON object instead of the page
+
+    Rank 0 prints the page. Nothing is left on disk.
+    Exit status: 0 also with warnings, 1 if the ranks did not find one another, 2 bad input.
+    """
+    if "torch" not in sys.modules:  # which logs what the report says
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    from gptpl.runs.doctor import doctor
+
+    logging.getLogger().setLevel(logging.ERROR)  # the page contains what would be logged
+    report = doctor(**given.config.doctor)
+    if report.rank == 0:
+        print(json.dumps(report.record(), indent=2) if given.flags else "\n".join(report.lines()))
+    if report.failure is not None:
+        print(f"gptpl: error: {report.failure}", file=sys.stderr)
+    return EXIT_FAILED if report.failure else 0
+
+
+@configured("verify-resume")
+def verify_resume(given: Arguments) -> int:
+    """Check that stopping and resuming changes no bit on this machine.
+
+    examples:
+      gptpl verify-resume experiment=quick                                              # 12 steps, 3 random stops
+      gptpl verify-resume experiment=quick verify.steps=80 verify.stops=[5,39,40]       # stops of your choice
+      gptpl verify-resume experiment=quick verify.kill=process                          # by kill -9
+      gptpl verify-resume experiment=quick trainer=ddp trainer.accelerator=cpu trainer.devices=2  # two processes
+      srun gptpl verify-resume verify.kill=node verify.keep=SHARED_FOLDER ...           # on several machines
+
+    Trains once without a stop and once with interruptions, each part in its own process, and compares: for each
+    step the batches and both losses, then the hashes of weights, optimizer, schedule, random states, position
+    and callbacks. Takes the settings of gptpl train. Leaves nothing behind unless verify.keep is set.
+    Exit status: 0 all the same, 1 a difference (or a part failed), 2 bad input.
+    """
+    from gptpl.runs.verify import report, verify_resume
+    from gptpl.training.run_log import is_first_process
+
+    of_runs = [each for each in given.overrides if not key_of(each).startswith("verify.")]
+    own = plain(given.config.verify)
+    say = partial(print, file=sys.stderr if is_first_process() else io.StringIO(), flush=True)
+    comparison = verify_resume(*of_runs, **own, config_dir=given.config_dir, say=say)
+    if comparison is None:
+        return EXIT_DIFFERENT
+    if is_first_process():
+        print("\n".join(report(comparison)))
+    if own["keep"]:
+        say(f"both runs: {own['keep']}")
+    return 0 if comparison.same else EXIT_DIFFERENT

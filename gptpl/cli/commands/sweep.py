@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
     return result.status(say)
 
 
-# --- the progress at the terminal and in results.csv -----------------------------------------------------
+# --- the progress at the terminal and in results.csv ----------------------------------------------------
 
 
 def say(line: str) -> None:

@@ -11,8 +11,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from gptpl.data.sources.labelled import WHOLE
-from gptpl.data.sources.records import Example, TextTable
+from gptpl.data.sources.records import WHOLE, Example, TextTable
 from gptpl.data.splits import (
     SPLITS,
     Duplicates,

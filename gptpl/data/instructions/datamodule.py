@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptpl.data.instructions.splits import (
+from gptpl.data.instructions.records import (
     Instruction,
     InstructionSplits,
     Precedence,
+    PromptTemplate,
     read_instructions,
     split_instructions,
     write_splits,
 )
-from gptpl.data.instructions.template import PromptTemplate
 from gptpl.data.packing import PackedBatch, packed_places
 from gptpl.data.sampler import PADDING
 from gptpl.data.sources import Corpus

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptpl.data.instructions.datamodule import InstructionDataModule
-from gptpl.data.instructions.splits import read_instructions
+from gptpl.data.instructions.records import read_instructions
 from gptpl.data.sources import InstructionFile
 from gptpl.data.splits import SPLITS, split_file
 from gptpl.errors import InputError

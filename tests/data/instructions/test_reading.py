@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptpl.data.instructions.splits import Instruction, read_instructions
+from gptpl.data.instructions.records import Instruction, read_instructions
 from gptpl.errors import InputError
 
 GOOD = {"instruction": "Name a colour.", "input": "", "output": "Red."}

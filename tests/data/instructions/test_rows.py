@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from gptpl.data.instructions.datamodule import InstructionExamples, TokenRow, collate, encode_instructions
-from gptpl.data.instructions.splits import Instruction
-from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.instructions.records import Instruction, PromptTemplate
 from gptpl.errors import InputError
 from gptpl.tokenizers import BytesTokenizer, GPT2Tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.instructions.splits import Instruction, InstructionSplits, split_instructions
+from gptpl.data.instructions.records import Instruction, InstructionSplits, split_instructions
 from gptpl.data.splits import SPLITS
 from gptpl.errors import InputError
 

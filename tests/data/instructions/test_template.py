@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from gptpl.data.instructions.splits import Instruction
-from gptpl.data.instructions.template import PromptTemplate
+from gptpl.data.instructions.records import Instruction, PromptTemplate
 from gptpl.errors import InputError
 
 PLAIN = Instruction(instruction="Name a colour.", input="", output="Red.")

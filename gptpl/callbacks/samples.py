@@ -1,8 +1,9 @@
-"""Text from the model while it learns."""
+"""Samples while the model learns: text after prompts, and answers to instructions."""
 
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,14 +11,18 @@ import lightning as L
 import torch
 
 from gptpl.callbacks.after_step import AfterStep, epochs_done, language_module
-from gptpl.callbacks.record_file import Record, RecordFile
+from gptpl.callbacks.records import Record, RecordFile
+from gptpl.data.instructions.datamodule import InstructionDataModule
+from gptpl.data.sampler import evenly_spaced
 from gptpl.errors import InputError
+from gptpl.evaluation.answers import Answerer
 from gptpl.filters import Filter, summary
 from gptpl.generation import SamplingRules, complete
 from gptpl.generation.sampling import mixed_generator
 from gptpl.model import GPTClassifier
 from gptpl.model.protocol import device_of, vocab_size
 from gptpl.text import one_line
+from gptpl.training.instruction_tuning import InstructionModule
 from gptpl.training.loggers import log_table
 from gptpl.training.module import TrainingModule
 from gptpl.training.sharding import FullyShardedStrategy
@@ -220,3 +225,89 @@ class SampleText(Samples):
                     record["filtered"] = completion.verdict.counts
             table = strategy.name.replace(", ", "_").replace(" ", "_")
             self._keep(trainer, records, name="sample", table=table, how=f", {strategy.name}")
+
+
+class SampleResponses(Samples):
+    """Answers some validation instructions greedily, during the training and at its end; see `Samples`.
+
+    A record's `prompt` is instruction and input, its `continuation` the answer; it also has the `reference`
+    and whether the answer is `well_formed`. The loggers get the fraction of those, `val/well_formed`.
+
+    `entries` are chosen evenly spaced from those whose prompt leaves room in the model's context. Raises
+    InputError for a number below 1, and for a training that is not instruction tuning.
+    """
+
+    what = "sampled responses"
+
+    def __init__(
+        self,
+        *,
+        path: str | Path,
+        entries: int = 8,
+        max_new_tokens: int = 100,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = 1,
+        filter: Filter | None = None,
+    ) -> None:
+        super().__init__(
+            path=path,
+            max_new_tokens=max_new_tokens,
+            every_n_steps=every_n_steps,
+            every_n_epochs=every_n_epochs,
+            filter=filter,
+        )
+        self.entries = self._positive("entries", entries)
+        self._asked: list[dict[str, str]] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Also choose the entries."""
+        super().on_fit_start(trainer, pl_module)
+        answerer = self._answerer(pl_module)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, InstructionDataModule)
+        fitting = []
+        for entry in data.splits.val:
+            with suppress(InputError):  # no room for an answer
+                asked = answerer.prompt(entry.instruction, entry.input)
+                question = f"{entry.instruction}\n{entry.input}" if entry.input else entry.instruction
+                fitting.append({"asked": asked, "prompt": question, "reference": entry.output})
+        self._asked = [fitting[number] for number in evenly_spaced(len(fitting), self.entries)]
+        if not self._asked:
+            log.warning("No responses are sampled: every validation prompt fills the model's context.")
+            self._active = False
+
+    def check_against(self, module: L.LightningModule) -> None:
+        """Raise InputError for a training that is not instruction tuning."""
+        self._answerer(module)
+
+    def _answerer(self, pl_module: L.LightningModule) -> Answerer:
+        if not isinstance(pl_module, InstructionModule):
+            raise InputError(
+                "callbacks.sample_responses needs instruction tuning: choose task=instruct, or"
+                " callbacks=default"
+            )
+        return Answerer(
+            net=pl_module.net,
+            tokenizer=pl_module.tokenizer,
+            template=pl_module.template,
+            rules=SamplingRules(),
+            max_new_tokens=self.max_new_tokens,
+            filter=self.filter,
+        )
+
+    def _sample(self, trainer: L.Trainer, module: TrainingModule, position: Record) -> None:
+        greedy = {"temperature": 0.0}
+        records = [position | {"prompt": each["prompt"], "strategy": greedy} for each in self._asked]
+        if all(record in self._file for record in records):
+            return
+        answers = self._answerer(module).answers([each["asked"] for each in self._asked])
+        for record, each, answer in zip(records, self._asked, answers, strict=True):
+            record |= {"continuation": answer.text, "reference": each["reference"]}
+            record["well_formed"] = answer.well_formed
+            if answer.verdict is not None:
+                record["filtered"] = answer.verdict.counts
+        self._keep(trainer, records, name="answer", table="responses")
+        step, fraction = position["step"], sum(answer.well_formed for answer in answers) / len(answers)
+        log.info("well-formed answers at step %d: %.0f %% of %d", step, 100 * fraction, len(answers))
+        for logger in trainer.loggers:
+            logger.log_metrics({"val/well_formed": fraction}, step=step)
