@@ -3,7 +3,6 @@
 import http.client
 import json
 import threading
-import time
 from contextlib import closing
 from typing import Any
 
@@ -88,9 +87,10 @@ def test_scores_are_those_of_their_labels(client, spam):
 
 def test_a_classifier_has_a_bounded_queue(start, spam, monkeypatch):
     server, client = start(spam, max_queue=1)
+    refused = threading.Event()
 
     def slow(self: object, texts: object) -> list[Any]:
-        time.sleep(0.5)
+        refused.wait(20)
         return []
 
     monkeypatch.setattr(type(spam), "classify", slow)
@@ -98,6 +98,7 @@ def test_a_classifier_has_a_bounded_queue(start, spam, monkeypatch):
     with client.begun("/classify", body):
         until(lambda: server.monitor.loads()["spam"].running == 1)
         assert client.refused("/classify", {"texts": ["x"]})[0] == 429
+        refused.set()
 
 
 def test_a_filter_judges_every_message_of_a_chat(start, instruct):

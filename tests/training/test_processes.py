@@ -289,14 +289,15 @@ def test_after_a_failure_in_training_the_first_hears_the_others(together, monkey
 
 
 def test_all_end_together_the_first_as_the_last(together):
-    ends = list[str]()
+    ends, recorded = list[str](), threading.Event()
 
     def say(one: Processes) -> None:
         if one.launcher.rank == 0:
-            time.sleep(0.3)
             ends.append("recorded")
+            recorded.set()
         elif one.launcher.rank == 1:
-            time.sleep(0.5)
+            recorded.wait(20)
+            time.sleep(0.2)  # in which one that does not wait would end
             ends.append("the last begins to end")
         one.wait_to_end()
         if one.launcher.rank == 0:
