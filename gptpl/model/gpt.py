@@ -1,12 +1,13 @@
 """All of GPT-2: configuration, attention, feed-forward network, block, model, initial weights.
 
 It equals the GPTModel of "Build a Large Language Model (From Scratch)", number for number, and, with qkv_bias
-and tie_weights, OpenAI's GPT-2 (Radford et al. 2019). Fields and layers have the book's names. Four fields
+and tie_weights, OpenAI's GPT-2 (Radford et al. 2019). Classes, sizes and most layers have the book's names
+(`blocks` are its `trf_blocks`, `attn` its `att`, `qkv` its three projections in one). Four of the fields
 (`position`, `norm`, `feed_forward`, `linear_bias`) turn it into a Llama-like model (Touvron et al. 2023).
 """
 
 # B batch, T time, D model, H heads, K head width (D = H * K), W inner width of the feed-forward network,
-# V vocabulary, S positions attended to (T, or more with a cache)
+# V vocabulary, S keys and values (T, or more with a cache)
 
 import math
 from collections.abc import Callable, Mapping
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 EXPANSION = 4  # inner width of GPT-2's feed-forward network, in model widths
 NORM_EPS = 1e-5
 _MOST_LAYERS = 10_000
-_MOST_BYTES = 2**50  # of float32 weights: more than any memory, few enough for torch to count them
+_MOST_BYTES = 2**50  # of float32 weights: more than any memory, and few enough for torch's own counting
 
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Stores new keys and values, each (B, H, T, K), and returns all so far, (B, H, S, K): see `KVCache`."""
 Observe = Callable[[Tensor], object]
 """Is given the attention weights (B, H, T, S) of "explicit", as they are before dropout."""
 Rope = tuple[Tensor, Tensor]
-"""Cosines and sines of rotary positions, each (B or 1, T, 1, 1, K / 2) in float32: see `rope_angles`."""
+"""Cosines and sines of rotary positions, each (B, T, 1, 1, K / 2) or (T, 1, 1, K / 2): see `rope_angles`."""
 
 # ------------------------------------------------------------------------------------------- configuration
 
@@ -58,10 +59,10 @@ class GPTConfig:
         position: "learned" adds a learned vector per position; "rope" rotates queries and keys, see `rotate`.
         norm: "layernorm" or "rmsnorm", which does not subtract the mean and has no bias.
         feed_forward: "gelu" is `FeedForward`, "swiglu" is `SwiGLU`.
-        linear_bias: whether the other linear layers of a block have biases (GPT-2: yes; Llama: no).
+        linear_bias: whether a block's linear layers after that projection have biases (GPT-2; Llama: no).
         hidden_dim: inner width of the feed-forward network; None means 4 * emb_dim, or, with
             SwiGLU's third matrix, 8/3 * emb_dim rounded up to a multiple of 64.
-        rope_base: base of the wavelengths of rotary positions.
+        rope_base: base of the rotation angles of "rope", see `rope_angles`.
 
     Raises InputError for a value out of its range, and for more weights than any memory holds.
     """
@@ -115,7 +116,7 @@ class GPTConfig:
 
     @property
     def block_matrices(self) -> int:
-        """Weights of one block's matrices, each of which multiplies every token once."""
+        """The number of weights in one block's matrices, each of which multiplies every token once."""
         D, W = self.emb_dim, self.ff_width
         return 4 * D * D + (3 if self.feed_forward == "swiglu" else 2) * D * W
 
@@ -123,10 +124,10 @@ class GPTConfig:
     def n_parameters(self) -> int:
         """Parameters of a `GPTModel` of this shape; a tied head counts once."""
         D, W, V = self.emb_dim, self.ff_width, self.vocab_size
-        rows = V + self.context_length * (self.position == "learned") + V * (not self.tie_weights)
+        rows = V + self.context_length * (self.position == "learned") + V * (not self.tie_weights)  # of D
         norm = (2 if self.norm == "layernorm" else 1) * D
-        ups = (2 if self.feed_forward == "swiglu" else 1) * W
-        biases = 3 * D * self.qkv_bias + (2 * D + ups) * self.linear_bias
+        up_width = (2 if self.feed_forward == "swiglu" else 1) * W
+        biases = 3 * D * self.qkv_bias + (2 * D + up_width) * self.linear_bias
         return rows * D + self.n_layers * (self.block_matrices + biases + 2 * norm) + norm
 
 
@@ -146,10 +147,10 @@ def causal_attention(
     """(B, T, 3 D), queries, keys and values side by side -> (B, T, D); position t attends to 0..t.
 
     `kernel` "explicit" is `explicit_attention`, "blocked" `blocked_attention`, "sdpa" torch's own, which uses
-    flash attention where it can, "auto" what `chosen_kernel` says. A bool `mask` (B, 1, T or 1, S), query by
-    key, says where a position attends, never beyond itself. `extend` puts the cached keys and values of
-    earlier tokens before the new ones; without a mask, T is then 1, or S for an empty cache. With either,
-    "blocked" is torch's.
+    flash attention where it can, "auto" what `chosen_kernel` says. A bool `mask` (B or 1, 1, T or 1, S),
+    query by key, is True where a position attends; it must be causal itself. `extend` puts the cached keys
+    and values of earlier tokens before the new ones; without a mask, T must then be 1, or S (an empty cache).
+    With `mask` or `extend`, "blocked" is "sdpa".
     """
     B, T, width = qkv.shape
     if kernel == "auto":
@@ -157,7 +158,7 @@ def causal_attention(
     if kernel == "blocked" and (mask is not None or extend is not None):
         kernel = "sdpa"
     if kernel == "blocked":
-        seed = torch.randint(2**62, ()) if dropout_p else None  # the backward pass draws the mask again
+        seed = torch.randint(2**62, ()) if dropout_p else None  # of the dropout mask, drawn again in backward
         return blocked_attention(qkv, n_heads, dropout_p, seed)
     heads = qkv.view(B, T, 3, n_heads, width // 3 // n_heads)  # (B, T, 3, H, K)
     q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, K)
@@ -185,9 +186,9 @@ def explicit_attention(
 ) -> Tensor:
     """Attention written out: queries (B, H, T, K), keys and values (B, H, S, K) -> (B, H, T, K).
 
-    Every step is there to be looked at, and takes the memory of all weights; `observe` is given them. The
-    other kernels compute the same. Without a `mask` the last query attends to all keys, the one before it to
-    all but the last, and so on.
+    Every step is there to be looked at, and the attention weights take B * H * T * S numbers; `observe` is
+    given them. The other kernels compute the same. Without a `mask` the last query attends to all keys, the
+    one before it to all but the last, and so on.
     """
     weights = attention_weights(q, k, mask)
     if observe is not None:
@@ -207,34 +208,35 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def rope_angles(positions: Tensor, head_width: int, base: float) -> Rope:
-    """Cosines and sines of the positions p, (B, T) or (T,): pair i of a head turns by p / base^(2 i / K)."""
+    """Cosines and sines of positions p, (B, T) or (T,): pair i of a head is rotated by p / base^(2 i / K)."""
     pairs = torch.arange(0, head_width, 2, device=positions.device).float() / head_width  # (K / 2,)
-    angles = positions[..., None, None, None].float() * (1.0 / base**pairs)  # (B or 1, T, 1, 1, K / 2)
+    angles = positions[..., None, None, None].float() * (1.0 / base**pairs)  # (B, T, 1, 1, K / 2), or no B
     return angles.cos(), angles.sin()
 
 
 def rotate(qkv: Tensor, rope: Rope, n_heads: int) -> Tensor:
-    """Turn queries and keys by their positions, (B, T, 3 D) -> (B, T, 3 D), and leave the values.
+    """Rotate queries and keys by their positions, (B, T, 3 D) -> (B, T, 3 D), and leave the values.
 
-    Their product then depends on the distance of two positions only (Su et al. 2021, "RoFormer"). Numbers i
-    and i + K / 2 of a head are a pair, as in transformers' Llama.
+    Their product then depends on the distance of two positions only (Su et al. 2021, "RoFormer"). Dimensions
+    i and i + K / 2 of a head are a pair, as in transformers' Llama.
     """
     B, T, width = qkv.shape
     heads = qkv.view(B, T, 3, n_heads, width // 3 // n_heads)  # (B, T, 3, H, K)
     cos, sin = rope
     x, y = heads[:, :, :2].chunk(2, dim=-1)  # each (B, T, 2, H, K / 2)
-    turned = torch.cat([x * cos - y * sin, x * sin + y * cos], dim=-1)  # (B, T, 2, H, K)
-    return torch.cat([turned.to(qkv.dtype), heads[:, :, 2:]], dim=2).view(B, T, width)
+    rotated = torch.cat([x * cos - y * sin, x * sin + y * cos], dim=-1)  # (B, T, 2, H, K)
+    return torch.cat([rotated.to(qkv.dtype), heads[:, :, 2:]], dim=2).view(B, T, width)
 
 
 class MultiHeadAttention(nn.Module):
     """Causal self-attention with one fused query-key-value projection and an output projection.
 
-    The rows of `qkv.weight` are query, key, value, each (D, D). Without a bias, torch's own initialisation
-    draws exactly the numbers for it that three separate layers would get, which are the book's.
+    `qkv.weight` is the matrices of queries, keys and values below each other, each (D, D). Without a bias,
+    torch's own initialisation draws exactly the numbers for it that three separate layers would get, which
+    are the book's.
 
-    Attention weights are dropped in training only. `kernel` may be set, see `causal_attention`, and with
-    "explicit" `observe`.
+    Attention weights are dropped in training only. The attribute `kernel` may be set to one of those of
+    `causal_attention`; with "explicit", `observe` is called with the weights.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -273,7 +275,7 @@ class Cache(Protocol):
         """Positions of each row's next T tokens: (B, T) int64."""
 
     def mask(self, T: int) -> Tensor | None:
-        """Which keys that `extend` will return each of them attends to: (B or 1, 1, T, S); None: as usual."""
+        """The `mask` of `causal_attention` over the keys that `extend` will return; None: it needs none."""
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Take keys and values, each (B, H, T, K); returns those they attend to, each (B, H, S, K)."""
@@ -315,7 +317,7 @@ FEED_FORWARDS: Mapping[str, type[FeedForward | SwiGLU]] = {"gelu": FeedForward, 
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each on a residual branch (a shortcut, in the book), after a norm."""
+    """Attention, then feed-forward: each after a norm, and added to its input (the book's shortcut)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -339,11 +341,12 @@ class TransformerBlock(nn.Module):
 class GPTBackbone(nn.Module):
     """Everything but the head: token and position embeddings, dropout, pre-norm blocks and a final norm.
 
-    The layers are built in the order of the data (token table, position table, blocks): the order of the
-    random draws is part of what `init: torch` promises. A subclass adds its head as `out_head`.
+    The layers are made in the book's order (token table, position table, blocks), so that the same seed draws
+    the same weights. A subclass adds its head as `out_head`.
 
     With `recompute_blocks`, training keeps only each block's input and recomputes the rest in the backward
-    pass (Chen et al. 2016): a third more work for the blocks, far less memory, the same numbers.
+    pass (activation checkpointing, Chen et al. 2016): a third more work for the blocks, far less memory, the
+    same numbers.
     """
 
     out_head: nn.Linear
@@ -365,7 +368,7 @@ class GPTBackbone(nn.Module):
         return self.tok_emb.weight.device
 
     def rope(self, positions: Tensor) -> Rope | None:
-        """What turns queries and keys at these positions, (B, T) or (T,); None with learned positions."""
+        """The rotation of queries and keys at positions (B, T) or (T,); None with learned positions."""
         if self.config.position == "learned":
             return None
         return rope_angles(positions, self.config.emb_dim // self.config.n_heads, self.config.rope_base)
@@ -374,14 +377,15 @@ class GPTBackbone(nn.Module):
         """Everything but the head: tokens (B, T) int64 -> normalised hidden states (B, T, D).
 
         `segments` (B, T) int64 gives the number of the text that a token belongs to, where several are packed
-        into a row (0: padding): each is read as if it stood alone. None: a row is one text. With a `cache`
-        the tokens continue those that it holds, and their keys and values are added to it.
+        into a row one after the other (0: padding): each is read as if it stood alone. None: a row is one
+        text. With a `cache`, which takes no segments, the tokens continue those that it holds, and their keys
+        and values are added to it.
 
         Raises InputError when T exceeds `config.context_length`. torch refuses unknown token ids.
         """
         T = tokens.shape[1]
         if (longest := self.config.context_length) < T:
-            raise InputError(f"the model reads context_length={longest} tokens at once, got {T}: shorten it")
+            raise InputError(f"the model reads context_length={longest} tokens at once, got {T}: give fewer")
         mask: Tensor | None = None
         if segments is not None:
             positions, mask = segment_positions(segments), segment_mask(segments)  # (B, T), (B, 1, T, T)
@@ -410,7 +414,7 @@ class GPTModel(GPTBackbone):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
-        # A tied head draws no numbers: on the meta device no matrix is made only to be dropped.
+        # A tied head draws no numbers, and on the meta device takes no memory until it is replaced.
         head_device = "meta" if config.tie_weights else None
         self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False, device=head_device)
         if config.tie_weights:
@@ -425,7 +429,7 @@ class GPTModel(GPTBackbone):
         return self.out_head(self.hidden(tokens, segments))
 
     def cached(self, *, rows: int) -> "CachedGPT":
-        """The form for decoding about `rows` rows at a time, which keeps keys and values."""
+        """The form for decoding, which keeps keys and values, made for about `rows` texts at a time."""
         from gptpl.model.inference import CachedGPT
 
         return CachedGPT(self, rows=rows)
@@ -434,7 +438,7 @@ class GPTModel(GPTBackbone):
 def segment_positions(segments: Tensor) -> Tensor:
     """Each token's position in its own text: segments (B, T) int64, the text's number -> (B, T) int64.
 
-    A text is a run of equal numbers; padding, 0, counts as one.
+    A text is a run of equal numbers, which no other in its row has; padding, 0, counts as one.
     """
     places = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)  # (B, T)
     first = torch.ones_like(segments, dtype=torch.bool)
@@ -466,11 +470,12 @@ def keep_torch(model: nn.Module, n_layers: int) -> None:
 
 
 def draw_gpt2(model: nn.Module, n_layers: int) -> None:
-    """Redraw the weights in place as GPT-2 does: matrices N(0, 0.02), biases 0, norm scales 1.
+    """Redraw the weights in place as GPT-2 does: matrices N(0, 0.02^2), biases 0, norm scales 1.
 
     The first loss is close to ln(vocab_size), tied or not. The last matrix of each residual branch gets
     0.02 / sqrt(2 n_layers): every block adds two branches to the residual stream, whose variance would
-    otherwise grow with depth (Radford et al. 2019, 2.3).
+    otherwise grow with depth (Radford et al. 2019, 2.3). The position table has 0.02 too, as in transformers;
+    OpenAI's code drew it with 0.01.
     """
     for name, parameter in model.named_parameters():  # a tied head comes once, as the token embedding
         if name.endswith(".bias"):

@@ -76,10 +76,13 @@ from gptpl.weights.starting import RandomWeights, StartingWeights
 
 log = logging.getLogger(__name__)
 
+_SHARED_SECONDS = 5
+"""How long another machine may take to see a new file."""
+
 
 @dataclass(kw_only=True)
 class Run:
-    """A training run, built and checked; its folder is claimed, and nothing else is written before `fit`.
+    """A training run, built and checked; its folder is locked, and nothing is written there before `fit`.
 
     Attributes:
         config: every setting, as plain data.
@@ -89,10 +92,11 @@ class Run:
         config_dir, trusted: the user's config folder, and packages that classes of the run come from.
         command, overrides: what started it, for its record.
         log_file: writes the log to the run's train.log.
-        claim: the lock on the folder; None in the processes of further devices.
-        performance: the fast path, for `run.json`; see `gptpl.runs.trainer.performance_record`.
-        measured: the seconds that it was chosen by, if they were measured.
-        random: state of the CPU's random generators, with which `fit` begins.
+        claim: the lock on the folder; None in worker processes, those of further devices.
+        performance: precision, attention kernel, loss head and compilation, for `run.json`; see
+            `gptpl.runs.trainer.performance_record`.
+        measured: the seconds that each of them took here, if they were measured.
+        random: state of the CPU's random generators, restored when `fit` begins.
     """
 
     config: dict[str, Any]
@@ -155,13 +159,13 @@ def build(
 ) -> Run:
     """Build the run of a composed config or of overrides: `build("experiment=quick", "optimizer.lr=1e-3")`.
 
-    The override `resume=RUN` continues that run, see `resume`, and `resume=auto` the one in `run_dir`, if it
-    has saved anything. Every setting is checked by building what it is for, cheap parts first: a wrong number
-    is refused before a large text is read. Only the run's empty folder and the cache of encoded text are
+    The override `resume=RUN` continues that run, see `resume`; `resume=auto` the one in `run_dir`, if it has
+    a checkpoint. Every setting is checked by building what it is for, cheap parts first: a wrong number is
+    refused before a large text is read. Only the run's empty folder and the cache of encoded text are
     written. Raises InputError for whatever is wrong.
 
-    Of a composed config, `trusted` are packages of classes that it names, for those who resume the run, and
-    `again` moves what is left in `run_dir` of a run that saved nothing.
+    Only with a composed config: `trusted`, packages of the classes that it names, are recorded for those who
+    resume the run; `again` sets aside what a run that saved nothing has left in `run_dir`.
     """
     if len(config) == 1 and not isinstance(config[0], str):
         if not isinstance(config[0], Mapping):
@@ -188,7 +192,7 @@ def build(
 def resume(
     run: str | Path, *overrides: str, config_dir: Folder | None = None, log_file: RunLogFile | None = None
 ) -> Run:
-    """Build a run that continues from its newest good checkpoint; overrides apply from the next step on."""
+    """Build a run that continues from its newest intact checkpoint; overrides apply from the next step on."""
     try:
         plan = resume_plan(find_run(run, key="resume"), overrides, config_dir=config_dir, find=_newest_good)
     except BaseException as error:
@@ -206,19 +210,21 @@ def _newest_good(cfg: Config, folder: CheckpointFolder) -> GoodCheckpoint | None
 
 
 def rolled_back(run: Run, *overrides: str) -> Run:
-    """Build this process's own run again, from its newest good checkpoint on."""
+    """Build this process's own run again, from its newest intact checkpoint on."""
     plan = resume_plan(run.run_dir, overrides, config_dir=run.config_dir, own=True)
-    again = _build(plan.config, plan, run.config_dir, run.log_file, trusted=plan.trusted | run.trusted)
-    again.command = run.command
-    return again
+    rebuilt = _build(plan.config, plan, run.config_dir, run.log_file, trusted=plan.trusted | run.trusted)
+    rebuilt.command = run.command
+    return rebuilt
 
 
 def planned_config(overrides: Sequence[str], *, config_dir: Folder | None = None) -> tuple[Config, Config]:
     """The config that `build` would train with, and Hydra's own settings; nothing is built."""
-    kept, run = resumed_run(overrides)
-    found = composed(kept, config_dir=config_dir)
+    overrides, run = resumed_run(overrides)
+    if run == AUTO:
+        overrides, run = run_to_continue(overrides)
+    found = composed(overrides, config_dir=config_dir)
     if run is not None:
-        return resume_plan(find_run(run, key="resume"), kept, config_dir=config_dir).config, found.hydra
+        return resume_plan(find_run(run, key="resume"), overrides, config_dir=config_dir).config, found.hydra
     _settle_run_dir(found.cfg)
     return found.cfg, found.hydra
 
@@ -236,9 +242,9 @@ def _build(
     try:
         if not is_worker_process():
             claim = _claim(cfg, resume, again=again)
-        if together is not None:  # what follows takes all of them the same way
+        if together is not None:  # each exchange below is one of all processes
             if resume is None:
-                together.gathered(None)  # others may look for a checkpoint, see `found_by_node`
+                together.gathered(None)  # that of `found_by_node`, in processes that found a run to resume
             together.agree({"the step to continue from, in a folder that all share,": resume and resume.step})
             if resume is None:
                 cfg.run_dir = together.from_first(lambda: cfg.run_dir)
@@ -302,26 +308,24 @@ def _meet(cfg: Config) -> Processes | None:
 def _check_shared(run_dir: Path, together: Processes) -> None:
     """Raise InputError where a process does not see a file that the first one makes in the run's folder."""
 
-    def made() -> str:
+    def probe_file() -> str:
         with tempfile.NamedTemporaryFile(prefix=".shared-", suffix=".tmp", dir=run_dir, delete=False) as file:
             return file.name
 
-    file = Path(together.from_first(made))
+    file = Path(together.from_first(probe_file))
     deadline = time.monotonic() + _SHARED_SECONDS
     while not (seen := file.exists()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    found = together.gathered(seen)
-    if together.launcher.rank == 0:
-        file.unlink()
+    try:
+        found = together.gathered(seen)
+    finally:
+        if together.launcher.rank == 0:
+            file.unlink()
     if not all(found):
         raise InputError(
             f"{together.named(found.index(False))} does not see {file}, and with"
             " trainer.sharded_checkpoints=true every process writes there: give a run_dir that all share"
         )
-
-
-_SHARED_SECONDS = 5
-"""How long another machine may take to see a new file."""
 
 
 def _facts(module: TrainingModule, settled: "Settled", resume: Resumption | None) -> dict[str, Any]:
@@ -361,9 +365,10 @@ def _settle_run_dir(cfg: Config) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """A run before its model is built: its config with every number decided, and what is made of it.
+    """A run before its model is built: its config with every number decided, its Trainer and its data.
 
-    `weights` will initialise the model. `timings` are those that the fast path was chosen by, if any.
+    `weights` will initialise the model. `fast_path` is how it is computed: precision, attention kernel, loss
+    head, compilation; `timings` are what that was chosen by, if it was measured.
     """
 
     cfg: Config
@@ -383,7 +388,7 @@ class Settled:
 
 
 def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bool = False) -> Settled:
-    """Make all of a run but its weights, which may not fit into memory; decided numbers go into `cfg`.
+    """Make all of a run but its model, which may not fit into memory; decided numbers go into `cfg`.
 
     `tries_compiling` as for `gptpl.training.performance.choose_compile`: where the run will be trained.
     """
@@ -400,8 +405,8 @@ def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bo
         parts.model_config(cfg)  # refuses a wrong shape
     if resume is None:
         parts.check_data(cfg)
-    kept = kept_choices(cfg, resume)  # of several processes, the first one measures
-    fast_path = fast_path_of(cfg, kept=kept)  # refuses an impossible choice
+    kept = kept_choices(cfg, resume)
+    fast_path = fast_path_of(cfg, kept=kept)  # as far as it is given: refuses an impossible choice
     if fast_path.keep_freed_memory:
         keep_freed_memory()
     weights = parts.starting_weights(cfg) if resume is None else RandomWeights()
@@ -412,22 +417,23 @@ def settle(cfg: Config, resume: Resumption | None = None, *, tries_compiling: bo
                 f"init: the bits of {type(weights).__name__} depend on the machine, and trainer.strategy="
                 f"{cfg.trainer.strategy} needs the same in every process: use init=random, or trainer=ddp"
             )
-    timings = timings_of(cfg) if kept is None else None  # a few seconds, if they are not in the cache
-    fast_path = fast_path_of(cfg, timings=timings, kept=kept)  # precision, kernels
+    # A few seconds, if they are not in the cache; of several processes, the first one measures.
+    timings = timings_of(cfg) if kept is None else None
+    fast_path = fast_path_of(cfg, timings=timings, kept=kept)  # all but compilation, which the length decides
     if resume is not None:
         say_otherwise(cfg, resume, fast_path)
     _settle_strategy(cfg, fast_path, weights)
     trainer = configured_trainer(cfg, fast_path)  # with its callbacks and loggers
-    shared = None if resume is None else resume.batch_of(trainer.world_size)
+    resumed_batch = None if resume is None else resume.batch_of(trainer.world_size)
     if cfg.trainer.max_steps is not None:  # a wrong schedule is refused before the data are read
         parts.schedule(cfg, cfg.trainer.max_steps)
 
     datamodule = parts.build_datamodule(cfg, resume=resume, weights=weights)
     parts.settle_vocabulary(cfg, datamodule)
-    if shared is None or shared == (cfg.data.batch_size, 1):
+    if resumed_batch is None or resumed_batch == (cfg.data.batch_size, 1):
         parts.settle_batch(cfg, trainer, datamodule, fast_path)  # data.batch_size=auto, accumulation
     else:
-        parts.share_batch(trainer, datamodule, *shared)
+        parts.share_batch(trainer, datamodule, *resumed_batch)
     batches = datamodule.steps_per_epoch(world_size=trainer.world_size)
     if batches == UNKNOWN and trainer.max_steps == -1:
         raise InputError(f"{datamodule.name} has an unknown number of batches: give trainer.max_steps")
@@ -534,8 +540,8 @@ def _model(
 def _learning_rate(cfg: Config, total_steps: int, resume: Resumption | None) -> dict[str, Any]:
     """The module's arguments for the schedule.
 
-    A run that is resumed with more steps stays at or below the learning rates that were still to come, unless
-    the user sets one: a cosine over more steps would rise again.
+    A run that is resumed with more steps stays at or below what its original schedule had left, unless the
+    user sets a learning rate: a cosine over more steps would rise again.
     """
     lr_factor = parts.schedule(cfg, total_steps)
     if lr_factor is None:

@@ -1,4 +1,4 @@
-"""The LightningModule that all tasks share, in the order of a training step.
+"""The LightningModule that all tasks share: set up, then in the order of a training step.
 
 A step, as Lightning calls the methods here:
 
@@ -8,7 +8,8 @@ A step, as Lightning calls the methods here:
 3. `configure_gradient_clipping`: the norm is measured, checked and clipped. Then the optimizer steps.
 4. `lr_scheduler_step`: the learning rate of the next step.
 5. `on_train_batch_end`: the step is logged, and an evaluation scheduled where one is due.
-6. The callbacks' `after_step` (`gptpl.callbacks.after_step`): saving, sampling, stopping.
+6. `after_step` of gptpl's callbacks, when all of that is done (see `gptpl.callbacks.after_step`): saving,
+   sampling, stopping.
 7. Where it is due, an evaluation: `validation_step`, once for each batch of both splits.
 """
 
@@ -47,7 +48,10 @@ from gptpl.training.sharding import FullyShardedStrategy, shard, whole
 from gptpl.training.task import EVALUATED, Sums, Task
 
 _WEIGHT_UNIT = 1024
-"""Divides the weights of micro-batches, to keep their losses small; a power of 2 rounds nothing."""
+"""Divides the weights of micro-batches: losses times thousands of targets could exceed half precision.
+
+A power of 2 rounds nothing.
+"""
 
 
 class NonFiniteError(ArithmeticError):
@@ -62,8 +66,11 @@ class NonFiniteError(ArithmeticError):
         self.report = report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _MicroBatch:
+    """A batch of the step in progress; `number` is its place in the epoch, from 1."""
+
+    number: int
     inputs: Tensor
     loss: Tensor
     weight: Tensor | None
@@ -83,21 +90,25 @@ class TrainingModule(Task, L.LightningModule):
     Model and tokenizer are enough to train with a stock `lightning.Trainer`, whose own arguments then say how
     long and when to evaluate. To repeat an uninterrupted run bit for bit, a resumed one needs the callback
     `ExactResume` before all others, checkpoints of `LastCheckpoint` written by the Trainer's plugin
-    `DurableCheckpointIO`, and `eval_every_n_steps` to make up for an evaluation.
+    `DurableCheckpointIO`, and `eval_every_n_steps`, to run an evaluation that was due where it stopped.
 
     Args:
         net: the model; it stays a plain torch module.
-        lr_factor: the multiple of the peak learning rate for the next update, given the number of finished
-            ones; None: always the peak.
+        tokenizer: kept in every checkpoint; it decodes the batch in the report of a non-finite step.
+        make_optimizer: builds the optimizer of the model.
+        lr_factor: the learning rate of an optimizer step as a multiple of the peak, given the number of steps
+            finished before it; None: constant.
         make_scheduler: builds a scheduler such as torch's instead, see `scheduler_of`.
         total_steps: optimizer steps the run is planned for; after them it evaluates once more and ends. None:
             the Trainer ends it.
+        run_config: all settings of the run, kept in every checkpoint.
         eval_every_n_steps: optimizer steps between evaluations. None: Lightning decides, by batches.
         lr_ceiling: the largest multiple of the peak learning rate that the schedule may give; None: any.
-        skip_steps: optimizer steps, from 1, that leave the weights as they are.
-        global_batch: sequences of all ranks in one batch, or in `micro_batches` of them, which are counted as
-            one batch in checkpoints.
-        start: where the first weights came from; see `gptpl.checkpoints.format.lineage_of`.
+        skip_steps: optimizer steps, from 1, whose update is left out.
+        data_sha256: of the data, kept in every checkpoint.
+        global_batch: sequences that a checkpoint counts as one batch: `micro_batches` batches of every rank.
+        micro_batches: more than 1 in a run that is resumed on fewer devices, which share the same batch.
+        start: where the initial weights came from; see `gptpl.checkpoints.format.lineage_of`.
         tune: which weights are trained; see `gptpl.model.parameters`.
         model_config: for a `net` other than a `GPTModel`: its class, as `_target_`, and its keywords, as
             plain data. None: the name of the class alone.
@@ -129,7 +140,7 @@ class TrainingModule(Task, L.LightningModule):
         self.net = net
         self.tokenizer = tokenizer
         self.make_optimizer = make_optimizer
-        self.lr_factor = lr_factor or _always_the_peak
+        self.lr_factor = lr_factor or _constant
         self.make_scheduler = make_scheduler
         self._total_steps = total_steps
         self.run_config: dict[str, Any] = dict(run_config or {})
@@ -148,7 +159,7 @@ class TrainingModule(Task, L.LightningModule):
         self.updating = False  # the weights may be half updated: an error now must not save them
         self.tokens_seen = 0
         self.tokens_per_second: float | None = None  # set by the callback `Throughput`
-        self.grad_norm: Tensor | None = None  # before clipping, until the step is logged
+        self.grad_norm: Tensor | None = None  # before clipping; None until the step's gradient is complete
         self.evaluation_seconds = 0.0
         self._as_configured: dict[str, Any] = {}
         self._resumed_configuration: dict[str, Any] | None = None
@@ -177,7 +188,7 @@ class TrainingModule(Task, L.LightningModule):
         self._total_steps = steps
 
     def capped_lr_factor(self, step: int) -> float:
-        """The multiple of the peak learning rate for the update that follows `step` finished ones."""
+        """The learning rate after `step` finished steps, as a multiple of the peak."""
         factor = self.lr_factor(step)
         return factor if self.lr_ceiling is None else min(factor, self.lr_ceiling)
 
@@ -193,7 +204,7 @@ class TrainingModule(Task, L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
 
     def uncompiled(self) -> AbstractContextManager[Any]:
-        """A context in which the blocks that gptpl has compiled for training run as they are.
+        """A context in which the blocks that gptpl has compiled for training run eagerly.
 
         Evaluations have batches of other sizes: their compilation takes longer than it saves in most runs,
         and the training step would then be compiled for any size.
@@ -201,7 +212,7 @@ class TrainingModule(Task, L.LightningModule):
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def on_fit_start(self) -> None:
-        """Seed the ranks apart, now that their weights are equal: each draws dropout masks of its own.
+        """Give each rank a random seed of its own, now that their weights are equal, for its dropout masks.
 
         A resumed run goes back to the random states in its checkpoint later, when training starts.
         """
@@ -209,7 +220,9 @@ class TrainingModule(Task, L.LightningModule):
             torch.manual_seed(int(torch.randint(2**62, ())) + rank)
 
     def on_train_start(self) -> None:
-        """Apply the settings of this run to an optimizer that was restored with those of its checkpoint."""
+        """Begin with no step in progress, and with this run's settings in a restored optimizer."""
+        self._micro_batches.clear()  # of a step that an error ended
+        self._step_loss = self.grad_norm = None
         optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
         scheduler = cast(LRScheduler, self.lr_schedulers())
         if self.make_scheduler is None:
@@ -220,7 +233,7 @@ class TrainingModule(Task, L.LightningModule):
             scheduler.base_lrs = [settings["initial_lr"] for settings in groups]
         elif self._resumed_configuration is not None:
             if isinstance(scheduler, ReduceLROnPlateau):
-                # A checkpoint saved in the next step's middle has the learning rate after the evaluation.
+                # A checkpoint saved within the following step has the learning rate after the evaluation.
                 for group, lr in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
                     group["lr"] = lr
             apply_changes(optimizer, scheduler, before=self._resumed_configuration, now=self._as_configured)
@@ -233,12 +246,19 @@ class TrainingModule(Task, L.LightningModule):
     # --- batch -> loss --------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Mean loss of one micro-batch; weighted by its targets, unless it is the whole step."""
+        """Mean loss of one micro-batch; times its `loss_weight`, unless it is the whole step."""
         loss = self.batch_loss(batch)
         alone = self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
         weight = None if alone else self.loss_weight(batch)
-        tokens = self.tokens_in(batch)
-        self._micro_batches.append(_MicroBatch(self.inputs_of(batch), loss.detach(), weight, tokens))
+        self._micro_batches.append(
+            _MicroBatch(
+                number=batch_idx + 1,
+                inputs=self.inputs_of(batch),
+                loss=loss.detach(),
+                weight=weight,
+                tokens=self.tokens_in(batch),
+            )
+        )
         return loss if weight is None else loss * (weight / _WEIGHT_UNIT)
 
     # --- the gradient of the step ---------------------------------------------------------------------
@@ -246,15 +266,15 @@ class TrainingModule(Task, L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradient the mean over the step: weighted by `loss_weight`, or over its micro-batches.
 
-        An epoch's last accumulation may have fewer of them. The loss and the tokens of the step are added up
-        over the ranks together with the weights, in one reduction.
+        The last step of an epoch may have fewer micro-batches. The loss and the tokens of the step are added
+        up over the ranks together with the weights, in one reduction.
         """
         losses = torch.stack([micro.loss for micro in self._micro_batches])
         weights = [micro.weight for micro in self._micro_batches if micro.weight is not None]
         counts = torch.stack(weights) if weights else torch.ones_like(losses)
         tokens = sum(micro.tokens for micro in self._micro_batches)
         totals = [counts.sum(), (losses * counts).sum()]
-        if self.padded:  # else every rank has as many, and no device needs to be waited for
+        if self.padded:  # else every rank has as many, and there is no need to wait for the device
             totals.append(torch.tensor(tokens, device=self.device))
         sums = torch.stack([total.to(wide_dtype(self.device)) for total in totals])
         if self.trainer.world_size > 1:
@@ -280,7 +300,8 @@ class TrainingModule(Task, L.LightningModule):
         """Measure the gradient's norm, check it, and clip it where `trainer.gradient_clip_val` is set.
 
         Lightning refuses to clip for fused optimizers under mixed precision, although bf16 has no loss scale
-        to undo, and fp16's can be undone first. Raises NonFiniteError before the weights are touched.
+        to undo, and fp16's can be undone first. Raises NonFiniteError before the weights are touched; with a
+        loss scale only if the loss is not finite, as the scaler skips a step whose gradient alone is not.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and unscales_in_step(optimizer):
@@ -292,7 +313,8 @@ class TrainingModule(Task, L.LightningModule):
             for parameter in parameters:
                 parameter.grad = None  # every optimizer passes over such parameters
             return
-        if scaler is None and not torch.isfinite(norm):  # fp16's scaler skips such steps by itself
+        loss = cast(Tensor, self._step_loss)
+        if not torch.isfinite(norm + loss) and (scaler is None or not torch.isfinite(loss)):
             raise self._not_finite(norm)
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
@@ -301,17 +323,18 @@ class TrainingModule(Task, L.LightningModule):
         self.updating = True
 
     def _not_finite(self, grad_norm: Tensor) -> NonFiniteError:
-        """Report the step. A loss that is not finite makes the gradient's norm so, on every rank."""
-        at, norm = self.position, f"gradient norm {grad_norm.item():g}"
-        report = [f"step {at.step + 1}: epoch {at.epoch}, after its batch {at.batch}; {norm}", ""]
+        """Report the step: norm and loss are those of all ranks, the batches those of this one."""
+        step = self.trainer.global_step + 1
+        where = f"step {step}: epoch {self.trainer.current_epoch}, batch {self._micro_batches[0].number} on"
+        report = [f"{where}; gradient norm {grad_norm.item():g}", ""]
         report.append("parameter: norm of its values, norm of its gradient")
         for name, parameter in self.net.named_parameters():
             gradient = "none" if parameter.grad is None else f"{_norm(parameter.grad):.4g}"
             report.append(f"  {name}: {_norm(parameter):.4g}, {gradient}")
-        for number, micro in enumerate(self._micro_batches, start=at.batch + 1):
-            report += ["", f"batch {number} of the epoch: loss {micro.loss.item():g}"]
+        for micro in self._micro_batches:
+            report += ["", f"batch {micro.number} of the epoch: loss {micro.loss.item():g}"]
             report += [f"  {self.tokenizer.decode(row)!r}" for row in micro.inputs.tolist()]
-        return NonFiniteError(self.trainer.global_step + 1, report)
+        return NonFiniteError(step, report)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the scheduler after the optimizer; ReduceLROnPlateau steps after an evaluation instead."""
@@ -339,9 +362,9 @@ class TrainingModule(Task, L.LightningModule):
             tokens_seen=self.tokens_seen,
         )
         loss, grad_norm = self._step_loss, self.grad_norm
-        if step in self.skip_steps:  # without numbers, Lightning would log those of the step before
+        if step in self.skip_steps:  # nan: no update. Without a value, Lightning would log the step before's
             loss, grad_norm = torch.full_like(loss, math.nan), torch.full_like(grad_norm, math.nan)
-        self.log("step", float(step))  # Lightning would count from 0
+        self.log("step", float(step))  # the loggers' step axis, which Lightning would count from 0
         self.log_dict({"train/loss": loss, **self.step_metrics(loss)})
         self.log_dict({"train/tokens_seen": float(self.tokens_seen), "train/grad_norm": grad_norm})
         self._micro_batches.clear()
@@ -368,7 +391,7 @@ class TrainingModule(Task, L.LightningModule):
     # --- evaluation -----------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Start new sums, and the clock."""
+        """Start new sums, and keep the scheduler's state for a checkpoint of the step before."""
         self._sums, self._evaluation_started = {}, time.perf_counter()
         if (scheduler := self._plateau_scheduler()) is not None:
             self._scheduler_before_evaluation = copy.deepcopy(scheduler.state_dict())
@@ -377,14 +400,14 @@ class TrainingModule(Task, L.LightningModule):
         """Add one batch to the sums of its split."""
         loaders = len(self.trainer.num_val_batches)
         splits = getattr(self.trainer.datamodule, "evaluated", EVALUATED)  # type: ignore[attr-defined]
-        split = splits[dataloader_idx - loaders]  # a single loader has the validation examples
+        split = splits[dataloader_idx - loaders]  # from the end: a single loader has the validation examples
         before = self._sums.get(split)
         with self.uncompiled():
             found = self.evaluation_sums(batch)
         self._sums[split] = found if before is None else {name: before[name] + found[name] for name in found}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of all batches of all ranks; also before the first step."""
+        """Log the metrics of all batches of all ranks; also of the evaluation before the first step."""
         reduce = self.trainer.strategy.reduce
         sums = {
             split: {name: reduce(total, reduce_op="sum") for name, total in of_split.items()}
@@ -403,7 +426,7 @@ class TrainingModule(Task, L.LightningModule):
                 logger.log_metrics(metrics, step=0)
 
     def on_validation_end(self) -> None:
-        """Stop the clock; end a run that was resumed after its last step to make up for the evaluation."""
+        """End a resumed run of which only the evaluation after its last step was left."""
         self.evaluation_seconds += time.perf_counter() - self._evaluation_started
         if not self.trainer.sanity_checking and self._is_over(self.trainer.global_step):
             self.trainer.should_stop = True
@@ -419,11 +442,13 @@ class TrainingModule(Task, L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to rebuild model and tokenizer, and the number of tokens seen."""
+        # Lightning's own callback saves after the optimizer step and before `on_train_batch_end`.
+        noted = self.position.step == self.trainer.global_step
         checkpoint[HEADER_KEY] = {
             **checkpoint_header(self.model_state, self.tokenizer, self.run_config, self.start),
             "task": self.task_state(),
             "tune": dict(self.tune),
-            "tokens_seen": self.position.tokens_seen,
+            "tokens_seen": self.position.tokens_seen if noted else self.tokens_seen,
             "data_sha256": self.data_sha256,
             "global_batch": self.global_batch,
             "world_size": self.trainer.world_size,
@@ -442,12 +467,12 @@ class TrainingModule(Task, L.LightningModule):
         check_same_model(header, self.model_state, self.tokenizer.state())
         self.tokens_seen = int(header["tokens_seen"])
         self._resumed_configuration = header.get("scheduler")
-        theirs = (self._resumed_configuration or {}).get("name")
-        ours = None if self.make_scheduler is None else factory_name(self.make_scheduler)
-        if "optimizer_states" in checkpoint and ours != theirs:
+        recorded = (self._resumed_configuration or {}).get("name")
+        given = None if self.make_scheduler is None else factory_name(self.make_scheduler)
+        if "optimizer_states" in checkpoint and given != recorded:
             raise InputError(
-                f"the checkpoint's scheduler is {theirs or 'a schedule of gptpl'}, this run has"
-                f" {ours or 'a schedule of gptpl'}: only gptpl's own schedules can replace one another"
+                f"the checkpoint's scheduler is {recorded or 'a schedule of gptpl'}, this run has"
+                f" {given or 'a schedule of gptpl'}: only gptpl's own schedules can replace one another"
             )
 
 
@@ -465,5 +490,5 @@ def _norm(tensor: Tensor) -> float:
     return float(whole(torch.linalg.vector_norm(tensor.detach(), dtype=dtype)))
 
 
-def _always_the_peak(step: int) -> float:
+def _constant(step: int) -> float:
     return 1.0

@@ -182,7 +182,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_a_report(tmp_path, gptpl, n
     assert last_step(tmp_path / "run") == 24
     report = (tmp_path / "run/nonfinite_step_25.txt").read_text()
     good = f"last good checkpoint: {tmp_path / 'run/checkpoints/step-00000024.ckpt'}"
-    assert report.startswith(f"{good}\nstep 25: epoch 0, after its batch 24; gradient norm nan\n")
+    assert report.startswith(f"{good}\nstep 25: epoch 0, batch 25 on; gradient norm nan\n")
     assert f"error: {good}\n" in outcome.err
     assert "blocks.0.attn.qkv.weight: " in report
     assert "batch 25 of the epoch: loss " in report

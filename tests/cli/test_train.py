@@ -135,6 +135,16 @@ def test_the_stored_config_is_what_the_overrides_compose_to(quick, gptpl):
     assert "${" not in (quick.run.path / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_the_config_of_a_run_that_begins_or_continues_can_be_shown(quick, gptpl, begun):
+    run_dir = quick.run.path if begun else quick.folder / "new"
+    outcome = gptpl("train", "experiment=quick", "resume=auto", f"run_dir={run_dir}", "--cfg", "job")
+    assert outcome.status == 0, outcome.err
+    shown = OmegaConf.create(outcome.out)
+    assert shown.run_dir == str(run_dir)
+    assert shown.trainer.max_steps == (8 if begun else None)  # the recorded one, or that of the experiment
+
+
 def test_checkpoints_hold_plain_data_and_the_resolved_config(quick):
     stored = quick.run.config
     for name, has_optimizer in (("last", True), ("best", False)):

@@ -9,11 +9,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gptpl.callbacks.checkpoints import LastCheckpoint
 from gptpl.callbacks.metrics import LossCurve
 from gptpl.callbacks.progress import ProgressBar
 from gptpl.callbacks.stopping import RunStopped, StopAtBoundary
+from gptpl.checkpoints.format import HEADER_KEY
 from gptpl.checkpoints.loading import load_model
 from gptpl.data.pretraining.datamodule import TextDataModule
 from gptpl.data.sources import TextFiles
@@ -66,6 +68,18 @@ def fit(pretraining: Any, tmp_path: Path) -> Any:
         return trainer, counted
 
     return run
+
+
+def test_lightnings_own_checkpoints_hold_the_tokens_of_their_step(pretraining: Any, tmp_path: Path) -> None:
+    data = pretraining.data()
+    module = LanguageModelingModule(pretraining.net(), tokenizer=data.tokenizer)
+    own = ModelCheckpoint(dirpath=tmp_path / "own", every_n_train_steps=2, save_top_k=-1)
+    trainer = L.Trainer(max_steps=4, callbacks=[own], accelerator="cpu", logger=False)
+    trainer.fit(module, datamodule=data)
+    saved = [torch.load(path, weights_only=True) for path in (tmp_path / "own").iterdir()]
+    assert {each["global_step"]: each[HEADER_KEY]["tokens_seen"] for each in saved} == {
+        step: step * data.batch_size * data.max_length for step in (2, 4)
+    }
 
 
 def test_ten_lines_train(tmp_path: Path) -> None:
