@@ -67,6 +67,7 @@ def test_the_library_in_a_script(folder: Path, fake_train: None) -> None:
     [code] = [text for text in PYTHON if "gptpl.build(" in text]
     assert code.count('"experiment=quick"') == 3
     small = '"experiment=quick", "data=text_file", "data.path=my.txt", "trainer.accelerator=cpu"'
+    small += ', "callbacks.sample_text.max_new_tokens=3"'
     out = run_python(code.replace('"experiment=quick"', small))
     assert "parameters" in out
     assert len(list((folder / "runs").rglob("run.json"))) == 3
@@ -92,7 +93,7 @@ def test_classes_of_ones_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for words in OWN:
         more = [each for key, added in short.items() if key in words for each in added]
         kept = [word for word in words if word.partition("=")[0] not in {a.partition("=")[0] for a in more}]
-        own = ["trainer=cpu"] if "model=gru" in words else []
+        own = ["trainer=cpu", "callbacks.sample_text.max_new_tokens=3"] if "model=gru" in words else []
         run_python(f"from gptpl.cli.main import main\nassert main({[*kept, *more, *own]}) == 0")
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", "")).startswith(str(folder)):

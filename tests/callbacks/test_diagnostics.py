@@ -556,7 +556,7 @@ def test_the_picture_shows_layers_by_steps(pretraining, look, tmp_path):
 def test_numbers_that_have_no_logarithm_are_drawn_too(tmp_path, value):
     metrics = {"gradient_norm/head": value, "gradient_norm/embeddings": 1.0, "update_ratio/head": value}
     figure = diagnostics_figure([{"step": 1, "metrics": metrics}])
-    figure.savefig(tmp_path / "a.png")
+    figure.savefig(tmp_path / "a.png", dpi=20)
 
 
 def test_a_run_that_fails_is_drawn(pretraining, look, tmp_path):

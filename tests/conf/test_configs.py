@@ -90,6 +90,39 @@ BUILT = {
 """Groups of which a test below builds every choice."""
 
 
+TOGETHER = {
+    "train": ("callbacks", "data", "model", "init", "tune", "trainer", "scheduler", "logger"),
+    "evaluate": ("data", "init", "suite"),
+}
+"""Groups that know nothing of each other: one config has a choice of each of them."""
+
+
+@pytest.fixture(scope="module")
+def shared() -> dict[tuple[str, int], DictConfig]:
+    """The configs of `with_choice`, by command and place of the choices in their groups."""
+    return {}
+
+
+@pytest.fixture
+def with_choice(compose: Compose, shared: dict[tuple[str, int], DictConfig]) -> Callable[..., DictConfig]:
+    """`with_choice("train", "init", "run")`: a config in which that is chosen, and something of other groups.
+
+    Without a missing value. Its run folder is not the test's own.
+    """
+
+    def found(command: str, group: str, choice: str) -> DictConfig:
+        place = choices(group).index(choice)
+        if (command, place) not in shared:
+            chosen = {each: choices(each)[place] for each in TOGETHER[command] if place < len(choices(each))}
+            if command == "train":
+                chosen = {"model": "tiny", "tokenizer": "bytes"} | chosen
+            config = compose(command, *(f"{name}={each}" for name, each in chosen.items()))
+            shared[command, place] = resolved(config, command)
+        return shared[command, place].copy()
+
+    return found
+
+
 def resolved(config: DictConfig, command: str) -> DictConfig:
     """The config; fails where a value is missing, but for what the user must give, or cannot be resolved."""
     whole = config.copy()
@@ -100,16 +133,19 @@ def resolved(config: DictConfig, command: str) -> DictConfig:
 
 
 @pytest.mark.parametrize("name", [each for each in YAMLS if each.partition("/")[0] not in BUILT])
-def test_every_yaml_composes_to_settings_that_its_class_takes(name, compose):
+def test_every_yaml_composes_to_settings_that_its_class_takes(name, compose, with_choice):
     group, _, choice = name.removesuffix(".yaml").rpartition("/")
     command = next(root for root in ROOTS if group in default_choices(root)) if group else choice
-    resolved(compose(command, *([f"{group}={choice}"] if group else [])), command)
+    if group in TOGETHER.get(command, ()):
+        with_choice(command, group, choice)
+    else:
+        resolved(compose(command, *([f"{group}={choice}"] if group else [])), command)
 
 
 @pytest.mark.parametrize("choice", choices("init"))
 @pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_starting_weights_are_built(command, choice, compose):
-    node = resolved(compose(command, f"init={choice}"), command).init
+def test_starting_weights_are_built(command, choice, with_choice):
+    node = with_choice(command, "init", choice).init
     weights = instantiate(node)
     assert isinstance(weights, StartingWeights)
     assert isinstance(weights, target_of(node))
@@ -134,9 +170,10 @@ def test_filters_are_built(choice, compose, tmp_path):
         "several": ["filter.filters.words.path=words.txt"],
     }
     given = [each.replace("='", "=\"'").replace("]'", "]'\"") for each in needed.get(choice, [])]
-    filter = instantiate(compose("respond", f"filter={choice}", *given).filter)
+    node = compose("respond", f"filter={choice}", *given).filter
+    filter = instantiate(node)
     assert isinstance(filter, Filter)
-    assert isinstance(filter, target_of(compose("generate", f"filter={choice}", *given).filter))
+    assert isinstance(filter, target_of(node))
     assert bool(filter.rules) == (choice != "none")
     if choice == "several":
         assert [rule.action for rule in filter.rules] == ["mark", "withhold"]
@@ -162,9 +199,8 @@ def test_tokenizers_are_built(choice, compose):
 
 @pytest.mark.parametrize("choice", choices("data"))
 @pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_corpora_are_built(command, choice, compose):
-    base = CHEAP if command == "train" else ()
-    node = resolved(compose(command, *base, f"data={choice}"), command).data
+def test_corpora_are_built(command, choice, with_choice):
+    node = with_choice(command, "data", choice).data
     if choice == "mixture":
         corpora = [source.corpus for source in sources_of(plain(node)["sources"]).values()]
         assert [corpus.files()[0].name for corpus in corpora] == ["text.txt", "text.txt"]
@@ -234,8 +270,8 @@ def test_optimizers_are_built(choice, compose, tiny_net):
 
 
 @pytest.mark.parametrize("choice", choices("scheduler"))
-def test_schedules_are_built(choice, compose):
-    node = resolved(compose("train", *CHEAP, f"scheduler={choice}"), "train").scheduler
+def test_schedules_are_built(choice, with_choice):
+    node = with_choice("train", "scheduler", choice).scheduler
     schedule = instantiate(node)
     assert isinstance(schedule, target_of(node))
     factors = [schedule.factor(step, total_steps=50, peak_lr=1e-3) for step in range(50)]
@@ -268,25 +304,27 @@ def test_tasks_are_built(choice, compose, tiny_net):
 
 
 @pytest.mark.parametrize("choice", choices("logger"))
-def test_loggers_are_built_below_the_run_folder(choice, compose, tmp_path):
-    nodes = resolved(compose("train", *CHEAP, f"logger={choice}"), "train").logger
+def test_loggers_are_built_below_the_run_folder(choice, with_choice):
+    config = with_choice("train", "logger", choice)
+    nodes = config.logger
     if choice in ("wandb", "mlflow"):
         pytest.importorskip(choice, reason=f"{choice} is not installed")
     loggers = [instantiate(node) for node in nodes.values()]
     assert loggers
-    assert all(isinstance(logger, Logger) and logger.save_dir == str(tmp_path / "run") for logger in loggers)
-    assert not (tmp_path / "run").exists()
+    assert all(isinstance(logger, Logger) and logger.save_dir == config.run_dir for logger in loggers)
+    assert not Path(config.run_dir).exists()
 
 
 @pytest.mark.parametrize("choice", choices("callbacks"))
-def test_callbacks_are_built(choice, compose, tmp_path):
-    nodes = resolved(compose("train", *CHEAP, f"callbacks={choice}"), "train").callbacks
+def test_callbacks_are_built(choice, with_choice):
+    config = with_choice("train", "callbacks", choice)
+    nodes = config.callbacks
     for node in nodes.values():
         callback = instantiate(node)
         assert isinstance(callback, L.Callback)
         assert isinstance(callback, target_of(node))
     assert bool(nodes) == (choice != "none")
-    assert not (tmp_path / "run").exists()
+    assert not Path(config.run_dir).exists()
 
 
 OF_TASKS = {"instruct", "sample_responses", "classify", "classification_report", "final_scores"}
@@ -305,10 +343,10 @@ def test_the_default_callbacks_are_all_but_those_of_tasks_and_those_to_add(compo
 
 
 @pytest.mark.parametrize("choice", choices("trainer"))
-def test_trainers_are_built_or_refused_in_a_line(choice, compose, tmp_path):
+def test_trainers_are_built_or_refused_in_a_line(choice, with_choice, tmp_path):
     needed = {"gpu": torch.cuda.is_available(), "fsdp": torch.cuda.is_available()}
     needed["mps"] = torch.backends.mps.is_available()
-    conf = resolved(compose("train", *CHEAP, f"trainer={choice}"), "train").trainer
+    conf = with_choice("train", "trainer", choice).trainer
 
     def build() -> L.Trainer:
         return build_trainer(

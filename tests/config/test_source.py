@@ -1,9 +1,11 @@
 """Settings read from source files: the same as those of the imported classes, and no import."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +153,8 @@ print(json.dumps(seen))
 """
 
 
-def run_apart(commands: list[list[str]], folder: Path) -> list[tuple[int, str, list[str]]]:
-    """Status, standard error and the heavy libraries loaded after each command, in one fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(commands)], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return [tuple(each) for each in json.loads(done.stdout)]
-
-
+LIGHT = ["--help", "train --help", "completion words train mo", "runs list", "weights list"]
+GENERATE = "generate checkpoint=run max_new_tokens=2"
 WRONG = [
     "train model=tinny",
     "train optimizer.lr=-1",
@@ -191,34 +186,49 @@ WRONG = [
 ]
 
 
-def test_a_refusal_imports_neither_torch_nor_lightning(tmp_path, capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working folder, with a run of a step."""
+    path = tmp_path_factory.mktemp("folder")
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(path):
+        patch.setenv("GPTPL_CACHE", str(path / "cache"))
+        small = ("model=tiny", "tokenizer=bytes", "trainer=cpu", "trainer.max_steps=1")
+        short = ("callbacks=checkpoint_last", "eval_train_batches=1", "eval_val_batches=1", "run_dir=run")
+        assert main(["train", *small, *short]) == 0
+        yield path
+
+
+@pytest.fixture(scope="module")
+def apart(folder: Path) -> dict[str, tuple[int, str, list[str]]]:
+    """Status, standard error and the heavy libraries loaded after each command, all in a new process."""
+    lines = [*LIGHT, *WRONG, GENERATE]
+    commands = json.dumps([words_of(line) for line in lines])
+    done = subprocess.run([sys.executable, "-c", PROGRAM, commands], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {line: (*each,) for line, each in zip(lines, json.loads(done.stdout), strict=True)}
+
+
+def words_of(line: str) -> list[str]:
+    return [part.strip("'") for part in line.split()]
+
+
+def test_a_refusal_imports_neither_torch_nor_lightning(apart, capsys):
     """And says what it says where they are imported: in this process, which checks the imported classes."""
-    commands = [[part.strip("'") for part in line.split()] for line in WRONG]
-    monkeypatch.chdir(tmp_path)
-    for arguments, (status, said, loaded) in zip(commands, run_apart(commands, tmp_path), strict=True):
-        assert (status, loaded) == (2, []), arguments
-        assert main(arguments) == 2
-        assert said == capsys.readouterr().err, arguments
+    for line in WRONG:
+        status, said, loaded = apart[line]
+        assert (status, loaded) == (2, []), line
+        assert main(words_of(line)) == 2
+        assert said == capsys.readouterr().err, line
 
 
-def test_what_needs_no_torch_does_not_import_it(tmp_path):
-    lines = ["--help", "train --help", "completion words train mo", "runs list", "weights list"]
-    for status, _, loaded in run_apart([line.split() for line in lines], tmp_path):
-        assert (status, loaded) == (0, [])
+def test_what_needs_no_torch_does_not_import_it(apart):
+    for line in LIGHT:
+        status, _, loaded = apart[line]
+        assert (status, loaded) == (0, []), line
 
 
-def test_generate_does_not_import_lightning(tmp_path, monkeypatch):
-    monkeypatch.setenv("GPTPL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    small = [
-        "model=tiny",
-        "tokenizer=bytes",
-        "trainer.max_steps=1",
-        "trainer=cpu",
-        "callbacks=checkpoint_last",
-    ]
-    assert main(["train", *small, "eval_train_batches=1", "eval_val_batches=1", "run_dir=run"]) == 0
-    [(status, said, loaded)] = run_apart([["generate", "checkpoint=run", "max_new_tokens=2"]], tmp_path)
+def test_generate_does_not_import_lightning(apart):
+    status, said, loaded = apart[GENERATE]
     assert status == 0, said
     assert loaded == ["torch"]
 

@@ -19,7 +19,7 @@ QUICK = {
     "chapter_2": {"MERGES": "20", "SAMPLES": "3"},
     "chapter_3": {"DRAWS": "200", "STEPS": "3"},
     "chapter_4": {"DEPTH": "4", "STEPS": "2", "WIDTH, LAYERS": "48, 2"},
-    "chapter_5": {"STEPS": "4", "SHORT_STEPS": "3", "RESUME_STEPS": "4"},
+    "chapter_5": {"STEPS": "2", "SHORT_STEPS": "2", "RESUME_STEPS": "4"},
     "chapter_6": {"PRETRAINING_STEPS": "2", "EPOCHS": "1", "MESSAGES": "90"},
     "chapter_7": {"STEPS": "3", "EXAMPLES": "60"},
     "exercises_1_to_5": {"SEED": "1"},

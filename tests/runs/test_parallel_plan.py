@@ -1,6 +1,7 @@
 """Strategies on paper, against volumes counted by hand, and against what torch calls without memory."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def path(precision: str = "bf16-mixed", **choices) -> FastPath:
     )  # fmt: skip
 
 
+@lru_cache
 def work(config: GPTConfig = CONFIG, precision: str = "bf16-mixed", **changes) -> Work:
     given = {"sequences": 64, "max_length": T, "low": precision != "32-true"} | changes
     return work_of(config, path(precision), **given)
@@ -109,11 +111,10 @@ SMALL = GPTConfig(
     ("config", "precision", "cluster"),
     [
         (CONFIG, "32-true", Cluster(devices_per_node=2, tflops=1)),
-        (CONFIG, "bf16-mixed", Cluster(devices_per_node=8)),
         (CONFIG, "bf16-mixed", Cluster(nodes=8)),
         (SMALL, "bf16-mixed", Cluster(nodes=8)),
     ],
-    ids=["tiny, 2", "tiny, 8", "tiny, 64", "768 wide, 64"],
+    ids=["tiny, 2", "tiny, 64", "768 wide, 64"],
 )
 def test_torch_calls_what_was_computed(config, precision, cluster):
     """Of 64 ranks each has less than one row of some tensors: these are padded."""

@@ -85,6 +85,8 @@ def options(script: str) -> list[str]:
 
 
 SMALL = ("experiment=quick", "trainer=cpu")
+OTHERS = (0, 1, 2, 130, 137, 138)
+"""How a job ends that is not stopped by the signal: well, by an error, by other signals."""
 
 
 # --- the script -----------------------------------------------------------------------------------------
@@ -135,18 +137,18 @@ def test_every_word_arrives_as_it_was_given(cluster, tmp_path):
     assert f'--output="{run_dir}/slurm-%j.out"' in options(found.script)
 
 
-@pytest.mark.parametrize("saves", ["", "step-00000004.ckpt", "best.ckpt"])
-def test_a_job_that_saved_nothing_new_is_not_put_back(cluster, saves):
+def test_a_job_that_saved_nothing_new_is_not_put_back(cluster):
     """It would begin at the same step again, as often as it is put back."""
     folder = cluster(sbatch=SBATCH, srun=SRUN_ENDS, scontrol=SCONTROL)
     path = submit(*SMALL, "run_dir=r").path
-    if saves:
-        (Path("r") / "checkpoints").mkdir()
-        (Path("r") / "checkpoints/step-00000004.ckpt").touch()
-    job = started(path, STATUS=143, SAVES=saves)
-    assert "the run has saved no step since it started" in job.communicate(timeout=20)[1]
-    assert job.returncode == 143
-    assert not (folder / "scontrol").exists()
+    for saves in ("", "step-00000004.ckpt", "best.ckpt"):
+        if saves:
+            (Path("r") / "checkpoints").mkdir(exist_ok=True)
+            (Path("r") / "checkpoints/step-00000004.ckpt").touch()
+        job = started(path, STATUS=143, SAVES=saves)
+        assert "the run has saved no step since it started" in job.communicate(timeout=20)[1], saves
+        assert job.returncode == 143
+        assert not (folder / "scontrol").exists()
 
 
 @pytest.mark.parametrize(
@@ -168,22 +170,22 @@ def test_what_the_run_or_its_script_would_refuse_is_refused_now(cluster, overrid
         submit("experiment=quick", "run_dir=r", "submit.dry_run=true", *overrides)
 
 
-@pytest.mark.parametrize(
-    ("status", "restarts", "requeued"),
-    [(143, None, True), (143, 1, True), (143, 2, False), (0, 0, False), (1, 0, False), (2, 0, False),
-     (130, 0, False), (137, 0, False), (138, 0, False)],
-)  # fmt: skip
-def test_only_a_stop_by_the_signal_is_put_back_into_the_queue(cluster, status, restarts, requeued):
+def test_only_a_stop_by_the_signal_is_put_back_into_the_queue(cluster):
     folder = cluster(sbatch=SBATCH, srun=SRUN_ENDS, scontrol=SCONTROL)
     path = submit(*SMALL, "run_dir=r", "submit.max_requeues=2").path
     (Path("r") / "checkpoints").mkdir()
     (Path("r") / "checkpoints/step-00000004.ckpt").touch()
-    count = {} if restarts is None else {"SLURM_RESTART_COUNT": restarts}
-    job = started(path, STATUS=status, SAVES="step-00000012.ckpt", **count)
-    said = job.communicate(timeout=20)
-    assert job.returncode == status, said
-    asked = folder / "scontrol"
-    assert (asked.read_text() if asked.exists() else "") == ("requeue 4242\n" if requeued else "")
+    ends = [(143, None, True), (143, 1, True), (143, 2, False), *((status, 0, False) for status in OTHERS)]
+    for status, restarts, requeued in ends:
+        count = {} if restarts is None else {"SLURM_RESTART_COUNT": restarts}
+        job = started(path, STATUS=status, SAVES="step-00000012.ckpt", **count)
+        said = job.communicate(timeout=20)
+        assert job.returncode == status, said
+        asked = folder / "scontrol"
+        found = asked.read_text() if asked.exists() else ""
+        assert found == ("requeue 4242\n" if requeued else ""), (status, restarts)
+        asked.unlink(missing_ok=True)
+        (Path("r") / "checkpoints/step-00000012.ckpt").unlink()
 
 
 # --- submitting -----------------------------------------------------------------------------------------

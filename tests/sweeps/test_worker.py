@@ -92,8 +92,8 @@ def test_a_metric_that_no_trial_measures_is_named_with_those_that_it_does(sweep)
 
 def test_the_run_of_a_trial_that_has_ended_is_read_once(sweep, monkeypatch):
     """Of n trials that end one by one each is read a fixed number of times, not n."""
-    six = sweep(seed=numbers(6), shared=("name=1:fail",))
-    results = list(six.work().values())
+    four = sweep(seed=numbers(4), shared=("name=1:fail",))
+    results = list(four.work().values())
     read: list[str] = []
 
     def read_run(folder):
@@ -104,14 +104,14 @@ def test_the_run_of_a_trial_that_has_ended_is_read_once(sweep, monkeypatch):
     monkeypatch.setattr("gptpl.sweeps.outcomes.read_run", read_run)
     known: dict[str, outcomes.RankedTrial] = {}
     waiting = [replace(each, state="waiting", value=math.nan) for each in results]
-    for ended in range(1, 7):
+    for ended in range(1, 5):
         now = results[:ended] + waiting[ended:]
-        known = {row.result.folder: row for row in outcomes.ranked(six.folder, now, six.search, known)}
-    assert [read.count(name) for name in numbers(6)] == [1] * 6
-    assert [each.best for each in known.values()] == pytest.approx([0, 2, 3, 4, 5, math.nan], nan_ok=True)
+        known = {row.result.folder: row for row in outcomes.ranked(four.folder, now, four.search, known)}
+    assert [read.count(name) for name in numbers(4)] == [1] * 4
+    assert [each.best for each in known.values()] == pytest.approx([0, 2, 3, math.nan], nan_ok=True)
     running = [replace(results[0], state="running", value=math.nan)]
     for _ in range(2):  # there may be more to read of one that runs
-        known = {"0": outcomes.ranked(six.folder, running, six.search, known)[0]}
+        known = {"0": outcomes.ranked(four.folder, running, four.search, known)[0]}
     assert read.count("0") == 3
 
 
@@ -217,21 +217,21 @@ def test_as_many_trials_run_at_a_time_as_the_launcher_takes(sweep, new_seen, mon
 
 def test_two_workers_share_a_sweep_and_run_no_trial_twice(sweep, new_seen):
     """Each in a thread; they know of each other only by the files of the sweep."""
-    six = sweep(seed=numbers(6), shared=("name=0:wait_1:wait",))
+    four = sweep(seed=numbers(4), shared=("name=0:wait_1:wait",))
 
     def look(running):
-        if (six.folder / "1").exists():  # the one has 0 and the other has 1
-            (six.folder / "go").touch()
+        if (four.folder / "1").exists():  # the one has 0 and the other has 1
+            (four.folder / "go").touch()
 
     both = [new_seen(look), new_seen(look)]
-    threads = [threading.Thread(target=six.work, kwargs={"seen": seen}) for seen in both]
+    threads = [threading.Thread(target=four.work, kwargs={"seen": seen}) for seen in both]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(six.started) == list(numbers(6))
+    assert sorted(four.started) == list(numbers(4))
     assert all(seen.endings for seen in both)
-    assert set(states(six.work()).values()) == {"finished"}
+    assert set(states(four.work()).values()) == {"finished"}
 
 
 def test_the_trials_of_a_worker_that_lives_are_left_to_it(sweep):
@@ -387,18 +387,18 @@ def pool(request, tmp_path):
 @pytest.mark.slow
 def test_a_pool_runs_trials_as_processes_do(sweep, new_seen, pool):
     def look(running):
-        slow = [trial for trial in running if trial.claim.folder == "3" and trial.step == 20]
+        slow = [trial for trial in running if trial.claim.folder == "2" and trial.step == 20]
         if slow and len(running) == 1 and not sent:
             sent.append(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
     sent: list[int] = []
-    five = sweep(seed=numbers(4), shared=("name=1:fail_2:kill_3:slow",))
-    results = five.work(launcher=pool, seen=new_seen(look))
-    assert states(results) == {"0": "finished", "1": "failed", "2": "interrupted", "3": "interrupted"}
-    assert results["1"].error == "name=fail is refused"
-    assert results["2"].error.startswith("killed by SIGKILL")
-    assert results["3"].error == "stopped by SIGTERM"
-    assert five.started
-    assert states(five.work(launcher=pool))["2"] == "finished"
-    assert sorted(five.started) == ["2", "3"]
+    three = sweep(seed=numbers(3), shared=("name=0:fail_1:kill_2:slow",))
+    results = three.work(launcher=pool, seen=new_seen(look))
+    assert states(results) == {"0": "failed", "1": "interrupted", "2": "interrupted"}
+    assert results["0"].error == "name=fail is refused"
+    assert results["1"].error.startswith("killed by SIGKILL")
+    assert results["2"].error == "stopped by SIGTERM"
+    assert three.started
+    assert states(three.work(launcher=pool)) == {"0": "failed", "1": "finished", "2": "finished"}
+    assert sorted(three.started) == ["1", "2"]
