@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -143,74 +144,89 @@ def test_a_record_that_cannot_be_read_keeps_nothing_from_being_saved(tmp_path, m
     assert verify(path) is None
 
 
+def in_a_process(work: Callable[[], object]) -> Any:
+    """What `work` returns in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    queue: Any = context.SimpleQueue()
+    process = context.Process(target=lambda: queue.put(work()), daemon=True)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    return queue.get()
+
+
 # --- a process that is killed while it writes -----------------------------------------------------------
 
-OPERATIONS = ("fsync", "replace", "write", "unlink", "symlink_to")
 
+def left_by_a_killed_process(folder: Path, copies: Path, work: Callable[[], object]) -> list[Path]:
+    """Does `work` in a process of its own; copies of the folder before each of its operations on files.
 
-def killed_at(operation: int, work: Any) -> bool:
-    """Runs `work` in a process that is gone at its nth operation on files; whether it came so far."""
-    child = os.fork()
-    if child == 0:
-        left = operation
+    A process that is killed at an operation leaves the files as they were before it. The last copy is of the
+    end. The process is gone when they are looked at: its number is in the names of its temporary files.
+    """
 
-        def counted(function: Any) -> Any:
-            def call(*arguments: Any, **options: Any) -> Any:
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    os._exit(9)
-                return function(*arguments, **options)
+    def keep() -> None:
+        shutil.copytree(folder, copies / f"{len(list(copies.iterdir())):03d}", symlinks=True)
 
-            return call
+    def kept(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            keep()
+            return function(*arguments, **options)
 
-        os.fsync = counted(os.fsync)
+        return call
+
+    def watched() -> None:
+        os.fsync = kept(os.fsync)
         for name in ("replace", "unlink", "symlink_to"):
-            setattr(Path, name, counted(getattr(Path, name)))
+            setattr(Path, name, kept(getattr(Path, name)))
         from gptpl.checkpoints import files as checkpoint_files
 
-        checkpoint_files._HashingFile.write = counted(checkpoint_files._HashingFile.write)  # type: ignore[method-assign]
+        checkpoint_files._HashingFile.write = kept(checkpoint_files._HashingFile.write)  # type: ignore[method-assign]
         work()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) in (0, 9)
-    return os.waitstatus_to_exitcode(status) == 9
+        keep()
+
+    copies.mkdir()
+    in_a_process(watched)
+    return sorted(copies.iterdir())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="writes in a forked process")
 @pytest.mark.parametrize("again", ["a new step", "the same name", "the same name, its record lost"])
 def test_killed_at_any_moment_the_folder_has_a_whole_newest_checkpoint(tmp_path, again):
     """Every visible checkpoint verifies, `last.ckpt` is one of them, the next save cleans up."""
-    operation, killed = 0, True
-    while killed:
-        operation += 1
-        folder = CheckpointFolder(tmp_path / str(operation), keep=1)
-        write_checkpoint(state(1), folder.path(1))
-        folder.settle(1)
-        new = 2 if again == "a new step" else 1
-        if "lost" in again:
-            record_file(folder.path(1)).unlink()
+    written = CheckpointFolder(tmp_path / "written", keep=1)
+    write_checkpoint(state(1), written.path(1))
+    written.settle(1)
+    new = 2 if again == "a new step" else 1
+    if "lost" in again:
+        record_file(written.path(1)).unlink()
 
-        def work(folder: CheckpointFolder = folder, new: int = new) -> None:
-            write_checkpoint(state(7), folder.path(new))
-            folder.settle(new)
+    def work() -> None:
+        write_checkpoint(state(7), written.path(new))
+        written.settle(new)
 
-        killed = killed_at(operation, work)
-        last = folder.folder / "last.ckpt"
+    left = left_by_a_killed_process(written.folder, tmp_path / "left", work)
+    found, had_leftovers = [], 0
+    for copy in left:
+        folder = CheckpointFolder(copy, keep=1)
+        had_leftovers += any(copy.glob(".*.tmp"))
+        last = copy / "last.ckpt"
         for path in [*map(folder.path, folder.steps()), last.resolve()]:
             if record_file(path).exists() or "lost" not in again:
-                assert verify(path) is None, (operation, path)
-        assert value_of(last) in (1.0, 7.0)
+                assert verify(path) is None, path
+        found.append(value_of(last))
         good = folder.newest_good()
         assert good is not None
         assert good.damaged == []
         write_checkpoint(state(3), folder.path(3))
         folder.settle(3)
-        names = sorted(file.name for file in folder.folder.iterdir())
+        names = sorted(file.name for file in copy.iterdir())
         assert [name for name in names if name.startswith(".")] == []
         assert value_of(last) == 3.0
-    assert operation > 10  # it was killed in more places than that
-    assert value_of(folder.folder / "last.ckpt") == 3.0
+    assert had_leftovers > 5  # it was killed in more places than that
+    switched = found.index(7.0)
+    assert found == [1.0] * switched + [7.0] * (len(left) - switched)
+    assert 0 < switched < len(left)
 
 
 # --- disks that do not take it --------------------------------------------------------------------------
@@ -258,17 +274,6 @@ def test_the_error_is_the_systems_and_the_old_checkpoint_stays(tmp_path, monkeyp
     assert value_of(path) == 1
     assert verify(path) is None
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.sha256"]
-
-
-def in_a_process(work: Callable[[], object]) -> Any:
-    """What `work` returns in a process of its own."""
-    context = multiprocessing.get_context("fork")
-    queue: Any = context.SimpleQueue()
-    process = context.Process(target=lambda: queue.put(work()), daemon=True)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-    return queue.get()
 
 
 def test_a_real_limit_of_the_system_is_met_in_the_middle_of_the_file(tmp_path):

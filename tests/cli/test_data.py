@@ -14,7 +14,16 @@ import gptpl as library
 
 TEXTS = [f"Story {n}: the keeper counted {n * n} gulls and {n + 7} boats. " * (n % 5 + 1) for n in range(120)]
 OF = ("data=corpus", "data.path=in", "data.val_tokens=1500", "tokenizer=bytes", "model=tiny")
-TRAIN = ("train", "trainer=cpu", "trainer.precision=32-true", "scheduler.warmup_steps=1", *OF, "run_dir=run")
+ENCODE = ("data", "encode")
+TRAIN = (
+    "train",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "scheduler.warmup_steps=1",
+    *OF,
+    "run_dir=run",
+    "callbacks=checkpoint_last",
+)
 
 
 @pytest.fixture
@@ -47,7 +56,7 @@ def test_encode_ahead_and_train(gptpl, stories):
 
 
 def test_encoded_by_a_run_that_is_resumed_to_the_bit(gptpl, stories, run_folder):
-    steps = (*TRAIN, "trainer.max_steps=6", "callbacks=checkpoint_last")
+    steps = (*TRAIN, "trainer.max_steps=6")
     assert gptpl(*steps, "run_dir=whole").status == 0
     assert gptpl(*steps, "trainer.stop_at_step=3").status == 0
     assert gptpl("train", "resume=run").status == 0
@@ -82,7 +91,7 @@ def test_embeddings_from_counts(gptpl, stories):
 @pytest.mark.hosts
 def test_two_processes_continue_what_one_began(gptpl, stories, run_folder):
     # The global batches are the same; what is dropped differs from process to process.
-    steps = (*TRAIN, "trainer.max_steps=6", "model.drop_rate=0", "callbacks=checkpoint_last")
+    steps = (*TRAIN, "trainer.max_steps=6", "model.drop_rate=0")
     assert gptpl(*steps, "data.batch_size=4", "run_dir=whole").status == 0
     assert gptpl(*steps, "data.batch_size=4", "trainer.stop_at_step=3").status == 0
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2")
@@ -154,18 +163,20 @@ def test_what_show_refuses(gptpl, stories, arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("command", "changes", "message"),
     [
-        (["data.val_tokens=0"], "data.val_tokens must be a positive whole number, got 0"),
-        (["data.encode_workers=-1"], "data.encode_workers must be a positive whole number, got -1"),
-        (["data.split=words"], "data.split"),
-        (["data.path=nothing"], "data.path=nothing does not exist"),
-        (["data.field=body"], "0.jsonl, line 1 has no 'body' (it has 'text')"),
-        (["resume=run"], "resume=run"),
-        (["data.pattern=*.parquet"], "no file matches *.parquet"),
+        (ENCODE, ["data.val_tokens=0"], "data.val_tokens must be a positive whole number, got 0"),
+        (ENCODE, ["data.encode_workers=-1"], "data.encode_workers must be a positive whole number, got -1"),
+        (ENCODE, ["data.split=words"], "data.split"),
+        (ENCODE, ["data.path=nothing"], "data.path=nothing does not exist"),
+        (ENCODE, ["data.field=body"], "0.jsonl, line 1 has no 'body' (it has 'text')"),
+        (ENCODE, ["resume=run"], "resume=run"),
+        (ENCODE, ["data.pattern=*.parquet"], "no file matches *.parquet"),
+        (("train",), ["data.path=nothing"], "data.path=nothing does not exist"),
+        (("train",), ["data.field=body"], "0.jsonl, line 1 has no 'body' (it has 'text')"),
+        (("train",), ["resume=run"], "resume=run"),
     ],
 )
-@pytest.mark.parametrize("command", [("data", "encode"), ("train",)])
 def test_bad_settings_are_refused(gptpl, stories, command, changes, message):
     outcome = gptpl(*command, *OF, *changes)
     assert (outcome.status, outcome.out) == (2, "")

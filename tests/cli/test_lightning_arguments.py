@@ -5,7 +5,7 @@ import torch
 
 QUICK = (
     *("train", "experiment=quick", "trainer=cpu", "scheduler=constant", "logger=csv", "run_dir=run"),
-    *("trainer.max_epochs=1", "trainer.limit_train_batches=3"),
+    *("trainer.max_epochs=1", "trainer.limit_train_batches=3", "model.n_layers=1", "model.emb_dim=16"),
 )
 
 

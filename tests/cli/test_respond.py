@@ -37,7 +37,7 @@ def tuned(command, tmp_path_factory) -> Path:
         *("data.template='{{ instruction }}{{ input }}'", f"data.response_marker={MARKER}"),
         *("model=tiny", "model.n_layers=1", "tokenizer=bytes", "model.drop_rate=0", "optimizer.lr=5e-3"),
         *("trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=20", "eval_every_n_steps=80"),
-        *("callbacks.sample_responses.entries=1", "run_dir=run", "eval_val_batches=null"),
+        *("callbacks.sample_responses.entries=1", "run_dir=run", "eval_val_batches=null", "logger=csv"),
         cwd=folder,
     )
     assert outcome.status == 0, outcome.err

@@ -90,7 +90,7 @@ def test_a_run_that_stopped_within_an_epoch_makes_all_its_steps(gptpl, tmp_path)
     # 900 bytes to train on: 56 windows of 16, 7 batches of 8. 10 steps end in the second of three epochs.
     (tmp_path / "text.txt").write_text("0123456789" * 100)
     size = ("model.context_length=16", "data.batch_size=8", "trainer.max_epochs=3", "trainer.max_steps=10")
-    data = ("data=text_file", "data.path=text.txt", "run_dir=run", "callbacks.sample_text=null")
+    data = ("data=text_file", "data.path=text.txt", "run_dir=run", "callbacks=checkpoint_last", "logger=csv")
     started = gptpl("train", "experiment=quick", "trainer=cpu", "scheduler=constant", *data, *size)
     assert started.status == 0, started.err
     resumed = gptpl("train", "resume=run", "trainer.max_steps=null")

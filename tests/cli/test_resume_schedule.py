@@ -12,7 +12,7 @@ PEAK, FLOOR, WARMUP = 3e-3, 1e-6, 2
 RUN = (
     *("train", "experiment=quick", "trainer=cpu", "model.n_layers=1", "model.emb_dim=16", "run_dir=run"),
     *("callbacks.sample_text=null", "callbacks.loss_curve=null", f"scheduler.warmup_steps={WARMUP}"),
-    *("eval_every_n_steps=100", "eval_val_batches=1", "eval_train_batches=1"),
+    *("eval_every_n_steps=100", "eval_val_batches=1", "eval_train_batches=1", "logger=csv"),
 )
 
 

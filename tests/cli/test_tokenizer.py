@@ -28,6 +28,17 @@ def learned(gptpl, tmp_path) -> Path:
     return tmp_path / "tokenizer.json"
 
 
+@pytest.fixture(scope="module")
+def trained(command, tmp_path_factory) -> Path:
+    """A folder with the tokenizer and `run`, a run of 6 steps: not to be changed."""
+    folder: Path = tmp_path_factory.mktemp("trained")
+    (folder / "in.txt").write_text("".join(TEXTS))
+    for arguments in (LEARN, USE):
+        outcome = command(*arguments, cwd=folder)
+        assert outcome.status == 0, outcome.err
+    return folder
+
+
 def test_the_file_and_what_is_printed(gptpl, tmp_path, learned):
     text = "".join(TEXTS)
     tokenizer = FileTokenizer(learned)
@@ -45,13 +56,12 @@ def test_the_file_and_what_is_printed(gptpl, tmp_path, learned):
     assert "tokenizer.output=tokenizer.json exists: name a new file" in outcome.err
 
 
-def test_a_run_keeps_its_tokenizer(gptpl, tmp_path, learned, run_folder):
-    assert gptpl(*USE, "run_dir=whole").status == 0
+def test_a_run_keeps_its_tokenizer(gptpl, tmp_path, trained, learned, run_folder):
     assert gptpl(*USE, "trainer.stop_at_step=3").status == 0
     learned.unlink()
     outcome = gptpl("train", "resume=run")
     assert outcome.status == 0, outcome.err
-    whole, parted = (run_folder(tmp_path / name).checkpoint("last") for name in ("whole", "run"))
+    whole, parted = (run_folder(folder / "run").checkpoint("last") for folder in (trained, tmp_path))
     assert all(whole["state_dict"][name].equal(value) for name, value in parted["state_dict"].items())
     outcome = gptpl("generate", "checkpoint=run", "prompt=Story", "max_new_tokens=5")
     assert outcome.status == 0, outcome.err
@@ -61,12 +71,13 @@ def test_a_run_keeps_its_tokenizer(gptpl, tmp_path, learned, run_folder):
     assert bits < loss / math.log(2), "a token has more than a byte"
 
 
-def test_exports_carry_it(gptpl, tmp_path, learned):
-    assert gptpl(*USE).status == 0
+def test_exports_carry_it(gptpl, tmp_path, trained):
     for format in ("hf", "gptpl"):
-        outcome = gptpl("weights", "convert", "checkpoint=run", f"format={format}", f"output={format}")
+        outcome = gptpl(
+            "weights", "convert", f"checkpoint={trained / 'run'}", f"format={format}", f"output={format}"
+        )
         assert outcome.status == 0, outcome.err
-    theirs, own = AutoTokenizer.from_pretrained(tmp_path / "hf"), FileTokenizer(learned)
+    theirs, own = AutoTokenizer.from_pretrained(tmp_path / "hf"), FileTokenizer(trained / "tokenizer.json")
     text = f"Story 3: 東京 gulls{END_OF_TEXT}the keeper's\n"
     assert theirs(text)["input_ids"] == own.encode(text).tolist()
     assert theirs.decode(own.encode(text)) == text
@@ -76,13 +87,12 @@ def test_exports_carry_it(gptpl, tmp_path, learned):
         assert outcome.status == 0, outcome.err
 
 
-def test_gguf_holds_it(gptpl, tmp_path, learned):
+def test_gguf_holds_it(gptpl, tmp_path, trained):
     gguf = pytest.importorskip("gguf")
-    assert gptpl(*USE).status == 0
-    outcome = gptpl("weights", "convert", "checkpoint=run", "format=gguf", "output=gguf")
+    outcome = gptpl("weights", "convert", f"checkpoint={trained / 'run'}", "format=gguf", "output=gguf")
     assert outcome.status == 0, outcome.err
     fields = gguf.GGUFReader(next((tmp_path / "gguf").glob("*.gguf"))).fields
-    content = json.loads(learned.read_text(encoding="utf-8"))
+    content = json.loads((trained / "tokenizer.json").read_text(encoding="utf-8"))
     tokens = fields["tokenizer.ggml.tokens"].contents()
     assert tokens[:300] == sorted(content["model"]["vocab"], key=content["model"]["vocab"].__getitem__)
     assert fields["tokenizer.ggml.merges"].contents() == [

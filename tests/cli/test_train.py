@@ -209,6 +209,7 @@ def test_the_modules_exit_status_is_that_of_the_command(tmp_path):
 )
 def test_a_tied_head_with_torchs_embeddings_is_warned_of(gptpl, init, tied, warned):
     given = ("experiment=quick", "trainer=cpu", "scheduler=constant", "trainer.max_steps=1", "callbacks=none")
+    given += ("logger=csv", "eval_train_batches=1", "eval_val_batches=2")
     outcome = gptpl("train", *given, f"model.init={init}", f"model.tie_weights={tied}")
     assert outcome.status == 0
     assert ("model.init=gpt2 suits a tied head" in outcome.err) == warned
@@ -218,7 +219,8 @@ def test_a_tied_head_with_torchs_embeddings_is_warned_of(gptpl, init, tied, warn
 
 def test_embeddings_begin_where_the_text_puts_them(gptpl, run_folder):
     """A resumed run has its weights, and what they began with, from its checkpoint."""
-    outcome = gptpl("train", "experiment=quick", "init=cooccurrence", "trainer.max_steps=3", "run_dir=run")
+    given = ("experiment=quick", "callbacks=checkpoint_last", "trainer.max_steps=3", "run_dir=run")
+    outcome = gptpl("train", *given, "init=cooccurrence")
     assert outcome.status == 0
     assert "init=cooccurrence: embeddings of" in outcome.err
     start = {"init": "cooccurrence", "std": 0.1, "window": 4, "counted_tokens": 20_000_000}

@@ -17,7 +17,7 @@ from gptpl.checkpoints.resume_state import state_digest
 
 SETTINGS = (
     *("train", "trainer=cpu", "trainer.precision=32-true", "experiment=quick", "scheduler.warmup_steps=1"),
-    *("eval_every_n_steps=2", "logger=csv"),
+    *("eval_every_n_steps=2", "logger=csv", "callbacks.sample_text=null", "callbacks.loss_curve=null"),
     *("model.n_layers=2", "model.emb_dim=16", "model.n_heads=2", "model.context_length=32"),
 )
 MODEL = ("model.tie_weights=true", "model.init=gpt2")

@@ -134,15 +134,15 @@ def test_a_text_depends_on_its_prompt_alone_and_is_kept(give_wheel, tmp_path, mo
     texts = {}
     for batch in (1, 5, 64):
         monkeypatch.setattr(continuations, "BATCH", batch)
-        run(net, filter=LETTERS, sampling=DRAWN, tokens=10, folder=tmp_path / f"{batch}")
+        run(net, filter=LETTERS, sampling=DRAWN, tokens=6, folder=tmp_path / f"{batch}")
         texts[batch] = kept(tmp_path / f"{batch}")
     assert texts[1] == texts[5] == texts[64]
     assert len({*texts[1].values()}) == len(texts[1]) > 40  # none has the random numbers of another
-    run(net, filter=LETTERS, sampling=DRAWN, tokens=10, folder=tmp_path / "other", seed=1)
+    run(net, filter=LETTERS, sampling=DRAWN, tokens=6, folder=tmp_path / "other", seed=1)
     assert not {*kept(tmp_path / "other").values()} & {*texts[1].values()}
 
     monkeypatch.setattr(continuations, "complete", None)  # nothing is generated twice
-    settings: dict[str, Any] = {"sampling": DRAWN, "tokens": 10, "folder": tmp_path / "5"}
+    settings: dict[str, Any] = {"sampling": DRAWN, "tokens": 6, "folder": tmp_path / "5"}
     first = run(net, filter=LETTERS, **settings)
     everything = run(net, filter=Patterns(patterns={"any": "(?s)."}, unit="text"), **settings)
     assert first.metrics["found"].value < everything.metrics["found"].value == 1.0
@@ -226,7 +226,7 @@ def test_the_suites_of_the_wheel_find_nothing_in_random_weights(monkeypatch):
     monkeypatch.setattr(benchmarks, "RESAMPLES", 200)
     found = []
     for name, tasks in (("bold", ["gender", "race", "religion"]), ("honest", ["women_and_men"])):
-        suite = suite_of(name, only=tasks, limit=300, tokens=8)
+        suite = suite_of(name, only=tasks, limit=150, tokens=8)
         assert isinstance(suite, Continuations)
         suite.filter = LETTERS
         result = suite.run(random_model(3, 256), BytesTokenizer())

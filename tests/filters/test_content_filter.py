@@ -80,9 +80,10 @@ FILTERS: dict[str, Filter] = {
 }
 
 
-def texts(count: int) -> list[str]:
+def texts(count: int, pieces: int = 29) -> list[str]:
+    """Of up to so many pieces."""
     draw = random.Random(1)
-    return ["".join(draw.choices(PIECES, k=draw.randrange(1, 30))) for _ in range(count)]
+    return ["".join(draw.choices(PIECES, k=draw.randint(1, pieces))) for _ in range(count)]
 
 
 def cut(text: str, draw: random.Random) -> list[str]:
@@ -132,7 +133,7 @@ def test_a_stream_releases_the_whole_texts_verdict_however_the_text_is_cut(name)
 def test_nothing_is_released_that_what_follows_may_change(name):
     """After any beginning of a text the released part begins the verdicts of all its continuations."""
     filter = FILTERS[name]
-    for text in texts(6):
+    for text in texts(14, pieces=12):
         stream, released = filter.stream(), ""
         for end, character in enumerate(text, start=1):
             released += stream.feed(character)

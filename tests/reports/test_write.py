@@ -64,6 +64,12 @@ def sample(text, *, step=30, strategy=None):
     }
 
 
+@pytest.fixture(autouse=True)
+def _few_dots(monkeypatch):
+    """Of a PNG only its beginning is looked at here."""
+    monkeypatch.setattr("gptpl.reports.pictures.DOTS_PER_INCH", 20)
+
+
 @pytest.fixture
 def report(make_run, tmp_path):
     """Writes a report; returns the page and the Markdown."""

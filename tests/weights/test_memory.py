@@ -12,7 +12,7 @@ from gptpl.tokenizers import BytesTokenizer
 from gptpl.weights.formats import FORMATS
 
 SHAPE = {
-    "vocab_size": 4_000, "context_length": 64, "emb_dim": 768, "n_heads": 12, "n_layers": 4,
+    "vocab_size": 4_000, "context_length": 64, "emb_dim": 512, "n_heads": 8, "n_layers": 4,
     "drop_rate": 0.0, "qkv_bias": True, "tie_weights": True,
 }  # fmt: skip
 SMALL = SHAPE | {"vocab_size": 8, "context_length": 8, "emb_dim": 8, "n_heads": 1, "n_layers": 1}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import pickle
 import shutil
 import sys
@@ -147,7 +148,11 @@ def test_of_the_hub(streaming: bool, hub: Hub, tmp_path: Path, caplog: pytest.Lo
     assert bool(list((tmp_path / "library").rglob("*.arrow"))) != streaming
 
 
-def test_encoded_as_the_same_texts_in_json_lines(hub: Hub, tmp_path: Path) -> None:
+def test_encoded_as_the_same_texts_in_json_lines(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork = multiprocessing.get_context("fork")  # a new process imports torch for seconds
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
     (tmp_path / "in").mkdir()
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
     (tmp_path / "in/texts.jsonl").write_text(lines)
