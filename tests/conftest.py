@@ -130,17 +130,23 @@ def one_config_is_composed_once() -> Iterator[None]:
         yield
 
 
+def _eight_pixels(figure: Figure) -> npt.NDArray[np.uint8]:
+    lines = [np.asarray(line.get_xydata()).tobytes() for axes in figure.axes for line in axes.lines]
+    return np.frombuffer(hashlib.sha256(b"".join(lines)).digest()[:24], dtype=np.uint8).reshape(2, 4, 3)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def tiny_pictures() -> Iterator[None]:
     """Callbacks draw eight pixels, others for other curves; a curve is half the time of a tiny run."""
-
-    def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
-        lines = [np.asarray(line.get_xydata()).tobytes() for axes in figure.axes for line in axes.lines]
-        return np.frombuffer(hashlib.sha256(b"".join(lines)).digest()[:24], dtype=np.uint8).reshape(2, 4, 3)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptpl.callbacks.after_step.figure_pixels", pixels)
+        patch.setattr("gptpl.callbacks.after_step.figure_pixels", _eight_pixels)
         yield
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`small_pictures("gptpl.runs.plan")`: that module draws eight pixels too."""
+    return lambda module: monkeypatch.setattr(f"{module}.figure_pixels", _eight_pixels)
 
 
 @pytest.fixture

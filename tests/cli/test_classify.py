@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +130,8 @@ def test_a_sweep_takes_its_settings_and_metrics(
 ) -> None:
     """The trials are those of a program that writes the F1 score 1 - seed / 10 at their end."""
     monkeypatch.setattr("gptpl.sweeps.worker.PROGRAM", (*fake_program, "record=own"))
+    page = SimpleNamespace(page="report.html")
+    monkeypatch.setattr("gptpl.cli.commands.sweep.report", lambda *args, **settings: page)
     write_texts(tmp_path / "texts.csv")
     outcome = gptpl("sweep", *CLASSIFY[1:], "seed=1,3", "sweep.metric=val/f1", "hydra.sweep.dir=s")
     assert outcome.status == 0, outcome.err

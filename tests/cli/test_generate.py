@@ -17,22 +17,10 @@ from gptpl.cli.main import main
 from gptpl.model.inference import can_multiply_int8
 
 AWKWARD = [
-    "plain",
-    "a, b, c",
-    'it\'s "quoted"',
-    "'quoted'",
-    '"quoted"',
-    "'one,' she said, 'two'",
-    "f(x) = [1, {2: 3}]",
-    "a=b=c",
-    "back\\slash \\' and \\\\",
-    "ends in a backslash\\",
-    "ends in a quote'",
+    "'one,' she \"said\", f(x) = [1, {2: 3}]\\",
     "two\nlines\n",
     "  blanks on both sides  ",
-    "\ttab",
     "${seed} and \\${seed} and \\\\${seed}",
-    "cost $5 {or} so",
     "über 日本語 🙂 e\u0301",
     "null",
     "true",
@@ -40,10 +28,9 @@ AWKWARD = [
     "12",
     "-m",
     "# no comment",
-    "a: b",
     "~/home",
-    "<tag> & | ; * ?",
 ]
+"""What the command line or a config could take for something else; test_quoting.py tries any text."""
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,38 +28,10 @@ TRAIN = (
 )
 
 
-_started: list["subprocess.Popen[str]"] = []
-
-
-@pytest.fixture(autouse=True)
-def nothing_goes_on_running() -> Iterator[None]:
-    """A process that a failed test left behind would take the other tests' time, and warn of itself."""
-    yield
-    while _started:
-        process = _started.pop()
-        process.kill()
-        process.wait()
-
-
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """The command as a process of its own, its log in `err`."""
-    with (folder / "err").open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gptpl", *arguments],
-            cwd=folder,
-            stderr=err,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-    _started.append(process)
-    return process
-
-
-def wait_until_it_trains(process: "subprocess.Popen[str]", folder: Path) -> None:
+def wait_until_it_trains(process: Any) -> None:
     deadline = time.monotonic() + 120
-    while "step 20: " not in (folder / "err").read_text():
-        assert process.poll() is None, (folder / "err").read_text()
+    while "step 20: " not in process.said:
+        assert process.status is None, process.said
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -72,12 +44,13 @@ def last_step(run: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_saves_says_how_to_continue_and_gives_an_honest_status(tmp_path, gptpl):
-    process = start(tmp_path, *TRAIN, "run_dir=my run", "trainer.max_epochs=1000")
-    wait_until_it_trains(process, tmp_path)
-    process.send_signal(signal.SIGINT)
+def test_ctrl_c_saves_says_how_to_continue_and_gives_an_honest_status(tmp_path, gptpl, copies):
+    given = (*TRAIN, "run_dir=my run", "trainer.max_epochs=1000")
+    process = copies(*given, cwd=tmp_path, output=tmp_path / "err")
+    wait_until_it_trains(process)
+    process.send(signal.SIGINT)
     assert process.wait(60) == 130
-    run, err = tmp_path / "my run", (tmp_path / "err").read_text()
+    run, err = tmp_path / "my run", process.said
     step = last_step(run)
     assert step >= 20
     assert "Ctrl-C: stopping after this step" in err
@@ -166,6 +139,9 @@ def test_the_time_is_over(tmp_path, gptpl, monkeypatch):
 # --- numbers that are none ------------------------------------------------------------------------------
 
 
+TO_STEP_6 = ("trainer.max_steps=6", "scheduler.warmup_steps=1")
+
+
 @pytest.fixture
 def nan_at(at_step):
     """Makes the loss of some steps NaN."""
@@ -197,25 +173,25 @@ def test_a_loss_that_is_no_number_stops_the_run_with_a_report(tmp_path, gptpl, n
 
 
 def test_rolling_back_skips_the_step_and_finishes(tmp_path, gptpl, nan_at):
-    nan_at(10, 25)
-    outcome = gptpl(*TRAIN, "run_dir=run", "trainer.max_epochs=1", "on_nonfinite=rollback")
+    nan_at(2, 5)
+    outcome = gptpl(*TRAIN, "run_dir=run", *TO_STEP_6, "on_nonfinite=rollback")
     assert outcome.status == 0, outcome.err
-    assert "rolled back to step 9; step 10 will be skipped" in outcome.err
-    assert "rolled back to step 24; step 25 will be skipped" in outcome.err
-    assert last_step(tmp_path / "run") == 39
-    assert "skip_steps:\n- 10\n- 25\n" in (tmp_path / "run/config.yaml").read_text()
+    assert "rolled back to step 1; step 2 will be skipped" in outcome.err
+    assert "rolled back to step 4; step 5 will be skipped" in outcome.err
+    assert last_step(tmp_path / "run") == 6
+    assert "skip_steps:\n- 2\n- 5\n" in (tmp_path / "run/config.yaml").read_text()
     assert "finished" in json.loads((tmp_path / "run/run.json").read_text())
     with (tmp_path / "run/metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == [str(step) for step in range(40)]
-    assert [row["step"] for row in rows if row["train/loss"] == "nan"] == ["10", "25"]
+    assert [row["step"] for row in rows] == [str(step) for step in range(7)]
+    assert [row["step"] for row in rows if row["train/loss"] == "nan"] == ["2", "5"]
 
 
 def test_rolling_back_gives_up_when_no_step_is_good(tmp_path, gptpl, nan_at):
-    nan_at(*range(10, 40))
-    outcome = gptpl(*TRAIN, "run_dir=run", "trainer.max_epochs=1", "on_nonfinite=rollback")
+    nan_at(*range(2, 7))
+    outcome = gptpl(*TRAIN, "run_dir=run", *TO_STEP_6, "on_nonfinite=rollback")
     assert outcome.status == 1
-    assert "steps 10 to 12 were not finite either: the weights are the reason, not a batch" in outcome.err
+    assert "steps 2 to 4 were not finite either: the weights are the reason, not a batch" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,20 @@ TASKS = [("Name a colour.", "", "Red."), ("Add.", "2 and 3", "5"), ("Name a bird
 ANSWERS = ["red", "It is 5.", "### Response:"]
 
 
+FEWER = "bootstrap_samples=1000"
+
+
+@pytest.fixture
+def drawn():
+    """Asked for by the tests that look at the picture."""
+
+
+@pytest.fixture(autouse=True)
+def _pictures(request, small_pictures):
+    if "drawn" not in request.fixturenames:
+        small_pictures("gptpl.judging.results")
+
+
 @pytest.fixture
 def responses(tmp_path):
     """Writes answers to TASKS into a file: `responses("a.json", ["red", "5", "owl"])`."""
@@ -32,7 +46,7 @@ def judge(gptpl, judge_server):
     """Runs the command with the test's server."""
 
     def run(*arguments, responses="r.json"):
-        fast = ("judge.backoff_seconds=0", "judge.timeout_seconds=20")
+        fast = ("judge.backoff_seconds=0", "judge.timeout_seconds=20", FEWER)
         return gptpl(
             "judge", f"responses={responses}", f"judge.address={judge_server.address}", *fast, *arguments
         )
@@ -58,7 +72,7 @@ def row(outcome, title):
 # --- scores ---------------------------------------------------------------------------------------------
 
 
-def test_scores_their_means_and_a_picture(judge, judge_server, responses, tmp_path):
+def test_scores_their_means_and_a_picture(judge, judge_server, responses, tmp_path, drawn):
     responses(tokens=7)
     judge_server.reply = scored(90, 75, 0)
     outcome = judge()
@@ -139,7 +153,7 @@ def test_a_judge_of_whom_nothing_can_be_read_is_an_error_that_quotes_it(
 
 def test_without_a_judge_nothing_is_asked(gptpl, judge_server, responses, tmp_path):
     responses()
-    outcome = gptpl("judge", "responses=r.json", "judge=none", "output=out.json")
+    outcome = gptpl("judge", "responses=r.json", "judge=none", "output=out.json", FEWER)
     assert outcome.status == 0, outcome.err
     assert "judge" not in outcome.out
     assert read(tmp_path, "out.json")["settings"]["judge"] is None
@@ -151,7 +165,7 @@ def test_openai_with_its_key(gptpl, judge_server, responses, tmp_path, monkeypat
     monkeypatch.setenv("MY_KEY", "sk-secret")
     address = f"judge.address={judge_server.address}/v1"
     key = "judge.api_key_env=MY_KEY"
-    outcome = gptpl("judge", "responses=r.json", "judge=openai", address, key, "judge.model=m")
+    outcome = gptpl("judge", "responses=r.json", "judge=openai", address, key, "judge.model=m", FEWER)
     assert outcome.status == 0, outcome.err
     assert {headers["Authorization"] for headers in judge_server.headers} == {"Bearer sk-secret"}
     assert judge_server.bodies[0].keys() == {"model", "messages", "stream", "temperature", "seed"}
@@ -204,7 +218,7 @@ def test_ctrl_c_keeps_what_is_done_and_does_not_wait(judge, judge_server, respon
 # --- comparisons ----------------------------------------------------------------------------------------
 
 
-def test_two_models_are_compared(judge, judge_server, responses, tmp_path):
+def test_two_models_are_compared(judge, judge_server, responses, tmp_path, drawn):
     responses("a.json", ["red", "5", "a dog"])
     responses("b.json", ["blue", "five", "the owl"])
     good = ("red", "\n5\n", "owl")

@@ -3,8 +3,7 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
@@ -70,14 +69,24 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(gptpl, tmp_path, run_folder,
     assert "bits/byte" in outcome.out
 
 
-def test_two_processes_see_what_one_sees(gptpl, tmp_path, run_folder):
+def test_two_processes_see_what_one_sees(gptpl, tmp_path, run_folder, copies):
+    """Each of the two is told its place, as by a launcher."""
     steps = (*TRAIN[1:], "model.drop_rate=0", "data.packing=best_fit")
     assert gptpl("train", *steps, "data.batch_size=4", "run_dir=whole").status == 0
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2")
     kept = [each for each in steps if each != "trainer=cpu"]
-    command = [sys.executable, "-m", "gptpl", "train", *kept, *two]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": 2}
+    place |= {"LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "none"}  # as torchrun has them
+    pair = [
+        copies(
+            *("train", *kept, *two), cwd=tmp_path, output=tmp_path / f"said_{rank}", RANK=rank,
+            LOCAL_RANK=rank, **place,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [each.wait(120) for each in pair] == [0, 0], pair[0].said + pair[1].said
     whole, parted = (run_folder(tmp_path / name).rows for name in ("whole", "run"))
     losses = [[float(row["train/loss"]) for row in rows if row["train/loss"]] for rows in (whole, parted)]
     assert len(losses[0]) == 6

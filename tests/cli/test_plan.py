@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import cache
 
 import pytest
 from matplotlib.image import imread
@@ -16,15 +17,30 @@ RUN = ("trainer.max_steps=8", "eval_every_n_steps=4")
 
 
 @pytest.fixture
-def planned(gptpl):
+def planned(gptpl, small_pictures):
     """`planned(*overrides)`: the plan as data, without timed steps."""
+    small_pictures("gptpl.runs.plan")
+    return lambda *overrides: read(gptpl("plan", "plan.timed_steps=0", *overrides, "--json"))
 
-    def plan(*overrides: str):
-        outcome = gptpl("plan", "plan.timed_steps=0", *overrides, "--json")
-        assert outcome.status == 0, outcome.err
-        return json.loads(outcome.out)
 
-    return plan
+def read(outcome):
+    assert outcome.status == 0, outcome.err
+    return json.loads(outcome.out)
+
+
+@pytest.fixture(scope="module")
+def plans(command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plans")
+    return cache(
+        lambda *overrides: read(command("plan", "plan.timed_steps=0", *overrides, "--json", cwd=folder))
+    )
+
+
+@pytest.fixture
+def known(plans, small_pictures):
+    """As `planned`; tests that ask for the same plan share it."""
+    small_pictures("gptpl.runs.plan")
+    return plans
 
 
 def test_a_published_size_needs_no_memory(planned, monkeypatch):
@@ -50,10 +66,12 @@ def test_padding_is_not_counted_as_tokens(planned, tmp_path):
     assert plan["tokens_per_step"] == 8 * 64
 
 
-def test_lora_needs_gradients_and_averages_for_its_matrices_alone(planned):
+SMALL = ("model=gpt2_small", "data.max_length=128")
+
+
+def test_lora_needs_gradients_and_averages_for_its_matrices_alone(known):
     """GPT-2 small and matrices of rank 8 beside the four layers of its blocks."""
-    small = ("model=gpt2_small", "data.max_length=128")
-    whole, lora = planned(*small), planned(*small, "tune=lora")
+    whole, lora = known(*SMALL), known(*SMALL, "tune=lora")
     D, L = 768, 12
     matrices = L * 8 * (D + 3 * D + D + D + D + 4 * D + 4 * D + D)
     of_whole, of_lora = whole["memory_bytes"], lora["memory_bytes"]
@@ -102,14 +120,14 @@ def test_parts_of_the_books_model_are_those_of_its_formulas(planned):
     assert sum(parts.values()) == 162_419_712
 
 
-def test_parts_are_hugging_faces(planned):
+def test_parts_are_hugging_faces(known):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     theirs = GPT2LMHeadModel(
         GPT2Config(vocab_size=257, n_positions=64, n_embd=64, n_layer=2, n_head=4)
     ).transformer
     count = lambda *modules: sum(p.numel() for m in modules for p in m.parameters())  # noqa: E731
-    parts = planned("experiment=quick", "model.qkv_bias=true")["parameters"]["parts"]
+    parts = known(*HERE)["parameters"]["parts"]
     assert parts == {
         "token embedding": theirs.wte.weight.numel(),
         "position embedding": theirs.wpe.weight.numel(),
@@ -120,8 +138,8 @@ def test_parts_are_hugging_faces(planned):
     }
 
 
-def test_a_run_is_what_was_planned(quick, planned):
-    plan = planned(*QUICK, *RUN)
+def test_a_run_is_what_was_planned(quick, known):
+    plan = known(*QUICK, *RUN)
     [last] = [row for row in quick.run.rows if row["step"] == "8"]
     assert plan["steps"] == max(quick.run.steps) == 8
     assert plan["tokens"] == int(float(last["train/tokens_seen"]))
@@ -151,28 +169,36 @@ def test_the_last_step_of_an_epoch_may_have_fewer_windows(planned):
     assert plan["tokens_per_step"] == 10 * 8 * 64
 
 
-def test_every_group_has_its_rate(planned):
-    rates = planned(*QUICK, *RUN, "optimizer=muon", "optimizer.muon_lr=0.02")["learning_rate"]
+MUON = (*QUICK, *RUN, "optimizer=muon", "optimizer.muon_lr=0.02")
+
+
+def test_every_group_has_its_rate(known):
+    rates = known(*MUON)["learning_rate"]
     assert {name: group["peak"] for name, group in rates.items()} == {"lr/muon": 0.02, "lr": 3e-3}
     assert rates["lr/muon"]["first"] == pytest.approx(0.02)
 
 
-def test_muon_keeps_less_and_recomputing_too(planned):
-    adamw, muon, anew = (
-        planned("model=gpt_18m", *more)["memory_bytes"]
-        for more in ((), ("optimizer=muon",), ("trainer.recompute_activations=true",))
-    )
-    blocks = 6 * 12 * 256 * 256
+def test_muon_keeps_less_and_recomputing_too(known):
+    adamw, muon = (known(*given)["memory_bytes"] for given in ((*QUICK, *RUN), MUON))
+    blocks = 2 * 12 * 64 * 64
     assert adamw["optimizer"] - muon["optimizer"] == pytest.approx(4 * blocks, rel=1e-3)
-    assert anew["activations"] < adamw["activations"]
+    kept, anew = (
+        known(*SMALL, *more)["memory_bytes"] for more in ((), ("trainer.recompute_activations=true",))
+    )
+    assert anew["activations"] < kept["activations"]
 
 
 MANY = ("trainer.num_nodes=2", "trainer.devices=4", "model.drop_rate=0", "trainer.precision=bf16-mixed")
+SAME = (
+    *("experiment=quick", "trainer.precision=bf16-mixed", "trainer.attention=sdpa", "trainer.head=fused"),
+    "model.qkv_bias=true",
+)
+HERE = (*SAME, "trainer=cpu", "model.drop_rate=0", "trainer.compile=off")
 
 
 def test_many_gpus_that_are_not_here(gptpl):
     """The first line of the table is the fastest, and torch calls what was computed."""
-    outcome = gptpl("plan", "experiment=quick", *MANY, "plan.dry_run=true")
+    outcome = gptpl("plan", "experiment=quick", "model.n_layers=1", *MANY, "plan.dry_run=true")
     assert outcome.status == 0, outcome.err
     lines = outcome.out.splitlines()
     assert max(map(len, lines)) <= 120, max(lines, key=len)
@@ -184,23 +210,17 @@ def test_many_gpus_that_are_not_here(gptpl):
     assert text.index("DDP ") < text.index("FSDP ")
 
 
-def test_gpus_that_are_not_here_as_data(planned):
+def test_gpus_that_are_not_here_as_data(known):
     """One of them has the memory of the plan for the device that is here, many have it divided."""
-    same = (
-        "experiment=quick",
-        "trainer.precision=bf16-mixed",
-        "trainer.attention=sdpa",
-        "trainer.head=fused",
-    )
-    here = planned(*same, "trainer=cpu", "model.drop_rate=0", "trainer.compile=off")
+    here = known(*HERE)
     gpu = ("trainer.accelerator=gpu", "model.drop_rate=0", "plan.memory_gb=40")
-    [one] = planned(*same, *gpu)["parallel"]["strategies"]
+    [one] = known(*SAME, *gpu)["parallel"]["strategies"]
     parts = {
         name: one["memory"]["step"][name] for name in ("weights", "gradients", "optimizer", "activations")
     }
     assert parts == {name: here["memory_bytes"][name] for name in parts}
     assert one["memory"]["peak"] == here["memory_bytes"]["peak_of_step"]
-    many = planned(*same, *MANY, "trainer.accelerator=gpu", "plan.tflops=100")
+    many = known(*SAME, *MANY, "trainer.accelerator=gpu", "plan.tflops=100")
     assert many["tokens_per_step"] == 8 * here["tokens_per_step"]
     assert many["parallel"]["cluster"]["tflops"] == 100
     strategies = {each["layout"]["name"]: each for each in many["parallel"]["strategies"]}

@@ -32,15 +32,41 @@ SETTINGS = ["experiment=quick", "trainer=cpu", "trainer.max_steps=4", "eval_ever
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What one process sees after importing Lightning, after training in `folder`, and with the compiler."""
+    """What one process sees after importing Lightning, after training in `folder`, and with the compiler.
+
+    And `alone`: what a copy of it sees that has imported only torch before.
+    """
     folder = tmp_path_factory.mktemp("late")
     seen = run(
         f"""
+        import os
+        import torch
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            from torch._dynamo.utils import counters
+            import torch._dynamo
+            import torch._dynamo.config as config
+            utils = sys.modules["torch._dynamo.utils"]
+            own = utils.__spec__.loader is utils.__loader__
+            submodule = [torch._dynamo.utils.counters is counters, config is torch._dynamo.config, own]
+
+            import torchmetrics
+            from torchmetrics import Metric, MetricCollection
+            early = "torchmetrics.functional" in sys.modules
+            accuracy = torchmetrics.Accuracy(task="binary")
+            value = accuracy(torch.tensor([1, 0]), torch.tensor([1, 1])).item()
+            from torchmetrics.utilities.plot import _AX_TYPE, plot_curve
+            import matplotlib.axes
+            same = [Metric is torchmetrics.metric.Metric, MetricCollection is torchmetrics.MetricCollection]
+            metrics = [early, isinstance(accuracy, Metric), value, _AX_TYPE is matplotlib.axes.Axes, *same]
+            os.write(writer, json.dumps([submodule, metrics]).encode())
+            os._exit(0)
+        os.close(writer)
+
         import lightning
         loaded = lambda: [name for name in {POSTPONED} if name in sys.modules]
         found = {{"imported": loaded()}}
         found["trained"] = [main(["train", *{SETTINGS}, "run_dir=late"]), loaded()]
-        import torch
         from torch import nn
         from lightning.fabric.wrappers import OptimizedModule
         net = nn.Linear(2, 2)
@@ -55,6 +81,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         optimizer.step()
         kinds = [isinstance(each, OptimizedModule) for each in (net, compiled)]
         found["compiled"] = [before, *kinds, same]
+        found["alone"] = json.loads(os.fdopen(reader).read())
         """,
         folder,
     )
@@ -69,31 +96,8 @@ def test_an_optimizer_and_the_compiler_work_after_one_another(found):
     assert found["compiled"] == [False, False, True, True]
 
 
-def test_a_submodule_is_imported_once_after_its_package_and_the_metrics_when_asked_for(tmp_path):
-    found = run(
-        """
-        import torch
-        from torch._dynamo.utils import counters
-        import torch._dynamo
-        import torch._dynamo.config as config
-        utils = sys.modules["torch._dynamo.utils"]
-        own = utils.__spec__.loader is utils.__loader__
-        submodule = [torch._dynamo.utils.counters is counters, config is torch._dynamo.config, own]
-
-        import torchmetrics
-        from torchmetrics import Metric, MetricCollection
-        early = "torchmetrics.functional" in sys.modules
-        accuracy = torchmetrics.Accuracy(task="binary")
-        value = accuracy(torch.tensor([1, 0]), torch.tensor([1, 1])).item()
-        from torchmetrics.utilities.plot import _AX_TYPE, plot_curve
-        import matplotlib.axes
-        same = [Metric is torchmetrics.metric.Metric, MetricCollection is torchmetrics.MetricCollection]
-        metrics = [early, isinstance(accuracy, Metric), value, _AX_TYPE is matplotlib.axes.Axes, *same]
-        found = [submodule, metrics]
-        """,
-        tmp_path,
-    )
-    assert found == [[True, True, True], [False, True, 0.5, True, True, True]]
+def test_a_submodule_is_imported_once_after_its_package_and_the_metrics_when_asked_for(found):
+    assert found["alone"] == [[True, True, True], [False, True, 0.5, True, True, True]]
 
 
 def test_a_run_has_the_same_losses_either_way(found, tmp_path, monkeypatch):

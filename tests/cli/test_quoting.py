@@ -33,6 +33,18 @@ def value_behind(override: str) -> object:
 @example("\\\\${a}")
 @example("${oc.env:HOME}")
 @example("\\'")
+@example('it\'s "quoted"')
+@example("'quoted'")
+@example('"quoted"')
+@example("'one,' she said, 'two'")
+@example("a, b=c: {d}")
+@example("f(x) = [1, {2: 3}]")
+@example("back\\slash \\' and \\\\")
+@example("ends in a backslash\\")
+@example("ends in a quote'")
+@example("\ttab")
+@example("cost $5 {or} so")
+@example("<tag> & | ; * ?")
 def test_a_prompt_is_text_to_the_last_character(text):
     # "null" is no text here, and "???" how OmegaConf says "missing".
     if text not in ("???", "null"):

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from gptpl.sweeps.study import Search, SweepStudy
 from gptpl.sweeps.sweep import sort_overrides
+from gptpl.sweeps.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("fake_train")
 
@@ -34,6 +36,15 @@ def report_without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.
     if "drawn" not in request.fixturenames:
         page = SimpleNamespace(page="report.html")
         monkeypatch.setattr("gptpl.cli.commands.sweep.report", lambda *args, **settings: page)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def look_often() -> Iterator[None]:
+    """A sweep looks at its trials twice a second; these end after a tenth."""
+    assert Worker.__init__.__kwdefaults__ is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Worker.__init__.__kwdefaults__, "poll_seconds", 0.02)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -296,37 +297,29 @@ def test_a_run_that_is_resumed_wrongly_is_found(gptpl, monkeypatch, parts_in_thi
 
 
 @pytest.mark.slow
-def test_a_signal_ends_the_part_too_and_removes_its_files(tmp_path):
-    """A real process, whose part is a shell that sleeps. Ctrl-C unwinds in the same way as SIGTERM."""
+def test_a_signal_ends_the_part_too_and_removes_its_files(tmp_path, copies):
+    """A process whose part is a shell that sleeps. Ctrl-C unwinds in the same way as SIGTERM."""
     part = tmp_path / "part"
     part.write_text('#!/bin/sh\n: > "$TMPDIR/started"\nexec sleep 100\n')
     part.chmod(0o755)
     command = ["verify-resume", "experiment=quick", "trainer.max_epochs=10000", "verify.steps=40000"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", VERIFY, str(part), *command],
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # the group that must be empty in the end
-    )
+
+    def before() -> None:
+        os.setsid()  # the group that must be empty in the end
+        sys.executable = str(part)
+        tempfile.tempdir = None  # as in a new process, which asks TMPDIR
+
+    process = copies(*command, cwd=tmp_path, output=tmp_path / "said", before=before, TMPDIR=tmp_path)
     try:
         wait_until((tmp_path / "started").exists)
         assert list(tmp_path.glob("gptpl-verify-*"))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 128 + signal.SIGTERM
+        process.send(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM, process.said
         assert not list(tmp_path.glob("gptpl-verify-*"))
         wait_until(lambda: not alive(process.pid))
     finally:
         if alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-VERIFY = """
-import sys
-from gptpl.cli.main import main
-sys.executable = sys.argv[1]
-sys.exit(main(sys.argv[2:]))
-"""
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 60) -> None:

@@ -28,6 +28,7 @@ TINY = ("model=gpt2_small", "model.emb_dim=16", "model.n_heads=2", "model.n_laye
 SHORT = (
     *("trainer=cpu", "trainer.precision=32-true", "scheduler.warmup_steps=1", "trainer.max_steps=2"),
     *("data.max_length=64", "data.batch_size=8", "data.stride=256", "callbacks=checkpoint_last"),
+    *("eval_val_batches=1", "eval_train_batches=1"),
 )
 HUB = "openai-community/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
