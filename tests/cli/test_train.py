@@ -208,9 +208,11 @@ def test_the_modules_exit_status_is_that_of_the_command(tmp_path):
     ("init", "tied", "warned"), [("torch", True, True), ("torch", False, False), ("gpt2", True, False)]
 )
 def test_a_tied_head_with_torchs_embeddings_is_warned_of(gptpl, init, tied, warned):
-    given = ("experiment=quick", "trainer=cpu", "scheduler=constant", "trainer.max_steps=1", "callbacks=none")
-    given += ("logger=csv", "eval_train_batches=1", "eval_val_batches=2")
-    outcome = gptpl("train", *given, f"model.init={init}", f"model.tie_weights={tied}")
+    outcome = gptpl(
+        *("train", "experiment=quick", "trainer=cpu", "scheduler=constant", "trainer.max_steps=1"),
+        *("callbacks=none", "logger=csv", "eval_train_batches=1", "eval_val_batches=2"),
+        *(f"model.init={init}", f"model.tie_weights={tied}"),
+    )
     assert outcome.status == 0
     assert ("model.init=gpt2 suits a tied head" in outcome.err) == warned
     # The warning is true: guessing costs ln(257) = 5.5.
