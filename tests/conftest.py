@@ -2,6 +2,8 @@
 
 # B windows in a batch, T tokens in a window
 
+import tests.postponed  # isort: skip  # noqa: F401 before lightning is imported
+
 import csv
 import gc
 import hashlib

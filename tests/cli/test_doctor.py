@@ -29,7 +29,9 @@ def odd() -> None:
     now = time.time
     time.time = lambda: now() + 90
     socket.gethostname = lambda: "node-b"
-    package.__version__ = "9.9"
+    from gptpl.runs import doctor  # imported in the first process, or now
+
+    package.__version__ = vars(doctor)["__version__"] = "9.9"
 
 
 def started(words: Sequence[str], folder: Path, **variables: object) -> subprocess.Popen[str]:

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from gptpl.checkpoints.resume_state import Position, loops_at
 from gptpl.training import lightning_internals
-from gptpl.training.event_file import EventFile
 from gptpl.training.lightning_internals import ShapesAlone
 from gptpl.training.loggers import RunTensorBoardLogger
 
@@ -163,6 +162,8 @@ def test_the_loop_counters_of_a_checkpoint_are_those_that_lightning_writes(tmp_p
 def test_everything_that_a_summary_writer_adds_goes_into_our_event_file(tmp_path):
     """Or TensorBoard shows points twice, or none of a resumed run: torch has chosen a file of its own."""
     writer = RunTensorBoardLogger(save_dir=str(tmp_path)).experiment
+    from gptpl.training.event_file import EventFile  # now, without TensorFlow
+
     writer.add_scalar("a", 1.0, 1)
     writer.add_text("b", "text", 1)
     assert isinstance(writer.file_writer.event_writer, EventFile)
