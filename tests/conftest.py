@@ -2,8 +2,6 @@
 
 # B windows in a batch, T tokens in a window
 
-import tests.postponed  # isort: skip  # noqa: F401 before lightning is imported
-
 import csv
 import gc
 import hashlib

@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -110,6 +111,18 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         original(self)
 
     monkeypatch.setattr(ContinuousBatch, "step", step)
+
+
+def hold_steps(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Every step ends when the event is set. A server tries its threads first: let it answer before."""
+    original, released = ContinuousBatch.step, threading.Event()
+
+    def step(self: ContinuousBatch) -> None:
+        original(self)
+        released.wait(60)
+
+    monkeypatch.setattr(ContinuousBatch, "step", step)
+    return released
 
 
 class Client:

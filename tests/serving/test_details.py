@@ -13,7 +13,7 @@ from gptpl.generation import TokenDetails
 from gptpl.serving import ServerSettings
 from gptpl.serving.engine import _TokenTexts
 from gptpl.serving.server import Server
-from tests.serving.conftest import PROMPT, repeating, slow_down, until
+from tests.serving.conftest import PROMPT, hold_steps, repeating, slow_down, until
 from tests.serving.test_monitoring import metrics
 
 KEY = "a long secret"
@@ -213,8 +213,9 @@ def test_a_minute_s_limit_says_when_it_ends(start, base):
 
 
 def test_a_server_that_stops_says_when_to_retry(start, base, monkeypatch):
-    slow_down(monkeypatch, 0.02)
     server, client = start(base, grace_s=20.0)
+    client.complete(max_tokens=1)
+    released = hold_steps(monkeypatch)
     thread = threading.Thread(target=lambda: client.complete(max_tokens=40))
     thread.start()
     until(lambda: server.monitor.loads()["tale"].running == 1)
@@ -222,6 +223,7 @@ def test_a_server_that_stops_says_when_to_retry(start, base, monkeypatch):
     until(lambda: client.get("/ready")[0] == 503)
     with client.sent("POST", "/v1/completions", b"{}", Content_Type="application/json") as response:
         assert (response.status, response.headers["Retry-After"]) == (503, "10")
+    released.set()
     thread.join()
 
 
@@ -234,4 +236,4 @@ def test_a_client_that_leaves_frees_its_place_long_before_its_text_would_end(
     body = {"prompt": "x", "max_tokens": 150, "stream": stream, "logit_bias": {"256": -100}}
     with client.begun("/v1/completions", json.dumps(body).encode()):
         until(lambda: server.monitor.loads()["tale"].running == 1)
-    until(lambda: server.monitor.loads()["tale"].running == 0, seconds=3)
+    until(lambda: server.monitor.loads()["tale"].running == 0, seconds=12)

@@ -16,7 +16,7 @@ from gptpl.model import CachedGPT, GPTModel
 from gptpl.runs.models import LanguageModel
 from gptpl.serving import serve
 from gptpl.serving.engine import Engine
-from tests.serving.conftest import PROMPT, slow_down, until
+from tests.serving.conftest import PROMPT, hold_steps, slow_down, until
 
 PATH = "/v1/completions"
 LONG = json.dumps(
@@ -359,8 +359,9 @@ def test_a_text_that_takes_too_long_is_ended(start, base, monkeypatch):
 
 
 def test_what_has_begun_is_finished_when_the_server_stops(start, base, monkeypatch):
-    slow_down(monkeypatch, 0.02)
     server, client = start(base, grace_s=20.0)
+    client.complete(max_tokens=1)
+    released = hold_steps(monkeypatch)
     expected = base.generate(PROMPT, max_new_tokens=40, temperature=0)
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(client.complete(max_tokens=40)))
@@ -370,6 +371,7 @@ def test_what_has_begun_is_finished_when_the_server_stops(start, base, monkeypat
     until(lambda: client.get("/ready")[0] == 503)
     status, error = client.refused("/v1/completions", {"prompt": "x"})
     assert (status, error["message"]) == (503, "the server is stopping")
+    released.set()
     thread.join()
     assert answers[0]["choices"][0]["text"] == expected
     assert server.wait(10)

@@ -58,7 +58,7 @@ def test_requests_tokens_and_findings_are_counted(start, base):
 
 
 def test_streams_that_fail_and_clients_that_leave_are_counted(start, base, monkeypatch):
-    server, client = start(base, timeout_s=0.2)
+    server, client = start(base, timeout_s=1.0)
     slow_down(monkeypatch, 0.02)
     body = {"prompt": "x", "max_tokens": 150, "stream": True, "logit_bias": {"256": -100}}
     client.stream("/v1/completions", body)

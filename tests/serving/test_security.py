@@ -11,7 +11,7 @@ from gptpl.errors import InputError
 from gptpl.filters import PersonalData, WordList
 from gptpl.serving import ServerSettings, serve
 from gptpl.serving.server import Server
-from tests.serving.conftest import PROMPT, slow_down, until
+from tests.serving.conftest import PROMPT, hold_steps, until
 
 KEY = "a long secret"
 BODY = {"prompt": PROMPT, "max_tokens": 2}
@@ -210,11 +210,10 @@ def test_a_body_that_is_too_large_is_refused(start, base):
 
 
 def test_more_requests_than_may_wait_are_refused_with_the_time_to_retry(start, base, monkeypatch):
-    slow_down(monkeypatch, 0.02)
     server, client = start(base, max_rows=1, max_queue=2)
-    body = json.dumps(
-        {"prompt": "x", "max_tokens": 150, "stream": True, "temperature": 0, "logit_bias": {"0": -100}}
-    )
+    client.complete(max_tokens=1)
+    released = hold_steps(monkeypatch)
+    body = json.dumps({"prompt": "x", "max_tokens": 9, "stream": True, "temperature": 0})
     with ExitStack() as open_requests:
         for _ in range(3):  # one is written, two wait
             open_requests.enter_context(client.begun("/v1/completions", body.encode()))
@@ -224,6 +223,7 @@ def test_more_requests_than_may_wait_are_refused_with_the_time_to_retry(start, b
         ) as r:
             assert (r.status, r.headers["Retry-After"]) == (429, "5")
             assert json.loads(r.read())["error"]["type"] == "rate_limit_error"
+        released.set()
     until(lambda: server.monitor.loads()["tale"].queued == 0)
     assert client.complete(max_tokens=2)
 
@@ -268,11 +268,14 @@ def test_a_classifier_is_called_once_at_a_time(start, base, spam, monkeypatch):
 
 
 def test_an_address_may_have_so_many_requests_at_a_time(start, base, monkeypatch):
-    slow_down(monkeypatch, 0.02)
-    _, client = start(base, max_per_client=1)
-    body = json.dumps({"prompt": "x", "max_tokens": 150, "stream": True, "temperature": 0}).encode()
+    server, client = start(base, max_per_client=1)
+    client.complete(max_tokens=1)
+    released = hold_steps(monkeypatch)
+    body = json.dumps({"prompt": "x", "max_tokens": 9, "stream": True, "temperature": 0}).encode()
     with client.begun("/v1/completions", body):
-        until(lambda: client.post("/v1/completions", BODY)[0] == 429)
+        until(lambda: server.monitor.loads()["tale"].running == 1)
+        assert client.post("/v1/completions", BODY)[0] == 429
+        released.set()
 
 
 def test_requests_in_a_minute_are_limited(start, base):
