@@ -38,24 +38,31 @@ def served(start, base):
     return server, client, well
 
 
-def test_a_client_that_leaves_frees_its_place_at_once(served):
+def test_a_client_that_leaves_frees_its_place_at_once(served, monkeypatch):
     server, client, well = served
-    for _ in range(3):
-        with client.begun("/v1/completions", LONG) as first, client.begun("/v1/completions", LONG) as second:
-            assert first.recv(100).startswith(b"HTTP/1.1 200")
-            assert second.recv(100).startswith(b"HTTP/1.1 200")
-            until(lambda: server.monitor.loads()["tale"].running == 2)
-        until(lambda: server.monitor.loads()["tale"].running == 0, seconds=2)
+    with monkeypatch.context() as patch:
+        slow_down(patch, 0.1)  # 15 s for the whole text
+        for _ in range(3):
+            with (
+                client.begun("/v1/completions", LONG) as first,
+                client.begun("/v1/completions", LONG) as second,
+            ):
+                assert first.recv(100).startswith(b"HTTP/1.1 200")
+                assert second.recv(100).startswith(b"HTTP/1.1 200")
+                until(lambda: server.monitor.loads()["tale"].running == 2)
+            until(lambda: server.monitor.loads()["tale"].running == 0, seconds=10)
     well()
 
 
-def test_a_client_that_leaves_while_it_waits_is_forgotten(served):
+def test_a_client_that_leaves_while_it_waits_is_forgotten(served, monkeypatch):
     server, client, well = served
-    with client.begun("/v1/completions", LONG), client.begun("/v1/completions", LONG):
-        until(lambda: server.monitor.loads()["tale"].running == 2)
-        with client.begun("/v1/completions", LONG.replace(b', "stream": true', b"")):
-            until(lambda: server.monitor.loads()["tale"].queued == 1)
-        until(lambda: server.monitor.loads()["tale"].queued == 0, seconds=2)
+    with monkeypatch.context() as patch:
+        slow_down(patch, 0.1)  # 15 s for the whole text
+        with client.begun("/v1/completions", LONG), client.begun("/v1/completions", LONG):
+            until(lambda: server.monitor.loads()["tale"].running == 2)
+            with client.begun("/v1/completions", LONG.replace(b', "stream": true', b"")):
+                until(lambda: server.monitor.loads()["tale"].queued == 1)
+            until(lambda: server.monitor.loads()["tale"].queued == 0, seconds=10)
     well()
 
 
@@ -94,6 +101,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(served, monkeypatch):
 
 def test_a_client_that_does_not_read_is_dropped(start, base, monkeypatch):
     monkeypatch.setattr("gptpl.serving.routes._BODY_SECONDS", 0.3)
+    slow_down(monkeypatch, 0.01)
     server, client = start(base, max_rows=2)
     body = json.loads(LONG) | {"logprobs": 20, "n": 2}
     with socket.socket() as connection:

@@ -1,7 +1,7 @@
 """Who may use a server, and what requests can reach: nothing but the models."""
 
 import json
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -215,9 +215,11 @@ def test_more_requests_than_may_wait_are_refused_with_the_time_to_retry(start, b
     released = hold_steps(monkeypatch)
     body = json.dumps({"prompt": "x", "max_tokens": 9, "stream": True, "temperature": 0})
     with ExitStack() as open_requests:
-        for _ in range(3):  # one is written, two wait
+        open_requests.enter_context(client.begun("/v1/completions", body.encode()))
+        until(lambda: server.monitor.loads()["tale"].running == 1)
+        for _ in range(2):
             open_requests.enter_context(client.begun("/v1/completions", body.encode()))
-        until(lambda: client.get("/monitor/data") and server.monitor.loads()["tale"].queued == 2)
+        until(lambda: server.monitor.loads()["tale"].queued == 2)
         with client.sent(
             "POST", "/v1/completions", json.dumps(BODY).encode(), Content_Type="application/json"
         ) as r:
@@ -245,13 +247,13 @@ def test_requests_sent_together_have_no_more_places(start, base):
 
 def test_a_classifier_is_called_once_at_a_time(start, base, spam, monkeypatch):
     server, client = start(spam, base)
-    running, most = [0], [0]
+    running, most, released = [0], [0], threading.Event()
     original = type(spam).classify
 
     def classify(self, texts):
         running[0] += 1
         most[0] = max(most[0], running[0])
-        time.sleep(0.1)
+        released.wait(20)
         found = original(self, texts)
         running[0] -= 1
         return found
@@ -262,7 +264,8 @@ def test_a_classifier_is_called_once_at_a_time(start, base, spam, monkeypatch):
         for _ in range(12):
             open_requests.enter_context(client.begun("/classify", body))
         until(lambda: server.monitor.loads()["spam"].queued == 11)
-    assert client.complete(model="tale", max_tokens=2)  # the other model has its own thread
+        assert client.complete(model="tale", max_tokens=2)  # the other model has its own thread
+        released.set()
     until(lambda: server.monitor.loads()["spam"].running == 0)
     assert most[0] == 1
 
