@@ -38,8 +38,6 @@ _MOVED = {
     "gptpl.evaluation.bias.Occupations": "gptpl.evaluation.bias_words.Occupations",
     "gptpl.evaluation.bias.Templates": "gptpl.evaluation.bias_words.Templates",
     "gptpl.evaluation.privacy": "gptpl.evaluation.memorisation",
-    "gptpl.judging.measures": "gptpl.judging.responses",
-    "gptpl.judging.prompts": "gptpl.judging.settings",
     "gptpl.model.tuning": "gptpl.model.parameters",
     "gptpl.sweeps.executors": "gptpl.sweeps.jobs",
     "gptpl.training.starting_run": "gptpl.checkpoints.loading",

@@ -176,15 +176,13 @@ def build(
         if config[0].get("resume"):
             raise InputError("resume=... in a composed config: use gptpl.resume(RUN, *overrides)")
         return _build(config[0].copy(), None, config_dir, log_file, trusted=trusted, again=again)
-    given, run = resumed_run([str(each) for each in config])
-    overrides, again = given, run == AUTO
-    if run == AUTO:
-        overrides, run = run_to_continue(given)
+    given, asked = resumed_run([str(each) for each in config])
+    overrides, run = run_to_continue(given, asked)
     if run is not None:
         made = resume(run, *overrides, config_dir=config_dir, log_file=log_file)
     else:
         found = composed(overrides, config_name, config_dir=config_dir)
-        made = _build(found.cfg, None, config_dir, log_file, trusted=found.trusted, again=again)
+        made = _build(found.cfg, None, config_dir, log_file, trusted=found.trusted, again=asked == AUTO)
     made.overrides = given
     return made
 
@@ -219,9 +217,7 @@ def rolled_back(run: Run, *overrides: str) -> Run:
 
 def planned_config(overrides: Sequence[str], *, config_dir: Folder | None = None) -> tuple[Config, Config]:
     """The config that `build` would train with, and Hydra's own settings; nothing is built."""
-    overrides, run = resumed_run(overrides)
-    if run == AUTO:
-        overrides, run = run_to_continue(overrides)
+    overrides, run = run_to_continue(*resumed_run(overrides))
     found = composed(overrides, config_dir=config_dir)
     if run is not None:
         return resume_plan(find_run(run, key="resume"), overrides, config_dir=config_dir).config, found.hydra

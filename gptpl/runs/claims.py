@@ -106,13 +106,17 @@ AUTO = "auto"
 """The value of `resume` that begins a run, or continues it, by what its folder holds."""
 
 
-def run_to_continue(overrides: Sequence[str]) -> tuple[list[str], str | None]:
+def run_to_continue(overrides: Sequence[str], run: str | None = AUTO) -> tuple[list[str], str | None]:
     """What `resume=auto` comes to: the overrides to resume with, and the run; None: a new run begins.
+
+    Of another `run` than `AUTO` both are as given.
 
     The same command may be given again and again, by whoever restarts processes: what it gives besides single
     settings (an experiment, a group's choice, a setting added or removed) is left out where the run has been
     started with it. Raises InputError without a `run_dir` that can be looked at.
     """
+    if run != AUTO:
+        return list(overrides), run
     given = {key_of(each): each.partition("=")[2].strip("'\"") for each in overrides}
     if given.get("run_dir") in (None, "", "null"):
         raise InputError("resume=auto needs run_dir=FOLDER: the run begins there, or continues")

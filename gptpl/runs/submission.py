@@ -26,7 +26,7 @@ from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import CHECKPOINT_FOLDER
 from gptpl.runs import parts
 from gptpl.runs.build import planned_config
-from gptpl.runs.claims import run_to_continue
+from gptpl.runs.claims import AUTO
 from gptpl.runs.fit import check_rollback
 from gptpl.runs.trainer import build_strategy, check_strategy, launched
 from gptpl.runs.verify import check_keeps_checkpoints
@@ -104,9 +104,7 @@ def submit(*overrides: str, config_dir: Folder | None = None) -> Submission:
 def _check_run(overrides: Sequence[str], config_dir: Folder | None, own: Config, tasks: int) -> None:
     """Refuse what the run would refuse, as far as can be told without its data and devices."""
     nodes = own.nodes
-    kept, run = run_to_continue(overrides)
-    resumed = [] if run is None else [f"resume={run}"]
-    cfg: Config = planned_config([*kept, *resumed], config_dir=config_dir)[0]
+    cfg: Config = planned_config([*overrides, f"resume={AUTO}"], config_dir=config_dir)[0]
     duration(cfg.trainer.timeout, "trainer.timeout")
     check_strategy(cfg)
     accelerator = str(cfg.trainer.accelerator)

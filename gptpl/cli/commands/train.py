@@ -43,10 +43,8 @@ def run(arguments: list[str]) -> int:
         return sweep.run(arguments)
     if shown(given):
         return 0
-    overrides, earlier = resumed_run(given.overrides)
-    every, again = overrides, earlier == AUTO
-    if earlier == AUTO:
-        overrides, earlier = run_to_continue(overrides)
+    every, asked = resumed_run(given.overrides)
+    overrides, earlier = run_to_continue(every, asked)
     with collector_paused():
         if earlier is None:  # first, to refuse what it can before torch is imported
             found = composed(overrides, given.config_name, config_dir=given.config_dir)
@@ -59,7 +57,11 @@ def run(arguments: list[str]) -> int:
         log_file = RunLogFile(whole_process=True)
         if earlier is None:
             made = build(
-                found.cfg, config_dir=given.config_dir, log_file=log_file, trusted=found.trusted, again=again
+                found.cfg,
+                config_dir=given.config_dir,
+                log_file=log_file,
+                trusted=found.trusted,
+                again=asked == AUTO,
             )
         else:
             made = resume(earlier, *overrides, config_dir=given.config_dir, log_file=log_file)
