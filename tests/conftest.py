@@ -29,7 +29,10 @@ import numpy.typing as npt
 import psutil
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -105,12 +108,15 @@ def one_text_is_parsed_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_config_is_composed_once() -> Iterator[None]:
-    """The same overrides on gptpl's own configs: Hydra takes a sixth of a second for those of `train`."""
+def the_same_choices_are_composed_once() -> Iterator[Callable[..., DictConfig]]:
+    """Hydra takes a sixth of a second for gptpl's own configs of `train`; their settings are set in a copy.
 
-    @lru_cache(maxsize=32)
-    def once(name: str, overrides: Sequence[str], hydra_too: bool) -> bytes:
-        return pickle.dumps(compose(name, list(overrides), return_hydra_config=hydra_too))
+    Returns what composes without that.
+    """
+
+    @lru_cache(maxsize=256)
+    def once(name: str, choices: Sequence[str], hydra_too: bool) -> bytes:
+        return pickle.dumps(compose(name, list(choices), return_hydra_config=hydra_too))
 
     def composed(
         config_name: str, overrides: Sequence[str] = (), *, return_hydra_config: bool = False
@@ -119,15 +125,26 @@ def one_config_is_composed_once() -> Iterator[None]:
         main = next(source.path for source in sources if source.provider == "main")
         if main != own or any("searchpath" in text for text in overrides):  # files that a test may change
             return compose(config_name, list(overrides), return_hydra_config=return_hydra_config)
-        found = pickle.loads(once(config_name, tuple(overrides), return_hydra_config))  # noqa: S301
+        given = OverridesParser.create().parse_overrides(list(overrides))
+        settings = [each for each in given if is_setting(each)]
+        choices = tuple(str(each.input_line) for each in given if not is_setting(each))
+        found = pickle.loads(once(config_name, choices, return_hydra_config))  # noqa: S301
         assert isinstance(found, DictConfig)
+        ConfigLoaderImpl._apply_overrides_to_config(settings, found)  # what Hydra 1.3 does last
+        if return_hydra_config:
+            found.hydra.overrides.task = [each.input_line for each in given if not each.is_hydra_override()]
         return found
+
+    def is_setting(override: Override) -> bool:
+        key = override.key_or_group
+        is_group = (config_folder() / key).is_dir()
+        return not (is_group or override.is_hydra_override() or override.is_sweep_override())
 
     own = str(config_folder())
     compose = hydra.compose
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hydra, "compose", composed)
-        yield
+        yield compose
 
 
 def _eight_pixels(figure: Figure) -> npt.NDArray[np.uint8]:
