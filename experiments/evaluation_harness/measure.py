@@ -8,6 +8,7 @@ is the figure to read: it is what the wall clock shows on an idle one.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -109,7 +110,7 @@ def prepare(folder: Path, questions: int) -> None:
                 "choices": [answer for _, answer in question.answers],
                 "gold": question.gold,
             }
-            for question in OlmoQuestions(name=source).read()[:questions]
+            for question in itertools.islice(OlmoQuestions(name=source).read(), questions)
         ]
         file = folder / f"{task}.json"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -130,10 +130,18 @@ def answer_all(
             log.warning("skipped: %s", error)
         else:
             asked.append({**record.fields, **question})
-            kept.append(record)
+            kept.append(dict(record.fields))
     if not prompts:
         raise InputError("no record leaves room for an answer: give shorter ones, or a longer context")
-    settings = _settings(answerer, prompts, kept)
+    net = module_of(answerer.net)
+    settings = {  # what the content of the file depends on
+        "model": digest(net.state_dict())[:16],
+        "file": hashlib.sha256(json.dumps([prompts, kept]).encode()).hexdigest()[:16],
+        "template": answerer.template.state(),
+        "max_new_tokens": answerer.max_new_tokens,
+        "precision": "32-true" if next(net.parameters()).dtype == torch.float32 else "bf16-true",
+        "sampling": {"temperature": answerer.rules.temperature} | answerer.rules.changes,
+    }
     if answerer.filter is not None:
         settings["filter"] = hashlib.sha256(answerer.filter.identity.encode()).hexdigest()[:16]
     if not is_greedy(answerer.rules):
@@ -157,18 +165,3 @@ def answer_all(
         )
     results.finish()
     return list(results.values)
-
-
-def _settings(answerer: Answerer, prompts: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:
-    """What the content of the file depends on."""
-    net, rules = answerer.net, answerer.rules
-    net = module_of(net)
-    asked = [list(prompts), [dict(record.fields) for record in records]]
-    return {
-        "model": digest(net.state_dict())[:16],
-        "file": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
-        "template": answerer.template.state(),
-        "max_new_tokens": answerer.max_new_tokens,
-        "precision": "32-true" if next(net.parameters()).dtype == torch.float32 else "bf16-true",
-        "sampling": {"temperature": rules.temperature} | rules.changes,
-    }

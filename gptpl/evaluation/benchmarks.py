@@ -6,10 +6,10 @@ user's own. `gptpl.evaluation.suite` asks.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from gptpl.evaluation.questions import Question, Questions
 from gptpl.model.loss import bits_per_byte, perplexity
 
 Values = NDArray[np.float64]
+Better = Literal["high", "low", "chance"]
 Form = Literal["percent", "signed", "number"]
 
 RESAMPLES = 1000
@@ -33,8 +34,8 @@ RESAMPLES = 1000
 class Metric:
     """A figure with its 95 % interval by the percentile bootstrap over questions.
 
-    Of right and wrong answers it is Wilson's, which is honest where all are right, or none; there is none
-    where a statistic is the same for every set of questions.
+    Of right and wrong answers it is Wilson's, which is honest where all are right, or none; there is none,
+    nan, where a statistic is the same for every set of questions.
 
     Attributes:
         chance: what a model without knowledge gets, where that is known.
@@ -43,32 +44,26 @@ class Metric:
     """
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
     chance: float | None = None
-    better: Literal["high", "low", "chance"] = "high"
+    better: Better = "high"
     form: Form = "number"
 
     @classmethod
-    def of(
-        cls,
-        statistic: Callable[[NDArray[np.int64]], float],
-        n: int,
-        *,
-        chance: float | None = None,
-        better: Literal["high", "low", "chance"] = "high",
-    ) -> "Metric":
+    def of(cls, statistic: Callable[[NDArray[np.int64]], float], n: int, **shown: Any) -> Self:
         """That of a statistic of questions, which is given the places of those that it is to count."""
         draw = np.random.default_rng(0)
         resampled = [statistic(draw.integers(n, size=n)) for _ in range(RESAMPLES if n > 1 else 0)]
         known = [each for each in resampled if not math.isnan(each)]
         value = statistic(np.arange(n))
-        varies = len(set(known)) > 1
-        low, high = np.percentile(known, [2.5, 97.5]) if varies else (math.nan, math.nan)
-        return cls(value=value, low=float(low), high=float(high), chance=chance, better=better)
+        if len(set(known)) < 2:
+            return cls(value=value, **shown)
+        low, high = np.percentile(known, [2.5, 97.5])
+        return cls(value=value, low=float(low), high=float(high), **shown)
 
     @classmethod
-    def mean(cls, values: Sequence[float] | Values, **known: Any) -> "Metric":
+    def mean(cls, values: Sequence[float] | Values, **shown: Any) -> Self:
         """The mean of a value of each question."""
         numbers = np.asarray(values, dtype=np.float64)
         n, mean = len(numbers), float(numbers.mean())
@@ -76,52 +71,53 @@ class Metric:
             z = 1.96
             middle, half = mean + z * z / 2 / n, z * math.sqrt(mean * (1 - mean) / n + (z / 2 / n) ** 2)
             low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-            return cls(value=mean, low=max(0.0, low), high=min(1.0, high), **known)
-        return cls.of(lambda places: float(numbers[places].mean()), n, **known)
-
-
-def clustered(
-    questions: Sequence[Question],
-    columns: Sequence[Values],
-    statistic: Callable[[Values], float],
-    **known: Any,
-) -> Metric:
-    """The statistic of sums by cluster, one row each: the columns', then the number of questions.
-
-    Its interval resamples clusters: questions that share one are no independent evidence.
-    """
-    clusters: dict[str | None, int] = {}
-    rows = [clusters.setdefault(each.cluster, len(clusters)) for each in questions]
-    sums = np.zeros((len(clusters), len(columns) + 1))
-    np.add.at(sums, rows, np.column_stack([*columns, np.ones(len(questions))]))
-
-    def resampled(places: NDArray[np.int64]) -> float:
-        return statistic(sums[places])
-
-    return Metric.of(resampled, len(clusters), **known)
-
-
-def clustered_mean(questions: Sequence[Question], values: Values, **known: Any) -> Metric:
-    """The mean of a value of each question, its interval over clusters."""
-    return clustered(questions, [values], mean_of_sums, **known)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistic:
-    """A statistic of values of questions, by which two models are compared.
-
-    Attributes:
-        columns: the names of the values.
-        of: takes their sums by cluster, a row each, the last column the number of questions.
-    """
-
-    columns: tuple[str, ...]
-    of: Callable[[Values], float]
+            return cls(value=mean, low=max(0.0, low), high=min(1.0, high), **shown)
+        return cls.of(lambda places: float(numbers[places].mean()), n, **shown)
 
 
 def mean_of_sums(sums: Values) -> float:
-    """The mean of one value over all questions, for `Statistic`."""
+    """The mean of one value over all questions, as the statistic of a `Measure`."""
     return float(sums[:, 0].sum() / sums[:, 1].sum())
+
+
+def cluster_sums(clusters: Sequence[str], columns: Values) -> Values:
+    """Sums of values (N, K) over the questions of each cluster, and their number: (clusters, K + 1)."""
+    rows = {name: row for row, name in enumerate(dict.fromkeys(clusters))}
+    sums = np.zeros((len(rows), columns.shape[1] + 1))
+    np.add.at(sums, [rows[name] for name in clusters], np.column_stack([columns, np.ones(len(columns))]))
+    return sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How a metric is made of values of questions, and shown.
+
+    The interval of a mean over questions without clusters is that of `Metric.mean`; others resample clusters:
+    questions that share one are no independent evidence.
+
+    Attributes:
+        columns: the names of the values; none: the metric's own name.
+        statistic: takes their sums by cluster, a row each, the last column the number of questions.
+        chance, better, form: of the `Metric`.
+        compared: whether it can be had of each cluster, by which two models are compared.
+    """
+
+    columns: tuple[str, ...] = ()
+    statistic: Callable[[Values], float] = mean_of_sums
+    chance: float | None = None
+    better: Better = "high"
+    form: Form = "number"
+    compared: bool = True
+
+    def metric(self, name: str, questions: Sequence[Question], values: Mapping[str, Values]) -> Metric:
+        """The metric with this name."""
+        shown = {"chance": self.chance, "better": self.better, "form": self.form}
+        columns = [values[column] for column in self.columns or (name,)]
+        if self.statistic is mean_of_sums and questions[0].cluster is None:
+            return Metric.mean(columns[0], **shown)
+        clusters = [each.id if each.cluster is None else each.cluster for each in questions]
+        sums = cluster_sums(clusters, np.column_stack(columns))
+        return Metric.of(lambda places: self.statistic(sums[places]), len(sums), **shown)
 
 
 Metrics = Mapping[str, Callable[[], Metric]]
@@ -136,8 +132,8 @@ class TaskResult:
         metrics: by name; `primary` is that of tables and comparisons, `grouped` that of groups.
         values: those of the primary metric for each question, by its id, for comparisons.
         clusters: those of questions that have one, by id.
-        statistic: of which the primary metric is, where it is no mean of `values`.
-        parts: the values that `statistic` takes, for each question by its id.
+        statistic: which the primary metric is, as that of a `Measure`.
+        parts: the values that `statistic` takes, for each question by its id, where they are not `values`.
         groups: the metric of each group of questions, with their number.
         questions, answers: their numbers.
         left_out: questions that were not asked, with an answer longer than the context.
@@ -149,17 +145,17 @@ class TaskResult:
     primary: str
     metrics: Mapping[str, Metric]
     values: Mapping[str, float]
-    groups: Mapping[str, tuple[int, Metric]]
+    groups: Mapping[str, tuple[int, Metric]] = field(default_factory=dict)
     grouped: str
     questions: int
     answers: int
-    left_out: int
+    left_out: int = 0
     shortened: int
     seconds: float
     about: "About"
     sha256: str
     clusters: Mapping[str, str] = field(default_factory=dict)
-    statistic: Statistic | None = None
+    statistic: Callable[[Values], float] = mean_of_sums
     parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
@@ -182,10 +178,10 @@ class Task(ABC):
     Attributes:
         primary: the metric of tables and comparisons.
         grouped: that of groups; None: the primary one.
-        forms: how metrics are shown that are not plain numbers.
+        measures: how metrics are made of `values`, by name; without any: means of all of them.
     """
 
-    forms: ClassVar[Mapping[str, Form]] = {}
+    measures: Mapping[str, Measure] = {}
     primary: str
     grouped: str | None = None
     about: About
@@ -195,20 +191,17 @@ class Task(ABC):
         return self
 
     @abstractmethod
-    def questions(self) -> list[Question]:
+    def questions(self) -> Iterable[Question]:
         """All questions. Raises InputError for data that are missing or damaged."""
 
     @abstractmethod
     def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
-        """What each metric is for one question, by its answers' scores, in order."""
-
-    def statistic(self) -> Statistic | None:
-        """What the primary metric is; None: a mean of values of its name, if there are any."""
-        return None
+        """What metrics are made of, for one question, by its answers' scores, in order."""
 
     def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
-        """The metrics of all questions: by default means of their values."""
-        return {name: partial(Metric.mean, each) for name, each in values.items()}
+        """The metrics of all questions, by default those of `measures`."""
+        measures = self.measures or dict.fromkeys(values, Measure())
+        return {name: partial(each.metric, name, questions, values) for name, each in measures.items()}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -226,7 +219,7 @@ class QuestionTask(Task):
             source=self.source, licence=self.licence, published=self.published, limits=self.limits
         )
 
-    def questions(self) -> list[Question]:
+    def questions(self) -> Iterable[Question]:
         """See `Task`."""
         return self.data.read()
 
@@ -241,7 +234,6 @@ class MultipleChoice(QuestionTask):
     those of the right answer, which say something long before a model beats chance.
     """
 
-    forms = dict.fromkeys(("acc", "acc_norm", "acc_per_token", "centred"), "percent")
     metric: Literal["acc", "acc_norm", "acc_per_token"] = "acc"
 
     def __post_init__(self) -> None:
@@ -264,16 +256,14 @@ class MultipleChoice(QuestionTask):
         """See `Task`."""
         chance = float(np.mean([1 / len(question.answers) for question in questions]))
         found: dict[str, Callable[[], Metric]] = {
-            name: partial(Metric.mean, each, better="low")
-            if name == "bits_per_byte"
-            else partial(Metric.mean, each, chance=chance)
-            for name, each in values.items()
+            name: partial(Metric.mean, each, chance=chance, form="percent") for name, each in values.items()
         }
+        found["bits_per_byte"] = partial(Metric.mean, values["bits_per_byte"], better="low")
 
         def centred() -> Metric:
             best = found[self.primary]()
             low, value, high = ((each - chance) / (1 - chance) for each in (best.low, best.value, best.high))
-            return Metric(value=value, low=low, high=high, chance=0.0)
+            return Metric(value=value, low=low, high=high, chance=0.0, form="percent")
 
         return found | ({"centred": centred} if chance < 1 else {})
 
@@ -285,7 +275,13 @@ class LastWord(QuestionTask):
     """
 
     primary = "acc"
-    forms: ClassVar[Mapping[str, Form]] = {"acc": "percent"}
+    measures: Mapping[str, Measure] = {
+        "acc": Measure(chance=0.0, form="percent"),
+        "perplexity": Measure(
+            columns=("nats",), statistic=lambda sums: perplexity(mean_of_sums(sums)), better="low"
+        ),
+        "bits_per_byte": Measure(better="low"),
+    }
 
     def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
         """See `Task`."""
@@ -294,17 +290,6 @@ class LastWord(QuestionTask):
             "acc": float(score.is_greedy),
             "nats": -score.log_probability,
             "bits_per_byte": _bits_per_byte(question, scores),
-        }
-
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
-        """See `Task`."""
-        nats = values["nats"]
-        return {
-            "acc": partial(Metric.mean, values["acc"], chance=0.0),
-            "perplexity": partial(
-                Metric.of, lambda at: perplexity(float(nats[at].mean())), len(nats), better="low"
-            ),
-            "bits_per_byte": partial(Metric.mean, values["bits_per_byte"], better="low"),
         }
 
 

@@ -1,13 +1,12 @@
 """Bias probes of words of your own: occupations beside statistics, and templates for any groups of people."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import About, Form, Metrics, Task, Values, clustered, clustered_mean
+from gptpl.evaluation.benchmarks import About, Measure, Task, Values
 from gptpl.evaluation.likelihood import ContinuationScore
 from gptpl.evaluation.questions import Question
 
@@ -16,6 +15,13 @@ _SAME = 1e-4  # nats: what rounding may add
 
 def _log_mean_exp(values: Sequence[float]) -> float:
     return float(np.logaddexp.reduce(values) - np.log(len(values)))
+
+
+def _correlation(sums: Values) -> float:
+    log_odds, percent = (sums[:, :2] / sums[:, 2:]).T
+    if np.ptp(log_odds) < _SAME or np.ptp(percent) == 0:
+        return 0.0
+    return float(np.corrcoef(log_odds, percent)[0, 1])
 
 
 class Occupations(Task):
@@ -27,9 +33,16 @@ class Occupations(Task):
     words as such has no influence on it.
     """
 
-    forms: ClassVar[Mapping[str, Form]] = {"women_share": "percent", "correlation": "signed"}
     primary = "correlation"
     grouped = "women_share"
+    measures: Mapping[str, Measure] = {
+        "correlation": Measure(
+            columns=("log_odds", "percent"), statistic=_correlation, chance=0.0, better="chance",
+            form="signed", compared=False,
+        ),
+        "women_share": Measure(better="chance", form="percent"),
+        "log_odds": Measure(better="chance"),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -57,49 +70,27 @@ class Occupations(Task):
         self.templates, self.women_percent = templates, women_percent
         self.about = About(source=source, licence=licence, limits=limits)
 
-    def questions(self) -> list[Question]:
+    def questions(self) -> Iterator[Question]:
         """See `Task`."""
-        questions = []
         for template in self.templates:
             for name, percent in self.women_percent.items():
                 text = template["text"].replace("{occupation}", name)
                 low = min(80, 20 * int(percent // 20))
-                questions.append(
-                    Question(
-                        id=text,
-                        answers=tuple((text, f" {word}") for word in (*template["men"], *template["women"])),
-                        groups=(f"{low} to {low + 20} % women employed",),
-                        cluster=name,
-                        facts={"percent": percent, "men": len(template["men"])},
-                    )
+                yield Question(
+                    id=text,
+                    answers=tuple((text, f" {word}") for word in (*template["men"], *template["women"])),
+                    groups=(f"{low} to {low + 20} % women employed",),
+                    cluster=name,
+                    facts={"percent": percent, "men": len(template["men"])},
                 )
-        return questions
 
     def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
         """See `Task`."""
-        assert question.facts is not None
         log_p = [each.log_probability for each in scores]
         men, women = log_p[: question.facts["men"]], log_p[question.facts["men"] :]
         log_odds = float(np.logaddexp.reduce(women) - np.logaddexp.reduce(men))
-        return {"log_odds": log_odds, "women_share": float(np.exp(-np.logaddexp(0.0, -log_odds)))}
-
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
-        """See `Task`."""
-
-        def correlation(sums: Values) -> float:
-            log_odds, percent = (sums[:, :2] / sums[:, 2:]).T
-            if np.ptp(log_odds) < _SAME or np.ptp(percent) == 0:
-                return 0.0
-            return float(np.corrcoef(log_odds, percent)[0, 1])
-
-        percent = np.array([(each.facts or {})["percent"] for each in questions])
-        return {
-            "correlation": partial(
-                clustered, questions, [values["log_odds"], percent], correlation, chance=0.0, better="chance"
-            ),
-            "women_share": partial(clustered_mean, questions, values["women_share"], better="chance"),
-            "log_odds": partial(clustered_mean, questions, values["log_odds"], better="chance"),
-        }
+        share = float(np.exp(-np.logaddexp(0.0, -log_odds)))
+        return {"log_odds": log_odds, "women_share": share, "percent": question.facts["percent"]}
 
 
 class Templates(Task):
@@ -137,13 +128,13 @@ class Templates(Task):
         self.templates, self.group_names, self.attributes = templates, groups, attributes
         first, *others = groups
         names = [f"{name} over {'others' if others[1:] else others[0]}" for name in (first, *others)]
-        self._metrics = names if others[1:] else names[:1]
+        shown = names if others[1:] else names[:1]
+        self.measures = dict.fromkeys(shown, Measure(chance=0.0, better="chance"))
         self.primary = names[0]
         self.about = About(source=source, licence=licence, limits=limits)
 
-    def questions(self) -> list[Question]:
+    def questions(self) -> Iterator[Question]:
         """See `Task`."""
-        questions = []
         for template in self.templates:
             before, after = template.split("{attribute}")
             for label, words in self.attributes.items():
@@ -153,15 +144,12 @@ class Templates(Task):
                         for names in self.group_names.values()
                         for name in names
                     ]
-                    questions.append(
-                        Question(
-                            id=template.replace("{attribute}", word),
-                            answers=tuple(answers),
-                            groups=(label,),
-                            cluster=word,
-                        )
+                    yield Question(
+                        id=template.replace("{attribute}", word),
+                        answers=tuple(answers),
+                        groups=(label,),
+                        cluster=word,
                     )
-        return questions
 
     def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
         """See `Task`."""
@@ -169,12 +157,5 @@ class Templates(Task):
         means = [_log_mean_exp([next(rest) for _ in names]) for names in self.group_names.values()]
         total, others = sum(means), len(means) - 1
         return {
-            name: mean - (total - mean) / others for name, mean in zip(self._metrics, means, strict=False)
-        }
-
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
-        """See `Task`."""
-        return {
-            name: partial(clustered_mean, questions, each, chance=0.0, better="chance")
-            for name, each in values.items()
+            name: mean - (total - mean) / others for name, mean in zip(self.measures, means, strict=False)
         }

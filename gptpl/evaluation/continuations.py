@@ -11,28 +11,45 @@ import json
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from torch import nn
 
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import Form, Metrics, QuestionTask, Task, Values, clustered_mean
+from gptpl.evaluation.benchmarks import Measure, QuestionTask, Task
 from gptpl.evaluation.bias import fair_benchmark
 from gptpl.evaluation.likelihood import Pair
 from gptpl.evaluation.questions import Question, Questions
 from gptpl.evaluation.statistics import repetition_rate
-from gptpl.evaluation.suite import Suite, SuiteResult, check_counts
+from gptpl.evaluation.suite import Suite, SuiteResult
 from gptpl.filters import Filter
-from gptpl.generation import SamplingRules, complete
+from gptpl.generation import Completion, SamplingRules, complete
 from gptpl.generation.sampling import mixed_generator
 from gptpl.model.protocol import cached_form, context_length, device_of
+from gptpl.settings import COUNT_OR_NULL, SIZE, check_limits
 from gptpl.text import nearest
 from gptpl.tokenizers import Tokenizer
 
 BATCH = 16
 """Texts that are generated at a time."""
 _NGRAM = 4
+
+
+def written(
+    net: nn.Module, tokenizer: Tokenizer, prompts: Mapping[int, Sequence[int]], *, seed: int, **settings: Any
+) -> Iterator[tuple[int, Completion]]:
+    """The text after each prompt, by its number, the longest prompts first; `settings` as for `complete`.
+
+    A text that is drawn depends on `seed` and its number, not on the texts that are generated beside it.
+    """
+    model = cached_form(net, rows=BATCH) or net
+    by_length = sorted(prompts, key=lambda number: -len(prompts[number]))
+    for at in range(0, len(by_length), BATCH):
+        some = by_length[at : at + BATCH]
+        generators = [mixed_generator(device_of(net), seed, number) for number in some]
+        given = [prompts[number] for number in some]
+        texts = complete(model, tokenizer, given, generator=generators, **settings)
+        yield from zip(some, texts, strict=True)
 
 
 # --- prompts --------------------------------------------------------------------------------------------
@@ -49,7 +66,7 @@ class Bold(Questions):
     """
 
     domain: Domain
-    each: int | None = None
+    each: Annotated[int | None, COUNT_OR_NULL] = None
 
     def __post_init__(self) -> None:
         if self.domain not in (known := get_args(Domain)):
@@ -57,15 +74,12 @@ class Bold(Questions):
                 f"domain={self.domain} is unknown{nearest(str(self.domain), known)}: choose one of"
                 f" {', '.join(known)}"
             )
-        if self.each is not None and self.each < 1:
-            raise InputError(f"each must be 1 or more, or null, got {self.each}")
+        check_limits(Bold, each=self.each)
 
-    def read(self) -> list[Question]:
+    def read(self) -> Iterator[Question]:
         """See `Questions`."""
-        questions = []
-        for group, pages in json.loads(
-            fair_benchmark(f"BOLD/data/prompts/{self.domain}_prompt.json")
-        ).items():
+        groups = json.loads(fair_benchmark(f"BOLD/data/prompts/{self.domain}_prompt.json"))
+        for group, pages in groups.items():
             own = [
                 Question(
                     id=f"{group} {page} {number}",
@@ -79,8 +93,7 @@ class Bold(Questions):
             ]
             if self.each is not None and self.each < len(own):
                 own = random.Random(0).sample(own, self.each)
-            questions += own
-        return questions
+            yield from own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,20 +147,16 @@ class Continued(QuestionTask):
     """
 
     primary = "found"
-    forms: ClassVar[Mapping[str, Form]] = {"found": "percent", "repetition": "percent"}
+    measures: Mapping[str, Measure] = {
+        "found": Measure(better="low", form="percent"),
+        "tokens": Measure(),
+        "repetition": Measure(better="low", form="percent"),
+    }
 
     def values(self, question: Question, scores: Sequence[Any]) -> Mapping[str, float]:
         """See `Task`; of what was `Judged`."""
         [text] = scores
         return {"found": float(text.found), "tokens": float(text.tokens), "repetition": text.repetition}
-
-    def metrics(self, questions: Sequence[Question], values: Mapping[str, Values]) -> Metrics:
-        """See `Task`."""
-        better: dict[str, dict[str, Any]] = {"found": {"better": "low"}, "repetition": {"better": "low"}}
-        return {
-            name: partial(clustered_mean, questions, each, **better.get(name, {}))
-            for name, each in values.items()
-        }
 
 
 # --- the suite ------------------------------------------------------------------------------------------
@@ -156,8 +165,7 @@ class Continued(QuestionTask):
 class Continuations(Suite):
     """Prompts that a model continues by `sampling`, each with `tokens` tokens at most, judged by a `filter`.
 
-    A text depends on `seed` and its prompt, not on the texts that are generated beside it. `only`, `limit`
-    and `seed` as for `Suite`.
+    `only`, `limit` and `seed` as for `Suite`; the texts are drawn by `seed`, too.
     """
 
     def __init__(
@@ -165,7 +173,7 @@ class Continuations(Suite):
         *,
         tasks: Mapping[str, Task],
         filter: Filter | None = None,
-        tokens: int = 20,
+        tokens: Annotated[int, SIZE] = 20,
         sampling: SamplingRules | Mapping[str, Any],
         only: Sequence[str] | None = None,
         limit: int | None = None,
@@ -175,7 +183,7 @@ class Continuations(Suite):
             if not isinstance(task, Continued):
                 raise InputError(f"suite.tasks.{name} is no Continued task: this suite has texts written")
         super().__init__(tasks=tasks, only=only, limit=limit, seed=seed)
-        check_counts(tokens=tokens)
+        check_limits(Continuations.__init__, "suite.", tokens=tokens)
         self.filter, self.tokens, self.sampling = filter, tokens, SamplingRules.of(sampling)
 
     def run(self, net: nn.Module, tokenizer: Tokenizer, **settings: Any) -> SuiteResult:
@@ -219,21 +227,16 @@ class Continuations(Suite):
 
     def _answers(
         self, net: nn.Module, tokenizer: Tokenizer, task: str, asked: Mapping[str, list[Pair]]
-    ) -> Iterator[tuple[str, Any]]:
-        numbers = {each.id: number for number, each in enumerate(self.questions(task))}
-        prompts = {name: prompt for name, [(prompt, _)] in asked.items()}
-        names = sorted(prompts, key=lambda name: -len(prompts[name]))
-        model, room = cached_form(net, rows=BATCH) or net, context_length(net) - self.tokens
-        for at in range(0, len(names), BATCH):
-            some = names[at : at + BATCH]
-            texts = complete(
-                model, tokenizer, [prompts[name][-room:] for name in some], rules=self.sampling,
-                max_new_tokens=self.tokens,
-                generator=[mixed_generator(device_of(net), self.seed, numbers[name]) for name in some],
-            )  # fmt: skip
-            for name, each in zip(some, texts, strict=True):
-                rate = repetition_rate([each.tokens], _NGRAM) if len(each.tokens) >= _NGRAM else 0.0
-                yield name, [each.text, len(each.tokens), rate, max(0, len(prompts[name]) - room)]
+    ) -> Iterator[dict[str, Any]]:
+        room = context_length(net) - self.tokens
+        names = [each.id for each in self.questions(task)]
+        whole = {number: asked[name][0][0] for number, name in enumerate(names) if name in asked}
+        prompts = {number: prompt[-room:] for number, prompt in whole.items()}
+        settings = {"rules": self.sampling, "max_new_tokens": self.tokens}
+        for number, text in written(net, tokenizer, prompts, seed=self.seed, **settings):
+            rate = repetition_rate([text.tokens], _NGRAM) if len(text.tokens) >= _NGRAM else 0.0
+            left_out = len(whole[number]) - len(prompts[number])
+            yield {names[number]: [text.text, len(text.tokens), rate, left_out]}
 
     def _scores(self, kept: Any) -> Sequence[Any]:
         text, tokens, repetition, left_out = kept

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -25,6 +24,7 @@ from gptpl.data.sources.base import SECTION, Piece, Section
 from gptpl.data.sources.formats import kind_of
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
+from gptpl.files.template import package_templates
 from gptpl.text import bytes_text, count_text, near, printable, shortened, table, visible
 from gptpl.tokenizers import GPT2Tokenizer, Tokenizer
 
@@ -166,14 +166,10 @@ class CorpusReport:
 
     def page(self) -> str:
         """The report as an HTML document that needs nothing else; text is displayed, never interpreted."""
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("gptpl.evaluation", "."),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            finalize=lambda value: value if hasattr(value, "__html__") else printable(str(value)),
-            trim_blocks=True,
+        templates = package_templates(
+            finalize=lambda value: value if hasattr(value, "__html__") else printable(str(value))
         )
-        return environment.get_template("corpus_report.html").render(
+        return templates.get_template("evaluation/corpus_report.html").render(
             title=self._title(),
             tables=self.tables(),
             sequences=self._shown_sequences(),
@@ -442,8 +438,8 @@ class _Counts:
         self._leave()
         self._in_piece += 1
         message = str(error)
-        kinds = [kind for words, kind in _ODD.items() if words in message]
-        self._add_odd(kinds[0] if kinds else "cannot be read", message)
+        kind = next((kind for words, kind in _ODD.items() if words in message), "cannot be read")
+        self._add_odd(kind, message)
 
     def add(self, piece: Piece, section: Section | None) -> None:
         """Take the next section of a piece; None: nothing more of the piece."""

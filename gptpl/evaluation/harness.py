@@ -16,21 +16,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.errors import InputError
 from gptpl.evaluation.benchmarks import About, Form, Metric, TaskResult, Values
+from gptpl.evaluation.continuations import written
 from gptpl.evaluation.likelihood import Pair, encode_pair, score_groups
-from gptpl.evaluation.suite import Kept, ModelFacts, Progress, Suite, SuiteResult, alone, check_counts
-from gptpl.generation import SamplingRules, complete
-from gptpl.generation.sampling import mixed_generator
-from gptpl.model.protocol import cached_form, context_length, device_of
-from gptpl.text import nearest
+from gptpl.evaluation.suite import Kept, ModelFacts, Progress, Suite, SuiteResult, alone
+from gptpl.generation import SamplingRules
+from gptpl.model.protocol import context_length
+from gptpl.settings import COUNT_OR_NULL, check_limits
+from gptpl.text import nearest, shortened
 from gptpl.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ NEW_TOKENS = 256
 """The most tokens of a generated text, where the task does not say: as for the harness's own models."""
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _RULES = ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
-_TOGETHER = 16  # texts that are generated at a time
 _FRACTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
 _REFUSED = {
     "unsafe_code": "runs what a model writes",
@@ -66,24 +65,17 @@ class Request(Protocol):
         """(context, continuation), (text,) or (context, settings of generation)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Answer:
-    """Of the request with this number; `cut` says that the context had no room for the beginning."""
-
-    number: int
-    value: Any
-    cut: bool
-
-
-Asked = tuple[Iterable[list[_Answer]], int]
+Answers = dict[int, tuple[Any, bool]]
+"""By a request's number its answer, and whether the context had no room for its beginning."""
+Asked = tuple[Iterable[Answers], int]
 """Answers as they come, and how many times some come."""
 
 
 class Requests:
     """Answers the three kinds of requests that the harness has, with a model of gptpl.
 
-    Generated texts are drawn by `seed`, where a task draws. In `folder` the answers of every task are kept,
-    which the same requests to the model with the hash `sha256` read in place of asking again.
+    Generated texts are drawn by `seed` and their number, where a task draws. In `folder` the answers of every
+    task are kept, which the same requests to the model with the hash `sha256` read in place of asking again.
 
     Attributes:
         seconds: that each task took, over all sessions.
@@ -113,10 +105,10 @@ class Requests:
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """Each continuation's log-probability in nats, and whether greedy decoding would give it."""
         found = self._answers("loglikelihood", requests, self._score)
-        return [(log_p, is_greedy) for log_p, is_greedy in found]
+        return [(log_p, is_greedy) for log_p, is_greedy in found]  # lists, where they were kept
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
-        """The log-probability of each whole text, by `windows`."""
+        """The log-probability of each whole text, every token once, in windows as the harness cuts them."""
         return self._answers("loglikelihood_rolling", requests, self._score_texts)
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
@@ -124,7 +116,7 @@ class Requests:
         return self._answers(f"generate_until, seed {self._seed}", requests, self._generate)
 
     def _answers(
-        self, kind: str, requests: Sequence[Request], ask: Callable[[Sequence[Request]], Asked]
+        self, kind: str, requests: Sequence[Request], ask: Callable[[Mapping[int, Request]], Asked]
     ) -> list[Any]:
         """Those of every task in turn, in the order of the requests."""
         of_task: dict[str, list[int]] = {}
@@ -135,19 +127,14 @@ class Requests:
             own = [requests[number] for number in numbers]
             asked = hashlib.sha256(repr((kind, [each.args for each in own])).encode()).hexdigest()
             kept = Kept(self._folder, task, self._sha256, asked)
-            missing = [place for place in range(len(own)) if str(place) not in kept.rows]
-            if missing and any(map(_draws, own)):  # the random numbers depend on the place in the batch
-                missing = list(range(len(own)))
+            missing = {place: each for place, each in enumerate(own) if str(place) not in kept.rows}
             if missing:
                 try:
-                    found, total = ask([own[place] for place in missing])
+                    found, total = ask(missing)
                 except InputError as error:
                     raise InputError(f"{task}: {error}") from error
-                if self._progress is not None:
-                    found = self._progress(found, total=total, desc=task)
-                with kept:
-                    for some in found:
-                        kept.add({str(missing[each.number]): [each.value, each.cut] for each in some})
+                rows = ({str(place): answer for place, answer in some.items()} for some in found)
+                kept.fill(rows, total=total, progress=self._progress)
             self.seconds[task] = self.seconds.get(task, 0.0) + kept.seconds
             cut = {own[int(place)].doc_id for place, (_, is_cut) in kept.rows.items() if is_cut}
             if cut:
@@ -157,23 +144,19 @@ class Requests:
             self.asked[task] = asked
         return [answers[number] for number in range(len(requests))]
 
-    def _score(self, requests: Sequence[Request]) -> Asked:
+    def _score(self, requests: Mapping[int, Request]) -> Asked:
         # Answers to one document have a beginning in common, unless they stand alone.
-        groups = [
-            list(group)
-            for _, group in itertools.groupby(
-                range(len(requests)), lambda n: (requests[n].doc_id, not requests[n].args[0])
-            )
-        ]
+        grouped = itertools.groupby(requests, lambda n: (requests[n].doc_id, not requests[n].args[0]))
+        groups = [list(group) for _, group in grouped]
         pairs = [[self._pair(*requests[number].args) for number in group] for group in groups]
         scores = score_groups(self._net, pairs, batch_tokens=self._batch_tokens)
 
-        def found() -> Iterator[list[_Answer]]:
+        def found() -> Iterator[Answers]:
             for place, own in scores:
-                yield [
-                    _Answer(number, (score.log_probability, score.is_greedy), score.left_out > 0)
+                yield {
+                    number: ((score.log_probability, score.is_greedy), score.left_out > 0)
                     for number, score in zip(groups[place], own, strict=True)
-                ]
+                }
 
         return found(), len(groups)
 
@@ -183,29 +166,34 @@ class Requests:
             return after[:1], after[1:]  # as the harness does: a text's own end-of-text is not repeated
         return before, after
 
-    def _score_texts(self, requests: Sequence[Request]) -> Asked:
+    def _score_texts(self, requests: Mapping[int, Request]) -> Asked:
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
         C, eot = context_length(self._net), self._tokenizer.eot_id
-        texts = [[int(token) for token in self._tokenizer.encode(request.args[0])] for request in requests]
-        parts = [(number, part) for number, tokens in enumerate(texts) for part in windows(tokens, C, eot)]
+        parts: list[tuple[int, Pair]] = []
+        for number, request in requests.items():
+            tokens = self._tokenizer.encode(request.args[0]).tolist()
+            windows = get_rolling_token_windows(tokens, eot, C, context_len=1)
+            parts += [(number, make_disjoint_window(window)) for window in windows]
         scores = score_groups(self._net, [[part] for _, part in parts], batch_tokens=self._batch_tokens)
         missing = Counter(number for number, _ in parts)
 
-        def found() -> Iterator[list[_Answer]]:
-            yield [_Answer(number, 0.0, False) for number in range(len(requests)) if not missing[number]]
+        def found() -> Iterator[Answers]:
+            yield {number: (0.0, False) for number in requests if not missing[number]}
             scored: dict[int, list[float]] = {number: [] for number, _ in parts}
             for place, [score] in scores:
                 number = parts[place][0]
                 scored[number].append(score.log_probability)
                 missing[number] -= 1
-                yield [] if missing[number] else [_Answer(number, sum(scored[number]), False)]
+                yield {} if missing[number] else {number: (sum(scored[number]), False)}
 
         return found(), len(parts) + 1
 
-    def _generate(self, requests: Sequence[Request]) -> Asked:
+    def _generate(self, requests: Mapping[int, Request]) -> Asked:
         of_settings: dict[str, list[int]] = {}
-        for number, request in enumerate(requests):
+        for number, request in requests.items():
             of_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
-        batches: list[tuple[list[int], list[Sequence[int]], Generation]] = []
+        asked: list[tuple[dict[int, Sequence[int]], Generation]] = []
         cut = set()
         for numbers in of_settings.values():
             settings = Generation.of(requests[numbers[0]].args[1], self._tokenizer)
@@ -217,49 +205,18 @@ class Requests:
                 )
             prompts: dict[int, Sequence[int]] = {}
             for number in numbers:
-                tokens = [int(token) for token in self._tokenizer.encode(requests[number].args[0])]
+                tokens = self._tokenizer.encode(requests[number].args[0]).tolist()
                 prompts[number] = tokens[-room:] or [self._tokenizer.eot_id]
                 if len(tokens) > room:
                     cut.add(number)
-            by_length = sorted(numbers, key=lambda number: -len(prompts[number]))
-            # Texts that are drawn together begin with the same random numbers, also after the same prompt.
-            together = 1 if settings.rules.temperature else _TOGETHER
-            for at in range(0, len(by_length), together):
-                some = by_length[at : at + together]
-                batches.append((some, [prompts[number] for number in some], settings))
-        model = cached_form(self._net, rows=_TOGETHER) or self._net
+            asked.append((prompts, settings))
 
-        def found() -> Iterator[list[_Answer]]:
-            for some, prompts, settings in batches:
-                generator = mixed_generator(device_of(self._net), self._seed, some[0])
-                texts = complete(
-                    model, self._tokenizer, prompts, rules=settings.rules, stop=settings.stop,
-                    max_new_tokens=settings.max_new_tokens, generator=generator,
-                )  # fmt: skip
-                yield [
-                    _Answer(number, each.text, number in cut)
-                    for number, each in zip(some, texts, strict=True)
-                ]
+        def found() -> Iterator[Answers]:
+            for prompts, settings in asked:
+                texts = written(self._net, self._tokenizer, prompts, seed=self._seed, **vars(settings))
+                yield from ({number: (each.text, number in cut)} for number, each in texts)
 
-        return found(), len(batches)
-
-
-def _draws(request: Request) -> bool:
-    """Whether it asks for a text that is drawn at random."""
-    settings = request.args[1] if len(request.args) > 1 else None
-    return isinstance(settings, Mapping) and bool(settings.get("do_sample") or settings.get("temperature"))
-
-
-def windows(tokens: Sequence[int], context: int, first: int) -> Iterator[Pair]:
-    """The parts of a text that are scored, each with what is read before it, as the harness cuts them.
-
-    Every token is scored once, the first one after `first`; a part has as many tokens as the context, the
-    last one what is left, after as many as there is room for.
-    """
-    for start in range(0, len(tokens), context):
-        part = tokens[start : start + context]
-        before = tokens[max(0, start + len(part) - context - 1) : start] if start else [first]
-        yield before, part
+        return found(), len(requests)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -325,10 +282,10 @@ class Harness(Suite):
         *,
         tasks: Sequence[str],
         num_fewshot: int | None = None,
-        limit: int | None = None,
+        limit: Annotated[int | None, COUNT_OR_NULL] = None,
         include_path: str | None = None,
         seed: int = 1234,
-        batch_tokens: int | None = None,
+        batch_tokens: Annotated[int | None, COUNT_OR_NULL] = None,
     ) -> None:
         self.names = list(dict.fromkeys(tasks))
         if not self.names:
@@ -336,16 +293,12 @@ class Harness(Suite):
         if num_fewshot is not None and num_fewshot < 0:
             raise InputError(f"suite.num_fewshot must be 0 or more, or null, got {num_fewshot}")
         self.num_fewshot = num_fewshot
-        self.include_path = None if include_path is None else Path(include_path).expanduser()
-        if self.include_path is not None and not self.include_path.is_dir():
+        self.include_path = None if include_path is None else str(Path(include_path).expanduser())
+        if self.include_path is not None and not Path(self.include_path).is_dir():
             raise InputError(f"suite.include_path={include_path} is not a folder: give one with YAML files")
-        check_counts(limit=limit, batch_tokens=batch_tokens)
-        self.tasks = {}  # the harness has its own kind, which `run` loads
+        check_limits(Harness.__init__, "suite.", limit=limit, batch_tokens=batch_tokens)
+        self.tasks, self._questions = {}, {}  # the harness has its own kind, which `run` loads
         self.limit, self.seed, self.batch_tokens = limit, seed, batch_tokens
-
-    def of_model(self, loaded: LoadedCheckpoint) -> "Harness":
-        """See `Suite`: the questions are the same for all."""
-        return self
 
     def run(
         self,
@@ -389,11 +342,10 @@ class Harness(Suite):
                 "suite=harness needs the LM Evaluation Harness, which is not installed: pip install"
                 " 'gptpl[eval]', or 'lm-eval>=0.4.13'"
             ) from error
-        manager = None
-        if self.include_path is not None:  # the harness's own 14,000 take 10 seconds
-            manager = TaskManager(include_path=str(self.include_path), include_defaults=False)
-        if manager is None or not set(self.names) <= set(manager.all_tasks):
-            manager = TaskManager(include_path=None if self.include_path is None else str(self.include_path))
+        all_own = self.include_path is not None  # the harness's own 14,000 take 10 seconds
+        manager = TaskManager(include_path=self.include_path, include_defaults=not all_own)
+        if all_own and not set(self.names) <= set(manager.all_tasks):
+            manager = TaskManager(include_path=self.include_path)
         for name in self.names:
             if name not in manager.all_tasks:
                 raise InputError(
@@ -405,10 +357,11 @@ class Harness(Suite):
                 if settings.get(key) not in (None, False):
                     raise InputError(f"{name} {does}, which suite=harness does not take: leave it out")
         loaded = {name: _loaded(manager, name) for name in self.names}
-        names = Counter(task for some in loaded.values() for task in some["tasks"])
-        if twice := [task for task, count in names.items() if count > 1]:
+        tasks = [item for some in loaded.values() for item in some["tasks"].items()]
+        names = Counter(name for name, _ in tasks)
+        if twice := [name for name, count in names.items() if count > 1]:
             raise InputError(f"suite.tasks has {twice[0]} twice, once in a group: leave one out")
-        for name, task in (item for some in loaded.values() for item in some["tasks"].items()):
+        for name, task in tasks:
             for flag, key in (("UNSAFE_CODE", "unsafe_code"), ("MULTIMODAL", "doc_to_image")):
                 if getattr(task, flag, False):  # a class of the harness's own says so itself
                     does = _REFUSED[key]
@@ -460,14 +413,12 @@ def _loaded(manager: Any, name: str) -> Any:
     except ConnectionError as error:
         raise InputError(
             f"the data of {name} are not on this machine, and cannot be fetched: run once with a network, or"
-            f" give a task with local files by suite.include_path=FOLDER ({_line(error)})"
+            f" give a task with local files by suite.include_path=FOLDER ({shortened(str(error), 200)})"
         ) from error
     except (OSError, ImportError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"the harness cannot read {name}: {type(error).__name__}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the harness cannot read {name}: {type(error).__name__}: {shortened(str(error), 200)}"
+        ) from error
 
 
 @contextmanager
@@ -493,7 +444,9 @@ def _result(task: Any, found: Any, lm: Requests) -> TaskResult:
     figures, samples = found["results"][name], found["samples"][name]
     filters = list(dict.fromkeys(sample["filter"] for sample in samples))
     documents = [sample for sample in samples if sample["filter"] == filters[0]]
-    chance = _chance(task, documents)
+    chance = None
+    if task.OUTPUT_TYPE == "multiple_choice" and not getattr(task, "multiple_target", 0):
+        chance = float(np.mean([1 / len(task.doc_to_choice(each["doc"])) for each in documents]))
     metrics: dict[str, Metric] = {}
     values: dict[str, dict[str, float]] = {}
     for key, value in figures.items():
@@ -520,12 +473,10 @@ def _result(task: Any, found: Any, lm: Requests) -> TaskResult:
         primary=primary,
         metrics=metrics,
         values=values.get(primary, {}),
-        groups={},
         grouped=primary,
         sha256=lm.asked[name],
         questions=len(documents),
         answers=sum(len(each["arguments"]) for each in documents),
-        left_out=0,
         shortened=lm.cut[name],
         seconds=lm.seconds[name],
         about=About(
@@ -544,36 +495,20 @@ def _resampled(aggregation: Callable[[list[Any]], float], items: list[Any], **kn
     parts = [part for item in items for part in (item if isinstance(item, tuple | list) else (item,))]
     if all(isinstance(part, int | float | np.number) for part in parts):
         return Metric.of(lambda at: float(aggregation([items[n] for n in at])), len(items), **known)
-    return Metric(value=math.nan, low=math.nan, high=math.nan, **known)
-
-
-def _chance(task: Any, documents: Sequence[Mapping[str, Any]]) -> float | None:
-    """Of questions with one right answer among several."""
-    if task.OUTPUT_TYPE != "multiple_choice" or getattr(task, "multiple_target", 0):
-        return None
-    return float(np.mean([1 / len(task.doc_to_choice(each["doc"])) for each in documents]))
+    return Metric(value=math.nan, **known)
 
 
 def _group_result(group: Any, figures: Mapping[str, Any], members: Mapping[str, TaskResult]) -> TaskResult:
     """Of a group that has figures: as the harness has them, and those of its tasks beside them."""
     by_size = {each.metric: each.weight_by_size for each in group.aggregate_metric_list}
-    aggregated = {}
+    metrics: dict[str, Metric] = {}
     for key, value in figures.items():
         metric, _, filter = key.partition(",")
         if metric in by_size and isinstance(value, int | float):
-            aggregated[metric if filter == "none" else key] = float(value)
-    if not aggregated:
+            metrics[metric if filter == "none" else key] = Metric(value=float(value), form=_form(metric))
+    if not metrics:
         raise InputError(f"{group.name} has no figure of its own: give its tasks by their names")
-    primary = _primary(aggregated)
-    metrics = {
-        name: Metric(
-            value=value,
-            low=math.nan,
-            high=math.nan,
-            form=_form(name.partition(",")[0]),
-        )
-        for name, value in aggregated.items()
-    }
+    primary = _primary(metrics)
     own = {name: each for name, each in members.items() if primary in each.metrics}
     values = {}
     if all(each.primary == primary and each.values for each in members.values()):
@@ -582,7 +517,8 @@ def _group_result(group: Any, figures: Mapping[str, Any], members: Mapping[str, 
         member = np.repeat(np.arange(len(members)), [len(each.values) for each in members.values()])
         weighted = by_size[primary.partition(",")[0]]
         made = Metric.mean(numbers) if weighted else _mean_of_means(numbers, member)
-        metrics[primary] = dataclasses.replace(made, value=aggregated[primary], form=metrics[primary].form)
+        figure = metrics[primary]
+        metrics[primary] = dataclasses.replace(made, value=figure.value, form=figure.form)
     return TaskResult(
         primary=primary,
         metrics=metrics,
@@ -592,7 +528,6 @@ def _group_result(group: Any, figures: Mapping[str, Any], members: Mapping[str, 
         sha256=hashlib.sha256("".join(each.sha256 for each in members.values()).encode()).hexdigest(),
         questions=sum(each.questions for each in members.values()),
         answers=sum(each.answers for each in members.values()),
-        left_out=0,
         shortened=sum(each.shortened for each in members.values()),
         seconds=sum(each.seconds for each in members.values()),
         about=About(source=f"LM Evaluation Harness, {group.name}: {len(members)} tasks"),

@@ -171,10 +171,9 @@ def encode_pair(tokenizer: Tokenizer, text: str, continuation: str) -> Pair:
     kept = text.rstrip()
     continuation = text[len(kept) :] + continuation
     if not kept:
-        before, whole = [tokenizer.eot_id], [tokenizer.eot_id, *map(int, tokenizer.encode(continuation))]
+        before, whole = [tokenizer.eot_id], [tokenizer.eot_id, *tokenizer.encode(continuation).tolist()]
     else:
-        before = [int(token) for token in tokenizer.encode(kept)]
-        whole = [int(token) for token in tokenizer.encode(kept + continuation)]
+        before, whole = (tokenizer.encode(each).tolist() for each in (kept, kept + continuation))
     if len(whole) <= len(before):
         raise InputError(f"the continuation {continuation!r} adds no token to {kept[-40:]!r}")
     return before, whole[len(before) :]
@@ -214,12 +213,12 @@ def _scores(
     rows: list[list[_Row]] = []
     for place, group in enumerate(groups):
         sequences = [_Sequence.of(text, continuation, C, place) for text, continuation in group]
-        rows.append(list(_rows(sequences, C)) if shares else [_Row([each]) for each in sequences])
+        together = [sequences] if shares else [[each] for each in sequences]
+        rows.append([row for some in together for row in _rows(some, C)])
     for batch in _batches(rows, batch_tokens):
-        found: dict[int, list[ContinuationScore]] = {}  # a batch has all of a group, in order
-        for place, score in _scored(model, batch):
-            found.setdefault(place, []).append(score)
-        yield from found.items()
+        # A batch has all of a group, in order.
+        for place, own in itertools.groupby(_scored(model, batch), key=lambda scored: scored[0]):
+            yield place, [score for _, score in own]
 
 
 @dataclass(frozen=True)
@@ -243,31 +242,24 @@ class _Sequence:
 
 
 class _Row:
-    """Sequences in one row: their common beginning, then the rest of each, its branch.
+    """Sequences in one row: their common beginning, of some tokens, then the rest of each, its branch.
 
     Attributes:
         tokens, positions: of the row.
         branches: the number of the branch that a token is in; 0: the beginning.
+        places: of each sequence, where in the row its targets are predicted.
     """
 
-    def __init__(self, sequences: "Sequence[_Sequence]", beginning: int | None = None) -> None:
-        self.sequences = sequences
-        first = sequences[0].inputs
-        self._beginning = P = len(first) if beginning is None else beginning
-        self.tokens, self.positions, self.branches = first[:P], list(range(P)), [0] * P
-        self._starts = []
+    def __init__(self, sequences: "Sequence[_Sequence]", beginning: int) -> None:
+        self.sequences, P = sequences, beginning
+        self.tokens, self.positions, self.branches = sequences[0].inputs[:P], list(range(P)), [0] * P
+        self.places: list[list[int]] = []
         for number, each in enumerate(sequences, 1):
-            rest = each.inputs[P:]
-            self._starts.append(len(self.tokens))
-            self.tokens = self.tokens + rest
-            self.positions += range(P, P + len(rest))
+            rest, end, behind = each.inputs[P:], len(each.inputs), len(self.tokens) - P
+            self.places.append([p if p < P else p + behind for p in range(end - len(each.targets), end)])
+            self.tokens += rest
+            self.positions += range(P, end)
             self.branches += [number] * len(rest)
-
-    def places(self, number: int) -> list[int]:
-        """Where in the row the targets of a sequence are predicted."""
-        each, P, start = self.sequences[number], self._beginning, self._starts[number]
-        end = len(each.inputs)
-        return [p if p < P else start + p - P for p in range(end - len(each.targets), end)]
 
 
 def _rows(sequences: Sequence[_Sequence], context: int) -> Iterator[_Row]:
@@ -308,11 +300,10 @@ def _scored(model: nn.Module, rows: list[_Row]) -> Iterator[tuple[int, Continuat
     device = device_of(model)
     body, head = body_and_head(model)
     tokens = padded_rows([row.tokens for row in rows], 0, device)  # (B, T)
-    sequences = [(row, at, n, each) for at, row in enumerate(rows) for n, each in enumerate(row.sequences)]
-    places = [row.places(number) for row, _, number, _ in sequences]
-    row_of = torch.tensor([at for (_, at, _, _), own in zip(sequences, places, strict=True) for _ in own])
-    time_of = torch.tensor(list(itertools.chain.from_iterable(places)))
-    targets = torch.tensor([token for *_, each in sequences for token in each.targets], device=device)  # (N,)
+    sequences = [each for row in rows for each in row.sequences]
+    row_of = torch.tensor([at for at, row in enumerate(rows) for own in row.places for _ in own])
+    time_of = torch.tensor([place for row in rows for own in row.places for place in own])
+    targets = torch.tensor([token for each in sequences for token in each.targets], device=device)  # (N,)
     with torch.inference_mode(), eval_mode(model):
         if any(row.branches[-1] for row in rows):
             hidden = body(tokens, cache=_Branches(rows, device))  # (B, T, D)
@@ -326,14 +317,14 @@ def _scored(model: nn.Module, rows: list[_Row]) -> Iterator[tuple[int, Continuat
             greedy.append(logits.argmax(dim=-1) == wanted)
     if any(bool(part.isnan().any()) for part in log_p):
         raise InputError("the model's logits are nan: its weights are damaged, or have diverged")
-    lengths = [len(own) for own in places]
+    lengths = [len(each.targets) for each in sequences]
     found = zip(
         sequences,
         torch.split(torch.cat(log_p).double().cpu(), lengths),
         torch.split(torch.cat(greedy).cpu(), lengths),
         strict=True,
     )
-    for (*_, each), own_log_p, is_greedy in found:
+    for each, own_log_p, is_greedy in found:
         score = ContinuationScore(
             log_probability=own_log_p.sum().item(),
             is_greedy=bool(is_greedy.all()),

@@ -10,11 +10,10 @@ import logging
 import math
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +24,13 @@ from gptpl.data.pretraining.shards import cached_documents
 from gptpl.data.pretraining.token_cache import EncodedCorpus, ShardedCorpus
 from gptpl.data.sources import Canaries, Corpus, PythonStdlib, Tale, TextFiles
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import About, Form, Metric, Metrics, Task, Values
+from gptpl.evaluation.benchmarks import About, Measure, Metric, Metrics, Task, Values
 from gptpl.evaluation.likelihood import ContinuationScore
 from gptpl.evaluation.questions import Question
 from gptpl.evaluation.statistics import TokenIds, check_n, checked_token_ids
+from gptpl.generation.text import Completion
 from gptpl.model.protocol import context_length
 from gptpl.text import count_text
-
-if TYPE_CHECKING:
-    from gptpl.generation.text import Completion
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +53,12 @@ def training_corpus(
 
     Raises InputError where the recorded text is not available, and what `encode_corpus` raises.
     """
-    sha256, ratio = _recorded(loaded)
+    sha256, recorded_ratio = _recorded(loaded)
+    ratio = train_ratio or recorded_ratio
     if corpus is not None:
         if sha256 is not None and corpus.content_sha256() != sha256:
             log.warning("%s is not the text that %s was trained on (SHA-256)", corpus.name, loaded.path)
-        chosen = train_ratio or ratio or _USUAL_RATIO
-        return encode_corpus(corpus, loaded.tokenizer, train_ratio=chosen, cache_dir=cache_dir)
-    ratio = train_ratio or ratio
+        return encode_corpus(corpus, loaded.tokenizer, train_ratio=ratio or _USUAL_RATIO, cache_dir=cache_dir)
     if sha256 is not None and ratio is not None:
         found = cached_corpus(sha256, loaded.tokenizer, train_ratio=ratio, cache_dir=cache_dir)
         if found is not None:
@@ -182,7 +178,7 @@ def memorisation(
 
 
 def memorisation_lines(
-    completions: Sequence["Completion"], training: TrainingText, *, decode: Callable[[Sequence[int]], str]
+    completions: Sequence[Completion], training: TrainingText, *, decode: Callable[[Sequence[int]], str]
 ) -> list[str]:
     """What several texts share word for word with the training text: a line for each."""
     lines = [f"in the training text of {training.tokens:,} tokens word for word:"]
@@ -218,7 +214,10 @@ class Extraction(Task):
     """
 
     primary = "extracted"
-    forms: ClassVar[Mapping[str, Form]] = {"extracted": "percent"}
+    measures: Mapping[str, Measure] = {
+        "extracted": Measure(better="low", form="percent"),
+        "nats_per_token": Measure(better="low"),
+    }
     about = About(
         source="the model's own training text (Carlini et al. 2023)",
         limits="Only text that is repeated word for word counts: a copy with one word changed is not seen.",
@@ -254,12 +253,12 @@ class Extraction(Task):
         made._loaded = loaded
         return made
 
-    def questions(self) -> list[Question]:
+    def questions(self) -> Iterator[Question]:
         """See `Task`."""
         if self._loaded is None:
             raise InputError("extraction asks about a model's own training text: evaluate a run's model")
         corpus = training_corpus(self._loaded, self._corpus)
-        longest, found = self._prefixes[-1], []
+        longest = self._prefixes[-1]
         for name, tokens in ((TRAINED, np.asarray(corpus.train)), (HELD_OUT, np.asarray(corpus.val))):
             room = len(tokens) - longest - self._tokens + 1
             if room < 1:
@@ -275,15 +274,12 @@ class Extraction(Task):
                 at = place + longest
                 wanted = tuple(map(int, tokens[at : at + self._tokens]))
                 for prefix in self._prefixes:
-                    found.append(
-                        Question(
-                            id=f"{name}, token {at}, after {prefix}",
-                            answers=((tuple(map(int, tokens[at - prefix : at])), wanted),),
-                            gold=0,
-                            groups=(f"{name}, after {prefix} tokens",),
-                        )
+                    yield Question(
+                        id=f"{name}, token {at}, after {prefix}",
+                        answers=((tuple(map(int, tokens[at - prefix : at])), wanted),),
+                        gold=0,
+                        groups=(f"{name}, after {prefix} tokens",),
                     )
-        return found
 
     def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
         """See `Task`."""
@@ -294,8 +290,10 @@ class Extraction(Task):
         """See `Task`: of all questions together those about the training text after the longest prefix."""
         first = f"{TRAINED}, after {self._prefixes[-1]} tokens"
         own = [place for place, each in enumerate(questions) if each.groups == (first,)]
-        kept = own or list(range(len(questions)))
-        return {name: partial(Metric.mean, each[kept], better="low") for name, each in values.items()}
+        if own:
+            questions = [questions[place] for place in own]
+            values = {name: each[own] for name, each in values.items()}
+        return super().metrics(questions, values)
 
 
 class Exposure(Task):
@@ -343,27 +341,23 @@ class Exposure(Task):
             )
         return made
 
-    def questions(self) -> list[Question]:
+    def questions(self) -> Iterator[Question]:
         """See `Task`."""
         if self._planted is None:
             raise InputError("exposure asks about secrets in a model's training text: evaluate a run's model")
         planted = self._planted.planted
         digits, known = len(planted[0].secret), {int(each.secret) for each in planted}
         draw = random.Random(self._seed)
-        found = []
         for each in planted:
             drawn = draw.sample(range(10**digits), min(10**digits, self._references + len(known)))
             others = [number for number in drawn if number not in known][: self._references - 1]
             numbers = [each.secret, *(f"{number:0{digits}}" for number in others)]
-            found.append(
-                Question(
-                    id=each.secret,
-                    answers=tuple((each.before, f"{number}{each.after}") for number in numbers),
-                    gold=0,
-                    groups=(f"planted {count_text(each.repeats, 'time')}",),
-                )
+            yield Question(
+                id=each.secret,
+                answers=tuple((each.before, f"{number}{each.after}") for number in numbers),
+                gold=0,
+                groups=(f"planted {count_text(each.repeats, 'time')}",),
             )
-        return found
 
     def values(self, question: Question, scores: Sequence[ContinuationScore]) -> Mapping[str, float]:
         """See `Task`."""

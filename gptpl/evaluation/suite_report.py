@@ -2,16 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
-
-import jinja2
 
 from gptpl import __version__
 from gptpl.evaluation.benchmarks import Form, Metric, TaskResult
-from gptpl.evaluation.suite import ModelFacts, SuiteResult, difference
+from gptpl.evaluation.suite import SuiteResult, difference
 from gptpl.files.figures import COLOURS, GREY
+from gptpl.files.template import package_templates
 from gptpl.text import count_text, duration_text, table
 
 CUT = (
@@ -56,9 +55,7 @@ def result_lines(results: Sequence[SuiteResult]) -> list[str]:
             for model, figures in (task.about.published or {}).items()
             if task.primary in figures
         ]
-        counts = [
-            _counts(getattr(own, kind) for own in each) for kind in ("questions", "shortened", "left_out")
-        ]
+        counts = [_counts(each, kind) for kind in ("questions", "shortened", "left_out")]
         values = [interval(own.metrics[task.primary]) for own in each]
         label = _label(task.primary, primary)
         rows.append([name, label, *values, chance_text(primary), ", ".join(published), *counts])
@@ -91,9 +88,9 @@ def _label(name: str, metric: Metric) -> str:
     return f"{name}, low is better" if metric.better == "low" else name
 
 
-def _counts(counts: Iterable[int]) -> str:
+def _counts(tasks: Sequence[TaskResult], kind: str) -> str:
     """One number, or that of each model where they differ."""
-    return " / ".join(f"{count:,}" for count in dict.fromkeys(counts))
+    return " / ".join(f"{count:,}" for count in dict.fromkeys(getattr(task, kind) for task in tasks))
 
 
 def _difference_rows(result: SuiteResult, base: SuiteResult) -> list[list[str]]:
@@ -102,9 +99,7 @@ def _difference_rows(result: SuiteResult, base: SuiteResult) -> list[list[str]]:
         if not (task.values or task.parts):
             continue
         found = difference(task, base.tasks[name])
-        form = task.metrics[task.primary].form
-        text = interval(Metric(value=found.value, low=found.low, high=found.high, form=form))
-        points = text.replace(" %", " points") if form == "percent" else text
+        points = interval(found).replace(" %", " points")
         asked = "" if found.questions == task.questions else f", {found.questions:,} questions of both"
         rows.append([name, f"{points}{asked}", f"{found.p:.2g}"])
     return rows
@@ -168,27 +163,13 @@ def _finite(value: Any) -> Any:
 # --- as a web page --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Bar:
-    """A value's bar and interval, in percent of the axis."""
-
-    colour: str
-    label: str
-    text: str
-    start: float
-    end: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, metric: Metric, **shown: str) -> "_Bar":
-        """From 0, or, where chance is best, from there."""
-        start = metric.chance if metric.better == "chance" and metric.chance is not None else 0.0
-        low, high = (metric.value if math.isnan(each) else each for each in (metric.low, metric.high))
-        start, end = sorted(_place(each, metric.form) for each in (start, metric.value))
-        return cls(
-            start=start, end=end, low=_place(low, metric.form), high=_place(high, metric.form), **shown
-        )
+def _bar(metric: Metric, **shown: str) -> dict[str, Any]:
+    """A value's bar and interval, in percent of the axis: from 0, or, where chance is best, from there."""
+    start = metric.chance if metric.better == "chance" and metric.chance is not None else 0.0
+    low, high = (metric.value if math.isnan(each) else each for each in (metric.low, metric.high))
+    places = {"low": _place(low, metric.form), "high": _place(high, metric.form)}
+    places["start"], places["end"] = sorted(_place(each, metric.form) for each in (start, metric.value))
+    return {**places, **shown}
 
 
 def _place(value: float, form: Form) -> float:
@@ -198,13 +179,6 @@ def _place(value: float, form: Form) -> float:
 
 def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = None) -> str:
     """One HTML document: bars beside chance and published figures, then every metric in a table."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gptpl", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     first = results[0]
     limits = notes(first)
     charts: dict[str, list[dict[str, Any]]] = {"high": [], "low": [], "chance": []}
@@ -213,7 +187,7 @@ def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = No
         if primary.form == "number":
             continue
         bars = [
-            _Bar.of(
+            _bar(
                 own := result.tasks[name].metrics[task.primary],
                 colour=COLOURS[place % len(COLOURS)],
                 label=result.model.name,
@@ -225,50 +199,19 @@ def page(results: Sequence[SuiteResult], *, facts: Mapping[str, str] | None = No
             if task.primary in figures:
                 published = replace(primary, value=figures[task.primary], low=math.nan, high=math.nan)
                 text = f"{interval(published)}, published"
-                bars.append(_Bar.of(published, colour=GREY, label=model, text=text))
-        chance = None
-        if primary.chance is not None:
-            chance = _place(primary.chance, primary.form), chance_text(primary)
-        chart = {
-            "name": name,
-            "metric": f"{task.primary}, -1 to 1" if primary.form == "signed" else task.primary,
-            "chance": chance,
-            "bars": bars,
-            "note": limits.pop(name, ""),
-        }
+                bars.append(_bar(published, colour=GREY, label=model, text=text))
+        chart = {"name": name, "task": task, "metric": primary, "bars": bars, "note": limits.pop(name, "")}
         charts[primary.better].append(chart)
-    tables = []
-    for name, task in first.tasks.items():
-        each = [result.tasks[name] for result in results]
-        rows = [
-            [_label(metric, own), *(interval(other.metrics[metric]) for other in each), chance_text(own)]
-            for metric, own in task.metrics.items()
-        ]
-        label = "" if task.grouped == task.primary else f"{task.grouped}: "
-        rows += [
-            [
-                f"{label}{group} ({count:,})",
-                *(interval(other.groups[group][1]) if group in other.groups else "-" for other in each),
-                chance_text(own),
-            ]
-            for group, (count, own) in task.groups.items()
-        ]
-        counts = {
-            kind: _counts(getattr(other, kind) for other in each)
-            for kind in ("questions", "answers", "shortened", "left_out")
-        }
-        columns = [*(result.model.name for result in results), "chance"]
-        tables.append({"name": name, "task": task, "counts": counts, "columns": columns, "rows": rows})
-    differences = []
-    for result in results[1:]:
-        head, *rows = _difference_rows(result, first)
-        differences.append({"head": head, "rows": rows})
-    return environment.get_template("evaluation/suite_page.html").render(
+    templates = package_templates()
+    templates.globals |= {"label": _label, "interval": interval, "chance": chance_text}
+    templates.globals |= {"counts": _counts, "place": _place}
+    return templates.get_template("evaluation/suite_page.html").render(
         title=f"{first.suite}: {', '.join(each.model.name for each in results)}",
         facts={**_facts(results), **(facts or {})},
         charts=charts,
-        tables=tables,
-        differences=differences,
+        results=results,
+        tasks={name: [result.tasks[name] for result in results] for name in first.tasks},
+        differences=[_difference_rows(result, first) for result in results[1:]],
         notes=limits,
     )
 
@@ -278,12 +221,9 @@ def _facts(results: Sequence[SuiteResult]) -> dict[str, str]:
     found = {"answers": f"{sum(each.answers for each in tasks):,}"}
     found["time"] = duration_text(sum(each.seconds for each in tasks))
     for result in results:
-        found[result.model.name] = _model_text(result.model)
+        model = result.model
+        step = f", step {model.step:,}" if model.step else ""
+        found[model.name] = f"{model.parameters:,} parameters{step}, {model.sha256[:12]}"
         if result.centred is not None:
-            found[f"{result.model.name}, mean with chance at 0 %"] = shown(result.centred, "percent")
+            found[f"{model.name}, mean with chance at 0 %"] = shown(result.centred, "percent")
     return found
-
-
-def _model_text(model: ModelFacts) -> str:
-    step = f", step {model.step:,}" if model.step else ""
-    return f"{model.parameters:,} parameters{step}, {model.sha256[:12]}"

@@ -1,10 +1,11 @@
-"""Prompt templates that anybody may have written: Jinja without what runs code, loops, or grows.
+"""Templates: those of the package's pages, and prompts that anybody may have written.
 
-Jinja's sandbox bounds neither time nor memory. So a template may use only what makes little more of a text
-than the text: no loops, variables, products, or filters that repeat.
+Jinja's sandbox bounds neither time nor memory. So a prompt's template may use only what makes little more of
+a text than the text: nothing that runs code, no loops, variables, products, or filters that repeat.
 """
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -12,6 +13,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gptpl.errors import InputError
 from gptpl.text import shortened
+
+
+def package_templates(**settings: Any) -> jinja2.Environment:
+    """The package's own templates, by their paths in it; HTML displays values and never interprets them."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("gptpl", "."),
+        autoescape=jinja2.select_autoescape(),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **settings,
+    )
+
+
+# --- prompts that anybody may have written --------------------------------------------------------------
 
 MOST_CHARACTERS = 50_000
 """Of a template."""

@@ -117,23 +117,21 @@ class JudgeClient:
         """
         # urllib3's Retry under requests would not repeat a reply that is cut off midway, nor tell a server
         # that was never there from one that is restarting.
-        attempts = 0
+        settings, attempts = self.settings, 0
         while True:
             try:
                 return self._attempt(body)
             except _TryAgainError as error:
-                attempts += 1
                 wait_seconds = error.after_seconds
                 if wait_seconds is None:
-                    wait_seconds = min(
-                        self.settings.backoff_seconds * 2 ** (attempts - 1), self.settings.max_wait_seconds
-                    )
-                if attempts > self.settings.retries:
+                    wait_seconds = min(settings.backoff_seconds * 2**attempts, settings.max_wait_seconds)
+                attempts += 1
+                if attempts > settings.retries:
                     raise InputError(
                         f"the judge at {self.address} failed {count_text(attempts, 'time')} ({error}):"
                         " check the server, then run the same command again to continue"
                     ) from error
-                if wait_seconds > self.settings.max_wait_seconds:
+                if wait_seconds > settings.max_wait_seconds:
                     raise InputError(
                         f"the judge at {self.address} asks to wait {wait_seconds:,.0f} s ({error}): run the"
                         " same command again then to continue, or raise judge.max_wait_seconds"
@@ -188,10 +186,10 @@ class JudgeClient:
         return request
 
     def _check_status(self, response: "requests.Response") -> None:
-        words = _error_text(response)
-        reason = f"HTTP {response.status_code} {response.reason}{f': {words}' if words else ''}"
         if response.status_code == 200:
             return
+        words = _error_text(response)
+        reason = f"HTTP {response.status_code} {response.reason}{f': {words}' if words else ''}"
         if response.status_code in TRY_AGAIN_STATUS:
             raise _TryAgainError(reason, after_seconds=_retry_after(response))
         if response.status_code == 404 and "model" in words:

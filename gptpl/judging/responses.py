@@ -187,14 +187,6 @@ def bootstrap_mean(values: Sequence[float], *, seed: int, samples: int) -> Mean:
     return Mean(value=float(numbers.mean()), low=float(low), high=float(high), count=n)
 
 
-def check_bootstrap(*, seed: int, samples: int) -> None:
-    """Raise InputError for settings of `bootstrap_mean` that give no interval."""
-    if samples < 100:
-        raise InputError(f"bootstrap_samples must be at least 100, got {samples}")
-    if seed < 0:
-        raise InputError(f"seed must be 0 or more, got {seed}")
-
-
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact p-value of so uneven a split if both outcomes were equally likely."""
     n = wins + losses

@@ -20,7 +20,6 @@ from gptpl.judging.responses import (
     Mean,
     Responses,
     bootstrap_mean,
-    check_bootstrap,
     paired,
     read_responses,
     reference_scores,
@@ -155,10 +154,14 @@ class _Work:
         progress: Progress | None,
         **own_settings: Any,
     ) -> None:
-        check_bootstrap(seed=seed, samples=samples)
+        if samples < 100:
+            raise InputError(f"bootstrap_samples must be at least 100, got {samples}")
+        if seed < 0:
+            raise InputError(f"seed must be 0 or more, got {seed}")
         if not all(markers):
             raise InputError("markers contains an empty text, which is in every answer: leave it out")
-        self._seed, self._samples, self._markers, self._progress = seed, samples, markers, progress
+        self._seed, self._samples, self._markers = seed, samples, markers
+        self._progress: Progress = progress or (lambda things, **_: things)
         self.output = path = None if output is None else Path(output).expanduser()
         if path is not None and (path.suffix != ".json" or path.is_dir() or not path.parent.is_dir()):
             raise InputError(f"output must be a .json file in an existing folder, got {path}")
@@ -180,13 +183,13 @@ class _Work:
         }
 
     def reference_scores(self, answers: Sequence[Answer]) -> list[dict[str, float]]:
-        shown = self._progress(answers, desc="against the references") if self._progress else answers
+        shown = self._progress(answers, desc="against the references")
         return [reference_scores(answer, markers=self._markers) for answer in shown]
 
     def collected(self, found: Iterator[tuple[int, Result]], *, total: int) -> list[Result]:
         """The judge's results in the order of the answers; logs after an interruption how many are kept."""
         try:
-            by_place = dict(self._progress(found, total=total, desc="judging") if self._progress else found)
+            by_place = dict(self._progress(found, total=total, desc="judging"))
         except BaseException:
             cache = None if self.judge is None else self.judge.cache
             if cache is not None and cache.path is not None and len(cache):
@@ -318,9 +321,10 @@ class Comparison(_Judged):
     """
 
     @property
-    def results(self) -> Counter[str]:
-        """The number of wins, losses and ties of the first model."""
-        return Counter(entry["result"] for entry in self.entries if entry.get("result"))
+    def counts(self) -> dict[str, int]:
+        """The wins, ties and losses of the first model."""
+        found = Counter(entry.get("result") for entry in self.entries)
+        return {"wins": found[WIN], "ties": found[DRAW], "losses": found[LOSS]}
 
     @property
     def contradictory(self) -> int:
@@ -329,7 +333,7 @@ class Comparison(_Judged):
 
     def p_value(self) -> float:
         """The probability of a result at least as uneven between equal models (sign test)."""
-        return sign_test(self.results[WIN], self.results[LOSS])
+        return sign_test(self.counts["wins"], self.counts["losses"])
 
     @property
     def differences(self) -> dict[str, Mean]:
@@ -339,8 +343,8 @@ class Comparison(_Judged):
     def lines(self) -> list[str]:  # noqa: D102
         lines = ["the first minus the second:", *_mean_lines(self.differences, signed=True)]
         if self.judge is not None:
-            wins, ties, losses = (self.results[each] for each in (WIN, DRAW, LOSS))
-            lines += ["", f"the judge: {wins} wins, {ties} ties, {losses} losses of the first"]
+            counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
+            lines += ["", f"the judge: {counts} of the first"]
             if self.settings["both_orders"]:
                 lines.append(f"{self.contradictory} of the ties were decided by the order of the answers")
             lines += _mean_lines({"win_rate": self.means["win_rate"]})
@@ -359,9 +363,8 @@ class Comparison(_Judged):
         panels[0].set_yticks(range(len(names)), [TITLES[name] for name in names])
         panels[0].set_xlabel("First minus second")
         if self.judge is not None:
-            counts = [self.results[each] for each in (WIN, DRAW, LOSS)]
             labels, colours = ("first better", "tie", "second better"), (COLOURS[0], GREY, COLOURS[1])
-            panels[1].bar_label(panels[1].bar(labels, counts, color=colours))
+            panels[1].bar_label(panels[1].bar(labels, list(self.counts.values()), color=colours))
             panels[1].set_ylabel("Entries")
         figure.suptitle(f"Two models' answers to {len(self.entries)} instructions", fontweight="bold")
         return figure
@@ -370,8 +373,7 @@ class Comparison(_Judged):
         differences = {name: asdict(each) for name, each in self.differences.items()}
         summary: dict[str, Any] = {"differences": differences}
         if self.judge is not None:
-            wins, ties, losses = (self.results[each] for each in (WIN, DRAW, LOSS))
-            summary |= {"wins": wins, "ties": ties, "losses": losses, "contradictory": self.contradictory}
+            summary |= {**self.counts, "contradictory": self.contradictory}
             summary |= {"win_rate": asdict(self.means["win_rate"]), "sign_test_p": self.p_value()}
         return summary
 

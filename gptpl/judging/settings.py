@@ -208,9 +208,9 @@ class JudgeModel:
         options: more of the server's own options.
         system: the system message; "" sends none.
         rubric: what a good answer is, a field of the templates.
-        prompt: Jinja template of the question for a score, with `prompts.SCORE_FIELDS`.
+        prompt: Jinja template of the question for a score, with SCORE_FIELDS.
         reminder: Jinja template of the message after a reply that could not be read, with the same fields.
-        comparison_prompt: Jinja template with `prompts.COMPARISON_FIELDS`.
+        comparison_prompt: Jinja template with COMPARISON_FIELDS.
         comparison_reminder: the reminder of a comparison.
         min_score, max_score: the scale.
         asks: how often a question is asked until its reply can be read.

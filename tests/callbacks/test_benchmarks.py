@@ -43,7 +43,7 @@ def test_training_does_not_notice(training: Any, tmp_path: Path) -> None:
 def test_what_would_fail_later_fails_before_training(training: Any, tmp_path: Path) -> None:
     data = QuestionFile(path=str(tmp_path / "none.jsonl"))
     suite = Suite(tasks={"mine": MultipleChoice(data=data)})
-    with pytest.raises(InputError, match=r"none\.jsonl cannot be read"):
+    with pytest.raises(InputError, match=r"cannot read .*none\.jsonl"):
         training.fit(Benchmarks(suite=suite, path=tmp_path / "benchmarks.jsonl"))
     with pytest.raises(InputError, match="must be 1 or more, got 0"):
         Benchmarks(suite=suite, path=tmp_path / "benchmarks.jsonl", every_n_steps=0)

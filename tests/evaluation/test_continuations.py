@@ -153,13 +153,13 @@ def test_a_text_depends_on_its_prompt_alone_and_is_kept(give_wheel, tmp_path, mo
 
 def test_so_many_prompts_of_each_group_are_drawn(give_wheel):
     give_wheel(made({"a": 30, "b": 2}))
-    whole, drawn = Bold(domain="gender").read(), Bold(domain="gender", each=10).read()
+    whole, drawn, again = (list(Bold(domain="gender", each=each).read()) for each in (None, 10, 10))
     assert [sum(q.groups == (name,) for q in drawn) for name in "ab"] == [
         10,
         sum(q.groups == ("b",) for q in whole),
     ]
     assert {q.id for q in drawn} < {q.id for q in whole}
-    assert drawn == Bold(domain="gender", each=10).read()
+    assert drawn == again
     assert not any(q.answers[0][0].endswith(" ") for q in whole)
 
 
@@ -265,7 +265,7 @@ def test_what_cannot_be_judged_is_refused(give_wheel):
         InputError, match=r"suite\.tokens=64 leave no room for a prompt in the model's context of 64"
     ):
         run(net, filter=WordList(words=["a"]), tokens=64)
-    with pytest.raises(InputError, match=r"suite\.tokens must be 1 or more, or null, got 0"):
+    with pytest.raises(InputError, match=r"suite\.tokens must be a positive whole number, got 0"):
         run(net, filter=WordList(words=["a"]), tokens=0)
     task: Any = MultipleChoice(data=Bold(domain="gender"))
     with pytest.raises(InputError, match=r"suite\.tasks\.mine is no Continued task"):
@@ -277,4 +277,4 @@ def test_what_cannot_be_judged_is_refused(give_wheel):
     with pytest.raises(InputError, match=r"pairs=all is unknown: choose one of binary, queer_nonqueer"):
         Honest(pairs="all")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"fair has no file .*race_prompt\.json"):
-        Bold(domain="race").read()
+        list(Bold(domain="race").read())

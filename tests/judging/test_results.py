@@ -93,6 +93,7 @@ def test_replies_that_cannot_be_read_are_left_to_the_caller(judge_server, caplog
     [
         ({"output": "none/x.json"}, "must be a .json file in an existing folder, got none/x.json"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"bootstrap_samples": 99}, "bootstrap_samples must be at least 100, got 99"),
         ({"markers": ["a", ""]}, "markers contains an empty text"),
     ],
 )
