@@ -3,7 +3,7 @@
 import errno
 import os
 
-from gptpl import text
+from gptpl.text import one_line
 
 
 class InputError(ValueError):
@@ -20,17 +20,6 @@ class ProcessError(RuntimeError):
 
 SIGNAL_STATUS = 128
 """A shell's exit status for a process that a signal ended, without the signal's number."""
-_MOST_CHARACTERS = 2_000
-
-
-def one_line(message: str) -> str:
-    """A message for the terminal: one line of limited length, without control characters.
-
-    Messages quote names from files that anybody may have made.
-    """
-    shown = text.one_line(message)
-    return shown if len(shown) <= _MOST_CHARACTERS else f"{shown[:_MOST_CHARACTERS]} ..."
-
 
 _REMEDIES = {
     "make room there": ("ENOSPC", "EDQUOT"),

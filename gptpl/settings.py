@@ -35,7 +35,6 @@ NEXT_STEP: Resume = "next_step"
 """It may change, and changes the training from the next step on."""
 NEVER: Resume = "never"
 """It made the steps so far: with another value it is another run."""
-KINDS = (FREE, INEXACT, NEXT_STEP, NEVER)
 
 # --- values ---------------------------------------------------------------------------------------------
 
@@ -53,17 +52,13 @@ class Limit:
             raise InputError(f"{name} must be {self.wanted}, got {value!r}")
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_fraction(value: Any) -> bool:
     return bool(0 <= value < 1)
 
 
 POSITIVE = Limit("positive", lambda value: value > 0)
 NOT_NEGATIVE = Limit("0 or more", lambda value: value >= 0)
-SIZE = Limit("a positive whole number", lambda value: _is_whole(value) and value >= 1)
+SIZE = Limit("a positive whole number", lambda value: type(value) is int and value >= 1)
 DROPOUT = Limit("at least 0 and below 1", _is_fraction)
 FRACTION = Limit("a number from 0 to below 1", _is_fraction)
 TWO_FRACTIONS = Limit(
@@ -80,22 +75,21 @@ def check_limits(owner: Callable[..., Any], prefix: str = "", /, **values: Any) 
     """Raise InputError for the first value out of the limit that its parameter of `owner` declares."""
     hints = _hints(owner)
     for name, value in values.items():
-        if limit := limit_of(hints[name]):
-            check_limit(limit, hints[name], prefix + name, value)
+        check_limit(hints[name], prefix + name, value)
 
 
-def check_limit(limit: Limit, annotation: Any, name: str, value: Any) -> None:
-    """As `Limit.check`; None, and words such as "auto", pass where the annotation has them beside numbers."""
+def check_limit(annotation: Any, name: str, value: Any) -> None:
+    """Raise InputError for a value out of the limit that its annotation declares, if it declares one.
+
+    None, and words such as "auto", pass where the annotation has them beside numbers.
+    """
+    limit = next((mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, Limit)), None)
+    if limit is None:
+        return
     kinds = get_args(get_args(annotation)[0])
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if not (value is None and NoneType in kinds) and value not in words:
         limit.check(name, value)
-
-
-def limit_of(annotation: Any) -> Limit | None:
-    """The limit that an annotation declares."""
-    marks = getattr(annotation, "__metadata__", ())
-    return next((mark for mark in marks if isinstance(mark, Limit)), None)
 
 
 @lru_cache(maxsize=64)

@@ -110,23 +110,22 @@ def nearest(word: str, candidates: Iterable[str], *, likeness: float = 0.5) -> s
     return f": did you mean {found}?" if found else ""
 
 
-_SIGNS = {
-    " ": "\N{OPEN BOX}",
-    "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}",
-    "\t": "\N{RIGHTWARDS ARROW}",
-}
+_WHITE_SPACE = str.maketrans(
+    {
+        " ": "\N{OPEN BOX}",
+        "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}",
+        "\t": "\N{RIGHTWARDS ARROW}",
+    }
+)
+_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+"""U+2400 and what follows are pictures of the first 32 characters, in their order."""
 
 
 def visible(text: str) -> str:
     """The text on one line, with signs for white space and control characters."""
-    return readable("".join(_SIGNS.get(each, each) for each in text))
+    return readable(text.translate(_WHITE_SPACE))
 
 
 def readable(text: str) -> str:
     """The text with signs for control characters but tab and line feed."""
-    return "".join(each if each.isprintable() or each in "\t\n" else _sign(each) for each in text)
-
-
-def _sign(letter: str) -> str:
-    # U+2400 and what follows are pictures of the first 32 characters, in their order.
-    return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\N{REPLACEMENT CHARACTER}"
+    return printable(text.translate(_CONTROLS))

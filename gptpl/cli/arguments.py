@@ -156,7 +156,7 @@ def shown(arguments: Arguments) -> bool:
         cfg, hydra = found.cfg, found.hydra
     for part in {"job": [cfg], "hydra": [hydra], "all": [cfg, hydra]}[arguments.cfg]:
         for key in arguments.package.split(".") if arguments.package else ():
-            if key not in part:
+            if not isinstance(part, Mapping) or key not in part:
                 raise InputError(f"--package {arguments.package}: the config has no such part")
             part = part[key]
         print(to_yaml(part, resolve=arguments.resolve), end="")

@@ -7,8 +7,8 @@ import traceback
 from gptpl import __version__
 from gptpl.cli.help import command_help, commands, completion, function_of, program_help
 from gptpl.cli.postponed_imports import Postponing
-from gptpl.errors import InputError, ProcessError, one_line, os_error_text
-from gptpl.text import closest
+from gptpl.errors import InputError, ProcessError, os_error_text
+from gptpl.text import closest, shortened
 from gptpl.training.run_log import further_process
 
 EXIT_FAILED = 1
@@ -56,7 +56,8 @@ def _fail(error: BaseException, message: str, status: int, *, debug: bool) -> in
     if debug:
         traceback.print_exception(error)
     which = further_process()
-    print(f"gptpl: error: {f'{which}: ' if which else ''}{one_line(message)}", file=sys.stderr)
+    # Messages quote names from files that anybody may have made.
+    print(f"gptpl: error: {f'{which}: ' if which else ''}{shortened(message, 2_000)}", file=sys.stderr)
     return status
 
 
@@ -115,7 +116,3 @@ def _config_dir(arguments: list[str]) -> str | None:
         if flag in ("-cd", "--config-dir"):
             return value if equals else next(iter(arguments[number + 1 :]), None)
     return None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

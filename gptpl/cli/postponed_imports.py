@@ -138,11 +138,9 @@ class Postponing(MetaPathFinder):
             if spec is not None and spec.loader is not None:
                 spec.loader = _PostponedLoader(spec.loader)
             return spec
-        package = name.rpartition(".")[0]
-        while package:
-            if package in _AT_HAND and not name.startswith(_WITHOUT_THEIR_PACKAGE):
+        for package in _AT_HAND:
+            if name.startswith(f"{package}.") and not name.startswith(_WITHOUT_THEIR_PACKAGE):
                 _loaded(package)
                 if name in sys.modules:
                     return ModuleSpec(name, _AlreadyLoader(sys.modules[name]))
-            package = package.rpartition(".")[0]
         return None

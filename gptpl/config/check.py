@@ -30,7 +30,7 @@ from gptpl.config.groups import (
 )
 from gptpl.config.instantiate import check_kind
 from gptpl.config.overrides import nearest_key
-from gptpl.config.roots import ROOTS
+from gptpl.config.roots import settings_of_root
 from gptpl.config.signatures import Signature, dataclass_in, locate, read_signature, signature_of, typed
 from gptpl.config.slots import HYDRA_KEYS, SLOTS, Slot, resume_of, settings_of, slot_of, with_extras
 from gptpl.errors import InputError
@@ -72,7 +72,7 @@ def check(
         checkpoint=None if OmegaConf.is_missing(cfg, "checkpoint") else cfg.get("checkpoint"),
         without_imports=without_imports,
     )
-    own = signature_of(ROOTS[root])
+    own = signature_of(settings_of_root(root))
     # A node of the root's own may name a class instead: `data` of gptpl evaluate.
     nodes = [each for each in groups if each in cfg and (each not in own.parameters or _is_node(cfg[each]))]
     checked.values(cfg, "", own, known={*nodes, "choices"})
@@ -192,8 +192,7 @@ class _Check:
                 if name != path and plain in choices(name, self.config_dir):
                     remedy = f"to choose a YAML of conf/{name}, give +{name}@{path}={plain}"
                 raise InputError(f"{path}={_text(plain)}{self._origin(path)}: {error}; {remedy}") from error
-            if limit := takes.parameters[key].limit:
-                check_limit(limit, annotation, path.removeprefix("model."), found)
+            check_limit(annotation, path.removeprefix("model."), found)
             if (type(found) is not type(plain) or found != plain) and not by_reference:
                 node[key] = found
 
@@ -207,8 +206,10 @@ class _Check:
             known = [*names, *known_keys(self.root, self.config_dir)]
             meant = nearest_key(path, [each for each in known if each != path])
             return f"{self.command} has no setting {path}{where}{meant}"
-        # A mistake in a choice's own YAML does not mean another choice.
-        others = [] if where.startswith(f" in {first}/") else self._choices_with(first, rest)
+        others = []
+        if not where.startswith(f" in {first}/"):  # a mistake in a choice's own YAML means no other choice
+            offered = [f"{first}/{choice}" for choice in choices(first, self.config_dir)]
+            others = [each.replace("/", "=") for each in offered if path in self._keys(each)]
         if others and where:
             choice = " or ".join(others)
             return f"{where[4:]} sets {path}, a setting of {choice}: keep that choice, or remove the setting"
@@ -246,21 +247,15 @@ class _Check:
             return None
         return f"{group}={recorded.get(group)}"
 
-    def _choices_with(self, group: str, key: str) -> list[str]:
-        """The choices of a group whose YAML sets a key."""
-        offered = choices(group, self.config_dir)
-        return [f"{group}={each}" for each in offered if f"{group}.{key}" in self._keys(f"{group}/{each}")]
-
     def _keys(self, name: str) -> list[str]:
         return keys_of(name, name.rpartition("/")[0], self.config_dir)
 
     def _origin(self, path: str) -> str:
         """` in data/tale.yaml`: the last YAML that sets a key; empty if an override gives it."""
         path = path.partition("[")[0]  # of a list's members
-        parts = path.split(".")
-        if any(".".join(parts[:end]) in self.given for end in range(1, len(parts) + 1)):
+        if any(f"{path}.".startswith(f"{each}.") for each in self.given):
             return ""
-        files = (name for name in self._files(parts[0]) if path in self._keys(name))
+        files = (name for name in self._files(path.partition(".")[0]) if path in self._keys(name))
         return next((f" in {name}.yaml" for name in files), "")
 
     def _files(self, first: str) -> Iterator[str]:

@@ -36,7 +36,6 @@ class Composed:
     Attributes:
         cfg: with interpolations, without `hydra`.
         hydra: Hydra's own settings.
-        choices: the choice of each config group.
         given: the overrides.
         trusted: packages of which the overrides or the user's folder name classes.
         config_dir: the user's folder, absolute.
@@ -44,7 +43,6 @@ class Composed:
 
     cfg: DictConfig
     hydra: DictConfig
-    choices: Mapping[str, Any]
     given: Sequence[Override]
     trusted: frozenset[str]
     config_dir: Folder | None
@@ -90,7 +88,8 @@ def composed(
     for text in overrides:
         if text.lstrip("+~").startswith("hydra") and config_name != "sweep":
             raise InputError(f"{text} has no effect, gptpl makes folders and logs itself: leave it out")
-    for_hydra = readable(overrides, is_group=partial(is_group, config_dir=config_dir, more=more))
+    is_choice = partial(is_group, config_dir=config_dir, more=more)
+    for_hydra = [readable(text, is_group=is_choice) for text in overrides]
     given = [parsed(text) for text in for_hydra]
     places = folders(config_dir)
     primary = next((place for place in places if (place / f"{config_name}.yaml").is_file()), None)
@@ -107,17 +106,16 @@ def composed(
         raise InputError(explain(error, config_name, overrides, config_dir)) from error
     OmegaConf.set_struct(cfg, False)
     of_hydra = cfg.pop("hydra")
-    choices = {
+    cfg["choices"] = {
         group: each for group, each in of_hydra.runtime.choices.items() if not group.startswith("hydra/")
     }
-    cfg["choices"] = choices
     checks = partial(check, cfg, config_name, overrides=given, config_dir=config_dir)
     try:
         if checked and "torch" not in sys.modules:  # which takes seconds to import
             checks(without_imports=True)
-        if choices.get("tune") == AUTO and isinstance(cfg.get("task"), DictConfig):
-            choices["tune"] = cfg["choices"]["tune"] = _default_tune(cfg)
-            own = said_by("tune", choices["tune"], config_dir, bases=True)
+        if cfg.choices.get("tune") == AUTO and isinstance(cfg.get("task"), DictConfig):
+            cfg.choices.tune = _default_tune(cfg)
+            own = said_by("tune", cfg.choices.tune, config_dir, bases=True)
             cfg["tune"] = OmegaConf.merge(own, cfg.get("tune") or {})
         if checked:
             checks()
@@ -127,7 +125,6 @@ def composed(
     return Composed(
         cfg=cfg,
         hydra=of_hydra,
-        choices=choices,
         given=given,
         trusted=frozenset(_packages(given) | (packages_named(config_dir) if config_dir else set())),
         config_dir=None if config_dir is None else str(Path(config_dir).expanduser().absolute()),
@@ -172,10 +169,9 @@ def plain(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
-def to_yaml(settings: Mapping[str, Any] | DictConfig, *, resolve: bool = False) -> str:
-    """The settings as YAML."""
-    node = settings if isinstance(settings, DictConfig) else OmegaConf.create(dict(settings))
-    return OmegaConf.to_yaml(node, resolve=resolve)
+def to_yaml(part: Any, *, resolve: bool) -> str:
+    """A part of a config, or a value in it, as YAML."""
+    return OmegaConf.to_yaml(part, resolve=resolve) if OmegaConf.is_config(part) else f"{part}\n"
 
 
 def from_plain(settings: Mapping[str, Any]) -> DictConfig:

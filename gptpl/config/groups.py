@@ -75,7 +75,7 @@ def when_to_choose(path: Path) -> str:
 # ------------------------------------------------------------------------------------ what a YAML file holds
 
 
-def _content(name: str, config_dir: Folder | None) -> tuple[list[str], dict[str, Any]]:
+def content(name: str, config_dir: Folder | None = None) -> tuple[list[str], dict[str, Any]]:
     """The files that a root or choice extends, of its own group, and its settings, `${...}` not resolved.
 
     Raises ValueError, OSError or YAMLError for a file that cannot be read.
@@ -83,12 +83,12 @@ def _content(name: str, config_dir: Folder | None) -> tuple[list[str], dict[str,
     from omegaconf import OmegaConf
 
     file = config_file(name, config_dir)
-    content = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file else None
-    if not isinstance(content, dict):
+    settings = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file else None
+    if not isinstance(settings, dict):
         return [], {}
-    entries = content.pop("defaults", [])
+    entries = settings.pop("defaults", [])
     extended = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
-    return extended, {str(key): value for key, value in content.items()}
+    return extended, {str(key): value for key, value in settings.items()}
 
 
 def is_global(name: str, config_dir: Folder | None = None) -> bool:
@@ -99,7 +99,7 @@ def is_global(name: str, config_dir: Folder | None = None) -> bool:
 
 def root_of(config_name: str, config_dir: Folder | None) -> str:
     """The command's root config that a root is, or extends."""
-    names = (config_name, *_content(config_name, config_dir)[0])
+    names = (config_name, *content(config_name, config_dir)[0])
     return next((name for name in names if (config_folder() / f"{name}.yaml").is_file()), "train")
 
 
@@ -116,24 +116,24 @@ def root_of_command(command: str) -> str:
 
 def members_of(group: str, choice: str, config_dir: Folder | None = None) -> list[str]:
     """The YAML files of its group that a choice such as `callbacks=default` includes."""
-    return _content(f"{group}/{choice}", config_dir)[0]
+    return content(f"{group}/{choice}", config_dir)[0]
 
 
 def said_by(
     group: str, choice: str, config_dir: Folder | None = None, *, bases: bool = False
 ) -> dict[str, Any]:
     """The settings of its own group in the YAML of a choice; with `bases`, also of the files it extends."""
-    extended, content = _content(f"{group}/{choice}", config_dir)
+    extended, own = content(f"{group}/{choice}", config_dir)
     found: dict[str, Any] = {}
     for base in extended if bases else ():
         found |= said_by(group, base, config_dir, bases=True)
-    return found | (content.get(group, {}) if is_global(f"{group}/{choice}", config_dir) else content)
+    return found | (own.get(group, {}) if is_global(f"{group}/{choice}", config_dir) else own)
 
 
 def keys_of(name: str, group: str, config_dir: Folder | None) -> list[str]:
     """The dotted keys that a YAML of a group sets."""
     prefix = "" if not group or is_global(name, config_dir) else f"{group.replace('/', '.')}."
-    return [prefix + key for key in dotted(_content(name, config_dir)[1])]
+    return [prefix + key for key in dotted(content(name, config_dir)[1])]
 
 
 def known_keys(root: str, config_dir: Folder | None = None) -> list[str]:

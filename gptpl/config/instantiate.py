@@ -45,8 +45,7 @@ def instantiate(node: Any, **runtime: Any) -> Any:
 
 def partial_of(node: Mapping[str, Any] | DictConfig) -> partial[Any]:
     """A function that calls the node's class with its settings and further arguments."""
-    kept = {str(key): value for key, value in node.items() if key != "_partial_"}
-    made: partial[Any] = instantiate({**kept, "_partial_": True})
+    made: partial[Any] = instantiate({**node, "_partial_": True})
     return made
 
 
@@ -55,20 +54,14 @@ def check_kind(target: Any, key: str, named: str) -> None:
     if not callable(target):
         raise InputError(f"{named} is not a class: give package.module.Class")
     slot = slot_of(key)
-    is_function = not inspect.isclass(target) or hasattr(target, "factor") or hasattr(target, "step")
+    is_function = not inspect.isclass(target) or hasattr(target, "step")
     if slot.kinds and not (slot.by_position and is_function) and not _is_a(target, slot.kinds):
         raise InputError(f"{named} is not a {_names(slot.kinds)}: {key.partition('.')[0]} needs one")
 
 
 def _is_a(target: Any, kinds: Sequence[str]) -> bool:
-    """Whether a target is a class of one of these kinds; a protocol's has its `factor`."""
-    if not inspect.isclass(target):
-        return False
-    classes = [locate(kind, kind) for kind in kinds]
-    protocols = [each for each in classes if getattr(each, "_is_protocol", False)]
-    if issubclass(target, tuple(each for each in classes if each not in protocols)):
-        return True
-    return bool(protocols) and hasattr(target, "factor")
+    """Whether a target is a class of one of these kinds."""
+    return inspect.isclass(target) and issubclass(target, tuple(locate(kind, kind) for kind in kinds))
 
 
 def _names(kinds: Sequence[str]) -> str:
@@ -105,24 +98,19 @@ def check_trusted(settings: Mapping[str, Any], source: str, trusted: Collection[
         package = name.partition(".")[0] if isinstance(name, str) else ""
         if package in trusted:
             continue
+        found = f"{source} has {key}._target_={_shown(name)}"
         if package not in OWN_PACKAGES:
             raise InputError(
-                f"{source} has {key}._target_={_shown(name)}, a class of a package that is neither gptpl's"
-                f" nor trusted: if you trust it, give trust=[{_shown(package) or 'PACKAGE'}] or the"
-                " --config-dir that names it"
+                f"{found}, a class of a package that is neither gptpl's nor trusted: if you trust it, give"
+                f" trust=[{_shown(package) or 'PACKAGE'}] or the --config-dir that names it"
             )
         target = locate(name, f"{source}: {key}._target_")
         if getattr(target, "runs_named_code", False):
-            raise InputError(
-                f"{source} has {key}._target_={_shown(name)}, which runs code that its settings name: it is"
-                " not used"
-            )
+            raise InputError(f"{found}, which runs code that its settings name: it is not used")
         kinds = slot_of(key).of_strangers or slot_of(key).kinds or _NESTED
         ours = key == "optimizer" and str(getattr(target, "__module__", "")) == "gptpl.training.optimizers"
         if not (_is_a(target, kinds) or (ours and inspect.isfunction(target))):
-            raise InputError(
-                f"{source} has {key}._target_={_shown(name)}, which is not a {_names(kinds)}: it is not used"
-            )
+            raise InputError(f"{found}, which is not a {_names(kinds)}: it is not used")
         if "_args_" in node:  # without names there is no telling what they are
             raise InputError(f"{source} has {key}._args_, settings without names: they are not used")
 

@@ -37,15 +37,6 @@ def is_path(key: str) -> bool:
     return bool(_PATH.fullmatch(key)) and not key.endswith((".from_file", "_target_"))
 
 
-def readable(overrides: Sequence[str], *, is_group: Callable[[str], bool]) -> list[str]:
-    """The overrides in Hydra's grammar.
-
-    Text and paths are quoted. A setting with a dot (`trainer.limit_val_batches=2`) is added where no YAML has
-    it: `gptpl.config.check` asks its class whether it may be.
-    """
-    return [_readable(override, is_group) for override in overrides]
-
-
 def key_of(override: str) -> str:
     """The key of an override, without the signs of Hydra's grammar."""
     return override.partition("=")[0].lstrip("+~")
@@ -63,7 +54,12 @@ def resumed_run(overrides: Sequence[str]) -> tuple[list[str], str | None]:
     return kept, run
 
 
-def _readable(override: str, is_group: Callable[[str], bool]) -> str:
+def readable(override: str, *, is_group: Callable[[str], bool]) -> str:
+    """An override in Hydra's grammar.
+
+    Text and paths are quoted. A setting with a dot (`trainer.limit_val_batches=2`) is added where no YAML has
+    it: `gptpl.config.check` asks its class whether it may be.
+    """
     written, equals, value = override.partition("=")
     if not equals:
         return override

@@ -26,7 +26,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from gptpl.errors import InputError
 from gptpl.files.run_settings import current_name
-from gptpl.settings import KINDS, Limit, Resume, limit_of
+from gptpl.settings import Resume
 
 OWN_PACKAGES = frozenset({"gptpl", "torch", "lightning"})
 _PLAIN = (bool, int, float, str, type(None))
@@ -66,27 +66,16 @@ class Parameter:
     annotation: Any
     """Its type; `Any` where it has none, or one that cannot be resolved."""
     required: bool
-    default: Any
+    default: Any = None
     """Where it is not required."""
     positional: bool
     """Whether it may be given without its name."""
-    resume: Resume | None
-    """None: the signature does not say."""
-    limit: Limit | None
-    """Which values it takes, where the signature says more than the type."""
 
-
-def parameter(annotation: Any, *, required: bool, positional: bool, default: Any = None) -> Parameter:
-    """A setting, with the marks that its annotation holds."""
-    marks = getattr(annotation, "__metadata__", ())
-    return Parameter(
-        annotation=annotation,
-        required=required,
-        default=default,
-        positional=positional,
-        resume=next((mark for mark in marks if mark in KINDS), None),
-        limit=limit_of(annotation),
-    )
+    @property
+    def resume(self) -> Resume | None:
+        """Whether a resume may change it; None: the signature does not say."""
+        marks = getattr(self.annotation, "__metadata__", ())
+        return next((mark for mark in marks if mark in get_args(Resume)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +122,8 @@ def _of_function(function: Callable[..., Any], owner: Any) -> Signature:
     for name, each in list(signature.parameters.items())[1 if inspect.isclass(owner) else 0 :]:
         if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
             continue
-        parameters[name] = parameter(
-            hints.get(name, Any),
+        parameters[name] = Parameter(
+            annotation=hints.get(name, Any),
             required=each.default is each.empty,
             default=each.default,
             positional=each.kind is not each.KEYWORD_ONLY,
@@ -224,16 +213,12 @@ def read_signature(name: str) -> Signature | None:
 
     An annotation with a type of a library that is not imported yet is `Any`.
     """
-    parts = name.split(".")
-    if current_name(name) != name:
+    module, _, last = name.rpartition(".")
+    source = source_of(module) if current_name(name) == name else None
+    try:
+        return None if source is None else source.signature(last)
+    except (UnclearError, RecursionError):  # types and bases that name themselves
         return None
-    for end in range(len(parts) - 1, 0, -1):
-        if (source := source_of(".".join(parts[:end]))) is not None:
-            try:
-                return source.signature(parts[-1]) if end == len(parts) - 1 else None
-            except (UnclearError, RecursionError, SyntaxError):  # types and bases that name themselves; prose
-                return None
-    return None
 
 
 @lru_cache(maxsize=256)
@@ -261,10 +246,7 @@ class _Source:
 
     def __init__(self, module: str, tree: ast.Module) -> None:
         self.module = module
-        self.names: dict[str, ast.stmt] = {}
-        for statement in tree.body:
-            for name in _bound(statement):
-                self.names[name] = statement
+        self.names = {name: statement for statement in tree.body for name in _bound(statement)}
 
     def definition(self, name: str) -> "tuple[_Source, Definition]":
         """The class or function of that name, here or where it is imported from."""
@@ -291,13 +273,9 @@ class _Source:
 
     def _inits(self, found: ast.ClassDef) -> Iterator[Signature]:
         """The settings of each `__init__` of a class and its bases."""
-        decorators = {_name_of(each) for each in found.decorator_list}
-        if found.keywords or decorators - {"dataclass"}:
-            raise UnclearError
-        has_init = any("__init__" in _bound(each) for each in found.body)
-        if decorators and (has_init or "init=False" in "".join(map(ast.unparse, found.decorator_list))):
-            raise UnclearError
-        if decorators:
+        if decorator := _decorator(found):
+            if "init=False" in decorator or any("__init__" in _bound(each) for each in found.body):
+                raise UnclearError
             fields = sorted(self._fields(found).items(), key=lambda field: not field[1].positional)
             yield Signature(parameters=dict(fields), open=False)
             return
@@ -306,6 +284,11 @@ class _Source:
                 yield self._of_function(each, is_method=True)
             elif "__init__" in _bound(each):
                 raise UnclearError
+        for source, above in self._bases(found):
+            yield from source._inits(above)
+
+    def _bases(self, found: ast.ClassDef) -> "Iterator[tuple[_Source, ast.ClassDef]]":
+        """The class that takes settings among the bases, if there is one."""
         bases = [each for each in map(_name_of, found.bases) if each not in _WITHOUT_INIT]
         if len(bases) > 1:
             raise UnclearError
@@ -313,7 +296,7 @@ class _Source:
             source, above = self.definition(base)
             if not isinstance(above, ast.ClassDef):
                 raise UnclearError
-            yield from source._inits(above)
+            yield source, above
 
     def _of_function(self, function: ast.FunctionDef, *, is_method: bool) -> Signature:
         if function.decorator_list and self.module.partition(".")[0] not in OWN_PACKAGES:
@@ -326,60 +309,59 @@ class _Source:
         annotated = {each.arg: each.annotation for each, _ in (*given, *keywords)}
         hints = self._types({**annotated, "return": function.returns})
         found = {
-            each.arg: parameter(hints[each.arg], required=default is None, positional=each in named)
+            each.arg: Parameter(
+                annotation=hints[each.arg], required=default is None, positional=each in named
+            )
             for each, default in (*given, *keywords)
         }
         return Signature(parameters=found, open=arguments.kwarg is not None)
 
     def _fields(self, found: ast.ClassDef) -> dict[str, Parameter]:
         """The settings of a dataclass, those of its bases first."""
-        above: dict[str, Parameter] = {}
-        for base in map(_name_of, found.bases):
-            if base not in _WITHOUT_INIT:
-                source, definition = self.definition(base)
-                assert isinstance(definition, ast.ClassDef)
-                above |= source._fields(definition)
-        if not found.decorator_list:
-            return above
-        if len(found.decorator_list) > 1:
-            raise UnclearError
-        [decorator] = found.decorator_list
-        by_name = isinstance(decorator, ast.Call) and "kw_only=True" in ast.unparse(decorator)
-        own = [each for each in found.body if isinstance(each, ast.AnnAssign)]
+        fields: dict[str, Parameter] = {}
+        for source, above in self._bases(found):
+            fields |= source._fields(above)
+        decorator = _decorator(found)
+        own = [each for each in found.body if isinstance(each, ast.AnnAssign) and decorator]
         for each in own:
             special = any(word in ast.unparse(each.annotation) for word in ("ClassVar", "KW_ONLY"))
             if special or isinstance(each.value, ast.Call):
                 raise UnclearError
         hints = self._types({ast.unparse(each.target): each.annotation for each in own})
-        required = {ast.unparse(each.target): each.value is None for each in own}
-        return above | {
-            name: parameter(hint, required=required[name], positional=not by_name)
-            for name, hint in hints.items()
-        }
+        by_position = "kw_only=True" not in decorator
+        for each in own:
+            name, required = ast.unparse(each.target), each.value is None
+            fields[name] = Parameter(annotation=hints[name], required=required, positional=by_position)
+        return fields
 
     # -------------------------------------------------------------------------------------------- types
 
     def _types(self, annotations: dict[str, ast.expr | None]) -> dict[str, Any]:
         """The types of annotations; `Any` for all of them where one names what is imported for checkers."""
-        for each in annotations.values():
-            if each is not None and not all(
-                name in self.names or hasattr(builtins, name) for name in _names(each)
-            ):
-                return dict.fromkeys(annotations, Any)
-        return {name: Any if each is None else self._type(each) for name, each in annotations.items()}
+        try:
+            return {name: Any if each is None else self._type(each) for name, each in annotations.items()}
+        except NameError:
+            return dict.fromkeys(annotations, Any)
 
     def _type(self, annotation: ast.expr) -> Any:
+        holder = SimpleNamespace(__annotations__={"it": ast.unparse(annotation)})
+        names: dict[str, Any] = {"__builtins__": {}}
         try:
-            known = {name: self._value(name) for name in _names(annotation)}
-            holder = SimpleNamespace(__annotations__={"it": ast.unparse(annotation)})
-            return typing.get_type_hints(holder, localns=known, include_extras=True)["it"]
-        except (UnclearError, NameError, TypeError, AttributeError, SyntaxError):
+            while True:
+                try:
+                    return typing.get_type_hints(holder, names, include_extras=True)["it"]
+                except NameError as missing:
+                    name = str(missing.name)
+                    names[name] = self._value(name)
+        except (UnclearError, TypeError, AttributeError, SyntaxError):
             return Any
 
     def _value(self, name: str) -> Any:
         """What a name stands for: a builtin, something of an imported module, or a type defined here."""
         statement = self.names.get(name)
-        if statement is None and hasattr(builtins, name):
+        if statement is None:
+            if not hasattr(builtins, name):
+                raise NameError(name)
             return getattr(builtins, name)
         if isinstance(statement, ast.Assign):
             return self._type(statement.value)
@@ -406,24 +388,17 @@ def _bound(statement: ast.stmt) -> list[str]:
     return [name for each in inner for name in _bound(each)]
 
 
+def _decorator(found: ast.ClassDef) -> str:
+    """The source of the decorator that makes a class a dataclass; empty without one."""
+    decorators = found.decorator_list
+    if found.keywords or len(decorators) > 1 or any(_name_of(each) != "dataclass" for each in decorators):
+        raise UnclearError
+    return "".join(map(ast.unparse, decorators))
+
+
 def _imported(statement: ast.ImportFrom, name: str) -> str:
     """The name that an import gives another one."""
     return next(each.name for each in statement.names if name in (each.name, each.asname))
-
-
-def _names(annotation: ast.AST) -> set[str]:
-    """The names in an annotation, also in its strings, apart from the words of a Literal."""
-    if isinstance(annotation, ast.Name):
-        return {annotation.id}
-    if isinstance(annotation, ast.Subscript) and _name_of(annotation).rpartition(".")[2] == "Literal":
-        return _names(annotation.value)
-    if isinstance(annotation, ast.Subscript) and _name_of(annotation).rpartition(".")[2] == "Annotated":
-        of_type, *marks = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else []
-        words = [each for each in marks if not isinstance(each, ast.Constant)]
-        return _names(annotation.value).union(*map(_names, [of_type, *words]))
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return _names(ast.parse(annotation.value, mode="eval"))
-    return {name for each in ast.iter_child_nodes(annotation) for name in _names(each)}
 
 
 def _name_of(expression: ast.expr) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from gptpl.config.roots import ROOTS
+from gptpl.config.roots import settings_of_root
 from gptpl.config.signatures import Signature, locate, signature_of
 from gptpl.settings import COUNT_OR_NULL, FREE, INEXACT, NEVER, NEXT_STEP, POSITIVE, Resume
 
@@ -78,7 +78,6 @@ SLOTS: Mapping[str, Slot] = {
         kinds=("torch.nn.Module", "gptpl.model.GPTConfig"),
         implicit="gptpl.model.GPTConfig",
         extras=_ModelExtras,
-        at_runtime=("vocab_size",),  # where the tokenizer is not known before
         lenient=True,
     ),
     "tokenizer": Slot(kinds=("gptpl.tokenizers.Tokenizer",), extras=_ModelExtras),
@@ -116,20 +115,14 @@ SLOTS: Mapping[str, Slot] = {
     "suite": Slot(kinds=("gptpl.evaluation.suite.Suite",), optional=True),
     "hydra.launcher": Slot(at_runtime=("folder",)),
 }
-_RESUME_OF_TRAINER: Mapping[str, Resume] = {
-    **dict.fromkeys(("max_epochs", "max_steps", "gradient_clip_val", "gradient_clip_algorithm"), NEXT_STEP),
-    **dict.fromkeys(
-        ("accelerator", "devices", "num_nodes", "strategy", "precision", "compile", "attention", "head"),
-        INEXACT,
-    ),
-    **dict.fromkeys(
-        (
-            *("max_time", "timeout", "stop_at_step", "log_every_n_steps", "recompute_activations"),
-            *("keep_freed_memory", "sharded_checkpoints", "profiler", "detect_anomaly"),
-            *("num_sanity_val_steps", "enable_model_summary", "inference_mode", "limit_val_batches"),
-            *("limit_test_batches", "limit_predict_batches"),
-        ),
-        FREE,
+_RESUME_OF_TRAINER: Mapping[Resume, Sequence[str]] = {
+    NEXT_STEP: ("max_epochs", "max_steps", "gradient_clip_val", "gradient_clip_algorithm"),
+    INEXACT: ("accelerator", "devices", "num_nodes", "strategy", "precision", "compile", "attention", "head"),
+    FREE: (
+        *("max_time", "timeout", "stop_at_step", "log_every_n_steps", "recompute_activations"),
+        *("keep_freed_memory", "sharded_checkpoints", "profiler", "detect_anomaly"),
+        *("num_sanity_val_steps", "enable_model_summary", "inference_mode", "limit_val_batches"),
+        *("limit_test_batches", "limit_predict_batches"),
     ),
 }
 """For `lightning.Trainer`, whose signature does not say it."""
@@ -168,12 +161,13 @@ def resume_of(key: str, settings: Mapping[str, Any]) -> Resume:
     if first == "choices":
         return FREE
     if not rest:
-        of_root = signature_of(ROOTS["train"]).parameters.get(first)
+        of_root = signature_of(settings_of_root("train")).parameters.get(first)
         return (of_root and of_root.resume) or place.resume
     if place.several:
         return place.resume
     if first == "trainer":
-        return _RESUME_OF_TRAINER.get(rest.partition(".")[0], NEVER)
+        name = rest.partition(".")[0]
+        return next((kind for kind, names in _RESUME_OF_TRAINER.items() if name in names), NEVER)
     if first == "tokenizer" or rest.endswith(HYDRA_KEYS):
         return NEXT_STEP if first == "scheduler" else NEVER
     parent, _, name = key.rpartition(".")

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from gptpl.errors import InputError
@@ -55,37 +55,25 @@ def cache_dir() -> Path:
     return platformdirs.user_cache_path("gptpl", appauthor=False)
 
 
-def remembered_sha256(path: Path) -> str:
+def remembered_sha256(path: Path, *, known: str | None = None) -> str:
     """The SHA-256 of a file; a large one is read again only after it has changed.
 
-    Its hash is remembered in the cache folder, with its size, inode and the times of its last changes.
+    Its hash, which may be `known` already, is remembered in the cache folder, with its size, inode and the
+    times of its last changes.
     """
-    file = _identity(path)
+    place, stat = path.resolve(), path.stat()
+    file = [str(place), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+    memory = cache_dir() / "sha256" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()}.json"
     with suppress(OSError, ValueError, LookupError, TypeError):  # no record, or a damaged one
-        remembered = json.loads(_memory(path).read_text(encoding="utf-8"))
+        remembered = json.loads(memory.read_text(encoding="utf-8"))
         if remembered["file"] == file:
             return str(remembered["sha256"])
-    sha256 = sha256_of(path)
-    _remember(path, file, sha256)
+    sha256 = known or sha256_of(path)
+    if stat.st_size >= _LARGE_BYTES:
+        with suppress(OSError):  # the cache may be read-only
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(memory, json.dumps({"file": file, "sha256": sha256}))
     return sha256
-
-
-def _identity(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
-    return {"path": str(path.resolve()), "size": stat.st_size, "inode": stat.st_ino, **times}
-
-
-def _memory(path: Path) -> Path:
-    return cache_dir() / "sha256" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
-
-
-def _remember(path: Path, file: dict[str, Any], sha256: str) -> None:
-    if file["size"] < _LARGE_BYTES:
-        return
-    with suppress(OSError):  # the cache may be read-only
-        _memory(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(_memory(path), json.dumps({"file": file, "sha256": sha256}))
 
 
 def download(
@@ -211,7 +199,7 @@ class _Download:
             os.fsync(file.fileno())
         self.part.replace(self.target)
         sync_folder(self.target.parent)
-        _remember(self.target, _identity(self.target), actual)
+        remembered_sha256(self.target, known=actual)
 
     def _record(self, sha256: str) -> None:
         log.info("%s: no SHA-256 is published, %s is recorded and holds from now on", self.url, sha256)

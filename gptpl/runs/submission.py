@@ -21,7 +21,7 @@ from gptpl.callbacks.stopping import duration
 from gptpl.config.compose import Config, composed
 from gptpl.config.groups import Folder
 from gptpl.config.overrides import key_of
-from gptpl.errors import SIGNAL_STATUS, InputError, one_line
+from gptpl.errors import SIGNAL_STATUS, InputError
 from gptpl.files.durable import write_atomically
 from gptpl.files.run_record import CHECKPOINT_FOLDER
 from gptpl.runs import parts
@@ -30,6 +30,7 @@ from gptpl.runs.claims import AUTO
 from gptpl.runs.fit import check_rollback
 from gptpl.runs.trainer import build_strategy, check_strategy, launched
 from gptpl.runs.verify import check_keeps_checkpoints
+from gptpl.text import one_line
 from gptpl.training.processes import Launcher
 
 _STOPPED = SIGNAL_STATUS + signal.SIGTERM

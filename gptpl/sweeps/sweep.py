@@ -200,7 +200,7 @@ def _dimension(text: str, config_dir: Folder | None) -> Dimension | None:
     if is_path(key) and "," in written and not Path(written).expanduser().exists():
         override = parsed(text)  # several paths
     else:
-        [for_hydra] = readable([text], is_group=lambda key: is_group(key, config_dir))
+        for_hydra = readable(text, is_group=lambda key: is_group(key, config_dir))
         override = parsed(for_hydra)
     if not override.is_sweep_override():
         return None

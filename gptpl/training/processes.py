@@ -28,8 +28,8 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from gptpl.errors import InputError, ProcessError, one_line
-from gptpl.text import count_text
+from gptpl.errors import InputError, ProcessError
+from gptpl.text import count_text, one_line
 from gptpl.training.run_log import RANKED, SLURM
 
 _LAST_WORDS = timedelta(seconds=5)

@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -21,6 +21,7 @@ from gptpl.training.optimizers import made_by
 WarmUp = int | Literal["auto"]
 
 
+@runtime_checkable  # the class of a node `scheduler` may be any that has `factor`
 class Schedule(Protocol):
     """What a run asks of a schedule, which holds the user's settings."""
 

@@ -98,6 +98,9 @@ def test_the_config_can_be_shown_without_a_run(gptpl, tmp_path):
     resolved = gptpl("train", "model=tiny", "--cfg", "job", "--resolve")
     assert resolved.status == 0
     assert "max_length: 64" in resolved.out
+    part = gptpl("train", "model=tiny", "--cfg", "job", "--package", "optimizer.lr")
+    assert (part.status, part.out) == (0, "0.0004\n")
+    assert gptpl("train", "model=tiny", "--cfg", "job", "--package", "optimizer.lr.x").status == 2
     assert list(tmp_path.iterdir()) == []
 
 
@@ -131,6 +134,10 @@ def test_an_unknown_command_is_refused(refused):
 def test_the_nearest_command_is_found_by_its_words(refused, given, meant):
     words = refused(*given.split())
     assert words.partition("did you mean ")[2] == ("" if meant is None else f"{meant}?")
+
+
+def test_a_long_message_is_cut(refused):
+    assert len(refused("x" * 10**5)) == 2_000
 
 
 BAD = ("train", "model=tiny", "tokenizer=bytes", "model.n_layers=0")

@@ -19,8 +19,7 @@ AWKWARD = st.text(st.sampled_from("a \\'\"${},:=[]()\n"))
 
 
 def readable_by_hydra(override: str) -> str:
-    [found] = readable([override], is_group=is_group)
-    return found
+    return readable(override, is_group=is_group)
 
 
 def value_behind(override: str) -> object:

@@ -14,6 +14,7 @@ from gptpl.cli.arguments import Arguments, configured
 from gptpl.cli.model_input import NOT_SET, given_filter, given_model, given_text, only_one, settings_of
 from gptpl.config.compose import plain
 from gptpl.config.instantiate import instantiate
+from gptpl.config.overrides import key_of
 from gptpl.config.signatures import locate
 from gptpl.data.sources import LabelledCorpus
 from gptpl.data.sources.records import TextTable
@@ -77,8 +78,7 @@ def evaluate(given: Arguments) -> None:
         result = model.evaluate(split=cfg["split"], progress=PROGRESS, **data)
     else:
         # In the model's template, unless another one is given.
-        keys = {override.partition("=")[0].lstrip("+") for override in given.overrides}
-        asked = keys & {"data.template", "data.response_marker"}
+        asked = {"data.template", "data.response_marker"} & {*map(key_of, given.overrides)}
         datamodule = _datamodule(data, model, None if asked else model.template)
         result = model.evaluate(datamodule, split=cfg["split"], progress=PROGRESS)
     print(f"data        {result.data}")
@@ -98,7 +98,7 @@ def _benchmarks(given: Arguments, cfg: dict[str, Any]) -> None:
     from gptpl.runs.suites import FOLDER, PAGE, run_suite
 
     for override in given.overrides:
-        key = override.partition("=")[0].lstrip("+~")
+        key = key_of(override)
         if key.partition(".")[0] in ("data", "split"):
             raise InputError(f"{key}= and suite= are both set: a suite has data of its own, give one of them")
     suite = instantiate(given.config.suite)
@@ -106,8 +106,8 @@ def _benchmarks(given: Arguments, cfg: dict[str, Any]) -> None:
         if not isinstance(suite, Continuations):
             raise InputError("filter= judges what a model writes: give suite=bold or honest, or leave it out")
         suite.filter = filter
-    keys = [override.partition("=") for override in given.overrides]
-    name = next((value for key, _, value in keys if key.lstrip("+") == "suite"), "suite")
+    suites = (each.partition("=")[2] for each in given.overrides if key_of(each) == "suite")
+    name = next(suites, "suite")
     others = [find_run(each, key="compare_with") for each in cfg["compare_with"]]
     if classifiers := [each for each in others if names_classifier(each)]:
         raise InputError(f"compare_with={classifiers[0]} is a classifier: a suite asks language models")

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import threading
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -61,20 +62,15 @@ def serve(given: Arguments) -> None:
 
 def _wait(server: "Server") -> None:
     """Wait until a signal has stopped the server; the second one ends the process as usual."""
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
 
     def stop(number: int, frame: object) -> None:
-        restore()
+        handlers.close()
         log.info("stopping: requests that have begun are finished first")
         server.request_stop()
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.signal(number, stop) for number in signals}
-    try:
+    with ExitStack() as handlers:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handlers.callback(signal.signal, number, signal.signal(number, stop))
         while not server.wait(0.5):
             pass
-    finally:
-        restore()
