@@ -59,6 +59,11 @@ def count_text(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def some(names: Sequence[str], most: int = 10) -> str:
+    """The first names, and how many more there are: `a, b and 3 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def loss_text(loss: float | None) -> str:
     """A loss with four decimals."""
     return NONE if loss is None or math.isnan(loss) else f"{loss:.4f}"

@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from gptpl.checkpoints.loading import LoadedClassifier
 from gptpl.data.classification.datamodule import LabelledBatch, encode_texts, padded
 from gptpl.errors import InputError
-from gptpl.files.durable import replacement
+from gptpl.files.durable import check_new, replacement
 from gptpl.model import GPTClassifier, eval_mode
 from gptpl.model.loss import IGNORED_TARGET, wide_dtype
 
@@ -233,10 +233,7 @@ def check_prediction_file(output: Path) -> None:
     """Raise InputError for a file that predictions cannot be written to."""
     if output.suffix not in FILE_KINDS:
         raise InputError(f"output must be a {' or '.join(FILE_KINDS)} file, got {output}")
-    if output.exists():
-        raise InputError(f"output={output} is there already: give another file, or remove it")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"output={output} is in a folder that does not exist: make it first")
+    check_new(output)
 
 
 @contextmanager

@@ -300,16 +300,22 @@ class CorpusReport:
 
 
 def corpus_report(
-    corpus: Corpus, tokenizer: Tokenizer, *, max_length: int, sample_bytes: int | None = SAMPLE_BYTES
+    corpora: Sequence[Corpus],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    name: str = "",
+    sample_bytes: int | None = SAMPLE_BYTES,
 ) -> CorpusReport:
-    """Count what a corpus holds, or about `sample_bytes` of its text, evenly spread (None: all).
+    """Count what corpora hold, or about `sample_bytes` of their text, evenly spread (None: all).
 
+    The report has their `name`, or that of the first one.
     What cannot be read is reported, and left out. A tokenizer without a vocabulary takes it from what is
     read. The memory does not grow with the text. Raises InputError where there are no files.
     """
-    listing = corpus.listing()
-    pieces = readable_pieces(corpus)
-    total = sum(piece.size for piece in pieces)
+    listing = [entry for corpus in corpora for entry in corpus.listing()]
+    pieces = [(corpus, piece) for corpus in corpora for piece in _readable_pieces(corpus)]
+    total = sum(piece.size for _, piece in pieces)
     wanted = total if sample_bytes is None else min(total, sample_bytes)
     taken = 0
 
@@ -325,7 +331,7 @@ def corpus_report(
                 taken += size
                 bar.update(size)
 
-            yield from _sample(corpus, pieces, wanted, total, refused, count)
+            yield from _sample(pieces, wanted, total, refused, count)
 
     if vocabulary_sha256(tokenizer) is None:
         found = read("making the vocabulary", lambda piece, error: None)
@@ -334,7 +340,7 @@ def corpus_report(
     for piece, section in read("reading", counts.refuse):
         counts.add(piece, section)
     return CorpusReport(
-        name=corpus.name,
+        name=name or corpora[0].name,
         files=len(listing),
         file_bytes=sum(size for _, size, _ in listing),
         total_bytes=total,
@@ -345,7 +351,7 @@ def corpus_report(
     )
 
 
-def readable_pieces(corpus: Corpus) -> list[Piece]:
+def _readable_pieces(corpus: Corpus) -> list[Piece]:
     """The pieces, or where one of the files is refused, which it is when it is read, too, the files."""
     try:
         return corpus.pieces()
@@ -354,8 +360,7 @@ def readable_pieces(corpus: Corpus) -> list[Piece]:
 
 
 def _sample(
-    corpus: Corpus,
-    pieces: Sequence[Piece],
+    pieces: Sequence[tuple[Corpus, Piece]],
     wanted: int,
     total: int,
     refused: Callable[[Piece, InputError], None],
@@ -366,7 +371,7 @@ def _sample(
     Small pieces are read as a whole or not at all, of large ones the beginning is; None comes after that.
     """
     grain, passed, taken = wanted // _GRAINS, 0, 0
-    for piece in pieces:
+    for corpus, piece in pieces:
         passed += piece.size
         due = passed * wanted // max(1, total) - taken
         if wanted < total and due < min(piece.size, grain) / 2:

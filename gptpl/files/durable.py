@@ -21,6 +21,14 @@ if sys.platform != "win32":
 log = logging.getLogger(__name__)
 
 
+def check_new(path: Path, key: str = "output") -> None:
+    """Raise InputError for a path that exists, or whose folder does not; `key` is the setting that has it."""
+    if path.exists():
+        raise InputError(f"{key}={path} is there already: give a new name, or remove it")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{key}={path} is in a folder that does not exist: make it first")
+
+
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
     """A temporary path in the folder of `path`, which it replaces at the end; on failure it is removed.
@@ -124,10 +132,7 @@ class PartialResults:
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
         self.output = output
         self.path = output.with_name(output.name + ".partial")
-        if output.exists():
-            raise InputError(f"output={output} exists already: remove it, or give another output=")
-        if not output.parent.is_dir():
-            raise InputError(f"output={output} must be in an existing folder: make {output.parent} first")
+        check_new(output)
         settings = json.loads(json.dumps(settings))  # as they will be read
         self.values: list[Any] = []
         if self.path.exists():

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import platform
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -33,7 +34,6 @@ State = Literal["finished", "stopped", "failed", "unfinished"]
 
 Mode = Literal["min", "max"]
 """Whether the lowest or the highest value of a metric is its best."""
-RECORDED_PACKAGES = ("gptpl", "torch", "lightning", "hydra-core", "tiktoken", "numpy")
 LOSS = "val/loss"
 BITS_PER_BYTE = "val/bits_per_byte"
 
@@ -439,3 +439,9 @@ def package_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def recorded_versions() -> dict[str, str | None]:
+    """Of Python, and of the packages that decide what a training does."""
+    packages = ("gptpl", "torch", "lightning", "hydra-core", "tiktoken", "numpy")
+    return {"python": platform.python_version()} | {name: package_version(name) for name in packages}

@@ -10,9 +10,6 @@
 import logging
 import math
 import os
-import platform
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,7 +33,7 @@ from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.stock_data import UNKNOWN
 from gptpl.data.training_data import TrainingData, planned_batches
 from gptpl.errors import InputError
-from gptpl.files.run_record import RECORDED_PACKAGES, package_version
+from gptpl.files.run_record import recorded_versions
 from gptpl.generation.sampling import check_seed
 from gptpl.model import GPTConfig, GPTModel, parameters_of
 from gptpl.model.parameters import ALL, Tuning
@@ -46,7 +43,6 @@ from gptpl.runs.claims import (
     AUTO,
     RunClaim,
     claim_new_run,
-    is_worker_process,
     process_checkpoint,
     process_run_dir,
     run_to_continue,
@@ -60,17 +56,16 @@ from gptpl.runs.trainer import (
     configured_trainer,
     fast_path_of,
     kept_choices,
-    performance_record,
     say_otherwise,
     timings_of,
 )
-from gptpl.training.autotune import Timings
+from gptpl.training.autotune import Timings, machine_name
 from gptpl.training.costs import whole_memory
 from gptpl.training.lightning_internals import let_module_end
 from gptpl.training.module import TrainingModule, planned_steps
 from gptpl.training.performance import FastPath, device_type, keep_freed_memory
 from gptpl.training.processes import Processes, find_launcher, meet, processes
-from gptpl.training.run_log import RunLogFile
+from gptpl.training.run_log import RunLogFile, is_first_process
 from gptpl.training.sharding import SHARDED
 from gptpl.weights.starting import RandomWeights, StartingWeights
 
@@ -93,8 +88,8 @@ class Run:
         command, overrides: what started it, for its record.
         log_file: writes the log to the run's train.log.
         claim: the lock on the folder; None in worker processes, those of further devices.
-        performance: precision, attention kernel, loss head and compilation, for `run.json`; see
-            `gptpl.runs.trainer.performance_record`.
+        performance: precision, attention kernel, loss head and compilation, and the machine that they were
+            chosen on, for `run.json`.
         measured: the seconds that each of them took here, if they were measured.
         random: state of the CPU's random generators, restored when `fit` begins.
     """
@@ -236,7 +231,7 @@ def _build(
     together = _meet(cfg)
     claim: RunClaim | None = None
     try:
-        if not is_worker_process():
+        if is_first_process():
             claim = _claim(cfg, resume, again=again)
         if together is not None:  # each exchange below is one of all processes
             if resume is None:
@@ -265,6 +260,7 @@ def _build(
         if together is not None:
             together.failed(error, reads=True)
         raise
+    kind, fast_path = device_type(settled.cfg.trainer.accelerator), settled.fast_path.fitted_to(module.net)
     return Run(
         config=module.run_config,
         run_dir=Path(settled.cfg.run_dir),
@@ -276,9 +272,7 @@ def _build(
         trusted=trusted - OWN_PACKAGES,
         log_file=run_log,
         claim=claim,
-        performance=performance_record(
-            settled.fast_path.fitted_to(module.net), device_type(settled.cfg.trainer.accelerator)
-        ),
+        performance={"device": kind, "machine": machine_name(kind), **fast_path.record()},
         measured=None if settled.timings is None else settled.timings.measured,
     )
 
@@ -303,35 +297,21 @@ def _meet(cfg: Config) -> Processes | None:
 
 def _check_shared(run_dir: Path, together: Processes) -> None:
     """Raise InputError where a process does not see a file that the first one makes in the run's folder."""
-
-    def probe_file() -> str:
-        with tempfile.NamedTemporaryFile(prefix=".shared-", suffix=".tmp", dir=run_dir, delete=False) as file:
-            return file.name
-
-    file = Path(together.from_first(probe_file))
-    deadline = time.monotonic() + _SHARED_SECONDS
-    while not (seen := file.exists()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    try:
-        found = together.gathered(seen)
-    finally:
-        if together.launcher.rank == 0:
-            file.unlink()
-    if not all(found):
+    seen = together.seeing(run_dir, seconds=_SHARED_SECONDS)
+    if not all(seen):
         raise InputError(
-            f"{together.named(found.index(False))} does not see {file}, and with"
+            f"{together.named(seen.index(False))} does not see the first one's files in {run_dir}, and with"
             " trainer.sharded_checkpoints=true every process writes there: give a run_dir that all share"
         )
 
 
 def _facts(module: TrainingModule, settled: "Settled", resume: Resumption | None) -> dict[str, Any]:
     """What must be the same in all processes of a run."""
-    packages = {name: package_version(name) for name in RECORDED_PACKAGES}
     started = {} if resume is None else {"the checkpoint's step": resume.step}
     config = {key: spelt(value) for key, value in walk(module.run_config)}
     shape = {"the number of steps": settled.total_steps, "the fast path": settled.fast_path.record()}
     data = {"the data's SHA-256": settled.datamodule.content_sha256()}
-    return {"python": platform.python_version(), **packages, **started, **config, **shape, **data}
+    return {**recorded_versions(), **started, **config, **shape, **data}
 
 
 def _claim(cfg: Config, resume: Resumption | None, *, again: bool) -> RunClaim:

@@ -47,11 +47,8 @@ class RunClaim(AbstractContextManager["RunClaim"]):
         self.path = path
         lock = ExitStack()
         lock.enter_context(locked_folder(path))
-        self._end = weakref.finalize(self, _release, lock, made, os.getpid())
-
-    def release(self) -> None:
+        self.release = weakref.finalize(self, _release, lock, made, os.getpid())
         """Release the folder; a second time this does nothing."""
-        self._end()
 
     def __exit__(self, *error: object) -> None:
         self.release()
@@ -69,15 +66,13 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def claim_new_run(
-    run_dir: Path | None, *, name: str, root: Path | None = None, again: bool = False
-) -> RunClaim:
+def claim_new_run(run_dir: Path | None, *, name: str, again: bool = False) -> RunClaim:
     """Make and claim the folder of a new run.
 
-    `run_dir` is the folder that was asked for; None: `<root>/<name>/<date>_<time>`, numbered from the second
-    run of a second on. Raises InputError for a folder that holds a run or that another run has claimed, for a
-    file, and for a folder that cannot be written. With `again` what is left there of a run is moved into
-    `unfinished_1/` and so on.
+    `run_dir` is the folder that was asked for; None: `<name>/<date>_<time>` in `runs_folder()`, numbered from
+    the second run of a second on. Raises InputError for a folder that holds a run or that another run has
+    claimed, for a file, and for a folder that cannot be written. With `again` what is left there of a run is
+    moved into `unfinished_1/` and so on.
     """
     if run_dir is not None:
         path = run_dir.expanduser().absolute()
@@ -92,7 +87,7 @@ def claim_new_run(
                     claim.release()
                     raise
                 return claim
-    first = (root or runs_folder()).absolute() / name / _moment()
+    first = runs_folder().absolute() / name / _moment()
     for number in count(1):
         path = first if number == 1 else first.with_name(f"{first.name}_{number}")
         made = [] if path.exists() else _make(path)
@@ -220,22 +215,16 @@ PROCESS_CHECKPOINT = "GPTPL_CHECKPOINT"
 """Tells them the checkpoint that it resumes from, so that they need not verify it again."""
 
 
-def is_worker_process() -> bool:
-    """Whether this process trains for a further device of a run that another process started.
-
-    PROCESS_RUN_DIR alone says nothing: anybody may have exported it.
-    """
-    return not is_first_process()
-
-
 def process_run_dir() -> Path | None:
-    """The folder that the first process chose, in the processes that it started; None in a first process."""
+    """The folder that the first process chose, in the processes that it started; None in a first process.
+
+    There PROCESS_RUN_DIR says nothing: anybody may have exported it.
+    """
     given = os.environ.get(PROCESS_RUN_DIR)
-    return Path(given) if given and is_worker_process() else None
+    return Path(given) if given and not is_first_process() else None
 
 
 def process_checkpoint(folder: Path) -> Path | None:
     """The checkpoint in `folder` that the first process resumes from, in the processes that it started."""
-    given = os.environ.get(PROCESS_CHECKPOINT)
-    found = Path(given) if given and is_worker_process() else None
-    return found if found is not None and found.parent == folder else None
+    given = Path(os.environ.get(PROCESS_CHECKPOINT, ""))
+    return given if given.parent == folder and not is_first_process() else None

@@ -4,7 +4,6 @@ import errno
 import os
 import platform
 import re
-import secrets
 import shutil
 import socket
 import statistics
@@ -33,14 +32,11 @@ from gptpl.files.run_record import package_version
 from gptpl.runs.fit import git_commit
 from gptpl.runs.listing import runs_folder
 from gptpl.settings import POSITIVE
-from gptpl.text import bytes_text, count_text, one_line, printable, table
+from gptpl.text import bytes_text, count_text, one_line, printable, some, table
 from gptpl.training.autotune import machine_name
 from gptpl.training.costs import control_group_limits, free_memory
 from gptpl.training.performance import choose_precision, device_type, missing_tool
 from gptpl.training.processes import Launcher, Processes, find_launcher, session
-
-JSON = Any
-"""Plain data, as JSON holds it."""
 
 LOW_MEMORY_BYTES = 2_000_000_000
 LOW_SHARED_BYTES = 500_000_000
@@ -60,7 +56,7 @@ class Finding(NamedTuple):
 
     label: str
     text: str
-    value: JSON = None  # None: the text
+    value: Any = None  # plain data; None: the text
     ok: bool | None = None  # None: it cannot be wrong
     remedy: str = ""
 
@@ -82,7 +78,7 @@ class Report:
             if each.ok is False
         ]
 
-    def record(self) -> dict[str, JSON]:
+    def record(self) -> dict[str, Any]:
         """The report as plain data."""
         facts = {
             name: {each.label: each.text if each.value is None else each.value for each in found}
@@ -115,27 +111,25 @@ def doctor(*, seconds: float = 20, megabytes: int = 64) -> Report:
     """
     POSITIVE.check("doctor.seconds", seconds)
     POSITIVE.check("doctor.megabytes", megabytes)
-    launcher, mounts = find_launcher(), Path("/proc/mounts")
-    mounted = mounts.read_text(encoding="utf-8", errors="replace") if mounts.is_file() else ""
+    launcher = find_launcher()
     folders = {"cache": cache_dir(), "runs": runs_folder().absolute()}
     sections = {
         "versions": _versions(),
         "machine": _machine(launcher.local_world_size if launcher else 1),
-        "cache": _place(folders["cache"], "GPTPL_CACHE", mounted),
-        "runs": _place(folders["runs"], "GPTPL_RUNS", mounted),
+        "cache": _place(folders["cache"], "GPTPL_CACHE"),
+        "runs": _place(folders["runs"], "GPTPL_RUNS"),
         "launcher": _launcher_findings(launcher),
     }
-    if launcher is None:
-        return Report(rank=0, sections=sections)
-    report = Report(rank=launcher.rank, sections=sections)
-    if launcher.world_size == 1:
+    report = Report(rank=launcher.rank if launcher else 0, sections=sections)
+    if launcher is None or launcher.world_size == 1:
         return report
     try:
         with _process_group(launcher, seconds) as together:
             between = _ranks(report, together, folders, seconds, megabytes)
     except RanksError as error:
-        lost = {"ranks": [Finding("connection", error.text, None, False, error.remedy)]}
-        return replace(report, sections=sections | lost, failure=str(error))
+        text, remedy = error.args
+        lost = {"ranks": [Finding("connection", text, None, False, remedy)]}
+        return replace(report, sections=sections | lost, failure=f"{text}: {remedy}")
     return replace(report, sections=sections | {"ranks": between})
 
 
@@ -251,10 +245,10 @@ _NETWORK = (
 """How the names of network file systems begin, and of those that mostly are."""
 
 
-def _place(folder: Path, variable: str, mounts: str) -> list[Finding]:
+def _place(folder: Path, variable: str) -> list[Finding]:
     """What a folder offers, or the nearest one above that exists. It is left as it was."""
     there = _nearest(folder)
-    kind, usage = _file_system(there.resolve(), mounts), shutil.disk_usage(there)
+    kind, usage = _file_system(there.resolve()), shutil.disk_usage(there)
     network, refusal = kind.startswith(_NETWORK), ""
     elsewhere = f"set {variable}=FOLDER to another folder"
     tried: list[Finding] = []
@@ -284,14 +278,8 @@ def _place(folder: Path, variable: str, mounts: str) -> list[Finding]:
 
 
 def _nearest(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if _is_there(path) and path.is_dir())
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # within a folder that this user may not look into
-        return False
+    # Not `Path.is_dir`, which fails within a folder that this user may not look into.
+    return next(path for path in (folder, *folder.parents) if os.path.isdir(path))  # noqa: PTH112
 
 
 def _tried(folder: Path, elsewhere: str) -> list[Finding]:
@@ -324,15 +312,11 @@ def _tried(folder: Path, elsewhere: str) -> list[Finding]:
     ]
 
 
-def _file_system(path: Path, mounts: str) -> str:
-    """The kind of file system that holds a path, by the text of /proc/mounts."""
-    length, found = 0, "unknown"
-    for line in mounts.splitlines():
-        _, mount, kind, *_ = line.split(" ")
-        mount = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), mount)
-        if path.is_relative_to(mount) and len(mount) >= length:  # a later one hides an earlier one
-            length, found = len(mount), kind
-    return found
+def _file_system(path: Path) -> str:
+    """The kind of file system that holds a path."""
+    mounts = [each for each in psutil.disk_partitions(all=True) if path.is_relative_to(each.mountpoint)]
+    mounts.sort(key=lambda each: len(each.mountpoint))  # a later one hides an earlier one
+    return mounts[-1].fstype if mounts else "unknown"
 
 
 # --- launcher -------------------------------------------------------------------------------------------
@@ -358,27 +342,19 @@ def _launcher_findings(launcher: Launcher | None) -> list[Finding]:
         )
         alone = False if any(os.environ[name] not in ("", "0", "1") for name in partly) else None
         return [Finding("launcher", text, "none", alone, remedy), *environment]
-    return [
-        Finding(
-            "launcher",
-            f"{launcher.name}: rank {launcher.rank} of {launcher.world_size}, local rank"
-            f" {launcher.local_rank} of {launcher.local_world_size}, node {launcher.node_rank} of"
-            f" {launcher.nodes}, meeting at {launcher.address}:{launcher.port}",
-            asdict(launcher),
-        ),
-        *environment,
-    ]
+    text = (
+        f"{launcher.name}: rank {launcher.rank} of {launcher.world_size}, local rank {launcher.local_rank} of"
+        f" {launcher.local_world_size}, node {launcher.node_rank} of {launcher.nodes}, meeting at"
+        f" {launcher.address}:{launcher.port}"
+    )
+    return [Finding("launcher", text, asdict(launcher)), *environment]
 
 
 # --- between ranks --------------------------------------------------------------------------------------
 
 
 class RanksError(RuntimeError):
-    """The ranks did not find one another, or lost one another."""
-
-    def __init__(self, text: str, remedy: str) -> None:
-        super().__init__(f"{text}: {remedy}")
-        self.text, self.remedy = text, remedy
+    """The ranks did not find one another, or lost one another: why, and what helps."""
 
 
 _OPEN = (
@@ -512,23 +488,12 @@ _UNSHARED = {
 }
 
 
-def _shared(name: str, folder: Path, together: Processes, ranks: Sequence[Mapping[str, JSON]]) -> Finding:
+def _shared(name: str, folder: Path, together: Processes, ranks: Sequence[Mapping[str, Any]]) -> Finding:
     """Whether all ranks see a file that rank 0 writes into a folder, or the nearest one above that exists."""
-    rank, token = together.launcher.rank, together.from_first(lambda: secrets.token_hex(8))
-    file = _nearest(folder) / f".gptpl-doctor-{token}"
-    try:
-        if rank == 0:
-            with suppress(OSError):  # found before
-                file.touch()
-        together.gathered(None)  # the file is there
-        seen = together.gathered(_is_there(file))
-    finally:
-        if rank == 0:
-            with suppress(OSError):
-                file.unlink()
+    seen = together.seeing(_nearest(folder), seconds=1)
     without = [number for number, sees in enumerate(seen) if not sees]
     hosts = ", ".join(sorted({ranks[number]["host"] for number in without}))
-    text = f"not shared: rank {_ranks_text(without)} ({hosts}) does not see rank 0's files"
+    text = f"not shared: rank {some(list(map(str, without)))} ({hosts}) does not see rank 0's files"
     value = {"shared": not without, "not_seen_by": without}
     return Finding(name, text if without else "shared by all ranks", value, not without, _UNSHARED[name])
 
@@ -576,7 +541,3 @@ def _all_reduce_seconds(tensor: Tensor) -> float:
     dist.all_reduce(tensor)
     tensor[0].item()  # a CUDA device works on after the call
     return time.perf_counter() - began
-
-
-def _ranks_text(ranks: Sequence[int]) -> str:
-    return ", ".join(map(str, ranks[:8])) + (" ..." if len(ranks) > 8 else "")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
 import numpy as np
@@ -31,13 +31,12 @@ from gptpl.data.instructions.datamodule import (
 from gptpl.data.instructions.records import Instruction, PromptTemplate, read_instructions
 from gptpl.data.pretraining.datamodule import SequenceData, TextDataModule
 from gptpl.data.sources import Corpus, LabelledCorpus, LabelledFiles, TextFiles
-from gptpl.data.splits import SPLITS, Split, split_file
+from gptpl.data.splits import SPLITS, Split, check_choice, split_file
 from gptpl.data.stock_data import StockData
 from gptpl.data.training_data import TrainingData
 from gptpl.errors import InputError
 from gptpl.files.run_record import CONFIG_FILE, read_config, recorded_rows
 from gptpl.model.protocol import context_length
-from gptpl.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from gptpl.runs.models import Classifier, LanguageModel
@@ -83,10 +82,7 @@ def language_data(
             f"max_length and batch_size are settings of the {type(data).__name__}: set them there"
         )
     split = split or ("all" if isinstance(data, str | Path | Corpus) else "val")
-    of_text = isinstance(datamodule, SequenceData)
-    splits = get_args(TextSplit if of_text else Split)
-    if split not in splits:
-        raise InputError(f"split={split} is unknown for these data: choose one of {', '.join(splits)}")
+    check_choice("split", split, TextSplit if isinstance(datamodule, SequenceData) else Split)
     T = _checked_length(model, getattr(datamodule, "max_length", 0))
     name = str(data) if isinstance(data, str | Path) else getattr(datamodule, "name", None)
     name = f"{name or type(datamodule).__name__}, split {split}"
@@ -182,15 +178,11 @@ def _own_data(model: "LanguageModel", max_length: int | None, batch_size: int) -
     node = config["data"]
     check_trusted({"data": node}, str(where), frozenset(model.trust))
     check_paths_inside({"data": node}, run_dir, source=str(where))
-    kind = locate(str(node.get("_target_")), f"{where}: data._target_")
-    node = with_corpora(node)
-    datamodule = make_datamodule(
-        kind,
-        node if max_length is None else {**node, "max_length": max_length},
-        tokenizer=model.tokenizer,
-        template=model.task.get("template"),
-        batch_size=batch_size,
-    )
+    if max_length is not None:
+        node = {**node, "max_length": max_length}
+    state = model.task.get("template")
+    template = None if state is None else PromptTemplate.from_state(state)
+    datamodule = make_datamodule(model, node, template=template, batch_size=batch_size)
     if not isinstance(datamodule, TrainingData):
         datamodule = StockData(datamodule, tokenizer=model.tokenizer, seed=int(config.get("seed", 0)))
         datamodule.load()
@@ -212,25 +204,20 @@ def with_corpora(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_datamodule(
-    kind: type[L.LightningDataModule],
-    settings: Mapping[str, Any],
-    *,
-    tokenizer: Tokenizer,
-    template: Mapping[str, Any] | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    model: "LanguageModel", settings: Mapping[str, Any], *, template: PromptTemplate | None, batch_size: int
 ) -> L.LightningDataModule:
     """A datamodule for evaluation from the settings of a run's data; those that the class lacks are left out.
 
     `template` None is the settings'. Raises InputError for settings that do not fit the class.
     """
-    given = {**settings, "tokenizer": tokenizer, "batch_size": batch_size}
-    own = None if template is None else PromptTemplate.from_state(template)
+    kind: type[L.LightningDataModule] = locate(str(settings.get("_target_")), "data._target_")
+    given = {**with_corpora(settings), "tokenizer": model.tokenizer, "batch_size": batch_size}
     if issubclass(kind, SequenceData):
         given["stride"] = given.get("max_length")
     if issubclass(kind, InstructionDataModule):
         given["packing"] = False
-        if own is not None:  # nothing is read for it, should the settings name a file
-            given |= {"template": own.source, "response_marker": own.response_marker}
+        if template is not None:  # nothing is read for it, should the settings name a file
+            given |= {"template": template.source, "response_marker": template.response_marker}
     known = settings_of(kind, "data").parameters.keys() - {"_target_", "global_batch_size"}
     try:
         datamodule = kind(**{name: value for name, value in given.items() if name in known})
@@ -238,8 +225,8 @@ def make_datamodule(
         raise InputError(
             f"the settings of the data do not fit {kind.__name__} ({error}): {REMEDY}"
         ) from error
-    if isinstance(datamodule, InstructionDataModule) and own is not None:
-        datamodule.template = own
+    if isinstance(datamodule, InstructionDataModule) and template is not None:
+        datamodule.template = template
     return datamodule
 
 

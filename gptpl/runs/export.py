@@ -22,13 +22,7 @@ import torch
 from gptpl import __version__
 from gptpl.checkpoints.adapter import adapter_checkpoint, export_adapter
 from gptpl.checkpoints.files import EXPORTED
-from gptpl.checkpoints.format import (
-    LOSSES,
-    generations,
-    net_weights,
-    read_header,
-    task_of,
-)
+from gptpl.checkpoints.format import LOSSES, generations, net_weights, read_header, task_of
 from gptpl.checkpoints.loading import (
     LoadedCheckpoint,
     LoadedClassifier,
@@ -40,12 +34,12 @@ from gptpl.checkpoints.loading import (
 from gptpl.errors import InputError
 from gptpl.evaluation.suite import weights_sha256
 from gptpl.evaluation.suite_report import chance_text, interval
-from gptpl.files.durable import share, write_atomically
+from gptpl.files.durable import check_new, share, write_atomically
 from gptpl.model import GPTModel, count_parameters
 from gptpl.model.loss import perplexity
 from gptpl.model.protocol import gpt_model
 from gptpl.runs.suites import FOLDER, Figures, recorded
-from gptpl.text import one_line
+from gptpl.text import one_line, shortened
 from gptpl.tokenizers import GPT2Tokenizer
 from gptpl.tokenizers.gpt2 import vocabulary_files
 from gptpl.tokenizers.hugging_face import write_tokenizer
@@ -121,11 +115,7 @@ def check_export(format: str, output: Path | str, *, dtype: str | None = None) -
     allowed = FORMATS[format].dtypes if format in FORMATS else DTYPES
     if dtype is not None and dtype not in allowed:
         raise InputError(f"dtype={dtype}: format={format} has {', '.join(allowed)} only, give one")
-    path = Path(output).expanduser()
-    if path.exists():
-        raise InputError(f"output={output} is there already: give a new folder, or remove it")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"output={output} cannot be made: make its parent folder first")
+    check_new(Path(output).expanduser())
 
 
 # --- the files ------------------------------------------------------------------------------------------
@@ -199,9 +189,6 @@ def _write_adapter(loaded: Loaded, folder: Path, *, verify: bool) -> None:
 
 # --- the model card -------------------------------------------------------------------------------------
 
-_SHOWN_CHARACTERS = 500
-
-
 CARD = "model_card.md"
 """Of a run, in its folder."""
 
@@ -215,10 +202,7 @@ def write_card(
     for a file that is there already, or cannot be written.
     """
     path = Path(path).expanduser()
-    if path.exists():
-        raise InputError(f"output={path} is there already: give a new file, or remove it")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"output={path} cannot be made: make its parent folder first")
+    check_new(path)
     own = {"intended_use": intended_use, "licence": licence}
     write_atomically(path, _checked_card(loaded, OWN, None, str(loaded.path), None, _measured(loaded), **own))
     return path
@@ -353,7 +337,7 @@ def _cell(text: object) -> str:
 
 def _code(value: object) -> str:
     """The text of a file as a span of code, which it cannot end."""
-    text = one_line(str(value))[:_SHOWN_CHARACTERS] or "?"
+    text = shortened(str(value), 500) or "?"
     fence = "`" * (max((len(ticks) for ticks in re.findall("`+", text)), default=0) + 1)
     pad = " " if len(fence) > 1 else ""
     return f"{fence}{pad}{text}{pad}{fence}"

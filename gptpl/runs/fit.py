@@ -30,21 +30,21 @@ from gptpl.files.run_record import (
     BEST,
     CHECKPOINT_FOLDER,
     LAST,
-    RECORDED_PACKAGES,
-    package_version,
     read_run_json,
+    recorded_versions,
     write_config,
     write_run_json,
 )
 from gptpl.model import GPTBackbone, parameters_of
 from gptpl.model.parameters import TuneLowRank
 from gptpl.runs.build import Run, rolled_back
-from gptpl.runs.claims import PROCESS_CHECKPOINT, PROCESS_RUN_DIR, RunClaim, is_worker_process
+from gptpl.runs.claims import PROCESS_CHECKPOINT, PROCESS_RUN_DIR, RunClaim
 from gptpl.runs.trainer import PROCESS_FAST_PATH
 from gptpl.settings import NEXT_STEP
 from gptpl.training.costs import peak_memory_bytes
 from gptpl.training.module import NonFiniteError
 from gptpl.training.processes import processes
+from gptpl.training.run_log import is_first_process
 from gptpl.weights.adapter import FORMAT as ADAPTER
 from gptpl.weights.transfer import check_is_gpt2
 
@@ -68,7 +68,7 @@ def train(run: Run) -> dict[str, float]:
         return {}
     while True:
         try:
-            if is_worker_process():
+            if not is_first_process():
                 return _fit(run)
             with run.claim or RunClaim(run.run_dir):
                 run.claim = None  # released with this session
@@ -111,7 +111,7 @@ def _keep_labels(run: Run) -> None:
     """Write the tags and notes that a finished run was given to its `run.json`."""
     changed = {each.key for each in run.resume.changes} if run.resume is not None else set()
     labels = {name: run.config[name] for name in ("tags", "notes") if name in changed}
-    if labels and not is_worker_process():
+    if labels and is_first_process():
         write_run_json(run.run_dir, **labels)
 
 
@@ -121,8 +121,9 @@ def _keep_labels(run: Run) -> None:
 def _fit(run: Run) -> dict[str, float]:
     """Train from the start or the checkpoint, once, and record how that ended."""
     started_seconds = time.monotonic()
+    is_first, together = is_first_process(), processes()
     with run.log_file:
-        if not is_worker_process():
+        if is_first:
             run.log_file.open(run.run_dir)
             _write_start(run)
             log.info("run folder: %s", run.run_dir)
@@ -132,13 +133,10 @@ def _fit(run: Run) -> dict[str, float]:
         L.seed_everything(run.config["seed"], workers=True, verbose=False)
         set_random_state(run.random)
         checkpoint = None if run.resume is None else run.resume.checkpoint
-        if processes() is None and not is_worker_process():
-            os.environ.pop(
-                "RANK", None
-            )  # of a group of one, which the processes that Lightning starts inherit
+        if together is None and is_first:
+            os.environ.pop("RANK", None)  # of a group of one, which processes of Lightning's would inherit
         try:
-            if not is_worker_process():
-                # For the processes that Lightning starts.
+            if is_first:  # for the processes that Lightning starts
                 os.environ[PROCESS_RUN_DIR] = str(run.run_dir)
                 os.environ[PROCESS_FAST_PATH] = json.dumps(run.performance)
                 if checkpoint is not None:
@@ -148,8 +146,7 @@ def _fit(run: Run) -> dict[str, float]:
                     run.module, datamodule=run.datamodule, ckpt_path=checkpoint, weights_only=True
                 )
         except RunStopped as stop:
-            together = processes()
-            if not is_worker_process():
+            if is_first:
                 log.info("%s", stop)
                 try:
                     _record(run, started_seconds, stopped={"reason": stop.reason, "step": stop.step})
@@ -169,12 +166,12 @@ def _fit(run: Run) -> dict[str, float]:
             _log_how_to_resume(run)
             raise
         except Exception as error:
-            if not is_worker_process():
+            if is_first:
                 first, *_ = str(error).strip().splitlines() or [""]
                 failed = {"error": f"{type(error).__name__}: {first}", "step": run.trainer.global_step}
                 with suppress(OSError):  # such as a full disk, which is then what failed
                     _record(run, started_seconds, failed=failed)
-            if (together := processes()) is not None:
+            if together is not None:
                 together.failed(error, reads=False)
                 if run.trainer.is_global_zero:
                     for words in together.last_words():
@@ -183,7 +180,7 @@ def _fit(run: Run) -> dict[str, float]:
                 _log_how_to_resume(run)
             raise
         finally:
-            if not is_worker_process():
+            if is_first:
                 for name in (PROCESS_RUN_DIR, PROCESS_FAST_PATH, PROCESS_CHECKPOINT):
                     os.environ.pop(name, None)
         metrics = _final_metrics(run.trainer)
@@ -222,8 +219,7 @@ def _write_start(run: Run) -> None:
     environment: dict[str, Any] = {
         "command": run.command,
         "started": _now(),
-        "versions": {"python": platform.python_version()}
-        | {name: package_version(name) for name in RECORDED_PACKAGES},
+        "versions": recorded_versions(),
         "git_commit": git_commit(),
         "hardware": {
             "platform": platform.platform(),
@@ -231,7 +227,7 @@ def _write_start(run: Run) -> None:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
-    planned = run.module.total_steps
+    decided: dict[str, Any] = {"planned_steps": run.module.total_steps, "performance": dict(run.performance)}
     if run.resume is not None:
         record = read_run_json(run.run_dir)
         earlier, before = record.get("resumed", []), record.get("overrides", [])
@@ -243,8 +239,7 @@ def _write_start(run: Run) -> None:
             remove=ended,
             resumed=[*earlier, now],
             overrides=[each for each in before if each in run.overrides or not _changes(changes, each)],
-            planned_steps=planned,
-            performance=dict(run.performance),
+            **decided,
         )
         return
     tokenizer = run.datamodule.tokenizer
@@ -261,8 +256,7 @@ def _write_start(run: Run) -> None:
         parameters=parameters_of(run.module.net),
         use=getattr(run.module, "use", None),
         start=dict(run.module.start),
-        planned_steps=planned,
-        performance=dict(run.performance),
+        **decided,
         measured_seconds=run.measured,
         choices=run.config.get("choices"),
     )
@@ -303,7 +297,7 @@ def _record(run: Run, started_seconds: float, **entries: Any) -> None:
 
 
 def _log_how_to_resume(run: Run) -> None:
-    if not is_worker_process() and (run.run_dir / CHECKPOINT_FOLDER / LAST).exists():
+    if is_first_process() and (run.run_dir / CHECKPOINT_FOLDER / LAST).exists():
         log.info("to resume: %s", _resume_command(run))
 
 
@@ -344,7 +338,7 @@ def _leave_adapter(run: Run) -> None:
 
 def _write_report(run: Run, error: NonFiniteError) -> None:
     """Write `nonfinite_step_51.txt` to the run's folder; its first line and the remedies go to the log."""
-    if is_worker_process():
+    if not is_first_process():
         return
     path = run.run_dir / f"nonfinite_step_{error.step}.txt"
     last = run.run_dir / CHECKPOINT_FOLDER / LAST

@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +23,7 @@ from gptpl.files.run_record import (
     read_run_json,
     started,
 )
-from gptpl.text import near, nearest
+from gptpl.text import near, nearest, some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +86,19 @@ _HEADER = b"trial,overrides"
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is that of a sweep of gptpl, by the contents of its files."""
-    results, settings = folder / RESULTS_FILE, folder / SWEEP_FILE
-    try:
-        if not is_run(folder) and results.is_file() and results.read_bytes().startswith(_HEADER):
+    if is_run(folder):
+        return False
+    with suppress(OSError):
+        if (folder / RESULTS_FILE).read_bytes().startswith(_HEADER):
             return True
-        known = not is_run(folder) and settings.is_file()
-        return known and read_mapping(settings, parse_yaml).keys() >= _KEYS
-    except (OSError, RunError):
+    return has_keys(folder / SWEEP_FILE, parse_yaml, _KEYS)
+
+
+def has_keys(path: Path, parse: Callable[[str], Any], keys: Collection[str]) -> bool:
+    """Whether a file can be read and has all of these keys, as one that gptpl wrote."""
+    try:
+        return read_mapping(path, parse).keys() >= set(keys)
+    except RunError:
         return False
 
 
@@ -113,7 +119,6 @@ SORTS = ("date", "loss", "size")
 
 _DEPTH = 5
 """Folders between `runs/` and a run, at most."""
-_SHOWN = 5
 
 
 def runs_folder() -> Path:
@@ -121,11 +126,11 @@ def runs_folder() -> Path:
     return Path(os.environ.get("GPTPL_RUNS") or "runs").expanduser()
 
 
-def find_run(name: str | Path, *, root: Path | None = None, key: str = "") -> Path:
+def find_run(name: str | Path, *, key: str = "") -> Path:
     """Find a run by its folder or its name, without reading metrics.
 
     A path that exists is returned as it is, unless it is a folder that only holds runs. Otherwise a name is,
-    below `root` (None: `runs_folder()`),
+    below `runs_folder()`,
 
     - the path of a run: `quick/2026-11-26_02-14-00`, `sweeps/quick_1a2b/3`;
     - that of a folder with one run in it: `quick`;
@@ -134,7 +139,7 @@ def find_run(name: str | Path, *, root: Path | None = None, key: str = "") -> Pa
 
     `key` is the setting that named the run, for messages. Raises RunError where no run fits, or several do.
     """
-    given, root = Path(name).expanduser(), root or runs_folder()
+    given, root = Path(name).expanduser(), runs_folder()
     shown = f"{key}={name}" if key else str(name)
     if given.exists():
         below = [] if given.is_file() or is_run(given) else find_runs(given, depth=_DEPTH)
@@ -171,11 +176,9 @@ def _fitting(wanted: str, runs: dict[str, Path]) -> list[Path]:
 def _only(runs: Sequence[Path], shown: str, name: str) -> Path:
     if len(runs) == 1:
         return runs[0]
-    newest = sorted(runs, key=_age, reverse=True)
-    names = ", ".join(near(run) for run in newest[:_SHOWN])
-    more = f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else ""
+    newest = [near(run) for run in sorted(runs, key=_age, reverse=True)]
     raise RunError(
-        f"{shown} could be any of {len(runs)} runs: give one of {names}{more}, or"
+        f"{shown} could be any of {len(runs)} runs: give one of {some(newest, 5)}, or"
         f" {name.rstrip('/')}/{LATEST} for the first of them"
     )
 

@@ -104,7 +104,7 @@ def load_language_model(
     else:
         _check_whole(source)
         path = source.file if isinstance(source, RunWeights) else None
-    _check_base(path, base)
+    own_base = _base(base, path)
     foreign = partial(load_foreign, config=config, tokenizer=tokenizer, device=place, dtype=dtype)
     if isinstance(source, PublishedWeights):
         loaded = load_published(source, device=place, dtype=dtype)
@@ -118,7 +118,7 @@ def load_language_model(
         if config is not None or tokenizer is not None:
             raise InputError(f"checkpoint={path} describes its model: leave model= and tokenizer= out")
         if is_adapter(path):
-            loaded = model_of(adapter_checkpoint(path, base=_base(base)), path, device=place)
+            loaded = model_of(adapter_checkpoint(path, base=own_base), path, device=place)
         else:
             loaded = load_model(path, device=place, build=partial(_build, path, trust))
         loaded.net.to(dtype)
@@ -139,9 +139,9 @@ def load_classifier(
     if isinstance(source, StartingWeights):
         raise InputError("the weights of a language model are not a classifier: give a run of task=classify")
     path = find_run(source, key="checkpoint")
-    _check_base(path, base)
+    own_base = _base(base, path)
     if is_adapter(path):
-        loaded = classifier_of(adapter_checkpoint(path, base=_base(base)), path, device=place)
+        loaded = classifier_of(adapter_checkpoint(path, base=own_base), path, device=place)
     elif is_foreign(path):
         if not is_classifier(path):
             raise InputError(
@@ -178,12 +178,10 @@ def _build(path: Path, trust: Sequence[str], node: Mapping[str, Any]) -> nn.Modu
     return net
 
 
-def _check_base(path: Path | None, base: Source | None) -> None:
+def _base(base: Source | None, path: Path | None) -> StartingWeights | None:
+    """The weights to add an adapter to. Raises InputError where there is none at `path`."""
     if base is not None and (path is None or not is_adapter(path)):
         raise InputError("base is for an adapter, and the model given has all its weights: leave it out")
-
-
-def _base(base: Source | None) -> StartingWeights | None:
     if isinstance(base, str | Path):
         path = Path(base).expanduser()
         return FileWeights(path=str(path)) if is_foreign(path) else RunWeights(checkpoint=str(path))

@@ -261,20 +261,13 @@ class InstructionModel(LanguageModel):
         return self.answer(instruction, input, **settings).text
 
     def answer(
-        self,
-        instruction: str,
-        input: str = "",
-        *,
-        max_new_tokens: int = 256,
-        seed: int | None = None,
-        filter: Filter | None = None,
-        **rules: Any,
+        self, instruction: str, input: str = "", *, seed: int | None = None, **settings: Any
     ) -> Answer:
         """The answer, what ended it, whether it is well-formed, and the verdict of a filter on it.
 
-        Raises InputError for too long a prompt.
+        `settings` are those of `answerer`. Raises InputError for too long a prompt.
         """
-        answerer = self.answerer(max_new_tokens=max_new_tokens, filter=filter, **rules)
+        answerer = self.answerer(**settings)
         prompt = answerer.prompt(instruction, input, place="the instruction")
         [answer] = answerer.answers([prompt], answer_generator(seed, device_of(self.net)))
         return answer
@@ -284,17 +277,10 @@ class InstructionModel(LanguageModel):
         return (piece.text for piece in self.response_pieces(instruction, input, **settings))
 
     def response_pieces(
-        self,
-        instruction: str,
-        input: str = "",
-        *,
-        max_new_tokens: int = 256,
-        seed: int | None = None,
-        filter: Filter | None = None,
-        **rules: Any,
+        self, instruction: str, input: str = "", *, seed: int | None = None, **settings: Any
     ) -> Iterator[Piece]:
         """The pieces of `stream_response`; the last one has the completion, with the verdict of a filter."""
-        answerer = self.answerer(max_new_tokens=max_new_tokens, filter=filter, **rules)
+        answerer = self.answerer(**settings)
         prompt = answerer.prompt(instruction, input, place="the instruction")
         pieces = answerer.stream(prompt, answer_generator(seed, device_of(self.net)))
 
@@ -315,14 +301,12 @@ class InstructionModel(LanguageModel):
         instruction_column: str = "instruction",
         input_column: str | None = "input",
         skip_too_long: bool = False,
-        max_new_tokens: int = 256,
         batch_size: int = 8,
         seed: int | None = None,
-        filter: Filter | None = None,
         progress: Progress = iter,
-        **rules: Any,
+        **settings: Any,
     ) -> list[dict[str, Any]]:
-        """Answer many instructions into a JSON file, and return its contents.
+        """Answer many instructions into a JSON file, and return its contents; `settings` as for `answerer`.
 
         Every record is kept, with `instruction`, `input`, `model_response` and `well_formed` added; with a
         filter also `filtered`, the number of findings of each rule.
@@ -342,14 +326,16 @@ class InstructionModel(LanguageModel):
             else [Record(place=f"record {i}", number=i, fields=fields) for i, fields in enumerate(records, 1)]
         )
         return answer_all(
-            self.answerer(max_new_tokens=max_new_tokens, filter=filter, **rules), placed,
-            output=Path(output).expanduser(), instruction_column=instruction_column,
-            input_column=input_column, skip_too_long=skip_too_long, batch_size=batch_size,
-            seed=seed, progress=progress,
+            self.answerer(**settings), placed, output=Path(output).expanduser(),
+            instruction_column=instruction_column, input_column=input_column,
+            skip_too_long=skip_too_long, batch_size=batch_size, seed=seed, progress=progress,
         )  # fmt: skip
 
     def answerer(self, *, max_new_tokens: int = 256, filter: Filter | None = None, **rules: Any) -> Answerer:
-        """Asks the model, and judges the form of its answers, and by a filter their content."""
+        """Asks the model, and judges the form of its answers, and by a filter their content.
+
+        An answer has at most `max_new_tokens`. Raises InputError for an unknown rule.
+        """
         return Answerer(
             net=self.net,
             tokenizer=self.tokenizer,

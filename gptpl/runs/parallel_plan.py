@@ -6,6 +6,7 @@ those of Shoeybi et al. 2019, "Megatron-LM", without sequence parallelism.
 
 # B sequences in a batch, T time, D model, L blocks, N devices
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -16,18 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 
 from gptpl.config.compose import Config
-from gptpl.config.instantiate import instantiate
-from gptpl.config.signatures import locate
 from gptpl.errors import InputError
-from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
+from gptpl.model import GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.gpt import MultiHeadAttention
-from gptpl.model.parameters import TuneHead, Tuning
+from gptpl.model.parameters import TuneHead
 from gptpl.runs.parts import (
+    class_of,
     is_gpt,
-    is_language_model,
     memory_settings,
     model_config,
     optimizer_factory,
+    preparation,
     step_settings,
 )
 from gptpl.runs.trainer import UNKNOWN_VOCABULARY
@@ -267,7 +267,7 @@ def work_of_run(settled: "Settled") -> Work:
         settled.config,
         path,
         sequences=sequences,
-        with_muon=locate(str(cfg.optimizer._target_), "optimizer._target_") is muon,
+        with_muon=class_of(cfg, "optimizer") is muon,
         **memory_settings(cfg, data, path.precision.precision),
     )
 
@@ -532,19 +532,12 @@ def strategy(work: Work, layout: Layout, cluster: Cluster) -> Strategy:
         )
     of_rank, usable = work.sequences // layout.batches, USABLE * cluster.memory_gb * 1e9
     sizes = [size for size in range(min(of_rank, MOST_SEQUENCES), 0, -1) if of_rank % size == 0]
-    for recompute in (True,) if work.recompute else (False, True):
-        for batch_size in sizes:
-            times = {"batch_size": batch_size, "accumulate": of_rank // batch_size}
-            memory = memory_of(work, layout, recompute=recompute, **times)
-            if memory.peak <= usable:
-                return _timed(work, layout, cluster, memory, recompute=recompute, fits=True, **times)
-    return _timed(work, layout, cluster, memory, recompute=True, fits=False, **times)
-
-
-def _timed(
-    work: Work, layout: Layout, cluster: Cluster, memory: Memory, *, recompute: bool, fits: bool,
-    batch_size: int, accumulate: int,
-) -> Strategy:  # fmt: skip
+    for recompute, size in itertools.product((True,) if work.recompute else (False, True), sizes):
+        accumulate = of_rank // size
+        how: dict[str, Any] = {"batch_size": size, "accumulate": accumulate, "recompute": recompute}
+        memory = memory_of(work, layout, **how)
+        if fits := memory.peak <= usable:
+            break
     tokens, flops = work.sequences * work.max_length, cluster.reached_flops(work.precision)
     ideal = tokens * work.flops_per_token / (layout.devices * flops)
     sharing = layout.shards * layout.tensor
@@ -554,9 +547,7 @@ def _timed(
     forward, backward = ideal / 3, ideal * 2 / 3
     if recompute:
         backward += forward * max(0.0, 1 - of_head)
-    sent = collectives(
-        work, layout, cluster, batch_size=batch_size, accumulate=accumulate, recompute=recompute
-    )
+    sent = collectives(work, layout, cluster, **how)
     hidden_by = {"forward": forward, "backward": backward, "last backward": backward / accumulate}
     seconds = {phase: sum(c.seconds(cluster) for c in sent if c.phase == phase) for phase in hidden_by}
     communication = sum(c.seconds(cluster) for c in sent)
@@ -565,9 +556,7 @@ def _timed(
     ideal += sum(of_each) / (layout.devices * flops)
     return Strategy(
         layout=layout,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        recompute=recompute,
+        **how,
         memory=memory,
         fits=fits,
         collectives=tuple(sent),
@@ -602,10 +591,8 @@ class ParallelPlan:
             row = asdict(each)
             row["memory"]["peak"] = each.memory.peak
             for record, collective in zip(row["collectives"], each.collectives, strict=True):
-                record["sent_within"], record["sent_between"] = (
-                    collective.sent_within,
-                    collective.sent_between,
-                )
+                record["sent_within"] = collective.sent_within
+                record["sent_between"] = collective.sent_between
                 record["seconds"] = collective.seconds(self.cluster)
             rows.append(row)
         reached = self.cluster.reached_flops(self.work.precision) / 1e12
@@ -732,19 +719,12 @@ def must_be_sharded(cfg: Config, path: FastPath, *, processes: int, device_bytes
     """
     if processes < 2 or not is_gpt(cfg) or hasattr(sys, "ps1"):
         return None
-    tune_class = locate(str(cfg.tune._target_), "tune._target_")
+    tune_class = class_of(cfg, "tune")
     if not _is_own(tune_class) or (tune_class is TuneHead and cfg.trainer.head != "plain"):
         return None  # see `gptpl.runs.trainer.check_strategy`
-    tune: Tuning = instantiate(cfg.tune)
-
-    def prepare(net: GPTModel) -> GPTBackbone:  # how many labels there are is not known yet
-        made = net if is_language_model(cfg) else GPTClassifier(net.config, ClassifierConfig(n_classes=2))
-        tune.apply(made)
-        return made
-
     vocab_size = cfg.model.get("vocab_size") or cfg.tokenizer.get("vocab_size")
     config, precision = model_config(cfg, vocab_size or UNKNOWN_VOCABULARY), path.precision.precision
-    size, optimizer = cfg.data.get("batch_size"), locate(str(cfg.optimizer._target_), "optimizer._target_")
+    size, optimizer = cfg.data.get("batch_size"), class_of(cfg, "optimizer")
     size = size if isinstance(size, int) and size > 0 else 1
     length = cfg.data.get("max_length") or config.context_length
     work = work_of(
@@ -756,7 +736,7 @@ def must_be_sharded(cfg: Config, path: FastPath, *, processes: int, device_bytes
             precision,
             optimizer_factory(cfg) if _is_own(optimizer) else None,
             config=config,
-            prepare=prepare,
+            prepare=preparation(cfg, None),
             max_length=min(length, config.context_length),
         ),
     )

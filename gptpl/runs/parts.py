@@ -51,6 +51,11 @@ RUN_SETTINGS = ("seed", "eval_train_batches", "eval_val_batches")
 """Settings of the run that its data take, too."""
 
 
+def class_of(cfg: Config, key: str) -> Any:
+    """The class, or the function, of a node such as `task`."""
+    return locate(str(cfg[key]._target_), f"{key}._target_")
+
+
 def recorded(cfg: Config) -> dict[str, Any]:
     """Every setting as plain data, with absolute paths."""
 
@@ -85,26 +90,21 @@ def model_config(cfg: Config, vocab_size: int | None = None) -> GPTConfig:
     return GPTConfig(**{**fields, "vocab_size": fields.get("vocab_size") or vocab_size or 1})
 
 
-def task_class(cfg: Config) -> Any:
-    """The LightningModule class of the task."""
-    return locate(str(cfg.task._target_), "task._target_")
-
-
 def is_language_model(cfg: Config) -> bool:
     """Whether the loss is over the vocabulary."""
-    return getattr(task_class(cfg), "task", None) != CLASSIFY
+    return getattr(class_of(cfg, "task"), "task", None) != CLASSIFY
 
 
-def classifier_of(cfg: Config, datamodule: TrainingData) -> ClassifierConfig | None:
-    """The head of a classifier; None for another task."""
+def classifier_of(cfg: Config, datamodule: TrainingData | None) -> ClassifierConfig | None:
+    """The head of a classifier, with two labels where there are no data yet; None for another task."""
     if is_language_model(cfg):
         return None
     own = {name: cfg.task[name] for name in ("pooling", "head_bias") if name in cfg.task}
-    labels = datamodule.module_settings().get("labels") or cfg.task.labels
+    labels = ("", "") if datamodule is None else datamodule.module_settings().get("labels") or cfg.task.labels
     return ClassifierConfig(n_classes=len(labels), **own)
 
 
-def preparation(cfg: Config, datamodule: TrainingData) -> Prepare:
+def preparation(cfg: Config, datamodule: TrainingData | None) -> Prepare:
     """A function that makes what trains of a language model: a classifier's head, frozen or added weights."""
     tune: Tuning = instantiate(cfg.tune)
     classifier = classifier_of(cfg, datamodule)
@@ -127,7 +127,7 @@ def optimizer_factory(cfg: Config) -> Callable[[nn.Module], Optimizer]:
 
 def schedule(cfg: Config, total_steps: int) -> Callable[[int], float] | None:
     """The learning rate of a step as a multiple of its peak; None for a scheduler such as torch's."""
-    if takes_optimizer(locate(str(cfg.scheduler._target_), "scheduler._target_")):
+    if takes_optimizer(class_of(cfg, "scheduler")):
         return None
     lr_factor = partial(instantiate(cfg.scheduler).factor, peak_lr=base_lr(cfg), total_steps=total_steps)
     lr_factor(0)  # refuses settings that do not fit the run
@@ -175,7 +175,7 @@ def build_datamodule(
 
 def new_datamodule(cfg: Config, tokenizer: Tokenizer) -> TrainingData:
     """The data of `cfg.data`, not yet loaded."""
-    kind: type = locate(str(cfg.data._target_), "data._target_")
+    kind: type = class_of(cfg, "data")
     of_run = {name: cfg[name] for name in RUN_SETTINGS}
     settings = plain(cfg.data) | of_run
     if settings.get("batch_size") == AUTO:
@@ -195,7 +195,7 @@ def starting_weights(cfg: Config) -> StartingWeights:
     The first process decides, as `latest` may be another run for those that start later. Raises InputError
     where no run fits, or several do.
     """
-    kind, given = locate(str(cfg.init._target_), "init._target_"), cfg.init.get("checkpoint")
+    kind, given = class_of(cfg, "init"), cfg.init.get("checkpoint")
     path = None if given is None else Path(given).expanduser()
     if kind is RunWeights and path is not None and not (path.is_file() or is_run(path)):
 
@@ -231,8 +231,8 @@ def config_of_data(config: Sequence[Config | str], config_dir: Folder | None) ->
 
 def data_class(cfg: Config) -> type[TrainingData]:
     """The class of `cfg.data`. Raises InputError where `cfg.task` trains on another kind of data."""
-    task = task_class(cfg)
-    kind: type[TrainingData] = locate(str(cfg.data._target_), "data._target_")
+    task = class_of(cfg, "task")
+    kind: type[TrainingData] = class_of(cfg, "data")
     wanted = getattr(task, "data_class", L.LightningDataModule)
     if issubclass(kind, wanted) or not issubclass(kind, TrainingData):
         return kind  # of a class of the user's the task sees only batches
@@ -276,7 +276,7 @@ def _tokenizer(
     cfg: Config, kind: type, resume: Resumption | None, weights: StartingWeights | None
 ) -> Tokenizer:
     """The tokenizer; instead of a vocabulary made from examples, that of the run resumed or started from."""
-    own = locate(str(cfg.tokenizer._target_), "tokenizer._target_")
+    own = class_of(cfg, "tokenizer")
     if resume is not None and issubclass(own, FileTokenizer | TiktokenTokenizer):
         return tokenizer_from_state(resume.header["tokenizer"])  # the file may be gone
     tokenizer = build_tokenizer(cfg.tokenizer)

@@ -33,7 +33,14 @@ from gptpl.runs.parts import (
     preparation,
     schedule,
 )
-from gptpl.runs.trial import largest_batch_of, step_memory_of, train_a_little, usable_memory
+from gptpl.runs.trial import (
+    DryRun,
+    dry_run,
+    largest_batch_of,
+    step_memory_of,
+    train_a_little,
+    usable_memory,
+)
 from gptpl.text import bytes_text, duration_text, table
 from gptpl.training.costs import USABLE, counted_flops_per_token, peak_flops
 from gptpl.training.lightning_internals import ShapesAlone
@@ -42,10 +49,8 @@ from gptpl.training.performance import device_type, product_dtype
 from gptpl.training.schedules import scheduler_of
 from gptpl.weights.starting import RandomWeights
 
-if TYPE_CHECKING:  # matplotlib takes long to import, as torch's DDP does
+if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
-
-    from gptpl.runs.trial import DryRun
 
 DEFAULT_STEPS = 3
 CHEAP_SECONDS = 60
@@ -109,7 +114,7 @@ class Plan:
     timing: Timing | None = None
     not_timed: str | None = None  # why there is no timing
     parallel: ParallelPlan | None = None  # for devices that need not be here
-    dry_runs: "tuple[DryRun, ...]" = ()
+    dry_runs: tuple[DryRun, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """The plan as plain data."""
@@ -225,13 +230,14 @@ def _costs(settled: Settled, cluster: Cluster | None) -> Plan:
     sequences = batches * data.batch_size * world_size
     # Without padding: examples have as many tokens as the mean of them.
     tokens = sequences * data.max_length if of_text else round(sequences * data.train_tokens / examples)
+    memory_bytes = _memory_bytes(settled, here=cluster is None)
     if cluster is None:
-        parallel, memory_bytes, usable = None, _memory_bytes(settled), usable_memory(settled)
+        parallel, usable = None, usable_memory(settled)
         fits = usable is None or memory_bytes["peak_of_step"] <= usable
         largest = largest_batch_of(settled, min(MOST_SEQUENCES, max(1, examples // world_size)))
     else:
         parallel = parallel_plan(work_of_run(settled), cluster)
-        memory_bytes, usable = _memory_bytes(settled, here=False), int(USABLE * cluster.memory_gb * 1e9)
+        usable = int(USABLE * cluster.memory_gb * 1e9)
         fits, largest = parallel.best is not None, None
     lrs = peak_lrs(settled)
     lr_factor = schedule(cfg, steps) or _stepped(cfg, steps)
@@ -267,9 +273,7 @@ def _costs(settled: Settled, cluster: Cluster | None) -> Plan:
     )
 
 
-def _dry_runs(settled: Settled, planned: ParallelPlan) -> "tuple[DryRun, ...]":
-    from gptpl.runs.trial import dry_run
-
+def _dry_runs(settled: Settled, planned: ParallelPlan) -> tuple[DryRun, ...]:
     return tuple(
         dry_run(
             planned.work,
@@ -284,7 +288,7 @@ def _dry_runs(settled: Settled, planned: ParallelPlan) -> "tuple[DryRun, ...]":
     )
 
 
-def _memory_bytes(settled: Settled, *, here: bool = True) -> dict[str, int]:
+def _memory_bytes(settled: Settled, *, here: bool) -> dict[str, int]:
     memory, held, process = step_memory_of(settled), 0, 0
     if here and device_type(settled.cfg.trainer.accelerator) == "cpu":
         held = round(HELD_FRACTION * memory.peak)
@@ -406,12 +410,12 @@ def _parameter_lines(plan: Plan) -> list[str]:
 def _memory_lines(plan: Plan) -> list[str]:
     of = plan.memory_bytes
     lines = [
-        f"{_size(of['total'])} at most, on {plan.devices} x {plan.device}: {plan.precision},"
+        f"{bytes_text(of['total'] or 0)} at most, on {plan.devices} x {plan.device}: {plan.precision},"
         f" {plan.batch_size:,} x {plan.max_length:,} tokens at a time on each"
     ]
     for name, meaning in _MEANINGS.items():
-        if of[name] or name in _STEP_PARTS:
-            lines.append(f"  {name:<11} {_size(of[name]):>9}  {meaning}".rstrip())
+        if (size := of[name] or 0) or name in _STEP_PARTS:
+            lines.append(f"  {name:<11} {bytes_text(size):>9}  {meaning}".rstrip())
     if plan.accumulate == 1:
         lines.append("  gradients take the place of activations and head: the larger of the two counts")
     if of["usable"] is None:
@@ -420,7 +424,7 @@ def _memory_lines(plan: Plan) -> list[str]:
     largest = f"the largest batch (a power of two) that does is {plan.largest_batch:,}"
     if not plan.largest_batch:
         largest = "not even one sequence does"
-    return [*lines, f"{fits}: a step may take {_size(of['usable'])} of what is free; {largest}"]
+    return [*lines, f"{fits}: a step may take {bytes_text(of['usable'])} of what is free; {largest}"]
 
 
 def _data_lines(plan: Plan) -> list[str]:
@@ -457,10 +461,6 @@ def _time_lines(plan: Plan) -> list[str]:
         f"a step {timing.step_seconds:.3g} s, {timing.tokens_per_second:,.0f} tokens/s ({timing.steps} timed)"
         f", each of {plan.evaluations:,} evaluations {timing.evaluation_seconds:.3g} s",
     ]
-
-
-def _size(size: int | None) -> str:
-    return bytes_text(size or 0)
 
 
 def _two_digits(number: float) -> str:

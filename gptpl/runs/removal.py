@@ -4,10 +4,9 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gptpl.errors import InputError
 from gptpl.files.durable import is_locked
@@ -21,11 +20,10 @@ from gptpl.files.run_record import (
     find_runs,
     is_run,
     parse_yaml,
-    read_mapping,
     read_run,
 )
-from gptpl.runs.listing import DiskUse, disk_use, is_sweep, runs_folder, trials
-from gptpl.text import count_text, near
+from gptpl.runs.listing import DiskUse, disk_use, has_keys, is_sweep, runs_folder, trials
+from gptpl.text import count_text, near, some
 
 JUST_NOW_SECONDS = 60
 """A run without an end that was written so recently may be running."""
@@ -163,24 +161,12 @@ def _state(run: Path) -> str:
     return record.state if record else "damaged"
 
 
-def some(names: Sequence[str]) -> str:
-    """The first ten names."""
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
 def is_gptpls(folder: Path) -> bool:
     """Whether a folder is a run or a sweep of gptpl: many programs write a `config.yaml`."""
-
-    def keys(name: str, parse: Callable[[str], Any]) -> set[str]:
-        try:
-            return set(read_mapping(folder / name, parse))
-        except RunError:
-            return set()
-
     if not is_run(folder):
         return is_sweep(folder)
-    own = keys(CONFIG_FILE, parse_yaml) >= {"run_dir", "model", "trainer"}
-    return own or keys(RUN_FILE, json.loads) >= {"command", "versions"}
+    by_config = has_keys(folder / CONFIG_FILE, parse_yaml, {"run_dir", "model", "trainer"})
+    return by_config or has_keys(folder / RUN_FILE, json.loads, {"command", "versions"})
 
 
 def foreign_files(folder: Path, use: DiskUse) -> list[str]:

@@ -56,8 +56,7 @@ class Resumption:
         damaged: newer checkpoints that cannot be used, to be set aside when training starts.
         lr_asked: whether learning rates or the schedule were given, be it with the values that they had.
         trusted: packages of the user's.
-        performance: the fast path that the run chose, see `gptpl.runs.trainer.performance_record`; empty for
-            a run from before it was recorded.
+        performance: the fast path that the run chose, as in `Run`; empty where it was not recorded yet.
     """
 
     run_dir: Path
@@ -156,16 +155,14 @@ def resume_plan(
     *,
     config_dir: Folder | None = None,
     own: bool = False,
-    find: Callable[[Config, CheckpointFolder], GoodCheckpoint | None] = lambda _, folder: (
-        folder.newest_good()
-    ),
+    find: Callable[[Config, CheckpointFolder], GoodCheckpoint | None] | None = None,
 ) -> Resumption:
     """The settings of a run with the overrides on them, and its newest good checkpoint.
 
     Of the classes that the run's folder names, only those are used that `gptpl.config.instantiate` allows:
     of gptpl, torch and Lightning, and of packages that an override (`trust=[mine]`) or the user's config
     folder names; paths that it writes to must lie inside it. This process's `own` run needs no such trust.
-    `find` looks for the checkpoint of a run with such settings.
+    `find` looks for the checkpoint of a run with such settings, in place of `CheckpointFolder.newest_good`.
 
     Raises InputError for a folder without a run, a run without a checkpoint that can be resumed, and an
     override that would make it another run.
@@ -199,7 +196,7 @@ def resume_plan(
         only=frozenset(given),
         written=asked.cfg,
     )
-    good = find(config, folder)  # which takes long
+    good = find(config, folder) if find else folder.newest_good()  # which takes long
     if good is None:
         raise InputError(f"resume={run_dir} has no checkpoint to resume from: start a new run")
     checkpoint = read_checkpoint(good.path, verified=True, whole=False)

@@ -94,19 +94,19 @@ def submit(*overrides: str, config_dir: Folder | None = None) -> Submission:
     command = [*program, "train", *folder, *of_run, "resume=auto"]
     script = _script(_options(own, tasks, run_dir=run_dir, log=log), command, own, run_dir)
     path = run_dir / "submit.sh" if own.file is None else Path(own.file).expanduser().absolute()
-    submission = Submission(script=script, path=path, log=log)
-    if own.dry_run:
-        return submission
-    _write(path, script)
-    run_dir.mkdir(parents=True, exist_ok=True)  # for the log: SLURM makes no folder
-    return Submission(script=script, path=path, log=log, job=_submitted(path))
+    job = None
+    if not own.dry_run:
+        _write(path, script)
+        run_dir.mkdir(parents=True, exist_ok=True)  # for the log: SLURM makes no folder
+        job = _submitted(path)
+    return Submission(script=script, path=path, log=log, job=job)
 
 
 def _check_run(overrides: Sequence[str], config_dir: Folder | None, own: Config, tasks: int) -> None:
     """Refuse what the run would refuse, as far as can be told without its data and devices."""
     nodes = own.nodes
     cfg: Config = planned_config([*overrides, f"resume={AUTO}"], config_dir=config_dir)[0]
-    duration(cfg.trainer.timeout, "trainer.timeout")
+    timeout = duration(cfg.trainer.timeout, "trainer.timeout")
     check_strategy(cfg)
     accelerator = str(cfg.trainer.accelerator)
     if accelerator in ("gpu", "cuda") and not own.gpus_per_node:
@@ -129,7 +129,7 @@ def _check_run(overrides: Sequence[str], config_dir: Folder | None, own: Config,
         port=0,
     )
     found = {**cfg.trainer, **launched(cfg.trainer, launcher)}
-    build_strategy(found["strategy"], sharded_checkpoints=cfg.trainer.sharded_checkpoints)
+    build_strategy(found["strategy"], timeout, sharded_checkpoints=cfg.trainer.sharded_checkpoints)
     check_rollback(cfg, nodes * tasks)
 
 

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from gptpl.config.signatures import locate
 from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.pretraining.mixture import sources_of
 from gptpl.data.sources import Corpus
-from gptpl.data.sources.base import Files, Piece, Refused, Section, sampled
+from gptpl.data.sources.base import sampled
 from gptpl.errors import InputError
-from gptpl.evaluation.corpus_report import SAMPLE_BYTES, CorpusReport, corpus_report, readable_pieces
+from gptpl.evaluation.corpus_report import SAMPLE_BYTES, CorpusReport, corpus_report
+from gptpl.files.durable import check_new
 from gptpl.runs.evaluation_data import with_corpora
 from gptpl.runs.parts import build_datamodule, build_tokenizer, config_of_data, data_class, new_datamodule
 from gptpl.runs.resume import settle_lengths
@@ -63,11 +64,11 @@ def data_report(
             tokenizer = datamodule.tokenizer
         except InputError as error:  # the report says what else is wrong
             failure = str(error)
-    corpora = datamodule.corpora
     report = corpus_report(
-        corpora[0] if len(corpora) == 1 else _Together(datamodule.name, corpora),
+        datamodule.corpora,
         tokenizer,
         max_length=datamodule.max_length,
+        name=datamodule.name,
         sample_bytes=sample_bytes,
     )
     return replace(report, sequences=first, no_sequences=failure)
@@ -77,37 +78,6 @@ def _tokens(inputs: Tensor, targets: Tensor) -> list[int]:
     """The tokens of a sequence with its last target, without padding."""
     length = int((targets >= 0).sum())
     return [*inputs[:length].tolist(), *targets[length - 1 : length].tolist()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PieceOf(Piece):
-    corpus: int
-
-
-class _Together(Corpus):
-    """The corpora of a mixture, one after the other."""
-
-    def __init__(self, name: str, corpora: Sequence[Corpus]) -> None:
-        self.name = name
-        self._corpora = corpora
-
-    def files(self) -> list[Path]:
-        return [path for corpus in self._corpora for path in corpus.files()]
-
-    def listing(self) -> Files:
-        return [entry for corpus in self._corpora for entry in corpus.listing()]
-
-    def pieces(self) -> list[Piece]:
-        return [
-            _PieceOf(**vars(piece), corpus=number)
-            for number, corpus in enumerate(self._corpora)
-            for piece in readable_pieces(corpus)
-        ]
-
-    def readable_sections(self, piece: Piece, refused: Refused) -> Iterator[Section]:
-        assert isinstance(piece, _PieceOf)
-        own = {name: value for name, value in vars(piece).items() if name != "corpus"}
-        return self._corpora[piece.corpus].readable_sections(Piece(**own), refused)
 
 
 # --- a tokenizer of it, and what that is worth on it ----------------------------------------------------
@@ -131,21 +101,12 @@ def train_tokenizer(*config: Config | str, config_dir: Folder | None = None) -> 
     """
     cfg = as_config(config, config_dir, config_name="tokenizer_train")
     settings, corpora = cfg.tokenizer, _corpora(cfg)
-    output = Path(settings.output).expanduser()
-    if output.exists():
-        raise InputError(f"tokenizer.output={settings.output} exists: name a new file")
-    if not output.parent.is_dir():
-        raise InputError(
-            f"tokenizer.output={settings.output}: there is no folder {output.parent}: make it first"
-        )
-    total = sum(piece.size for corpus in corpora for piece in corpus.pieces())
-    most = settings.sample_bytes
+    check_new(Path(settings.output).expanduser(), "tokenizer.output")
+    sizes = [sum(piece.size for piece in corpus.pieces()) for corpus in corpora]
+    total, most = sum(sizes), settings.sample_bytes
     if most is not None and most < total:
         log.info("learning from %s of %s, evenly spread", bytes_text(most), bytes_text(total))
-    shares = [
-        None if most is None else round(most * sum(piece.size for piece in corpus.pieces()) / max(1, total))
-        for corpus in corpora
-    ]
+    shares = [None if most is None else round(most * size / max(1, total)) for size in sizes]
     texts = (text for corpus, share in zip(corpora, shares, strict=True) for text in sampled(corpus, share))
     tokenizer = train_bpe(
         _with_progress(texts, min(total, most or total)),

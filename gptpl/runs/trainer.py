@@ -19,7 +19,6 @@ from gptpl.callbacks.records import RecordEvaluations
 from gptpl.callbacks.stopping import StopAtBoundary, duration
 from gptpl.config.compose import Config
 from gptpl.config.instantiate import instantiate, partial_of
-from gptpl.config.signatures import locate
 from gptpl.config.slots import TrainerSettings
 from gptpl.errors import InputError
 from gptpl.files.run_record import RUN_FILE
@@ -27,13 +26,13 @@ from gptpl.model import GPTConfig
 from gptpl.model.attention_kernels import FAST_KERNELS
 from gptpl.model.loss import Head
 from gptpl.model.parameters import TuneHead
-from gptpl.runs.claims import is_worker_process
-from gptpl.runs.parts import is_gpt, is_language_model, model_config, task_class
+from gptpl.runs.parts import class_of, is_gpt, is_language_model, model_config
 from gptpl.runs.resume import Resumption, settle_lengths
 from gptpl.settings import POSITIVE, check_limits
 from gptpl.training.autotune import PRECISIONS, Timings, Workload, can_time, machine_name, timings
 from gptpl.training.performance import AUTO, REASON, FastPath, choose_fast_path, device_type
 from gptpl.training.processes import Launcher, LauncherEnvironment, find_launcher, processes
+from gptpl.training.run_log import is_first_process
 from gptpl.training.sharding import SHARDED, FullyShardedStrategy
 from gptpl.training.task import better, known_metrics
 
@@ -62,7 +61,7 @@ SET_BY_GPTPL = {
 def configured_trainer(cfg: Config, path: FastPath) -> L.Trainer:
     """The Trainer with the callbacks and loggers of a config, and the precision of the fast path."""
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
-    if known := known_metrics(task_class(cfg), callbacks):
+    if known := known_metrics(class_of(cfg, "task"), callbacks):
         for monitor in filter(None, (getattr(callback, "monitor", None) for callback in callbacks)):
             better(monitor, known)  # refuses a metric that nothing logs
 
@@ -70,10 +69,8 @@ def configured_trainer(cfg: Config, path: FastPath) -> L.Trainer:
         return any(isinstance(callback, kind) for callback in callbacks)
 
     return build_trainer(
-        cfg.trainer,
+        cfg,
         precision=path.precision.precision,
-        eval_every_n_steps=cfg.eval_every_n_steps,
-        deterministic=cfg.deterministic,
         callbacks=callbacks,
         logger=[instantiate(node) for node in cfg.logger.values() if node is not None] or False,
         default_root_dir=cfg.run_dir,
@@ -82,15 +79,7 @@ def configured_trainer(cfg: Config, path: FastPath) -> L.Trainer:
     )
 
 
-def build_trainer(
-    conf: Mapping[str, Any],
-    *,
-    precision: str,
-    eval_every_n_steps: int,
-    deterministic: bool,
-    callbacks: Sequence[L.Callback],
-    **fixed: Any,
-) -> L.Trainer:
+def build_trainer(cfg: Config, *, precision: str, callbacks: Sequence[L.Callback], **fixed: Any) -> L.Trainer:
     """A Trainer of the node `trainer`: gptpl's own settings, and any argument of `lightning.Trainer`.
 
     `precision` is what the node's, which may be "auto", was decided to be. The Trainer evaluates before the
@@ -98,7 +87,9 @@ def build_trainer(
     the end of a step. `fixed` are further arguments of `lightning.Trainer`. Raises InputError for numbers out
     of range, and for what Lightning refuses.
     """
-    _check(conf, eval_every_n_steps)
+    conf, deterministic = cfg.trainer, cfg.deterministic
+    _check(conf)
+    POSITIVE.check("eval_every_n_steps", cfg.eval_every_n_steps)
     stopping = StopAtBoundary(max_time=conf["max_time"], stop_at_step=conf["stop_at_step"])
     # After a step: note its state, save it, stop if asked to, then everything else.
     saving = [callback for callback in callbacks if isinstance(callback, LastCheckpoint)]
@@ -155,7 +146,7 @@ def launched(conf: Mapping[str, Any], launcher: Launcher) -> dict[str, Any]:
     return found if alone else found | {"strategy": "ddp"}
 
 
-def _check(conf: Mapping[str, Any], eval_every_n_steps: int) -> None:
+def _check(conf: Mapping[str, Any]) -> None:
     for name in (name for name in conf if name in SET_BY_GPTPL):
         instead = SET_BY_GPTPL[name]
         raise InputError(
@@ -163,7 +154,6 @@ def _check(conf: Mapping[str, Any], eval_every_n_steps: int) -> None:
         )
     limited = (field.name for field in fields(TrainerSettings))
     check_limits(TrainerSettings, "trainer.", **{name: conf[name] for name in limited if name in conf})
-    POSITIVE.check("eval_every_n_steps", eval_every_n_steps)
     if conf["max_epochs"] is None and conf["max_steps"] is None:
         raise InputError("trainer.max_epochs and trainer.max_steps are both null: give one of them")
 
@@ -172,7 +162,7 @@ def check_strategy(cfg: Config) -> None:
     """Raises InputError for what FSDP cannot train."""
     if cfg.trainer.strategy not in SHARDED:
         return
-    if locate(str(cfg.tune._target_), "tune._target_") is TuneHead and cfg.trainer.head != "plain":
+    if class_of(cfg, "tune") is TuneHead and cfg.trainer.head != "plain":
         # The head loss takes the head's weight, and with frozen hidden states FSDP2 sets no hook that would
         # sum its gradient: it would stay as it is (torch 2.13).
         raise InputError(
@@ -224,7 +214,7 @@ def kept_choices(cfg: Config, resume: Resumption | None) -> dict[str, str | None
     are none, and the hardware decides, in a run from before choices were recorded, and in processes that were
     started together but cannot tell each other. Raises InputError for a record that gptpl has not written.
     """
-    if is_worker_process() and (given := os.environ.get(PROCESS_FAST_PATH)):
+    if not is_first_process() and (given := os.environ.get(PROCESS_FAST_PATH)):
         first: dict[str, str | None] = json.loads(given)
         return first
     together = processes()
@@ -233,7 +223,7 @@ def kept_choices(cfg: Config, resume: Resumption | None) -> dict[str, str | None
         if together is not None:
             return together.from_first(lambda: _measured(cfg))
         alone = all(os.environ.get(name, "1") == "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-        return None if alone and not is_worker_process() else {}
+        return None if alone and is_first_process() else {}
 
     if resume is None:
         return to_be_made()
@@ -307,11 +297,6 @@ STAND_IN = GPTConfig(
 )
 
 
-def performance_record(path: FastPath, kind: str) -> dict[str, Any]:
-    """For `run.json`: the choices, and the machine that they were made on."""
-    return {"device": kind, "machine": machine_name(kind), **path.record()}
-
-
 def say_otherwise(cfg: Config, resume: Resumption, path: FastPath) -> None:
     """Log where a resumed run keeps a precision that is not the fastest on the machine it is now on."""
     kind = device_type(cfg.trainer.accelerator)
@@ -325,12 +310,7 @@ def say_otherwise(cfg: Config, resume: Resumption, path: FastPath) -> None:
         )  # fmt: skip
 
 
-def build_strategy(
-    name: str | Strategy,
-    timeout: timedelta = timedelta(minutes=30),
-    *,
-    sharded_checkpoints: bool = False,
-) -> str | Strategy:
+def build_strategy(name: str | Strategy, timeout: timedelta, *, sharded_checkpoints: bool) -> str | Strategy:
     """FSDP2, and DDP without a second copy of the gradients: they are views of the buffers that are sent.
 
     Not with `static_graph`: with accumulated batches torch fails, or does not sum the gradients (pytorch

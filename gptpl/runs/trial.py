@@ -109,15 +109,13 @@ def train_a_little(
     No loggers, checkpoints or samples; if `evaluates`, with the evaluation before the first step. Raises
     KeyboardInterrupt for a signal, and what the callbacks raise.
     """
-    conf = settled.cfg.trainer.copy()
-    conf.max_time, conf.stop_at_step = None, steps
+    cfg = settled.cfg.copy()
+    cfg.trainer.max_time, cfg.trainer.stop_at_step = None, steps
     module.total_steps = max(module.total_steps, steps + 1)  # after the last one it would evaluate
     with tempfile.TemporaryDirectory(prefix="gptpl-trial-") as folder:
         trainer = build_trainer(
-            conf,
+            cfg,
             precision=settled.fast_path.precision.precision,
-            eval_every_n_steps=settled.cfg.eval_every_n_steps,
-            deterministic=settled.cfg.deterministic,
             callbacks=callbacks,
             logger=False,
             default_root_dir=folder,

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -122,7 +122,7 @@ def verify_resume(
     Returns None, having said why, where a part failed. Raises InputError for what cannot be verified.
     """
     plan = Plan(overrides=overrides, steps=steps, stops=stops, seed=seed, kill=kill, config_dir=config_dir)
-    check_checkpoints(plan)
+    check_keeps_checkpoints(composed(overrides, config_dir=config_dir).cfg)
     with _signals_unwind(), _folder(keep) as folder:
         straight, stopped = folder / "straight", folder / "stopped"
         if not _train_all([("straight", plan.steps)], folder, plan, first=1, say=say):
@@ -137,13 +137,8 @@ def verify_resume(
         )
 
 
-def check_checkpoints(plan: Plan) -> None:
-    """Raises InputError for a run without a callback that keeps checkpoints."""
-    check_keeps_checkpoints(composed(plan.overrides, config_dir=plan.config_dir).cfg)
-
-
 def check_keeps_checkpoints(cfg: Config) -> None:
-    """Raises InputError for a run that could not be resumed."""
+    """Raises InputError for a run that could not be resumed, as no callback keeps checkpoints."""
     targets = [str(callback.get("_target_")) for callback in cfg.callbacks.values() if callback]
     # Whether a callback of the user's own keeps them shows when it has run.
     if not any(each.endswith(".LastCheckpoint") or not each.startswith("gptpl.") for each in targets):
@@ -222,9 +217,8 @@ def _wait_for_the_first(run_dir: Path) -> None:
 KILLS = ("process", "node")
 """What `verify.kill` can be."""
 _KILLING = (
-    *("callbacks.checkpoint_last.every_n_steps=1", "+callbacks.kill_at.step=null"),
-    *("+callbacks.kill_at._target_=gptpl.runs.verify.KillAt", "+callbacks.kill_at.seed=0"),
-    "+callbacks.kill_at.kind=process",
+    "callbacks.checkpoint_last.every_n_steps=1",
+    "+callbacks.kill_at._target_=gptpl.runs.verify.KillAt",
 )
 """What a run needs whose processes are going to be killed."""
 
@@ -263,14 +257,11 @@ def _signals_unwind() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(SIGNAL_STATUS + number)
 
-    taken = [n for n in SIGNALS if n != signal.SIGINT and signal.getsignal(n) == signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, leave)
-    try:
+    with ExitStack() as stack:
+        for number in SIGNALS:
+            if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
+                stack.callback(signal.signal, number, signal.signal(number, leave))
         yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from gptpl.files.run_record import LOSS, package_version
 from gptpl.runs.build import run_name
 from gptpl.runs.fit import git_commit
 from gptpl.runs.listing import RESULTS_FILE, SWEEP_FILE, runs_folder
-from gptpl.runs.parts import task_class
+from gptpl.runs.parts import class_of
 from gptpl.sweeps import study as spaces
 from gptpl.sweeps.jobs import Launcher
 from gptpl.sweeps.outcomes import RankedTrial, header, ranked, write_results
@@ -273,7 +273,7 @@ def _check_trials(
         cfg = composed([*shared, *spaces.overrides(values)], config_name, config_dir=config_dir).cfg
         names.append(run_name(cfg))
         callbacks = [locate(str(node._target_), "callbacks") for node in cfg.callbacks.values() if node]
-        metrics |= known_metrics(task_class(cfg), callbacks)
+        metrics |= known_metrics(class_of(cfg, "task"), callbacks)
         settings = plain(cfg).get("data", {})
         corpora = [(settings["corpus"], settings.get("split"))] if settings.get("corpus") else []
         corpora += [(source, "documents") for source in (settings.get("sources") or {}).values()]

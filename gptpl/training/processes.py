@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -222,6 +223,25 @@ class Processes:
         """The plain data that rank 0 makes; where it fails, the others do."""
         value = make() if self.launcher.rank == 0 else None
         return self.gathered(value)[0]
+
+    def seeing(self, folder: Path, *, seconds: float) -> list[bool]:
+        """By rank, whether a file that the first process makes in its `folder` is soon in that of each."""
+        first = self.launcher.rank == 0
+        file = folder / self.from_first(lambda: f".shared-{uuid4().hex}.tmp")
+        try:
+            if first:
+                with suppress(OSError):  # then nobody sees it
+                    file.touch()
+            self.gathered(None)  # it is there
+            deadline = time.monotonic() + seconds
+            # Not `Path.exists`, which fails within a folder that this user may not look into.
+            while not (seen := os.path.exists(file)) and time.monotonic() < deadline:  # noqa: PTH110
+                time.sleep(_LOOKS_EVERY)
+            return self.gathered(seen)
+        finally:
+            if first:
+                with suppress(OSError):
+                    file.unlink()
 
     def failed(self, error: BaseException, *, reads: bool) -> None:
         """Tell the others, in place of the next message, why this process ends.

@@ -158,4 +158,4 @@ def test_a_card_has_the_figures_of_its_weights_and_no_others(gptpl, quick, quest
     assert "mine" not in (tmp_path / "other.md").read_text()
     again = gptpl("card", "checkpoint=quick/one")
     assert again.status == 2
-    assert "is there already: give a new file, or remove it" in again.err
+    assert "is there already: give a new name, or remove it" in again.err

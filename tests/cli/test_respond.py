@@ -246,7 +246,7 @@ def test_a_model_that_was_not_tuned_needs_a_template(gptpl, refused, quick):
         (("split=test", "output=o.json", "--json"), "--json is for one instruction"),
         (("split=exam", "output=o.json"), "split=exam: must be 'train', 'val' or 'test'"),
         (("file=no.json", "output=o.json"), "cannot read no.json"),
-        (("split=test", "output=no/o.json"), "output=no/o.json must be in an existing folder"),
+        (("split=test", "output=no/o.json"), "output=no/o.json is in a folder that does not exist"),
         (("instruction=a", "batch_size=0"), "batch_size=0: must be greater than 0"),
         (("instruction=a", "too_long=cut"), "too_long=cut: must be 'refuse' or 'skip'"),
         (("instruction=a", "template=alpacca"), "alpacca is neither alpaca nor phi3 nor a file"),

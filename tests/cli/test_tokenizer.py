@@ -53,7 +53,7 @@ def test_the_file_and_what_is_printed(gptpl, tmp_path, learned):
     assert gpt2[:2] == ["gpt2", "50,257"]
     outcome = gptpl(*LEARN)
     assert outcome.status == 2
-    assert "tokenizer.output=tokenizer.json exists: name a new file" in outcome.err
+    assert "tokenizer.output=tokenizer.json is there already: give a new name, or remove it" in outcome.err
 
 
 def test_a_run_keeps_its_tokenizer(gptpl, tmp_path, trained, learned, run_folder):

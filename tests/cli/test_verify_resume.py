@@ -20,6 +20,7 @@ import torch
 
 from gptpl.checkpoints.files import write_checkpoint
 from gptpl.cli.main import main
+from gptpl.config.compose import compose
 from gptpl.errors import InputError
 from gptpl.runs import verify
 from gptpl.runs.verify import compare, report
@@ -359,7 +360,7 @@ def test_a_misspelt_setting_of_the_run_is_refused_before_it_trains(refused):
 
 def test_callbacks_of_ones_own_may_keep_the_checkpoints():
     own = ("callbacks=none", "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint")
-    verify.check_checkpoints(verify.Plan(overrides=["experiment=quick", *own]))
+    verify.check_keeps_checkpoints(compose("experiment=quick", *own))
 
 
 LAUNCHED = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

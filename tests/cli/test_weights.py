@@ -502,7 +502,7 @@ def test_weights_too_large_for_half_precision(refused, tmp_path, export):
             "dtype=int8: format=hf has float32, bfloat16, float16 only",
         ),
         (("format=hf", "output=there"), "output=there is there already"),
-        (("format=hf", "output=no/x"), "make its parent folder first"),
+        (("format=hf", "output=no/x"), "is in a folder that does not exist: make it first"),
         (("format=hf", "output=x", "init=gpt2_hf"), "and init= are both set: give one of them"),
         (("format=openai-tf", "output=x", "dtype=float16"), "format=openai-tf has float32 only"),
     ],

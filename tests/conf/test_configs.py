@@ -346,18 +346,10 @@ def test_the_default_callbacks_are_all_but_those_of_tasks_and_those_to_add(compo
 def test_trainers_are_built_or_refused_in_a_line(choice, with_choice, tmp_path):
     needed = {"gpu": torch.cuda.is_available(), "fsdp": torch.cuda.is_available()}
     needed["mps"] = torch.backends.mps.is_available()
-    conf = with_choice("train", "trainer", choice).trainer
+    cfg = with_choice("train", "trainer", choice)
 
     def build() -> L.Trainer:
-        return build_trainer(
-            conf,
-            precision="32-true",
-            eval_every_n_steps=5,
-            deterministic=False,
-            default_root_dir=tmp_path,
-            logger=False,
-            callbacks=[],
-        )
+        return build_trainer(cfg, precision="32-true", callbacks=[], default_root_dir=tmp_path, logger=False)
 
     if needed.get(choice, True):
         trainer = build()
@@ -367,7 +359,7 @@ def test_trainers_are_built_or_refused_in_a_line(choice, with_choice, tmp_path):
         assert isinstance(trainer.strategy.checkpoint_io, DurableCheckpointIO)
     else:
         with pytest.raises(
-            InputError, match=f"trainer.accelerator={conf.accelerator}.*use trainer.accelerator=cpu"
+            InputError, match=f"trainer.accelerator={cfg.trainer.accelerator}.*use trainer.accelerator=cpu"
         ):
             build()
 

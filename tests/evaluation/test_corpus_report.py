@@ -40,7 +40,7 @@ def write_files(folder: Path, texts: Sequence[str]) -> TextFiles:
 
 
 def test_counts(tmp_path):
-    report = corpus_report(write_lines(tmp_path / "x.jsonl", TEXTS), BytesTokenizer(), max_length=100)
+    report = corpus_report([write_lines(tmp_path / "x.jsonl", TEXTS)], BytesTokenizer(), max_length=100)
     encoded = [text.encode() for text in TEXTS]
     assert (report.documents, report.parts, report.odd) == (len(TEXTS), 0, {})
     assert report.characters == sum(map(len, TEXTS))
@@ -68,13 +68,13 @@ def test_counts(tmp_path):
 
 @pytest.mark.parametrize("fraction", [0.05, 0.37, 0.5, 0.95, 1.0])
 def test_quantiles(fraction, tmp_path):
-    report = corpus_report(write_lines(tmp_path / "x.jsonl", TEXTS), BytesTokenizer(), max_length=8)
+    report = corpus_report([write_lines(tmp_path / "x.jsonl", TEXTS)], BytesTokenizer(), max_length=8)
     lengths = [len(text.encode()) for text in TEXTS]
     assert report.length(fraction) == np.quantile(lengths, fraction, method="inverted_cdf")
 
 
 def test_a_vocabulary_of_the_text(tmp_path):
-    report = corpus_report(write_files(tmp_path, TEXTS), WordsTokenizer(), max_length=8)
+    report = corpus_report([write_files(tmp_path, TEXTS)], WordsTokenizer(), max_length=8)
     fitted = WordsTokenizer().fitted_to(TEXTS)
     assert report.tokenizer.vocab_size == fitted.vocab_size
     assert report.tokens == sum(len(fitted.encode(text)) for text in TEXTS)
@@ -111,7 +111,7 @@ def odd_folder(folder: Path) -> TextFiles:
 
 def test_what_is_odd_is_named_and_the_rest_counted(tmp_path):
     pytest.importorskip("pyarrow")
-    report = corpus_report(odd_folder(tmp_path), BytesTokenizer(), max_length=8)
+    report = corpus_report([odd_folder(tmp_path)], BytesTokenizer(), max_length=8)
     assert report.documents == 4  # good.txt, large.txt, and two lines
     assert report.lengths == {4: 3, 1_500_000: 1}
     place = r"[\w.]+\.(?:txt|gz|jsonl|parquet)(?:, (?:line|document) \d)?"
@@ -135,14 +135,14 @@ def test_what_is_odd_is_named_and_the_rest_counted(tmp_path):
 
 def test_of_many_odd_ones_the_first_are_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n' + "broken\n" * 1000)
-    report = corpus_report(TextFiles(tmp_path / "x.jsonl"), BytesTokenizer(), max_length=8)
+    report = corpus_report([TextFiles(tmp_path / "x.jsonl")], BytesTokenizer(), max_length=8)
     count, examples = report.odd["not JSON"]
     assert (report.documents, count) == (1, 1000)
     assert [re.findall(r"line (\d+) ", each)[0] for each in examples] == ["2", "3", "4", "5", "6"]
 
 
 def test_end_of_text_in_a_text_is_said(tmp_path):
-    report = corpus_report(write_files(tmp_path, ["a<|endoftext|>b", "c"]), GPT2Tokenizer(), max_length=8)
+    report = corpus_report([write_files(tmp_path, ["a<|endoftext|>b", "c"])], GPT2Tokenizer(), max_length=8)
     assert (report.documents, report.tokens, report.gpt2_tokens) == (2, 4, None)
     assert "  tokens, gpt2 tokenizer  4, of 4.00 bytes on average" in report.lines()
     assert any("<|endoftext|> is written in the texts 1 time:" in line for line in report.lines())
@@ -165,7 +165,7 @@ def test_records_of_several_pieces(small_pieces, tmp_path):
     )
     corpus = TextFiles(tmp_path / "x.jsonl")
     assert len(corpus.pieces()) > 10
-    report = corpus_report(corpus, BytesTokenizer(), max_length=8)
+    report = corpus_report([corpus], BytesTokenizer(), max_length=8)
     good = [text for n, text in enumerate(texts) if n not in broken]
     assert report.lengths == Counter(map(len, good))
     [(count, examples)] = report.odd.values()
@@ -177,7 +177,7 @@ def test_a_text_of_several_pieces_is_one_document(small_pieces, tmp_path):
     text = "\n".join(f"line {n} of a long text" for n in range(400))
     corpus = write_files(tmp_path, [text, "short"])
     assert len(corpus.pieces()) > 5
-    report = corpus_report(corpus, BytesTokenizer(), max_length=8)
+    report = corpus_report([corpus], BytesTokenizer(), max_length=8)
     assert (report.documents, report.parts, report.lengths) == (2, 0, {len(text): 1, 5: 1})
 
 
@@ -185,7 +185,7 @@ def test_a_text_with_damage_within_is_no_document(small_pieces, tmp_path):
     text = "\n".join(f"line {n} of a long text" for n in range(400)).encode()
     (tmp_path / "a.txt").write_bytes(text[:4000] + b"\xff" + text[4001:])
     (tmp_path / "b.txt").write_bytes(b"short")
-    report = corpus_report(TextFiles(tmp_path), BytesTokenizer(), max_length=8)
+    report = corpus_report([TextFiles(tmp_path)], BytesTokenizer(), max_length=8)
     assert (report.documents, report.parts, report.lengths) == (1, 2, {5: 1})
     assert 6000 < report.text_bytes < len(text)
     [(_, [message])] = report.odd.values()
@@ -199,7 +199,7 @@ def test_a_sample_is_spread_evenly_and_said(tmp_path):
     sizes = [100 + n * 7919 % 400 for n in range(300)]
     corpus = write_files(tmp_path, ["x" * size for size in sizes])
     total = sum(sizes)
-    report = corpus_report(corpus, BytesTokenizer(), max_length=8, sample_bytes=total // 10)
+    report = corpus_report([corpus], BytesTokenizer(), max_length=8, sample_bytes=total // 10)
     assert report.sampled
     assert report.text_bytes == pytest.approx(total / 10, abs=500)
     assert sum(report.lengths.values()) == report.documents
@@ -211,7 +211,7 @@ def test_a_sample_is_spread_evenly_and_said(tmp_path):
 def test_which_files_a_sample_has(tmp_path):
     corpus = write_files(tmp_path, [f"{n:03} " * 50 for n in range(160)])
     tokenizer = WordsTokenizer()
-    found = corpus_report(corpus, tokenizer, max_length=8, sample_bytes=16 * 200)
+    found = corpus_report([corpus], tokenizer, max_length=8, sample_bytes=16 * 200)
     numbers = [int(word) for word in found.tokenizer.vocabulary_bytes() if word.isdigit()]
     assert len(numbers) == 16
     assert all(9 <= gap <= 11 for gap in np.diff(numbers))
@@ -221,7 +221,7 @@ def test_of_a_large_file_the_beginning_is_read(tmp_path):
     lines = "".join(json.dumps({"text": f"{n:06}"}) + "\n" for n in range(20_000))
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines.encode(), 1))
     report = corpus_report(
-        TextFiles(tmp_path / "x.jsonl.gz"), BytesTokenizer(), max_length=8, sample_bytes=1200
+        [TextFiles(tmp_path / "x.jsonl.gz")], BytesTokenizer(), max_length=8, sample_bytes=1200
     )
     assert (report.documents, report.sampled) == (200, True)
 
@@ -230,7 +230,7 @@ def test_a_sample_of_one_text_has_parts_of_it(small_pieces, tmp_path, monkeypatc
     monkeypatch.setattr(base, "SECTION", 50)
     corpus = write_files(tmp_path, ["\n".join(f"line {n:03} of a text" for n in range(320))])
     assert len(corpus.pieces()) == 6
-    report = corpus_report(corpus, BytesTokenizer(), max_length=8, sample_bytes=4000)
+    report = corpus_report([corpus], BytesTokenizer(), max_length=8, sample_bytes=4000)
     assert (report.documents, report.parts, report.lengths) == (0, 6, {})
     assert report.text_bytes == pytest.approx(4000, abs=300)
 
@@ -240,11 +240,14 @@ def test_a_sample_of_records_that_have_no_text_ends_too(small_pieces, tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(lines) + "\n")
     total = (tmp_path / "x.jsonl").stat().st_size
     refused = corpus_report(
-        TextFiles(tmp_path / "x.jsonl", field="body"), BytesTokenizer(), max_length=8, sample_bytes=total // 5
+        [TextFiles(tmp_path / "x.jsonl", field="body")],
+        BytesTokenizer(),
+        max_length=8,
+        sample_bytes=total // 5,
     )
     assert refused.odd["no text in the field"][0] == pytest.approx(200, abs=15)
     report = corpus_report(
-        TextFiles(tmp_path / "x.jsonl"), BytesTokenizer(), max_length=8, sample_bytes=total // 5
+        [TextFiles(tmp_path / "x.jsonl")], BytesTokenizer(), max_length=8, sample_bytes=total // 5
     )
     assert report.documents == refused.odd["no text in the field"][0]
     [whole] = [line for line in report.lines() if "the whole has about" in line]
@@ -254,7 +257,7 @@ def test_a_sample_of_records_that_have_no_text_ends_too(small_pieces, tmp_path):
 def test_nothing_is_said_of_a_sample_where_all_is_read(tmp_path):
     corpus = write_files(tmp_path, TEXTS)
     for most in (None, sum(len(text.encode()) for text in TEXTS)):
-        report = corpus_report(corpus, BytesTokenizer(), max_length=8, sample_bytes=most)
+        report = corpus_report([corpus], BytesTokenizer(), max_length=8, sample_bytes=most)
         assert report.documents == len(TEXTS)
         assert not any("sampled" in line for line in report.lines())
 
@@ -265,7 +268,7 @@ def test_nothing_is_said_of_a_sample_where_all_is_read(tmp_path):
 def test_of_too_many_documents_some_are_compared_with_all_their_copies(tmp_path, monkeypatch):
     texts = [f"text {n % 150}" for n in range(600)]  # each four times
     monkeypatch.setattr(module, "MOST_COMPARED", 40)
-    report = corpus_report(write_lines(tmp_path / "x.jsonl", texts), BytesTokenizer(), max_length=8)
+    report = corpus_report([write_lines(tmp_path / "x.jsonl", texts)], BytesTokenizer(), max_length=8)
     assert 40 < report.compared <= 160
     assert report.duplicates == report.compared * 3 // 4
     assert report.compared_share in (1 / 4, 1 / 8)
@@ -294,9 +297,9 @@ class Together(Poems):
 
 def test_corpora_of_other_classes(tmp_path):
     write_files(tmp_path, ["one", " ", "one"])
-    report = corpus_report(Poems(tmp_path), BytesTokenizer(), max_length=8)
+    report = corpus_report([Poems(tmp_path)], BytesTokenizer(), max_length=8)
     assert (report.documents, report.duplicates, report.odd["empty"][0]) == (2, 1, 1)
-    report = corpus_report(Together(tmp_path), BytesTokenizer(), max_length=8)
+    report = corpus_report([Together(tmp_path)], BytesTokenizer(), max_length=8)
     assert (report.documents, report.odd) == (2, {"not JSON": (1, ["the third is not valid JSON"])})
 
 
@@ -333,7 +336,7 @@ def test_scripts(tmp_path):
     expected = {name: sum(range(1, len(each) + 1)) for name, each in BY_HAND.items()}
     assert scripts_of(counts) == expected
     text = "".join(BY_HAND.values()).replace("\x00", "")
-    report = corpus_report(write_lines(tmp_path / "x.jsonl", [text]), GPT2Tokenizer(), max_length=8)
+    report = corpus_report([write_lines(tmp_path / "x.jsonl", [text])], GPT2Tokenizer(), max_length=8)
     found = {name: len(each.replace("\x00", "")) for name, each in BY_HAND.items()}
     assert report.scripts == found
     assert sum(report.scripts.values()) == report.characters
@@ -363,7 +366,7 @@ NASTY = "<script>alert(1)</script><img src=x> &amp; {{ title }}"
 
 def test_the_page_displays_texts_and_does_not_interpret_them(tmp_path):
     (tmp_path / "<b>.jsonl").write_text((json.dumps({"text": NASTY}) + "\n") * 3 + "<i>not JSON\n")
-    report = corpus_report(TextFiles(tmp_path, pattern="*"), BytesTokenizer(), max_length=8)
+    report = corpus_report([TextFiles(tmp_path, pattern="*")], BytesTokenizer(), max_length=8)
     report.write(tmp_path / "new/page.html")
     page = (tmp_path / "new/page.html").read_text(encoding="utf-8")
     read = Reader(page)
@@ -379,7 +382,7 @@ def test_the_page_displays_texts_and_does_not_interpret_them(tmp_path):
 
 def test_the_terminal_gets_no_control_characters(tmp_path):
     corpus = write_lines(tmp_path / "x.jsonl", ["\x1b[31mred\u202e", "\x1b[31mred\u202e", "\x07" * 9])
-    report = corpus_report(corpus, BytesTokenizer(), max_length=8)
+    report = corpus_report([corpus], BytesTokenizer(), max_length=8)
     lines = replace(report, sequences=[[27, 65, 256, 7, 13, 10, 66]]).lines()
     assert lines[-4:] == [
         "  | \ufffdA",
@@ -392,7 +395,7 @@ def test_the_terminal_gets_no_control_characters(tmp_path):
 
 def test_an_empty_corpus(tmp_path):
     (tmp_path / "x.txt").write_text("")
-    report = corpus_report(TextFiles(tmp_path / "x.txt"), GPT2Tokenizer(), max_length=8)
+    report = corpus_report([TextFiles(tmp_path / "x.txt")], GPT2Tokenizer(), max_length=8)
     assert (report.documents, report.tokens, report.length(0.5)) == (0, 0, 0)
     lines = report.lines()
     assert "  there is no whole document" in lines

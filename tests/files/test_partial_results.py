@@ -26,7 +26,9 @@ def test_it_goes_on_and_becomes_a_list(output):
     second.finish()
     assert json.loads(output.read_text(encoding="utf-8")) == [{"a": "ü\u2028"}, {"a": "2"}, {"a": "3"}]
     assert [path.name for path in output.parent.iterdir()] == ["answers.json"]
-    with pytest.raises(InputError, match=r"^output=.*answers.json exists already: remove it, or give"):
+    with pytest.raises(
+        InputError, match=r"^output=.*answers.json is there already: give a new name, or remove it"
+    ):
         PartialResults(output, SETTINGS)
 
 
@@ -60,5 +62,5 @@ def test_a_damaged_file_is_refused(output, content):
 
 
 def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"must be in an existing folder: make .*none first$"):
+    with pytest.raises(InputError, match=r"none.* is in a folder that does not exist: make it first$"):
         PartialResults(tmp_path / "none/answers.json", {})

@@ -47,10 +47,11 @@ def race(tmp_path: Path, code: str, *, processes: int) -> list[str]:
     return outputs
 
 
-def test_runs_of_one_second_have_folders_of_their_own(tmp_path):
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTPL_RUNS", str(tmp_path / "runs"))
     code = """
 claims._moment = lambda: "2026-11-26_02-14-00"
-claim = claims.claim_new_run(None, name="quick", root=go.parent / "runs")
+claim = claims.claim_new_run(None, name="quick")
 (claim.path / "config.yaml").write_text("")
 print(claim.path.name)
 """
@@ -102,10 +103,11 @@ print(had)
         pass
 
 
-def test_a_run_that_was_refused_leaves_nothing(tmp_path):
+def test_a_run_that_was_refused_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTPL_RUNS", str(tmp_path / "runs"))
     with pytest.raises(InputError, match="warmup"), claim_new_run(tmp_path / "a/b", name="x"):
         raise InputError("warmup_steps=10 leaves nothing")
-    with claim_new_run(None, name="quick", root=tmp_path / "runs") as claim:
+    with claim_new_run(None, name="quick") as claim:
         assert claim.path.parent == tmp_path / "runs/quick"
     assert list(tmp_path.iterdir()) == []
 

@@ -5,6 +5,7 @@ import socket
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,13 +126,14 @@ def test_a_driver_that_torch_does_not_use(monkeypatch, tmp_path, text, version):
 
 # --- folders --------------------------------------------------------------------------------------------
 
-MOUNTS = r"""/dev/sda / ext4 rw 0 0
-server:/home /home nfs4 rw,vers=4.2 0 0
-tmpfs /home/me/fast tmpfs rw 0 0
-//host/share /media/my\040share cifs rw 0 0
-old /data ext4 rw 0 0
-lustre@tcp:/scratch /data lustre rw 0 0
-"""
+MOUNTS = {
+    "/dev/sda": ("/", "ext4"),
+    "server:/home": ("/home", "nfs4"),
+    "tmpfs": ("/home/me/fast", "tmpfs"),
+    "//host/share": ("/media/my share", "cifs"),
+    "old": ("/data", "ext4"),
+    "lustre@tcp:/scratch": ("/data", "lustre"),
+}
 
 
 @pytest.mark.parametrize(
@@ -144,33 +146,34 @@ lustre@tcp:/scratch /data lustre rw 0 0
         ("/data/runs", "lustre", True),
     ],
 )
-def test_the_file_system_of_a_folder(path, kind, network):
-    assert doctor_module._file_system(Path(path), MOUNTS) == kind
+def test_the_file_system_of_a_folder(monkeypatch, path, kind, network):
+    mounts = [SimpleNamespace(mountpoint=mount, fstype=kind) for mount, kind in MOUNTS.values()]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
+    assert doctor_module._file_system(Path(path)) == kind
     assert kind.startswith(doctor_module._NETWORK) == network
 
 
 @pytest.mark.parametrize("missing", ["of folders", "of files"])
 def test_a_folder_without_locks(tmp_path, monkeypatch, missing):
-    assert [each.ok for each in doctor_module._place(tmp_path, "GPTPL_RUNS", "")[3:]] == [True, True]
+    assert [each.ok for each in doctor_module._place(tmp_path, "GPTPL_RUNS")[3:]] == [True, True]
     if missing == "of folders":
         monkeypatch.setattr(doctor_module, "is_locked", lambda folder: False)
     else:
         monkeypatch.setattr(doctor_module, "FileLock", lambda *given, **settings: nullcontext())
-    locks = finding(doctor_module._place(tmp_path, "GPTPL_RUNS", ""), "locks")
+    locks = finding(doctor_module._place(tmp_path, "GPTPL_RUNS"), "locks")
     assert (locks.ok, locks.text) == (False, "do not keep two processes apart")
     assert "GPTPL_RUNS=FOLDER" in locks.remedy
 
 
 def test_a_file_server_with_another_clock(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda now=time.time: now() - 90)
-    clock = finding(doctor_module._place(tmp_path, "GPTPL_RUNS", ""), "clock")
+    clock = finding(doctor_module._place(tmp_path, "GPTPL_RUNS"), "clock")
     assert (clock.ok, clock.text) == (False, "90.0 s from this machine's")
 
 
 def test_a_folder_that_cannot_be_written():
-    [folder] = [
-        each for each in doctor_module._place(Path("/proc/runs"), "GPTPL_CACHE", "") if each.ok is False
-    ][:1]
+    found = doctor_module._place(Path("/proc/runs"), "GPTPL_CACHE")
+    folder = next(each for each in found if each.ok is False)
     assert folder.text.startswith("/proc/runs (does not exist yet), cannot be written (")
     assert "GPTPL_CACHE=FOLDER" in folder.remedy
 

@@ -55,9 +55,10 @@ def root(tmp_path, make_run, monkeypatch):
         ("quick_1a2b/latest", "sweeps/quick_1a2b/10"),
     ],
 )
-def test_a_run_has_many_names(root, name, found):
+def test_a_run_has_many_names(root, name, found, monkeypatch):
     assert find_run(name) == root / found
-    assert find_run(Path(name), root=root.absolute()).resolve() == (root / found).resolve()
+    monkeypatch.setenv("GPTPL_RUNS", str(root.absolute()))
+    assert find_run(Path(name)).resolve() == (root / found).resolve()
 
 
 def test_all_runs_may_be_elsewhere(root, tmp_path, monkeypatch):

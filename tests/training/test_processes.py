@@ -233,6 +233,17 @@ def test_the_first_decides(together):
     assert together(say) == ["made by 0"] * 3
 
 
+@pytest.mark.parametrize("own", [{}, {2: "other"}])
+def test_who_has_the_folder_of_the_first(together, tmp_path, own):
+    def say(one: Processes) -> list[bool]:
+        folder = tmp_path / own.get(one.launcher.rank, "shared")
+        folder.mkdir(exist_ok=True)
+        return one.seeing(folder, seconds=0.2)
+
+    assert together(say) == [[True, True, not own]] * 3
+    assert not [*tmp_path.glob("*/.*")]
+
+
 def test_who_differs_in_what_is_said_by_all(together):
     def say(one: Processes) -> None:
         one.agree({"seed": 1, "optimizer.lr": 0.1 + (one.launcher.rank == 2), "torch": "2.13"})

@@ -15,7 +15,6 @@ from gptpl.cli.model_input import NOT_SET, given_filter, given_model, given_text
 from gptpl.config.compose import plain
 from gptpl.config.instantiate import instantiate
 from gptpl.config.overrides import key_of
-from gptpl.config.signatures import locate
 from gptpl.data.sources import LabelledCorpus
 from gptpl.data.sources.records import TextTable
 from gptpl.errors import InputError
@@ -132,20 +131,15 @@ def _benchmarks(given: Arguments, cfg: dict[str, Any]) -> None:
 
 def _datamodule(data: dict[str, Any], model: "LanguageModel", template: "PromptTemplate | None") -> Any:
     from gptpl.model.protocol import context_length
-    from gptpl.runs.evaluation_data import make_datamodule, with_corpora
+    from gptpl.runs.evaluation_data import make_datamodule
 
     if data.get("stride") not in (None, data["max_length"]):
         raise InputError(
             f"data.stride={data['stride']} has no effect here, the sequences do not overlap: leave it out"
         )
     length = context_length(model.net) if data["max_length"] is None else data["max_length"]
-    return make_datamodule(
-        locate(data["_target_"], "data._target_"),
-        {**with_corpora(data), "max_length": length},
-        tokenizer=model.tokenizer,
-        template=None if template is None else template.state(),
-        batch_size=data["batch_size"],
-    )
+    settings = {**data, "max_length": length}
+    return make_datamodule(model, settings, template=template, batch_size=data["batch_size"])
 
 
 def _classified(cfg: dict[str, Any], model: "Classifier") -> "ClassifierEvaluation":

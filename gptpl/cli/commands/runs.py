@@ -15,7 +15,7 @@ from gptpl.errors import InputError
 from gptpl.files.run_record import BEST, RunRecord, change_tags, read_run, write_run_json
 from gptpl.files.run_settings import Differences, Setting, differing_beside, differing_settings
 from gptpl.runs.listing import SORTS, DiskUse, Listed, disk_use, find_run, list_runs, runs_folder
-from gptpl.runs.removal import Removal, plan_removal, rest_of, rests_below, some, warnings
+from gptpl.runs.removal import Removal, plan_removal, rest_of, rests_below, warnings
 from gptpl.text import (
     NONE,
     bytes_text,
@@ -26,6 +26,7 @@ from gptpl.text import (
     printable,
     setting_text,
     shortened,
+    some,
     table,
     time_text,
 )
