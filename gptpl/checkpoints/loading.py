@@ -39,7 +39,7 @@ from gptpl.tokenizers.hugging_face import is_gpt2_vocabulary
 from gptpl.weights.adapter import is_adapter
 from gptpl.weights.hugging_face import open_classifier
 from gptpl.weights.model_files import ModelFiles, state_dict_source, weights_sha256
-from gptpl.weights.starting import CroppedWeights, PublishedWeights
+from gptpl.weights.starting import PublishedWeights, StartingWeights
 from gptpl.weights.torch_files import OURS
 from gptpl.weights.transfer import check_fits, check_memory, check_tensors, load_tensors
 
@@ -355,11 +355,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunWeights(CroppedWeights):
+class RunWeights(StartingWeights):
     """The weights of a gptpl checkpoint; optimizer, schedule and position in the data start from scratch."""
 
     checkpoint: str | None = None
     """A run's folder (its last checkpoint) or a `.ckpt` file."""
+    crop_context: bool = False
+    crop_vocabulary: bool = False
 
     @property
     def file(self) -> Path:

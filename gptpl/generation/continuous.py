@@ -5,8 +5,9 @@
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from gptpl.generation.sampling import (
     row_generators,
     seeded_generator,
 )
-from gptpl.model.inference import CachedGPT, KVCache, SlotCache, padded_rows
+from gptpl.model.inference import CachedGPT, KVCache, padded_rows
 from gptpl.model.protocol import Cached, cached_form, context_length, device_of, module_of, vocab_size
 
 MIN_SHARED = 16  # tokens of a prompt: reading fewer again costs less than copying them
@@ -33,10 +34,11 @@ MOST_PADDING = 32  # tokens of a prompt beside a longer one: reading it by itsel
 MOST_KEPT = 128  # beginnings: every prompt is compared with each
 
 
+@dataclass(eq=False)
 class Request(ABC):
     """A prompt to continue, and what becomes of its tokens: see `ContinuousBatch`.
 
-    Args:
+    Attributes:
         prompt: token ids, at least one.
         rules: how tokens are chosen.
         max_new_tokens: of each continuation; prompt and continuation must fit into the model's context.
@@ -45,26 +47,19 @@ class Request(ABC):
         alternatives: number of them in the details of each token; None: no details.
         prompt_details: whether `on_prompt` is given details, those of every token but the first.
         logit_bias: added to the logits of these token ids, before any rule.
+        cancelled: set it, in any thread, to end all continuations at the next step.
     """
 
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        *,
-        rules: SamplingRules,
-        max_new_tokens: int,
-        num_samples: int = 1,
-        seed: int | None = None,
-        alternatives: int | None = None,
-        prompt_details: bool = False,
-        logit_bias: Mapping[int, float] | None = None,
-    ) -> None:
-        self.prompt, self.rules, self.max_new_tokens = list(prompt), rules, max_new_tokens
-        self.num_samples, self.seed = num_samples, seed
-        self.alternatives, self.prompt_details = alternatives, prompt_details
-        self.logit_bias = dict(logit_bias or {})
-        self.cancelled = False
-        """Set it, in any thread, to end all continuations at the next step."""
+    prompt: list[int]
+    _: KW_ONLY
+    rules: SamplingRules
+    max_new_tokens: int
+    num_samples: int = 1
+    seed: int | None = None
+    alternatives: int | None = None
+    prompt_details: bool = False
+    logit_bias: Mapping[int, float] | None = None
+    cancelled: bool = field(default=False, init=False)
 
     def on_prompt(self, *, shared: int, details: list[TokenDetails] | None) -> None:  # noqa: B027
         """The prompt has been read; `shared` of its tokens were known from earlier ones."""
@@ -78,7 +73,7 @@ class Request(ABC):
         """All continuations have ended by an error."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Row:
     """A continuation that is being written."""
 
@@ -96,6 +91,7 @@ class _Reading:
     cache: Any
     read: int  # tokens
     shared: int
+    piece: list[int] = field(default_factory=list)  # that is read next
     details: list[TokenDetails] = field(default_factory=list)
 
 
@@ -129,7 +125,7 @@ class ContinuousBatch:
         self.max_rows = max_rows
         self._device, self._piece = device_of(model), piece
         cached = cached_form(model, rows=max_rows)
-        self._slots: _Slots = (
+        self._slots: _CachedSlots | _WholeSlots = (
             _CachedSlots(cached, rows=max_rows, kept_bytes=kept_bytes)
             if isinstance(cached, CachedGPT)
             else _WholeSlots(module_of(model))
@@ -167,7 +163,7 @@ class ContinuousBatch:
         V, C = self.vocab_size, self.context_length
         check_prompts([request.prompt], vocab_size=V, max_new_tokens=request.max_new_tokens)
         request.rules.check_vocabulary(V)
-        check_token_ids("logit_bias", list(request.logit_bias), vocab_size=V)
+        check_token_ids("logit_bias", list(request.logit_bias or ()), vocab_size=V)
         if request.seed is not None:
             check_seed(request.seed)
         if not 1 <= request.num_samples <= self.max_rows:
@@ -199,12 +195,17 @@ class ContinuousBatch:
 
     def step(self) -> None:
         """Read a piece of the prompts and write a token of each row, as far as there are any."""
-        self._drop_cancelled()
+        self.waiting = deque(each for each in self.waiting if not each.cancelled)
+        self._reading = deque(each for each in self._reading if not each.request.cancelled)
+        self._end([row for row in self._rows if row.request.cancelled])
         # Autocast would mix its data type with that of the packed weights.
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
             # A request stays where `requests` finds it until the next stage has it, should a step fail.
             while self.waiting and self.rows + self.waiting[0].num_samples <= self.max_rows:
-                self._start(self.waiting[0])
+                request = self.waiting[0]
+                # Details of a prompt need the logits of all its positions.
+                cache, shared = self._slots.begin(request.prompt, shared=not request.prompt_details)
+                self._reading.append(_Reading(request=request, cache=cache, read=shared, shared=shared))
                 self.waiting.popleft()
             for group in self._next_pieces():
                 self._read(group)
@@ -212,67 +213,51 @@ class ContinuousBatch:
                 self._take(self._rows, self._slots.step([row.written[-1] for row in self._rows]))
         self.load = (self.rows, self.tokens)
 
-    def _drop_cancelled(self) -> None:
-        self.waiting = deque(each for each in self.waiting if not each.cancelled)
-        self._reading = deque(each for each in self._reading if not each.request.cancelled)
-        self._end([row for row in self._rows if row.request.cancelled])
-
-    def _start(self, request: Request) -> None:
-        # Details of a prompt need the logits of all its positions.
-        cache, shared = self._slots.begin(request.prompt, shared=not request.prompt_details)
-        self._reading.append(_Reading(request=request, cache=cache, read=shared, shared=shared))
-
-    def _next_pieces(self) -> list[list[tuple[_Reading, list[int]]]]:
-        """The tokens that this step reads, in groups to be read side by side: of similar lengths."""
+    def _next_pieces(self) -> list[list[_Reading]]:
+        """The prompts of which this step reads a `piece`, those of similar lengths in a group."""
         left = self._piece
-        chosen: list[tuple[_Reading, list[int]]] = []
+        chosen: list[_Reading] = []
         for reading in self._reading:
             if left <= 0:
                 break
             rest = reading.request.prompt[reading.read :]
-            piece = rest if reading.cache is None else rest[:left]
-            chosen.append((reading, piece))
-            left -= len(piece)
-        groups: list[list[tuple[_Reading, list[int]]]] = []
-        for reading, piece in sorted(chosen, key=lambda each: -len(each[1])):
-            if groups and len(groups[-1][0][1]) - len(piece) <= MOST_PADDING:
-                groups[-1].append((reading, piece))
+            reading.piece = rest if reading.cache is None else rest[:left]
+            chosen.append(reading)
+            left -= len(reading.piece)
+        groups: list[list[_Reading]] = []
+        for reading in sorted(chosen, key=lambda each: -len(each.piece)):
+            if groups and len(groups[-1][0].piece) - len(reading.piece) <= MOST_PADDING:
+                groups[-1].append(reading)
             else:
-                groups.append([(reading, piece)])
+                groups.append([reading])
         return groups
 
-    def _read(self, group: Sequence[tuple[_Reading, list[int]]]) -> None:
+    def _read(self, group: Sequence[_Reading]) -> None:
         """Read these pieces; where one is the last of its prompt the continuations begin."""
-        wanted = [len(piece) if reading.request.prompt_details else 1 for reading, piece in group]
-        found = self._slots.read(
-            [piece for _, piece in group], [reading.cache for reading, _ in group], logits=wanted
-        )
-        for (reading, piece), logits in zip(group, found, strict=True):
-            request = reading.request
-            following = request.prompt[reading.read + 1 : reading.read + len(piece) + 1]
-            reading.read += len(piece)
+        pieces, caches = [each.piece for each in group], [each.cache for each in group]
+        wanted = [len(each.piece) if each.request.prompt_details else 1 for each in group]
+        for reading, logits in zip(group, self._slots.read(pieces, caches, logits=wanted), strict=True):
+            request, end = reading.request, reading.read + len(reading.piece)
+            following = request.prompt[reading.read + 1 : end + 1]
+            reading.read = end
             if request.prompt_details and following:
                 log_p = logits[: len(following)].float().log_softmax(dim=-1)
                 targets = torch.tensor(following, device=self._device)
                 reading.details += token_details(log_p, targets, request.alternatives or 0)
             if ended := reading.read == len(request.prompt):
-                self._finish(reading, logits[-1:])
+                self._begin(reading, logits[-1:])
             self._reading.remove(reading)
             if not ended:
                 self._reading.append(reading)
 
-    def _finish(self, reading: _Reading, logits: Tensor) -> None:
-        """The prompt has been read: logits (1, V) of its last token."""
-        request = reading.request
+    def _begin(self, reading: _Reading, logits: Tensor) -> None:
+        """Begin the continuations of a prompt that has been read: logits (1, V) after its last token."""
+        request, n = reading.request, reading.request.num_samples
         if bool(logits.isfinite().all()):
             self._slots.keep(request.prompt, reading.cache)
         request.on_prompt(shared=reading.shared, details=reading.details if request.prompt_details else None)
-        if request.max_new_tokens:
-            self._begin(reading, logits)
-
-    def _begin(self, reading: _Reading, logits: Tensor) -> None:
-        """Choose the first token of each continuation: logits (1, V)."""
-        request, n = reading.request, reading.request.num_samples
+        if not request.max_new_tokens:
+            return
         generators: Sequence[torch.Generator | None] = [None] * n
         if not is_greedy(request.rules):
             seeded = seeded_generator(request.seed, self._device)
@@ -322,7 +307,7 @@ class ContinuousBatch:
                     ids = torch.tensor(list(bias), device=self._device)
                     biased[place, ids] += torch.tensor(list(bias.values()), device=self._device)
         tokens = written = None
-        if rules.look_back or rules.forced_tokens:
+        if rules.look_back:
             read = [[*row.request.prompt, *row.written] for row in rows]
             new = [row.written for row in rows]
             tokens, written = (padded_rows(each, NO_TOKEN, self._device) for each in (read, new))
@@ -335,7 +320,7 @@ class ContinuousBatch:
 
     def _end(self, rows: Sequence[_Row]) -> None:
         for row in rows:
-            place = next(place for place, each in enumerate(self._rows) if each is row)
+            place = self._rows.index(row)
             # One that was cancelled may have keys that are not finite.
             tokens = [] if row.request.cancelled else [*row.request.prompt, *row.written]
             self._slots.remove(place, tokens)
@@ -354,50 +339,23 @@ def _fail(rows: Sequence[_Row], message: str) -> None:
 # --- where rows are kept --------------------------------------------------------------------------------
 
 
-class _Slots(Protocol):
-    """Rows of tokens that come and go, and the logits of their next tokens."""
-
-    def clear(self) -> None:
-        """Forget everything."""
-
-    def begin(self, prompt: Sequence[int], *, shared: bool) -> tuple[Any, int]:
-        """A cache to read the prompt into, and how many of its tokens it has; None: read it whole."""
-
-    def read(
-        self, pieces: Sequence[Sequence[int]], caches: Sequence[Any], *, logits: Sequence[int]
-    ) -> list[Tensor]:
-        """Read the next tokens of prompts; returns for each the logits (n, V) after its last n = `logits`."""
-
-    def keep(self, tokens: Sequence[int], cache: Any) -> None:
-        """Remember what has been read, for prompts that begin with it."""
-
-    def add(self, prompt: Sequence[int], cache: Any) -> None:
-        """Add a row behind the others, of a prompt that has been read."""
-
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Append a token to each row; returns the logits (B, V) after it."""
-
-    def remove(self, row: int, tokens: Sequence[int]) -> None:
-        """Remove a row, and remember it by its tokens, if given; the last row takes its number."""
-
-
 class _CachedSlots:
     """Rows of a `SlotCache`, and the caches of earlier prompts and texts, the most recently used ones."""
 
     def __init__(self, cached: CachedGPT, *, rows: int, kept_bytes: int) -> None:
-        self._cached, self._rows, self._kept_bytes = cached, rows, kept_bytes
+        self._cached, self._kept_bytes = cached, kept_bytes
+        self._new_slots = partial(cached.slots, rows=rows, capacity=cached.config.context_length)
         self._kept: list[tuple[NDArray[np.int64], KVCache]] = []  # the last one was used last
         self._all = self._new_slots()
 
     def clear(self) -> None:
+        """Forget everything."""
         self._kept = []
         del self._all  # before another one takes memory
         self._all = self._new_slots()
 
-    def _new_slots(self) -> SlotCache:
-        return self._cached.slots(rows=self._rows, capacity=self._cached.config.context_length)
-
     def begin(self, prompt: Sequence[int], *, shared: bool) -> tuple[KVCache, int]:
+        """A cache to read the prompt into, and how many of its tokens it has, if it may share any."""
         common = [_common(tokens, np.array(prompt)) for tokens, _ in self._kept] if shared else []
         best = max(range(len(common)), key=common.__getitem__, default=0)
         most = min(common[best], len(prompt) - 1) if common else 0  # the last one is read for its logits
@@ -410,9 +368,11 @@ class _CachedSlots:
     def read(
         self, pieces: Sequence[Sequence[int]], caches: Sequence[KVCache], *, logits: Sequence[int]
     ) -> list[Tensor]:
+        """Read the next tokens of prompts; returns for each the logits (n, V) after its last n = `logits`."""
         return self._cached.read(pieces, caches, logits=logits)
 
     def keep(self, tokens: Sequence[int], cache: KVCache) -> None:
+        """Remember what has been read, for prompts that begin with it."""
         if not len(tokens) >= MIN_SHARED or cache.nbytes > self._kept_bytes:
             return
         new = np.array(tokens)
@@ -423,12 +383,15 @@ class _CachedSlots:
             surplus -= self._kept.pop(0)[1].nbytes
 
     def add(self, prompt: Sequence[int], cache: KVCache) -> None:
+        """Add a row behind the others, of a prompt that has been read."""
         self._all.add(cache)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
+        """Append a token to each row; returns the logits (B, V) after it."""
         return self._cached.step(torch.tensor(tokens, device=self._cached.model.device), self._all)
 
     def remove(self, row: int, tokens: Sequence[int]) -> None:
+        """Remove a row, and remember it by its tokens, if given; the last row takes its number."""
         length = self._all.lengths[row]  # the last token has not been read
         if self._kept_bytes and tokens and length >= MIN_SHARED:
             self.keep(tokens[:length], self._all.branch(row, length=length, capacity=length))
@@ -443,7 +406,7 @@ def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
 
 
 class _WholeSlots:
-    """Rows of a model without such a cache, which are read as a whole for every token."""
+    """The same of a model without such a cache: prompts and rows are read as a whole for every token."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

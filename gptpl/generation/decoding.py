@@ -2,7 +2,7 @@
 
 # B rows that continue, C context length, N beams, T time, V vocabulary
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +174,7 @@ class Decoding:
 
     def _chosen(self, logits: Tensor) -> Tensor:
         tokens = written = None
-        if self._rules.look_back or self._rules.forced_tokens:
+        if self._rules.look_back:
             new = [self.written[row] for row in self.rows]
             read = [[*self._prompts[row // self._num_samples], *self.written[row]] for row in self.rows]
             tokens, written = (padded_rows(each, NO_TOKEN, self._device) for each in (read, new))
@@ -204,46 +204,42 @@ class NextLogits:
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Start with a row of each prompt: (B, V)."""
-
-        def prefill(cached: Cached, fitting: list[int]) -> Tensor:
-            self._cache = cached.new_cache(rows=len(fitting), capacity=self._capacity)
-            return cached.prefill([prompts[i] for i in fitting], self._cache)
-
-        self._rows = [list(prompt) for prompt in prompts]
-        return self._logits(prefill)
+        return self._replace([list(prompt) for prompt in prompts], parents=None)
 
     def advance(self, parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Replace the rows: new row i is row parents[i] followed by tokens[i]; returns (B, V).
 
         A row may be the parent of several rows, or of none.
         """
-        fitted = [i for i, row in enumerate(self._rows) if self._fits(row)]
-        places = {row: place for place, row in enumerate(fitted)}
+        rows = [[*self._rows[parent], token] for parent, token in zip(parents, tokens, strict=True)]
+        return self._replace(rows, parents)
 
-        def step(cached: Cached, fitting: list[int]) -> Tensor:
-            self._cache.select([places[parents[i]] for i in fitting])
-            return cached.step(torch.tensor([tokens[i] for i in fitting], device=self._device), self._cache)
+    def _fitting(self) -> list[int]:
+        """The rows that are in the cache, in its order."""
+        if self._cached is None:
+            return []
+        return [i for i, row in enumerate(self._rows) if len(row) <= self._context]
 
-        self._rows = [[*self._rows[parent], token] for parent, token in zip(parents, tokens, strict=True)]
-        return self._logits(step)
-
-    def _fits(self, row: list[int]) -> bool:
-        return self._cached is not None and len(row) <= self._context
-
-    def _logits(self, read: Callable[[Cached, list[int]], Tensor]) -> Tensor:
-        """The logits of all rows (B, V); `read` gives those of the rows that fit."""
-        fitting = [i for i, row in enumerate(self._rows) if self._fits(row)]
-        others = [i for i, row in enumerate(self._rows) if not self._fits(row)]
+    def _replace(self, rows: list[list[int]], parents: Sequence[int] | None) -> Tensor:
+        """Read new rows, all of them or, where they have parents, their last tokens: (B, V)."""
+        places = {row: place for place, row in enumerate(self._fitting())}
+        self._rows = rows
+        fitting = self._fitting()
+        others = sorted(set(range(len(rows))) - set(fitting))
         parts: list[Tensor] = []
         # Autocast would mix its data type with that of the packed weights.
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
-            if self._cached is not None and fitting:
-                parts.append(read(self._cached, fitting))
-            if others:
-                last = [self._rows[i][-self._context :] for i in others]
-                parts.append(read_whole(self._model, last)[:, 0])
-            if not fitting:
+            if self._cached is None or not fitting:
                 self._cache = None
+            elif parents is None:
+                self._cache = self._cached.new_cache(rows=len(fitting), capacity=self._capacity)
+                parts.append(self._cached.prefill([rows[i] for i in fitting], self._cache))
+            else:
+                self._cache.select([places[parents[i]] for i in fitting])
+                new = torch.tensor([rows[i][-1] for i in fitting], device=self._device)
+                parts.append(self._cached.step(new, self._cache))
+            if others:
+                parts.append(read_whole(self._model, [rows[i][-self._context :] for i in others])[:, 0])
             if len(parts) == 1:
                 return parts[0]
             order = torch.tensor([*fitting, *others], device=self._device).argsort()

@@ -117,7 +117,8 @@ class SamplingRules:
     @property
     def look_back(self) -> bool:
         """Whether a rule needs the tokens so far."""
-        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+        penalties = self.frequency_penalty, self.presence_penalty
+        return self.repetition_penalty != 1 or any(penalties) or bool(self.forced_tokens)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise InputError for a top_k above the vocabulary, an unknown token id, a ban of every token."""
@@ -345,13 +346,10 @@ def check_seed(seed: int) -> None:
 
 def seeded_generator(seed: int | None, device: torch.device) -> torch.Generator:
     """A generator with this seed, or (None) with one from the system. Raises InputError as `check_seed`."""
-    generator = torch.Generator(device)
     if seed is None:
-        generator.seed()
-    else:
-        check_seed(seed)
-        generator.manual_seed(seed)
-    return generator
+        return mixed_generator(device)
+    check_seed(seed)
+    return torch.Generator(device).manual_seed(seed)
 
 
 def mixed_generator(device: torch.device, *numbers: int) -> torch.Generator:

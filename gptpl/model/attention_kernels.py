@@ -45,8 +45,7 @@ def blocked_attention(qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor 
     out = qkv.new_empty(B, T, width // 3)
     dropout = _Dropout(dropout_p, seed)
     hidden = _hidden_corner(qkv)
-    for rows in _groups(B, n_heads, T):
-        q, k, v = _heads(qkv[rows], n_heads)  # each (N, T, K)
+    for rows, q, k, v in _groups(qkv, n_heads):
         mixed = torch.empty_like(q)
         for first, last in _query_blocks(T):
             weights = _weights(q, k, first, last, hidden)  # (N, Q, last)
@@ -66,13 +65,11 @@ def _(qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor | None) -> Tenso
 @torch.library.custom_op("gptpl::blocked_attention_backward", mutates_args=())
 def _backward(grad: Tensor, qkv: Tensor, n_heads: int, dropout_p: float, seed: Tensor | None) -> Tensor:
     """The gradient of qkv (B, T, 3 D) from that of `blocked_attention`'s output, (B, T, D)."""
-    B, T, width = qkv.shape
-    K = width // 3 // n_heads
+    T, K = qkv.shape[1], qkv.shape[2] // 3 // n_heads
     out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     dropout = _Dropout(dropout_p, seed)
     hidden = _hidden_corner(qkv)
-    for rows in _groups(B, n_heads, T):
-        q, k, v = _heads(qkv[rows], n_heads)  # each (N, T, K)
+    for rows, q, k, v in _groups(qkv, n_heads):
         d_mixed = grad[rows].reshape(-1, T, n_heads, K).transpose(1, 2).reshape(-1, T, K)
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for first, last in _query_blocks(T):
@@ -130,23 +127,21 @@ class _Dropout:
         return weights if mask is None else (weights * mask).mul_(self.scale)
 
 
-def _groups(B: int, n_heads: int, T: int) -> Iterator[slice]:
-    """Rows of the batch whose scores are computed together."""
-    rows = max(1, BLOCK_SCORES // (n_heads * min(T, BLOCK_QUERIES) * T))
-    return (slice(first, first + rows) for first in range(0, B, rows))
+def _groups(qkv: Tensor, n_heads: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Rows of the batch whose scores are computed together: queries, scaled, keys and values, (N, T, K)."""
+    B, T, width = qkv.shape
+    K = width // 3 // n_heads
+    size = max(1, BLOCK_SCORES // (n_heads * min(T, BLOCK_QUERIES) * T))
+    for first in range(0, B, size):
+        rows = slice(first, first + size)
+        heads = qkv[rows].view(-1, T, 3, n_heads, K).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
+        q, k, v = heads.reshape(3, -1, T, K).unbind()  # contiguous
+        yield rows, q * K**-0.5, k, v
 
 
 def _query_blocks(T: int) -> Iterator[tuple[int, int]]:
     """Queries whose scores are computed together: from `first` to before `last`, where their keys end."""
     return ((first, min(first + BLOCK_QUERIES, T)) for first in range(0, T, BLOCK_QUERIES))
-
-
-def _heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T, 3 D) -> queries, scaled, keys and values, each (N, T, K) and contiguous."""
-    B, T, width = qkv.shape
-    K = width // 3 // n_heads
-    parts = qkv.view(B, T, 3, n_heads, K).permute(2, 0, 3, 1, 4).reshape(3, B * n_heads, T, K)
-    return parts[0] * K**-0.5, parts[1], parts[2]
 
 
 def _hidden_corner(qkv: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ class GPTConfig:
         drop_rate: dropout probability of the embeddings, the attention weights and each shortcut.
         qkv_bias: whether the query-key-value projection has a bias (the book's: no; OpenAI's GPT-2: yes).
         tie_weights: whether the head shares the token embedding's matrix (the book's: no; GPT-2: yes).
-        init: "torch" is `keep_torch`, the book's numbers; "gpt2" is `draw_gpt2`, also right for tied weights.
+        init: "gpt2" is `draw_gpt2`. "torch" keeps what torch's layers draw, the book's numbers: embeddings
+            N(0, 1), other matrices U(-1/sqrt(in), 1/sqrt(in)). Tied, the first loss of the 124M model is then
+            in the hundreds, not near ln(vocab_size) = 10.8.
         position: "learned" adds a learned vector per position; "rope" rotates queries and keys, see `rotate`.
         norm: "layernorm" or "rmsnorm", which does not subtract the mean and has no bias.
         feed_forward: "gelu" is `FeedForward`, "swiglu" is `SwiGLU`.
@@ -155,9 +157,7 @@ def causal_attention(
     B, T, width = qkv.shape
     if kernel == "auto":
         kernel = chosen_kernel(qkv.device.type, qkv.dtype, dropout_p)
-    if kernel == "blocked" and (mask is not None or extend is not None):
-        kernel = "sdpa"
-    if kernel == "blocked":
+    if kernel == "blocked" and mask is None and extend is None:
         seed = torch.randint(2**62, ()) if dropout_p else None  # of the dropout mask, drawn again in backward
         return blocked_attention(qkv, n_heads, dropout_p, seed)
     heads = qkv.view(B, T, 3, n_heads, width // 3 // n_heads)  # (B, T, 3, H, K)
@@ -313,7 +313,6 @@ class SwiGLU(nn.Module):
 
 
 NORMS: Mapping[str, type[nn.LayerNorm | nn.RMSNorm]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
-FEED_FORWARDS: Mapping[str, type[FeedForward | SwiGLU]] = {"gelu": FeedForward, "swiglu": SwiGLU}
 
 
 class TransformerBlock(nn.Module):
@@ -324,7 +323,7 @@ class TransformerBlock(nn.Module):
         self.norm1 = NORMS[config.norm](config.emb_dim, eps=NORM_EPS)
         self.attn = MultiHeadAttention(config)
         self.norm2 = NORMS[config.norm](config.emb_dim, eps=NORM_EPS)
-        self.ff = FEED_FORWARDS[config.feed_forward](config)
+        self.ff = FeedForward(config) if config.feed_forward == "gelu" else SwiGLU(config)
         self.drop_shortcut = nn.Dropout(config.drop_rate)
 
     def forward(
@@ -419,7 +418,8 @@ class GPTModel(GPTBackbone):
         self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False, device=head_device)
         if config.tie_weights:
             self.out_head.weight = self.tok_emb.weight
-        INITIALISATIONS[config.init](self, config.n_layers)
+        if config.init == "gpt2":
+            draw_gpt2(self, config.n_layers)
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Next-token logits: tokens (B, T) int64 -> (B, T, V). Position t predicts token t + 1 from 0..t.
@@ -461,14 +461,6 @@ def segment_mask(segments: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------- initial weights
 
 
-def keep_torch(model: nn.Module, n_layers: int) -> None:
-    """Leave every weight as torch's layers drew it: embeddings N(0, 1), layers U(-1/sqrt(in), 1/sqrt(in)).
-
-    A tied head then has N(0, 1), the first logits a standard deviation of about sqrt(emb_dim), and the first
-    loss of the 124M model is in the hundreds, not near ln(vocab_size) = 10.8.
-    """
-
-
 def draw_gpt2(model: nn.Module, n_layers: int) -> None:
     """Redraw the weights in place as GPT-2 does: matrices N(0, 0.02^2), biases 0, norm scales 1.
 
@@ -486,6 +478,3 @@ def draw_gpt2(model: nn.Module, n_layers: int) -> None:
             nn.init.normal_(parameter, std=0.02)
         else:
             nn.init.ones_(parameter)
-
-
-INITIALISATIONS: Mapping[str, Callable[[nn.Module, int], None]] = {"torch": keep_torch, "gpt2": draw_gpt2}

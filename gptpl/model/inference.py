@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from gptpl.errors import InputError
-from gptpl.model.gpt import Cache, GPTConfig, GPTModel
+from gptpl.model.gpt import Cache, GPTModel
 from gptpl.model.lora import LowRankLinear
 
 Linear = Callable[[Tensor], Tensor]
@@ -52,13 +53,15 @@ class KVCache:
         graph: None, or the step of these rows as a CUDA graph, see `CachedGPT.step`.
         steps: tokens that these rows have been given one by one.
 
+    It is on the model's device, in the type of its weights; on a CPU always in fp32.
+
     Bytes: 2 * n_layers * B * C * emb_dim * (4 in fp32, 2 in bf16); 75 MB per row of GPT-2 small in fp32.
     """
 
-    def __init__(
-        self, config: GPTConfig, *, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self._config = config
+    def __init__(self, model: GPTModel, *, rows: int, capacity: int) -> None:
+        self._model, config, device = model, model.config, model.device
+        # On a CPU attention of one token over bf16 keys takes eight times as long.
+        dtype = torch.float32 if device.type == "cpu" else model.tok_emb.weight.dtype
         # Zeros, not uninitialised memory: a masked weight of 0 times NaN would be NaN.
         shape = (rows, config.n_heads, capacity, config.emb_dim // config.n_heads)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
@@ -128,8 +131,7 @@ class KVCache:
 
     def branch(self, row: int, *, length: int, capacity: int) -> "KVCache":
         """A cache with memory of its own and one row: the first `length` tokens of this one's `row`."""
-        like = self.keys[0]
-        made = KVCache(self._config, rows=1, capacity=capacity, device=like.device, dtype=like.dtype)
+        made = KVCache(self._model, rows=1, capacity=capacity)
         made.lengths = [length]
         for mine, its in zip([*self.keys, *self.values], [*made.keys, *made.values], strict=True):
             its[0, :, :length] = mine[row, :, :length]
@@ -148,10 +150,8 @@ class KVCache:
 class SlotCache(KVCache):
     """A `KVCache` whose rows come and go one by one; it begins without any, and has memory for `rows`."""
 
-    def __init__(
-        self, config: GPTConfig, *, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        super().__init__(config, rows=rows, capacity=capacity, device=device, dtype=dtype)
+    def __init__(self, model: GPTModel, *, rows: int, capacity: int) -> None:
+        super().__init__(model, rows=rows, capacity=capacity)
         self._slots = [*self.keys, *self.values]
         self._use([])
 
@@ -165,14 +165,13 @@ class SlotCache(KVCache):
     def remove(self, row: int) -> None:
         """Remove a row; the last one takes its number."""
         *lengths, moved = self.lengths
+        last = len(lengths)
         for slots in self._slots:
-            if row < len(lengths):
-                slots[row, :, :moved] = slots[len(lengths), :, :moved]
+            slots[row, :, :moved] = slots[last, :, :moved]
             # A value that is not finite would spoil what uses the slot next, masked or not.
-            slots[len(lengths), :, :moved] = 0
-            if row < len(lengths):
-                slots[row, :, moved : self.lengths[row]] = 0
-        if row < len(lengths):
+            slots[row, :, moved : self.lengths[row]] = 0
+            slots[last, :, :moved] = 0
+        if row < last:
             lengths[row] = moved
         self._use(lengths)
 
@@ -184,27 +183,27 @@ class SlotCache(KVCache):
 
 
 class _SideBySide:
-    """Caches of one row, side by side: each is continued by a piece of so many tokens."""
+    """Caches of one row, side by side: each is continued by a piece."""
 
-    def __init__(self, caches: Sequence[KVCache], pieces: Sequence[int]) -> None:
-        self._caches = caches
+    def __init__(self, caches: Sequence[KVCache], pieces: Sequence[Sequence[int]]) -> None:
+        self._caches, self._device = caches, caches[0].keys[0].device
         self._starts = [cache.lengths[0] for cache in caches]
-        self._ends = [start + piece for start, piece in zip(self._starts, pieces, strict=True)]
+        self._ends = [start + len(piece) for start, piece in zip(self._starts, pieces, strict=True)]
+
+    def _places(self, T: int) -> Tensor:
+        starts = torch.tensor(self._starts, device=self._device)
+        return starts[:, None] + torch.arange(T, device=self._device)  # (B, T)
 
     def positions(self, T: int) -> Tensor:
         """Those of padding, which no token attends to, repeat the last one: the context has no more."""
-        device = self._caches[0].keys[0].device
-        starts = torch.tensor(self._starts, device=device)[:, None]
-        ends = torch.tensor(self._ends, device=device)[:, None]
-        return torch.minimum(starts + torch.arange(T, device=device), ends - 1)
+        ends = torch.tensor(self._ends, device=self._device)
+        return torch.minimum(self._places(T), ends[:, None] - 1)
 
     def mask(self, T: int) -> Tensor | None:
         if not any(self._starts):
             return None  # each attends to those up to itself
-        starts = torch.tensor(self._starts, device=self._caches[0].keys[0].device)[:, None]
-        queries = starts + torch.arange(T, device=starts.device)  # (B, T)
-        keys = torch.arange(max(self._ends), device=starts.device)  # (S,)
-        return (keys <= queries[:, :, None])[:, None]  # (B, 1, T, S)
+        keys = torch.arange(max(self._ends), device=self._device)  # (S,)
+        return (keys <= self._places(T)[:, :, None])[:, None]  # (B, 1, T, S)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         mine = [cache.keys[layer] for cache in self._caches], [cache.values[layer] for cache in self._caches]
@@ -236,20 +235,17 @@ class CachedGPT:
         self._packed = _packed_copy(model, rows=rows)
 
     def new_cache(self, *, rows: int, capacity: int) -> KVCache:
-        """An empty cache on the model's device, in the type of its weights; on a CPU always in fp32."""
-        return KVCache(self.config, rows=rows, **self._room(capacity))
+        """An empty cache."""
+        return KVCache(self.model, rows=rows, capacity=self._aligned(capacity))
 
     def slots(self, *, rows: int, capacity: int) -> SlotCache:
-        """A cache as of `new_cache` for up to `rows` rows that come and go."""
-        return SlotCache(self.config, rows=rows, **self._room(capacity))
+        """A cache for up to `rows` rows that come and go."""
+        return SlotCache(self.model, rows=rows, capacity=self._aligned(capacity))
 
-    def _room(self, capacity: int) -> Any:
-        device, dtype = self.model.device, self.model.tok_emb.weight.dtype
-        if device.type == "cpu":  # attention of one token over bf16 keys takes eight times as long there
-            dtype = torch.float32
-        else:  # a mask of such a width needs no copy
-            capacity = -(-capacity // _ALIGNED) * _ALIGNED
-        return {"capacity": capacity, "device": device, "dtype": dtype}
+    def _aligned(self, capacity: int) -> int:
+        """At least so much; on other devices than a CPU a width for which a mask needs no copy."""
+        step = 1 if self.model.device.type == "cpu" else _ALIGNED
+        return -(-capacity // step) * step
 
     def read(
         self, pieces: Sequence[Sequence[int]], caches: Sequence[KVCache], *, logits: Sequence[int]
@@ -259,9 +255,7 @@ class CachedGPT:
         Returns for each piece the logits (n, V) after its last n tokens, n as given. There must be room in
         the context and in the caches. Shorter pieces are padded to the longest.
         """
-        cache: Cache = (
-            caches[0] if len(caches) == 1 else _SideBySide(caches, [len(piece) for piece in pieces])
-        )
+        cache: Cache = caches[0] if len(caches) == 1 else _SideBySide(caches, pieces)
         hidden = self._packed.hidden(padded_rows(pieces, 0, self.model.device), cache=cache)  # (B, T, D)
         last = []
         for row, piece, each, n in zip(hidden, pieces, caches, logits, strict=True):
@@ -292,11 +286,8 @@ class CachedGPT:
         """
         if cache.graph is None and cache.steps >= _STEPS_BEFORE_GRAPH and tokens.is_cuda:
             cache.graph = _StepGraph(self._next_logits, cache)
-        logits = (
-            self._next_logits(tokens, cache)
-            if cache.graph is None
-            else cache.graph.replay(tokens, cache.lengths)
-        )
+        next_logits = self._next_logits if cache.graph is None else cache.graph.replay
+        logits = next_logits(tokens, cache)
         cache.lengths = [length + 1 for length in cache.lengths]
         cache.steps += 1
         return logits
@@ -308,9 +299,8 @@ class CachedGPT:
 
 def padded_rows(rows: Sequence[Sequence[int]], token: int, device: torch.device) -> Tensor:
     """The rows as one (B, T) int64 tensor, the shorter ones padded with the token."""
-    T = max(map(len, rows))
-    padded = [[*row, *[token] * (T - len(row))] for row in rows]
-    return torch.tensor(padded, dtype=torch.int64, device=device).view(len(rows), T)
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=token).to(device)
 
 
 class _StepGraph:
@@ -324,30 +314,25 @@ class _StepGraph:
         self._tokens = torch.zeros(len(cache.lengths), dtype=torch.int64, device=device)
         self._ends = torch.tensor(cache.lengths, device=device)
         self._graph = torch.cuda.CUDAGraph()
-        with _RECORDING, torch.cuda.device(device):
-            self._record(step, cache, device)
-
-    def _record(
-        self, step: Callable[[Tensor, KVCache], Tensor], cache: KVCache, device: torch.device
-    ) -> None:
         cache.ends = self._ends
         try:
-            # Libraries set themselves up in a first call, which must not be recorded. What it writes, at each
-            # row's end, the first replay overwrites.
-            aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(aside):
-                step(self._tokens, cache)
-            torch.cuda.current_stream(device).wait_stream(aside)
-            with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
-                self._logits = step(self._tokens, cache)
+            with _RECORDING, torch.cuda.device(device):
+                # Libraries set themselves up in a first call, which must not be recorded. What it writes, at
+                # each row's end, the first replay overwrites.
+                aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+                aside.wait_stream(torch.cuda.current_stream(device))
+                with torch.cuda.stream(aside):
+                    step(self._tokens, cache)
+                torch.cuda.current_stream(device).wait_stream(aside)
+                with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
+                    self._logits = step(self._tokens, cache)
         finally:
             cache.ends = None
 
-    def replay(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The logits (B, V) after these tokens (B,), which are appended to rows of these lengths."""
+    def replay(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """The logits (B, V) after these tokens (B,), which are appended to the rows."""
         self._tokens.copy_(tokens)
-        self._ends.copy_(torch.tensor(lengths))
+        self._ends.copy_(torch.tensor(cache.lengths))
         self._graph.replay()
         return self._logits.clone()  # the next replay writes to the same memory
 
@@ -387,13 +372,13 @@ def packed(layer: nn.Linear, *, rows: int) -> Linear:
         layer = layer.merged()
     if type(layer) is not nn.Linear or not can_pack(layer.weight):
         return layer
-    splits = layer.weight.dtype == torch.float32 and layer.out_features <= layer.in_features
-    if rows == 1 and splits and layer.out_features % PARTS == 0:
-        return _split(layer)
-    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-    bias = None if layer.bias is None else layer.bias.detach()
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    outputs, inputs = weight.shape
+    if rows == 1 and weight.dtype == torch.float32 and outputs <= inputs and outputs % PARTS == 0:
+        return _split(weight, bias)
+    reordered = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     multiply = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: multiply(x, weight, bias, "none", [], "")
+    return lambda x: multiply(x, reordered, bias, "none", [], "")
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -407,14 +392,13 @@ def can_pack(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def _split(layer: nn.Linear) -> Linear:
-    """The layer as a batch of products on its own weights, which several cores share.
+def _split(weight: Tensor, bias: Tensor | None) -> Linear:
+    """The layer as a batch of products on its own weights (O, I), which several cores share.
 
     For one row and no more outputs than inputs this is as fast as oneDNN's layout, or faster.
     """
-    outputs, inputs = layer.weight.shape
-    parts = layer.weight.detach().view(PARTS, outputs // PARTS, inputs).transpose(1, 2)  # (P, I, O / P)
-    bias = None if layer.bias is None else layer.bias.detach()
+    outputs, inputs = weight.shape
+    parts = weight.view(PARTS, outputs // PARTS, inputs).transpose(1, 2)  # (P, I, O / P)
 
     def multiply(x: Tensor) -> Tensor:
         rows = x.reshape(1, -1, inputs).expand(PARTS, -1, -1)  # (P, M, I)

@@ -109,23 +109,17 @@ def training_loss(
 
 
 def evaluation_loss(
-    net: nn.Module, inputs: Tensor, targets: Tensor, segments: Tensor | None = None
+    net: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    segments: Tensor | None = None,
+    sums_of: Sums = summed_next_token_loss,
 ) -> Tensor:
-    """`summed_next_token_loss` of the model, without all logits at once where it has a head to call apart.
+    """`sums_of` the model's logits, without all of them at once where it has a head to call apart.
 
     `segments` as for `training_loss`.
     """
-    return _evaluated(net, _given(net, inputs, segments), targets, summed_next_token_loss)
-
-
-def evaluation_scores(
-    net: nn.Module, inputs: Tensor, targets: Tensor, segments: Tensor | None = None
-) -> Tensor:
-    """`summed_scores` of the model, computed as `evaluation_loss`."""
-    return _evaluated(net, _given(net, inputs, segments), targets, summed_scores)
-
-
-def _evaluated(net: nn.Module, given: tuple[Tensor, ...], targets: Tensor, sums_of: Sums) -> Tensor:
+    given = _given(net, inputs, segments)
     if has_fused_head(net):
         return head_sums(*head_factors(net, *given), targets, sums_of)
     body, head = body_and_head(net)

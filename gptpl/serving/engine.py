@@ -113,7 +113,7 @@ class Generation(Request):
         tokenizer = model.tokenizer
         tokenizer.known_ids(prompt)
         super().__init__(
-            prompt,
+            list(prompt),
             rules=text_rules(rules, tokenizer, vocab_size(model.net)),
             max_new_tokens=max_new_tokens,
             num_samples=num_samples,

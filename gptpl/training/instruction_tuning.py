@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gptpl.data.instructions.datamodule import InstructionDataModule
 from gptpl.data.instructions.records import PromptTemplate
-from gptpl.model.loss import IGNORED_TARGET, evaluation_scores, training_loss
+from gptpl.model.loss import IGNORED_TARGET, evaluation_loss, summed_scores, training_loss
 from gptpl.training.language_model import LanguageModelingModule
 from gptpl.training.task import Better, Sums, Task
 
@@ -52,7 +52,8 @@ class InstructionModule(LanguageModelingModule):
 
     def evaluation_sums(self, batch: Any) -> Sums:
         """Sum of the losses, number of targets, number of targets that are the most likely token."""
-        return {"loss": evaluation_scores(self.net, batch.inputs, batch.targets, batch.segments)}
+        sums = evaluation_loss(self.net, batch.inputs, batch.targets, batch.segments, summed_scores)
+        return {"loss": sums}
 
     def evaluation_metrics(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """Means over all targets, and the fraction of right tokens."""

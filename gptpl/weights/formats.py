@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +14,9 @@ from torch import Tensor, nn
 from gptpl.errors import InputError
 from gptpl.model import GPTClassifier, GPTModel, empty_model, eval_mode
 from gptpl.model.protocol import context_length, device_of, vocab_size
-from gptpl.tokenizers import Tokenizer
 from gptpl.weights import gguf_file, hugging_face, openai_tensorflow, torch_files
 from gptpl.weights.model_files import DTYPES, ModelFiles
 from gptpl.weights.torch_files import BOOK_FILE, NANOGPT_FILE, open_state_dict
-
-
-class Writer(Protocol):
-    """Writes a model's files into an existing folder."""
-
-    def __call__(self, net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
-        """Raise InputError for a model, or a tokenizer, that the format cannot hold."""
 
 
 def cast(net: GPTModel, dtype: str) -> GPTModel:
@@ -42,10 +33,12 @@ def cast(net: GPTModel, dtype: str) -> GPTModel:
 class Format:
     """A format that gptpl writes; `reader` is code for the model card that loads the exported `{folder}`.
 
-    `stored` gives the model as it will be read back if it is written in one of the `dtypes`.
+    `write(net, folder, tokenizer=, dtype=)` writes the files into an existing folder, and raises InputError
+    for a model, or a tokenizer, that the format cannot hold. `stored` gives the model as it will be read back
+    if it is written in one of the `dtypes`.
     """
 
-    write: Writer
+    write: Callable[..., None]
     reader: str
     dtypes: tuple[str, ...] = tuple(DTYPES)
     stored: Callable[[GPTModel, str], GPTModel] = cast

@@ -4,34 +4,32 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gptpl.errors import InputError
 from gptpl.model import GPTConfig, GPTModel, empty_model
 from gptpl.model.gpt import NORM_EPS
-from gptpl.text import shortened
 from gptpl.tokenizers import BytesTokenizer, FileTokenizer, GPT2Tokenizer, Tokenizer
 from gptpl.tokenizers.base import END_OF_TEXT
 from gptpl.tokenizers.gpt2 import byte_characters, token_ids, vocabulary_files
 from gptpl.weights.model_files import (
-    DTYPES,
     POSITIONS,
     ModelFiles,
     Table,
     TensorSource,
     check_settings,
-    described_config,
+    damaged,
     gpt2_rows,
-    required,
     with_record,
     writing,
 )
-from gptpl.weights.transfer import export_tensors
+from gptpl.weights.transfer import check_is_gpt2, export_tensors
 
 _FILE = "model.gguf"
 _NAME = "gpt2"
@@ -45,8 +43,6 @@ _FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, _Q8: 7}
 STORED_DTYPES = tuple(_TYPES)
 _SIZES = ("vocab_size", "context_length", "embedding_length", "attention.head_count", "block_count")
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5
-_NO_MERGE = f"{END_OF_TEXT} {END_OF_TEXT}"
-"""Applies to no text: llama.cpp wants a merge, and bytes have none."""
 _TABLE = Table(
     format="gguf",
     rows=gpt2_rows(
@@ -58,6 +54,7 @@ _TABLE = Table(
         positions="position_embd.weight",
         head="output.weight",
     ),
+    sizes=tuple(f"{_NAME}.{name}" for name in _SIZES),
 )
 
 
@@ -72,9 +69,9 @@ def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str
     """
     gguf = _gguf()
     tensors = export_tensors(net, _TABLE, dtype=torch.float32)
-    vocabulary = _vocabulary(tokenizer, net.config.vocab_size)
-    writer = gguf.GGUFWriter(folder / _FILE, _NAME)
     config = net.config
+    tokens, kinds, merges = _vocabulary(tokenizer, config.vocab_size)
+    writer = gguf.GGUFWriter(folder / _FILE, _NAME)
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.emb_dim)
     writer.add_block_count(config.n_layers)
@@ -87,14 +84,14 @@ def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_tokenizer_model(_NAME)
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([kind for _, kind in vocabulary])
-    writer.add_token_merges(_merges(tokenizer))
-    for add in (writer.add_bos_token_id, writer.add_eos_token_id):
-        add(tokenizer.eot_id)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(tokenizer.eot_id)
+    writer.add_eos_token_id(tokenizer.eot_id)
     writer.add_add_bos_token(False)
     for name, tensor in tensors.items():
-        kind = gguf.GGMLQuantizationType[_TYPES[dtype if _is_rounded(name, tensor) else "float32"]]
+        kind = _kind(gguf, name, tensor, dtype)
         writer.add_tensor(name, gguf.quantize(tensor.numpy(), kind), raw_dtype=kind)
     with writing(folder):
         writer.write_header_to_file()
@@ -104,66 +101,57 @@ def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str
 
 
 def as_stored(net: GPTModel, dtype: str) -> GPTModel:
-    """A copy in fp32 of what a file will hold: its matrices, but the position table, rounded to the type.
+    """A copy in fp32 of what a file will hold.
 
     Raises InputError for a width that q8_0 does not divide, and for weights too large for float16.
     """
+    check_is_gpt2(net.config, "format=gguf")
     if dtype == _Q8 and net.config.emb_dim % _BLOCK:
         raise InputError(
             f"dtype={_Q8} rounds {_BLOCK} weights together, and model.emb_dim={net.config.emb_dim} is no"
             " multiple of that: use dtype=float16"
         )
+    gguf = _gguf()
     copy = empty_model(net.config, device=str(net.device), dtype=torch.float32)
     copy.load_state_dict(net.state_dict())
-    with torch.no_grad():
+    with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
         for name, parameter in copy.named_parameters():
-            if _is_rounded(name, parameter):
-                parameter.copy_(_q8(parameter) if dtype == _Q8 else parameter.to(DTYPES[dtype]))
+            kind = _kind(gguf, name, parameter, dtype)
+            stored = gguf.quantize(parameter.detach().cpu().numpy(), kind)
+            parameter.copy_(torch.from_numpy(gguf.dequantize(stored, kind)))
             if not torch.isfinite(parameter).all():
                 raise InputError(f"dtype={dtype} cannot hold the weights of {name}: use bfloat16 or float32")
     return copy.eval()
 
 
-def _is_rounded(name: str, tensor: Tensor) -> bool:
-    """Whether llama.cpp reads such a tensor, under our name or its own, in other types than float32."""
-    return tensor.dim() == 2 and name not in (POSITIONS, "position_embd.weight")
+def _kind(gguf: Any, name: str, tensor: Tensor, dtype: str) -> Any:
+    """The type of a tensor, under our name or llama.cpp's: matrices but the position table are rounded."""
+    is_rounded = tensor.dim() == 2 and name not in (POSITIONS, "position_embd.weight")
+    return gguf.GGMLQuantizationType[_TYPES[dtype if is_rounded else "float32"]]
 
 
-def _q8(matrix: Tensor) -> Tensor:
-    """The matrix rounded to whole multiples, up to 127 either way, of one float16 number per block."""
-    blocks = matrix.view(-1, _BLOCK)
-    scale = blocks.abs().amax(1, keepdim=True) / 127
-    levels = torch.where(scale > 0, blocks * (1 / scale), 0)
-    levels = (levels.abs() + 0.5).floor() * levels.sign()  # halves away from zero
-    return (levels * scale.half().float()).view_as(matrix)
-
-
-def _vocabulary(tokenizer: Tokenizer, V: int) -> list[tuple[str, int]]:
-    """The V tokens, in order, with their kinds; those that the tokenizer does not have are unused ones."""
+def _vocabulary(tokenizer: Tokenizer, V: int) -> tuple[list[str], list[int], list[str]]:
+    """The V tokens, in order, their kinds, and the merges; what the tokenizer does not have is unused."""
+    end_of_text, merges = END_OF_TEXT, list[str]()
+    added: Collection[str] = (END_OF_TEXT,)
     if isinstance(tokenizer, GPT2Tokenizer):
         tokens = list(token_ids())
+        merges = vocabulary_files()["vocab.bpe"].decode().splitlines()[1:]  # below the version
     elif isinstance(tokenizer, BytesTokenizer):
         tokens = [*byte_characters(), END_OF_TEXT]
     elif isinstance(tokenizer, FileTokenizer) and tokenizer.cuts_as_gpt2:
-        tokens = tokenizer.tokens
+        tokens, merges = tokenizer.tokens, tokenizer.merges
+        end_of_text, added = tokenizer.end_of_text, tokenizer.added_tokens
     else:
         raise InputError(
             f"format=gguf holds tokenizers that cut words as GPT-2's, not tokenizer={tokenizer.name}:"
             " use format=hf"
         )
-    added = tokenizer.added_tokens if isinstance(tokenizer, FileTokenizer) else {END_OF_TEXT}
-    return [
-        (token or f"[PAD{number}]", _CONTROL if token in added else _NORMAL if token else _UNUSED)
-        for number, token in enumerate([*tokens, *[""] * (V - len(tokens))])
-    ]
-
-
-def _merges(tokenizer: Tokenizer) -> list[str]:
-    if isinstance(tokenizer, BytesTokenizer):
-        return [_NO_MERGE]
-    if isinstance(tokenizer, FileTokenizer):
-        return tokenizer.merges or [f"{tokenizer.end_of_text} {tokenizer.end_of_text}"]
-    return vocabulary_files()["vocab.bpe"].decode().splitlines()[1:]  # below the version
+    padded = [*tokens, *[""] * (V - len(tokens))]
+    kinds = [_CONTROL if token in added else _NORMAL if token else _UNUSED for token in padded]
+    named = [token or f"[PAD{number}]" for number, token in enumerate(padded)]
+    # llama.cpp wants a merge: this one applies to no text.
+    return named, kinds, merges or [f"{end_of_text} {end_of_text}"]
 
 
 # --------------------------------------------------------------------------------------------------- reading
@@ -184,9 +172,7 @@ def open_files(path: Path) -> ModelFiles:
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
     except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
-        raise InputError(
-            f"{where} is damaged or cut short ({shortened(str(error), 200)}): fetch it again"
-        ) from error
+        raise damaged(where, error) from error
     words = {gguf.GGMLQuantizationType[kind]: "float32" for kind in _TYPES.values()}
 
     def read(name: str) -> Tensor:
@@ -209,12 +195,10 @@ def _described(content: Mapping[str, Any], tensors: TensorSource, where: Path) -
     epsilon = torch.tensor(NORM_EPS).item()  # rounded to float32, as there
     fixed = {"general.architecture": (_NAME,), f"{_NAME}.attention.layer_norm_epsilon": (epsilon,)}
     check_settings(content, fixed, where, remedy="use another model")
-    sizes = tuple(f"{_NAME}.{name}" for name in _SIZES)
-    table = tensors.shapes.get("token_embd.weight", ())
-    required(content, sizes[1:], where)
-    facts = {sizes[0]: table[0] if table else 0} | dict(content)
+    tokens = tensors.shapes.get("token_embd.weight", ())
+    facts = {f"{_NAME}.vocab_size": tokens[0] if tokens else 0} | dict(content)
     tied = "output.weight" not in tensors.shapes
-    return described_config(facts, sizes, where, drop_rate=0.1, qkv_bias=True, tie_weights=tied)
+    return _TABLE.described(facts, where, drop_rate=0.1, qkv_bias=True, tie_weights=tied)
 
 
 def _has_gpt2s_tokens(reader: Any) -> bool:

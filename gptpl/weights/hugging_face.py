@@ -16,15 +16,12 @@ from gptpl.model import GPTClassifier, GPTConfig, GPTModel
 from gptpl.tokenizers import Tokenizer
 from gptpl.weights.model_files import (
     ModelFiles,
-    Row,
     Table,
     TensorSource,
     check_settings,
-    described_config,
     gpt2_rows,
     read_json,
     safetensors_of,
-    sizes_of,
     state_dict_source,
     with_record,
     write_json,
@@ -39,7 +36,7 @@ _SCORE = "score.weight"
 """The head of their classifiers."""
 _CLASSIFIER = "GPT2ForSequenceClassification"
 _ONE_CLASS = "single_label_classification"
-_SIZES = ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer")
+_REMEDY = "use another model"
 _FIXED: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -50,30 +47,29 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "tie_word_embeddings": (True, False),
 }
 """Settings of their GPT-2, and those values that gptpl's model has."""
-_REMEDY = "use another model"
 
 
-def rows(prefix: str = PREFIX, *, head: str = "lm_head.weight", transposed: bool = True) -> tuple[Row, ...]:
-    """Their names; the linear layers are `Conv1D`, with weights (in, out)."""
+def table(prefix: str = PREFIX, *, head: str = "lm_head.weight", transposed: bool = True) -> Table:
+    """Their tensors; every name but the head's begins with a prefix.
+
+    The linear layers are `Conv1D`, with weights (in, out), unless nanoGPT has written them.
+    """
     layers = (
         *("h.{i}.ln_1", "h.{i}.attn.c_attn", "h.{i}.attn.c_proj"),
         *("h.{i}.ln_2", "h.{i}.mlp.c_fc", "h.{i}.mlp.c_proj", "ln_f"),
     )
-    return gpt2_rows(
+    rows = gpt2_rows(
         [prefix + layer for layer in layers],
         tokens=f"{prefix}wte.weight",
         positions=f"{prefix}wpe.weight",
         head=head,
         transposed=transposed,
     )
-
-
-def table(prefix: str = PREFIX, *, head: str = "lm_head.weight") -> Table:
-    """Their tensors; every name but the head's begins with a prefix."""
     return Table(
         format="hf",
-        rows=rows(prefix, head=head),
-        # In files of older versions of transformers, OpenAI's among them.
+        rows=rows,
+        sizes=("vocab_size", "n_positions", "n_embd", "n_head", "n_layer"),
+        # In files of older versions of transformers, OpenAI's among them, and of nanoGPT without its kernel.
         masks=(f"{prefix}h.{{i}}.attn.bias",),
         ignored=(f"{prefix}h.{{i}}.attn.masked_bias",),
     )
@@ -110,9 +106,8 @@ def _tensors_of(path: Path) -> TensorSource:
 def _described(content: Mapping[str, Any], path: Path) -> GPTConfig:
     """The model of the content of a `config.json`. Raises InputError for one that gptpl does not have."""
     check_settings(content, _FIXED, path, remedy=_REMEDY)
-    config = described_config(
+    config = table().described(
         content,
-        _SIZES,
         path,
         drop_rate=content.get("resid_pdrop", 0.1),
         qkv_bias=True,
@@ -124,7 +119,6 @@ def _described(content: Mapping[str, Any], path: Path) -> GPTConfig:
 
 def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
     """Write `config.json`, `generation_config.json` and `model.safetensors`."""
-    del dtype  # the model's own
     tensors = export_tensors(net, table())
     write_tensors(tensors, folder / "model.safetensors")
     write_json(folder / CONFIG_FILE, _their_config(net.config, tensors, tokenizer.eot_id, "GPT2LMHeadModel"))
@@ -149,7 +143,7 @@ def _their_config(
     return {
         "architectures": [architecture],
         **{name: allowed[0] for name, allowed in _FIXED.items()},
-        **sizes_of(config, _SIZES),
+        **table().sizes_of(config),
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.drop_rate),
         "n_inner": None,
         "tie_word_embeddings": config.tie_weights,

@@ -34,6 +34,7 @@ LAYERS = (
 )
 """The layers of GPT-2 that have a weight and a bias; `{i}` is the number of the block."""
 _WEIGHT_AND_BIAS = (".weight", ".bias")
+_SIZES = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Table:
     Attributes:
         format: its name.
         rows: every tensor, in our order.
+        sizes: its names of vocabulary, context, width, heads and blocks, where it describes its models.
         tied_only: whether it holds only models whose head is tied to the token embedding.
         writes_head: whether a tied head is written, too, as a copy of the token embedding.
         qkv_bias: whether query, key and value always have a bias: zeros for a model of ours without.
@@ -70,6 +72,7 @@ class Table:
 
     format: str
     rows: tuple[Row, ...]
+    sizes: tuple[str, ...] = ()
     tied_only: bool = False
     writes_head: bool = False
     qkv_bias: bool = True
@@ -85,6 +88,22 @@ class Table:
             for i in range(n_layers if "{i}" in row.ours else 1):
                 theirs = tuple(name.format(i=i) for name in row.theirs)
                 yield Row(row.ours.format(i=i), theirs, row.transposed)
+
+    def sizes_of(self, config: GPTConfig) -> dict[str, int]:
+        """The sizes of a model by the format's names."""
+        return {theirs: getattr(config, ours) for ours, theirs in zip(_SIZES, self.sizes, strict=True)}
+
+    def described(
+        self, content: Mapping[str, Any], path: Path, *, drop_rate: object, **fixed: Any
+    ) -> GPTConfig:
+        """The model that a format's file describes. Raises InputError, naming it, if there can be none."""
+        fields = dict(zip(_SIZES, required(content, self.sizes, path), strict=True))
+        if isinstance(drop_rate, bool) or not isinstance(drop_rate, int | float):
+            raise InputError(f"{path}: the dropout rate must be a number from 0 to 1, got {drop_rate!r}")
+        try:
+            return GPTConfig(**fields, drop_rate=float(drop_rate), init="gpt2", **fixed)
+        except InputError as error:
+            raise InputError(f"{path} describes an impossible model: {error}") from error
 
 
 def of_blocks(names: Iterable[str], n_layers: int) -> list[str]:
@@ -125,8 +144,6 @@ DTYPES: Mapping[str, torch.dtype] = {
 RECORD_FILE = "gptpl.json"
 """A file next to exported weights with what their format has no place for."""
 RECORD_VERSION = 1
-_SIZES = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
-
 
 # ------------------------------------------------------------------------------------------------ tensors
 
@@ -162,53 +179,44 @@ def state_dict_source(tensors: Mapping[str, Any], where: str) -> TensorSource:
     )
 
 
+def damaged(path: Path, reason: object) -> InputError:
+    """The error of a file that its library cannot read."""
+    return InputError(f"{path} is damaged or cut short ({shortened(str(reason), 200)}): fetch it again")
+
+
 def safetensors_of(folder: Path, stem: str = "model") -> TensorSource:
     """`model.safetensors` of a folder, or the shards that `model.safetensors.index.json` lists, mapped.
 
     Raises InputError for files that are missing or damaged, and for an index that does not fit its shards.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if single.is_file() or not index.is_file():
-        return _mapped([single], str(single))
-    try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        paths = [folder / name for name in sorted(set(shards.values()))]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{index} does not list shards ({error}): fetch it again") from error
-    if not paths or any(path.parent != folder for path in paths):
-        raise InputError(f"{index} must list files in its own folder: use another copy")
-    source = _mapped(paths, str(folder))
-    if missing := sorted(shards.keys() - source.shapes.keys()):
-        raise InputError(f"{index} lists {missing[0]!r}, which no shard holds: fetch the shards again")
-    return source
-
-
-def _mapped(paths: list[Path], where: str) -> TensorSource:
-    from safetensors import SafetensorError, safe_open
-
-    words = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    files: dict[str, Any] = {}
-    shapes, dtypes = {}, {}
+    is_split = index.is_file() and not single.is_file()
+    paths, shards = [single], {}
+    if is_split:
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            paths = [folder / name for name in sorted(set(shards.values()))]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{index} does not list shards ({error}): fetch it again") from error
+        if not paths or any(path.parent != folder for path in paths):
+            raise InputError(f"{index} must list files in its own folder: use another copy")
+    tensors: dict[str, Tensor] = {}
     for path in paths:
         try:
-            file: Any = safe_open(path, framework="pt")
-            names = file.keys()
+            part = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             if not path.is_file():
                 raise InputError(f"{path} does not exist: give the folder that holds it") from error
-            raise InputError(
-                f"{path} is damaged or cut short ({shortened(str(error), 200)}; it has"
-                f" {path.stat().st_size:,} bytes): fetch it again"
-            ) from error
-        for name in names:
-            if name in files:
-                raise InputError(f"{path} and another shard hold {name!r}: fetch the shards again")
-            files[name], part = file, file.get_slice(name)
-            shapes[name] = tuple(part.get_shape())
-            dtypes[name] = words.get(str(part.get_dtype()), str(part.get_dtype()))
-    return TensorSource(
-        where=where, shapes=shapes, dtypes=dtypes, read=lambda name: files[name].get_tensor(name)
-    )
+            raise damaged(path, f"{path.stat().st_size:,} bytes: {error}") from error
+        if twice := sorted(part.keys() & tensors.keys()):
+            raise InputError(f"{path} and another shard hold {twice[0]!r}: fetch the shards again")
+        tensors |= part
+    if missing := sorted(shards.keys() - tensors.keys()):
+        raise InputError(f"{index} lists {missing[0]!r}, which no shard holds: fetch the shards again")
+    return state_dict_source(tensors, str(folder if is_split else single))
 
 
 # --------------------------------------------------------------------------------- what files say of a model
@@ -251,27 +259,6 @@ def with_record(
                     f" {getattr(config, name)}: restore the one that was changed"
                 )
     return ModelFiles(path=path, table=table, tensors=tensors, config=config, record=record)
-
-
-def described_config(
-    content: Mapping[str, Any], sizes: tuple[str, ...], path: Path, *, drop_rate: object, **fixed: Any
-) -> GPTConfig:
-    """The model that a format's file describes, by its names of the sizes, as in `sizes_of`.
-
-    Raises InputError, naming the file, if there can be no such model.
-    """
-    fields = dict(zip(_SIZES, required(content, sizes, path), strict=True))
-    if isinstance(drop_rate, bool) or not isinstance(drop_rate, int | float):
-        raise InputError(f"{path}: the dropout rate must be a number from 0 to 1, got {drop_rate!r}")
-    try:
-        return GPTConfig(**fields, drop_rate=float(drop_rate), init="gpt2", **fixed)
-    except InputError as error:
-        raise InputError(f"{path} describes an impossible model: {error}") from error
-
-
-def sizes_of(config: GPTConfig, sizes: tuple[str, ...]) -> dict[str, int]:
-    """Vocabulary, context, width, heads and blocks by a format's names of them."""
-    return {theirs: getattr(config, ours) for ours, theirs in zip(_SIZES, sizes, strict=True)}
 
 
 def required(content: Mapping[str, Any], names: tuple[str, ...], path: Path) -> list[Any]:

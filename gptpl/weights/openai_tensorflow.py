@@ -11,16 +11,14 @@ from torch import Tensor
 
 from gptpl.errors import InputError
 from gptpl.model import GPTModel
-from gptpl.text import shortened
 from gptpl.tokenizers import Tokenizer
 from gptpl.weights.model_files import (
     ModelFiles,
     Table,
     TensorSource,
-    described_config,
+    damaged,
     gpt2_rows,
     read_json,
-    sizes_of,
     with_record,
     write_json,
     writing,
@@ -29,7 +27,6 @@ from gptpl.weights.transfer import export_tensors
 
 _HPARAMS_FILE = "hparams.json"
 _CHECKPOINT = "model.ckpt"
-_SIZES = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
 _TABLE = Table(
     format="openai-tf",
     rows=gpt2_rows(
@@ -44,6 +41,7 @@ _TABLE = Table(
         norm=("/g", "/b"),
         transposed=True,
     ),
+    sizes=("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"),
     tied_only=True,
 )
 
@@ -56,9 +54,7 @@ def recognises(path: Path) -> bool:
 def open_files(path: Path) -> ModelFiles:
     """The model in a folder. Raises InputError for an incomplete one, and without tensorflow."""
     where = path / _HPARAMS_FILE
-    described = described_config(
-        read_json(where), _SIZES, where, drop_rate=0.1, qkv_bias=True, tie_weights=True
-    )
+    described = _TABLE.described(read_json(where), where, drop_rate=0.1, qkv_bias=True, tie_weights=True)
     return with_record(path, _TABLE, _variables_of(path / _CHECKPOINT), described, where)
 
 
@@ -74,31 +70,27 @@ def _variables_of(prefix: Path) -> TensorSource:
     tf = _tensorflow()
     errors = (tf.errors.OpError, ValueError, RuntimeError, LookupError)
 
-    def damaged(reason: object) -> InputError:
-        return InputError(f"{prefix} is damaged or cut short ({shortened(str(reason), 200)}): fetch it again")
-
     try:
         reader = tf.train.load_checkpoint(str(prefix))
-        shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
-        dtypes = reader.get_variable_to_dtype_map()
-        claimed = sum(math.prod(shapes[name]) * dtypes[name].size for name in shapes)
+        stored, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        claimed = sum(math.prod(shape) * dtypes[name].size for name, shape in stored.items())
     except errors as error:
-        raise damaged(error) from error
+        raise damaged(prefix, error) from error
     if claimed > (held := data.stat().st_size):
-        raise damaged(f"its index has {claimed:,} bytes of numbers, its data {held:,}")
+        raise damaged(prefix, f"its index has {claimed:,} bytes of numbers, its data {held:,}")
 
     def read(name: str) -> Tensor:
         try:
             array = reader.get_tensor(name).reshape(shapes[name])
         except errors as error:
-            raise damaged(error) from error
+            raise damaged(prefix, error) from error
         if dtypes[name].name == "bfloat16":  # which NumPy does not have: TensorFlow's own, bit for bit
             return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
         return torch.from_numpy(array)
 
     shapes = {
-        name: shape[1:] if name.endswith("/w") and shape[:1] == (1,) else shape
-        for name, shape in shapes.items()
+        name: tuple(shape[1:] if name.endswith("/w") and shape[:1] == [1] else shape)
+        for name, shape in stored.items()
     }
     words = {name: str(dtypes[name].name) for name in shapes}
     return TensorSource(where=str(prefix), shapes=shapes, dtypes=words, read=read)
@@ -106,7 +98,6 @@ def _variables_of(prefix: Path) -> TensorSource:
 
 def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
     """Write `hparams.json`, `checkpoint` and `model.ckpt.*`, from which OpenAI's program restores."""
-    del tokenizer, dtype  # OpenAI's program knows the one, and has one of the other
     tf = _tensorflow()
     tensors = export_tensors(net, _TABLE, dtype=torch.float32)
     names = list(tensors)
@@ -124,7 +115,7 @@ def write_files(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str
         )
     lines = [f'model_checkpoint_path: "{_CHECKPOINT}"', f'all_model_checkpoint_paths: "{_CHECKPOINT}"']
     (folder / "checkpoint").write_text("\n".join(lines) + "\n", encoding="ascii")
-    write_json(folder / _HPARAMS_FILE, sizes_of(net.config, _SIZES))
+    write_json(folder / _HPARAMS_FILE, _TABLE.sizes_of(net.config))
 
 
 def _tensorflow() -> Any:

@@ -178,12 +178,10 @@ def _check_plausible(path: Path, size: Size) -> None:
 
     A network's login page, for example: its hash would hold from then on.
     """
-    from gptpl.model import count_parameters
-
     with path.open("rb") as file:
         is_page = file.read(100).lstrip().startswith(b"<")
     length = path.stat().st_size
-    least = 4 * count_parameters(size.config).total if path.name in _WEIGHTS_FILES else 1
+    least = 4 * size.config.n_parameters if path.name in _WEIGHTS_FILES else 1
     if is_page or length < least:
         path.unlink()
         record_file(path).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -23,7 +23,7 @@ from gptpl.settings import POSITIVE, SIZE, check_limits
 from gptpl.weights.formats import open_model
 from gptpl.weights.model_files import ModelFiles, weights_sha256
 from gptpl.weights.published import SIZES, Size, checked_size, checked_source, fetch, fetched_sha256
-from gptpl.weights.transfer import Crop, check_fits, check_memory, load_tensors
+from gptpl.weights.transfer import CROPS, check_fits, check_memory, load_tensors
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,11 @@ class StartingWeights(ABC):
     """Whether they have been trained: then a task may train only a part of them by default."""
     reads_text: ClassVar[bool] = False
     """Whether they need `read_text`, and with it plain text as the training data."""
+
+    @property
+    def crop(self) -> set[str]:
+        """The sizes that the model may have smaller, by what weights have of the settings in `CROPS`."""
+        return {size for size, setting in CROPS.items() if getattr(self, setting, False)}
 
     @abstractmethod
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
@@ -127,8 +132,7 @@ class CooccurrenceWeights(RandomWeights):
     counted_tokens: Annotated[int, SIZE] = 20_000_000
 
     def __post_init__(self) -> None:
-        limited = {"std": self.std, "window": self.window, "counted_tokens": self.counted_tokens}
-        check_limits(type(self), "init.", **limited)
+        check_limits(type(self), "init.", **asdict(self))
         self._tokens: NDArray[np.int64] | None = None
 
     def check(self, config: GPTConfig, tokenizer: Mapping[str, Any]) -> None:
@@ -164,8 +168,7 @@ class CooccurrenceWeights(RandomWeights):
             "init=cooccurrence: embeddings of %s tokens from counts of %s, %s random, in %.1f s",
             f"{len(rows):,}", f"{len(self._tokens):,}", f"{V - len(rows):,}", time.perf_counter() - started,
         )  # fmt: skip
-        settings = {"std": self.std, "window": self.window, "counted_tokens": self.counted_tokens}
-        return {"init": self.name, **settings}
+        return {"init": self.name, **asdict(self)}
 
 
 _PARTS = 64
@@ -279,8 +282,8 @@ class PublishedWeights(StartingWeights):
                 f"init={self.name} has weights for GPT-2's tokens, this run has"
                 f" tokenizer={tokenizer.get('name')}: set tokenizer=gpt2"
             )
-        name, crop = f"init={self.name}: the weights of GPT-2 {size.name}", Crop(context=self.crop_context)
-        check_fits(config, size.config, name=name, crop=crop, choice=size.choice)
+        name = f"init={self.name}: the weights of GPT-2 {size.name}"
+        check_fits(config, size.config, name=name, crop=self.crop, choice=size.choice)
 
     def open(self, size: Size) -> ModelFiles:
         """The files, fetched where they are not in the cache."""
@@ -294,11 +297,11 @@ class PublishedWeights(StartingWeights):
     def load_into(self, net: GPTModel) -> dict[str, Any]:
         """See `StartingWeights`."""
         size = self.size_for(net.config)
-        files, crop = self.open(size), Crop(context=self.crop_context)
+        files = self.open(size)
         if files.config is None:
             raise InputError(f"init.path={self.path} does not describe its model: use init=state_dict for it")
-        check_fits(net.config, files.config, name=f"the weights in {files.path}", crop=crop)
-        load_tensors(net, files.tensors, files.table, crop=crop)
+        check_fits(net.config, files.config, name=f"the weights in {files.path}", crop=self.crop)
+        load_tensors(net, files.tensors, files.table, crop=self.crop)
         log.info("weights: GPT-2 %s from %s", size.name, files.path)
         return self.origin(size, files)
 
@@ -314,23 +317,12 @@ class PublishedWeights(StartingWeights):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CroppedWeights(StartingWeights):
-    """Weights of which the model may take a part: a shorter context, fewer rows of the token embedding."""
-
-    crop_context: bool = False
-    crop_vocabulary: bool = False
-
-    @property
-    def crop(self) -> Crop:
-        """What may be left out."""
-        return Crop(context=self.crop_context, vocabulary=self.crop_vocabulary)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileWeights(CroppedWeights):
+class FileWeights(StartingWeights):
     """Weights in another program's file or folder: the book's `model.pth`, nanoGPT's, an export of gptpl."""
 
     path: str | None = None
+    crop_context: bool = False
+    crop_vocabulary: bool = False
 
     def open(self) -> ModelFiles:
         """The files. Raises InputError without a path."""

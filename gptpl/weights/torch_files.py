@@ -1,6 +1,7 @@
 """State dicts that torch has saved: the book's, nanoGPT's, Hugging Face's older ones, and ours."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,9 @@ from gptpl.weights.model_files import (
     ModelFiles,
     Row,
     Table,
-    described_config,
     gpt2_rows,
     read_record,
     recorded_config,
-    sizes_of,
     state_dict_source,
     writing,
 )
@@ -29,7 +28,6 @@ from gptpl.weights.transfer import export_tensors
 
 BOOK_FILE = "model.pth"
 NANOGPT_FILE = "ckpt.pt"
-_NANOGPT_SIZES = ("vocab_size", "block_size", "n_embd", "n_head", "n_layer")
 _COMPILED = "_orig_mod."
 """What torch.compile puts before the names of a module that was compiled as a whole."""
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
@@ -52,12 +50,12 @@ BOOK = Table(
     mask_is_upper=True,
     writes_masks=True,
 )
-NANOGPT = Table(
+NANOGPT = replace(
+    hugging_face.table(transposed=False),  # the names are the same
     format="nanogpt",
-    rows=hugging_face.rows(transposed=False),  # the names are the same
+    sizes=("vocab_size", "block_size", "n_embd", "n_head", "n_layer"),
     tied_only=True,
     writes_head=True,
-    masks=("transformer.h.{i}.attn.bias",),  # where it was run without flash attention
     bias_free=True,
 )
 _GATE_LAYER = "blocks.{i}.ff.gate_proj"
@@ -68,17 +66,14 @@ OURS = Table(format=OWN, rows=(*gpt2_rows(LAYERS), *_GATE), writes_head=True, qk
 
 def write_book(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
     """Write `model.pth`, for the book's `load_state_dict`."""
-    del tokenizer, dtype
     _save(export_tensors(net, BOOK), folder / BOOK_FILE)
 
 
 def write_nanogpt(net: GPTModel, folder: Path, *, tokenizer: Tokenizer, dtype: str) -> None:
     """Write `ckpt.pt` for nanoGPT's `sample.py`, without an optimizer to resume with."""
-    del tokenizer, dtype
-    sizes = sizes_of(net.config, _NANOGPT_SIZES)
     checkpoint = {
         "model": export_tensors(net, NANOGPT),
-        "model_args": {**sizes, "dropout": net.config.drop_rate, "bias": True},
+        "model_args": {**NANOGPT.sizes_of(net.config), "dropout": net.config.drop_rate, "bias": True},
         "config": {"dataset": "openwebtext"},  # it has no meta.pkl: sample.py takes GPT-2's tokenizer
         "iter_num": 0,
     }
@@ -102,9 +97,8 @@ def open_state_dict(path: Path) -> ModelFiles:
         )
     config, model_args = None, content.get("model_args")
     if isinstance(model_args, dict):
-        config = described_config(
+        config = NANOGPT.described(
             model_args,
-            _NANOGPT_SIZES,
             path,
             drop_rate=model_args.get("dropout", 0.0),
             qkv_bias=bool(model_args.get("bias", True)),

@@ -7,7 +7,6 @@ Every tensor of both sides is used once, or an error names it.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
 
 import psutil
 import torch
@@ -34,14 +33,8 @@ _NAMED = 3
 """How many tensors a message names."""
 _PART = 1 << 20
 """Numbers that are looked at at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crop:
-    """What may be left out of weights with a longer context or a larger vocabulary than the model."""
-
-    context: bool = False
-    vocabulary: bool = False
+CROPS: Mapping[str, str] = {"context_length": "crop_context", "vocab_size": "crop_vocabulary"}
+"""The sizes that weights may have larger than the model, and the settings that leave out the rest."""
 
 
 # -------------------------------------------------------------------- before anything is fetched or loaded
@@ -70,16 +63,15 @@ def check_is_gpt2(config: GPTConfig, name: str) -> None:
 
 
 def check_fits(
-    wanted: GPTConfig, got: GPTConfig, *, name: str, crop: Crop | None = None, choice: str | None = None
+    wanted: GPTConfig, got: GPTConfig, *, name: str, crop: Set[str] | None = None, choice: str | None = None
 ) -> None:
     """Raise InputError for a model of another shape than the weights', with every field and what to set.
 
     `wanted` is the model to be filled, `got` that of the weights `name`, `choice` the same one in conf/model.
-    With `crop` None nothing may be left out, and no setting could allow it.
+    `crop` are the sizes that may be smaller, see `CROPS`; None: no setting could allow it.
     """
-    crops = {"context_length": "context", "vocab_size": "vocabulary"}
-    shorter = [field for field in crops if getattr(wanted, field) < getattr(got, field)]
-    allowed = [field for field in shorter if getattr(crop or Crop(), crops[field])]
+    shorter = [field for field in CROPS if getattr(wanted, field) < getattr(got, field)]
+    allowed = [field for field in shorter if field in (crop or ())]
     # The dropout rate and the way of drawing weights may differ.
     different = {
         field.name: [setting_text(getattr(config, field.name)) for config in (wanted, got)]
@@ -95,7 +87,7 @@ def check_fits(
     for field in shorter:
         if crop is not None and field in different:
             rest = field.replace("_", " ")
-            remedy += f", or init.crop_{crops[field]}=true to leave out the rest of their {rest}"
+            remedy += f", or init.{CROPS[field]}=true to leave out the rest of their {rest}"
     raise InputError(f"{name} do not fit the model: {'; '.join(facts)}: {remedy}")
 
 
@@ -123,11 +115,11 @@ def check_tensors(
     """
     with torch.device("meta"):
         net = make(dataclasses.replace(config, n_layers=1))  # the other blocks have the same shapes
-    _checked_rows(net, source, table, Crop(), n_layers=config.n_layers)
+    _checked_rows(net, source, table, frozenset(), n_layers=config.n_layers)
 
 
 def _checked_rows(
-    net: GPTBackbone, source: TensorSource, table: Table, crop: Crop, *, n_layers: int
+    net: GPTBackbone, source: TensorSource, table: Table, crop: Set[str], *, n_layers: int
 ) -> list[Row]:
     """The rows of the tensors in a source, checked as by `check_rows`.
 
@@ -163,7 +155,7 @@ def check_rows(
     source: TensorSource,
     *,
     unused: Set[str] = frozenset(),
-    crop: Crop | None = None,
+    crop: Set[str] = frozenset(),
 ) -> None:
     """Raise InputError unless a source has these rows' tensors, in our shapes, and only `unused` others."""
     names, wanted = source.shapes.keys(), {name for row in rows for name in row.theirs}
@@ -181,13 +173,7 @@ def check_rows(
             " many layers, or weights without it"
         )
     for row in rows:
-        _check_shapes(source, row, shapes[row.ours], crop or Crop())
-        for name in row.theirs:
-            if source.dtypes[name] not in DTYPES:
-                known = ", ".join(DTYPES)
-                raise InputError(
-                    f"{source.where} holds {name!r} as {source.dtypes[name]}: convert it to {known}"
-                )
+        _check_row(row, shapes[row.ours], source, crop)
 
 
 def _some(names: Set[str]) -> str:
@@ -195,21 +181,24 @@ def _some(names: Set[str]) -> str:
     return named if len(names) <= _NAMED else f"{named} and {len(names) - _NAMED} more tensors"
 
 
-def _check_shapes(source: TensorSource, row: Row, ours: tuple[int, ...], crop: Crop) -> None:
-    """Refuse a shape that is not the row's, unless it is an embedding that may be cropped."""
+def _check_row(row: Row, ours: tuple[int, ...], source: TensorSource, crop: Set[str]) -> None:
+    """Refuse a type that weights do not have, and another shape than ours, but of what may be cropped."""
     wanted = (ours[0] // len(row.theirs), *ours[1:])
     wanted = wanted[::-1] if row.transposed else wanted
     for name in row.theirs:
-        got = source.shapes[name]
+        got, dtype = source.shapes[name], source.dtypes[name]
+        if dtype not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise InputError(f"{source.where} holds {name!r} as {dtype}: convert it to {known}")
         if got == wanted:
             continue
         place = f"{source.where} holds {name!r} as {got}, the model wants {wanted}"
         if row.ours in (POSITIONS, TOKENS, HEAD) and got[1:] == wanted[1:]:
-            is_context, is_longer = row.ours == POSITIONS, len(got) == 2 and got[0] > wanted[0]
-            size, option = ("context_length", "context") if is_context else ("vocab_size", "vocabulary")
-            if is_longer and getattr(crop, option):
+            size = "context_length" if row.ours == POSITIONS else "vocab_size"
+            is_longer = len(got) == 2 and got[0] > wanted[0]
+            if is_longer and size in crop:
                 continue
-            or_crop = f", or init.crop_{option}=true" if is_longer else ""
+            or_crop = f", or init.{CROPS[size]}=true" if is_longer else ""
             raise InputError(f"{place}: set model.{size}={got[0]}{or_crop}")
         if got == wanted[::-1]:
             raise InputError(f"{place}: it is transposed, as in the files of another program")
@@ -219,7 +208,9 @@ def _check_shapes(source: TensorSource, row: Row, ours: tuple[int, ...], crop: C
 # ---------------------------------------------------------------------------------------------------- loading
 
 
-def load_tensors(net: GPTBackbone, source: TensorSource, table: Table, *, crop: Crop | None = None) -> None:
+def load_tensors(
+    net: GPTBackbone, source: TensorSource, table: Table, *, crop: Set[str] = frozenset()
+) -> None:
     """Fill every parameter of the model from a format's tensors, one at a time, cast to the model's type.
 
     A head must be the token embedding's matrix where the model's is tied, and a bias must be zeros where the
@@ -228,7 +219,7 @@ def load_tensors(net: GPTBackbone, source: TensorSource, table: Table, *, crop: 
     Raises InputError, naming the tensor, for one that is missing or left over, of another shape or data type,
     not finite, or (a head, a bias, a mask) not what it has to be.
     """
-    found = _checked_rows(net, source, table, crop or Crop(), n_layers=net.config.n_layers)
+    found = _checked_rows(net, source, table, crop, n_layers=net.config.n_layers)
     rows = {row.ours: row for row in found}
     with torch.no_grad():
         for name, parameter in net.named_parameters():

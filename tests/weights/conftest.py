@@ -2,7 +2,7 @@
 
 # B batch, T time, D model, H heads, K head width, V vocabulary, C context
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gptpl.model import GPTConfig, GPTModel, empty_model
 from gptpl.weights.formats import open_model
-from gptpl.weights.transfer import Crop, load_tensors
+from gptpl.weights.transfer import load_tensors
 
 VOCAB, CONTEXT, WIDTH, HEADS, LAYERS = 61, 24, 32, 4, 3
 
@@ -54,7 +54,7 @@ def read() -> Callable[..., GPTModel]:
     """`read(path)`, `read(path, config, crop=, dtype=)`: the model of a format's files."""
 
     def model(
-        path: Path, wanted: GPTConfig | None = None, *, crop: Crop | None = None, **kind: Any
+        path: Path, wanted: GPTConfig | None = None, *, crop: Set[str] = frozenset(), **kind: Any
     ) -> GPTModel:
         files = open_model(path)
         wanted = wanted or files.config
