@@ -11,7 +11,6 @@ from gptpl.callbacks.records import RecordFile
 from gptpl.errors import InputError
 from gptpl.evaluation.suite import Suite
 from gptpl.evaluation.suite_report import shown
-from gptpl.training.module import TrainingModule
 from gptpl.training.sharding import FullyShardedStrategy
 
 log = logging.getLogger(__name__)
@@ -68,11 +67,9 @@ class Benchmarks(AfterStep):
 
     def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ask all questions."""
-        if self._active:
-            self._ask(trainer, language_module(pl_module))
-
-    def _ask(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        step = trainer.global_step
+        if not self._active:
+            return
+        module, step = language_module(pl_module), trainer.global_step
         try:
             with torch.compiler.set_stance("force_eager"):
                 found = self.suite.run(module.net, module.tokenizer).tasks

@@ -16,7 +16,6 @@ from gptpl.callbacks.after_step import of_every_rank, show_picture, sum_of_ranks
 from gptpl.callbacks.checkpoints import BestCheckpoint
 from gptpl.checkpoints.format import read_checkpoint
 from gptpl.data.classification.datamodule import LabelledDataModule
-from gptpl.data.sampler import rank_share
 from gptpl.errors import InputError
 from gptpl.evaluation.classifier import accuracy_text, evaluate_classifier, scores
 from gptpl.training.classification import ClassificationModule, named_scores
@@ -148,15 +147,11 @@ class FinalScores(L.Callback):
         if best is not None:
             before = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
             pl_module.load_state_dict(read_checkpoint(Path(best), verified=True)["state_dict"])
-        for split, texts in datamodule.load().items():
-            B, ranks = datamodule.batch_size, {"rank": trainer.global_rank, "world_size": trainer.world_size}
-            numbers = rank_share(np.arange(len(texts)), batch_size=B, **ranks).tolist()
+        of_all_ranks = partial(sum_of_ranks, trainer)
+        for split in datamodule.load():
+            batches = datamodule.split_dataloader(split)
             with pl_module.uncompiled():
-                found = evaluate_classifier(
-                    pl_module.net,
-                    (texts.__getitems__(numbers[start : start + B]) for start in range(0, len(numbers), B)),
-                    of_all_ranks=partial(sum_of_ranks, trainer),
-                )
+                found = evaluate_classifier(pl_module.net, batches, of_all_ranks=of_all_ranks)
             if split == "test":
                 scores = named_scores(found.scores, pl_module.labels, "test/")
                 self.final_metrics |= {"test/loss": found.loss} | scores

@@ -1,12 +1,11 @@
 """Progress over the whole training, in optimizer steps: a bar in a terminal or notebook, else log lines."""
 
-import io
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, TextIO
 
@@ -22,6 +21,7 @@ from gptpl.text import duration_text
 log = logging.getLogger(__name__)
 
 REDRAW_SECONDS = 0.2
+FORM = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
 
 TRAINED = {
     "train/loss": " loss {:.2f}",
@@ -188,17 +188,15 @@ class Display:
         self._total, self._every_seconds, self._shown_at = total, REDRAW_SECONDS, -math.inf
         self._stack = ExitStack()
         self._bar: tqdm[Any] | None = None
-        form = "step {n_fmt}/{total_fmt} |{bar}| {desc}"
+        self._handle: Any = None
         if _in_notebook():
             from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # in a kernel
 
-            handle: Any = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
-            sink = _Sink(lambda line: handle.update({"text/plain": line}, raw=True))
-            # Drawn only when asked, and whatever TQDM_DISABLE says.
-            options: dict[str, Any] = {"file": sink, "ascii": False, "delay": math.inf, "disable": False}
-            form = form.replace("{bar}", "{bar:24}")
+            self._handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
         elif _is_terminal(sys.stderr):
-            options = {"file": sys.stderr, "dynamic_ncols": True}
+            self._bar = tqdm(
+                total=total, initial=initial, bar_format=FORM, file=sys.stderr, dynamic_ncols=True
+            )
             for handler in _terminal_handlers():
                 self._stack.callback(handler.setStream, handler.stream)
                 handler.setStream(DummyTqdmFile(handler.stream))
@@ -206,8 +204,6 @@ class Display:
             sys.stderr = DummyTqdmFile(sys.stderr)
         else:
             self._shown_at, self._every_seconds = time.monotonic(), log_every_seconds
-            return
-        self._bar = tqdm(total=total, initial=initial, bar_format=form, **options)
 
     def due(self) -> bool:
         """Whether it is time to `show` again; asking first saves the work of preparing the text."""
@@ -215,13 +211,17 @@ class Display:
 
     def show(self, step: int, text: str) -> None:
         """Show the step and the text next to it, due or not."""
-        if self._bar is None:
-            # Not through tqdm, which would hold its lock while it waits for a log handler's.
-            log.info("step %d/%d %s", step, self._total, text)
-        else:
+        if self._handle is not None:
+            form = FORM.replace("{bar}", "{bar:24}")
+            line = tqdm.format_meter(step, self._total, 0, prefix=text, bar_format=form)
+            self._handle.update({"text/plain": line}, raw=True)
+        elif self._bar is not None:
             self._bar.n = step
             self._bar.set_description_str(text, refresh=False)
             self._bar.refresh()
+        else:
+            # Not through tqdm, which would hold its lock while it waits for a log handler's.
+            log.info("step %d/%d %s", step, self._total, text)
         self._shown_at = time.monotonic()
 
     def close(self) -> None:
@@ -229,19 +229,6 @@ class Display:
         if self._bar is not None:
             self._bar.close()
         self._stack.close()
-
-
-class _Sink(io.StringIO):
-    """Stands in for a terminal: sends each line that tqdm draws elsewhere."""
-
-    def __init__(self, send: Callable[[str], object]) -> None:
-        super().__init__()
-        self._send = send
-
-    def write(self, text: str) -> int:
-        if line := text.strip():
-            self._send(line)
-        return len(text)
 
 
 def _in_notebook() -> bool:

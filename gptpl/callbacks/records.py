@@ -21,11 +21,10 @@ Record = dict[str, Any]
 
 
 class RecordFile:
-    """A JSON Lines file of records that have a `step`; samples also a `prompt` and a `strategy`."""
+    """A JSON Lines file of records that have a `step`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._keys: set[str] = set()
 
     def start(self, *, step: int) -> None:
         """Drop what was written after `step`, and a last line that an interrupted write left incomplete."""
@@ -33,20 +32,14 @@ class RecordFile:
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         # Not splitlines(): a text may hold characters, such as U+2028, that it takes for line ends.
         records = [record for record in map(_parsed, text.split("\n")) if record and record["step"] <= step]
-        self._keys = {_key(record) for record in records}
         kept = json_lines(records)
         if kept != text:
             write_atomically(self.path, kept, durable=True)
-
-    def __contains__(self, record: Record) -> bool:
-        """Whether the file has a sample of the same step, prompt and strategy."""
-        return _key(record) in self._keys
 
     def append(self, records: Sequence[Record]) -> None:
         """Add the records; they are on disk when this returns, as later checkpoints rely on them."""
         append_durably(self.path, json_lines(records))
         sync_folder(self.path.parent)
-        self._keys.update(map(_key, records))
 
 
 def _parsed(line: str) -> Record | None:
@@ -55,10 +48,6 @@ def _parsed(line: str) -> Record | None:
     except json.JSONDecodeError:
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
-def _key(record: Record) -> str:
-    return json.dumps([record["step"], record.get("prompt"), record.get("strategy")], sort_keys=True)
 
 
 class RecordEvaluations(L.Callback):

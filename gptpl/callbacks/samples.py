@@ -77,6 +77,7 @@ class Samples(AfterStep, ABC):
         )
         self._file = RecordFile(Path(path))
         self._active = False
+        self._sampled_step: int | None = None
 
     def _positive(self, name: str, value: int) -> int:
         if value < 1:
@@ -89,7 +90,7 @@ class Samples(AfterStep, ABC):
 
     @abstractmethod
     def _sample(self, trainer: L.Trainer, module: TrainingModule, position: Record) -> None:
-        """Make and keep those samples of this step, epoch and tokens seen that are not in the file yet."""
+        """Make and keep the samples of this step, epoch and tokens seen."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse what would fail at the first sample; decide whether this process samples."""
@@ -102,6 +103,7 @@ class Samples(AfterStep, ABC):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the file at the step that training starts from, whose samples are repeated."""
         super().on_train_start(trainer, pl_module)
+        self._sampled_step = None
         if self._active:
             self._file.start(step=trainer.global_step - 1)
 
@@ -110,9 +112,10 @@ class Samples(AfterStep, ABC):
         return self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
 
     def after_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample."""
-        if not self._active:
+        """Sample, once after a step, which may be due in several ways: by steps, by epochs, as the last."""
+        if not self._active or self._sampled_step == trainer.global_step:
             return
+        self._sampled_step = trainer.global_step
         module, epoch = language_module(pl_module), round(epochs_done(trainer), 4)
         position = {"step": trainer.global_step, "epoch": epoch, "tokens_seen": module.tokens_seen}
         # A compiled block would be compiled again for the sequences of a text beyond the context.
@@ -194,7 +197,7 @@ class SampleText(Samples):
                 " '~callbacks.sample_text'"
             )
         V = vocab_size(module.net)
-        self.strategies = [strategy.within(V) for strategy in self.strategies]
+        self.strategies = list(dict.fromkeys(strategy.within(V) for strategy in self.strategies))
         for strategy in self.strategies:
             strategy.check_vocabulary(V)
         for prompt in self.prompts:
@@ -207,9 +210,6 @@ class SampleText(Samples):
             records = [
                 position | {"prompt": prompt, "strategy": own, "seed": self.seed} for prompt in self.prompts
             ]
-            records = [record for record in records if record not in self._file]
-            if not records:
-                continue
             completions = complete(
                 module.net,
                 module.tokenizer,
@@ -298,8 +298,6 @@ class SampleResponses(Samples):
     def _sample(self, trainer: L.Trainer, module: TrainingModule, position: Record) -> None:
         greedy = {"temperature": 0.0}
         records = [position | {"prompt": each["prompt"], "strategy": greedy} for each in self._asked]
-        if all(record in self._file for record in records):
-            return
         answers = self._answerer(module).answers([each["asked"] for each in self._asked])
         for record, each, answer in zip(records, self._asked, answers, strict=True):
             record |= {"continuation": answer.text, "reference": each["reference"]}

@@ -4,7 +4,6 @@
 - `sharded`: checkpoints of which every process writes a part, and reading them by any number of processes.
 - `format`: what gptpl puts into a checkpoint, and reading it back from files that anybody may have made.
 - `resume_state`: random states, position and loop counters, from which a run resumes to the same bits.
-- `loading`: model and tokenizer from a checkpoint, or from another program's files.
-- `starting_run`: an earlier run's weights as what a new one starts from.
+- `loading`: model and tokenizer from a checkpoint, or from another program's files; a run to start from.
 - `adapter`: a LoRA run's matrices without their base, and the two added again.
 """

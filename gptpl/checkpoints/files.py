@@ -174,9 +174,10 @@ def verify(path: Path) -> str | None:
     in the file for each tensor and for the rest of the checkpoint. A file that is replaced meanwhile, as
     best.ckpt is, is checked again: its hash was compared with that of the other one.
     """
-    before = _versions(path)
+    files = (path, record_file(path))
+    before = [*map(file_version, files)]
     wrong = _what_is_wrong(path)
-    return wrong if wrong is None or _versions(path) == before else _what_is_wrong(path)
+    return wrong if wrong is None or [*map(file_version, files)] == before else _what_is_wrong(path)
 
 
 def file_version(path: Path) -> tuple[int, ...] | None:
@@ -188,21 +189,15 @@ def file_version(path: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _versions(path: Path) -> list[tuple[int, ...] | None]:
-    return [file_version(path), file_version(record_file(path))]
-
-
 def _what_is_wrong(path: Path) -> str | None:
     try:
         if path.stat().st_size == 0:
             return "is empty"
         recorded = _recorded(path)
-        if not recorded:
-            if part := damaged_part(path):
-                return f"is damaged ({part} does not have its CRC-32)"
-            return _wrong_part(path)
-        if sha256_of(path) not in recorded:
+        if recorded and sha256_of(path) not in recorded:
             return "is damaged (its SHA-256 is not the recorded one)"
+        if not recorded and (part := damaged_part(path)):
+            return f"is damaged ({part} does not have its CRC-32)"
         return _wrong_part(path)
     except FileNotFoundError:
         return "is missing"
@@ -283,7 +278,8 @@ def _wrong_part(path: Path) -> str | None:
     except InputError:
         return "is damaged (it names no parts of its own)"
     with ThreadPoolExecutor() as pool:
-        for part, found in zip(parts, pool.map(_sha256_or_none, parts), strict=True):
+        hashes = pool.map(lambda part: sha256_of(part) if part.is_file() else None, parts)
+        for part, found in zip(parts, hashes, strict=True):
             if found != parts[part]:
                 what = MISSING_PART if found is None else "does not have its SHA-256"
                 return f"is damaged (its part {part.name} {what})"
@@ -291,10 +287,6 @@ def _wrong_part(path: Path) -> str | None:
 
 
 MISSING_PART = "is missing: copy it together with the file"
-
-
-def _sha256_or_none(path: Path) -> str | None:
-    return sha256_of(path) if path.is_file() else None
 
 
 # --- a run's folder -------------------------------------------------------------------------------------

@@ -139,8 +139,7 @@ def _check_hash(path: Path) -> None:
 
 def read_header(path: Path) -> dict[str, Any]:
     """The header alone; raises InputError as `read_checkpoint`, but does not read the tensors."""
-    header: dict[str, Any] = read_checkpoint(path, verified=True, whole=False)[HEADER_KEY]
-    return header
+    return read_checkpoint(path, verified=True, whole=False)[HEADER_KEY]
 
 
 # Entries by name: their kind, or their own entries; for numbers also the smallest value. Those with a "?" may

@@ -16,7 +16,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -89,13 +89,6 @@ class Workload:
     def positions(self) -> int:
         """N, of one batch."""
         return self.sequences * self.length
-
-    @property
-    def kept_scores(self) -> int:
-        """Bytes of attention weights that torch's kernel keeps on a CPU for a timed batch, with dropout."""
-        if self.device != "cpu" or not self.config.drop_rate:
-            return 0
-        return 6 * 4 * self.config.n_heads * self.length * self.timed_positions("block")[0]
 
     def timed_positions(self, part: str) -> tuple[int, ...]:
         """How many of them a part is timed on."""
@@ -249,7 +242,8 @@ def timings(
     """
     if 4 * work.positions * work.config.vocab_size > SMALL_LOGITS and "fused" in heads:
         heads = ("fused",)
-    if work.kept_scores > MOST_SCORES and "blocked" in kernels:
+    scores = 6 * 4 * work.config.n_heads * work.length * work.timed_positions("block")[0]
+    if work.device == "cpu" and work.config.drop_rate and scores > MOST_SCORES and "blocked" in kernels:
         kernels = ("blocked",)
     ways = {"products": ("",), "block": kernels, "head": heads if work.has_head else ()}
     wanted = [
@@ -271,42 +265,27 @@ def with_compiled(times: Timings, precision: str, kernel: str) -> Timings:
 
 def _cached(work: Workload, wanted: Sequence[Candidate], *, again: bool = False) -> dict[str, float]:
     """All seconds in the cache entry, with those wanted."""
+    name = hashlib.sha256(json.dumps(work.identity(), sort_keys=True).encode()).hexdigest()[:32]
+    file = cache_dir() / "autotune" / f"{name}.json"
 
     def known() -> dict[str, float] | None:
         entry = Entry() if again else read_entry(file, work)
         is_settled = entry.disturbed in (0, MOST_DISTURBED)
         return entry.seconds if is_settled and not _unknown(work, wanted, entry.seconds) else None
 
-    file = _entry(work)
     if (found := known()) is not None:
         return found
-    lock = FileLock(f"{file}.lock", timeout=LOCKED_SECONDS)
-    with ExitStack() as locked:
-        problem: OSError | None = None
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            locked.enter_context(lock)
-        except OSError as error:  # also a lock that another process has for too long
-            problem = error
-        if problem is None and (found := known()) is not None:
-            return found
-        preemptions, worked = _preemptions()
-        measured = _measure(work, wanted)
-        more, until = _preemptions()
-        is_disturbed = more - preemptions > QUIET_PREEMPTIONS * max(until - worked, 0.2)
-        entry = read_entry(file, work).with_times(measured, is_disturbed=is_disturbed)
-        found = entry.seconds
-        if is_disturbed:
-            log.info("other programs took the processor meanwhile: a later run measures again")
-        try:
-            if problem is None:
-                content = {"identity": work.identity(), **asdict(entry)}
-                write_atomically(file, json.dumps(content, indent=1))
-        except OSError as error:
-            problem = error
-    if problem is not None:
-        log.warning("%s cannot be kept (%s): what is fastest is measured at every start", file, problem)
-    return found
+    entry: Entry | None = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock", timeout=LOCKED_SECONDS):
+            if (found := known()) is not None:
+                return found
+            entry = _measured(file, work, wanted)
+            write_atomically(file, json.dumps({"identity": work.identity(), **asdict(entry)}, indent=1))
+    except OSError as error:  # also a lock that another process has for too long
+        log.warning("%s cannot be kept (%s): what is fastest is measured at every start", file, error)
+    return (entry or _measured(file, work, wanted)).seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,14 +294,6 @@ class Entry:
 
     seconds: dict[str, float] = field(default_factory=dict)
     disturbed: int = 0
-
-    def with_times(self, measured: Mapping[str, float], *, is_disturbed: bool) -> "Entry":
-        """The entry after a measurement: an undisturbed one replaces, of disturbed ones the least counts."""
-        if not is_disturbed:
-            return Entry(seconds=({} if self.disturbed else self.seconds) | dict(measured))
-        before = self.seconds if self.disturbed else {}
-        least = {name: min(value, before.get(name, value)) for name, value in measured.items()}
-        return Entry(seconds=self.seconds | least, disturbed=min(self.disturbed + 1, MOST_DISTURBED))
 
 
 def read_entry(file: Path, work: Workload) -> Entry:
@@ -343,9 +314,18 @@ def _preemptions() -> tuple[int, float]:
     return psutil.Process().num_ctx_switches().involuntary, thread_time()
 
 
-def _entry(work: Workload) -> Path:
-    text = json.dumps(work.identity(), sort_keys=True)
-    return cache_dir() / "autotune" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+def _measured(file: Path, work: Workload, wanted: Sequence[Candidate]) -> Entry:
+    """The entry after a measurement: an undisturbed one replaces, of disturbed ones the least counts."""
+    preemptions, worked = _preemptions()
+    seconds = _measure(work, wanted)
+    more, until = _preemptions()
+    before = read_entry(file, work)
+    if more - preemptions <= QUIET_PREEMPTIONS * max(until - worked, 0.2):
+        return Entry(seconds=seconds if before.disturbed else before.seconds | seconds)
+    log.info("other programs took the processor meanwhile: a later run measures again")
+    if before.disturbed:
+        seconds = {name: min(value, before.seconds.get(name, value)) for name, value in seconds.items()}
+    return Entry(seconds=before.seconds | seconds, disturbed=min(before.disturbed + 1, MOST_DISTURBED))
 
 
 def _unknown(work: Workload, wanted: Sequence[Candidate], seconds: Mapping[str, float]) -> list[Candidate]:
@@ -384,7 +364,7 @@ def _measure(work: Workload, candidates: Sequence[Candidate]) -> dict[str, float
         torch.set_num_threads(threads)
     if devices:
         torch.cuda.empty_cache()  # which counts as taken where free memory is asked for
-    log.info("measured for %.1f s what is fastest here for this model and batch", _since(started))
+    log.info("measured for %.1f s what is fastest here for this model and batch", perf_counter() - started)
     return found
 
 
@@ -393,10 +373,6 @@ def _is_safe(work: Workload, candidate: Candidate) -> bool:
     dtype = torch.bfloat16 if candidate.precision == BF16 else torch.float32
     kernel = chosen_kernel(work.device, dtype, work.config.drop_rate)
     return candidate.part != "block" or candidate.way == kernel
-
-
-def _since(started: float) -> float:
-    return perf_counter() - started
 
 
 def _time(
@@ -414,9 +390,9 @@ def _time(
         parts.seconds(each)
     if on_gpu:
         started = perf_counter()
-    while left and (rounds < ROUNDS or _since(started) < FEW_SECONDS):
+    while left and (rounds < ROUNDS or perf_counter() - started < FEW_SECONDS):
         for each in left:
-            late = _since(started) > within
+            late = perf_counter() - started > within
             if late and rounds:
                 return
             skipped = late and not _is_safe(parts.work, each)

@@ -83,10 +83,25 @@ def step_memory(
     state, see `optimizer_state_bytes`; None: AdamW's two averages. A step that `accumulates` has several
     batches. `prepare` may treat the last block differently from the others.
     """
-    kept = partial(
-        kept_bytes, path=path, batch_size=batch_size, max_length=max_length, low=low,
-        weight_bytes=weight_bytes, prepare=prepare,
-    )  # fmt: skip
+    eager = replace(path, recompute=False, compile=replace(path.compile, compiled=False))
+
+    def kept(of_few: GPTConfig) -> int:
+        """Bytes that autograd keeps for all but the head, with every block's activations, without weights."""
+        storages: set[torch.UntypedStorage] = set()  # which several tensors may have in common
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storages.add(tensor.untyped_storage())
+            return tensor
+
+        with ShapesAlone():
+            net = made_with(of_few, weight_bytes, prepare)
+            eager.apply(net)
+            tokens = torch.zeros(batch_size, max_length, dtype=torch.int64)
+            hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+            with hooks, torch.autocast("cpu", torch.bfloat16, enabled=low):
+                net.hidden(tokens)
+            weights = {p.untyped_storage() for p in net.parameters()}
+        return sum(storage.nbytes() for storage in storages - weights)
 
     def parameters(of_few: GPTConfig, *, trained: bool = False) -> int:
         with torch.device("meta"):
@@ -114,35 +129,6 @@ def of_any_depth(config: GPTConfig, counted: Callable[[GPTConfig], int]) -> int:
     """A count for a model of any depth, from those with one block and with two."""
     one, two = (counted(replace(config, n_layers=n)) for n in (1, 2))
     return one + (config.n_layers - 1) * (two - one)
-
-
-def kept_bytes(
-    config: GPTConfig,
-    path: FastPath,
-    *,
-    batch_size: int,
-    max_length: int,
-    low: bool,
-    weight_bytes: int = _FP32_BYTES,
-    prepare: Prepare = lambda net: net,
-) -> int:
-    """Bytes that autograd keeps for all but the head, with every block's activations, without weights."""
-    storages: set[torch.UntypedStorage] = set()  # which several tensors may have in common
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storages.add(tensor.untyped_storage())
-        return tensor
-
-    with ShapesAlone():
-        net = made_with(config, weight_bytes, prepare)
-        replace(path, recompute=False, compile=replace(path.compile, compiled=False)).apply(net)
-        tokens = torch.zeros(batch_size, max_length, dtype=torch.int64)
-        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=low):
-            hidden = net.hidden(tokens)
-        weights = {p.untyped_storage() for p in net.parameters()}
-        del hidden
-    return sum(storage.nbytes() for storage in storages - weights)
 
 
 def _head_bytes(config: GPTConfig, path: FastPath, prepare: Prepare, *, rows: int, low: bool) -> int:

@@ -49,7 +49,6 @@ class EventFile:
 
     def __init__(self, log_dir: Path) -> None:
         log_dir.mkdir(parents=True, exist_ok=True)
-        self._log_dir = log_dir
         stamps = [int(found[1]) for path in log_dir.iterdir() if (found := _NAME.match(path.name))]
         stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
         name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"  # TensorBoard's
@@ -62,7 +61,7 @@ class EventFile:
 
     def get_logdir(self) -> str:
         """The folder of the file."""
-        return str(self._log_dir)
+        return str(self.path.parent)
 
     def add_event(self, event: Event) -> None:
         """Append one event, which stays in memory until `flush`."""

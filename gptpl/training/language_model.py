@@ -56,8 +56,7 @@ class LanguageModelingModule(TrainingModule):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) of tokens (B, T)."""
-        logits: Tensor = self.net(tokens)
-        return logits
+        return self.net(tokens)
 
     def batch_loss(self, batch: Any) -> Tensor:
         """Mean cross-entropy of the next tokens."""

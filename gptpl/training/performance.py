@@ -166,15 +166,6 @@ def missing_tool(device_type: str) -> str | None:
     return None
 
 
-def compile_blocks(net: nn.Module) -> None:
-    """Compile the model's blocks in place, or a model without `blocks`; parameters keep their names.
-
-    All blocks share the code that is compiled for the first, so a deeper model takes no longer to compile.
-    """
-    for block in blocks_of(net) or [net]:
-        block.compile()
-
-
 # --- all choices together -------------------------------------------------------------------------------
 
 
@@ -219,14 +210,18 @@ class FastPath:
         return replace(self, head=head, attention=attention)
 
     def apply(self, net: nn.Module) -> None:
-        """Set up a model that it is fitted to, in place; its parameters keep their names."""
+        """Set up a model that it is fitted to, in place; its parameters keep their names.
+
+        What is compiled are its blocks: all share the code of the first, so depth takes no time.
+        """
         for module in net.modules():
             if isinstance(module, MultiHeadAttention) and self.attention is not None:
                 module.kernel = self.attention
         if hasattr(net, "recompute_blocks"):
             net.recompute_blocks = self.recompute  # type: ignore[assignment]  # mypy: a parameter or a module
         if self.compile.compiled:
-            compile_blocks(net)
+            for block in blocks_of(net) or [net]:
+                block.compile()
 
     def record(self) -> dict[str, str | None]:
         """What decides the bits of a training, as plain data: `kept` of `choose_fast_path`."""

@@ -25,8 +25,8 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from gptpl.errors import InputError, ProcessError
@@ -79,16 +79,15 @@ _PLACES = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 """Of a process that has a node of its own."""
 
 
-def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | None:
+def find_launcher(found: Mapping[str, str] = os.environ) -> Launcher | None:
     """The launcher of this process, by its environment; None: it was started alone, or by Lightning.
 
     One that sets no LOCAL_RANK and no LOCAL_WORLD_SIZE, such as a PyTorchJob of Kubernetes, starts a process
     on every node. Raises InputError where nodes have different numbers of processes, where only some of the
     variables are set, and for those that are no numbers.
     """
-    found = os.environ if environment is None else environment
     by_rank, by_slurm = {*RANKED} <= found.keys(), {*SLURM} <= found.keys()
-    told_places = True
+    told_places, hosts_store = True, False
     is_alone = not found.get("RANK") or (found["RANK"], found.get("WORLD_SIZE", "1")) == ("0", "1")
     if not is_alone and not by_rank and not by_slurm:
         told_places = not found.keys().isdisjoint(_PLACES)
@@ -105,53 +104,45 @@ def find_launcher(environment: Mapping[str, str] | None = None) -> Launcher | No
             )
         by_rank = True
     if by_rank:
+        name = "torchrun" if "TORCHELASTIC_RUN_ID" in found else "the environment (RANK, WORLD_SIZE)"
         rank, world, local_rank, local, port = _numbers(found, RANKED[:-1])
-        launcher = Launcher(
-            name="torchrun" if "TORCHELASTIC_RUN_ID" in found else "the environment (RANK, WORLD_SIZE)",
-            rank=rank,
-            world_size=world,
-            local_rank=local_rank,
-            local_world_size=local,
-            node_rank=rank // max(1, local),
-            address=found["MASTER_ADDR"],
-            port=port,
-            hosts_store=found.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            told_places=told_places,
-        )
+        node_rank, address = rank // max(1, local), found["MASTER_ADDR"]
+        hosts_store = found.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     elif by_slurm and found["SLURM_STEP_NUM_TASKS"] != "1":  # not a shell by srun
+        name = "SLURM"
         rank, world, local_rank, nodes, node_rank = _numbers(found, SLURM)
         tasks = found.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 4(x2),3
         equal = nodes > 0 and world % nodes == 0 and len({*re.findall(r"(?:^|,)(\d+)", tasks)}) <= 1
+        local = world // nodes if equal else 0
         nodes_named = found.get("SLURM_STEP_NODELIST") or found.get("SLURM_NODELIST") or "127.0.0.1"
-        first = SLURMEnvironment.resolve_root_node_address(nodes_named)
+        address = found.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes_named)
         if found.get("MASTER_PORT"):
             [port] = _numbers(found, ("MASTER_PORT",))
         else:
             [job] = _numbers({"SLURM_JOB_ID": "0", **found}, ("SLURM_JOB_ID",))
             port = 15_000 + job % 10_000  # as Lightning chooses it
-        launcher = Launcher(
-            name="SLURM",
-            rank=rank,
-            world_size=world,
-            local_rank=local_rank,
-            local_world_size=world // nodes if equal else 0,
-            node_rank=node_rank,
-            address=found.get("MASTER_ADDR") or first,
-            port=port,
-        )
     else:
         return None
-    if not launcher.rank < launcher.world_size:
+    if not rank < world:
         raise InputError(
-            f"{launcher.name} says that this is rank {launcher.rank} of {launcher.world_size} processes: the"
-            " first one has rank 0"
+            f"{name} says that this is rank {rank} of {world} processes: the first one has rank 0"
         )
-    if not launcher.local_world_size or launcher.world_size % launcher.local_world_size:
+    if not local or world % local:
         raise InputError(
-            f"{launcher.name} started {launcher.world_size} processes, not equally many on every node: start"
-            " as many on each"
+            f"{name} started {world} processes, not equally many on every node: start as many on each"
         )
-    return launcher
+    return Launcher(
+        name=name,
+        rank=rank,
+        world_size=world,
+        local_rank=local_rank,
+        local_world_size=local,
+        node_rank=node_rank,
+        address=address,
+        port=port,
+        hosts_store=hosts_store,
+        told_places=told_places,
+    )
 
 
 def _numbers(environment: Mapping[str, str], names: tuple[str, ...]) -> list[int]:
@@ -161,22 +152,14 @@ def _numbers(environment: Mapping[str, str], names: tuple[str, ...]) -> list[int
     return [int(environment[name]) for name in names]
 
 
-class LauncherEnvironment(ClusterEnvironment):
-    """What Lightning asks about the processes, answered by a `Launcher`."""
+class LauncherEnvironment(TorchElasticEnvironment):
+    """What Lightning asks about processes that it did not start, answered by a `Launcher`."""
 
-    creates_processes_externally = True
+    main_address, main_port = "", 0  # attributes in place of Lightning's properties
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
         self.main_address, self.main_port = launcher.address, launcher.port
-
-    main_address = ""  # attributes in place of Lightning's properties
-    main_port = 0
-
-    @staticmethod
-    def detect() -> bool:
-        """Lightning does not look for it: it is given."""
-        return False
 
     def world_size(self) -> int:
         """See `Launcher`, as for all that follow."""
@@ -190,12 +173,6 @@ class LauncherEnvironment(ClusterEnvironment):
 
     def node_rank(self) -> int:  # noqa: D102
         return self._launcher.node_rank
-
-    def set_world_size(self, size: int) -> None:
-        """Nothing: the launcher has decided it."""
-
-    def set_global_rank(self, rank: int) -> None:
-        """Nothing: the launcher has decided it."""
 
 
 @dataclass(kw_only=True)
@@ -217,7 +194,23 @@ class Processes:
         said, as InputError where it was bad input.
         """
         self._messages += 1
-        return self._exchanged(json.dumps({"value": value}))
+        ranks = list(range(self.launcher.world_size))
+        self.store.set(f"{self._messages}/{self.launcher.rank}", json.dumps({"value": value}))
+        values = []
+        for rank, text in zip(ranks, self._texts(ranks, self.timeout), strict=True):
+            if text is None:
+                self._over = True
+                raise ProcessError(
+                    f"{self.named(rank)} has ended, or not come as far as this process within"
+                    f" {self.timeout.total_seconds():g} s ({self.setting}): see what it says"
+                )
+            said = json.loads(text)
+            if "error" in said:
+                self._end_together()
+                kind = InputError if said["input"] else ProcessError
+                raise kind(f"{self.named(rank)} failed: {said['error']}")
+            values.append(said["value"])
+        return values
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         """The plain data that rank 0 makes; where it fails, the others do."""
@@ -312,25 +305,6 @@ class Processes:
                     f"{more}: start all with the same settings, packages and data"
                 )
 
-    def _exchanged(self, own: str) -> list[Any]:
-        ranks = list(range(self.launcher.world_size))
-        self.store.set(f"{self._messages}/{self.launcher.rank}", own)
-        values = []
-        for rank, text in zip(ranks, self._texts(ranks, self.timeout), strict=True):
-            if text is None:
-                self._over = True
-                raise ProcessError(
-                    f"{self.named(rank)} has ended, or not come as far as this process within"
-                    f" {self.timeout.total_seconds():g} s ({self.setting}): see what it says"
-                )
-            said = json.loads(text)
-            if "error" in said:
-                self._end_together()
-                kind = InputError if said["input"] else ProcessError
-                raise kind(f"{self.named(rank)} failed: {said['error']}")
-            values.append(said["value"])
-        return values
-
     def _texts(self, ranks: list[int], timeout: timedelta) -> list[str | None]:
         """What these ranks have written, or None; waits for all of them."""
         keys = [f"{self._messages}/{rank}" for rank in ranks]
@@ -404,8 +378,10 @@ def meet(timeout: timedelta, device: str = "cpu") -> Processes | None:
     if has_group:  # whose own store may be at the launcher's port: this one is at a port that was free
         if launcher.rank == 0:
             first_store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        port = _from_first(launcher, 0 if first_store is None else first_store.port)
-        launcher = replace(launcher, port=port, hosts_store=False)
+        on = f"cuda:{launcher.local_rank}" if dist.get_backend() == "nccl" else "cpu"
+        told = torch.tensor([0 if first_store is None else first_store.port], device=on)
+        dist.broadcast(told, src=0)
+        launcher = replace(launcher, port=int(told.item()), hosts_store=False)
     at = f"{launcher.address}:{launcher.port}"
     hosts = launcher.rank == 0 and not launcher.hosts_store
     try:
@@ -449,11 +425,3 @@ def meet(timeout: timedelta, device: str = "cpu") -> Processes | None:
         ) from error
     _met = met
     return met
-
-
-def _from_first(launcher: Launcher, number: int) -> int:
-    """The first process's number, told by the process group."""
-    device = f"cuda:{launcher.local_rank}" if dist.get_backend() == "nccl" else "cpu"
-    told = torch.tensor([number], device=device)
-    dist.broadcast(told, src=0)
-    return int(told.item())

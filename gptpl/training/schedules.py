@@ -68,8 +68,8 @@ class ConstantSchedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CosineSchedule(ConstantSchedule):
-    """Linear warm-up, then half a cosine down to `min_lr` (Loshchilov & Hutter 2017).
+class LinearSchedule(ConstantSchedule):
+    """Linear warm-up, then a straight line down to `min_lr`.
 
     The last update is made at `min_lr`, and so is every one beyond.
     """
@@ -82,16 +82,13 @@ class CosineSchedule(ConstantSchedule):
             raise InputError(f"scheduler.min_lr={self.min_lr} must not be above optimizer.lr={peak_lr}")
         return self.min_lr / peak_lr if peak_lr > 0 else 0.0
 
-    def _decay(self, progress: float) -> float:
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-
 
 @dataclass(frozen=True, kw_only=True)
-class LinearSchedule(CosineSchedule):
-    """Linear warm-up, then a straight line down to `min_lr`."""
+class CosineSchedule(LinearSchedule):
+    """Linear warm-up, then half a cosine down to `min_lr` (Loshchilov & Hutter 2017)."""
 
     def _decay(self, progress: float) -> float:
-        return 1.0 - progress
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 # --- torch's schedulers ---------------------------------------------------------------------------------

@@ -83,12 +83,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         token: str = self.broadcast(secrets.token_hex(4))
-        *replicate, (number, of) = [
-            (self.mesh().get_local_rank(dim), self.mesh().size(dim)) for dim in range(self.mesh().ndim)
-        ]
-        if any(copy for copy, _ in replicate):
+        mesh = self.mesh()
+        if self._per_node and mesh.get_local_rank("replicate"):
             return  # another process has the same part
-        share = Share(number=number + 1, of=of, token=token, timeout=self._wait)
+        number, of = mesh.get_local_rank("shard") + 1, mesh["shard"].size()
+        share = Share(number=number, of=of, token=token, timeout=self._wait)
         self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options=share)
 
     def load_checkpoint(
@@ -147,26 +146,23 @@ class FullyShardedStrategy(ModelParallelStrategy):
                     tensor.to_local().copy_(own_rows(("state_dict", name), tensor))
                 else:
                     tensor.copy_(checkpoint["state_dict"][name])
-        parameters = dict(self.model.named_parameters())
-        names = {parameter: name for name, parameter in parameters.items()}
-        for index, (optimizer, rest) in enumerate(
-            zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
-        ):
-            ours = [names[parameter] for parameter in in_order(optimizer.param_groups)]
-            state = _renamed(rest, dict(enumerate(ours)))
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        states: list[dict[str, Any]] = checkpoint["optimizer_states"]
+        for index, (optimizer, state) in enumerate(zip(self.optimizers, states, strict=True)):
+            parameters = in_order(optimizer.param_groups)
             for place in parts.places:
                 if place[:2] != ("optimizer_states", index):
                     continue
                 _, _, _, number, entry = place
-                like = parameters[ours[number]]
-                assert isinstance(like, DTensor)
+                like: DTensor = parameters[number]
                 local = own_rows(place, like)
                 shape = torch.Size([parts.length(place), *local.shape[1:]])
                 stride = torch.empty(shape, device="meta").stride()
-                state["state"][ours[number]][entry] = DTensor.from_local(
+                state["state"][number][entry] = DTensor.from_local(
                     local, like.device_mesh, like.placements, shape=shape, stride=stride
                 )
-            set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(strict=False))
+            named = _renamed(state, {number: names[each] for number, each in enumerate(parameters)})
+            set_optimizer_state_dict(self.model, optimizer, named, options=StateDictOptions(strict=False))
 
 
 def in_order(groups: Iterable[Mapping[str, Any]]) -> list[Any]:

@@ -40,7 +40,6 @@ class Task(ABC):
     @classmethod
     def default_tune(cls, *, pretrained: bool) -> str:
         """The choice of conf/tune where the user made none; `pretrained`: the weights are not random."""
-        del pretrained
         return "all"
 
     @abstractmethod

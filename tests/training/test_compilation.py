@@ -12,8 +12,21 @@ from gptpl.callbacks.samples import SampleText
 from gptpl.errors import InputError
 from gptpl.model import GPTModel
 from gptpl.training import performance
-from gptpl.training.performance import WORTHWHILE_STEPS, choose_compile, compile_blocks, missing_tool
+from gptpl.training.performance import (
+    WORTHWHILE_STEPS,
+    CompileChoice,
+    FastPath,
+    choose_compile,
+    missing_tool,
+)
 
+COMPILED = FastPath(
+    compile=CompileChoice(True, "as asked"),
+    attention=None,
+    head="plain",
+    recompute=False,
+    keep_freed_memory=False,
+)
 LONG, SHORT = WORTHWHILE_STEPS, WORTHWHILE_STEPS - 1
 
 
@@ -143,7 +156,7 @@ def test_parameters_keep_their_names_and_the_model_its_class(pretraining, monkey
     monkeypatch.setattr(torch, "compile", compile_nothing)
     net = pretraining.net()
     names = list(net.state_dict())
-    compile_blocks(net)
+    COMPILED.apply(net)
     assert len(compiled_calls) == len(net.blocks)
     assert list(net.state_dict()) == names
     assert type(net) is GPTModel
@@ -163,7 +176,7 @@ def test_a_run_compiles_its_training_step_and_nothing_else(pretraining, monkeypa
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=kept_as_it_is))
     net = pretraining.net(n_layers=2)
-    compile_blocks(net)
+    COMPILED.apply(net)
     samples = SampleText(path=pretraining.folder / "samples.jsonl", prompts=["a"], max_new_tokens=20)
     module = pretraining.module(net)
     module.compiled = True

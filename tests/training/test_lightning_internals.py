@@ -130,7 +130,7 @@ def test_tensors_have_shapes_alone():
     with ShapesAlone():
         huge = torch.zeros(1_000_000, 1_000_000)
         assert (huge @ huge.T).shape == huge.shape
-        assert huge.untyped_storage() is huge.view(-1).untyped_storage()  # by which `kept_bytes` counts
+        assert huge.untyped_storage() is huge.view(-1).untyped_storage()  # by which `step_memory` counts
         assert huge.untyped_storage().nbytes() == 4 * 10**12
 
 

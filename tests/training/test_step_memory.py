@@ -8,7 +8,7 @@ import torch
 
 from gptpl.model import ClassifierConfig, GPTBackbone, GPTClassifier, GPTConfig, GPTModel
 from gptpl.model.parameters import TuneHead, TuneLastBlock, TuneLowRank, Tuning
-from gptpl.training.costs import StepMemory, kept_bytes, optimizer_state_bytes, step_memory
+from gptpl.training.costs import StepMemory, optimizer_state_bytes, step_memory
 from gptpl.training.optimizers import adamw, muon
 from gptpl.training.performance import FastPath, choose_fast_path
 
@@ -80,8 +80,7 @@ def test_what_is_kept_is_what_autograd_really_keeps():
     for parameter in net.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     assert hidden.requires_grad
-    estimated = kept_bytes(CONFIG, chosen, batch_size=4, max_length=T, low=False)
-    assert estimated == pytest.approx(sum(kept.values()), rel=0.02)
+    assert memory(path=chosen).activations == pytest.approx(sum(kept.values()), rel=0.02)
 
 
 def test_the_head_has_its_logits_and_two_copies_of_its_matrix():
