@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, Self, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,29 +98,22 @@ class Packing:
     def of(cls, tokens: _Tokens, *, eot_id: int, T: int) -> Self:
         """The packing of the documents of a text, in memory; see `pack_documents`."""
         files = {name: io.BytesIO() for name in _TYPES}
-        counts = _write(files, tokens, eot_id=eot_id, T=T)
-        return cls._from(
-            {name: np.frombuffer(files[name].getvalue(), _TYPES[name]) for name in files}, counts
-        )
-
-    @classmethod
-    def _from(cls, arrays: Mapping[str, NDArray[Any]], counts: Mapping[str, int], **more: Any) -> Self:
-        own = {name: counts[name] for name in ("documents", "cut", "tokens")}
-        return cls(**cast(dict[str, Any], {**arrays, **own}), **more)
+        counts = pack_documents(files, tokens, eot_id=eot_id, T=T)
+        arrays: dict[str, Any] = {
+            name: np.frombuffer(file.getvalue(), _TYPES[name]) for name, file in files.items()
+        }
+        return cls(**arrays, **counts)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The one kept in a folder, not read into memory. Raises OSError, ValueError or KeyError."""
         counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-        shapes = {"starts": counts["pieces"], "lengths": counts["pieces"], "rows": counts["rows"] + 1}
-        for name, length in shapes.items():
-            if (folder / f"{name}.bin").stat().st_size != length * _TYPES[name].itemsize:
-                raise ValueError(f"{folder} is incomplete")
-        arrays = {
-            name: np.memmap(folder / f"{name}.bin", _TYPES[name], "r", shape=(length,))
-            for name, length in shapes.items()
+        arrays: dict[str, Any] = {
+            name: np.memmap(folder / f"{name}.bin", kind, "r") for name, kind in _TYPES.items()
         }
-        return cls._from(arrays, counts, folder=folder)
+        if not len(arrays["starts"]) == len(arrays["lengths"]) == arrays["rows"][-1]:
+            raise ValueError(f"{folder} is incomplete")
+        return cls(**arrays, **{name: counts[name] for name in _COUNTS}, folder=folder)
 
     @staticmethod
     def write(folder: Path, tokens: _Tokens, *, eot_id: int, T: int) -> None:
@@ -133,58 +126,29 @@ class Packing:
             files = {
                 name: stack.enter_context(new_file(folder / f"{name}.bin", durable=True)) for name in _TYPES
             }
-            counts = _write(files, tokens, eot_id=eot_id, T=T)
+            counts = pack_documents(files, tokens, eot_id=eot_id, T=T)
         write_atomically(folder / "counts.json", json.dumps(counts), durable=True)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Send a worker the folder, not the arrays."""
-        return dict(self.__dict__) if self.folder is None else {"folder": self.folder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open the files again, in the worker."""
-        self.__dict__.update(state if "rows" in state else Packing.read(state["folder"]).__dict__)
+    def __reduce__(self) -> Any:
+        """Send a worker the folder, not the arrays: it opens the files again."""
+        return super().__reduce__() if self.folder is None else (Packing.read, (self.folder,))
 
 
-_TYPES: dict[str, np.dtype[Any]] = {
-    "starts": np.dtype(np.int64),
-    "lengths": np.dtype(np.uint32),
-    "rows": np.dtype(np.int64),
-}
+_TYPES: dict[str, Any] = {"starts": np.int64, "lengths": np.uint32, "rows": np.int64}
+_COUNTS = ("documents", "cut", "tokens")
 
 
-def _write(files: Mapping[str, BinaryIO], tokens: _Tokens, *, eot_id: int, T: int) -> dict[str, int]:
-    """Write the arrays of a packing as they are made; returns its numbers."""
-    counts = dict.fromkeys(("documents", "cut", "tokens", "pieces", "rows"), 0)
-    files["rows"].write(np.zeros(1, np.int64).tobytes())
-    for block in pack_documents(tokens, eot_id=eot_id, T=T):
-        files["starts"].write(block.starts.tobytes())
-        files["lengths"].write(block.lengths.tobytes())
-        files["rows"].write((counts["pieces"] + block.sizes.cumsum()).astype(np.int64).tobytes())
-        counts["documents"] += block.documents
-        counts["cut"] += block.cut
-        counts["tokens"] += int(block.lengths.sum())
-        counts["pieces"] += len(block.starts)
-        counts["rows"] += len(block.sizes)
-    return counts
+def pack_documents(files: Mapping[str, BinaryIO], tokens: _Tokens, *, eot_id: int, T: int) -> dict[str, Any]:
+    """Write the arrays of the packing of a text (N,) as they are made; returns its counts.
 
-
-class _Block(NamedTuple):
-    """The rows of the documents that end in a block; `sizes` are the numbers of their pieces, (S,)."""
-
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.uint32]
-    sizes: NDArray[np.int64]
-    documents: int
-    cut: int
-
-
-def pack_documents(tokens: _Tokens, *, eot_id: int, T: int) -> Iterator[_Block]:
-    """Rows of at most T tokens of the documents of a text (N,), which end-of-text tokens end.
-
-    A document begins a row or follows others that it fits in with as a whole. One longer than T fills rows of
-    its own from its beginning; its last part is packed like a short document. Documents near each other share
-    rows: BLOCK tokens are packed at a time.
+    Its documents, which end-of-text tokens end, go into rows of at most T tokens. A document begins a row or
+    follows others that it fits in with as a whole. One longer than T fills rows of its own from its
+    beginning; its last part is packed like a short document. Documents near each other share rows: BLOCK
+    tokens are packed at a time.
     """
+    counts: dict[str, Any] = dict.fromkeys(_COUNTS, 0)
+    pieces = 0
+    files["rows"].write(np.zeros(1, np.int64).tobytes())
     for begins, long in _documents(tokens, eot_id):
         full, rest = np.divmod(long, T)
         within = np.arange(full.sum()) - np.repeat(np.cumsum(full) - full, full)
@@ -193,13 +157,17 @@ def pack_documents(tokens: _Tokens, *, eot_id: int, T: int) -> Iterator[_Block]:
         last, size = (begins + T * full)[left], rest[left]
         groups = packed_places(size.tolist(), capacity=T)
         order = np.array([place for group in groups for place in group], dtype=np.int64)
-        yield _Block(
-            starts=np.concatenate([whole, last[order]]),
-            lengths=np.concatenate([np.full(len(whole), T), size[order]]).astype(np.uint32),
-            sizes=np.concatenate([np.ones(len(whole), np.int64), np.array(list(map(len, groups)), np.int64)]),
-            documents=len(begins),
-            cut=int((long > T).sum()),
-        )
+        starts = np.concatenate([whole, last[order]])
+        lengths = np.concatenate([np.full(len(whole), T), size[order]])
+        sizes = [1] * len(whole) + list(map(len, groups))
+        files["starts"].write(starts.tobytes())
+        files["lengths"].write(lengths.astype(np.uint32).tobytes())
+        files["rows"].write((pieces + np.cumsum(sizes, dtype=np.int64)).tobytes())
+        pieces += len(starts)
+        counts["documents"] += len(begins)
+        counts["cut"] += int((long > T).sum())
+        counts["tokens"] += int(lengths.sum())
+    return counts
 
 
 def _documents(tokens: _Tokens, eot_id: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

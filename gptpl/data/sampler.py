@@ -2,16 +2,14 @@
 
 # N global batches, R ranks, B examples in a rank's batch
 
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DistributedSampler, SequentialSampler
-
-from gptpl.errors import InputError
 
 Indices = NDArray[np.int64]
 _ROUNDS = 6
@@ -25,7 +23,8 @@ class EpochSampler(DistributedSampler[int]):
     """The indices of one rank's shuffled examples; the last incomplete global batch is dropped.
 
     The order is a function of seed and epoch: torch's random permutation, a table of 8 bytes an example, or,
-    if `computed`, one that needs no table, see `permuted`.
+    if `computed`, one that needs no table, see `permuted`. With `draw` an epoch's numbers stand for the
+    examples that it gives for them and the `epoch`.
 
     A global batch is R x B examples, R = `world_size`; rank r takes its r-th B of them. So R processes with
     batches of B see the global batches of one process with batches of R x B. A global batch may also be read
@@ -51,9 +50,8 @@ class EpochSampler(DistributedSampler[int]):
         start: tuple[int, int] = (0, 0),
         computed: bool = False,
         micro_batches: int = 1,
+        draw: Callable[..., Indices] | None = None,
     ) -> None:
-        if seed < 0:
-            raise InputError(f"seed={seed} is negative: give 0 or more")
         indices = cast(torch.utils.data.Dataset[int], range(examples))
         super().__init__(
             indices, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=True
@@ -64,7 +62,8 @@ class EpochSampler(DistributedSampler[int]):
         self.limit: int | None = None
         self.computed = computed
         self.micro_batches = micro_batches
-        self._drawn: tuple[int, Any] | None = None  # an epoch, and its table or keys
+        self._draw = draw
+        self._table: tuple[int, Indices] | None = None  # of the epoch that is named
         self.set_epoch(start[0])
 
     @property
@@ -77,22 +76,22 @@ class EpochSampler(DistributedSampler[int]):
         batches = range(self.batches)[first:last]
         R, B = self.num_replicas, self.batch_size
         places = np.arange(batches.start * R * B, batches.stop * R * B, dtype=np.int64)
-        return torch.from_numpy(self._indices(places)).view(len(batches), R, B)
+        found = self._shuffled(places)
+        if self._draw is not None:
+            found = self._draw(found, epoch=self.epoch)
+        return torch.from_numpy(found).view(len(batches), R, B)
 
-    def _indices(self, places: Indices) -> Indices:
+    def _shuffled(self, places: Indices) -> Indices:
         if not self.shuffle:
             return places
-        if self._drawn is None or self._drawn[0] != self.epoch:
-            # Not seed + epoch: then epoch 1 of seed 1 would be epoch 0 of seed 2.
-            drawn: Any = permutation_keys(self.seed, self.epoch)
-            if not self.computed:
-                generator = torch.Generator().manual_seed(int(drawn[0]))
-                drawn = torch.randperm(self.count, generator=generator).numpy()
-            self._drawn = (self.epoch, drawn)
-        found: Indices = (
-            permuted(places, self.count, self._drawn[1]) if self.computed else self._drawn[1][places]
-        )
-        return found
+        # Not seed + epoch: then epoch 1 of seed 1 would be epoch 0 of seed 2.
+        keys = permutation_keys(self.seed, self.epoch)
+        if self.computed:
+            return permuted(places, self.count, keys)
+        if self._table is None or self._table[0] != self.epoch:
+            generator = torch.Generator().manual_seed(int(keys[0]))
+            self._table = self.epoch, torch.randperm(self.count, generator=generator).numpy()
+        return self._table[1][places]
 
     def __iter__(self) -> Iterator[int]:
         start_epoch, start_batch = self.start

@@ -43,6 +43,8 @@ class StockData(TrainingData):
         eval_train_batches, eval_val_batches: batches of an evaluation; None: all.
     """
 
+    train_tokens = 0  # not known
+
     def __init__(
         self,
         own: L.LightningDataModule,
@@ -76,11 +78,6 @@ class StockData(TrainingData):
     def max_length(self) -> int:  # type: ignore[override]
         """The datamodule's; 1 where it has none."""
         return int(getattr(self.own, "max_length", None) or 1)
-
-    @property
-    def train_tokens(self) -> int:
-        """0: not known."""
-        return 0
 
     def content_sha256(self) -> str:
         """The datamodule's; empty where it has none, and changed data are not noticed."""
@@ -229,7 +226,11 @@ class _RandomNumbers:
 
     def __init__(self, seed: int, epoch: int) -> None:
         self.seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])
-        self._state: tuple[Any, ...] | None = None
+        self._state: tuple[Any, ...] = (
+            torch.Generator().manual_seed(self.seed).get_state(),
+            np.random.RandomState(self.seed).get_state(),
+            random.Random(self.seed).getstate(),
+        )
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -238,12 +239,7 @@ class _RandomNumbers:
         Lightning's `isolate_rng` does not restore them after an exception.
         """
         outside = _state()
-        if self._state is None:
-            torch.default_generator.manual_seed(self.seed)
-            np.random.seed(self.seed)  # noqa: NPY002 (the global ones)
-            random.seed(self.seed)
-        else:
-            _set_state(self._state)
+        _set_state(self._state)
         try:
             yield
         finally:

@@ -4,14 +4,12 @@
 
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, Protocol, TypedDict
+from typing import Annotated, Any, Protocol, TypedDict, cast
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from gptpl.data.sampler import EpochSampler, Indices, InOrder, evenly_spaced, rank_share
 from gptpl.data.splits import Split
@@ -29,22 +27,8 @@ class BatchedExamples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, indices: Sequence[int]) -> Any:
+    def __getitems__(self, indices: list[int]) -> Any:
         """A batch. PADDING in place of an index makes a row that counts nowhere."""
-
-
-class Chosen:
-    """Some of the examples, by their indices; PADDING remains."""
-
-    def __init__(self, examples: BatchedExamples, indices: Indices) -> None:
-        self._examples = examples
-        self._indices = indices.tolist()
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitems__(self, indices: Sequence[int]) -> Any:
-        return self._examples.__getitems__([self._indices[index] for index in indices])
 
 
 class Positioned:
@@ -104,6 +88,8 @@ class TrainingData(L.LightningDataModule, ABC):
     """What messages call several examples."""
     computed_order: bool = False
     """Whether the order of the training examples is computed, for any number of them; see `EpochSampler`."""
+    evaluated: tuple[str, ...] = ("train", "val")
+    """The splits of `val_dataloader`, in order; `val/NAME` in place of "val" for parts of it."""
     too_few_remedy: str = "lower data.batch_size, or give more examples"
     """What helps where the training examples do not fill a batch."""
 
@@ -262,11 +248,6 @@ class TrainingData(L.LightningDataModule, ABC):
 
     # --- evaluation -----------------------------------------------------------------------------------
 
-    @property
-    def evaluated(self) -> tuple[str, ...]:
-        """The splits of `val_dataloader`, in order; `val/NAME` in place of "val" for parts of it."""
-        return ("train", "val")
-
     def val_dataloader(self) -> list[Batches]:
         """Two loaders, of training examples and of validation examples, the same in every evaluation.
 
@@ -300,7 +281,7 @@ class TrainingData(L.LightningDataModule, ABC):
         own = rank_share(indices, batch_size=self.batch_size, rank=rank, world_size=world_size)
         # An EpochSampler, so that Lightning does not divide it once more.
         in_order = InOrder(len(own), batch_size=1, seed=self.seed, shuffle=False)
-        return self._loader(Chosen(examples, own), in_order)
+        return self._loader(Subset(cast(Any, examples), own.tolist()), in_order)
 
     @property
     def _global_batch(self) -> int:
@@ -334,11 +315,7 @@ def _outlive_a_signal(worker: int) -> None:
     torchrun and SLURM signal all processes, and the main one needs its workers to finish the step. A second
     SIGTERM ends them.
     """
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 def check_at_least(least: int, name: str, value: int | None) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gptpl.checkpoints.loading import LoadedCheckpoint
 from gptpl.data.pretraining.encoding import cached_corpus, encode_corpus, encode_in_memory
 from gptpl.data.pretraining.shards import cached_documents
-from gptpl.data.pretraining.token_cache import EncodedCorpus, ShardedCorpus
+from gptpl.data.pretraining.token_cache import AnyCorpus
 from gptpl.data.sources import Canaries, Corpus, PythonStdlib, Tale, TextFiles
 from gptpl.errors import InputError
 from gptpl.evaluation.benchmarks import About, Measure, Metric, Metrics, Task, Values
@@ -43,7 +43,7 @@ def training_corpus(
     *,
     train_ratio: float | None = None,
     cache_dir: Path | None = None,
-) -> EncodedCorpus | ShardedCorpus:
+) -> AnyCorpus:
     """The text that a model was trained on, in its own tokens and split as it was: `train` is what it read.
 
     A checkpoint may come from anywhere: nothing is downloaded, opened or written because it names it. Its

@@ -17,7 +17,6 @@ from gptpl.config.slots import settings_of
 from gptpl.data.classification.datamodule import (
     LabelledDataModule,
     LabelledTexts,
-    class_numbers,
     encode_texts,
     truncated,
 )
@@ -316,7 +315,7 @@ def labelled_data(model: "Classifier", data: LabelledData, *, split: str, batch_
             "%s of %s texts are longer than %s tokens: %s tokens at their ends were not read",
             f"{len(lost):,}", f"{len(examples):,}", f"{model.max_length:,}", f"{sum(lost):,}",
         )  # fmt: skip
-    numbers = class_numbers(examples, model.labels)
+    numbers = [model.labels.index(example.label) for example in examples]
     texts = LabelledTexts(kept, numbers, pad_id=model.pad_id, padded_to=model.padded_to)
     by_length = sorted(range(len(texts)), key=lambda i: texts.lengths[i])  # for little padding
     return EvaluationData(name=name, batches=_in_batches(texts, by_length, batch_size))

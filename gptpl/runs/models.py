@@ -11,7 +11,7 @@ import numpy as np
 
 from gptpl.checkpoints.loading import LoadedCheckpoint, LoadedClassifier
 from gptpl.data.instructions.records import PromptTemplate
-from gptpl.data.sources.records import Record, TextTable, read_records
+from gptpl.data.sources.records import Record, read_records, text_rows
 from gptpl.data.splits import SPLITS, Split, split_file
 from gptpl.errors import InputError
 from gptpl.evaluation.answers import Answer, Answerer, answer_all, answer_generator
@@ -386,15 +386,15 @@ class Classifier(_OfRun, LoadedClassifier):
         """Classify every text of a file into a `.csv` or `.jsonl` file, which is returned.
 
         The file is CSV, TSV, JSON Lines, or a text on each line, and may be larger than the memory;
-        `format` and `columns` as for `TextTable`. Raises InputError for a file that cannot be read, and for
+        `format` and `columns` as for `text_rows`. Raises InputError for a file that cannot be read, and for
         an output that exists.
         """
         from gptpl.evaluation.classifier import prediction_file
 
         path = Path(output).expanduser()
         with prediction_file(path, self.labels) as write:
-            table = TextTable(path=Path(file).expanduser(), format=format, columns=columns, keys="")
-            texts = (row.text for row in table.rows(text_column))
+            rows = text_rows(Path(file).expanduser(), text_column, format=format, columns=columns, keys="")
+            texts = (row.text for row in rows)
             for prediction in progress(self.predictions(texts, batch_size=batch_size)):
                 write(prediction)
         return path

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -41,13 +41,17 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> TokenIds:
         """Token ids of the text, one-dimensional. A lone surrogate (no valid text has one) becomes U+FFFD."""
 
-    @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the tokens. Raises InputError for an id outside the vocabulary."""
+        """Text of the tokens; bytes that are not UTF-8 (half a character) become U+FFFD.
+
+        Raises InputError for an id outside the vocabulary.
+        """
+        tokens = self.vocabulary_bytes()
+        return b"".join([tokens[token_id] for token_id in self.known_ids(ids)]).decode(errors="replace")
 
     @abstractmethod
-    def vocabulary_bytes(self) -> Iterable[bytes]:
-        """Every token as bytes, in the order of the ids."""
+    def vocabulary_bytes(self) -> Sequence[bytes]:
+        """Every token as bytes, in the order of the ids; nothing for unused ids."""
 
     def encode_many(self, texts: Iterable[str]) -> list[TokenIds]:
         """`encode` of each text, in order."""
@@ -121,10 +125,6 @@ class BytesTokenizer(Tokenizer):
             pieces += [np.array([self.eot_id], dtype=np.uint32), np.frombuffer(document, dtype=np.uint8)]
         return np.concatenate(pieces, dtype=np.uint32)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of the bytes; invalid UTF-8 becomes U+FFFD."""
-        return b"".join([_BYTE_TOKENS[token_id] for token_id in self.known_ids(ids)]).decode(errors="replace")
-
-    def vocabulary_bytes(self) -> Iterable[bytes]:
+    def vocabulary_bytes(self) -> Sequence[bytes]:
         """The 256 bytes in order, then `<|endoftext|>`."""
         return _BYTE_TOKENS

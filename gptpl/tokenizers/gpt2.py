@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import TYPE_CHECKING, ClassVar
@@ -50,10 +50,10 @@ class GPT2Tokenizer(Tokenizer):
             return list(threads.map(self.encode, texts))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the tokens; bytes that are not UTF-8 (half a character) become U+FFFD."""
+        """Text of the tokens, in tiktoken."""
         return _encoding().decode(self.known_ids(ids), errors="replace")
 
-    def vocabulary_bytes(self) -> Iterable[bytes]:
+    def vocabulary_bytes(self) -> Sequence[bytes]:
         """The byte sequences in the order of the ids."""
         return (*_ranks(), END_OF_TEXT.encode())
 

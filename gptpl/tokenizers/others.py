@@ -28,9 +28,6 @@ from gptpl.tokenizers.gpt2 import byte_characters, cut_at_long_space, encoding_o
 if TYPE_CHECKING:
     import tiktoken
 
-SMALLEST_VOCABULARY = 256
-"""Tokens of a trained vocabulary, at least: one for each byte."""
-
 
 class FileTokenizer(Tokenizer):
     """The tokenizer of a `tokenizer.json`, as the tokenizers library writes it.
@@ -101,6 +98,8 @@ class FileTokenizer(Tokenizer):
             )
         self.end_of_text = end_of_text
         self.lossless = _is_byte_level(settings)
+        self.cuts_as_gpt2 = _cuts_as_gpt2(settings)
+        """Whether it encodes the bytes of the words that GPT-2's tokenizer cuts a text into."""
 
     @cached_property
     def vocab_size(self) -> int:
@@ -117,11 +116,6 @@ class FileTokenizer(Tokenizer):
         """Every token as the file writes it, in the order of the ids; "" for unused ids."""
         named = {number: token for token, number in self._ids.items()}
         return [named.get(number, "") for number in range(self.vocab_size)]
-
-    @property
-    def cuts_as_gpt2(self) -> bool:
-        """Whether it encodes the bytes of the words that GPT-2's tokenizer cuts a text into."""
-        return _cuts_as_gpt2(self._settings)
 
     @property
     def merges(self) -> list[str]:
@@ -155,8 +149,7 @@ class FileTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the tokens, special ones as they are written; half a character becomes U+FFFD."""
         if self._fast is not None:
-            known = self.known_ids(ids)
-            return b"".join([self._bytes[each] for each in known]).decode(errors="replace")
+            return super().decode(ids)
         return str(self._library.decode(self.known_ids(ids), skip_special_tokens=False))
 
     def vocabulary_bytes(self) -> list[bytes]:
@@ -205,7 +198,7 @@ def train_bpe(
     first are `special_tokens`, of which the first ends a text. Memory grows with the number of different
     words. Raises InputError for fewer than 256 tokens beside the special ones.
     """
-    least = SMALLEST_VOCABULARY + len(special_tokens)
+    least = 256 + len(special_tokens)
     if vocab_size < least:
         raise InputError(
             f"tokenizer.vocab_size must be at least {least}, got {vocab_size}: 256 bytes and special tokens"
@@ -214,30 +207,23 @@ def train_bpe(
         raise InputError(
             f"tokenizer.special_tokens must be different tokens, one at least, got {list(special_tokens)}"
         )
-    library = _library()
-    tokenizer = library.Tokenizer(library.models.BPE())
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = library.decoders.ByteLevel()
-    trainer = library.trainers.BpeTrainer(
+    tokenizer = _library().ByteLevelBPETokenizer()
+    tokenizer.post_processor = None
+    between = re.compile("|".join(map(re.escape, special_tokens)))
+    parts = (part for text in texts for part in between.split(without_lone_surrogates(text)))
+    tokenizer.train_from_iterator(
+        parts,
         vocab_size=vocab_size,
         min_frequency=2,
         special_tokens=list(special_tokens),
-        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty(),
     )
-    between = re.compile("|".join(map(re.escape, special_tokens)))
-    parts = (part for text in texts for part in between.split(without_lone_surrogates(text)))
-    tokenizer.train_from_iterator(parts, trainer)
     return FileTokenizer.from_json(tokenizer.to_str(), end_of_text=special_tokens[0])
 
 
 def _library() -> Any:
     try:
         import tokenizers
-        import tokenizers.decoders
-        import tokenizers.models
-        import tokenizers.pre_tokenizers
-        import tokenizers.trainers
     except ImportError as error:
         raise InputError(
             "tokenizer.json files need a package that is not installed: pip install tokenizers"
@@ -411,11 +397,9 @@ class TiktokenTokenizer(Tokenizer):
             raise InputError(
                 f"tokenizer.encoding={encoding} is unknown to tiktoken: it has {', '.join(known)}"
             )
-        folder = {"TIKTOKEN_CACHE_DIR": str(cache_dir() / "tiktoken")}
-        given = {
-            key: os.environ[key] for key in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR") if key in os.environ
-        }
-        os.environ.update(given or folder)
+        has_folder = {"TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"} & os.environ.keys()
+        if not has_folder:
+            os.environ["TIKTOKEN_CACHE_DIR"] = str(cache_dir() / "tiktoken")
         try:
             found = tiktoken.get_encoding(encoding)
         except (OSError, ValueError) as error:  # of requests, and of a file with another hash
@@ -424,7 +408,7 @@ class TiktokenTokenizer(Tokenizer):
                 " network; it is kept then"
             ) from error
         finally:
-            if not given:
+            if not has_folder:
                 del os.environ["TIKTOKEN_CACHE_DIR"]
         self._set(encoding, found)
 
@@ -457,11 +441,6 @@ class TiktokenTokenizer(Tokenizer):
                 f"tiktoken cannot encode a text ({shortened(str(error), 100)}): shorten its white space"
             ) from error
         return found.copy()
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of the tokens; bytes that are not UTF-8 and unused ids become U+FFFD and nothing."""
-        tokens = self._tokens
-        return b"".join([tokens[each] for each in self.known_ids(ids)]).decode(errors="replace")
 
     def vocabulary_bytes(self) -> Sequence[bytes]:
         """The byte sequences in the order of the ids; nothing for unused ids."""

@@ -69,9 +69,9 @@ class WordsTokenizer(Tokenizer):
         text = " ".join([self._words[token_id] for token_id in self.known_ids(ids)])
         return _SPACE_BEFORE_PUNCTUATION.sub(r"\1", text)
 
-    def vocabulary_bytes(self) -> Iterable[bytes]:
+    def vocabulary_bytes(self) -> Sequence[bytes]:
         """The words in UTF-8."""
-        return (word.encode("utf-8", "surrogatepass") for word in self.vocabulary)
+        return [word.encode("utf-8", "surrogatepass") for word in self.vocabulary]
 
     def state(self) -> dict[str, Any]:
         """Identity and the vocabulary itself, which is stored nowhere else."""

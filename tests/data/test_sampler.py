@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
 from gptpl.data.sampler import PADDING, EpochSampler, evenly_spaced, permuted, rank_share
-from gptpl.errors import InputError
 
 sizes = st.tuples(st.integers(0, 60), st.integers(1, 5), st.integers(1, 4))  # sequences, batch_size, ranks
 
@@ -83,11 +82,6 @@ def test_every_sequence_is_left_out_in_some_epoch():
 
 def test_lightning_sees_that_the_ranks_are_dealt_with():
     assert isinstance(EpochSampler(7, batch_size=4, seed=1), DistributedSampler)
-
-
-def test_a_negative_seed_is_refused():
-    with pytest.raises(InputError, match="seed=-1"):
-        EpochSampler(7, batch_size=4, seed=-1)
 
 
 @pytest.mark.parametrize("batch", [0, 3, 6])

@@ -16,7 +16,7 @@ from gptpl.config.compose import plain
 from gptpl.config.instantiate import instantiate
 from gptpl.config.overrides import key_of
 from gptpl.data.sources import LabelledCorpus
-from gptpl.data.sources.records import TextTable
+from gptpl.data.sources.records import text_rows
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
 from gptpl.text import shortened, table
@@ -277,8 +277,8 @@ def classify(given: Arguments) -> None:
         texts = iter([text])
     else:
         path = Path(cfg["file"]).expanduser()
-        messages = TextTable(path=path, format=cfg["format"], columns=cfg["columns"], keys="")
-        texts = (row.text for row in messages.rows(cfg["text_column"]))  # read as they are asked for
+        rows = text_rows(path, cfg["text_column"], format=cfg["format"], columns=cfg["columns"], keys="")
+        texts = (row.text for row in rows)  # read as they are asked for
     model = load_classifier(**given_model(cfg))
     predictions = model.predictions(texts, batch_size=cfg["batch_size"])
     bar = partial(tqdm, unit="text", desc="classifying", disable=alone or None)

@@ -24,7 +24,6 @@ from gptpl.data.classification.splits import (
 )
 from gptpl.data.sampler import PADDING
 from gptpl.data.sources import LabelledCorpus
-from gptpl.data.sources.records import Example
 from gptpl.data.splits import SPLITS, Duplicates, Split, batch_count, check_choice, split_table
 from gptpl.data.training_data import IGNORED, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
@@ -74,12 +73,6 @@ def padded(
     for row, one in zip(tokens, encoded, strict=True):
         row[: len(one)] = one
     return torch.from_numpy(tokens), torch.from_numpy(lengths)
-
-
-def class_numbers(examples: Sequence[Example], classes: Sequence[str]) -> list[int]:
-    """The number of each example's class. Every label must be one of the classes."""
-    numbers = {label: number for number, label in enumerate(classes)}
-    return [numbers[example.label] for example in examples]
 
 
 @dataclass(frozen=True)
@@ -218,7 +211,7 @@ class LabelledDataModule(TrainingData):
         return {
             name: LabelledTexts(
                 kept,
-                class_numbers(splits[name], self.prepared.classes),
+                [self.prepared.classes.index(example.label) for example in splits[name]],
                 pad_id=self.tokenizer.eot_id,
                 padded_to=limit if self.padding == "longest" else None,
             )

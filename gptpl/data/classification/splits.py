@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from gptpl.data.sources.records import WHOLE, Example, TextTable
+from gptpl.data.sources.records import WHOLE, Example, text_rows
 from gptpl.data.splits import (
     SPLITS,
     Duplicates,
@@ -297,4 +297,4 @@ def read_split(run_dir: Path, name: Split) -> list[Example]:
     path = split_file(run_dir, name, ".csv")
     if not path.is_file():
         raise InputError(f"{path} does not exist: give a file with labelled texts as data.path=FILE")
-    return list(TextTable(path=path).rows(*_COLUMNS))
+    return list(text_rows(path, *_COLUMNS))

@@ -5,7 +5,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -21,12 +21,11 @@ from gptpl.data.instructions.records import (
     PromptTemplate,
     read_instructions,
     split_instructions,
-    write_splits,
 )
 from gptpl.data.packing import PackedBatch, packed_places
 from gptpl.data.sampler import PADDING
 from gptpl.data.sources import Corpus
-from gptpl.data.splits import SPLITS, Duplicates, Split, check_choice, split_table
+from gptpl.data.splits import SPLITS, Duplicates, Split, check_choice, split_table, write_split
 from gptpl.data.training_data import IGNORED, Loading, TrainingData, check_at_least
 from gptpl.errors import InputError
 from gptpl.text import count_text, shortened
@@ -278,8 +277,11 @@ class InstructionDataModule(TrainingData):
         return self._given_tokenizer.fitted_to(self.template.whole(each) for each in self.splits.train)
 
     def write_record(self, run_dir: Path) -> None:
-        """Keep the splits, as JSON files, in the run's folder."""
-        write_splits(run_dir, self.splits)
+        """Keep the splits that are not empty, as JSON files with a list of objects, in the run's folder."""
+        for split in SPLITS:
+            if records := [asdict(each) for each in self.splits.of(split)]:
+                content = json.dumps(records, ensure_ascii=False, indent=2) + "\n"
+                write_split(run_dir, split, ".json", content)
 
     # --- the examples ---------------------------------------------------------------------------------
 

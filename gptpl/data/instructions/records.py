@@ -1,6 +1,5 @@
 """Instructions with their answers: read from JSON or JSON Lines, split, kept in a run, put into a prompt."""
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,15 +9,7 @@ from typing import Any, Literal, Self
 
 from gptpl.data.sources.base import read_utf8
 from gptpl.data.sources.records import Record, read_records
-from gptpl.data.splits import (
-    SPLITS,
-    Duplicates,
-    Split,
-    check_choice,
-    check_ratios,
-    homes,
-    write_split,
-)
+from gptpl.data.splits import SPLITS, Duplicates, Split, check_choice, check_ratios, homes
 from gptpl.errors import InputError
 from gptpl.files.template import SafeTemplate
 
@@ -39,13 +30,8 @@ class Instruction:
 
     @property
     def question(self) -> tuple[str, str]:
-        """Instruction and input, by which duplicates are found."""
-        return _normalised(self.instruction), _normalised(self.input)
-
-
-def _normalised(text: str) -> str:
-    """The text with single spaces for all white space: questions count as equal by that."""
-    return " ".join(text.split())
+        """Instruction and input, with single spaces for all white space: by these duplicates are found."""
+        return " ".join(self.instruction.split()), " ".join(self.input.split())
 
 
 def read_instructions(
@@ -142,14 +128,6 @@ def split_instructions(
     return InstructionSplits(**splits, shared=shared, read=len(order))
 
 
-def write_splits(run_dir: Path, splits: InstructionSplits) -> None:
-    """Write `data/train.json`, `validation.json` and, where there is one, `test.json`: lists of objects."""
-    for split in SPLITS:
-        if own := splits.of(split):
-            records = [asdict(each) for each in own]
-            write_split(run_dir, split, ".json", json.dumps(records, ensure_ascii=False, indent=2) + "\n")
-
-
 # --- prompts --------------------------------------------------------------------------------------------
 
 FIELDS = ("instruction", "input")
@@ -211,19 +189,19 @@ class PromptTemplate:
         `response_marker` None is the named one's own, and `\n\n### Response:\n` for a user's. Raises
         InputError as the class, for an unknown name and for a file that cannot be read.
         """
+        name, marker = template, RESPONSE_MARKER
         if template in NAMED:
-            source, own_marker = NAMED[template]
-            return cls(template, source, own_marker if response_marker is None else response_marker)
-        marker = RESPONSE_MARKER if response_marker is None else response_marker
-        if "{{" in template or "{%" in template:
-            return cls("own", template, marker)
-        path = Path(template).expanduser()
-        if not path.is_file():
+            source, marker = NAMED[template]
+        elif "{{" in template or "{%" in template:
+            name, source = "own", template
+        elif (path := Path(template).expanduser()).is_file():
+            source = read_utf8(path)
+        else:
             raise InputError(
                 f"data.template={template} is neither {' nor '.join(NAMED)} nor a file: give one of them, or"
                 " a Jinja text with {{ instruction }}"
             )
-        return cls(str(template), read_utf8(path), marker)
+        return cls(name, source, marker if response_marker is None else response_marker)
 
 
 NAMED = {

@@ -9,7 +9,7 @@ import mmap
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, Unpack
 
@@ -21,14 +21,7 @@ from torch.utils.data import Dataset
 from gptpl.data.packing import PackedBatch, Packing
 from gptpl.data.pretraining.encoding import alone, encode_corpus
 from gptpl.data.pretraining.shards import encode_documents
-from gptpl.data.pretraining.token_cache import (
-    PARTS,
-    CorpusStats,
-    EncodedCorpus,
-    ShardedCorpus,
-    ShardedTokens,
-    Tokens,
-)
+from gptpl.data.pretraining.token_cache import PARTS, AnyCorpus, CorpusStats, ShardedTokens, Tokens
 from gptpl.data.sampler import PADDING
 from gptpl.data.sources import Corpus
 from gptpl.data.splits import SPLITS, Split, batch_count, check_choice, check_ratios, split_table
@@ -52,8 +45,8 @@ MANY_DUPLICATES = 0.01
 class TokenSequences(Dataset[tuple[Tensor, Tensor]]):
     """The sequences of T = `max_length` tokens that begin every `stride` tokens; tokens are not copied.
 
-    A batch is (inputs, targets), two int64 tensors (B, T), targets one token later. Past the end of the
-    tokens, and in the whole row of the index PADDING, inputs are 0 and targets IGNORED.
+    A batch is (inputs, targets), two int64 tensors (B, T), targets one token later. Where there is no token
+    later, and in the whole row of the index PADDING, inputs are 0 and targets IGNORED.
 
     With `to_the_end` the last sequences may be shorter than T, as long as they have a target. Raises
     InputError without `to_the_end`, naming the `split`, where not even one sequence fits.
@@ -88,17 +81,12 @@ class TokenSequences(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch, each (B, T)."""
-        T = self.max_length
-        read = np.zeros((len(indices), T + 1), dtype=np.int64)
-        known = np.zeros(len(indices), dtype=np.int64)
+        shape = len(indices), self.max_length
+        inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
         for row, index in enumerate(indices):
             if index != PADDING:
-                found = self.tokens[self._starts[index] : self._starts[index] + T + 1]
-                read[row, : len(found)] = found
-                known[row] = len(found)
-        inputs, targets = read[:, :-1].copy(), read[:, 1:].copy()  # each (B, T)
-        if (known <= T).any():
-            targets[np.arange(1, T + 1) >= known[:, None]] = IGNORED
+                found = self.tokens[self._starts[index] : self._starts[index] + self.max_length + 1]
+                inputs[row, : len(found) - 1], targets[row, : len(found) - 1] = found[:-1], found[1:]
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,6 +145,9 @@ class PackedSequences(Dataset[PackedBatch]):
     __setstate__ = TokenSequences.__setstate__
 
 
+Sequences = TokenSequences | PackedSequences
+
+
 class SequenceSettings(Loading, total=False):
     """The settings that datamodules of text pass on to `SequenceData`."""
 
@@ -196,6 +187,8 @@ class SequenceData(TrainingData):
     units = "sequences"
     too_few_remedy = "lower data.batch_size, data.stride or data.max_length, or give more text"
     split: Literal["characters", "documents"]
+    corpora: list[Corpus]
+    """The text."""
 
     def __init__(
         self,
@@ -226,35 +219,24 @@ class SequenceData(TrainingData):
         self.packing = packing
         self.train_ratio = train_ratio
         self.val_tokens = val_tokens
-        self.encode_workers = encode_workers
-        self.check_text = check_text
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self._given_tokenizer = tokenizer
-        self._sequences: dict[Split, TokenSequences | PackedSequences] = {}
-
-    @property
-    @abstractmethod
-    def corpora(self) -> list[Corpus]:
-        """The text."""
-
-    @property
-    @abstractmethod
-    def encoded(self) -> EncodedCorpus | ShardedCorpus:
-        """Both splits as token arrays; encoded, or opened from the cache, when first asked for."""
-
-    def encode_documents(self, corpus: Corpus, tokenizer: Tokenizer) -> ShardedCorpus:
-        """See `gptpl.data.pretraining.shards.encode_documents`."""
-        return encode_documents(
-            corpus,
-            tokenizer,
-            val_tokens=self.val_tokens,
-            train_ratio=self.train_ratio,
-            workers=self.encode_workers,
-            check=self.check_text,
+        self.encode_documents = partial(
+            encode_documents,
+            val_tokens=val_tokens,
+            train_ratio=train_ratio,
+            workers=encode_workers,
+            check=check_text,
             cache_dir=self.cache_dir,
         )
+        self._given_tokenizer = tokenizer
+        self._sequences: dict[Split, Sequences] = {}
 
-    def load(self) -> EncodedCorpus | ShardedCorpus:
+    @property
+    @abstractmethod
+    def encoded(self) -> AnyCorpus:
+        """Both splits as token arrays; encoded, or opened from the cache, when first asked for."""
+
+    def load(self) -> AnyCorpus:
         """Encode the corpus or open it from the cache; later calls return the same."""
         return self.encoded
 
@@ -278,7 +260,7 @@ class SequenceData(TrainingData):
         encoded = self.__dict__.get("encoded")
         return None if encoded is None else encoded.stats.documents
 
-    def examples(self, split: Split) -> TokenSequences | PackedSequences:
+    def examples(self, split: Split) -> Sequences:
         """The sequences of a split; a text has no part to test on."""
         if split == "test":
             raise InputError("a text is split in two, training and validation: give split=train or split=val")
@@ -286,9 +268,7 @@ class SequenceData(TrainingData):
             self._sequences[split] = self.sequences(self.encoded, split)
         return self._sequences[split]
 
-    def sequences(
-        self, encoded: EncodedCorpus | ShardedCorpus, split: Split
-    ) -> TokenSequences | PackedSequences:
+    def sequences(self, encoded: AnyCorpus, split: Split) -> Sequences:
         """The sequences of one split of a corpus. Raises InputError where there is none."""
         tokens = encoded.train if split == "train" else encoded.val
         if self.packing == "concat":
@@ -301,9 +281,7 @@ class SequenceData(TrainingData):
         packing = self._packing(encoded, tokens, split)
         return PackedSequences(tokens, packing, max_length=self.max_length)
 
-    def _packing(
-        self, encoded: EncodedCorpus | ShardedCorpus, tokens: Tokens | ShardedTokens, split: Split
-    ) -> Packing:
+    def _packing(self, encoded: AnyCorpus, tokens: Tokens | ShardedTokens, split: Split) -> Packing:
         """The packing of a split, made once and kept in the cache, as the tokens are."""
         eot_id, T = encoded.tokenizer.eot_id, self.max_length
         if isinstance(tokens, ShardedTokens):
@@ -390,7 +368,7 @@ class SequenceData(TrainingData):
         lines = []
         for split in PARTS if self.packing == "best_fit" else ():
             found: Any = self.examples(split)
-            packings = [each.packing for each in getattr(found, "parts", [found])]
+            packings = [each.packing for each in getattr(found, "datasets", [found])]
             used = sum(packing.tokens for packing in packings) / (len(found) * self.max_length)
             documents = count_text(sum(packing.documents for packing in packings), "document")
             cut = sum(packing.cut for packing in packings)
@@ -425,17 +403,13 @@ class TextDataModule(SequenceData):
     ) -> None:
         super().__init__(**settings)
         self.corpus = corpus
+        self.corpora = [corpus]
         self.name = corpus.name
         self.split = split
         self.computed_order = split == "documents"
 
-    @property
-    def corpora(self) -> list[Corpus]:
-        """The one."""
-        return [self.corpus]
-
     @cached_property
-    def encoded(self) -> EncodedCorpus | ShardedCorpus:
+    def encoded(self) -> AnyCorpus:
         """See `SequenceData`."""
         corpus, tokenizer = self.corpus, self._given_tokenizer
         if self.split == "documents":

@@ -19,12 +19,12 @@ from gptpl.data.pretraining.token_cache import (
     Part,
     ShardedTokens,
     Tokens,
-    TokenSink,
+    keep,
     open_entry,
-    read_entry,
     token_dtype,
 )
 from gptpl.data.sources import Corpus
+from gptpl.data.sources.base import grouped
 from gptpl.data.splits import check_ratios
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir as default_cache_dir
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # raise it when the same text would be encoded, or stored, in another way
 BATCH_CHARACTERS = 1 << 22  # text given to the tokenizer at a time; no document is cut for it
-BLOCK_TOKENS = 32
-CHUNK_TOKENS = 1 << 20  # tokens hashed at a time: about 8 MB an array
+BLOCK_TOKENS = 32  # a power of two
+CHUNK_TOKENS = 1 << 20  # tokens hashed at a time, whole blocks: about 8 MB an array
 # Odd, so that a multiplication loses no bit modulo 2^64.
 _BASE = 0x9E3779B97F4A7C15
 _SPREAD = 0xBF58476D1CE4E5B9
@@ -60,13 +60,19 @@ def encode_corpus(
     vocabulary = vocabulary_sha256(tokenizer)
     entry = _entry(cache_dir, content_sha256, tokenizer.name, vocabulary, train_ratio)
     known = tokenizer if vocabulary else None
-    if (cached := read_entry(entry, known)) is not None:
-        return cached
+    with suppress(*DAMAGE):
+        return open_entry(entry, known)
     with alone(entry):
-        if (cached := read_entry(entry, known)) is not None:
-            return cached
+        try:
+            return open_entry(entry, known)
+        except DAMAGE as damage:
+            if (entry / "stats.json").exists():
+                log.warning(
+                    "the cached tokens in %s cannot be used (%s): the text is encoded again", entry, damage
+                )
         log.info("encoding the corpus %s with the %s tokenizer", corpus.name, tokenizer.name)
-        return _encoded(corpus, tokenizer, train_ratio, content_sha256, entry)
+        encoded = encode_in_memory(corpus, tokenizer, content_sha256=content_sha256, train_ratio=train_ratio)
+        return keep(entry, encoded)
 
 
 def cached_corpus(
@@ -90,7 +96,36 @@ def encode_in_memory(
 ) -> EncodedCorpus:
     """As `encode_corpus`, without the cache, for a corpus whose `content_sha256()` is known."""
     check_ratios(train_ratio=train_ratio)
-    return _encoded(corpus, tokenizer, train_ratio, content_sha256, None)
+    lengths = [len(document) for document in corpus.documents()]
+    fitted = tokenizer.fitted_to(corpus.documents())
+    train_characters = int(train_ratio * sum(lengths))  # rounded down, as in the book
+    dtype = token_dtype(fitted.vocab_size)
+    end_of_text = np.array([fitted.eot_id], dtype).tobytes()
+    data: dict[Part, bytearray] = {part: bytearray() for part in PARTS}
+    documents: Counter[Part] = Counter()
+    pieces = split_documents(corpus.documents(), train_characters=train_characters)
+    for batch in grouped(pieces, lambda piece: len(piece[1]), BATCH_CHARACTERS):
+        encoded = fitted.encode_many([text for _, text in batch])
+        for (part, _), tokens in zip(batch, encoded, strict=True):
+            if documents[part]:
+                data[part] += end_of_text
+            data[part] += tokens.astype(dtype).tobytes()
+            documents[part] += 1
+    train, val = (np.frombuffer(data[part], dtype) for part in PARTS)
+    duplicated, compared = count_duplicates(train, val)
+    stats = CorpusStats(
+        documents=len(lengths),
+        train_documents=documents["train"],
+        val_documents=documents["val"],
+        train_characters=train_characters,
+        val_characters=sum(lengths) - train_characters,
+        train_tokens=len(train),
+        val_tokens=len(val),
+        duplicate_blocks=duplicated,
+        compared_blocks=compared,
+        content_sha256=content_sha256,
+    )
+    return EncodedCorpus(train=train, val=val, tokenizer=fitted, stats=stats)
 
 
 def vocabulary_sha256(tokenizer: Tokenizer) -> str | None:
@@ -128,72 +163,6 @@ def alone(entry: Path) -> Iterator[None]:
         lock.release()
 
 
-def _encoded(
-    corpus: Corpus, tokenizer: Tokenizer, train_ratio: float, content_sha256: str, entry: Path | None
-) -> EncodedCorpus:
-    lengths = [len(document) for document in corpus.documents()]
-    fitted = tokenizer.fitted_to(corpus.documents())
-    train_characters = int(train_ratio * sum(lengths))  # rounded down, as in the book
-    with TokenSink(entry, token_dtype(fitted.vocab_size)) as sink:
-        pieces = split_documents(corpus.documents(), train_characters=train_characters)
-        documents = _encode(pieces, fitted, sink)
-        train, val = sink.tokens()
-        duplicated, compared = count_duplicates(train, val)
-        stats = CorpusStats(
-            documents=len(lengths),
-            train_documents=documents["train"],
-            val_documents=documents["val"],
-            train_characters=train_characters,
-            val_characters=sum(lengths) - train_characters,
-            train_tokens=len(train),
-            val_tokens=len(val),
-            duplicate_blocks=duplicated,
-            compared_blocks=compared,
-            content_sha256=content_sha256,
-        )
-        del train, val  # Windows renames no folder with an open file in it
-        encoded = sink.committed(stats, fitted)
-    if sink.failure is not None and entry is not None:
-        log.warning(
-            "cannot keep the encoded corpus in %s (%s): its tokens stay in memory, and every run encodes it"
-            " again; set GPTPL_CACHE to a folder that can be written",
-            entry.parent,
-            sink.failure,
-        )
-    return encoded
-
-
-def _encode(pieces: Iterable[tuple[Part, str]], tokenizer: Tokenizer, sink: TokenSink) -> Counter[Part]:
-    """Give the tokens of the pieces to the sink, in order; return the number of documents in each split."""
-    end_of_text = np.array([tokenizer.eot_id], dtype=np.uint32)
-    documents: Counter[Part] = Counter()
-    for batch in _batches(pieces):
-        encoded = tokenizer.encode_many([text for _, text in batch])
-        for part in PARTS:
-            own: list[Tokens] = []
-            for (place, _), tokens in zip(batch, encoded, strict=True):
-                if place == part:
-                    own += [end_of_text, tokens] if documents[part] else [tokens]
-                    documents[part] += 1
-            if own:
-                sink.append(part, np.concatenate(own))
-    return documents
-
-
-def _batches(pieces: Iterable[tuple[Part, str]]) -> Iterator[list[tuple[Part, str]]]:
-    """The pieces in batches of BATCH_CHARACTERS or a little more."""
-    batch: list[tuple[Part, str]] = []
-    waiting = 0
-    for piece in pieces:
-        batch.append(piece)
-        waiting += len(piece[1])
-        if waiting >= BATCH_CHARACTERS:
-            yield batch
-            batch, waiting = [], 0
-    if batch:
-        yield batch
-
-
 def split_documents(documents: Iterable[str], *, train_characters: int) -> Iterator[tuple[Part, str]]:
     """Yield every document, in order, with its split; the one that the cut falls into comes as two.
 
@@ -213,28 +182,18 @@ def split_documents(documents: Iterable[str], *, train_characters: int) -> Itera
 # --- validation text that also occurs in the training text ----------------------------------------------
 
 
-def count_duplicates(
-    train: Tokens | ShardedTokens,
-    val: Tokens,
-    *,
-    block_tokens: int = BLOCK_TOKENS,
-    chunk_tokens: int = CHUNK_TOKENS,
-) -> tuple[int, int]:
+def count_duplicates(train: Tokens | ShardedTokens, val: Tokens) -> tuple[int, int]:
     """How many non-overlapping validation blocks occur verbatim, at any offset, in training; and of how many.
 
     Validation text that a model has read during training does not test it.
 
-    `block_tokens` must be a power of two. A last, shorter block is not counted, nor is anything found in a
-    training split shorter than a block. Blocks are compared by a rolling polynomial hash modulo 2^64: the
-    work is linear in the tokens, the memory bounded, and two different blocks have the same hash with a
-    probability of about 2^-64.
+    A last, shorter block is not counted, nor is anything found in a training split shorter than a block.
+    Blocks are compared by a rolling polynomial hash modulo 2^64: the work is linear in the tokens, the memory
+    bounded, and two different blocks have the same hash with a probability of about 2^-64.
     """
-    if block_tokens < 1 or block_tokens & (block_tokens - 1):
-        raise ValueError(f"block_tokens must be a power of two, got {block_tokens}")
-    whole = val[: len(val) // block_tokens * block_tokens]
-    step = max(1, chunk_tokens // block_tokens) * block_tokens
-    parts = (whole[start : start + step] for start in range(0, len(whole), step))
-    blocks = [_rolling_hashes(part, block_tokens)[::block_tokens] for part in parts]
+    whole = val[: len(val) // BLOCK_TOKENS * BLOCK_TOKENS]
+    parts = (whole[start : start + CHUNK_TOKENS] for start in range(0, len(whole), CHUNK_TOKENS))
+    blocks = [_rolling_hashes(part)[::BLOCK_TOKENS] for part in parts]
     if not blocks:
         return 0, 0
     hashes, inverse = np.unique(np.concatenate(blocks), return_inverse=True)
@@ -243,19 +202,19 @@ def count_duplicates(
     table = np.zeros(1 << (64 - int(shift)), dtype=bool)
     table[hashes >> shift] = True
     seen = np.zeros(len(hashes), dtype=bool)
-    for start in range(0, max(0, len(train) - block_tokens + 1), chunk_tokens):
-        rolled = _rolling_hashes(train[start : start + chunk_tokens + block_tokens - 1], block_tokens)
+    for start in range(0, max(0, len(train) - BLOCK_TOKENS + 1), CHUNK_TOKENS):
+        rolled = _rolling_hashes(train[start : start + CHUNK_TOKENS + BLOCK_TOKENS - 1])
         candidates = rolled[table[rolled >> shift]]
         places = np.searchsorted(hashes, candidates).clip(max=len(hashes) - 1)
         seen[places[hashes[places] == candidates]] = True
     return int(seen[inverse].sum()), len(inverse)
 
 
-def _rolling_hashes(tokens: Tokens, size: int) -> NDArray[np.uint64]:
-    """Hashes of the `size` tokens from every position on, by doubling: h_2k[i] = h_k[i] b^k + h_k[i + k]."""
+def _rolling_hashes(tokens: Tokens) -> NDArray[np.uint64]:
+    """Hashes of the block from every position on, by doubling: h_2k[i] = h_k[i] b^k + h_k[i + k]."""
     hashes = tokens.astype(np.uint64) * np.uint64(_SPREAD)
     power, width = _BASE, 1
-    while width < size:
+    while width < BLOCK_TOKENS:
         hashes = hashes[:-width] * np.uint64(power) + hashes[width:]
         power, width = power * power & _MODULUS_MASK, 2 * width
     return hashes

@@ -9,6 +9,7 @@ what does not fill an epoch's last batch is drawn and not read.)
 
 # N global batches, R ranks, B examples in a rank's batch, S sources
 
+import bisect
 import hashlib
 import itertools
 import json
@@ -22,26 +23,14 @@ from typing import Any, Unpack, cast
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset
 
 from gptpl.data.packing import PackedBatch
-from gptpl.data.pretraining.datamodule import (
-    PackedSequences,
-    SequenceData,
-    SequenceSettings,
-)
+from gptpl.data.pretraining.datamodule import PackedSequences, SequenceData, SequenceSettings
 from gptpl.data.pretraining.encoding import count_duplicates, vocabulary_sha256
 from gptpl.data.pretraining.shards import leak_sample
 from gptpl.data.pretraining.token_cache import CorpusStats, ShardedCorpus, ShardedTokens, Tokens
-from gptpl.data.sampler import (
-    PADDING,
-    EpochSampler,
-    Indices,
-    InOrder,
-    evenly_spaced,
-    permutation_keys,
-    permuted,
-)
+from gptpl.data.sampler import PADDING, EpochSampler, Indices, evenly_spaced, permutation_keys, permuted
 from gptpl.data.sources import Corpus, TextFiles
 from gptpl.data.sources.base import sampled
 from gptpl.data.splits import Split
@@ -154,13 +143,10 @@ class MixtureDataModule(SequenceData):
     def __init__(self, *, sources: Mapping[str, Any] | None, **settings: Unpack[SequenceSettings]) -> None:
         super().__init__(**settings)
         self.sources = sources_of(sources)
+        self.corpora = [source.corpus for source in self.sources.values()]
+        self.evaluated = ("train", *(f"val/{name}" for name in self.sources))
         self.name = "mixture of " + ", ".join(self.sources)
         self._joined: dict[Split, JoinedSequences] = {}
-
-    @property
-    def corpora(self) -> list[Corpus]:
-        """Those of the sources."""
-        return [source.corpus for source in self.sources.values()]
 
     @cached_property
     def parts(self) -> list[ShardedCorpus]:
@@ -196,18 +182,12 @@ class MixtureDataModule(SequenceData):
             searched = len(sample)
             with suppress(OSError):  # a cache that cannot be written: they are counted again next time
                 write_atomically(kept, json.dumps([duplicated, compared, searched]))
-
-        def total(count: str) -> int:
-            return sum(getattr(part.stats, count) for part in self.parts)
-
+        summed = (
+            *("documents", "train_documents", "val_documents", "train_characters", "val_characters"),
+            *("train_tokens", "val_tokens"),
+        )
         return CorpusStats(
-            documents=total("documents"),
-            train_documents=total("train_documents"),
-            val_documents=total("val_documents"),
-            train_characters=total("train_characters"),
-            val_characters=total("val_characters"),
-            train_tokens=len(train),
-            val_tokens=len(val),
+            **{count: sum(getattr(part.stats, count) for part in self.parts) for count in summed},
             duplicate_blocks=duplicated,
             compared_blocks=compared,
             searched_tokens=None if searched == len(train) else searched,
@@ -229,36 +209,32 @@ class MixtureDataModule(SequenceData):
     @cached_property
     def draws(self) -> "Draws":
         """Which sequences an epoch takes."""
-        ends = np.cumsum([0, *map(len, self.examples("train").parts)]).tolist()
+        ends = [0, *self.examples("train").cumulative_sizes]
         ranges = [range(*border) for border in itertools.pairwise(ends)]
         return Draws(ranges, self._counts([len(each) for each in ranges]), seed=self.seed)
 
     def _counts(self, available: Sequence[int]) -> list[int]:
         """The sequences that an epoch takes from each source."""
-        weighted = {
-            n: source.weight for n, source in enumerate(self.sources.values()) if source.weight is not None
-        }
-        scale = min((available[n] / weight for n, weight in weighted.items() if weight), default=0.0)
+        weights = [source.weight for source in self.sources.values()]
+        scale = min((count / w for count, w in zip(available, weights, strict=True) if w), default=0.0)
         counts = []
         for n, (name, source) in enumerate(self.sources.items()):
-            share = source.weight, source.epochs, source.tokens
-            if n in weighted:
-                wanted = scale * weighted[n]
+            if source.weight is not None:
+                wanted = scale * source.weight
             elif source.epochs is not None:
                 wanted = source.epochs * available[n]
             else:
-                wanted = cast(float, source.tokens) / self._tokens_a_sequence(n)
+                found = self.examples("train").datasets[n]
+                is_packed = isinstance(found, PackedSequences)
+                each = found.packing.tokens / len(found) if is_packed else self.max_length
+                wanted = cast(float, source.tokens) / each
             counts.append(round(wanted))
-            if not counts[-1] and any(share):
+            if not counts[-1] and wanted:
                 raise InputError(
                     f"data.sources.{name} would give {wanted:.2g} of a sequence in an epoch: raise its share,"
                     " or leave the source out"
                 )
         return counts
-
-    def _tokens_a_sequence(self, source: int) -> float:
-        found = self.examples("train").parts[source]
-        return found.packing.tokens / len(found) if isinstance(found, PackedSequences) else self.max_length
 
     @property
     def train_examples(self) -> int:
@@ -267,7 +243,7 @@ class MixtureDataModule(SequenceData):
 
     def make_sampler(self, kind: type[EpochSampler], **settings: Any) -> EpochSampler:
         """A sampler that takes from each source what its share is; in order: one source after the other."""
-        return (MixtureSampler if kind is EpochSampler else MixtureInOrder)(self.draws, **settings)
+        return kind(self.draws.count, draw=self.draws.indices, **settings)
 
     def evaluated_indices(self, split: Split, wanted: int) -> Indices:
         """Of training sequences some in the proportions of the first epoch."""
@@ -275,20 +251,15 @@ class MixtureDataModule(SequenceData):
             return super().evaluated_indices(split, wanted)
         return self.draws.indices(evenly_spaced(self.draws.count, wanted), epoch=0)
 
-    @property
-    def evaluated(self) -> tuple[str, ...]:
-        """The splits of `val_dataloader`."""
-        return ("train", *(f"val/{name}" for name in self.sources))
-
     def val_dataloader(self) -> list[Batches]:
         """As `TrainingData`, with a loader of equally many validation sequences for each source."""
         train, _ = super().val_dataloader()
         joined: JoinedSequences = self.examples("val")
         each = self.eval_val_batches
         if each is not None:
-            each = -(-each // len(joined.parts)) * self._global_batch
+            each = -(-each // len(joined.datasets)) * self._global_batch
         loaders, start = [train], 0
-        for part in joined.parts:
+        for part in joined.datasets:
             indices = evenly_spaced(len(part), len(part) if each is None else each)
             loaders.append(self._in_order(joined, start + indices))
             start += len(part)
@@ -322,23 +293,19 @@ def _named(source: str) -> Iterator[None]:
         raise InputError(f"data.sources.{source}: {error}") from error
 
 
-class JoinedSequences(Dataset[Any]):
+class JoinedSequences(ConcatDataset[Any]):
     """The sequences of several data sets, one after the other; batches as theirs."""
 
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self.parts = list(parts)
-        self._ends = np.cumsum(list(map(len, parts)))
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
+    datasets: list[Any]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Any, ...]:
         """A batch; PADDING is a row of the first part."""
         rows = []
         for index in indices:
-            part = 0 if index == PADDING else int(np.searchsorted(self._ends, index, side="right"))
-            first = int(self._ends[part]) - len(self.parts[part])
-            rows.append(self.parts[part].__getitems__([index if index == PADDING else index - first]))
+            number = 0 if index == PADDING else bisect.bisect_right(self.cumulative_sizes, index)
+            part = self.datasets[number]
+            first = self.cumulative_sizes[number] - len(part)
+            rows.append(part.__getitems__([index if index == PADDING else index - first]))
         if isinstance(rows[0], PackedBatch):
             inputs, targets, segments, tokens = zip(*rows, strict=True)
             return PackedBatch(torch.cat(inputs), torch.cat(targets), torch.cat(segments), sum(tokens))
@@ -377,18 +344,3 @@ class Draws:
                 keys = permutation_keys(self._seed, lap, source + 1)
                 found[own[chosen]] = available.start + permuted(places[chosen], len(available), keys)
         return found
-
-
-class MixtureSampler(EpochSampler):
-    """The indices of the sequences that a mixture draws; see `EpochSampler`."""
-
-    def __init__(self, draws: Draws, **settings: Any) -> None:
-        self._draws = draws
-        super().__init__(draws.count, **settings)
-
-    def _indices(self, places: Indices) -> Indices:
-        return self._draws.indices(super()._indices(places), epoch=self.epoch)
-
-
-class MixtureInOrder(MixtureSampler, InOrder):
-    """For `overfit_batches`, see `InOrder`."""

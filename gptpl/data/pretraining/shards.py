@@ -23,7 +23,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,11 +40,12 @@ from gptpl.data.pretraining.token_cache import (
     token_dtype,
 )
 from gptpl.data.sources import Corpus
-from gptpl.data.sources.base import Files, Piece, Section, sampled
+from gptpl.data.sources.base import Files, Piece, Section, grouped, sampled
 from gptpl.data.splits import check_ratios
 from gptpl.errors import InputError
 from gptpl.files.download import cache_dir as default_cache_dir
 from gptpl.files.durable import new_file, write_atomically
+from gptpl.settings import SIZE
 from gptpl.text import bytes_text, count_text
 from gptpl.tokenizers import Tokenizer, tokenizer_from_state
 from gptpl.tokenizers.base import END_OF_TEXT
@@ -196,10 +196,9 @@ def encode_documents(
     is full, where a file changes meanwhile, and as the corpus.
     """
     check_ratios(train_ratio=train_ratio)
-    if val_tokens < 1:
-        raise InputError(f"data.val_tokens must be at least 1, got {val_tokens}")
-    if workers is not None and workers < 1:
-        raise InputError(f"data.encode_workers must be at least 1, got {workers}")
+    SIZE.check("data.val_tokens", val_tokens)
+    if workers is not None:
+        SIZE.check("data.encode_workers", workers)
     if os.environ.get(_POOL, str(os.getpid())) != str(os.getpid()):
         raise InputError("an encoding process runs the script that started it, see the error of that one")
     files = corpus.listing()
@@ -215,35 +214,16 @@ def encode_documents(
         return found
     with alone(entry):
         found = None if check else _open(folder, known)
-        if found is None:
-            found = _with_same_texts(folder, known, corpus, files, check=check)
-        if found is None:
-            fitted = tokenizer.fitted_to(sampled(corpus))
-            try:
-                _encode(folder, corpus, fitted, files, val_tokens, train_ratio, workers)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise _full(entry, sum(size for _, size in named), fitted) from error
-            found = _open(folder, fitted)
-    if found is None:
-        raise InputError(f"another process has changed {folder}: start again")
-    return found
-
-
-def _shards(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """The pieces of each shard."""
-    total = sum(piece.size for piece in pieces)
-    enough = min(max(total // SHARDS, SMALLEST_SHARD), LARGEST_SHARD)
-    shards: list[list[Piece]] = []
-    size = enough
-    for piece in pieces:
-        if size >= enough:
-            shards.append([])
-            size = 0
-        shards[-1].append(piece)
-        size += piece.size
-    return shards
+        found = found or _with_same_texts(folder, known, corpus, files, check=check)
+        if found is not None:
+            return found
+        fitted = tokenizer.fitted_to(sampled(corpus))
+        try:
+            return _encode(folder, corpus, fitted, files, val_tokens, train_ratio, workers)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _full(entry, sum(size for _, size in named), fitted) from error
 
 
 def _encode(
@@ -254,7 +234,7 @@ def _encode(
     val_tokens: int,
     train_ratio: float,
     workers: int | None,
-) -> None:
+) -> ShardedCorpus:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -273,7 +253,8 @@ def _encode(
     share = SPARE * val_tokens / total if total else 1.0
     limit = min(1 << 64, int(share * (1 << 64)))
     work = _Work(corpus=corpus, tokenizer=tokenizer, folder=folder, limit=limit)
-    shards = _shards(pieces)
+    enough = min(max(total // SHARDS, SMALLEST_SHARD), LARGEST_SHARD)
+    shards = list(grouped(pieces, lambda piece: piece.size, enough))
     todo = {n: shard for n, shard in enumerate(shards) if not _is_done(work, n)}
     if shutil.disk_usage(folder).free < sum(piece.size for shard in todo.values() for piece in shard) // 8:
         raise _full(folder, total, tokenizer)
@@ -287,7 +268,7 @@ def _encode(
     if (now := corpus.listing()) != files:
         changed = next(iter(set(files) ^ set(now)))[0]
         raise InputError(f"{changed} has changed while {corpus.name} was encoded: start again")
-    _finish(work, len(shards), files, val_tokens, train_ratio)
+    return _finish(work, len(shards), files, val_tokens, train_ratio)
 
 
 def _is_done(work: _Work, number: int) -> bool:
@@ -302,11 +283,8 @@ def _is_done(work: _Work, number: int) -> bool:
         return False
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is not an object")
-    return found
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _cores() -> int:
@@ -323,52 +301,35 @@ def _full(entry: Path, text_bytes: int, tokenizer: Tokenizer) -> InputError:
     )
 
 
-class _Progress:
-    """Bytes of text and tokens of every shard, and whether to stop, in memory that processes share.
+def _counter(counts: Any, number: int) -> Count:
+    """Adds to the counts of a shard. Raises InterruptedError once all shall stop."""
 
-    Without a lock, which a process that is killed would keep: each shard is counted by one process.
-    """
+    def count(read: int, tokens: int) -> None:
+        counts[2 * number] += read
+        counts[2 * number + 1] += tokens
+        if counts[-1]:
+            raise InterruptedError
 
-    def __init__(self, shards: int, context: SpawnContext) -> None:
-        self._counts = context.RawArray("q", 2 * shards + 1)
-
-    def counter(self, place: int) -> Count:
-        """Adds to the counts of one shard. Raises InterruptedError once all shall stop."""
-
-        def count(read: int, tokens: int) -> None:
-            self._counts[2 * place] += read
-            self._counts[2 * place + 1] += tokens
-            if self._counts[-1]:
-                raise InterruptedError
-
-        return count
-
-    def totals(self) -> tuple[int, int]:
-        """Bytes of text, and tokens."""
-        counts = self._counts[:-1]
-        return sum(counts[::2]), sum(counts[1::2])
-
-    def stop(self) -> None:
-        """Tell all processes to."""
-        self._counts[-1] = 1
+    return count
 
 
 def _encode_shards(work: _Work, todo: Mapping[int, Sequence[Piece]], workers: int) -> None:
     context = multiprocessing.get_context("spawn")
-    progress = _Progress(len(todo), context)
+    # Bytes of text and tokens of each shard in turn, and whether to stop, in memory that processes share:
+    # without a lock, which a process that is killed would keep, as each shard is counted by one process.
+    counts = context.RawArray("q", 2 * (max(todo) + 1) + 1)
     total = sum(piece.size for pieces in todo.values() for piece in pieces)
-    jobs = [(place, number, pieces) for place, (number, pieces) in enumerate(todo.items())]
-    with _bar(progress, total):
+    with _bar(counts, total):
         if workers == 1 or len(todo) == 1 or total < SHARDS * SMALLEST_SHARD // 4:
-            for place, number, pieces in jobs:
-                _encode_shard(work, number, pieces, progress.counter(place))
+            for number, pieces in todo.items():
+                _encode_shard(work, number, pieces, _counter(counts, number))
             return
         pool = ProcessPoolExecutor(
-            min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=(work, progress)
+            min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=(work, counts)
         )
         os.environ[_POOL] = str(os.getpid())
         try:
-            for done in as_completed([pool.submit(_in_worker, *job) for job in jobs]):
+            for done in as_completed([pool.submit(_in_worker, *shard) for shard in todo.items()]):
                 done.result()
         except BrokenProcessPool as error:
             raise InputError(
@@ -376,17 +337,17 @@ def _encode_shards(work: _Work, todo: Mapping[int, Sequence[Piece]], workers: in
                 " `if __name__ == '__main__':`, or run gptpl data encode first; finished shards are kept"
             ) from error
         finally:
-            progress.stop()  # what still runs has no use after an error
+            counts[-1] = 1  # what still runs has no use after an error
             pool.shutdown(cancel_futures=True)
             del os.environ[_POOL]
 
 
-_worker: tuple[_Work, _Progress]
+_worker: tuple[_Work, Any]
 
 
-def _start_worker(work: _Work, progress: _Progress) -> None:
+def _start_worker(work: _Work, counts: Any) -> None:
     global _worker
-    _worker = (work, progress)
+    _worker = (work, counts)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -397,13 +358,13 @@ def _start_worker(work: _Work, progress: _Progress) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _in_worker(place: int, number: int, pieces: Sequence[Piece]) -> None:
-    work, progress = _worker
-    _encode_shard(work, number, pieces, progress.counter(place))
+def _in_worker(number: int, pieces: Sequence[Piece]) -> None:
+    work, counts = _worker
+    _encode_shard(work, number, pieces, _counter(counts, number))
 
 
 @contextmanager
-def _bar(progress: _Progress, total: int) -> Iterator[None]:
+def _bar(counts: Any, total: int) -> Iterator[None]:
     """Shows bytes of text, tokens per second and the time that is left, in a terminal; logs the speed."""
     stop, started = threading.Event(), time.monotonic()
 
@@ -411,9 +372,9 @@ def _bar(progress: _Progress, total: int) -> Iterator[None]:
         with tqdm(total=total, unit="B", unit_scale=True, desc="encoding", disable=None) as bar:
             while True:
                 ended = stop.wait(0.5)
-                read, tokens = progress.totals()
-                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
-                bar.update(read - bar.n)
+                speed = sum(counts[1::2]) / (time.monotonic() - started)
+                bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
+                bar.update(sum(counts[:-1:2]) - bar.n)
                 if ended:
                     return
 
@@ -424,15 +385,15 @@ def _bar(progress: _Progress, total: int) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-    (_, tokens), seconds = progress.totals(), time.monotonic() - started
+    tokens, seconds = sum(counts[1::2]), time.monotonic() - started
     log.info("encoded %s tokens in %.1f s: %s a second", f"{tokens:,}", seconds, f"{tokens / seconds:,.0f}")
 
 
 # --------------------------------------------------------------------------------- the corpus as a whole
 
 
-def _finish(work: _Work, shards: int, files: Files, val_tokens: int, train_ratio: float) -> None:
-    """Choose the validation text, count, and write the manifest."""
+def _finish(work: _Work, shards: int, files: Files, val_tokens: int, train_ratio: float) -> ShardedCorpus:
+    """Choose the validation text, count, write the manifest, and open what it describes."""
     folder, dtype = work.folder, token_dtype(work.tokenizer.vocab_size)
     entries = [_read_json(folder / f"{n:06}.json") for n in range(shards)]
     of_shards = [np.load(folder / f"{n:06}.npy") for n in range(shards)]
@@ -440,12 +401,12 @@ def _finish(work: _Work, shards: int, files: Files, val_tokens: int, train_ratio
     counts = {name: sum(entry["counts"][name] for entry in entries) for name in entries[0]["counts"]}
     characters = counts["train_characters"] + int(candidates["characters"].sum())
     chosen = _lowest(candidates, min(PER_TOKEN * val_tokens, int((1 - train_ratio) * characters)))  # (U,)
-    val, rest = (int(candidates["tokens"][side].sum()) for side in (chosen, ~chosen))
-    if not val or not counts["train_tokens"] + rest:
-        there = count_text(counts["documents"] - counts["blank"], "document")
+    of_val, rest = (int(candidates["tokens"][side].sum()) for side in (chosen, ~chosen))
+    documents = counts["documents"] - counts["blank"]
+    if not of_val or not counts["train_tokens"] + rest:
         raise InputError(
-            f"{work.corpus.name} has {there}, too few to validate on some of them: use data=text_file, which"
-            " divides the text by characters, or give more"
+            f"{work.corpus.name} has {count_text(documents, 'document')}, too few to validate on some of"
+            " them: use data=text_file, which divides the text by characters, or give more"
         )
     with (
         new_file(folder / "val.bin", durable=True) as val_file,
@@ -457,22 +418,21 @@ def _finish(work: _Work, shards: int, files: Files, val_tokens: int, train_ratio
                 for length in each["tokens"].tolist():
                     (val_file if chosen[start] else rest_file).write(file.read(length * dtype.itemsize))
                     start += 1
-    lengths = {f"{n:06}.bin": entry["counts"]["train_tokens"] for n, entry in enumerate(entries)} | {
-        "rest.bin": rest
-    }
+    lengths = {f"{n:06}.bin": entry["counts"]["train_tokens"] for n, entry in enumerate(entries)}
+    lengths["rest.bin"] = rest
     digests = [digest for entry in entries for digest in entry["pieces"]]
-    train = ShardedTokens(*_of_train(folder, lengths), dtype)
+    train, val = _of_train(folder, lengths, dtype), np.memmap(folder / "val.bin", dtype, "r")
     searched = leak_sample(train)
-    duplicated, compared = count_duplicates(searched, np.memmap(folder / "val.bin", dtype, "r"))
+    duplicated, compared = count_duplicates(searched, val)
     val_characters = int(candidates["characters"][chosen].sum())
     stats = CorpusStats(
-        documents=counts["documents"] - counts["blank"],
-        train_documents=counts["documents"] - counts["blank"] - int(candidates["whole"][chosen].sum()),
+        documents=documents,
+        train_documents=documents - int(candidates["whole"][chosen].sum()),
         val_documents=int(chosen.sum()),
         train_characters=characters - val_characters,
         val_characters=val_characters,
         train_tokens=len(train),
-        val_tokens=val,
+        val_tokens=len(val),
         duplicate_blocks=duplicated,
         compared_blocks=compared,
         content_sha256=hashlib.sha256(json.dumps([work.corpus.reading, digests]).encode()).hexdigest(),
@@ -490,6 +450,7 @@ def _finish(work: _Work, shards: int, files: Files, val_tokens: int, train_ratio
         "files": files,
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest), durable=True)
+    return ShardedCorpus(train=train, val=val, tokenizer=work.tokenizer, stats=stats)
 
 
 def _lowest(candidates: NDArray[Any], most: int) -> NDArray[np.bool_]:
@@ -499,9 +460,9 @@ def _lowest(candidates: NDArray[Any], most: int) -> NDArray[np.bool_]:
     return group < max(1, int(np.searchsorted(characters, most, side="right")))
 
 
-def _of_train(folder: Path, lengths: Mapping[str, int]) -> tuple[list[Path], list[int]]:
-    there = {name: length for name, length in lengths.items() if length}
-    return [folder / name for name in there], list(there.values())
+def _of_train(folder: Path, lengths: Mapping[str, int], dtype: np.dtype[Any]) -> ShardedTokens:
+    there = {folder / name: length for name, length in lengths.items() if length}
+    return ShardedTokens(list(there), list(there.values()), dtype)
 
 
 def leak_sample(tokens: ShardedTokens) -> Tokens | ShardedTokens:
@@ -531,7 +492,7 @@ def _read(folder: Path, manifest: Mapping[str, Any], tokenizer: Tokenizer | None
     for name, length in (*manifest["shards"].items(), ("val.bin", stats.val_tokens)):
         if (place / name).stat().st_size != length * dtype.itemsize:
             raise ValueError(f"{name} is not of {length:,} tokens")
-    train = ShardedTokens(*_of_train(place, manifest["shards"]), dtype)
+    train = _of_train(place, manifest["shards"], dtype)
     val = np.memmap(place / "val.bin", dtype, "r")
     return ShardedCorpus(train=train, val=val, tokenizer=fitted, stats=stats)
 
@@ -565,9 +526,8 @@ def _with_same_texts(
     All files that have another time are read again, with `check` all; one of this state with other texts is
     removed.
     """
-    manifests = [folder / "manifest.json"] if check else []
-    manifests += sorted(folder.parent.glob("*/manifest.json"), key=lambda path: -path.stat().st_mtime)
-    for path in manifests:
+    manifests = folder.parent.glob("*/manifest.json")
+    for path in sorted(manifests, key=lambda path: (path.parent != folder, -path.stat().st_mtime)):
         try:
             manifest = _read_json(path)
             found = _read(path.parent, manifest, tokenizer)

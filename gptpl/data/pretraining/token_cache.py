@@ -1,21 +1,17 @@
 """Encoded corpora, in memory and on disk, where each is one folder, an entry: complete or absent.
 
-An entry holds `train.npy`, `val.npy` and `stats.json` (counts, tokenizer's state). It is written under
-another name next to its place, and renamed when everything is on disk: neither an interrupted run nor two
-runs at once leave half an entry.
+An entry holds `train.npy`, `val.npy` and `stats.json` (counts, tokenizer's state). Each file is written under
+another name next to its place, and renamed when it is on disk, `stats.json` last: neither an interrupted run
+nor two runs at once leave half an entry.
 """
 
 import json
 import logging
-import os
-import shutil
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -23,8 +19,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from gptpl.errors import InputError
-from gptpl.files.durable import sync_folder
+from gptpl.files.durable import new_file, write_atomically
 from gptpl.tokenizers import Tokenizer, tokenizer_from_state
 
 log = logging.getLogger(__name__)
@@ -35,7 +30,6 @@ PARTS: tuple[Part, ...] = get_args(Part)
 DAMAGE = (OSError, ValueError, KeyError, TypeError)
 """What opening a missing or damaged entry raises."""
 _ABANDONED = 24 * 3600  # seconds
-_HEADER_BYTES = 128
 _OPEN_SHARDS = 128
 
 
@@ -67,7 +61,8 @@ class ShardedTokens:
         shard = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
             first = int(self._ends[shard]) - self._lengths[shard]
-            parts.append(self._shard(shard)[start - first : stop - first])
+            tokens = _mapped(self._paths[shard], self.dtype, self._lengths[shard])
+            parts.append(tokens[start - first : stop - first])
             start, shard = int(self._ends[shard]), shard + 1
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
 
@@ -78,9 +73,6 @@ class ShardedTokens:
     def identity(self) -> list[str | int]:
         """The files' names in the cache, which are never written again, and their lengths."""
         return [*("/".join(Path(path).parts[-3:]) for path in self._paths), *self._lengths]
-
-    def _shard(self, number: int) -> Tokens:
-        return _mapped(self._paths[number], self.dtype, self._lengths[number])
 
 
 @lru_cache(maxsize=_OPEN_SHARDS)
@@ -132,164 +124,43 @@ class ShardedCorpus:
     stats: CorpusStats
 
 
+AnyCorpus = EncodedCorpus | ShardedCorpus
+
+
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     """The smallest type that holds every token: two bytes up to 65,536 tokens, else four."""
     return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.uint32)
 
 
-class TokenSink:
-    """Collects the tokens of both splits, for an entry of the cache or, with none, in memory.
-
-    Where the disk takes no more, what it has is read back and the rest collected in memory: `failure` is then
-    the error. A context manager, which removes what is not committed.
-    """
-
-    def __init__(self, entry: Path | None, dtype: np.dtype[np.unsignedinteger]) -> None:
-        self.failure: Exception | None = None
-        self._entry = entry
-        self._dtype = dtype
-        self._lengths: dict[Part, int] = dict.fromkeys(PARTS, 0)  # complete in the file, also after a failure
-        self._files: dict[Part, FileIO] = {}
-        self._memory: dict[Part, list[Tokens]] = {part: [np.empty(0, dtype)] for part in PARTS}
-        if entry is None:
-            return
-        self._folder = self._draft = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.partial")
-        try:
-            self._draft.mkdir(parents=True)
-            for part in PARTS:
-                # Unbuffered, or a failure would not show with the tokens that were lost.
-                self._files[part] = self._path(part).open("xb", buffering=0)
-                self._write_header(part)
-        except OSError as error:
-            self._to_memory(error)
-        else:
-            _remove_abandoned(entry.parent)
-
-    def append(self, part: Part, tokens: Tokens) -> None:
-        """Add 1-D `tokens` to a split."""
-        tokens = tokens.astype(self._dtype)
-        if self._files:
-            try:
-                data = memoryview(tokens.tobytes())
-                while data:  # a disk that is nearly full takes a part first
-                    data = data[self._files[part].write(data) :]
-                self._lengths[part] += len(tokens)
-                return
-            except OSError as error:
-                self._to_memory(error)
-        self._memory[part].append(tokens)
-
-    def tokens(self) -> tuple[Tokens, Tokens]:
-        """Both splits, complete; from files once these are on disk (fsync)."""
-        try:
-            for part, file in self._files.items():
-                file.seek(0)
-                self._write_header(part)
-                os.fsync(file.fileno())
-            if self._files:
-                train, val = (npy_format.open_memmap(self._path(part), mode="r") for part in PARTS)
-                return train, val
-        except OSError as error:
-            self._to_memory(error)
-        return np.concatenate(self._memory["train"]), np.concatenate(self._memory["val"])
-
-    def committed(self, stats: CorpusStats, tokenizer: Tokenizer) -> EncodedCorpus:
-        """The corpus, from its entry, which is put in its place unless another process has done so."""
-        try:
-            if self._files and self._entry is not None:
-                self._commit(self._entry, stats, tokenizer)
-                return open_entry(self._entry, tokenizer)
-        except DAMAGE as error:  # of another's entry, too, which is there and cannot be removed
-            self._to_memory(error)
-        train, val = self.tokens()
-        return EncodedCorpus(train=train, val=val, tokenizer=tokenizer, stats=stats)
-
-    def _commit(self, entry: Path, stats: CorpusStats, tokenizer: Tokenizer) -> None:
-        with (self._draft / "stats.json").open("w", encoding="utf-8") as file:
-            json.dump({"stats": asdict(stats), "tokenizer": tokenizer.state()}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(self._draft)
-        self._close()  # Windows renames no folder with an open file in it
-        try:
-            self._draft.rename(entry)
-        except OSError:
-            if not entry.is_dir():
-                raise
-        else:
-            self._folder = entry
-        sync_folder(entry.parent)
-
-    def _path(self, part: Part) -> Path:
-        return self._folder / f"{part}.npy"
-
-    def _write_header(self, part: Part) -> None:
-        """NumPy leaves room for a larger length: the header has 128 bytes whatever the length."""
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._lengths[part],)}
-        npy_format.write_array_header_1_0(self._files[part], header)
-
-    def _to_memory(self, error: Exception) -> None:
-        self.failure = error
-        self._close()
-        for part, length in self._lengths.items() if self._files else ():
-            try:
-                found = np.fromfile(self._path(part), self._dtype, length, offset=_HEADER_BYTES)
-            except OSError:
-                found = np.empty(0, self._dtype)
-            if len(found) != length:
-                raise InputError(f"{self._path(part)} cannot be read back: set GPTPL_CACHE to another disk")
-            self._memory[part].append(found)
-        self._files = {}
-        shutil.rmtree(self._draft, ignore_errors=True)
-
-    def _close(self) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-        if self._entry is not None:
-            shutil.rmtree(self._draft, ignore_errors=True)
-
-
-def _remove_abandoned(cache: Path) -> None:
-    """Remove drafts of processes that were killed: nothing has been written to them for a day."""
-    for draft in cache.glob("*.partial"):
-        with suppress(OSError):  # another process removes it, or has just finished it
-            if time.time() - max(path.stat().st_mtime for path in (draft, *draft.iterdir())) > _ABANDONED:
-                shutil.rmtree(draft)
-                log.info("removed %s, which a killed process had left", draft)
-
-
-def read_entry(entry: Path, tokenizer: Tokenizer | None) -> EncodedCorpus | None:
-    """Open an entry without reading its tokens; None if there is none.
-
-    `tokenizer` is the one that the entry was made with, if it is at hand; None: it is rebuilt from the entry.
-    A damaged entry (incomplete, cut short, of another type) is removed, with a warning. One that the system
-    cannot read now, for example with too many open files, stays where it is.
-    """
+def keep(entry: Path, encoded: EncodedCorpus) -> EncodedCorpus:
+    """Write an entry and open it. Where that fails the corpus stays in memory, with a warning."""
     try:
-        return open_entry(entry, tokenizer) if entry.is_dir() else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as damage:
-        log.warning("the cached tokens in %s are damaged (%s): the text is encoded again", entry, damage)
-    except OSError as error:
-        log.warning("the cached tokens in %s cannot be read (%s): the text is encoded again", entry, error)
-        return None
-    doomed = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}.damaged")
-    try:
-        entry.rename(doomed)  # in one step: another process sees it whole or not at all
-    except OSError as error:
-        log.warning("cannot remove %s: %s", entry, error)
-    else:
-        shutil.rmtree(doomed, ignore_errors=True)
-    return None
+        entry.mkdir(parents=True, exist_ok=True)
+        for left in entry.parent.glob("*/.*.tmp"):  # by a process that was killed, if it is a day old
+            with suppress(OSError):  # another process removes it, or has just finished it
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    left.unlink()
+        for part, tokens in zip(PARTS, (encoded.train, encoded.val), strict=True):
+            with new_file(entry / f"{part}.npy", durable=True) as file:
+                np.save(file, tokens)
+        description = {"stats": asdict(encoded.stats), "tokenizer": encoded.tokenizer.state()}
+        write_atomically(entry / "stats.json", json.dumps(description), durable=True)
+        return open_entry(entry, encoded.tokenizer)
+    except DAMAGE as error:
+        log.warning(
+            "cannot keep the encoded corpus in %s (%s): its tokens stay in memory, and every run encodes it"
+            " again; set GPTPL_CACHE to a folder that can be written",
+            entry.parent,
+            error,
+        )
+        return encoded
 
 
 def open_entry(entry: Path, tokenizer: Tokenizer | None = None) -> EncodedCorpus:
-    """As `read_entry`, but remove nothing, and raise one of DAMAGE for a missing or damaged entry."""
+    """Open an entry without reading its tokens. Raises one of DAMAGE for a missing or damaged one.
+
+    `tokenizer` is the one that it was made with, if it is at hand; None: it is rebuilt from the entry.
+    """
     description = json.loads((entry / "stats.json").read_text(encoding="utf-8"))
     stats = CorpusStats(**description["stats"])
     fitted = tokenizer or tokenizer_from_state(description["tokenizer"])

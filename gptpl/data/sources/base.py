@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from gptpl.errors import InputError
+from gptpl.files.durable import sha256_of
 
 SECTION = 1 << 20
 """Characters from which on a document is cut, at the next good place."""
@@ -21,6 +22,7 @@ _CUT = re.compile(r"(?<=\S)\n(?=[^\s/])")
 _CUT_IN_LINE = re.compile(r"(?<=\S)(?= \S)")
 
 
+T = TypeVar("T")
 Files = list[tuple[str, int, int]]
 """Of each file: its name below the folder that all have in common, bytes, and time of change in ns."""
 
@@ -135,8 +137,7 @@ class Corpus(ABC):
         digest = self._digest()
         for path in self.files():
             try:
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(bytes.fromhex(sha256_of(path)))
             except OSError as error:
                 raise unreadable(path, error) from error
         return digest.hexdigest()
@@ -170,6 +171,20 @@ def sampled(corpus: Corpus, most: int | None = None) -> Iterator[str]:
                 break
 
 
+def grouped(items: Iterable[T], size: Callable[[T], int], least: int) -> Iterator[list[T]]:
+    """Consecutive items in groups, each of which ends as soon as its sizes add up to `least`."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size(item)
+        if total >= least:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
 def in_sections(parts: Iterable[str], *, begins: bool = True, ends: bool = True) -> Iterator[Section]:
     """A document, read part by part, in sections.
 
@@ -179,18 +194,13 @@ def in_sections(parts: Iterable[str], *, begins: bool = True, ends: bool = True)
     for part in parts:
         waiting, start = waiting[start:] + part, 0
         while len(waiting) - start > 2 * SECTION:
-            place = _place_to_cut(waiting, start + SECTION)
+            first, last = start + SECTION, start + 2 * SECTION
+            cut = _CUT.search(waiting, first, last) or _CUT_IN_LINE.search(waiting, first, last)
+            place = cut.end() if cut else first
             yield Section(waiting[start:place], False)
             start, blank = place, False
     rest = waiting[start:]
     yield Section("" if blank and rest.isspace() else rest, ends)
-
-
-def _place_to_cut(text: str, first: int) -> int:
-    """Where a section may end, from there on: between two lines, else before a space, else anywhere."""
-    last = first + SECTION
-    found = _CUT.search(text, first, last) or _CUT_IN_LINE.search(text, first, last)
-    return found.end() if found else first
 
 
 def listed(paths: list[str]) -> Files:

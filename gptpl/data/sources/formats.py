@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from gptpl.data.sources.base import (
     Section,
     check_text,
     decoded_line,
+    grouped,
     in_sections,
     not_utf8,
     unreadable,
@@ -34,7 +35,7 @@ Kind = Literal["text", "JSON Lines", "Parquet"]
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".html")
 COMPRESSED = (".gz", ".zst")
 PIECE_BYTES = 1 << 24
-_ROWS = 1024  # of Parquet, read at a time
+ROWS = 1024  # of a table, read at a time
 _WINDOW = 1 << 16  # bytes that are searched at a time for a place to cut
 _FAR = 1 << 20  # bytes after which a worse place will do
 
@@ -55,26 +56,24 @@ def kind_of(path: Path | str) -> Kind | None:
     return "Parquet" if suffix == ".parquet" else "text" if suffix in TEXT_SUFFIXES else None
 
 
-def _path(piece: Piece) -> Path:
-    assert piece.path is not None
-    return piece.path
-
-
 def is_compressed(path: Path) -> bool:
     """Whether the file has to be decompressed, from its beginning."""
     return path.suffix.lower() in COMPRESSED
 
 
-def pieces_of(path: Path, size: int, field: str | None) -> Iterator[Piece]:
-    """The pieces of a file of `size` bytes, in order; `field` as for `sections`.
+def pieces_of(path: Path, field: str | None) -> Iterator[Piece]:
+    """The pieces of a file, in order; `field` as for `sections`.
 
     Raises InputError for what should be a Parquet file and is not.
     """
     if kind_of(path) == "Parquet":
-        yield from _row_groups(path)
+        with _opened_parquet(path) as file:
+            groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+        yield from row_pieces(path, [(1, group.total_byte_size) for group in groups])
     elif is_compressed(path):
-        yield Piece(path=path, size=4 * size)
+        yield Piece(path=path, size=4 * path.stat().st_size)
     else:
+        size = path.stat().st_size
         # The last one is up to half as large again.
         starts = list(range(0, max(1, size - PIECE_BYTES // 2), PIECE_BYTES))
         is_text = kind_of(path) != "JSON Lines" or field is None
@@ -92,13 +91,15 @@ def sections(piece: Piece, field: str | None, refused: Refused | None = None) ->
     Raises InputError, which names the file and the line or place, for what is not UTF-8, binary, cut short,
     not JSON, without a text in that field, or unreadable. `refused` takes the errors of lines of JSON Lines.
     """
-    kind = kind_of(_path(piece))
+    path = piece.path
+    assert path is not None
+    kind = kind_of(path)
     if kind == "Parquet":
-        documents = _parquet(piece, field or "text")
+        documents = _parquet(path, piece, field or "text")
     elif kind == "JSON Lines" and field is not None:
-        documents = _json_lines(piece, field, refused)
+        documents = _json_lines(path, piece, field, refused)
     else:
-        yield from in_sections(_text(piece), begins=not piece.within, ends=piece.end is None)
+        yield from in_sections(_text(path, piece), begins=not piece.within, ends=piece.end is None)
         return
     for document in documents:
         yield from in_sections([document])
@@ -140,9 +141,8 @@ def _zstd(path: Path) -> Any:
     return zstd
 
 
-def _text(piece: Piece) -> Iterator[str]:
+def _text(path: Path, piece: Piece) -> Iterator[str]:
     """The text of a piece, up to a million bytes of it at a time."""
-    path = _path(piece)
     utf8 = codecs.getincrementaldecoder("utf-8")()
     line_ends = io.IncrementalNewlineDecoder(None, translate=True)
     with opened(path) as file:
@@ -191,14 +191,13 @@ def place_to_cut(file: BinaryIO, place: int) -> int:
 # --------------------------------------------------------------------------------------------- records
 
 
-def _json_lines(piece: Piece, field: str, refused: Refused | None) -> Iterator[str]:
-    path, remedy = _path(piece), "set data.field to the key of the text"
-
+def _json_lines(path: Path, piece: Piece, field: str, refused: Refused | None) -> Iterator[str]:
     def document(line: bytes, number: int) -> str | None:
         text = decoded_line(line, path, number)
         if not text or text.isspace():
             return None
-        return json_line(text, path, number).text(field, remedy, may_be_empty=True)
+        record = json_line(text, path, number)
+        return record.text(field, "set data.field to the key of the text", may_be_empty=True)
 
     with opened(path) as file:
         place = 0
@@ -257,24 +256,20 @@ def _opened_parquet(path: Path) -> Iterator[Any]:
         raise InputError(f"cannot read {path} ({error}): check the file and its permissions") from error
 
 
-def _row_groups(path: Path) -> Iterator[Piece]:
-    """Pieces of whole row groups."""
-    with _opened_parquet(path) as file:
-        sizes = [file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups)]
-    start = total = 0
-    for number, size in enumerate(sizes, start=1):
-        total += size
-        if total >= PIECE_BYTES or number == len(sizes):
-            yield Piece(path=path, start=start, end=number, size=total)
-            start, total = number, 0
+def row_pieces(path: Path, parts: Iterable[tuple[int, int]]) -> Iterator[Piece]:
+    """Pieces of whole parts, each with how many rows it counts for, and its bytes."""
+    start = 0
+    for group in grouped(parts, lambda part: part[1], PIECE_BYTES):
+        end = start + sum(rows for rows, _ in group)
+        yield Piece(path=path, start=start, end=end, size=sum(size for _, size in group))
+        start = end
 
 
-def _parquet(piece: Piece, field: str) -> Iterator[str]:
-    path = _path(piece)
+def _parquet(path: Path, piece: Piece, field: str) -> Iterator[str]:
     with _opened_parquet(path) as file:
         check_text_column(file.schema_arrow, field, str(path))
         groups = list(range(piece.start, piece.end or file.metadata.num_row_groups))
-        for batch in file.iter_batches(_ROWS, row_groups=groups, columns=[field]):
+        for batch in file.iter_batches(ROWS, row_groups=groups, columns=[field]):
             yield from (text or "" for text in batch.column(0).to_pylist())
 
 

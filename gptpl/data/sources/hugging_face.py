@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from gptpl.data.sources.base import Corpus, Files, Piece, Section, class_name, in_sections
-from gptpl.data.sources.formats import arrow, check_text_column, is_compressed
+from gptpl.data.sources.formats import PIECE_BYTES, ROWS, arrow, check_text_column, is_compressed, row_pieces
 from gptpl.data.sources.text import given_path
 from gptpl.errors import InputError
 from gptpl.settings import FREE
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 HUB = "hf://datasets/"
 """An address, as all that can be downloaded: what a stranger's run names is not fetched by itself."""
 COPY = "copy or save it again"
-PIECE_BYTES = 1 << 24
-_ROWS = 1024  # read at a time
 _UNKNOWN_SIZE = 1 << 26  # of a shard
 _COMMIT = re.compile("[0-9a-f]{40}")
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow file
@@ -43,6 +41,7 @@ class _Opened:
     commit: str | None = None
 
 
+@dataclass(eq=False)
 class HuggingFaceDataset(Corpus):
     """The texts of a column of a data set of `datasets`, each row a document.
 
@@ -60,24 +59,13 @@ class HuggingFaceDataset(Corpus):
     Raises InputError for what is not there, in the network or on the disk, and a column that has no texts.
     """
 
-    def __init__(
-        self,
-        path: Annotated[str | Path | None, FREE] = None,
-        *,
-        subset: str | None = None,
-        split: str = "train",
-        revision: Annotated[str | None, FREE] = None,
-        field: str = "text",
-        streaming: bool = False,
-        name: Annotated[str, FREE] = "hub",
-    ) -> None:
-        self.name = name
-        self._path = path
-        self._subset = subset
-        self._split = split
-        self._revision = revision
-        self._field = field
-        self._streaming = streaming
+    path: Annotated[str | Path | None, FREE] = None
+    subset: str | None = None
+    split: str = "train"
+    revision: Annotated[str | None, FREE] = None
+    field: str = "text"
+    streaming: bool = False
+    name: Annotated[str, FREE] = "hub"
 
     def files(self) -> list[Path]:
         """The Arrow files; none are there of what is streamed."""
@@ -90,10 +78,10 @@ class HuggingFaceDataset(Corpus):
     @property
     def reading(self) -> str:
         """The class, subset, split and column, and what is streamed."""
-        settings = [self._subset, self._split, self._field]
+        settings = [self.subset, self.split, self.field]
         if self._is_streamed:
-            known = self._revision if _COMMIT.fullmatch(self._revision or "") else self._opened.commit
-            settings += [str(self._path), known]
+            known = self.revision if _COMMIT.fullmatch(self.revision or "") else self._opened.commit
+            settings += [str(self.path), known]
         return f"{class_name(type(self))} {json.dumps(settings)}"
 
     def documents(self) -> Iterator[str]:
@@ -108,7 +96,7 @@ class HuggingFaceDataset(Corpus):
             return [Piece(start=n, end=n + 1, size=size) for n, size in enumerate(opened.sizes)]
         found = [piece for path in opened.files for piece in self._ranges(path)]
         if not found:
-            raise InputError(f"data.path={self._path}: the split {self._split!r} has no rows: choose another")
+            raise InputError(f"data.path={self.path}: the split {self.split!r} has no rows: choose another")
         return found
 
     def sections(self, piece: Piece) -> Iterator[Section]:
@@ -119,35 +107,30 @@ class HuggingFaceDataset(Corpus):
     # --- rows -------------------------------------------------------------------------------------------
 
     def _ranges(self, path: Path) -> Iterator[Piece]:
-        start = end = size = 0
+        parts = []
         for chunk in self._column(path).chunks:
             step = max(1, len(chunk) * PIECE_BYTES // max(1, chunk.nbytes))
-            for part in (chunk.slice(place, step) for place in range(0, len(chunk), step)):
-                end, size = end + len(part), size + part.nbytes
-                if size >= PIECE_BYTES:
-                    yield Piece(path=path, start=start, end=end, size=size)
-                    start, size = end, 0
-        if end > start:
-            yield Piece(path=path, start=start, end=end, size=size)
+            parts += [chunk.slice(place, step) for place in range(0, len(chunk), step)]
+        return row_pieces(path, [(len(part), part.nbytes) for part in parts])
 
     def _texts(self, piece: Piece) -> Iterator[str]:
         if piece.path is not None:
             rows = self._column(piece.path).slice(piece.start, (piece.end or 0) - piece.start)
             yield from self._of_rows(rows, str(piece.path))
             return
-        stream, path = self._opened.stream, f"data.path={self._path}"
+        stream, path = self._opened.stream, f"data.path={self.path}"
         place = f"{path}, shard {piece.start} of {stream.num_shards}"
         with _failures(place, "check the network, and start again: finished shards are kept"):
             shard = stream.shard(num_shards=stream.num_shards, index=piece.start).with_format("arrow")
-            for table in shard.iter(batch_size=_ROWS):
-                check_text_column(table.schema, self._field, path)
-                yield from self._of_rows(table.column(self._field), place)
+            for table in shard.iter(batch_size=ROWS):
+                check_text_column(table.schema, self.field, path)
+                yield from self._of_rows(table.column(self.field), place)
 
     def _of_rows(self, column: Any, place: str) -> Iterator[str]:
         """The texts; one that is null is blank."""
-        for start in range(0, len(column), _ROWS):
+        for start in range(0, len(column), ROWS):
             with _failures(place, "repair it"):
-                texts = column.slice(start, _ROWS).to_pylist()
+                texts = column.slice(start, ROWS).to_pylist()
             yield from (text or "" for text in texts)
 
     def _column(self, path: Path) -> Any:
@@ -160,21 +143,21 @@ class HuggingFaceDataset(Corpus):
                 raise InputError(f"{path} is cut short: {COPY}")
             file.seek(0)
             table = library.ipc.open_stream(file).read_all()
-        check_text_column(table.schema, self._field, str(path))
-        return table.column(self._field)
+        check_text_column(table.schema, self.field, str(path))
+        return table.column(self.field)
 
     # --- opening ----------------------------------------------------------------------------------------
 
     @property
     def _is_streamed(self) -> bool:
-        return self._streaming and "://" in str(self._path)
+        return self.streaming and "://" in str(self.path)
 
     @cached_property
     def _opened(self) -> _Opened:
         """The split. A worker gets it with the rest of the object, and asks nobody."""
-        if "://" in str(self._path):
-            return self._of_hub(str(self._path))
-        folder = given_path(self._path, f"a folder of save_to_disk, or {HUB}OWNER/NAME")
+        if "://" in str(self.path):
+            return self._of_hub(str(self.path))
+        folder = given_path(self.path, f"a folder of save_to_disk, or {HUB}OWNER/NAME")
         if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
             raise InputError(
                 f"data.path={folder} is no folder of save_to_disk (relative to {Path.cwd()}): check the path;"
@@ -195,18 +178,18 @@ class HuggingFaceDataset(Corpus):
             raise InputError(f"data.path={path}: there is a folder {name} here, too: start elsewhere")
         library = _library()
         with _failures(f"data.path={path}", "check it, data.subset, data.revision and the network"):
-            builder = library.load_dataset_builder(name, self._subset, revision=self._revision)
-            if builder.name == "cache" and self._revision not in (None, builder.hash):
+            builder = library.load_dataset_builder(name, self.subset, revision=self.revision)
+            if builder.name == "cache" and self.revision not in (None, builder.hash):
                 builder = self._cached(builder)
-            if self._revision is None:
+            if self.revision is None:
                 log.info("%s: data.revision=%s is the newest; give it to keep to it", path, builder.hash)
-            if self._streaming:
+            if self.streaming:
                 stream = self._split_of(builder.as_streaming_dataset())
-                sizes = _shard_sizes(builder, self._split, stream.num_shards)
+                sizes = _shard_sizes(builder, self.split, stream.num_shards)
                 return _Opened(stream=stream, sizes=sizes, commit=builder.hash)
             builder.download_and_prepare()
             self._split_of(builder.info.splits)
-            found = builder.as_dataset(split=self._split)
+            found = builder.as_dataset(split=self.split)
             return _Opened(files=self._arrow_files(found), commit=builder.hash)
 
     def _cached(self, newest: Any) -> Any:
@@ -216,11 +199,11 @@ class HuggingFaceDataset(Corpus):
             dataset_name=newest.dataset_name,
             config_name=newest.config.name,
             version=str(newest.config.version),
-            hash=self._revision,
+            hash=self.revision,
         )
         if not Path(found.cache_dir).is_dir():
             raise InputError(
-                f"the hub cannot be reached, and data.revision={self._revision} of {self._path} is not in the"
+                f"the hub cannot be reached, and data.revision={self.revision} of {self.path} is not in the"
                 f" cache, which has {newest.hash}: give that, or connect"
             )
         return found
@@ -229,10 +212,10 @@ class HuggingFaceDataset(Corpus):
         """One of a mapping of splits, or what has none."""
         if not isinstance(found, Mapping):
             return found
-        if self._split not in found:
+        if self.split not in found:
             there = ", ".join(found)
-            raise InputError(f"data.path={self._path} has no split {self._split!r}: choose one of {there}")
-        return found[self._split]
+            raise InputError(f"data.path={self.path} has no split {self.split!r}: choose one of {there}")
+        return found[self.split]
 
     def _arrow_files(self, found: Any) -> tuple[Path, ...]:
         return tuple(Path(each["filename"]) for each in self._split_of(found).cache_files)

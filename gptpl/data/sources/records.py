@@ -119,99 +119,96 @@ class Example:
     line: int = field(default=0, compare=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextTable:
-    """A file of texts.
+def text_rows(
+    path: Path,
+    text_column: str,
+    label_column: str | None = None,
+    *,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+    keys: str = "data.",
+) -> Generator[Example]:
+    """Every row of a file of texts, in order; labels are all texts or all whole numbers, which become texts.
 
     Args:
         path: the file.
+        text_column: name of a column, or a key.
+        label_column: the same; None: no label is read.
         format: "csv" (RFC 4180: fields may be quoted), "tsv" (quotes are ordinary characters), "jsonl" (an
             object a line) or "lines" (each line is a text); None: by the suffix, see `FORMATS`.
         columns: names of the columns of a CSV or TSV file without a header line; None: it has one.
         keys: prefix of the settings in messages, such as "data.".
+
+    Raises InputError, which names the line, for a missing column, an empty text or label, a broken row,
+    labels of mixed types; for a file that `utf8_lines` refuses or that has no rows, and for an unknown
+    format.
     """
-
-    path: Path
-    format: str | None = None
-    columns: Sequence[str] | None = None
-    keys: str = "data."
-
-    def rows(self, text_column: str, label_column: str | None = None) -> Generator[Example]:
-        """Every row in order. The labels of a file are all texts or all whole numbers, which become texts.
-
-        Raises InputError, which names the line, for a missing column, an empty text or label, a broken row,
-        labels of mixed types; for a file that `utf8_lines` refuses or that has no rows, and for an unknown
-        format.
-        """
-        kind = self.format or FORMATS.get(self.path.suffix.lower())
-        if kind is None or kind not in FORMATS.values():
-            what = f"{self.path} has an unknown suffix"
-            if kind is not None:
-                what = f"{self.keys}format={kind} is unknown"
-            raise InputError(f"{what}: set {self.keys}format to one of {KINDS}")
-        if label_column is not None and kind == "lines":
-            raise InputError(f"{self.path} is plain lines without labels: give a CSV, TSV or JSONL file")
-        remedy = f"set {self.keys}text_column"
-        if label_column is not None:
-            remedy += f" and {self.keys}label_column"
-        if kind in ("csv", "tsv"):
-            remedy += f", or {self.keys}columns=[...] if there is no header line"
-        record, label, label_type = None, "", None
-        with closing(utf8_lines(self.path)) as lines:  # closes the file, too, whatever is wrong in it
-            for record in self._records(lines, kind, text_column):
-                text = record.text(text_column, remedy)
-                if label_column is not None:
-                    value = record.value(label_column, remedy)
-                    whole = isinstance(value, int) and not isinstance(value, bool)
-                    label = str(value) if whole else record.text(label_column)
-                    if label_type not in (None, type(value)):
-                        raise InputError(
-                            f"{record.place}: the label {value!r} is of another type than those before it:"
-                            " give only texts, or only whole numbers"
-                        )
-                    label_type = type(value)
-                yield Example(text=text, label=label, line=record.number)
-        if record is None:
-            raise InputError(f"{self.path} has no rows below its header: give a file with texts in it")
-
-    def _records(self, lines: Iterator[str], kind: str, text_column: str) -> Iterator[Record]:
+    kind = format or FORMATS.get(path.suffix.lower())
+    if kind is None or kind not in FORMATS.values():
+        what = f"{path} has an unknown suffix" if kind is None else f"{keys}format={kind} is unknown"
+        raise InputError(f"{what}: set {keys}format to one of {KINDS}")
+    if label_column is not None and kind == "lines":
+        raise InputError(f"{path} is plain lines without labels: give a CSV, TSV or JSONL file")
+    remedy = f"set {keys}text_column"
+    if label_column is not None:
+        remedy += f" and {keys}label_column"
+    if kind in ("csv", "tsv"):
+        remedy += f", or {keys}columns=[...] if there is no header line"
+    record, label, label_type = None, "", None
+    with closing(utf8_lines(path)) as lines:  # closes the file, too, whatever is wrong in it
         if kind == "jsonl":
-            yield from json_lines(lines, self.path)
+            records = json_lines(lines, path)
         elif kind == "lines":
-            for number, line in enumerate(lines, start=1):
-                yield _record({text_column: line.rstrip("\r\n")}, f"{self.path}, line", number)
+            texts = ({text_column: line.rstrip("\r\n")} for line in lines)
+            records = (_record(text, f"{path}, line", n) for n, text in enumerate(texts, start=1))
         else:
-            yield from self._separated(lines, kind)
+            records = _separated(lines, path, kind, columns, keys)
+        for record in records:
+            text = record.text(text_column, remedy)
+            if label_column is not None:
+                value = record.value(label_column, remedy)
+                whole = isinstance(value, int) and not isinstance(value, bool)
+                label = str(value) if whole else record.text(label_column)
+                if label_type not in (None, type(value)):
+                    raise InputError(
+                        f"{record.place}: the label {value!r} is of another type than those before it:"
+                        " give only texts, or only whole numbers"
+                    )
+                label_type = type(value)
+            yield Example(text=text, label=label, line=record.number)
+    if record is None:
+        raise InputError(f"{path} has no rows below its header: give a file with texts in it")
 
-    def _separated(self, lines: Iterator[str], kind: str) -> Iterator[Record]:
-        csv.field_size_limit(LONGEST_FIELD)
-        quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
-        reader = csv.reader(lines, strict=True, **quoting)
-        names, line = self.columns, 1
-        if names is not None and len(set(names)) != len(names):
-            raise InputError(f"{self.keys}columns must be different names, got {', '.join(names)}")
-        try:
-            for values in reader:
-                if names is None:
-                    names = values
-                    if len(set(names)) != len(names):
-                        raise InputError(f"{self.path} names a column twice ({', '.join(names)}): rename one")
-                elif line == 1 and values == list(names):
-                    raise InputError(f"{self.path} has a header line: leave {self.keys}columns out")
-                elif values:  # csv gives nothing for an empty line
-                    if len(values) != len(names):
-                        raise InputError(
-                            f"{self.path}, line {line} has {len(values)} fields, not {len(names)}: repair it"
-                            + ", or quote fields with commas" * (kind == "csv")
-                        )
-                    fields = dict(zip(names, values, strict=True))
-                    yield _record(fields, f"{self.path}, line", line)
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise InputError(
-                f"{self.path}, line {line} is not valid {kind.upper()} ({error}): repair its quotes, or set"
-                f" {self.keys}format=tsv"
-            ) from error
+
+def _separated(
+    lines: Iterator[str], path: Path, kind: str, names: Sequence[str] | None, keys: str
+) -> Iterator[Record]:
+    csv.field_size_limit(LONGEST_FIELD)
+    quoting: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
+    reader, line = csv.reader(lines, strict=True, **quoting), 1
+    if names is not None and len(set(names)) != len(names):
+        raise InputError(f"{keys}columns must be different names, got {', '.join(names)}")
+    try:
+        for values in reader:
+            if names is None:
+                names = values
+                if len(set(names)) != len(names):
+                    raise InputError(f"{path} names a column twice ({', '.join(names)}): rename one")
+            elif line == 1 and values == list(names):
+                raise InputError(f"{path} has a header line: leave {keys}columns out")
+            elif values:  # csv gives nothing for an empty line
+                if len(values) != len(names):
+                    raise InputError(
+                        f"{path}, line {line} has {len(values)} fields, not {len(names)}: repair it"
+                        + ", or quote fields with commas" * (kind == "csv")
+                    )
+                yield _record(dict(zip(names, values, strict=True)), f"{path}, line", line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {line} is not valid {kind.upper()} ({error}): repair its quotes, or set"
+            f" {keys}format=tsv"
+        ) from error
 
 
 # --- labelled texts -------------------------------------------------------------------------------------
@@ -231,7 +228,7 @@ class LabelledCorpus(ABC):
     def examples(self) -> dict[str, list[Example]]:
         """The examples in order, under `WHOLE` or under the name of each split.
 
-        Raises InputError where there are none, and as `TextTable.rows`.
+        Raises InputError where there are none, and as `text_rows`.
         """
 
     def check_path(self) -> None:  # noqa: B027  # most need none
@@ -246,6 +243,7 @@ class LabelledCorpus(ABC):
         return digest.hexdigest()
 
 
+@dataclass(kw_only=True, eq=False)
 class LabelledFiles(LabelledCorpus):
     """The user's own CSV, TSV or JSONL: one file that is to be split, or a file for each split.
 
@@ -253,56 +251,56 @@ class LabelledFiles(LabelledCorpus):
         path: the one file.
         train_path, val_path, test_path: a file for each instead; the test is optional.
         text_column, label_column: names of the columns, or keys.
-        format, columns: see `TextTable`.
+        format, columns: see `text_rows`.
         name: what reports call it.
     """
 
-    def __init__(
-        self,
-        *,
-        path: Annotated[str | None, FREE] = None,
-        train_path: Annotated[str | None, FREE] = None,
-        val_path: Annotated[str | None, FREE] = None,
-        test_path: Annotated[str | None, FREE] = None,
-        text_column: Annotated[str, FREE] = "text",
-        label_column: Annotated[str, FREE] = "label",
-        format: Annotated[str | None, FREE] = None,
-        columns: Annotated[Sequence[str] | None, FREE] = None,
-        name: str = "labelled",
-    ) -> None:
-        if text_column == label_column:
-            raise InputError(f"data.text_column and data.label_column are both {text_column!r}: name two")
-        self.name = name
-        self._names = text_column, label_column
-        given = {WHOLE: path, "train": train_path, "val": val_path, "test": test_path}
-        self._paths = {split: each for split, each in given.items() if each}
-        self._format, self._columns = format, columns
+    path: Annotated[str | None, FREE] = None
+    train_path: Annotated[str | None, FREE] = None
+    val_path: Annotated[str | None, FREE] = None
+    test_path: Annotated[str | None, FREE] = None
+    text_column: Annotated[str, FREE] = "text"
+    label_column: Annotated[str, FREE] = "label"
+    format: Annotated[str | None, FREE] = None
+    columns: Annotated[Sequence[str] | None, FREE] = None
+    name: str = "labelled"
+
+    def __post_init__(self) -> None:
+        if self.text_column == self.label_column:
+            raise InputError(
+                f"data.text_column and data.label_column are both {self.text_column!r}: name two"
+            )
 
     def examples(self) -> dict[str, list[Example]]:
         """The rows of the files. Raises InputError also where not those that belong together are set."""
-        return {split: list(table.rows(*self._names)) for split, table in self._tables().items()}
+        return {split: list(rows) for split, rows in self._rows().items()}
 
     def check_path(self) -> None:
         """Raise InputError as `examples` does, as far as the first row of each file tells."""
-        for table in self._tables().values():
-            with closing(table.rows(*self._names)) as rows:
+        for rows in self._rows().values():
+            with closing(rows):
                 next(rows)
 
-    def _tables(self) -> dict[str, TextTable]:
-        if not self._paths:
+    def _rows(self) -> dict[str, Generator[Example]]:
+        given = {WHOLE: self.path, "train": self.train_path, "val": self.val_path, "test": self.test_path}
+        paths = {split: Path(each).expanduser() for split, each in given.items() if each}
+        if not paths:
             raise InputError("data.path is not set: give data.path=FILE, a labelled CSV, TSV or JSONL file")
-        if WHOLE in self._paths and len(self._paths) > 1:
-            _, other, *_ = self._paths
+        if WHOLE in paths and len(paths) > 1:
+            _, other, *_ = paths
             raise InputError(f"data.path and data.{other}_path are both set: give one")
-        for split in () if WHOLE in self._paths else ("train", "val"):
-            if split not in self._paths:
+        for split in () if WHOLE in paths else ("train", "val"):
+            if split not in paths:
                 raise InputError(f"data.{split}_path is not set: give it, or one file as data.path")
         return {
-            split: TextTable(path=Path(path).expanduser(), format=self._format, columns=self._columns)
-            for split, path in self._paths.items()
+            split: text_rows(
+                path, self.text_column, self.label_column, format=self.format, columns=self.columns
+            )
+            for split, path in paths.items()
         }
 
 
+@dataclass(kw_only=True, eq=False)
 class SmsSpam(LabelledCorpus):
     """The SMS Spam Collection (Almeida, Gomez Hidalgo, Yamakami 2011): 5,574 messages, "ham" or "spam".
 
@@ -311,49 +309,48 @@ class SmsSpam(LabelledCorpus):
     """
 
     name = "sms_spam"
-
-    def __init__(
-        self, *, path: Annotated[str | None, FREE] = None, url: str, member: str, sha256: str
-    ) -> None:
-        self._path, self._url, self._member, self._sha256 = path, url, member, sha256
+    path: Annotated[str | None, FREE] = None
+    url: str
+    member: str
+    sha256: str
 
     def examples(self) -> dict[str, list[Example]]:
         """All messages. Raises InputError for a wrong file, or where it cannot be downloaded."""
-        path = Path(self._path).expanduser() if self._path else self._extracted()
+        path = Path(self.path).expanduser() if self.path else self._extracted()
         # Quotes are characters of the messages: read as CSV, two of the lines are lost.
-        table = TextTable(path=path, format="tsv", columns=("label", "text"))
+        rows = text_rows(path, "text", "label", format="tsv", columns=("label", "text"))
         try:
-            return {WHOLE: list(table.rows("text", "label"))}
+            return {WHOLE: list(rows)}
         except InputError as error:
-            if not self._path:
+            if not self.path:
                 raise
-            remedy = f"; if it is not a copy of {self._member} but a file of your own, choose data=labelled"
+            remedy = f"; if it is not a copy of {self.member} but a file of your own, choose data=labelled"
             raise InputError(f"{error}{remedy}") from error
 
     def check_path(self) -> None:
         """Raise InputError for a wrong file; nothing is downloaded."""
-        if self._path:
+        if self.path:
             self.examples()
 
     def _extracted(self) -> Path:
-        path = cache_dir() / file_name(PurePosixPath(self._member).name)
-        if path.is_file() and sha256_of(path) == self._sha256:
+        path = cache_dir() / file_name(PurePosixPath(self.member).name)
+        if path.is_file() and sha256_of(path) == self.sha256:
             return path
         # Nobody publishes a hash of the archive; the file in it has one.
-        archive = download(self._url, sha256=None, filename=f"{self.name}.zip")
+        archive = download(self.url, sha256=None, filename=f"{self.name}.zip")
         cause: Exception | None = None
         try:
-            with zipfile.ZipFile(archive) as opened, opened.open(self._member) as member:
+            with zipfile.ZipFile(archive) as opened, opened.open(self.member) as member:
                 content = member.read(_MOST_BYTES)
-            if (actual := hashlib.sha256(content).hexdigest()) == self._sha256:
+            if (actual := hashlib.sha256(content).hexdigest()) == self.sha256:
                 write_atomically(path, content)
                 return path
-            what = f"holds {self._member} with SHA-256 {actual}, not {self._sha256}"
+            what = f"holds {self.member} with SHA-256 {actual}, not {self.sha256}"
         # Damaged, without the member, encrypted or packed in an unknown way, or with wrong bytes in it.
         except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, ValueError, zlib.error) as error:
-            what, cause = f"is not an archive with {self._member} in it", error
+            what, cause = f"is not an archive with {self.member} in it", error
         for useless in (archive, record_file(archive)):  # to be downloaded again
             useless.unlink(missing_ok=True)
         raise InputError(
-            f"{self._url} {what}: try again later, or give a copy of the file as data.path=FILE"
+            f"{self.url} {what}: try again later, or give a copy of the file as data.path=FILE"
         ) from cause

@@ -49,6 +49,7 @@ class Tale(Corpus):
         return [Path(str(resources.files("gptpl.data") / "texts" / "tale.txt"))]
 
 
+@dataclass(eq=False)
 class Downloaded(Corpus):
     """A text file that is downloaded once, checked, and kept in the cache folder.
 
@@ -58,15 +59,14 @@ class Downloaded(Corpus):
         filename: its name in the cache; None: the last part of the address.
     """
 
-    def __init__(self, url: str, *, sha256: str, name: str, filename: str | None = None) -> None:
-        self.name = name
-        self._url = url
-        self._sha256 = sha256
-        self._filename = filename
+    url: str
+    sha256: str
+    name: str
+    filename: str | None = None
 
     def files(self) -> list[Path]:
         """The cached file, downloaded first if it is not there. Raises InputError as `download`."""
-        return [download(self._url, sha256=self._sha256, filename=self._filename)]
+        return [download(self.url, sha256=self.sha256, filename=self.filename)]
 
 
 class TextFiles(Corpus):
@@ -145,7 +145,7 @@ class TextFiles(Corpus):
 
     def _documents_of(self, path: Path) -> Iterator[str]:
         parts: list[str] = []
-        for piece in pieces_of(path, path.stat().st_size, self._field):
+        for piece in pieces_of(path, self._field):
             for section in sections(piece, self._field):
                 parts.append(section.text)
                 if section.ends:
@@ -158,7 +158,7 @@ class TextFiles(Corpus):
         """Files, and ranges of large ones."""
         if not self._reads_itself:
             return super().pieces()
-        return [piece for path in self.files() for piece in pieces_of(path, path.stat().st_size, self._field)]
+        return [piece for path in self.files() for piece in pieces_of(path, self._field)]
 
     def sections(self, piece: Piece) -> Iterator[Section]:
         """See `Corpus`; blank documents come as such."""
@@ -189,27 +189,22 @@ class TextFiles(Corpus):
         """Hash of the bytes of the files, and of the field that is read of records."""
         if not self._reads_itself:
             return super().content_sha256()
-        sha256 = self.files_sha256()
-        if not any(self._is_records(path) for path in self.files()):
-            return sha256
-        return hashlib.sha256(f"{sha256} {self._field}".encode()).hexdigest()
-
-    def _is_records(self, path: Path) -> bool:
-        kind = kind_of(path)
-        return kind == "Parquet" or (kind == "JSON Lines" and self._field is not None)
+        sha256, kinds = self.files_sha256(), {kind_of(path) for path in self.files()}
+        if "Parquet" in kinds or ("JSON Lines" in kinds and self._field is not None):
+            return hashlib.sha256(f"{sha256} {self._field}".encode()).hexdigest()
+        return sha256
 
 
+@dataclass(eq=False)
 class InstructionFile(Corpus):
     """The user's own instructions, a JSON or JSON Lines file; `~` is the home folder."""
 
     name = "instruction_file"
-
-    def __init__(self, path: Annotated[str | Path | None, FREE] = None) -> None:
-        self._path = path
+    path: Annotated[str | Path | None, FREE] = None
 
     def files(self) -> list[Path]:
         """The file. Raises InputError where the path is not set, or is not a file."""
-        path = given_path(self._path, "a JSON or JSON Lines file, e.g. data.path=mine.json")
+        path = given_path(self.path, "a JSON or JSON Lines file, e.g. data.path=mine.json")
         if not path.is_file():
             what = "is a folder" if path.is_dir() else f"does not exist (relative to {Path.cwd()})"
             raise InputError(f"data.path={path} {what}: name a JSON or JSON Lines file")
@@ -277,8 +272,8 @@ def _below(folder: str, wanted: re.Pattern[str]) -> Iterator[str]:
 
 def _of_one_kind(paths: list[str], folder: Path) -> list[str]:
     """Those that are text or records by their suffix. Raises InputError where they are of several kinds."""
-    kinds = [kind_of(path) for path in paths]
-    first = {kind: path for kind, path in zip(reversed(kinds), reversed(paths), strict=True) if kind}
+    kinds = {path: kind for path in paths if (kind := kind_of(path))}
+    first = {kind: path for path, kind in reversed(kinds.items())}
     if len(first) > 1:
         examples = ", ".join(f"{kind} ({Path(path).name})" for kind, path in sorted(first.items()))
         suffix = "".join(Path(next(iter(first.values()))).suffixes)
@@ -286,7 +281,7 @@ def _of_one_kind(paths: list[str], folder: Path) -> list[str]:
             f"data.path={folder} holds files of several kinds, {examples}: set data.pattern, for example"
             f" '**/*{suffix}'"
         )
-    return [path for path, kind in zip(paths, kinds, strict=True) if kind]
+    return list(kinds)
 
 
 _NOT_STDLIB = frozenset({"site-packages", "dist-packages", "__pycache__"})

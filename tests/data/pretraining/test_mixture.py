@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from gptpl.data.pretraining import mixture
-from gptpl.data.pretraining.mixture import Draws, MixtureDataModule, MixtureSampler, Source
+from gptpl.data.pretraining.mixture import Draws, MixtureDataModule, Source
 from gptpl.data.pretraining.shards import encode_documents
-from gptpl.data.sampler import InOrder
+from gptpl.data.sampler import EpochSampler, InOrder
 from gptpl.data.sources import Tale, TextFiles
 from gptpl.errors import InputError
 from gptpl.tokenizers import BytesTokenizer, WordsTokenizer
@@ -46,7 +46,7 @@ def letters_of(data: MixtureDataModule, epochs: int = 1) -> list[Counter[str]]:
         sampler = data.train_dataloader().sampler
         indices = list(sampler)
         assert len(indices) == data.train_examples // 3 * 3
-        sequences = [len(part) for part in data.examples("train").parts]
+        sequences = [len(part) for part in data.examples("train").datasets]
         borders = np.cumsum(sequences)
         found.append(Counter("abc"[int(np.searchsorted(borders, index, side="right"))] for index in indices))
         for index in indices[:5]:
@@ -60,7 +60,7 @@ def letters_of(data: MixtureDataModule, epochs: int = 1) -> list[Counter[str]]:
 
 def test_weights_are_shares_and_nothing_is_drawn_twice_before_all_is(tmp_path: Path) -> None:
     data = made(tmp_path, {"a": {"weight": 1}, "b": {"weight": 2}, "c": {"weight": 0}})
-    available = dict(zip("abc", map(len, data.examples("train").parts), strict=True))
+    available = dict(zip("abc", map(len, data.examples("train").datasets), strict=True))
     assert available["a"] > available["b"] / 2  # so all of b is read
     [counts] = letters_of(data)
     assert data.draws.counts == [round(available["b"] / 2), available["b"], 0]
@@ -72,7 +72,7 @@ def test_weights_are_shares_and_nothing_is_drawn_twice_before_all_is(tmp_path: P
 
 def test_epochs_and_tokens_may_be_mixed(tmp_path: Path) -> None:
     data = made(tmp_path, {"a": {"epochs": 2.5}, "b": {"tokens": 400}, "c": {"epochs": 1}})
-    a, _, c = map(len, data.examples("train").parts)
+    a, _, c = map(len, data.examples("train").datasets)
     assert data.draws.counts == [round(2.5 * a), 20, c]
     assert data.train_examples == sum(data.draws.counts)
     assert data.steps_per_epoch() == data.train_examples // 3
@@ -91,8 +91,8 @@ def test_after_any_epoch_all_of_a_source_have_been_drawn_equally_often(counts: l
     read: Counter[int] = Counter()
     orders = set()
     for epoch in range(9):
-        sampler = MixtureSampler(
-            draws, batch_size=1, seed=3, shuffle=True, rank=0, world_size=1, computed=True, start=(epoch, 0)
+        sampler = EpochSampler(
+            draws.count, draw=draws.indices, batch_size=1, seed=3, computed=True, start=(epoch, 0)
         )
         indices = sampler.order().flatten().tolist()
         orders.add(tuple(indices))
@@ -117,9 +117,9 @@ def test_the_order_is_the_same_for_any_number_of_ranks_and_from_any_batch_on() -
 
     def order(ranks: int, start: tuple[int, int] = (1, 0), seed: int = 1) -> list[int]:
         samplers = [
-            MixtureSampler(
-                draws, batch_size=10 // ranks, seed=seed, shuffle=True, rank=rank, world_size=ranks,
-                computed=True, start=start,
+            EpochSampler(
+                draws.count, draw=draws.indices, batch_size=10 // ranks, seed=seed, rank=rank,
+                world_size=ranks, computed=True, start=start,
             )
             for rank in range(ranks)
         ]  # fmt: skip
@@ -202,7 +202,7 @@ def test_a_vocabulary_is_made_from_all_sources(tmp_path: Path) -> None:
 
 def test_packed_documents_of_sources(tmp_path: Path) -> None:
     data = made(tmp_path, {"a": {"epochs": 1}, "b": {"tokens": 900}}, packing="best_fit", max_length=64)
-    rows = data.examples("train").parts[1]
+    rows = data.examples("train").datasets[1]
     # A document has 41 or 42 tokens, of which no two fit into a row.
     assert {len(rows.packing.lengths), rows.packing.documents, len(rows)} == {len(rows)}
     assert data.draws.counts[1] == round(900 / (rows.packing.tokens / len(rows))) > 900 / 64
@@ -216,7 +216,7 @@ def test_overfitting_takes_the_sources_of_the_mixture(tmp_path: Path) -> None:
     sampler = data.make_sampler(
         InOrder, batch_size=3, seed=1, shuffle=False, rank=0, world_size=1, computed=True
     )
-    first = len(data.examples("train").parts[0])
+    first = len(data.examples("train").datasets[0])
     assert min(sampler) >= first
     assert isinstance(sampler, InOrder)
 
@@ -232,7 +232,7 @@ def test_a_source_may_be_a_corpus_of_ones_own(tmp_path: Path) -> None:
         sources={"one": Source(corpus=Numbers(), epochs=1), "two": {"corpus": Numbers(), "epochs": 1}},
         tokenizer=BytesTokenizer(), max_length=64, cache_dir=tmp_path, encode_workers=1, val_tokens=10,
     )  # fmt: skip
-    assert data.draws.counts[0] == data.draws.counts[1] == len(data.examples("train").parts[0])
+    assert data.draws.counts[0] == data.draws.counts[1] == len(data.examples("train").datasets[0])
 
 
 def test_what_is_wrong_with_a_source_names_it(tmp_path: Path) -> None:

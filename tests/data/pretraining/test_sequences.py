@@ -75,7 +75,7 @@ def test_a_text_too_short_for_a_sequence_says_what_to_do(length: int):
 def test_past_the_end_targets_are_ignored_and_inputs_stay_in_the_vocabulary():
     tokens = np.array([5, 6, 7, 8], np.uint16)
     inputs, targets = TokenSequences(tokens, max_length=4, stride=1, to_the_end=True)[1]
-    assert inputs.tolist() == [6, 7, 8, 0]
+    assert inputs.tolist() == [6, 7, 0, 0]
     assert targets.tolist() == [7, 8, IGNORED, IGNORED]
     assert len(TokenSequences(tokens, max_length=3, stride=3, to_the_end=True)) == 1  # none without a target
 

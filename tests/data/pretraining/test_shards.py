@@ -423,8 +423,8 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"val_tokens": 0}, "val_tokens must be at least 1, got 0"),
-        ({"workers": 0}, "encode_workers must be at least 1, got 0"),
+        ({"val_tokens": 0}, "val_tokens must be a positive whole number, got 0"),
+        ({"workers": 0}, "encode_workers must be a positive whole number, got 0"),
         ({"train_ratio": 1.0}, r"train_ratio=1\.0 must lie between"),
     ],
 )

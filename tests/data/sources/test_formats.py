@@ -30,7 +30,7 @@ def whole(piece: Piece, field: str | None = "text") -> list[str]:
 
 
 def pieces(path: Path) -> Iterator[Piece]:
-    return formats.pieces_of(path, path.stat().st_size, "text")
+    return formats.pieces_of(path, "text")
 
 
 def json_lines(texts: Iterable[str], key: str = "text") -> bytes:

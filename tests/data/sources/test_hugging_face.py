@@ -16,7 +16,7 @@ import pytest
 from gptpl.data.pretraining import shards
 from gptpl.data.pretraining.shards import encode_documents
 from gptpl.data.pretraining.token_cache import ShardedCorpus
-from gptpl.data.sources import Corpus, HuggingFaceDataset, TextFiles, hugging_face
+from gptpl.data.sources import Corpus, HuggingFaceDataset, TextFiles, formats, hugging_face
 from gptpl.errors import InputError
 from gptpl.tokenizers import BytesTokenizer
 
@@ -31,7 +31,8 @@ NAME = "owner/stories"
 @pytest.fixture(autouse=True)
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces and shards as small as these data, and a cache of the library's for each test."""
-    monkeypatch.setattr(hugging_face, "PIECE_BYTES", 1000)
+    for module in (formats, hugging_face):
+        monkeypatch.setattr(module, "PIECE_BYTES", 1000)
     monkeypatch.setattr(shards, "SMALLEST_SHARD", 200)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "library")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

@@ -3,25 +3,28 @@
 import csv
 import io
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptpl.data.sources.records import TextTable
+from gptpl.data.sources.records import Example, text_rows
 from gptpl.errors import InputError
 
 
-def table(folder: Path, name: str, content: str | bytes, **settings: object) -> TextTable:
+def table(folder: Path, name: str, content: str | bytes, **settings: Any) -> Callable[..., Iterator[Example]]:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return TextTable(path=path, **settings)  # type: ignore[arg-type]
+    return partial(text_rows, path, **settings)
 
 
-def read(table: TextTable) -> list[tuple[int, str, str]]:
-    return [(row.line, row.text, row.label) for row in table.rows("text", "label")]
+def read(table: Callable[..., Iterator[Example]]) -> list[tuple[int, str, str]]:
+    return [(row.line, row.text, row.label) for row in table("text", "label")]
 
 
 def test_csv_with_quotes_line_breaks_and_empty_lines(tmp_path: Path) -> None:
@@ -45,7 +48,7 @@ def test_jsonl_with_numbers_as_labels(tmp_path: Path) -> None:
 
 
 def test_plain_lines_are_texts(tmp_path: Path) -> None:
-    rows = list(table(tmp_path, "a.txt", "one\r\ntwo, three").rows("anything"))
+    rows = list(table(tmp_path, "a.txt", "one\r\ntwo, three")("anything"))
     assert [(row.line, row.text, row.label) for row in rows] == [(1, "one", ""), (2, "two, three", "")]
 
 
@@ -135,19 +138,19 @@ def test_a_missing_column_names_the_settings_that_there_are(
 ) -> None:
     wrong = table(tmp_path, "a.csv", "body\nhello\n", keys="")
     with pytest.raises(InputError) as raised:
-        list(wrong.rows("text", label))
+        list(wrong("text", label))
     expected = f"(it has 'body'): add it, or set {remedy}, or columns=[...] if there is no header line"
     assert str(raised.value).endswith(expected)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read .*none\.csv \(No such file"):
-        read(TextTable(path=tmp_path / "none.csv"))
+        read(partial(text_rows, tmp_path / "none.csv"))
 
 
 def test_rows_come_before_the_file_is_read_to_its_end(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"text {i}", "label": "a"}) for i in range(3)]
-    rows = table(tmp_path, "a.jsonl", "\n".join([*lines, "{"])).rows("text", "label")
+    rows = table(tmp_path, "a.jsonl", "\n".join([*lines, "{"]))("text", "label")
     assert [next(rows).text for _ in range(3)] == ["text 0", "text 1", "text 2"]
     with pytest.raises(InputError, match="line 4"):
         next(rows)
