@@ -201,12 +201,9 @@ class FilterStream:
         """How many characters each rule has judged."""
         self._withholding = any(rule.action == "withhold" for rule in rules)
         self._text = ""
-        self._first = 0
-        """Number of the first character of `_text`: those before it have been released."""
-        self._length = 0
+        self._released = 0
+        """How many characters of the text."""
         self._found: list[tuple[Finding, Action]] = []
-        self._marked: list[Finding] = []
-        """Those to mark which have not been released yet."""
         self._shown: list[str] = []
         self._verdict: Verdict | None = None
 
@@ -220,26 +217,25 @@ class FilterStream:
     def feed(self, piece: str) -> str:
         """Add the next piece of the text; returns what can be released, which may be nothing."""
         self._text += piece
-        self._length += len(piece)
         for number, rule in enumerate(self._rules):
-            while (end := rule.part_end(self._text, self._judged[number] - self._first)) is not None:
-                self._judge(number, end + self._first)
+            while (end := rule.part_end(self._text, self._judged[number])) is not None:
+                self._judge(number, end)
         if self._withholding:
             return ""
-        return self._release(min(self._judged, default=self._length))
+        return self._release(min(self._judged, default=len(self._text)))
 
     def finish(self) -> str:
         """Judge what is left, and return the rest of what may be shown."""
         for number in range(len(self._rules)):
-            if self._judged[number] < self._length:
-                self._judge(number, self._length)
+            if self._judged[number] < len(self._text):
+                self._judge(number, len(self._text))
         actions = {action for _, action in self._found}
         notices = [finding for finding, action in self._found if action == "withhold"]
         if notices:
             rest = _label(notices, "withheld: ")
             self._shown.append(rest)
         else:
-            rest = self._release(self._length)
+            rest = self._release(len(self._text))
         self._verdict = Verdict(
             findings=tuple(sorted((finding for finding, _ in self._found), key=_place)),
             text="".join(self._shown),
@@ -250,29 +246,26 @@ class FilterStream:
     def _judge(self, number: int, end: int) -> None:
         """Have a rule judge its part up to character `end`."""
         rule, start = self._rules[number], self._judged[number]
-        for each in rule.find(self._text[start - self._first : end - self._first]):
-            if each.start == each.end:
-                continue
-            finding = replace(each, start=each.start + start, end=each.end + start)
-            self._found.append((finding, rule.action))
-            if rule.action == "mark":
-                self._marked.append(finding)
+        for each in rule.find(self._text[start:end]):
+            if each.start < each.end:
+                finding = replace(each, start=each.start + start, end=each.end + start)
+                self._found.append((finding, rule.action))
         self._judged[number] = end
 
     def _release(self, end: int) -> str:
         """The text up to character `end`, or to a finding that reaches beyond: others may overlap it."""
         shown: list[str] = []
-        place = self._first
-        for group in _overlapping(self._marked):
+        place = self._released
+        marked = [each for each, action in self._found if action == "mark" and each.start >= place]
+        for group in _overlapping(marked):
             start, last = group[0].start, max(finding.end for finding in group)
             if last > end:
                 end = min(end, start)
                 break
-            shown += [self._text[place - self._first : start - self._first], _label(group)]
+            shown += [self._text[place:start], _label(group)]
             place = last
-        shown.append(self._text[place - self._first : end - self._first])
-        self._text, self._first = self._text[end - self._first :], end
-        self._marked = [finding for finding in self._marked if finding.start >= end]
+        shown.append(self._text[place:end])
+        self._released = end
         self._shown += shown
         return "".join(shown)
 

@@ -4,7 +4,7 @@
 # W inner width of the feed-forward network
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +30,6 @@ class Block:
     """(T, D), normalised for attention."""
     weights: Tensor
     """(H, T, T), query by key: where each head attended, rows that sum to 1."""
-    mixed: Tensor
-    """(T, D), the heads' values side by side, before the output projection."""
     attention: Tensor
     """(T, D), what attention adds."""
     between: Tensor
@@ -90,8 +88,9 @@ def record(model: GPTModel, tokens: Iterable[int]) -> Recording:
         stack.enter_context(eval_mode(model))
         for module in model.modules():
             stack.callback(module.register_forward_hook(keep_call).remove)
-        for module in attention_layers(model):
-            stack.enter_context(_observed(module, partial(keep, module, "weights")))
+        for layer in attention_layers(model):
+            stack.callback(vars(layer).update, kernel=layer.kernel, observe=layer.observe)  # as before
+            layer.kernel, layer.observe = "explicit", partial(keep, layer, "weights")
         final = model.hidden(given)[0].float()
     by_name = {name: kept[module] for name, module in model.named_modules()}
     return Recording(
@@ -111,7 +110,6 @@ def _block(kept: dict[str, dict[str, Tensor]], name: str) -> Block:
         input=kept[name]["input"],
         norm1=of("norm1"),
         weights=of("attn", "weights"),
-        mixed=of("attn.out_proj", "input"),
         attention=of("attn"),
         between=of("norm2", "input"),
         norm2=of("norm2"),
@@ -124,17 +122,6 @@ def _block(kept: dict[str, dict[str, Tensor]], name: str) -> Block:
 def attention_layers(model: nn.Module) -> list[MultiHeadAttention]:
     """The attention layers in the order of the blocks."""
     return [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
-
-
-@contextmanager
-def _observed(layer: MultiHeadAttention, observe: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Write attention out, and hand its weights (1, H, T, T) over."""
-    before = layer.kernel, layer.observe
-    layer.kernel, layer.observe = "explicit", observe
-    try:
-        yield
-    finally:
-        layer.kernel, layer.observe = before
 
 
 LENS_POSITIONS = 128  # whose logits exist at the same time: 26 MB of GPT-2's
@@ -224,38 +211,26 @@ def logit_lens(model: GPTModel, recording: Recording) -> LogitLens:
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
-    following = recording.tokens[1:]  # (T - 1,)
-    rows: list[list[Tensor]] = []
+    states = torch.stack(recording.hidden)  # (L + 1, T, D)
+    following = recording.tokens.roll(-1).expand(len(states), -1)  # (L + 1, T)
+    pieces = (torch.split(each, LENS_POSITIONS) for each in (states.flatten(0, 1), following.flatten()))
+    parts = []
     with eval_mode(model):
-        for states in recording.hidden:
-            parts = [
-                _lens(model, part, following[start : start + len(part)])
-                for start, part in zip(
-                    range(0, len(states), LENS_POSITIONS), torch.split(states, LENS_POSITIONS), strict=True
-                )
-            ]
-            rows.append([torch.cat(each) for each in zip(*parts, strict=True)])
-    best, probability, rank, surprisal = (torch.stack(each) for each in zip(*rows, strict=True))
+        for some_states, some_following in zip(*pieces, strict=True):
+            log_p = lens_logits(model, some_states).log_softmax(dim=-1)  # (LENS_POSITIONS, V)
+            probability, best = log_p.max(dim=-1)
+            own = log_p.gather(-1, some_following[:, None])  # (LENS_POSITIONS, 1)
+            parts.append((best, probability.exp(), (log_p > own).sum(dim=-1), -own[:, 0]))
+    best, probability, rank, surprisal = (
+        torch.cat(each).view_as(following) for each in zip(*parts, strict=True)
+    )
+    rank[:, -1], surprisal[:, -1] = -1, math.nan
     return LogitLens(best=best, probability=probability, rank=rank, surprisal=surprisal)
 
 
 def lens_logits(model: GPTModel, states: Tensor) -> Tensor:
     """The logits that final norm and head make of hidden states of any depth: (..., D) -> (..., V)."""
     return model.out_head(model.final_norm(states.to(model.tok_emb.weight.dtype))).float()
-
-
-def _lens(model: GPTModel, states: Tensor, following: Tensor) -> tuple[Tensor, ...]:
-    log_p = lens_logits(model, states).log_softmax(dim=-1)  # (T, V)
-    probability, best = log_p.max(dim=-1)
-    unknown = len(states) - len(following)  # 1 behind the last token
-    own = log_p[: len(following)].gather(-1, following[:, None])  # (T or T - 1, 1)
-    rank = (log_p[: len(following)] > own).sum(dim=-1)
-    return (
-        best,
-        probability.exp(),
-        F.pad(rank, (0, unknown), value=-1),
-        F.pad(-own[:, 0], (0, unknown), value=math.nan),
-    )
 
 
 # --- ablation -------------------------------------------------------------------------------------------
@@ -402,12 +377,6 @@ def principal_components(rows: Tensor) -> tuple[Tensor, list[float]]:
     places = centred @ directions[:2].T
     missing = 2 - places.shape[1]
     return F.pad(places, (0, missing)), [*shares, *[0.0] * missing]
-
-
-def similarities(rows: Tensor) -> Tensor:
-    """Cosine similarity of rows (N, D) with each other, (N, N)."""
-    unit = F.normalize(rows.float(), dim=-1)
-    return unit @ unit.T
 
 
 def rms(states: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gptpl.errors import InputError
 from gptpl.evaluation.likelihood import TokenSurprisal
+from gptpl.files.template import package_templates
 from gptpl.generation.text import TextStream
 from gptpl.inspection import measures
 from gptpl.inspection.measures import Recording, record
@@ -138,16 +139,20 @@ class Inspection:
         return measures.induction_scores(self.gpt)
 
     @property
-    def kinds(self) -> list[list[str]]:
-        """The name of each head's kind, L lists of H: that of its highest score if `KIND` or more, or ""."""
-        scores = {
+    def scores(self) -> dict[str, Tensor]:
+        """The scores (L, H) of each kind of head, by its name."""
+        return {
             "previous token": self.heads.previous,
             "first token": self.heads.first,
             "same token": self.heads.itself,
             "induction": self.induction,
         }
-        best, index = torch.stack(list(scores.values())).max(dim=0)  # (L, H)
-        names = list(scores)
+
+    @property
+    def kinds(self) -> list[list[str]]:
+        """The name of each head's kind, L lists of H: that of its highest score if `KIND` or more, or ""."""
+        names = list(self.scores)
+        best, index = torch.stack(list(self.scores.values())).max(dim=0)  # (L, H)
         return [
             [names[i] if score >= KIND else "" for i, score in zip(*row, strict=True)]
             for row in zip(index.tolist(), best.tolist(), strict=True)
@@ -194,7 +199,32 @@ class Inspection:
         names = self.tabs(tabs)
         if beside:
             names = [each for each in names if each in beside[0].tabs(tabs)]
-        return inspection_page(models, names, title=title, progress=progress)
+        environment = package_templates()
+        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+        parts = _PARTS | {"attention": partial(_attention, room=_ATTENTION_BYTES // len(models))}
+        content: list[dict[str, Any]] = [{} for _ in models]
+        for tab in progress(names):
+            for (inspection, _), made in zip(models, content, strict=True):
+                made[tab] = parts[tab](inspection)
+        if set(names) - set(_ANY_MODEL):
+            for (inspection, _), made in zip(models, content, strict=True):
+                first, *others = inspection.recording.tokens.tolist()
+                made["read"] = [inspection.text_of(first), *inspection.shown[: len(others)]]
+        return environment.get_template("inspection/page.html").render(
+            title=title,
+            tabs={name: TABS[name] for name in names},
+            models=[
+                {"facts": {**facts, **_summary(inspection)}, **_surprisal_rows(inspection)}
+                for inspection, facts in models
+            ],
+            legend=[
+                f"< {STEPS[0]:g}",
+                *itertools.starmap("{:g} to {:g}".format, itertools.pairwise(STEPS)),
+                f"≥ {STEPS[-1]:g}",
+            ],
+            new_line=visible("\n"),
+            data=content,
+        )
 
 
 def check_tabs(wanted: Sequence[str]) -> None:
@@ -203,48 +233,6 @@ def check_tabs(wanted: Sequence[str]) -> None:
         raise InputError(f"tabs has no {unknown[0]}: choose of {', '.join(TABS)}")
     if not wanted:
         raise InputError(f"tabs is empty: choose one or more of {', '.join(TABS)}")
-
-
-def inspection_page(
-    models: Sequence[tuple[Inspection, Mapping[str, str]]],
-    tabs: Sequence[str],
-    *,
-    title: str,
-    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
-) -> str:
-    """The page of one model, or of two side by side, each with the facts shown above it."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gptpl.inspection", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    parts = _PARTS | {"attention": partial(_attention, room=_ATTENTION_BYTES // len(models))}
-    content: list[dict[str, Any]] = [{} for _ in models]
-    for tab in progress(tabs):
-        for (inspection, _), made in zip(models, content, strict=True):
-            made[tab] = parts[tab](inspection)
-    if set(tabs) - set(_ANY_MODEL):
-        for (inspection, _), made in zip(models, content, strict=True):
-            first, *others = inspection.recording.tokens.tolist()
-            made["read"] = [inspection.text_of(first), *inspection.shown[: len(others)]]
-    return environment.get_template("page.html").render(
-        title=title,
-        tabs={name: TABS[name] for name in tabs},
-        models=[
-            {"facts": {**facts, **_summary(inspection)}, **_surprisal_rows(inspection)}
-            for inspection, facts in models
-        ],
-        legend=[
-            f"< {STEPS[0]:g}",
-            *itertools.starmap("{:g} to {:g}".format, itertools.pairwise(STEPS)),
-            f"≥ {STEPS[-1]:g}",
-        ],
-        new_line=visible("\n"),
-        data=content,
-    )
 
 
 # --- surprisal ------------------------------------------------------------------------------------------
@@ -301,13 +289,7 @@ def _attention(inspection: Inspection, room: int) -> Any:
     fits = (math.isqrt(1 + 16 * room // (len(blocks) * H)) - 1) // 2  # L * H * t (t + 1) / 4 bytes
     t = min(T, fits)
     weights = torch.stack([block.weights[:, :t, :t] for block in blocks]).cpu().numpy()  # (L, H, t, t)
-    scores = {
-        "previous token": inspection.heads.previous,
-        "first token": inspection.heads.first,
-        "same token": inspection.heads.itself,
-        "induction": inspection.induction,
-        "spread": inspection.heads.entropy,
-    }
+    scores = inspection.scores | {"spread": inspection.heads.entropy}
     return {
         "size": t,
         "recorded": T,
@@ -348,18 +330,11 @@ def _tokens(inspection: Inspection) -> Any:
     for each, text in zip(inspection.tokens, inspection.shown, strict=True):
         piece = vocabulary[each.token] if each.token < len(vocabulary) else b""
         merged = [] if ranks is None or len(piece) > 30 else merges(piece, ranks)
-        rows.append(
-            [
-                text,
-                each.token,
-                piece.hex(" "),
-                [" ".join(_bytes_text(part) for part in step) for step in merged],
-            ]
-        )
-    size = len("".join(inspection.texts).encode())
+        steps = [" ".join(map(_bytes_text, step)) for step in merged]
+        rows.append([text, each.token, piece.hex(" "), steps])
     return {
         "rows": rows,
-        "bytes": size,
+        "bytes": len("".join(inspection.texts).encode()),
         "tokenizer": inspection.tokenizer.name,
         "vocabulary": inspection.tokenizer.vocab_size,
     }
@@ -389,11 +364,11 @@ def _embeddings(inspection: Inspection) -> Any:
     positions = getattr(inspection.gpt, "pos_emb", None)
     similar = None
     if positions is not None:
-        rows = torch.linspace(0, len(positions.weight) - 1, min(_POSITIONS, len(positions.weight)))
-        similar = {
-            "places": rows.round().int().tolist(),
-            "similarity": _rounded(measures.similarities(positions.weight.detach()[rows.round().long()]), 2),
-        }
+        C = len(positions.weight)
+        some = torch.linspace(0, C - 1, min(_POSITIONS, C)).round().long()
+        rows = positions.weight.detach()[some].float()  # (N, D)
+        similarity = F.cosine_similarity(rows[:, None], rows, dim=-1)  # (N, N)
+        similar = {"places": some.tolist(), "similarity": _rounded(similarity, 2)}
     return {
         "tokens": [
             [inspection.text_of(token), token, [[inspection.text_of(o), o, round(s, 3)] for o, s in each]]
@@ -431,14 +406,11 @@ def _activations(inspection: Inspection) -> Any:
 
 
 def _ablation(inspection: Inspection) -> Any:
-    found = inspection.ablation
+    found, parts = inspection.ablation, ("heads", "attention", "feed_forward", "blocks")
     return {
         "tokens": min(inspection.ablation_tokens, len(inspection.recording.tokens)),
         "loss": round(found.loss, 4),
-        **{
-            name: _rounded(getattr(found, name), 4)
-            for name in ("heads", "attention", "feed_forward", "blocks")
-        },
+        **{name: _rounded(getattr(found, name), 4) for name in parts},
     }
 
 
@@ -452,7 +424,9 @@ def _steps(inspection: Inspection) -> Any:
     logits = measures.lens_logits(net, recording.hidden[-1][-1:])[0]  # (V,)
     p = logits.softmax(dim=-1)
 
-    def vector(name: str, why: str, values: Tensor, shape: str) -> dict[str, Any]:
+    all_of = f"({T}, {D})"
+
+    def vector(name: str, why: str, values: Tensor, shape: str = all_of) -> dict[str, Any]:
         return {
             "name": name,
             "why": why,
@@ -462,7 +436,6 @@ def _steps(inspection: Inspection) -> Any:
             "std": round(float(values.std(correction=0)), 3),
         }
 
-    all_of = f"({T}, {D})"
     steps: list[dict[str, Any]] = [
         {
             "name": "token ids",
@@ -472,22 +445,13 @@ def _steps(inspection: Inspection) -> Any:
             "values": recording.tokens[-_SHOWN:].tolist(),
         },
         vector(
-            "token embedding",
-            "The row of the table that the id points to.",
-            recording.token_embeddings[-1],
-            all_of,
+            "token embedding", "The row of the table that the id points to.", recording.token_embeddings[-1]
         ),
     ]
     if recording.position_embeddings is not None:
-        steps.append(
-            vector(
-                "position embedding",
-                f"The row of position {T - 1}, for every text the same.",
-                recording.position_embeddings[-1],
-                all_of,
-            )
-        )
-    steps.append(vector("hidden state", "Their sum.", recording.hidden[0][-1], all_of))
+        why = f"The row of position {T - 1}, for every text the same."
+        steps.append(vector("position embedding", why, recording.position_embeddings[-1]))
+    steps.append(vector("hidden state", "Their sum.", recording.hidden[0][-1]))
     for i, block in enumerate(recording.blocks):
         strongest = block.weights[:, -1].max(dim=-1)
         head = int(strongest.values.argmax())
@@ -495,9 +459,7 @@ def _steps(inspection: Inspection) -> Any:
         to = inspection.text_of(int(recording.tokens[target]))
         steps += [
             {"block": i},
-            vector(
-                "norm", "Mean 0 and spread 1 for every token, then a learnt scale.", block.norm1[-1], all_of
-            ),
+            vector("norm", "Mean 0 and spread 1 for every token, then a learnt scale.", block.norm1[-1]),
             vector(
                 "attention",
                 f"{H} heads of width {D // H} mix what earlier tokens offer. Head {head} attends most to one"
@@ -505,20 +467,20 @@ def _steps(inspection: Inspection) -> Any:
                 block.attention[-1],
                 f"({H}, {T}, {D // H}) → {all_of}",
             ),
-            vector("shortcut", "Added to what was there.", block.between[-1], all_of),
-            vector("norm", "Once more, for the feed-forward network.", block.norm2[-1], all_of),
+            vector("shortcut", "Added to what was there.", block.between[-1]),
+            vector("norm", "Once more, for the feed-forward network.", block.norm2[-1]),
             vector(
                 "feed-forward",
                 f"To {config.ff_width} units, {int((block.units[-1] > 0).sum())} of them above 0, and back.",
                 block.feed_forward[-1],
                 f"{all_of} → ({T}, {config.ff_width}) → {all_of}",
             ),
-            vector("shortcut", "Added again: the block's output.", block.output[-1], all_of),
+            vector("shortcut", "Added again: the block's output.", block.output[-1]),
         ]
     best = logits.topk(min(_TOP, len(logits)))
     steps += [
         {"block": -1},
-        vector("final norm", "As before every part.", recording.final[-1], all_of),
+        vector("final norm", "As before every part.", recording.final[-1]),
         vector(
             "logits",
             f"The product with each of the {config.vocab_size:,} rows of the head: one number a token.",

@@ -9,7 +9,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from gptpl.evaluation.loss_curves import finite, tokens_text
 from gptpl.files.figures import COLOURS, DOTS_PER_INCH, GREY, marker_of
@@ -34,13 +34,11 @@ class Axis:
         together: names of settings that always change with this one, so that their effects cannot be told
             apart.
         values: one for each run.
-        numeric: whether all values are numbers.
     """
 
     name: str
     together: Sequence[str] = ()
     values: Sequence[Setting | None]
-    numeric: bool = True
 
     @property
     def title(self) -> str:
@@ -60,11 +58,12 @@ class Axis:
 
     def numbers(self) -> list[float]:
         """One for each run; empty unless all values are numbers."""
-        return [float(value) for value in self.values if value is not None] if self.numeric else []
+        numbers = [float(value) for value in self.values if _is_number(value)]
+        return numbers if len(numbers) == len(self.values) else []
 
     def places(self) -> list[float]:
         """The place of each run on the axis, from 0 to 1."""
-        if not self.numeric:
+        if not self.numbers():
             labels = self.labels
             return [labels.index(setting_text(value)) / max(len(labels) - 1, 1) for value in self.values]
         numbers = [math.log(value) for value in self.numbers()] if self.logarithmic else self.numbers()
@@ -90,11 +89,11 @@ def axes(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Axis]:
         if pattern in made:
             made[pattern] = replace(made[pattern], together=[*made[pattern].together, name])
         else:
-            made[pattern] = Axis(name=name, values=values, numeric=all(map(_is_number, values)))
+            made[pattern] = Axis(name=name, values=values)
     return list(made.values())
 
 
-def _is_number(value: Setting | None) -> bool:
+def _is_number(value: Setting | None) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -125,7 +124,7 @@ def importance(axes: Sequence[Axis], losses: Sequence[float]) -> Importance:
     By PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255). `losses` has a finite value for each run,
     lower is better.
     """
-    weighed = [axis for axis in axes if axis.numeric or len(axis.labels) < len(losses)]
+    weighed = [axis for axis in axes if axis.numbers() or len(axis.labels) < len(losses)]
     if not weighed:
         return Importance([], "The finished runs differ in no setting that could be weighed.")
     if len(losses) < FEWEST_RUNS:
@@ -178,8 +177,8 @@ def _weights(axes: Sequence[Axis], losses: Sequence[float]) -> Mapping[str, floa
 def _distribution(axis: Axis) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    if axis.numeric:
-        return FloatDistribution(min(axis.numbers()), max(axis.numbers()), log=axis.logarithmic)
+    if numbers := axis.numbers():
+        return FloatDistribution(min(numbers), max(numbers), log=axis.logarithmic)
     return CategoricalDistribution(axis.labels)
 
 

@@ -300,8 +300,6 @@ def measures(run: RunRecord | None) -> list[str]:
         return [NONE] * len(COLUMNS)
     loss = BY_LOSS.best(run)
     speeds = [row["train/tokens_per_second"] for row in run.rows if "train/tokens_per_second" in row]
-    logged = [row["train/tokens_seen"] for row in run.rows if "train/tokens_seen" in row]
-    seen = max([*logged, *(each.tokens_seen for each in run.evaluations)], default=math.nan)
     best = run.best_by(LOSS, "min")
     bits = math.nan if best is None else best.metrics.get(BITS_PER_BYTE, math.nan)
     seconds, memory = run.record.get("seconds", math.nan), run.record.get("peak_memory_bytes")
@@ -311,7 +309,7 @@ def measures(run: RunRecord | None) -> list[str]:
         f"{math.exp(loss):,.2f}" if loss < 700 and is_of_tokens else NONE,
         f"{bits:.4f}" if math.isfinite(bits) else NONE,
         loss_text(None if run.last is None else run.last.val_loss),
-        _whole(run.record.get("tokens_seen", seen)),
+        _whole(run.tokens_seen or math.nan),
         duration_text(seconds) + ("*" if run.record.get("resumed") and math.isfinite(seconds) else ""),
         _whole(statistics.median(speeds) if speeds else math.nan),
         NONE if memory is None else bytes_text(memory),

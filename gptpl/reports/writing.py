@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from gptpl.errors import InputError
 from gptpl.files.durable import write_atomically
 from gptpl.files.figures import COLOURS
 from gptpl.files.run_record import BITS_PER_BYTE, RunError, RunRecord, parse_yaml, read_mapping
+from gptpl.files.template import package_templates
 from gptpl.reports.pictures import (
     MOST_AXES,
     Picture,
@@ -55,27 +54,14 @@ class Section:
         columns: headings of the table after rank and run.
         rows: each run with its cells.
         notes: how to read the table.
-        curves: None without any evaluations.
-        parallel: the settings; None for too few runs or settings.
-        parallel_note: what is not drawn.
-        bars: the importance of the settings; None without any.
-        importance_note: how reliable it is, or why there is none.
+        parts: what follows the table: title, picture and a note, such as why there is no picture.
     """
 
     group: Group
     columns: Sequence[str]
     rows: Sequence[tuple[RankedRun, Sequence[str]]]
     notes: Sequence[str]
-    curves: Picture | None
-    parallel: Picture | None
-    parallel_note: str
-    bars: Picture | None
-    importance_note: str
-
-    @property
-    def pictures(self) -> list[Picture]:
-        """All that exist."""
-        return [each for each in (self.curves, self.parallel, self.bars) if each is not None]
+    parts: Sequence[tuple[str, Picture | None, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,48 +72,20 @@ class Contents:
     facts: dict[str, str]
     notes: Sequence[str]
     sections: Sequence[Section]
-    samples: "Sequence[SharedPrompt]"
+    samples: Sequence[Mapping[str, Any]]
     problems: Sequence[str]
-
-
-def contents(
-    records: Sequence[RunRecord],
-    failures: Sequence[Failure],
-    *,
-    title: str,
-    problems: Sequence[str] = (),
-    by: Criterion = BY_LOSS,
-) -> Contents:
-    """Rank, measure and draw."""
-    found = groups(records, failures, by)
-    entries = [entry for group in found for entry in group.entries]
-    states = Counter(entry.state for entry in entries) | Counter(damaged=len(problems))
-    notes = []
-    if not states["finished"]:
-        notes.append("No run has finished: the report shows what there is so far.")
-    if sum(bool(group.ranked) for group in found) > 1:
-        notes.append(
-            "These runs differ in their text, its split or the tokenizer. Losses in nats per token cannot be"
-            " compared between them: each group has a ranking of its own (by=val/bits_per_byte compares"
-            " tokenizers)."
-        )
-    return Contents(
-        title=title,
-        facts={"runs": f"{states.total():,}"} | {name: str(n) for name, n in states.items()},
-        notes=notes,
-        sections=[_section(group, suffix=f"-{place}" if place else "") for place, group in enumerate(found)],
-        samples=shared_prompts(entries),
-        problems=problems,
-    )
 
 
 def _section(group: Group, *, suffix: str) -> Section:
     finished = [entry for entry in group.ranked if entry.state == "finished"]
     varied = axes(group.settings, [entry.run for entry in finished if entry.run is not None])
-    shares, importance_note = importance(varied, [group.by.sign * entry.value for entry in finished])
+    shares, note = importance(varied, [group.by.sign * entry.value for entry in finished])
     order = [axis for axis, _ in shares]
     drawn = [*order, *(axis for axis in varied if axis not in order)]
-    parallel = None
+    names = [axis.name for axis in drawn] or group.settings
+    parts: list[tuple[str, Picture | None, str]] = []
+    if curves := curves_picture(group, names, name=f"report-curves{suffix}"):
+        parts.append(("Learning curves", curves, ""))
     if drawn and len(finished) >= FEWEST_LINES:
         parallel = parallel_picture(
             drawn,
@@ -136,26 +94,19 @@ def _section(group: Group, *, suffix: str) -> Section:
             title=group.by.title,
             name=f"report-settings{suffix}",
         )
-    parallel_notes = [
-        f"{axis.name} stands for {', '.join(axis.together)} too, which change with it."
-        for axis in drawn[:MOST_AXES]
-        if axis.together
-    ]
-    if left := [axis.name for axis in drawn[MOST_AXES:]]:
-        parallel_notes.append(f"Not drawn: {', '.join(left)}.")
+        notes = [
+            f"{axis.name} stands for {', '.join(axis.together)} too, which change with it."
+            for axis in drawn[:MOST_AXES]
+            if axis.together
+        ]
+        if left := names[MOST_AXES:]:
+            notes.append(f"Not drawn: {', '.join(left)}.")
+        parts.append(("Settings and losses", parallel, " ".join(notes)))
+    if len(group.runs) > 1:
+        bars = importance_picture(shares, name=f"report-importance{suffix}") if shares else None
+        parts.append(("Importance of the settings", bars, note))
     columns, rows = _table(group)
-    names = [axis.name for axis in drawn] or group.settings
-    return Section(
-        group=group,
-        columns=columns,
-        rows=rows,
-        notes=_table_notes(group),
-        curves=curves_picture(group, names, name=f"report-curves{suffix}"),
-        parallel=parallel,
-        parallel_note=" ".join(parallel_notes),
-        bars=importance_picture(shares, name=f"report-importance{suffix}") if shares else None,
-        importance_note=importance_note,
-    )
+    return Section(group=group, columns=columns, rows=rows, notes=_table_notes(group), parts=parts)
 
 
 def _table(group: Group) -> tuple[list[str], list[tuple[RankedRun, list[str]]]]:
@@ -203,23 +154,11 @@ def _table_notes(group: Group) -> list[str]:
 MOST_TEXTS = len(COLOURS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SharedPrompt:
-    """A prompt, the strategy of sampling, and the runs' last continuations, the best run first.
+def _shared_prompts(entries: Sequence[RankedRun]) -> list[dict[str, Any]]:
+    """The prompts and strategies that at least two runs share, or all of a single run.
 
-    Attributes:
-        texts: run, when (such as `step 1,200`), continuation.
-        left_out: the number of runs of lower rank with such a sample.
+    Each with the runs' last `texts`, the best run first: run, when (such as `step 1,200`), continuation.
     """
-
-    prompt: str
-    strategy: str
-    texts: Sequence[tuple[RankedRun, str, str]]
-    left_out: int
-
-
-def shared_prompts(entries: Sequence[RankedRun]) -> list[SharedPrompt]:
-    """The prompts and strategies that at least two runs share, or all of a single run."""
     runs = [(entry, entry.run.samples()) for entry in entries if entry.run is not None]
     found: dict[str, dict[int, tuple[RankedRun, Mapping[str, Any]]]] = {}
     for entry, samples in runs:
@@ -231,13 +170,14 @@ def shared_prompts(entries: Sequence[RankedRun]) -> list[SharedPrompt]:
     for by_run in found.values():
         if len(by_run) >= min(2, len(runs)):
             made = list(by_run.values())
+            texts = [(entry, _when(each), each["continuation"]) for entry, each in made[:MOST_TEXTS]]
             shared.append(
-                SharedPrompt(
-                    prompt=made[0][1]["prompt"],
-                    strategy=_strategy_text(made[0][1].get("strategy")),
-                    texts=[(entry, _when(each), each["continuation"]) for entry, each in made[:MOST_TEXTS]],
-                    left_out=max(len(made) - MOST_TEXTS, 0),
-                )
+                {
+                    "prompt": made[0][1]["prompt"],
+                    "strategy": _strategy_text(made[0][1].get("strategy")),
+                    "texts": texts,
+                    "left_out": max(len(made) - MOST_TEXTS, 0),
+                }
             )
     return shared
 
@@ -328,32 +268,47 @@ def write_report(
     The runs may be in any state; `problems` are the errors of those that could not be read. The folder is
     created if needed, and each file is replaced atomically.
     """
-    report = contents(records, failures, title=title, problems=problems, by=by)
+    found = groups(records, failures, by)
+    entries = [entry for group in found for entry in group.entries]
+    states = Counter(entry.state for entry in entries) | Counter(damaged=len(problems))
+    notes = []
+    if not states["finished"]:
+        notes.append("No run has finished: the report shows what there is so far.")
+    if sum(bool(group.ranked) for group in found) > 1:
+        notes.append(
+            "These runs differ in their text, its split or the tokenizer. Losses in nats per token cannot be"
+            " compared between them: each group has a ranking of its own (by=val/bits_per_byte compares"
+            " tokenizers)."
+        )
+    report = Contents(
+        title=title,
+        facts={"runs": f"{states.total():,}"} | {name: str(n) for name, n in states.items()},
+        notes=notes,
+        sections=[_section(group, suffix=f"-{place}" if place else "") for place, group in enumerate(found)],
+        samples=_shared_prompts(entries),
+        problems=problems,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for section in report.sections:
-        for picture in section.pictures:
-            write_atomically(folder / f"{picture.name}.png", picture.png)
+        for _, picture, _ in section.parts:
+            if picture is not None:
+                write_atomically(folder / f"{picture.name}.png", picture.png)
     page, markdown = folder / "report.html", folder / "report.md"
     write_atomically(markdown, _filled("report.md", report, as_markdown))
-    write_atomically(page, _filled("report.html", report, printable, autoescape=True))
+    write_atomically(page, _filled("report.html", report, printable))
     return Written(page=page, markdown=markdown, contents=report)
 
 
 # --- HTML and Markdown: the page needs no network, no script, no other file -----------------------------
 
 
-def _filled(name: str, report: Contents, shown: Callable[[str], str], *, autoescape: bool = False) -> str:
+def _filled(name: str, report: Contents, shown: Callable[[str], str]) -> str:
     """Fill a template, where every value that is not marked as `safe` passes through `shown`.
 
     Text from the runs is displayed and never interpreted.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gptpl", "."),
-        undefined=jinja2.StrictUndefined,
-        autoescape=autoescape,
+    environment = package_templates(
         finalize=lambda value: value if hasattr(value, "__html__") else shown(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters |= {"printable": printable, "markdown": as_markdown, "block": _block}

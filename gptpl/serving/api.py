@@ -6,7 +6,8 @@ Source: https://platform.openai.com/docs/api-reference (completions, chat comple
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, fields
+from itertools import accumulate
 from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 
 import jinja2
@@ -16,8 +17,7 @@ from pydantic_core import from_json
 
 from gptpl.data.instructions.records import PromptTemplate
 from gptpl.errors import InputError
-from gptpl.filters import Verdict
-from gptpl.generation import Completion, SamplingRules
+from gptpl.generation import SamplingRules
 from gptpl.serving.engine import TokenText
 from gptpl.tokenizers.base import END_OF_TEXT
 
@@ -26,28 +26,23 @@ MOST_LOGPROBS = 20
 _MOST_PROMPTS = 128
 _MOST_TEXTS = 256
 _MOST_PARAMETERS = 64
-_NOTHING: tuple[Any, ...] = (None, False, [], {})
+_NOTHING: tuple[Any, ...] = (False, [], {})
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error with the status and the body that a client gets.
 
     `room`, gptpl's own, is how many tokens could be written after a prompt that leaves too few.
     """
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-        room: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_after, self.room = retry_after, room
+    status: int
+    message: str
+    _: KW_ONLY
+    param: str | None = None
+    code: str | None = None
+    retry_after: int | None = None
+    room: int | None = None
 
     @property
     def body(self) -> dict[str, Any]:
@@ -108,12 +103,12 @@ _List = Annotated[list[_Item], Field(max_length=100_000, fail_fast=True)]
 class TextsBody(_Body):
     """What completions and chats have in common. top_k to repetition_penalty are not OpenAI's, but usual."""
 
-    n: Annotated[int | None, Field(ge=1)] = None
+    n: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    temperature: Annotated[float | None, Field(ge=0, le=10)] = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=MOST_STOPS, fail_fast=True)] = []
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     top_k: Annotated[int | None, Field(ge=-1)] = None
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
@@ -121,17 +116,12 @@ class TextsBody(_Body):
     repetition_penalty: Annotated[float | None, Field(ge=0.01, le=100)] = None
     frequency_penalty: _Penalty | None = None
     presence_penalty: _Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}
 
     @property
     def stops(self) -> list[str]:
         """The texts that end a text."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-    @property
-    def samples(self) -> int:
-        """Texts of each prompt."""
-        return 1 if self.n is None else self.n
+        return [self.stop] if isinstance(self.stop, str) else self.stop
 
     @property
     def seed32(self) -> int | None:
@@ -139,24 +129,17 @@ class TextsBody(_Body):
         return None if self.seed is None else (self.seed ^ (self.seed >> 32)) % 2**32
 
     def rules(self, vocab_size: int) -> SamplingRules:
-        """The sampling rules; the default temperature is 1."""
-        top_k = None if self.top_k in (None, -1, 0) else min(self.top_k or 0, vocab_size)
-        given: dict[str, Any] = {
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": self.top_p,
-            "top_k": top_k,
-            "min_p": self.min_p,
-            "typical_p": self.typical_p,
-            "repetition_penalty": self.repetition_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "presence_penalty": self.presence_penalty,
-        }
-        return SamplingRules(**{name: value for name, value in given.items() if value is not None})
+        """The sampling rules."""
+        names = {field.name for field in fields(SamplingRules)}
+        given = self.model_dump(include=names, exclude_none=True)
+        if (top_k := given.pop("top_k", 0)) > 0:  # -1 and 0: all tokens
+            given["top_k"] = min(top_k, vocab_size)
+        return SamplingRules(**given)
 
     def biases(self) -> dict[int, float]:
         """Added logits by token id."""
         try:
-            return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
+            return {int(token): bias for token, bias in self.logit_bias.items()}
         except ValueError as error:
             raise ApiError(
                 400, f"logit_bias must have token ids as keys: {error}", param="logit_bias"
@@ -166,17 +149,16 @@ class TextsBody(_Body):
 class CompletionBody(TextsBody):
     """POST /v1/completions."""
 
-    prompt: str | _List[str] | _List[int] | _List[_List[int]] | None = ""
-    max_tokens: Annotated[int | None, Field(ge=0)] = None
+    prompt: str | _List[str] | _List[int] | _List[_List[int]] = ""
+    max_tokens: Annotated[int, Field(ge=0)] = 16
     logprobs: Annotated[int | None, Field(ge=0, le=MOST_LOGPROBS)] = None
-    echo: bool | None = None
+    echo: bool = False
     best_of: int | None = None
-    suffix: None = None
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
         """A text or token ids each."""
-        prompt: Any = "" if self.prompt is None else self.prompt
+        prompt: Any = self.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             return [prompt]
         if not 1 <= len(prompt) <= _MOST_PROMPTS:
@@ -225,16 +207,11 @@ class ChatBody(TextsBody):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int | None, Field(ge=0, le=MOST_LOGPROBS)] = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] = 0
     response_format: dict[Literal["type"], Literal["text"]] | None = None
     tool_choice: Literal["none"] | None = None
     modalities: list[Literal["text"]] | None = None
-
-    @property
-    def most_tokens(self) -> int | None:
-        """To be written; None: as many as the context holds."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 class ClassifyBody(_Body):
@@ -262,7 +239,11 @@ def parsed(body: type[Body], data: bytes) -> Body:
         raise ApiError(400, f"the body has {len(content)} parameters, at most {_MOST_PARAMETERS} are known")
     if isinstance(content, dict):  # what asks for nothing, such as `tools: []`, changes nothing
         known = body.model_fields
-        content = {name: value for name, value in content.items() if name in known or value not in _NOTHING}
+        content = {
+            name: value
+            for name, value in content.items()
+            if value is not None and (name in known or value not in _NOTHING)
+        }
     try:
         return body.model_validate(content)
     except ValidationError as error:
@@ -279,53 +260,26 @@ def parsed(body: type[Body], data: bytes) -> Body:
 # --- answers --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """What all parts of an answer begin with."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-
-    @classmethod
-    def new(cls, kind: str, object: str, model: str) -> "Head":
-        """A new answer's, `kind` such as "cmpl"."""
-        return cls(id=f"{kind}-{uuid.uuid4().hex}", object=object, created=int(time.time()), model=model)
-
-
-def usage(*, prompt: int, completion: int) -> dict[str, Any]:
-    """Numbers of tokens; how many were known from earlier prompts would tell what others wrote."""
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def finish_reason(completion: Completion) -> str:
-    """Why a text has ended."""
-    if completion.verdict is not None and completion.verdict.action == "withhold":
-        return "content_filter"
-    return "length" if completion.finish == "length" else "stop"
-
-
-def filtered(verdict: Verdict | None) -> dict[str, Any]:
-    """What a filter found, as `filter` of a choice, gptpl's own; empty where it found nothing."""
-    if verdict is None or not verdict.findings:
-        return {}
-    return {"filter": {"action": verdict.action, "counts": verdict.counts}}
+def head(kind: str, object: str, model: str) -> dict[str, Any]:
+    """What all parts of an answer begin with; `kind` is such as "cmpl"."""
+    return {
+        "id": f"{kind}-{uuid.uuid4().hex}",
+        "object": object,
+        "created": int(time.time()),
+        "model": model,
+    }
 
 
 def completion_logprobs(tokens: Sequence[TokenText], *, alternatives: int, offset: int) -> dict[str, Any]:
     """The `logprobs` of a completion's tokens, the first of which begins at character `offset`."""
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token.text)
+    offsets = accumulate((len(token.text) for token in tokens), initial=offset)
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [
             None if token.details is None else token.details.log_probability for token in tokens
         ],
         "top_logprobs": [_top(token) for token in tokens] if alternatives else None,
-        "text_offset": offsets,
+        "text_offset": list(offsets)[:-1],
     }
 
 
@@ -356,48 +310,34 @@ def chat_logprobs(tokens: Sequence[TokenText]) -> dict[str, Any]:
 # --- conversations --------------------------------------------------------------------------------------
 
 
-def turns(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]], str]:
-    """The system's text, earlier turns as questions and answers, and the question to answer.
-
-    Raises ApiError unless user and assistant take turns, and the user is last.
-    """
-    system = "\n\n".join(each.text for each in messages if each.role in ("system", "developer"))
-    rest = [each for each in messages if each.role in ("user", "assistant")]
-    roles = [each.role for each in rest]
-    if (
-        not roles
-        or roles != ["user" if i % 2 == 0 else "assistant" for i in range(len(roles))]
-        or len(roles) % 2 == 0
-    ):
-        raise ApiError(
-            400,
-            "messages must alternate between user and assistant, starting and ending with user",
-            param="messages",
-        )
-    pairs = zip(rest[:-1:2], rest[1::2], strict=True)
-    return system, [(question.text, answer.text) for question, answer in pairs], rest[-1].text
-
-
 ChatPrompt = Callable[[Sequence[Message]], str]
-"""The text that a model is given to answer a conversation."""
+"""The text that a model is given to answer a conversation. Raises ApiError for one that it cannot answer."""
 
 
 def tuned_prompt(template: PromptTemplate) -> ChatPrompt:
     """That of a model tuned to single instructions: the template of each question, earlier ones with answers.
 
-    What the system says stands before all.
+    What the system says stands before all. User and assistant must take turns, the user is last.
     """
 
     def prompt(messages: Sequence[Message]) -> str:
-        system, earlier, question = turns(messages)
+        system = "\n\n".join(each.text for each in messages if each.role in ("system", "developer"))
+        turns = [each for each in messages if each.role in ("user", "assistant")]
+        if [each.role for each in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+            raise ApiError(
+                400,
+                "messages must alternate between user and assistant, starting and ending with user",
+                param="messages",
+            )
         parts = [system] if system else []
-        parts += [template.prompt(asked) + answer.strip() for asked, answer in earlier]
-        return "\n\n".join([*parts, template.prompt(question)])
+        for question, answer in zip(turns[:-1:2], turns[1::2], strict=True):
+            parts.append(template.prompt(question.text) + answer.text.strip())
+        return "\n\n".join([*parts, template.prompt(turns[-1].text)])
 
     return prompt
 
 
-def jinja_prompt(source: str, *, name: str) -> ChatPrompt:
+def jinja_prompt(source: str) -> ChatPrompt:
     """That of a Jinja template as Hugging Face has them, of `messages`, each with `role` and `content`.
 
     The template is the server's owner's; it runs in Jinja's sandbox. Raises InputError for one that is not
@@ -413,7 +353,7 @@ def jinja_prompt(source: str, *, name: str) -> ChatPrompt:
     try:
         template = environment.from_string(source)
     except jinja2.TemplateError as error:
-        raise InputError(f"{name} is not a Jinja template: {error}") from error
+        raise InputError(f"chat_template is not a Jinja template: {error}") from error
 
     def prompt(messages: Sequence[Message]) -> str:
         plain = [{"role": each.role, "content": each.text} for each in messages]

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from gptpl.filters import Filter
-from gptpl.generation import Completion, SamplingRules, TokenDetails
+from gptpl.generation import Piece, SamplingRules, TokenDetails
 from gptpl.generation.continuous import ContinuousBatch, Request
 from gptpl.generation.text import Continuation, TextStream, text_rules
 from gptpl.model.protocol import device_of, vocab_size
@@ -43,27 +43,17 @@ class TokenText:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRead:
-    """The prompt has been read, `shared` of its tokens from an earlier one; `tokens` where asked for."""
+    """The prompt has been read, `shared` of its tokens from an earlier one; `token_texts` where asked for."""
 
     shared: int
-    tokens: tuple[TokenText, ...] | None
+    token_texts: tuple[TokenText, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delta:
-    """The next piece of a sample's text; `tokens`, where asked for, are those that end in it.
+class Delta(Piece):
+    """The next piece of a sample's text; `token_texts`, where asked for, are those that end in it."""
 
-    `written` is the number of its tokens so far. The last one of each sample has the `completion`, all token
-    ids, also where a filter hides them, and the log-probability of each.
-    """
-
-    sample: int
-    text: str
-    tokens: tuple[TokenText, ...] | None
-    written: int
-    completion: Completion | None = None
-    ids: tuple[int, ...] = ()
-    log_probabilities: tuple[float, ...] = ()
+    token_texts: tuple[TokenText, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +73,8 @@ class Generation(Request):
     Args:
         model: whose tokenizer reads and writes.
         prompt: token ids.
-        logprobs: number of alternatives with each token; None: no `tokens` in the events. Texts that a filter
-            may change have none.
+        logprobs: number of alternatives with each token; None: no `token_texts` in the events. Texts that a
+            filter may change have none.
         echo: whether the prompt's own tokens have details.
         stop: texts that end a sample.
         filter: judges each sample.
@@ -125,30 +115,28 @@ class Generation(Request):
         self.deliver, self.seconds = deliver, seconds
         self.deadline = time.monotonic() + seconds
         self._tokenizer = tokenizer
-        self._samples = [
+        self.samples = [
             Continuation(tokenizer, prompt, sample=sample, stop=stop, detailed=True, filter=filter)
-            for sample in range(num_samples)
+            for sample in range(self.num_samples)
         ]
-        self._log_probabilities: list[list[float]] = [[] for _ in self._samples]
+        """All tokens and details of those that have ended, also where a filter hides them."""
         self._token_texts = [
-            None if logprobs is None else _TokenTexts(tokenizer, prompt) for _ in self._samples
+            None if logprobs is None else _TokenTexts(tokenizer, prompt) for _ in self.samples
         ]
 
     def on_prompt(self, *, shared: int, details: list[TokenDetails] | None) -> None:
         """Tell how much was read, and the prompt's own tokens."""
-        tokens = None
+        found = None
         if details is not None:
             texts = _TokenTexts(self._tokenizer, ())
             for token, each in zip(self.prompt, [None, *details], strict=True):
                 texts.push(token, each)
-            tokens = texts.within(sys.maxsize, final=True)
-        self.deliver(PromptRead(shared=shared, tokens=tokens))
+            found = texts.within(sys.maxsize, final=True)
+        self.deliver(PromptRead(shared=shared, token_texts=found))
 
     def on_token(self, sample: int, token: int, details: TokenDetails | None) -> bool:
         """Pass the text on that this token makes certain."""
-        continuation, texts = self._samples[sample], self._token_texts[sample]
-        if details is not None:
-            self._log_probabilities[sample].append(details.log_probability)
+        continuation, texts = self.samples[sample], self._token_texts[sample]
         if texts is not None and token != continuation.eot_id:
             texts.push(token, details)
         try:
@@ -161,18 +149,10 @@ class Generation(Request):
             self.fail(f"the text could not be judged: {error}", "server_error")
             return False
         if piece.text or piece.completion is not None:
-            tokens = None
+            found = None
             if texts is not None:
-                tokens = texts.within(len(continuation.text), final=piece.completion is not None)
-            delta = Delta(sample=sample, text=piece.text, tokens=tokens, written=len(continuation.tokens))
-            if piece.completion is not None:
-                delta = replace(
-                    delta,
-                    completion=piece.completion,
-                    ids=tuple(continuation.tokens),
-                    log_probabilities=tuple(self._log_probabilities[sample]),
-                )
-            self.deliver(delta)
+                found = texts.within(len(continuation.text), final=piece.completion is not None)
+            self.deliver(Delta(**vars(piece), token_texts=found))
         return piece.completion is None
 
     def on_error(self, message: str) -> None:
@@ -263,8 +243,7 @@ class Engine:
         self._thread.start()
 
     def submit(self, generation: Generation) -> None:
-        """Have a request continued; `cancelled` ends it. Raises InputError as the batch's `check`."""
-        self.batch.check(generation)
+        """Have a request continued that has passed the batch's `check`; `cancelled` ends it."""
         with self._wake:
             if not self.alive or self._stopping:
                 generation.fail("the server is stopping", "unavailable")

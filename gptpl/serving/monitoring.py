@@ -4,9 +4,9 @@ import logging
 import math
 import statistics
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -34,20 +34,6 @@ class Load:
     cache_use: float
 
 
-@dataclass(kw_only=True)
-class _Interval:
-    """What happens within a point of the series."""
-
-    requests: int = 0
-    tokens: int = 0
-    errors: int = 0
-    filtered: int = 0
-    first_token: list[float] = field(default_factory=list)
-    between_tokens: list[float] = field(default_factory=list)
-    log_probabilities: list[float] = field(default_factory=list)
-    repetitions: list[float] = field(default_factory=list)
-
-
 class Monitor:
     """Counts what happens, in the thread of the event loop; `loads` tells how busy each model is.
 
@@ -60,48 +46,37 @@ class Monitor:
         self,
         loads: Mapping[str, Callable[[], Load]],
         *,
-        drift: "Mapping[str, Drift] | None" = None,
-        learned: Callable[[], None] = lambda: None,
+        drift: "dict[str, Drift]",
+        learned: Callable[[], None],
     ) -> None:
-        self._loads, self.drift, self._learned = loads, dict(drift or {}), learned
+        self._loads, self.drift, self._learned = loads, drift, learned
         self.started = time.time()
-        self._interval = _Interval()
         self._points: deque[dict[str, Any]] = deque(maxlen=POINTS)
         self._totals = dict.fromkeys(("requests", "tokens", "errors", "filtered", "rejected"), 0)
+        self._counts: dict[str, int] = defaultdict(int)
+        """Of the next point of the series, as are `_values`."""
+        self._values: dict[str, list[float]] = defaultdict(list)
         self._registry = CollectorRegistry()
-        counter, of_model = self._counter, ["model"]
+        counter = partial(Counter, namespace="gptpl", registry=self._registry)
+        gauge = partial(Gauge, namespace="gptpl", registry=self._registry)
+        of_model = ["model"]
+        histogram = partial(
+            Histogram, labelnames=of_model, namespace="gptpl", registry=self._registry, buckets=_SECONDS
+        )
         self._requests = counter("requests", "Requests that were answered", ["model", "endpoint", "status"])
         self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts", of_model)
         self._shared_tokens = counter("shared_prompt_tokens", "Of them, known from earlier texts", of_model)
         self._tokens = counter("generated_tokens", "Tokens that were written", of_model)
         self._verdicts = counter("filter_findings", "Findings of the filter", ["model", "where", "rule"])
         self._rejected = counter("rejected_requests", "Requests that were refused", ["reason"])
-        self._first_token = self._histogram("time_to_first_token_seconds", "From request to first token")
-        self._between_tokens = self._histogram("time_between_tokens_seconds", "Between tokens of a text")
-        self._seconds = self._histogram("request_seconds", "From a POST request to the end of its answer")
-        of_engine = {
-            "queued": self._gauge("queued_requests", "Requests that wait for a place", of_model),
-            "running": self._gauge("running_rows", "Texts that are written", of_model),
-            "cache_use": self._gauge("cache_use_ratio", "Used part of the cache", of_model),
-        }
-        for name, gauge in of_engine.items():
-            for model, load in loads.items():
-                gauge.labels(model).set_function(partial(_of_load, load, name))
-        alarm = self._gauge("drift_alarm", "1 while outputs differ from the first ones", of_model)
-        mean = self._gauge("output_recent", "Mean of recent outputs", ["model", "measure"])
-        for model, each in self.drift.items():
-            alarm.labels(model).set_function(partial(_is_alarm, each))
-            for measure in Drift.MEASURES:
-                mean.labels(model, measure).set_function(partial(each.recent, measure))
-
-    def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
-        return Counter(f"gptpl_{name}", text, labels, registry=self._registry)
-
-    def _gauge(self, name: str, text: str, labels: Sequence[str]) -> Gauge:
-        return Gauge(f"gptpl_{name}", text, labels, registry=self._registry)
-
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"gptpl_{name}", text, ["model"], buckets=_SECONDS, registry=self._registry)
+        self._first_token = histogram("time_to_first_token_seconds", "From request to first token")
+        self._between_tokens = histogram("time_between_tokens_seconds", "Between tokens of a text")
+        self._seconds = histogram("request_seconds", "From a POST request to the end of its answer")
+        self._queued = gauge("queued_requests", "Requests that wait for a place", of_model)
+        self._running = gauge("running_rows", "Texts that are written", of_model)
+        self._cache_use = gauge("cache_use_ratio", "Used part of the cache", of_model)
+        self._alarm = gauge("drift_alarm", "1 while outputs differ from the first ones", of_model)
+        self._recent = gauge("output_recent", "Mean of recent outputs", ["model", "measure"])
 
     # --- what happens ---------------------------------------------------------------------------------------
 
@@ -109,16 +84,13 @@ class Monitor:
         """A request has ended with this status."""
         self._requests.labels(model, endpoint, str(status)).inc()
         self._seconds.labels(model).observe(seconds)
-        self._interval.requests += 1
-        self._totals["requests"] += 1
-        if status >= 500:
-            self._interval.errors += 1
-            self._totals["errors"] += 1
+        self._count("requests", 1)
+        self._count("errors", status >= 500)
 
     def rejected(self, reason: str) -> None:
         """A request was refused: no place, no key, too large."""
         self._rejected.labels(reason).inc()
-        self._totals["rejected"] += 1
+        self._count("rejected", 1)
 
     def prompt(self, model: str, tokens: int, shared: int) -> None:
         """A prompt has been read."""
@@ -128,53 +100,52 @@ class Monitor:
     def tokens(self, model: str, number: int, seconds: float, *, first: bool) -> None:
         """So many tokens came, so long after the request (the first ones) or after those before."""
         self._tokens.labels(model).inc(number)
-        self._interval.tokens += number
-        self._totals["tokens"] += number
+        self._count("tokens", number)
         (self._first_token if first else self._between_tokens).labels(model).observe(seconds)
-        (self._interval.first_token if first else self._interval.between_tokens).append(seconds)
+        self._values["first_token" if first else "between_tokens"].append(seconds)
 
     def verdict(self, model: str, verdict: Verdict, *, where: Literal["prompt", "text"]) -> None:
         """A filter has judged a prompt or a text."""
         for rule, number in verdict.counts.items():
             self._verdicts.labels(model, where, rule).inc(number)
-        self._interval.filtered += bool(verdict.findings)
-        self._totals["filtered"] += bool(verdict.findings)
+        self._count("filtered", bool(verdict.findings))
 
     def output(self, model: str, tokens: Sequence[int], log_probabilities: Sequence[float]) -> None:
         """A text has been written, of these tokens."""
         if len(log_probabilities) < MIN_TOKENS:
             return
         mean, repetition = statistics.fmean(log_probabilities), repetition_rate([tokens])
-        self._interval.log_probabilities.append(mean)
-        self._interval.repetitions.append(repetition)
+        self._values["log_probability"].append(mean)
+        self._values["repetition"].append(repetition)
         if (drift := self.drift.get(model)) is not None:
             before = drift.state
             drift.add(log_probability=mean, repetition=repetition)
             if drift.outputs == drift.reference:
                 self._learned()
             if drift.state == "alarm" != before:
-                log.warning("the outputs of %s have changed: %s", model, drift.measured())
+                log.warning("the outputs of %s have changed: %s", model, drift.measured)
+
+    def _count(self, name: str, number: int) -> None:
+        self._counts[name] += number
+        self._totals[name] += number
 
     def tick(self) -> None:
         """Close a point of the series; to be called every `INTERVAL` seconds."""
-        now, self._interval = self._interval, _Interval()
         loads = self.loads().values()
         self._points.append(
             {
                 "time": time.time(),
-                "requests": now.requests,
-                "tokens": now.tokens,
+                **{name: self._counts[name] for name in ("requests", "tokens", "errors", "filtered")},
                 "queued": sum(load.queued for load in loads),
                 "running": sum(load.running for load in loads),
-                "cache_use": max((load.cache_use for load in loads), default=0.0),
-                "errors": now.errors,
-                "filtered": now.filtered,
-                "first_token_ms": _percentiles(now.first_token),
-                "between_tokens_ms": _percentiles(now.between_tokens),
-                "log_probability": _mean(now.log_probabilities),
-                "repetition": _mean(now.repetitions),
+                "cache_use": max(load.cache_use for load in loads),
+                "first_token_ms": _percentiles(self._values["first_token"]),
+                "between_tokens_ms": _percentiles(self._values["between_tokens"]),
+                **{name: _mean(self._values[name]) for name in Drift.MEASURES},
             }
         )
+        self._counts.clear()
+        self._values.clear()
 
     # --- what is told ---------------------------------------------------------------------------------------
 
@@ -184,6 +155,14 @@ class Monitor:
 
     def metrics(self) -> bytes:
         """All metrics, in Prometheus' text format."""
+        for model, load in self.loads().items():
+            self._queued.labels(model).set(load.queued)
+            self._running.labels(model).set(load.running)
+            self._cache_use.labels(model).set(load.cache_use)
+        for model, drift in self.drift.items():
+            self._alarm.labels(model).set(drift.state == "alarm")
+            for measure in Drift.MEASURES:
+                self._recent.labels(model, measure).set(drift.recent(measure))
         return generate_latest(self._registry)
 
     def data(self) -> dict[str, Any]:
@@ -197,14 +176,6 @@ class Monitor:
             "totals": dict(self._totals),
             "drift": max(drifts, key=lambda each: _STATES.index(each["state"]), default=None),
         }
-
-
-def _of_load(load: Callable[[], Load], name: str) -> float:
-    return float(getattr(load(), name))
-
-
-def _is_alarm(drift: "Drift") -> float:
-    return float(drift.state == "alarm")
 
 
 def _percentiles(seconds: Sequence[float]) -> list[float] | None:
@@ -257,60 +228,48 @@ class Drift:
         if not 0 <= threshold < math.inf:
             raise InputError(f"threshold must be 0 or a positive number, got {threshold}")
         self.reference, self.window, self.threshold = reference, window, threshold
-        self._first: dict[str, list[float]] = {name: [] for name in self.MEASURES}
+        self.first: dict[str, list[float]] = {name: [] for name in self.MEASURES}
+        """The first outputs by measure, for another `Drift` to be compared with."""
         self._recent: dict[str, deque[float]] = {name: deque(maxlen=window) for name in self.MEASURES}
-        self._measured: dict[str, Measured] = {}
+        self.measured: dict[str, Measured] = {}
+        """The comparison of each measure at the last output, once there are enough."""
         self.outputs = 0
 
-    @property
-    def first(self) -> dict[str, list[float]]:
-        """The first outputs by measure, for another `Drift` to be compared with."""
-        return {name: list(values) for name, values in self._first.items()}
-
-    def restore(self, first: Mapping[str, Sequence[float]]) -> None:
+    def restore(self, first: dict[str, list[float]]) -> None:
         """Compare with the first outputs of another. Raises InputError for other than those of `first`."""
-        numbers = [first[name] for name in self.MEASURES] if first.keys() == set(self.MEASURES) else []
-        flat = [value for each in numbers for value in each]
-        if [len(each) for each in numbers] != [self.reference] * 2 or not all(map(math.isfinite, flat)):
+        if first.keys() != self.first.keys() or not all(
+            len(values) == self.reference and all(map(math.isfinite, values)) for values in first.values()
+        ):
             raise InputError(f"{self.reference} outputs are wanted, of which it has other numbers")
-        self._first = {name: list(first[name]) for name in self.MEASURES}
-        self.outputs = max(self.outputs, self.reference)
+        self.first = first
+        self.outputs = self.reference
 
     def add(self, *, log_probability: float, repetition: float) -> None:
         """An output's mean log-probability per token, in nats, and its share of repeated 4-grams."""
         self.outputs += 1
         for name, value in {"log_probability": log_probability, "repetition": repetition}.items():
-            if len(self._first[name]) < self.reference:
-                self._first[name].append(value)
+            if len(self.first[name]) < self.reference:
+                self.first[name].append(value)
             else:
                 self._recent[name].append(value)
-        if self.outputs >= self.needed:
-            self._measured = {name: self._compared(name) for name in self.MEASURES}
-
-    @property
-    def needed(self) -> int:
-        """Outputs before the first comparison."""
-        return self.reference + self.window
+        if self.outputs >= self.reference + self.window:
+            self.measured = {name: self._compared(name) for name in self.MEASURES}
 
     @property
     def state(self) -> State:
         """Whether it is still learning, or what the comparison says."""
-        if not self._measured:
+        if not self.measured:
             return "learning"
-        apart = (abs(each.deviation) > each.threshold for each in self._measured.values())
+        apart = (abs(each.deviation) > each.threshold for each in self.measured.values())
         return "alarm" if any(apart) else "steady"
 
     def recent(self, name: str) -> float:
         """The mean of the recent outputs; while it learns of all, NaN without any."""
-        values = self._recent[name] or self._first[name]
+        values = self._recent[name] or self.first[name]
         return statistics.fmean(values) if values else math.nan
 
-    def measured(self) -> dict[str, Measured]:
-        """The comparison of each measure at the last output, once there are enough."""
-        return dict(self._measured)
-
     def _compared(self, name: str) -> Measured:
-        first, recent = self._first[name], self._recent[name]
+        first, recent = self.first[name], self._recent[name]
         reference, now = statistics.fmean(first), statistics.fmean(recent)
         # Welch's: each has a variance of its own. Where all outputs are equal any change is infinite.
         spread = math.sqrt(
@@ -322,8 +281,13 @@ class Drift:
 
     def record(self) -> dict[str, Any]:
         """Plain data for JSON; an infinite deviation is None."""
-        measures = {name: asdict(each) for name, each in self.measured().items()}
+        measures = {name: asdict(each) for name, each in self.measured.items()}
         for each in measures.values():
             each["deviation"] = each["deviation"] if math.isfinite(each["deviation"]) else None
-        counts = {"outputs": self.outputs, "needed": self.needed, "reference": self.reference}
-        return {"state": self.state, **counts, "measures": measures}
+        return {
+            "state": self.state,
+            "outputs": self.outputs,
+            "needed": self.reference + self.window,
+            "reference": self.reference,
+            "measures": measures,
+        }

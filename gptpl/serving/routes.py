@@ -8,23 +8,23 @@ import logging
 import math
 import secrets
 import time
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import jinja2
 from aiohttp import HttpVersion11, web
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import TypeAdapter
 
 from gptpl.config.groups import choices, said_by
 from gptpl.errors import InputError
 from gptpl.files.durable import append_durably, json_lines, write_atomically
+from gptpl.files.template import package_templates
 from gptpl.generation import SamplingRules
 from gptpl.generation.text import check_stop, prompt_ids
 from gptpl.model.parameters import parameters_of
@@ -39,15 +39,16 @@ from gptpl.serving.api import (
     ClassifyBody,
     CompletionBody,
     FeedbackBody,
-    Head,
     TextsBody,
     chat_logprobs,
     completion_logprobs,
+    head,
     parsed,
 )
 from gptpl.serving.engine import Engine, PromptRead
-from gptpl.serving.monitoring import Drift, Load, Monitor
+from gptpl.serving.monitoring import Load, Monitor
 from gptpl.serving.texts import Prompt, Texts, by_index, check_place, ending, merged
+from gptpl.text import one_line
 
 if TYPE_CHECKING:
     from gptpl.serving.server import ServerSettings
@@ -75,14 +76,10 @@ class Served:
     id: str
     number: int
     model: LanguageModel | Classifier
-    engine: Engine | None
-    chat: ChatPrompt | None
+    engine: Engine | None = None
+    chat: ChatPrompt | None = None
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    calls: int = 0  # of the classifier, those that wait included
-
-    def called(self) -> None:
-        """A call of the classifier has ended."""
-        self.calls -= 1
+    calls: set[Future[Any]] = field(default_factory=set)  # of the classifier, those that wait included
 
     @property
     def kind(self) -> str:
@@ -95,13 +92,13 @@ class Served:
     def card(self) -> Path | None:
         """The model card, where there is one."""
         run_dir = self.model.run_dir
-        path = None if run_dir is None else run_dir / CARD
-        return path if path is not None and path.is_file() else None
+        return run_dir / CARD if run_dir is not None and (run_dir / CARD).is_file() else None
 
     def load(self) -> Load:
         """How busy it is."""
         if self.engine is None:
-            return Load(queued=max(0, self.calls - 1), running=min(1, self.calls), cache_use=0.0)
+            calls = len(self.calls)
+            return Load(queued=max(0, calls - 1), running=min(1, calls), cache_use=0.0)
         batch = self.engine.batch
         running, tokens = batch.load
         return Load(
@@ -109,11 +106,6 @@ class Served:
             running=running,
             cache_use=tokens / (batch.max_rows * batch.context_length),
         )
-
-    @cached_property
-    def parameters(self) -> int:
-        """The number of the model's parameters."""
-        return parameters_of(self.model.net)
 
     def info(self) -> dict[str, Any]:
         """Plain data for the page."""
@@ -125,7 +117,7 @@ class Served:
             "context_length": model.max_length
             if isinstance(model, Classifier)
             else context_length(model.net),
-            "parameters": self.parameters,
+            "parameters": parameters_of(model.net),
             "step": model.step,
             "labels": list(model.labels) if isinstance(model, Classifier) else None,
             "card": None if self.card is None else f"/card/{self.number}",
@@ -139,25 +131,16 @@ class Routes:
         self._served, self._settings = served, settings
         self.stopping = False
         self.active = 0
-        drift = {
-            each.id: Drift(
-                reference=settings.drift_reference,
-                window=settings.drift_window,
-                threshold=settings.drift_threshold,
-            )
-            for each in served
-            if each.engine is not None
-        }
-        if settings.drift_file is not None:
-            for name, first in _first_outputs(Path(settings.drift_file)).items():
-                if name in drift:
-                    try:
-                        drift[name].restore(first)
-                    except InputError as error:
-                        raise InputError(
-                            f"drift_file={settings.drift_file} does not fit {name}: {error}; remove the file,"
-                            " or give the drift_reference that it was made with"
-                        ) from error
+        drift = {each.id: settings.drift() for each in served if each.engine is not None}
+        first = {} if settings.drift_file is None else _first_outputs(Path(settings.drift_file))
+        for name in drift.keys() & first.keys():
+            try:
+                drift[name].restore(first[name])
+            except InputError as error:
+                raise InputError(
+                    f"drift_file={settings.drift_file} does not fit {name}: {error}; remove the file, or give"
+                    " the drift_reference that it was made with"
+                ) from error
         self.monitor = Monitor(
             {each.id: each.load for each in served}, drift=drift, learned=self._keep_first_outputs
         )
@@ -166,8 +149,6 @@ class Routes:
         self._presets = {
             name: {"temperature": rules.temperature} | rules.changes for name, rules in presets.items()
         }
-        contexts = [context_length(each.model.net) for each in served if each.engine is not None]
-        self._max_tokens = max(contexts, default=0)
 
     def _keep_first_outputs(self) -> None:
         if self._settings.drift_file is None:
@@ -214,10 +195,20 @@ class Routes:
         started = time.monotonic()
         self.active += 1
         try:
-            response = await self._error_bodies(request, handler)
+            response = await handler(request)
         except (asyncio.CancelledError, ConnectionError):
             self._record(request, _CLIENT_LEFT, started)
             raise
+        except ApiError as error:
+            response = self._failed(error)
+        except web.HTTPException as error:
+            reason = f"{request.method} {request.path[:200]}: {error.reason}"
+            response = self._failed(ApiError(error.status, reason))
+        except InputError as error:
+            response = self._failed(ApiError(400, str(error)))
+        except Exception:
+            log.exception("a request failed")
+            response = self._failed(ApiError(500, "the server failed: its log says why"))
         finally:
             self.active -= 1
         if not response.prepared:
@@ -242,33 +233,18 @@ class Routes:
         level = logging.INFO if request.method == "POST" or status >= 400 else logging.DEBUG
         log.log(level, "%s", json.dumps(record))
 
-    async def _error_bodies(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except ApiError as error:
-            found = error
-        except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            found = ApiError(error.status, f"{request.method} {request.path[:200]}: {error.reason}")
-        except InputError as error:
-            found = ApiError(400, str(error))
-        except (asyncio.CancelledError, ConnectionError):
-            raise
-        except Exception:
-            log.exception("a request failed")
-            found = ApiError(500, "the server failed: its log says why")
-        if found.status in (401, 403, 413, 429):
-            self.monitor.rejected(str(found.status))
-        headers = {} if found.retry_after is None else {"Retry-After": str(found.retry_after)}
-        return web.json_response(found.body, status=found.status, headers=headers)
+    def _failed(self, error: ApiError) -> web.StreamResponse:
+        if error.status in (401, 403, 413, 429):
+            self.monitor.rejected(str(error.status))
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        return web.json_response(error.body, status=error.status, headers=headers)
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse other sites' pages and names, clients without the key, and too many requests."""
         settings = self._settings
         origin = request.headers.get("Origin")
-        if settings.is_local and not _is_local_name(request.headers.get("Host", "")):
+        if settings.is_local and not _names_this_machine(request.headers.get("Host", "")):
             # A page elsewhere whose name was made to mean this machine (DNS rebinding).
             raise ApiError(403, "the server is for this machine, not for the name that was asked for")
         # The scheme is not compared: a proxy may speak TLS for this server.
@@ -277,24 +253,22 @@ class Routes:
             raise ApiError(403, f"pages of {origin[:100]} may not use this server (its setting cors)")
         if request.method == "OPTIONS" and origin is not None:
             return web.Response(status=204)
+        client = request.remote or ""
         if settings.api_key is not None and request.path not in _OPEN:
-            self._clients.check_keys(request.remote or "")
+            self._clients.check(client, "wrong keys", most=MOST_WRONG_KEYS)  # a right one does not help
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
             right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), settings.api_key.encode())
             if scheme.lower() != "bearer" or not right:
-                self._clients.wrong_key(request.remote or "")
+                self._clients.note(client, "wrong keys")
                 raise ApiError(
                     401, "the API key is missing or wrong: send it as a bearer token", code="invalid_api_key"
                 )
         if request.method != "POST":
             return await handler(request)
-        self._check_running()
-        client = request.remote or ""
-        self._clients.begin(client)
-        try:
+        if self.stopping:
+            raise ApiError(503, "the server is stopping", retry_after=10)
+        with self._clients.counted(client):
             return await handler(request)
-        finally:
-            self._clients.end(client)
 
     def _headers(self, request: web.Request) -> dict[str, str]:
         origin = request.headers.get("Origin")
@@ -337,65 +311,52 @@ class Routes:
         request[_SERVED] = found.id
         return found
 
-    def _writer(
-        self, request: web.Request, body: TextsBody, prompts: int
-    ) -> tuple[Served, LanguageModel, Engine]:
+    def _writer(self, request: web.Request, body: TextsBody, prompts: int) -> tuple[Served, Engine]:
         """A model that writes. Raises ApiError for a classifier, and where so many texts have no place."""
         served = self._of(request, body.model)
-        if served.engine is None or not isinstance(served.model, LanguageModel):
+        if served.engine is None:
             raise ApiError(
                 400, f"{served.id} is a classifier: it does not write, use /classify", param="model"
             )
-        if body.samples > (most := self._settings.max_rows):
+        if body.n > (most := self._settings.max_rows):
             raise ApiError(
                 400, f"n must be from 1 to {most} (the server's max_rows), got {body.n}", param="n"
             )
         check_place(served.engine.queued, prompts, most=self._settings.max_queue)
-        return served, served.model, served.engine
-
-    def _check_running(self) -> None:
-        if self.stopping:
-            raise ApiError(503, "the server is stopping", retry_after=10)
+        return served, served.engine
 
     # --- texts ----------------------------------------------------------------------------------------------
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/completions."""
         body = await self._body(request, CompletionBody)
-        served, model, engine = self._writer(request, body, len(body.prompts))
-        alternatives = self._alternatives(body.logprobs)
-        if body.best_of not in (None, body.samples):
+        served, engine = self._writer(request, body, len(body.prompts))
+        model, most, alternatives = engine.model, body.max_tokens, body.logprobs
+        common = self._common(body, model, logprobs=alternatives)
+        if body.best_of not in (None, body.n):
             raise ApiError(400, f"best_of must equal n, got {body.best_of}", param="best_of")
         prompts = [await self._judged(served, prompt) for prompt in body.prompts]
-        most = 16 if body.max_tokens is None else body.max_tokens
-        notes = [{"index": i, **prompt.note} for i, prompt in enumerate(prompts) if prompt.note]
-        common = self._common(body, model)
-        with self._texts(served, engine) as texts:
+        with Texts(self.monitor, served.id, engine, most_queued=self._settings.max_queue) as texts:
             for prompt in prompts:
-                texts.add(
-                    model,
-                    await asyncio.to_thread(prompt.ids, model),  # a long text takes its time
-                    max_new_tokens=most,
-                    logprobs=alternatives,
-                    echo=bool(body.echo),
-                    **common,
-                )
+                # A long text takes its time.
+                ids = await asyncio.to_thread(prompt_ids, prompt.given, model.tokenizer)
+                texts.add(ids, max_new_tokens=most, echo=body.echo, **common)
 
             async def choices() -> AsyncIterator[dict[str, Any]]:
                 ends: dict[int, int] = defaultdict(int)  # of each text, in characters
                 async for number, event in texts.events():
-                    first = number * body.samples
+                    first = number * body.n
                     if isinstance(event, PromptRead):
                         if not body.echo and most:
                             continue
                         # An empty prompt is read as an end of text.
                         own = prompts[number].text(model) or model.tokenizer.decode([model.tokenizer.eot_id])
                         parts = [
-                            (first + sample, own if body.echo else "", event.tokens or ())
-                            for sample in range(body.samples)
+                            (first + sample, own if body.echo else "", event.token_texts or ())
+                            for sample in range(body.n)
                         ]
                     else:
-                        parts = [(first + event.sample, event.text, event.tokens or ())]
+                        parts = [(first + event.sample, event.text, event.token_texts or ())]
                     for index, text, tokens in parts:
                         logprobs = None
                         if alternatives is not None:
@@ -404,13 +365,14 @@ class Routes:
                             ends[index] += sum(len(token.text) for token in tokens)
                         yield {"index": index, "text": text, "logprobs": logprobs, **ending(event, most)}
 
-            head = Head.new("cmpl", "text_completion", served.id)
-            return await self._answer(request, body, texts, choices(), head, notes)
+            about = head("cmpl", "text_completion", served.id)
+            return await self._answer(request, body, texts, choices(), about, prompts)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
         body = await self._body(request, ChatBody)
-        served, model, engine = self._writer(request, body, 1)
+        served, engine = self._writer(request, body, 1)
+        model = engine.model
         if served.chat is None:
             raise ApiError(
                 400,
@@ -420,82 +382,73 @@ class Routes:
             )
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-        alternatives = self._alternatives((body.top_logprobs or 0) if body.logprobs else None)
+        common = self._common(body, model, logprobs=body.top_logprobs if body.logprobs else None)
         judged = [await self._judged(served, message.text) for message in body.messages]
-        notes = [{"index": i, **prompt.note} for i, prompt in enumerate(judged) if prompt.note]
         messages = [
             message.model_copy(update={"content": prompt.given})
             for message, prompt in zip(body.messages, judged, strict=True)
         ]
         ids = await asyncio.to_thread(prompt_ids, served.chat(messages), model.tokenizer)
-        most = body.most_tokens
-        with self._texts(served, engine) as texts:
-            texts.add(
-                model,
-                ids,
-                max_new_tokens=max(1, context_length(model.net) - len(ids)) if most is None else most,
-                logprobs=alternatives,
-                **self._common(body, model),
-            )
+        most = body.max_completion_tokens or body.max_tokens
+        if most is None:
+            most = max(1, engine.batch.context_length - len(ids))
+        with Texts(self.monitor, served.id, engine, most_queued=self._settings.max_queue) as texts:
+            texts.add(ids, max_new_tokens=most, **common)
 
             async def choices() -> AsyncIterator[dict[str, Any]]:
-                begun = [False] * body.samples
+                begun = [False] * body.n
                 async for _, event in texts.events():
                     if isinstance(event, PromptRead):
-                        for index in range(body.samples):
+                        for index in range(body.n):
                             delta = {"role": "assistant", "content": ""}
                             yield {"index": index, "delta": delta, "logprobs": None, **ending(event, 1)}
                         continue
                     text = event.text if begun[event.sample] else event.text.lstrip()
                     begun[event.sample] |= bool(text)
-                    logprobs = None if event.tokens is None else chat_logprobs(event.tokens)
+                    logprobs = None if event.token_texts is None else chat_logprobs(event.token_texts)
                     delta = {"content": text} if text else {}
                     yield {"index": event.sample, "delta": delta, "logprobs": logprobs, **ending(event, 1)}
 
             kind = "chat.completion.chunk" if body.stream else "chat.completion"
-            head = Head.new("chatcmpl", kind, served.id)
-            return await self._answer(request, body, texts, choices(), head, notes)
+            about = head("chatcmpl", kind, served.id)
+            return await self._answer(request, body, texts, choices(), about, judged)
 
-    def _texts(self, served: Served, engine: Engine) -> Texts:
-        return Texts(self.monitor, served.id, engine, most_queued=self._settings.max_queue)
-
-    def _alternatives(self, asked: int | None) -> int | None:
-        """Raises ApiError where tokens would tell what a filter hides."""
+    def _common(self, body: TextsBody, model: LanguageModel, *, logprobs: int | None) -> dict[str, Any]:
+        """The settings of texts. Raises ApiError where `logprobs` would tell what a filter hides."""
         filter = self._settings.filter
-        if asked is not None and filter is not None and filter.changes_texts:
+        if logprobs is not None and filter is not None and filter.changes_texts:
             raise ApiError(
                 400,
                 "logprobs show tokens that the server's filter has not judged: leave them out",
                 param="logprobs",
             )
-        return asked
-
-    def _common(self, body: TextsBody, model: LanguageModel) -> dict[str, Any]:
-        """The settings of texts that completions and chats have in common."""
         check_stop(body.stops, model.tokenizer)
         return {
             "rules": body.rules(vocab_size(model.net)),
-            "num_samples": body.samples,
+            "num_samples": body.n,
             "seed": body.seed32,
+            "logprobs": logprobs,
             "logit_bias": body.biases(),
             "stop": body.stops,
-            "filter": self._settings.filter,
+            "filter": filter,
             "seconds": self._settings.timeout_s,
         }
 
     async def _judged(self, served: Served, prompt: str | list[int]) -> Prompt:
         """A prompt as the filter lets it pass. Raises ApiError for one that it withholds."""
-        filter = self._settings.filter
+        filter, given = self._settings.filter, Prompt(given=prompt)
         if filter is None or not self._settings.filter_prompts:
-            return Prompt(given=prompt)
-        given = Prompt(given=prompt)
-        model = served.model
-        verdict = await asyncio.to_thread(filter.verdict, given.text(model))  # a classifier takes its time
+            return given
+        text = given.text(served.model)
+        verdict = await asyncio.to_thread(filter.verdict, text)  # a classifier takes its time
         self.monitor.verdict(served.id, verdict, where="prompt")
         if verdict.action == "withhold":
             rules = ", ".join(verdict.counts)
             raise ApiError(400, f"the server's filter refuses the prompt: {rules}", code="content_filter")
-        return Prompt(given=verdict.text if verdict.changed else prompt, verdict=verdict)
+        if not verdict.findings:
+            return given
+        note = {"action": verdict.action, "counts": verdict.counts, "text": verdict.text}
+        return Prompt(given=verdict.text if verdict.changed else prompt, note=note)
 
     async def _answer(
         self,
@@ -503,16 +456,16 @@ class Routes:
         body: TextsBody,
         texts: Texts,
         choices: AsyncIterator[dict[str, Any]],
-        head: Head,
-        notes: list[dict[str, Any]],
+        about: dict[str, Any],
+        prompts: Sequence[Prompt],
     ) -> web.StreamResponse:
-        """The choices as they come, or together."""
-        about: dict[str, Any] = vars(head) | ({"prompt_filter": notes} if notes else {})
+        """The choices as they come, or together; `about` is what all parts of the answer begin with."""
+        if notes := [{"index": i, **prompt.note} for i, prompt in enumerate(prompts) if prompt.note]:
+            about["prompt_filter"] = notes
         if not body.stream:
             whole = [merged(parts) for parts in await by_index(choices)]
-            answer = about | {"choices": whole, "usage": texts.usage()}
             self._log_texts(request, body, whole)
-            return web.json_response(answer)
+            return web.json_response(about | {"choices": whole, "usage": texts.usage()})
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -537,7 +490,7 @@ class Routes:
             request[_FAILED] = error.status
             await self._send(request, response, error.body)
             return response
-        if body.stream_options is not None and body.stream_options.include_usage:
+        if body.stream_options.include_usage:
             await self._send(request, response, about | {"choices": [], "usage": texts.usage()})
         await self._send(request, response, None)
         self._log_texts(request, body, sent)
@@ -556,7 +509,8 @@ class Routes:
 
     def _log_texts(self, request: web.Request, body: TextsBody, choices: list[dict[str, Any]]) -> None:
         if self._settings.log_texts:
-            record = {"request": request.path, "body": body.model_dump(exclude_none=True), "choices": choices}
+            given = body.model_dump(exclude_unset=True)
+            record = {"request": request.path, "body": given, "choices": choices}
             log.info("%s", json.dumps(record, ensure_ascii=False))
 
     # --- labels, reports ------------------------------------------------------------------------------------
@@ -567,17 +521,11 @@ class Routes:
         served = self._of(request, body.model)
         if not isinstance(served.model, Classifier):
             raise ApiError(400, f"{served.id} writes texts: it is no classifier", param="model")
-        check_place(served.calls, 1, most=self._settings.max_queue)
-        served.calls += 1
+        check_place(len(served.calls), 1, most=self._settings.max_queue)
         # One call at a time; it has its place until it has ended, also when the client leaves.
         call = served.pool.submit(served.model.classify, body.texts)
-        loop = asyncio.get_running_loop()
-
-        def ended(_: object) -> None:
-            with suppress(RuntimeError):  # the server has stopped in the meantime
-                loop.call_soon_threadsafe(served.called)
-
-        call.add_done_callback(ended)
+        served.calls.add(call)
+        call.add_done_callback(served.calls.discard)
         found = await asyncio.wrap_future(call)
         data = [
             {
@@ -596,8 +544,8 @@ class Routes:
             raise ApiError(404, "this server takes no feedback: its setting feedback is not set")
         body = await self._body(request, FeedbackBody)
         served = self._of(request, body.model)
-        record = {"time": round(time.time(), 3), **body.model_dump(include=_FEEDBACK), "model": served.id}
-        line = json_lines([record])
+        said = body.model_dump(include={"rating", "prompt", "text", "comment"})
+        line = json_lines([{"time": round(time.time(), 3), **said, "model": served.id}])
         path = Path(self._settings.feedback).expanduser()
         try:
             await asyncio.to_thread(append_durably, path, line)
@@ -634,7 +582,9 @@ class Routes:
                 "models": [each.info() for each in self._served],
                 "filter": judging,
                 "feedback": self._settings.feedback is not None,
-                "max_tokens": self._max_tokens,
+                "max_tokens": max(
+                    (each.engine.batch.context_length for each in self._served if each.engine), default=0
+                ),
                 "presets": self._presets,
             }
         )
@@ -671,10 +621,7 @@ class Routes:
         return web.json_response(self.monitor.data())
 
 
-_FEEDBACK = {"rating", "prompt", "text", "comment"}
-_PAGES = jinja2.Environment(
-    loader=jinja2.PackageLoader("gptpl", "."), autoescape=True, undefined=jinja2.StrictUndefined
-)
+_PAGES = package_templates()
 
 
 def page_response(name: str) -> web.Response:
@@ -697,19 +644,23 @@ def _first_outputs(path: Path) -> dict[str, dict[str, list[float]]]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_bytes())
-        return {
-            str(name): {key: list(map(float, numbers)) for key, numbers in its.items()}
-            for name, its in content.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"drift_file={path} is not a file of first outputs: {error}") from error
+        return TypeAdapter(dict[str, dict[str, list[float]]]).validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = one_line(str(error))
+        raise InputError(f"drift_file={path} is not a file of first outputs: {reason}") from error
 
 
-def _is_local_name(host: str) -> bool:
+def _names_this_machine(host: str) -> bool:
     """Whether the Host header names this machine itself."""
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:  # such as "[::1"
+        return False
+
+
+def is_loopback(name: str) -> bool:
+    """Whether the name or address of a host means this machine itself."""
+    try:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
@@ -726,42 +677,35 @@ class _Clients:
 
     def __init__(self, most: int, per_minute: int | None) -> None:
         self._most, self._per_minute = most, per_minute
-        self._active: dict[str, int] = defaultdict(int)
-        self._times: dict[str, deque[float]] = defaultdict(deque)
-        self._wrong: dict[str, deque[float]] = defaultdict(deque)
+        self._active: Counter[str] = Counter()
+        self._times: dict[tuple[str, str], deque[float]] = {}
+        """When events were, by address and event."""
 
-    def begin(self, client: str) -> None:
-        """Count a request. Raises ApiError for one too many."""
-        if self._active.get(client, 0) >= self._most:
+    @contextmanager
+    def counted(self, client: str) -> Iterator[None]:
+        """Count a request while it is answered. Raises ApiError for one too many."""
+        if self._active[client] >= self._most:
             raise ApiError(429, f"{self._most} requests of yours are being answered already", retry_after=1)
         if self._per_minute is not None:
-            _check(self._times, client, self._per_minute, "requests")
-            self._times[client].append(time.monotonic())
+            self.check(client, "requests", most=self._per_minute)
+            self.note(client, "requests")
         self._active[client] += 1
+        try:
+            yield
+        finally:
+            self._active -= Counter([client])  # which leaves out addresses without any
 
-    def check_keys(self, client: str) -> None:
-        """Raise ApiError for an address with too many wrong keys in a minute; a right one does not help."""
-        _check(self._wrong, client, MOST_WRONG_KEYS, "wrong keys")
+    def note(self, client: str, event: str) -> None:
+        """Count an event."""
+        self._times.setdefault((client, event), deque()).append(time.monotonic())
 
-    def wrong_key(self, client: str) -> None:
-        """Count a wrong key."""
-        self._wrong[client].append(time.monotonic())
-
-    def end(self, client: str) -> None:
-        """A request that began has ended."""
-        self._active[client] -= 1
-        if not self._active[client]:
-            del self._active[client]
-
-
-def _check(times: dict[str, deque[float]], client: str, most: int, of: str) -> None:
-    """Raise ApiError for an address that has `most` times in the last minute; older ones are forgotten."""
-    since = time.monotonic() - 60
-    for each in [each for each, its in times.items() if its[-1] < since]:
-        del times[each]
-    own = times.get(client, deque())
-    while own and own[0] < since:
-        own.popleft()
-    if len(own) >= most:
-        wait = math.ceil(own[0] - since) or 1
-        raise ApiError(429, f"more than {most} {of} in a minute", retry_after=wait)
+    def check(self, client: str, event: str, *, most: int) -> None:
+        """Raise ApiError for an address with `most` events in the last minute; older ones are forgotten."""
+        since = time.monotonic() - 60
+        self._times = {key: times for key, times in self._times.items() if times[-1] >= since}
+        own = self._times.get((client, event), deque())
+        while own and own[0] < since:
+            own.popleft()
+        if len(own) >= most:
+            wait = math.ceil(own[0] - since) or 1
+            raise ApiError(429, f"more than {most} {event} in a minute", retry_after=wait)

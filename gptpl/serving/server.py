@@ -2,10 +2,10 @@
 
 import asyncio
 import html
-import ipaddress
 import math
 import threading
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ from gptpl.errors import InputError
 from gptpl.filters import Filter
 from gptpl.runs.loaded import load
 from gptpl.runs.models import Classifier, InstructionModel, LanguageModel
-from gptpl.serving.api import ChatPrompt, jinja_prompt, tuned_prompt
+from gptpl.serving.api import jinja_prompt, tuned_prompt
 from gptpl.serving.engine import Engine
-from gptpl.serving.monitoring import INTERVAL, Drift, Monitor
-from gptpl.serving.routes import Routes, Served
+from gptpl.serving.monitoring import INTERVAL, Drift
+from gptpl.serving.routes import Routes, Served, is_loopback
 
 API_KEY = "GPTPL_API_KEY"
 
@@ -105,15 +105,16 @@ class ServerSettings:
                 f"host={self.host} lets other machines in: give an api_key (or set {API_KEY}), or say"
                 " insecure=true"
             )
-        Drift(reference=self.drift_reference, window=self.drift_window, threshold=self.drift_threshold)
+        self.drift()
+
+    def drift(self) -> Drift:
+        """A new comparison of a model's outputs."""
+        return Drift(reference=self.drift_reference, window=self.drift_window, threshold=self.drift_threshold)
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches the server."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
 
 def serve(*models: Any, names: Sequence[str] | None = None, **settings: Any) -> "Server":
@@ -165,44 +166,33 @@ class Server:
         """Where it listens, once it does."""
         if not models:
             raise InputError("no model to serve: give at least one")
-        ids = _names(models) if names is None else list(names)
-        if len(set(ids)) != len(models) or not all(ids):
-            raise InputError(f"names must be {len(models)} different texts, got {ids}")
+        self.names = _names(models) if names is None else list(names)
+        """The models' names in the API."""
+        if len(set(self.names)) != len(models) or not all(self.names):
+            raise InputError(f"names must be {len(models)} different texts, got {self.names}")
         chat = None
         if (source := settings.chat_template) is not None:
-            chat = jinja_prompt(_template_text(source), name="chat_template")
-        self._served = [
-            Served(
-                id=name,
-                number=number,
-                model=model,
-                engine=self._engine(model, alone=len(models) == 1),
-                chat=_chat_prompt(model, chat),
-            )
-            for number, (name, model) in enumerate(zip(ids, models, strict=True))
-        ]
+            chat = jinja_prompt(_template_text(source))
+        self._served: list[Served] = []
+        for number, (name, model) in enumerate(zip(self.names, models, strict=True)):
+            served = Served(id=name, number=number, model=model)
+            if isinstance(model, LanguageModel):
+                served.chat = tuned_prompt(model.template) if isinstance(model, InstructionModel) else chat
+                served.engine = Engine(
+                    model,
+                    max_rows=settings.max_rows,
+                    piece=settings.prompt_piece,
+                    kept_bytes=settings.kept_mb * 2**20,
+                    alone=len(models) == 1,
+                )
+            self._served.append(served)
         self._routes = Routes(self._served, settings)
+        self.monitor = self._routes.monitor
+        """What the server has done."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._started = threading.Event()
-        self._error: BaseException | None = None
+        self._stop = asyncio.Event()
+        self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
-
-    def _engine(self, model: LanguageModel | Classifier, *, alone: bool) -> Engine | None:
-        if isinstance(model, Classifier):
-            return None
-        return Engine(
-            model,
-            max_rows=self.settings.max_rows,
-            piece=self.settings.prompt_piece,
-            kept_bytes=self.settings.kept_mb * 2**20,
-            alone=alone,
-        )
-
-    @property
-    def names(self) -> list[str]:
-        """The models' names in the API."""
-        return [served.id for served in self._served]
 
     @property
     def url(self) -> str:
@@ -211,24 +201,17 @@ class Server:
         host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}"
 
-    @property
-    def monitor(self) -> Monitor:
-        """What the server has done."""
-        return self._routes.monitor
-
     def start(self) -> None:
         """Start, and return when requests are answered."""
         self._thread.start()
-        self._started.wait()
-        error = self._error
-        if isinstance(error, OSError | UnicodeError):  # names of hosts are encoded
+        try:
+            self._started.result()
+        except (OSError, UnicodeError) as error:  # names of hosts are encoded
             reason = error.strerror or error if isinstance(error, OSError) else error
             raise InputError(
                 f"host={self.settings.host} port={self.settings.port} cannot be used ({reason}): give another"
                 " port, or 0 for a free one"
             ) from error
-        if error is not None:
-            raise error
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the server has stopped; returns whether it has."""
@@ -238,7 +221,7 @@ class Server:
 
     def request_stop(self) -> None:
         """Refuse new requests, finish those that have begun, within `grace_s`, and stop."""
-        if self._loop is not None and self._stop is not None:
+        if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: it has stopped
                 self._loop.call_soon_threadsafe(self._stop.set)
 
@@ -265,14 +248,12 @@ class Server:
         try:
             asyncio.run(self._main())
         except BaseException as error:
-            if self._started.is_set():
+            if self._started.done():
                 raise
-            self._error = error
-        finally:
-            self._started.set()
+            self._started.set_exception(error)
 
     async def _main(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         # Handlers are cancelled when their client leaves: what they wait for ends then.
         runner = web.AppRunner(
             self._routes.app(),
@@ -290,7 +271,7 @@ class Server:
             self.port = runner.addresses[0][1]
             for engine in engines:
                 engine.start()
-            self._started.set()
+            self._started.set_result(None)
             await self._stop.wait()
             self._routes.stopping = True
             with suppress(TimeoutError):
@@ -308,7 +289,7 @@ class Server:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL)
-            self._routes.monitor.tick()
+            self.monitor.tick()
 
 
 def _names(models: Sequence[LanguageModel | Classifier]) -> list[str]:
@@ -320,12 +301,6 @@ def _names(models: Sequence[LanguageModel | Classifier]) -> list[str]:
         name = "/".join(parts)
         names.append(name if name not in names else f"{name}-{len(names) + 1}")
     return names
-
-
-def _chat_prompt(model: LanguageModel | Classifier, chat: ChatPrompt | None) -> ChatPrompt | None:
-    if isinstance(model, InstructionModel):
-        return tuned_prompt(model.template)
-    return None if isinstance(model, Classifier) else chat
 
 
 def _template_text(source: str) -> str:

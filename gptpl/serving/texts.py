@@ -4,14 +4,11 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-from gptpl.filters import Verdict
-from gptpl.generation.text import prompt_ids
-from gptpl.model.protocol import context_length
 from gptpl.runs.models import Classifier, LanguageModel
-from gptpl.serving.api import ApiError, filtered, finish_reason, usage
+from gptpl.serving.api import ApiError
 from gptpl.serving.engine import Delta, Engine, Event, Failure, Generation, PromptRead
 from gptpl.serving.monitoring import Monitor
 
@@ -21,25 +18,14 @@ _LATE = 10.0  # seconds after its deadline, a request whose engine says nothing 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt as the model reads it, and what the filter found in the one that was sent."""
+    """A prompt as the model reads it, and what the answer says of the filter's findings in the one sent."""
 
     given: str | list[int]
-    verdict: Verdict | None = None
-
-    def ids(self, model: LanguageModel) -> list[int]:
-        """The tokens to read; end-of-text of an empty prompt."""
-        return prompt_ids(self.given, model.tokenizer)
+    note: dict[str, Any] = field(default_factory=dict)
 
     def text(self, model: LanguageModel | Classifier) -> str:
         """The prompt as a text."""
         return self.given if isinstance(self.given, str) else model.tokenizer.decode(self.given)
-
-    @property
-    def note(self) -> dict[str, Any]:
-        """What the answer says of it."""
-        if self.verdict is None or not self.verdict.findings:
-            return {}
-        return {**filtered(self.verdict)["filter"], "text": self.verdict.text}
 
 
 class Texts:
@@ -50,7 +36,6 @@ class Texts:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._generations: list[Generation] = []
-        self._written = 0
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -60,15 +45,15 @@ class Texts:
         for each in self._generations:
             each.cancelled = True
 
-    def add(self, model: LanguageModel, prompt: Sequence[int], **settings: Any) -> None:
+    def add(self, prompt: Sequence[int], **settings: Any) -> None:
         """A prompt more. Raises ApiError for what the context cannot hold, InputError as `Generation`."""
         number = len(self._generations)
 
         def deliver(event: Event) -> None:
             self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
 
-        generation = Generation(model, prompt, deliver=deliver, **settings)
-        context = context_length(model.net)
+        generation = Generation(self._engine.model, prompt, deliver=deliver, **settings)
+        context = self._engine.batch.context_length
         if (needed := len(prompt) + generation.max_new_tokens) > context:
             raise ApiError(
                 400,
@@ -85,8 +70,7 @@ class Texts:
         check_place(self._engine.queued, len(self._generations), most=self._most_queued)
         for each in self._generations:
             self._engine.submit(each)
-        last = max(each.deadline for each in self._generations) - time.monotonic() + _LATE
-        end = self._loop.time() + last
+        end = max(each.deadline for each in self._generations) + _LATE  # the loop's time is `monotonic`, too
         left = sum(each.num_samples if each.max_new_tokens else 1 for each in self._generations)
         written: dict[tuple[int, int], tuple[int, float]] = {}  # tokens of each text, and when they came
         while left:
@@ -105,22 +89,24 @@ class Texts:
                 now = time.monotonic()
                 key = (number, event.sample)
                 before, then = written.get(key, (0, self._started))
-                new = event.written - before
+                new = event.tokens - before
                 seconds = now - then if not before else (now - then) / max(1, new)
                 self._monitor.tokens(self._model, new, seconds, first=not before)
-                written[key] = event.written, now
-                self._written += new
+                written[key] = event.tokens, now
                 if event.completion is not None:
                     left -= 1
-                    self._monitor.output(self._model, event.ids, event.log_probabilities)
+                    sample = generation.samples[event.sample]
+                    chosen = [each.log_probability for each in sample.details or ()]
+                    self._monitor.output(self._model, sample.tokens, chosen)
                     if event.completion.verdict is not None:
                         self._monitor.verdict(self._model, event.completion.verdict, where="text")
             yield number, event
 
-    def usage(self) -> dict[str, Any]:
-        """Numbers of tokens."""
+    def usage(self) -> dict[str, int]:
+        """Numbers of tokens; how many were known from earlier prompts would tell what others wrote."""
         prompt = sum(len(each.prompt) for each in self._generations)
-        return usage(prompt=prompt, completion=self._written)
+        written = sum(len(sample.tokens) for each in self._generations for sample in each.samples)
+        return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
 def check_place(queued: int, new: int, *, most: int) -> None:
@@ -132,12 +118,18 @@ def check_place(queued: int, new: int, *, most: int) -> None:
 
 
 def ending(event: PromptRead | Delta, most: int) -> dict[str, Any]:
-    """Whether a choice has ended with this event, and what a filter found in it."""
+    """Whether a choice has ended with this event, and why, and what a filter found in it."""
     if isinstance(event, PromptRead):
         return {"finish_reason": None if most else "length"}
     if event.completion is None:
         return {"finish_reason": None}
-    return {"finish_reason": finish_reason(event.completion), **filtered(event.completion.verdict)}
+    verdict = event.completion.verdict
+    end: dict[str, Any] = {"finish_reason": "length" if event.completion.finish == "length" else "stop"}
+    if verdict is not None and verdict.findings:
+        end["filter"] = {"action": verdict.action, "counts": verdict.counts}  # gptpl's own
+        if verdict.action == "withhold":
+            end["finish_reason"] = "content_filter"
+    return end
 
 
 async def by_index(choices: AsyncIterator[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -150,15 +142,13 @@ async def by_index(choices: AsyncIterator[dict[str, Any]]) -> list[list[dict[str
 
 def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A choice of its parts, as an answer that is no stream has it."""
-    whole = {name: value for name, value in parts[-1].items() if name not in ("text", "delta", "logprobs")}
-    if "delta" in parts[0]:
+    whole = parts[-1] | {"logprobs": None}
+    if whole.pop("delta", None) is not None:
         content = "".join(part["delta"].get("content", "") for part in parts).strip()
         whole["message"] = {"role": "assistant", "content": content, "refusal": None}
     else:
         whole["text"] = "".join(part["text"] for part in parts)
-    found = [part["logprobs"] for part in parts if part["logprobs"] is not None]
-    whole["logprobs"] = None
-    if found:
+    if found := [part["logprobs"] for part in parts if part["logprobs"] is not None]:
         whole["logprobs"] = {
             name: [value for each in found for value in each[name]] if first is not None else None
             for name, first in found[0].items()

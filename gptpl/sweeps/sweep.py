@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,26 +132,24 @@ def sweep(
     # A launcher with files of its own, as submitit has, puts them into the sweep's folder.
     files = {"folder": str(folder / ".slurm")} if "folder" in signature_of(kind).parameters else {}
     launcher: Launcher = instantiate(launcher_settings, **files)
-    try:
+    with closing(launcher):
         _settle(folder, identity, data, shlex.join(["gptpl", "train", *overrides]), mix=own["mix"])
         with SweepStudy(folder, space, search) as study:
             if own["retry_failed"]:
                 say(f"failed trials tried again: {study.retry_failed()}")
             say(f"sweep folder: {folder}")
-            watcher = watch(folder, study, launcher.n_jobs)
-            worker = Worker(folder, study, launcher, shared, watcher=watcher)
-            try:
+            with closing(watch(folder, study, launcher.n_jobs)) as watcher:
+                worker = Worker(folder, study, launcher, shared, watcher=watcher)
                 worker.work()
-            finally:
-                watcher.close()
             trials = ranked(folder, study.results(), search)
             write_results(folder, trials, search)
-            total, stopped_by = study.total(), worker.stopped_by
             return SweepResult(
-                folder=folder, trials=trials, search=search, total=total, stopped_by=stopped_by
+                folder=folder,
+                trials=trials,
+                search=search,
+                total=study.total(),
+                stopped_by=worker.stopped_by,
             )
-    finally:
-        launcher.close()
 
 
 # --- the settings ---------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def test_deviations_are_the_servers() -> None:
     served: list[list[float]] = []
     for log_probability, repetition in outputs:
         drift.add(log_probability=log_probability, repetition=repetition)
-        if measured := drift.measured():
+        if measured := drift.measured:
             served.append([abs(measured[name].deviation) for name in Drift.MEASURES])
     found = deviations_of(outputs[:REFERENCE], outputs[REFERENCE:])
     assert found == pytest.approx(np.array(served), rel=1e-9)

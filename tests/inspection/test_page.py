@@ -257,6 +257,10 @@ def test_every_tab_has_the_numbers_of_the_measures() -> None:
             float(block.attention.square().mean(-1).sqrt().mean()), abs=1e-3
         )
         assert each["after norm"] == pytest.approx([0, 1], abs=1e-2)
+    positions, net = first["embeddings"]["positions"], model(257)
+    rows = net.pos_emb.weight.detach().numpy()[positions["places"]]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert np.array(positions["similarity"]) == pytest.approx(unit @ unit.T, abs=0.00501)
     steps = [each["name"] for each in first["steps"] if "name" in each]
     assert steps[:4] == ["token ids", "token embedding", "position embedding", "hidden state"]
     assert steps.count("attention") == 3

@@ -281,7 +281,8 @@ def test_runs_are_ranked_by_any_metric_as_asked_or_as_their_sweep_says(make_run,
     assert list(section.columns[:2]) == ["val/f1", "validation loss"]
     assert list(section.rows[0][1][:2]) == ["0.4000", "4.0000"]
     assert section.notes[0].startswith("Ranked by the highest val/f1 after the first step; with")
-    assert section.parallel is not None
-    assert section.curves is not None
-    assert section.parallel.alt.endswith("and the val/f1")
-    assert "val/f1" in section.curves.svg
+    curves, parallel, _ = (picture for _, picture, _ in section.parts)
+    assert parallel is not None
+    assert curves is not None
+    assert parallel.alt.endswith("and the val/f1")
+    assert "val/f1" in curves.svg

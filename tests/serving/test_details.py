@@ -158,7 +158,7 @@ def test_the_monitor_shows_the_median_the_shared_tokens_and_the_worst_drift(star
         server.monitor.output("other", [1, 2, 3] * 4, [-1.0 - number % 2 / 10 - 8 * (number > 5)] * 12)
     assert server.monitor.data()["drift"]["state"] == "alarm"
     server.monitor.tick()
-    server.monitor._interval.first_token = [0.1, 0.2, 0.3]
+    server.monitor._values["first_token"] = [0.1, 0.2, 0.3]
     server.monitor.tick()
     assert server.monitor.data()["points"][-1]["first_token_ms"][0] == 200
 

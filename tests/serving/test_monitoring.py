@@ -101,7 +101,7 @@ def test_outputs_that_stay_as_they_were_raise_no_alarm():
     for seed in range(50):
         drift = Drift(reference=100, window=40)
         outputs(drift, 139, seed=seed)
-        assert (drift.state, drift.measured()) == ("learning", {})
+        assert (drift.state, drift.measured) == ("learning", {})
         outputs(drift, 60, seed=1000 + seed)
         assert drift.state == "steady"
 
@@ -116,7 +116,7 @@ def test_outputs_that_change_raise_it_until_they_are_as_before(change):
         outputs(drift, 200 if seed == 0 else 40, seed=seed, **changed)
         states.append(drift.state)
         if seed == 1:
-            measured = drift.measured()
+            measured = drift.measured
     assert states == ["steady", "alarm", "steady"]
     [name] = change
     measure = "log_probability" if name == "mean" else name
@@ -129,7 +129,7 @@ def test_deviations_are_counted_in_standard_errors():
     drift = Drift(reference=4, window=2, threshold=1.0)
     for value in (-1.0, -3.0, -1.0, -3.0, -4.0, -4.0):  # standard deviation 1.1547
         drift.add(log_probability=value, repetition=0.5)
-    found = drift.measured()
+    found = drift.measured
     assert found["log_probability"].deviation == pytest.approx(-2 / (4 / 3 / 4) ** 0.5)
     assert found["repetition"].deviation == 0
     assert drift.state == "alarm"
@@ -156,7 +156,7 @@ def test_a_server_that_is_started_again_compares_with_the_first_outputs(start, b
     for number in range(3):
         again.monitor.output("tale", [1, 2, 3] * 4, [-3.0 - number / 10] * 12)
     drift = again.monitor.drift["tale"]
-    assert (drift.state, drift.measured()["log_probability"].reference) == ("alarm", pytest.approx(-1.2))
+    assert (drift.state, drift.measured["log_probability"].reference) == ("alarm", pytest.approx(-1.2))
     for content in ("[]", "{", '{"tale": {"repetition": [1]}}', '{"tale": {"log_probability": ["x"]}}'):
         file.write_text(content)
         with pytest.raises(InputError, match=r"drift_file=.*(first outputs|does not fit tale)"):
