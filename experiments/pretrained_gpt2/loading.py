@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from gptpl.model import GPTModel, empty_model
+from gptpl.tokenizers import GPT2Tokenizer
 from gptpl.weights.formats import FORMATS, open_model
 from gptpl.weights.published import SIZES, Size
 from gptpl.weights.transfer import load_tensors
@@ -70,9 +71,10 @@ def write(size: Size, name: str, folder: Path) -> None:
     """In this process's child, so that its memory is given back."""
     code = (
         "import sys; from pathlib import Path; from gptpl.model import GPTModel\n"
+        "from gptpl.tokenizers import GPT2Tokenizer\n"
         "from gptpl.weights.formats import FORMATS; from gptpl.weights.published import SIZES\n"
         "net = GPTModel(SIZES[sys.argv[1]].config)\n"
-        "FORMATS[sys.argv[2]].write(net, Path(sys.argv[3]), eot_id=50256)"
+        "FORMATS[sys.argv[2]].write(net, Path(sys.argv[3]), tokenizer=GPT2Tokenizer(), dtype='float32')"
     )
     subprocess.run([sys.executable, "-c", code, size.name, name, folder], check=True, capture_output=True)
 
@@ -112,7 +114,7 @@ def warm_up(folder: Path) -> None:
     fields = {**vars(small), "vocab_size": 8, "context_length": 8, "emb_dim": 8, "n_heads": 1, "n_layers": 1}
     with tempfile.TemporaryDirectory() as other:
         net = GPTModel(type(small)(**fields))
-        FORMATS["hf"].write(net, Path(other), eot_id=0)
+        FORMATS["hf"].write(net, Path(other), tokenizer=GPT2Tokenizer(), dtype="float32")
         files = open_model(Path(other))
         load_tensors(empty_model(net.config), files.tensors, files.table)
 
