@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hypothesis
 import lightning as L
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hypothesis import HealthCheck
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -59,6 +61,9 @@ os.environ.pop("GPTPL_RUNS", None)  # of whoever runs the tests
 # What has been imported is a million objects that stay: looking through them again and again takes time.
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("gptpl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis.settings.load_profile("gptpl")
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other, and some tests fork
 
 SETTINGS = {"model": {"n_layers": 1}, "seed": 1, "name": None}
@@ -133,6 +138,7 @@ def the_same_choices_are_composed_once() -> Iterator[Callable[..., DictConfig]]:
         ConfigLoaderImpl._apply_overrides_to_config(settings, found)  # what Hydra 1.3 does last
         if return_hydra_config:
             found.hydra.overrides.task = [each.input_line for each in given if not each.is_hydra_override()]
+            found.hydra.runtime.cwd = str(Path.cwd())
         return found
 
     def is_setting(override: Override) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gptpl.data import packing
@@ -29,7 +29,6 @@ def stream(documents: list[list[int]]) -> np.ndarray[Any, Any]:
     return np.array([token for each in documents for token in (*each, EOT)], dtype=np.uint16)
 
 
-@settings(deadline=None)
 @given(documents=documents_of, T=st.integers(1, 12), block=st.integers(1, 50))
 def test_every_target_but_the_first_tokens_is_in_one_place(
     documents: list[list[int]], T: int, block: int

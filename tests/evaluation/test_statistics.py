@@ -7,7 +7,7 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gptpl.errors import InputError
@@ -99,7 +99,6 @@ def test_self_bleu_by_hand() -> None:
     assert self_bleu(half, n=2) == pytest.approx((too_short + (4 / 8 * 3 / 7) ** 0.5) / 2)
 
 
-@settings(deadline=None)
 @given(samples=st.lists(texts.filter(lambda ids: len(ids) >= 4), min_size=2, max_size=4))
 def test_self_bleu_is_the_mean_of_a_plain_one(samples: list[list[int]]) -> None:
     scores = [plain_bleu_4(ids, samples[:i] + samples[i + 1 :]) for i, ids in enumerate(samples)]

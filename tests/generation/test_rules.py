@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -79,7 +79,6 @@ def test_exactly_k_survive_and_ties_go_to_the_lowest_ids(row: list[int], data: s
     assert torch.equal(keep_top_k(torch.tensor(row, dtype=torch.float32), k), expected)
 
 
-@settings(deadline=None)
 @given(
     rows=st.integers(1, 5).flatmap(
         lambda width: st.lists(

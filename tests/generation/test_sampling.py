@@ -158,7 +158,7 @@ rules = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(rules=rules, seed=st.integers(0, 2**32 - 1))
 def test_whatever_the_rules_probabilities_sum_to_one_and_no_masked_token_is_drawn(
     rules: SamplingRules, seed: int

@@ -32,7 +32,7 @@ MODEL = build()
 token_rows = st.lists(st.integers(0, V - 1), min_size=2, max_size=C)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tokens=token_rows, data=st.data())
 def test_future_tokens_never_change_past_logits(tokens: list[int], data: st.DataObject) -> None:
     now = data.draw(st.integers(1, len(tokens) - 1), label="tokens of the past")

@@ -58,7 +58,6 @@ def gpt2_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------------------------------- tokenizer.json
 
 
-@settings(deadline=None)
 @given(text=any_text)
 def test_a_trained_tokenizer_loses_nothing_and_counts_the_bytes(text: str) -> None:
     ids = TRAINED.encode(text)
@@ -335,7 +334,7 @@ def in_the_library(tokenizer: FileTokenizer, text: str) -> list[int]:
 WORDS = ["abc", "ab", " ", "  ", "aaa", "bbb", "cab", "\n\n", "12", "'ll", "é東", END_OF_TEXT]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(words=st.lists(st.sampled_from(WORDS)))
 def test_a_trained_tokenizer_encodes_in_tiktoken_what_the_library_encodes(words: list[str]) -> None:
     assert SMALL._fast is not None
@@ -346,7 +345,7 @@ def test_a_trained_tokenizer_encodes_in_tiktoken_what_the_library_encodes(words:
 SMALL = train_bpe(["abc aaab bbbaa cabcab aaaa aabb abab " * 9 + "cab bca 12 1212"], vocab_size=300)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_whatever_merges_tiktoken_takes_it_encodes_as_the_library_does(data: st.DataObject) -> None:
     content = json.loads(SMALL.json)

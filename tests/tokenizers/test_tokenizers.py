@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiktoken.load
 import tokenizers
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gptpl.errors import InputError
@@ -55,7 +55,6 @@ def test_ids_are_a_flat_uint32_array_that_may_be_written(tokenizer: Tokenizer) -
 
 
 @each_tokenizer
-@settings(deadline=None)
 @given(documents=st.lists(any_text.filter(lambda text: END_OF_TEXT not in text), min_size=1, max_size=4))
 @example(documents=["a", "b"])
 @example(documents=["", "", ""])
@@ -97,14 +96,12 @@ def test_decoding_takes_arrays_and_refuses_unknown_ids(tokenizer: Tokenizer) -> 
 
 
 @each_lossless
-@settings(deadline=None)
 @given(text=any_text | tricky_text)
 def test_any_text_survives(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @each_lossless
-@settings(deadline=None)
 @given(text=any_text)
 def test_the_bytes_of_the_tokens_are_those_of_the_text(tokenizer: Tokenizer, text: str) -> None:
     lengths = tokenizer.token_bytes()
@@ -176,7 +173,6 @@ def reference(files: tuple[str, str]) -> tokenizers.ByteLevelBPETokenizer:
     return bpe
 
 
-@settings(deadline=None)
 @given(text=tricky_text)
 @example(text="don't we'll I'm they've he'd; ÄÖÜ ß 東京 мир, ½ 12345 \t\n  x   \n\n y  ")
 def test_gpt2_agrees_with_another_implementation(
@@ -194,7 +190,6 @@ def test_gpt2_takes_a_million_blank_lines() -> None:
     np.testing.assert_array_equal(ids, np.concatenate([tokenizer.encode(piece) for piece in pieces]))
 
 
-@settings(deadline=None)
 @given(
     pieces=st.lists(
         st.sampled_from([" " * 1002, "\n" * 1002, " ", "\x1c", "a", "!", END_OF_TEXT]), max_size=6
@@ -284,7 +279,6 @@ def test_words_decodes_without_space_before_punctuation() -> None:
     )
 
 
-@settings(deadline=None)
 @given(text=st.text("ab-_,.'\" \n") | any_text)
 def test_words_survive_once_they_are_normalised(text: str) -> None:
     tokenizer = WordsTokenizer().fitted_to([text])
@@ -347,7 +341,6 @@ def test_a_state_survives_json(tokenizer: Tokenizer) -> None:
     np.testing.assert_array_equal(again.encode(SAMPLE), tokenizer.encode(SAMPLE))
 
 
-@settings(deadline=None)
 @given(words=st.lists(st.text(), unique=True).filter(lambda words: not {END_OF_TEXT, "<|unk|>"} & set(words)))
 @example(words=["\ud800"])
 def test_any_words_survive_json(words: list[str]) -> None:

@@ -64,7 +64,7 @@ def test_a_text_and_its_label_stay_together_and_equal_texts_in_one_split() -> No
     assert not found.warnings
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["none", "undersample", "class_weights"]),

@@ -83,7 +83,7 @@ def test_one_document_is_split_by_characters_and_each_part_encoded_by_itself(tmp
     assert stats.duplicate_blocks == stats.compared_blocks > 0  # the same sentence again and again
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.text(alphabet="ab é\n", min_size=1, max_size=8), min_size=1, max_size=8), st.floats(0.1, 0.9)
 )
