@@ -63,6 +63,12 @@ def test_batches_and_windows_can_be_chosen(gptpl, quick):
     assert numbers["loss"] == pytest.approx(loss, abs=1e-4)
 
 
+def test_a_run_whose_windows_overlapped_is_scored_on_each_token_once(gptpl, copy):
+    run = copy("run", {"data.stride": 16})
+    numbers = numbers_of(gptpl("evaluate", f"checkpoint={run}").out)
+    assert numbers["tokens"] == len(tale_tokens("val")) - 1
+
+
 @pytest.mark.skipif(not can_multiply_int8(), reason="int8 products are FBGEMM's, for x86 alone")
 def test_int8_weights_have_nearly_the_same_perplexity(gptpl, quick):
     exact, rounded = (

@@ -1,4 +1,4 @@
-"""What the tests compose, from copies, is what Hydra composes."""
+"""Settings of roots that extend another one; what the tests compose, from copies, is what Hydra composes."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,15 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from gptpl.config.compose import compose
 from gptpl.config.groups import config_folder
+from gptpl.errors import InputError
+
+
+@pytest.mark.parametrize("root", ["submit", "plan", "autotune", "data_show", "find_lr", "verify_resume"])
+def test_a_command_on_the_settings_of_a_run_has_their_limits(root: str) -> None:
+    with pytest.raises(InputError, match=r"seed must be from 0 to \d+, got -1"):
+        compose("seed=-1", config_name=root)
 
 
 @pytest.mark.parametrize(
@@ -39,10 +47,10 @@ def test_a_copy_is_what_hydra_composes(
     overrides: Sequence[str],
     the_same_choices_are_composed_once: Callable[..., DictConfig],
 ) -> None:
-    def result(compose: Callable[..., DictConfig]) -> object:
+    def result(composing: Callable[..., DictConfig]) -> object:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3", job_name=name):
             try:
-                cfg = compose(name, list(overrides), return_hydra_config=True)
+                cfg = composing(name, list(overrides), return_hydra_config=True)
             except HydraException as error:
                 return type(error), str(error), str(error.__cause__)
         cfg.hydra.job.override_dirname = ""  # which gptpl does not use
