@@ -6,7 +6,7 @@ Source: https://platform.openai.com/docs/api-reference (completions, chat comple
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import fields
 from itertools import accumulate
 from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 
@@ -29,20 +29,25 @@ _MOST_PARAMETERS = 64
 _NOTHING: tuple[Any, ...] = (False, [], {})
 
 
-@dataclass(eq=False)
 class ApiError(Exception):
     """An error with the status and the body that a client gets.
 
     `room`, gptpl's own, is how many tokens could be written after a prompt that leaves too few.
     """
 
-    status: int
-    message: str
-    _: KW_ONLY
-    param: str | None = None
-    code: str | None = None
-    retry_after: int | None = None
-    room: int | None = None
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+        room: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after, self.room = retry_after, room
 
     @property
     def body(self) -> dict[str, Any]:
