@@ -1,7 +1,7 @@
 """Names and types of the settings at the root of each command's config.
 
-They are those of its YAML: `port: 8000` takes a whole number, `prompt: null` a text or null. `TYPES` has what
-such a default does not say. Settings of config groups are left out: their classes have them.
+A type is inferred from the default in the YAML: `port: 8000` is an int, `prompt: null` a str or null. `TYPES`
+declares what a default does not tell. Settings of config groups are left out: their classes declare them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,7 +89,7 @@ TYPES: dict[str, dict[str, Any]] = {
 }
 """Types of settings by root, those of a node such as `find` in `find.steps` below its name."""
 _OF_DEFAULTS: dict[type, Any] = {NoneType: str | None, list: Sequence[str]}
-"""Types of settings by those of their defaults, where they are not the same."""
+"""The inferred type by the type of the default, where they differ."""
 
 
 @cache

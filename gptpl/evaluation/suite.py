@@ -294,9 +294,9 @@ class Kept:
             self.seconds += seconds
 
     def fill(self, answers: Iterable[Mapping[str, Any]], *, total: int, progress: Progress | None) -> None:
-        """Keep what is said to the other questions, plain data that are on disk soon, and finish the file.
+        """Add the answers to the remaining questions, as plain data, and finish the file.
 
-        The seconds that it takes count. Errors name the task.
+        The file is written every `_KEPT_EVERY` answers. Their time counts as `seconds`; errors name the task.
         """
         if progress is not None:
             answers = progress(answers, total=total, desc=self.task)

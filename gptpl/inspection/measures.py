@@ -89,7 +89,8 @@ def record(model: GPTModel, tokens: Iterable[int]) -> Recording:
         for module in model.modules():
             stack.callback(module.register_forward_hook(keep_call).remove)
         for layer in attention_layers(model):
-            stack.callback(vars(layer).update, kernel=layer.kernel, observe=layer.observe)  # as before
+            stack.callback(setattr, layer, "kernel", layer.kernel)
+            stack.callback(setattr, layer, "observe", layer.observe)
             layer.kernel, layer.observe = "explicit", partial(keep, layer, "weights")
         final = model.hidden(given)[0].float()
     by_name = {name: kept[module] for name, module in model.named_modules()}

@@ -54,7 +54,7 @@ class Section:
         columns: headings of the table after rank and run.
         rows: each run with its cells.
         notes: how to read the table.
-        parts: what follows the table: title, picture and a note, such as why there is no picture.
+        parts: the pictures after the table: title, picture if there is one, note.
     """
 
     group: Group

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from gptpl.errors import InputError
 from gptpl.evaluation.suite import weights_sha256
 from gptpl.evaluation.suite_report import chance_text, interval
 from gptpl.files.durable import check_new, share, write_atomically
+from gptpl.files.template import package_templates
 from gptpl.model import GPTModel, count_parameters
 from gptpl.model.loss import perplexity
 from gptpl.model.protocol import gpt_model
@@ -263,11 +263,9 @@ def _card(
         reader = FORMATS[format].reader if format in FORMATS else ""
         facts |= {"config": net.config, "parameters": count_parameters(net.config).total}
         facts |= {"dtype": dtype or _dtype(net), "reader": reader.replace("{folder}", quoted)}
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    environment = package_templates(keep_trailing_newline=True)
     environment.filters |= {"text": _text, "code": _code, "thousands": "{:,d}".format, "cell": _cell}
-    return environment.from_string((files("gptpl.runs") / "model_card.md").read_text("utf-8")).render(facts)
+    return environment.get_template("runs/model_card.md").render(facts)
 
 
 def _measured(loaded: Loaded) -> list[dict[str, Any]]:

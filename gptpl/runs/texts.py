@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from gptpl.config.compose import Config, as_config, plain
 from gptpl.config.groups import Folder
-from gptpl.config.signatures import locate
 from gptpl.data.pretraining.datamodule import SequenceData
 from gptpl.data.pretraining.mixture import sources_of
 from gptpl.data.sources import Corpus
@@ -22,7 +21,14 @@ from gptpl.errors import InputError
 from gptpl.evaluation.corpus_report import SAMPLE_BYTES, CorpusReport, corpus_report
 from gptpl.files.durable import check_new
 from gptpl.runs.evaluation_data import with_corpora
-from gptpl.runs.parts import build_datamodule, build_tokenizer, config_of_data, data_class, new_datamodule
+from gptpl.runs.parts import (
+    build_datamodule,
+    build_tokenizer,
+    class_of,
+    config_of_data,
+    data_class,
+    new_datamodule,
+)
 from gptpl.runs.resume import settle_lengths
 from gptpl.text import bytes_text, table
 from gptpl.tokenizers import FileTokenizer, GPT2Tokenizer, Tokenizer, train_bpe
@@ -125,7 +131,7 @@ def train_tokenizer(*config: Config | str, config_dir: Folder | None = None) -> 
 
 def _corpora(cfg: Config) -> list[Corpus]:
     """The corpora of `cfg.data`, of a mixture all."""
-    if not issubclass(locate(str(cfg.data._target_), "data._target_"), SequenceData):
+    if not issubclass(class_of(cfg, "data"), SequenceData):
         raise InputError("a tokenizer is made from plain text: choose data=corpus with data.path=FOLDER")
     node = with_corpora(plain(cfg)["data"])
     if isinstance(node.get("corpus"), Corpus):

@@ -128,7 +128,7 @@ def text_rows(
     columns: Sequence[str] | None = None,
     keys: str = "data.",
 ) -> Generator[Example]:
-    """Every row of a file of texts, in order; labels are all texts or all whole numbers, which become texts.
+    """Yield the rows of a file of texts, in order. Labels are all strings or all integers, read as strings.
 
     Args:
         path: the file.
